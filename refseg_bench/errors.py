@@ -1,0 +1,72 @@
+"""Errors a stranger can act on.
+
+Every error this package raises on bad input is a :class:`RefsegError`: it says what is wrong,
+where, what is allowed, and what to do. The command line prints them without a traceback;
+anything else is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+
+class RefsegError(Exception):
+    """Bad input, told in one message.
+
+    Args:
+        what: what is wrong, one sentence.
+        where: the file, key or sample it is about.
+        allowed: the values that would be accepted.
+        cure: what the user can do about it.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: str | Path | None = None,
+        allowed: Iterable[object] | None = None,
+        cure: str | None = None,
+    ) -> None:
+        self.what = what
+        self.where = None if where is None else str(where)
+        self.allowed = None if allowed is None else [str(item) for item in allowed]
+        self.cure = cure
+        super().__init__(what, self.where, self.allowed, cure)
+
+    def __str__(self) -> str:
+        lines = [self.what]
+        if self.where is not None:
+            lines.append(f"  where:   {self.where}")
+        if self.allowed is not None:
+            lines.append(f"  allowed: {', '.join(self.allowed) or '(nothing)'}")
+        if self.cure is not None:
+            lines.append(f"  cure:    {self.cure}")
+        return "\n".join(lines)
+
+
+class DataError(RefsegError):
+    """A dataset's file is missing, torn or not what its format says."""
+
+
+class ConfigError(RefsegError):
+    """An option, group or config file is unknown or of the wrong type."""
+
+
+class StoreError(RefsegError):
+    """A run folder can't be read or written."""
+
+
+class ScoreError(RefsegError):
+    """A protocol refuses to score what it was given."""
+
+
+class MissingExtra(RefsegError):
+    """A capability needs a package of an optional extra that is not installed."""
+
+    def __init__(self, capability: str, package: str, extra: str) -> None:
+        super().__init__(
+            f"{capability} needs the package '{package}', which is not installed.",
+            cure=f"pip install 'refseg-bench[{extra}]'",
+        )

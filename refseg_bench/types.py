@@ -1,0 +1,398 @@
+"""The nouns of the harness: what a dataset yields, a method returns, a protocol scores.
+
+Only frozen dataclasses and the run-length coding that :class:`MaskTrack` rests on live here;
+reading files, models and metrics live elsewhere. Array names carry their axes as a suffix:
+``T`` frames, ``H`` rows, ``W`` columns, ``C`` colour channels (``frames_THWC``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
+
+from refseg_bench.errors import DataError
+
+BoolHW = NDArray[np.bool_]
+Uint8THWC = NDArray[np.uint8]
+FloatTHW = NDArray[np.float32]
+
+
+# ── masks ────────────────────────────────────────────────────────────────────
+
+
+def encode_rle(mask_HW: NDArray[Any]) -> bytes:
+    """Compress one mask to COCO run-length counts (nonzero = foreground).
+
+    Args:
+        mask_HW: 2-D array of any dtype.
+
+    Returns:
+        The compressed ``counts`` string of the COCO format; the size is kept by the owner.
+    """
+    binary = np.asfortranarray(mask_HW != 0).view(np.uint8)
+    return bytes(coco_mask.encode(binary)["counts"])
+
+
+def decode_rle(counts: bytes, size: tuple[int, int]) -> BoolHW:
+    """Undo :func:`encode_rle`.
+
+    Args:
+        counts: compressed COCO counts.
+        size: (height, width).
+
+    Returns:
+        Boolean mask of that size.
+    """
+    decoded = coco_mask.decode({"size": [size[0], size[1]], "counts": counts})
+    return np.asarray(decoded, dtype=np.uint8).view(np.bool_)
+
+
+@dataclass(frozen=True, slots=True)
+class MaskTrack:
+    """One mask per frame of a clip, run-length coded.
+
+    ``None`` at a frame means *not predicted* (or, in a target, *not annotated*); an RLE without
+    foreground means *the object is absent*. The two are never mixed.
+
+    Attributes:
+        size: (height, width) in pixels, the same for all frames.
+        rles: compressed COCO counts per frame, in the order of ``Clip.frame_names``.
+    """
+
+    size: tuple[int, int]
+    rles: tuple[bytes | None, ...]
+
+    def __len__(self) -> int:
+        return len(self.rles)
+
+    @classmethod
+    def from_masks(cls, masks: Iterable[NDArray[Any] | None], size: tuple[int, int]) -> MaskTrack:
+        """Encode one mask (or ``None``) per frame; every mask must have ``size``."""
+        rles: list[bytes | None] = []
+        for index, mask in enumerate(masks):
+            if mask is None:
+                rles.append(None)
+                continue
+            if mask.shape != size:
+                raise DataError(
+                    f"The mask of frame {index} is {mask.shape}, the clip is {size} (height, width).",
+                    cure="Resize the mask to the clip's size before making a MaskTrack.",
+                )
+            rles.append(encode_rle(mask))
+        return cls(size, tuple(rles))
+
+    @classmethod
+    def empty(cls, size: tuple[int, int], length: int) -> MaskTrack:
+        """A track that says "absent" in every frame."""
+        blank = encode_rle(np.zeros(size, np.uint8))
+        return cls(size, (blank,) * length)
+
+    def mask(self, frame: int) -> BoolHW | None:
+        """The boolean mask of one frame, or ``None`` where there is none."""
+        counts = self.rles[frame]
+        return None if counts is None else decode_rle(counts, self.size)
+
+    def masks(self) -> Iterator[BoolHW | None]:
+        """Decode frame by frame (never the whole clip at once)."""
+        for frame in range(len(self.rles)):
+            yield self.mask(frame)
+
+    def area(self) -> list[int | None]:
+        """Foreground pixels per frame, without decoding."""
+        return [
+            None if counts is None else int(coco_mask.area({"size": list(self.size), "counts": counts}))
+            for counts in self.rles
+        ]
+
+
+def union_rle(counts: Sequence[bytes], size: tuple[int, int]) -> bytes:
+    """Union of several masks of one size, on run lengths."""
+    if len(counts) == 1:
+        return counts[0]
+    if not counts:
+        return encode_rle(np.zeros(size, np.uint8))
+    merged = coco_mask.merge([{"size": list(size), "counts": c} for c in counts])
+    return bytes(merged["counts"])
+
+
+# ── what a dataset yields ────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """A video clip, or an image (a clip of one frame).
+
+    Attributes:
+        id: unique in its dataset; may contain slashes (ReVOS).
+        frame_paths: one readable image file per frame.
+        frame_names: the frames' names as the dataset spells them (``"00005"``).
+        size: (height, width) of the original frames in pixels.
+        attrs: facts of the clip worth keeping (source, COCO image id …).
+    """
+
+    id: str
+    frame_paths: tuple[Path, ...]
+    frame_names: tuple[str, ...]
+    size: tuple[int, int]
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.frame_paths)
+
+    def load(self, indices: Sequence[int] | None = None) -> Uint8THWC:
+        """Decode the given frames (all by default).
+
+        Returns:
+            uint8 RGB array ``(len(indices), height, width, 3)``.
+
+        Raises:
+            DataError: a frame is missing, unreadable or of another size than the clip.
+        """
+        from refseg_bench.imageio import read_rgb
+
+        chosen = range(len(self.frame_paths)) if indices is None else indices
+        out = np.empty((len(chosen), *self.size, 3), np.uint8)
+        for row, index in enumerate(chosen):
+            frame = read_rgb(self.frame_paths[index])
+            if frame.shape[:2] != self.size:
+                raise DataError(
+                    f"Frame is {frame.shape[:2]}, its clip '{self.id}' is {self.size} (height, width).",
+                    where=self.frame_paths[index],
+                    cure="Restore the original frame, or check with `refseg data verify`.",
+                )
+            out[row] = frame
+        return out
+
+
+@dataclass(frozen=True, slots=True)
+class Expression:
+    """A referring expression about one clip.
+
+    Attributes:
+        id: unique in its clip, as the dataset spells it.
+        text: the words, untouched.
+        attrs: type, annotator, object ids … whatever protocols or breakdowns need. JSON values.
+    """
+
+    id: str
+    text: str
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+
+
+def sample_id(clip_id: str, expression_id: str) -> str:
+    """The id of one sample: ``"{clip.id}/{expression.id}"``.
+
+    Expression ids never hold a slash, so the last slash separates the two.
+    """
+    return f"{clip_id}/{expression_id}"
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One clip with one expression: what is predicted and scored."""
+
+    clip: Clip
+    expression: Expression
+
+    @property
+    def id(self) -> str:
+        return sample_id(self.clip.id, self.expression.id)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The annotated truth of one sample; only protocols and the oracle bound ever see it.
+
+    Attributes:
+        objects: one track per annotated object the expression means; empty = the target is absent.
+        object_ids: the dataset's name of each object, same order.
+        void: pixels no protocol with ``void=ignore`` counts, or ``None``.
+        overlap: doubly covered pixels per object part where the format has them (polygons that
+            overlap within one COCO annotation), or ``None``.
+    """
+
+    size: tuple[int, int]
+    length: int
+    objects: tuple[MaskTrack, ...]
+    object_ids: tuple[str, ...] = ()
+    void: MaskTrack | None = None
+    overlap: MaskTrack | None = None
+
+    def union(self) -> MaskTrack:
+        """All objects as one track. A frame none of them annotates stays ``None``."""
+        if len(self.objects) == 1:
+            return self.objects[0]
+        if not self.objects:
+            return MaskTrack.empty(self.size, self.length)
+        rles: list[bytes | None] = []
+        for frame in range(self.length):
+            present = [c for c in (track.rles[frame] for track in self.objects) if c is not None]
+            rles.append(union_rle(present, self.size) if present else None)
+        return MaskTrack(self.size, tuple(rles))
+
+
+# ── what a method returns ────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class HeatPoint:
+    """Where a grounding method would click: the peak of its map.
+
+    Attributes:
+        frame: index into the clip's frames.
+        y, x: position in [0, 1], measured at pixel centres: pixel row r is ``(r + 0.5) / height``.
+        value: the map's value there, in the method's own unit.
+    """
+
+    frame: int
+    y: float
+    x: float
+    value: float = 0.0
+
+
+@dataclass(frozen=True)
+class Grounding:
+    """A method's answer for one expression.
+
+    Attributes:
+        expression: the expression it answers.
+        track: one mask per frame of the clip.
+        point: peak of the heat map, for point accuracy; ``None`` where the method has no map.
+        no_target: True if the method *flags* that nothing is meant (gRefCOCO); ``None`` = it can't.
+        maps: named grey volumes ``(T, h, w)`` in [0, 1] worth showing in a report, with the frame
+            indices they belong to under the same name in ``map_frames``.
+        map_frames: frame indices (length T) per map.
+        details: anything JSON a reader may want (object word, tracklet scores, candidate points).
+        seconds: seconds per stage spent for this expression, by stage name.
+    """
+
+    expression: Expression
+    track: MaskTrack
+    point: HeatPoint | None = None
+    no_target: bool | None = None
+    maps: Mapping[str, FloatTHW] = field(default_factory=dict)
+    map_frames: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class SampleFailure:
+    """Why a sample has no prediction.
+
+    Attributes:
+        kind: class name of the exception.
+        message: its text.
+        traceback: the full traceback, for the log reader.
+    """
+
+    kind: str
+    message: str
+    traceback: str
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the store keeps of one sample: a track or a failure, never both."""
+
+    sample: str
+    clip: str
+    expression: str
+    track: MaskTrack | None = None
+    failure: SampleFailure | None = None
+    point: HeatPoint | None = None
+    no_target: bool | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    peak_mb: float = 0.0
+
+    @property
+    def ok(self) -> bool:
+        return self.failure is None
+
+
+# ── what a protocol returns ──────────────────────────────────────────────────
+
+Status = Literal["ok", "failed", "missing"]
+
+
+@dataclass(frozen=True)
+class Score:
+    """The values of one scored unit (a sample, an object, an annotator's object …).
+
+    Attributes:
+        unit: id of the unit under the protocol; a sample id where the unit is the expression.
+        cluster: what intervals cluster by: the clip's id.
+        values: metric name → value, in the protocol's own unit.
+        attrs: attributes for breakdowns.
+    """
+
+    unit: str
+    cluster: str
+    values: Mapping[str, float]
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A value with its interval (``low``/``high`` are NaN where none can be made)."""
+
+    value: float
+    low: float = float("nan")
+    high: float = float("nan")
+
+
+@dataclass(frozen=True)
+class Result:
+    """One row of a results table: all metrics of a run under one protocol, and their coverage.
+
+    Attributes:
+        protocol: ``id@version``.
+        metrics: name → estimate, in the protocol's own unit (see ``scale``).
+        n: units scored.  failed, missing: samples without a prediction, by reason.
+        scale: 1.0 where the metrics are fractions, 100.0 where percent.
+    """
+
+    protocol: str
+    metrics: Mapping[str, Estimate]
+    n: int
+    expected: int
+    failed: int
+    missing: int
+    scale: float = 1.0
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+# ── the plug-in interfaces ───────────────────────────────────────────────────
+
+
+class Dataset(Protocol):
+    """Yields clips, their expressions and (where public) their targets."""
+
+    name: str
+    split: str
+
+    def clips(self) -> Sequence[Clip]:
+        """All clips of the split, in the order of the dataset's own files."""
+
+    def expressions(self, clip: Clip) -> Sequence[Expression]:
+        """The expressions of a clip, in the order of the dataset's own files."""
+
+    def target(self, clip: Clip, expression: Expression) -> Target | None:
+        """The truth of a sample, or ``None`` where the masks are hidden on a server."""
+
+
+class Method(Protocol):
+    """Turns a clip and its expressions into groundings."""
+
+    def predict(self, clip: Clip, expressions: Sequence[Expression]) -> Iterator[Grounding]:
+        """Yield one :class:`Grounding` per expression, in any order, each as soon as it exists.
+
+        A clip comes with all of its open expressions, because that is where work is shared.
+        """
