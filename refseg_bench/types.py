@@ -202,6 +202,7 @@ class Sample:
 
     @property
     def id(self) -> str:
+        """``"{clip.id}/{expression.id}"``."""
         return sample_id(self.clip.id, self.expression.id)
 
 
@@ -314,6 +315,7 @@ class Prediction:
 
     @property
     def ok(self) -> bool:
+        """True if there is a track."""
         return self.failure is None
 
 

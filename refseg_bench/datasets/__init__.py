@@ -1,0 +1,1 @@
+"""Datasets: loaders of the layouts their users have on disk."""
