@@ -18,8 +18,8 @@ def add(commands: Any) -> None:
         "run",
         help="run an experiment (resumes), then score and report it",
         description="Compose the choices and overrides, freeze them into a run folder, predict what is left.",
-        epilog="Examples: refseg run method=centre_point · refseg run -m method=lexical,empty dataset=shapes,photos "
-        "· refseg run --cfg job",
+        epilog="Examples: refseg run method=centre_point · refseg run -m method=lexical,empty "
+        "dataset=shapes,photos · refseg run --cfg job",
     )
     p.add_argument(
         "overrides", nargs="*", metavar="key=value", help="choices and overrides (Hydra's grammar)"
