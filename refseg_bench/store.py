@@ -65,7 +65,9 @@ class RunStore:
     """
 
     root: Path
-    _index: dict[str, Line] | None = field(default=None, init=False, repr=False)
+    _index: dict[str, Line] = field(default_factory=dict, init=False, repr=False)
+    _lines: dict[Path, list[Line]] = field(default_factory=dict, init=False, repr=False)
+    _seen: dict[Path, int] = field(default_factory=dict, init=False, repr=False)
     _clips: dict[str, list[Line]] | None = field(default=None, init=False, repr=False)
 
     # ── making and opening ────────────────────────────────────────────────
@@ -141,21 +143,36 @@ class RunStore:
         """A new predictions file of this process."""
         return PredictionWriter(self.root, job or job_name())
 
-    def index(self, *, refresh: bool = False) -> dict[str, Line]:
-        """Sample id → its best line: a good one before a failed one, else the first."""
-        if self._index is None or refresh:
-            found: dict[str, Line] = {}
-            for path in sorted((self.root / "predictions").glob("*.jsonl")):
-                for line in _scan(path):
-                    known = found.get(line.sample)
+    def index(self) -> Mapping[str, Line]:
+        """Sample id → its best line: a good one before a failed one, else the first.
+
+        Every call looks at the files again, but reads only what was appended since the last one.
+        """
+        paths = sorted((self.root / "predictions").glob("*.jsonl"))
+        grown = False
+        for path in paths:
+            seen = self._seen.get(path, 0)
+            if path.stat().st_size == seen:
+                continue
+            for line in _scan(path, seen):
+                self._seen[path] = line.offset + line.length
+                self._lines.setdefault(path, []).append(line)
+                grown = True
+        if grown or set(paths) != set(self._lines):
+            self._lines = {path: self._lines.get(path, []) for path in paths}
+            self._index = {}
+            # In file order, whatever order they grew in: two readers agree on the best line.
+            for path in paths:
+                for line in self._lines[path]:
+                    known = self._index.get(line.sample)
                     if known is None or (line.ok and not known.ok):
-                        found[line.sample] = line
-            self._index, self._clips = found, None
+                        self._index[line.sample] = line
+            self._clips = None
         return self._index
 
     def done(self) -> set[str]:
         """Ids of the samples that have a prediction."""
-        return {sample for sample, line in self.index(refresh=True).items() if line.ok}
+        return {sample for sample, line in self.index().items() if line.ok}
 
     def read(self, line: Line) -> Prediction:
         """Load one stored sample.
@@ -177,9 +194,10 @@ class RunStore:
 
     def predictions(self, clip_id: str) -> dict[str, Prediction]:
         """Expression id → prediction or failure, of one clip."""
+        index = self.index()
         if self._clips is None:
             grouped: dict[str, list[Line]] = {}
-            for line in self.index().values():
+            for line in index.values():
                 grouped.setdefault(line.clip, []).append(line)
             self._clips = grouped
         return {p.expression: p for p in (self.read(line) for line in self._clips.get(clip_id, ()))}
@@ -363,9 +381,10 @@ def _full(error: OSError, where: Path) -> StoreError:
     )
 
 
-def _scan(path: Path) -> Iterator[Line]:
-    offset = 0
+def _scan(path: Path, offset: int) -> Iterator[Line]:
+    """The good lines of a predictions file from an offset on."""
     with path.open("rb") as handle:
+        handle.seek(offset)
         for raw in handle:
             length = len(raw)
             # A line without its newline is still being written, or was torn.

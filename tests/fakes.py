@@ -6,12 +6,16 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
 
+from refseg_bench import schema
+from refseg_bench.config import Composed, Config, digest
+from refseg_bench.launch import freeze
 from refseg_bench.schema import knob
+from refseg_bench.store import RunStore
 from refseg_bench.types import Clip, Expression, Grounding, HeatPoint, MaskTrack, Target
 
 
@@ -87,3 +91,23 @@ class FakeMethod:
                 maps={"heat": np.full((1, 2, 2), 0.5, np.float32)},
                 map_frames={"heat": (0,)},
             )
+
+
+def fake_values(folder: Path, **changes: Any) -> dict[str, Any]:
+    """The values of a composed config around the fakes; ``changes`` replace top-level keys."""
+    values = {
+        "dataset": {"_target_": "tests.fakes.FakeDataset", "root": str(folder / "data")},
+        "method": {"_target_": "tests.fakes.FakeMethod"},
+        "paths": {"runs": str(folder / "runs"), "cache": str(folder / "cache")},
+        **changes,
+    }
+    whole = schema.conform(Config, values, "config")
+    for part in ("dataset", "method"):
+        whole[part] = schema.complete(whole[part], part)
+    return whole
+
+
+def fake_run(folder: Path, **changes: Any) -> RunStore:
+    """A frozen run of the fakes."""
+    values = fake_values(folder, **changes)
+    return freeze(Composed(values, "fake", digest(values), (), {"method": "fake", "dataset": "fake"}))

@@ -25,7 +25,8 @@ def good(clip: str, expression: str, value: int = 1) -> Prediction:
     return Prediction(
         f"{clip}/{expression}", clip, expression,
         track=MaskTrack.from_masks([mask, None], (4, 5)),
-        point=HeatPoint(1, 0.25, 0.75, 2.0), no_target=False, details={"word": "dög"}, seconds={"total": 0.5}, peak_mb=3.0,
+        point=HeatPoint(1, 0.25, 0.75, 2.0), no_target=False, details={"word": "dög"},
+        seconds={"total": 0.5}, peak_mb=3.0,
     )  # fmt: skip
 
 
@@ -56,10 +57,25 @@ def test_torn_and_foreign_lines_are_not_samples(tmp_path: Path) -> None:
     lines = whole.splitlines(keepends=True)
     for cut in range(len(lines[0]) + 1, len(whole)):
         path.write_bytes(whole[:cut])
-        assert store.done() == {"c/0"}
+        assert RunStore(store.root).done() == {"c/0"}
     path.write_bytes(b"rubbish\n\n" + whole)
+    store = RunStore(store.root)
     assert store.done() == {"c/0", "c/1"}
     assert store.predictions("c")["1"] == good("c", "1")
+
+
+def test_a_reader_sees_what_another_process_appends(tmp_path: Path) -> None:
+    store, reader = a_store(tmp_path), RunStore(tmp_path / "run")
+    assert reader.done() == set()
+    with store.writer("b") as out:
+        out.append(good("c", "1"))
+        assert reader.done() == {"c/1"}
+        out.append(good("c", "2"))
+        assert reader.done() == {"c/1", "c/2"}
+    with store.writer("a") as out:
+        out.append(good("d", "0"))
+    assert set(reader.predictions("c")) == {"1", "2"}
+    assert set(reader.predictions("d")) == {"0"}
 
 
 def test_a_good_line_beats_a_failure_and_the_first_good_one_stays(tmp_path: Path) -> None:
@@ -111,4 +127,9 @@ def test_safe_names_stay_in_their_folder(text: str) -> None:
 
 def test_plain_values_are_json() -> None:
     value = {"a": np.float32(1.5), "b": np.arange(3), "c": (1, {"d": Path("x")}), "e": b"\x00"}
-    assert json.loads(json.dumps(to_plain(value))) == {"a": 1.5, "b": [0, 1, 2], "c": [1, {"d": "x"}], "e": "AA=="}
+    assert json.loads(json.dumps(to_plain(value))) == {
+        "a": 1.5,
+        "b": [0, 1, 2],
+        "c": [1, {"d": "x"}],
+        "e": "AA==",
+    }
