@@ -22,12 +22,13 @@ import contextlib
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 import tempfile
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -38,10 +39,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refseg_bench.errors import StoreError
-from refseg_bench.types import Grounding, HeatPoint, MaskTrack, Prediction, SampleFailure
+from refseg_bench.types import Estimate, Grounding, HeatPoint, MaskTrack, Prediction, Result, SampleFailure
 
 # Every line starts with these keys in this order, so that an index is made without parsing masks.
 _HEAD = re.compile(rb'\{"sample": ("(?:[^"\\]|\\.)*"), "clip": ("(?:[^"\\]|\\.)*"), "ok": (true|false)')
+
+#: File names inside a protocol's scores folder.
+SAMPLES, RESULT = "samples.parquet", "result.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,6 +259,30 @@ class RunStore:
         """The folder of one protocol's scores; ``protocol`` is ``id@version``."""
         return self.root / "scores" / safe_name(protocol)
 
+    def write_result(self, result: Result, samples: Callable[[IO[bytes]], None]) -> None:
+        """Keep one protocol's result row and its per-unit table.
+
+        Args:
+            result: the row; written last, so that a row always has its table.
+            samples: writes the table as Parquet into the open file it is given.
+        """
+        folder = self.scores_dir(result.protocol)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with _replacing(folder / SAMPLES, "wb") as handle:
+                samples(handle)
+            write_atomic(folder / RESULT, json.dumps(_result_record(result), indent=2) + "\n")
+        except OSError as error:
+            raise _full(error, folder) from error
+
+    def results(self) -> dict[str, Result]:
+        """Protocol → result row, for every protocol the run was scored under."""
+        found = {}
+        for path in sorted((self.root / "scores").glob(f"*/{RESULT}")):
+            result = _result(read_json(path))
+            found[result.protocol] = result
+        return found
+
 
 class PredictionWriter:
     """Appends samples of one process to its own file.
@@ -445,6 +473,45 @@ def _prediction(r: Mapping[str, Any]) -> Prediction:
         details=r.get("details", {}),
         seconds=r.get("seconds", {}),
         peak_mb=float(r.get("peak_mb", 0.0)),
+    )
+
+
+def _result_record(r: Result) -> dict[str, Any]:
+    def number(value: float) -> float | None:
+        # JSON has no NaN.
+        return float(value) if math.isfinite(value) else None
+
+    return {
+        "protocol": r.protocol,
+        "metrics": {
+            name: {"value": number(e.value), "low": number(e.low), "high": number(e.high)}
+            for name, e in r.metrics.items()
+        },
+        "n": r.n,
+        "expected": r.expected,
+        "failed": r.failed,
+        "missing": r.missing,
+        "scale": r.scale,
+        "details": to_plain(r.details),
+    }
+
+
+def _result(record: Mapping[str, Any]) -> Result:
+    def number(value: float | None) -> float:
+        return math.nan if value is None else float(value)
+
+    return Result(
+        protocol=record["protocol"],
+        metrics={
+            name: Estimate(number(e["value"]), number(e["low"]), number(e["high"]))
+            for name, e in record["metrics"].items()
+        },
+        n=record["n"],
+        expected=record["expected"],
+        failed=record["failed"],
+        missing=record["missing"],
+        scale=record["scale"],
+        details=record["details"],
     )
 
 
