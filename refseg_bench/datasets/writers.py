@@ -7,14 +7,16 @@ the package are written by them.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import pickle
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from pycocotools import mask as coco_mask
 
 from refseg_bench.errors import DataError
 from refseg_bench.types import MaskTrack
@@ -115,3 +117,152 @@ def _check(video: VideoRecord, names: Sequence[str]) -> None:
                 allowed=[f"0 to {len(video.objects) - 1}"],
                 cure="Use indices into the clip's objects.",
             )
+
+
+# ── RefCOCO family ───────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """One image to be written.
+
+    Attributes:
+        file_name: name of its file.
+        image_HWC: uint8 RGB.
+        segmentations: one per annotated object: polygons ``[[x, y, …], …]`` or an RLE.
+        refs: ``(indices into segmentations, sentences)``; no index = nothing is meant (gRefCOCO).
+        split: the split its refs belong to.
+        image_id: COCO id; numbered if omitted.
+        jpeg: the encoded file, written as it is instead of encoding ``image_HWC``.
+    """
+
+    file_name: str
+    image_HWC: NDArray[np.uint8]
+    segmentations: Sequence[Any]
+    refs: Sequence[tuple[Sequence[int], Sequence[str]]]
+    split: str = "val"
+    image_id: int | None = None
+    jpeg: bytes | None = None
+
+
+class _Python2Pickler(pickle._Pickler):
+    """Protocol 2 as Python 2 wrote it: texts are byte strings, to be read as Latin-1."""
+
+    dispatch: ClassVar[dict[type, Any]] = dict(pickle._Pickler.dispatch)
+
+    write: Callable[[bytes], None]
+    memoize: Callable[[object], None]
+
+    def _save_text(self, text: str) -> None:
+        raw = text.encode("latin1")
+        self.write(pickle.BINSTRING + len(raw).to_bytes(4, "little") + raw)
+        self.memoize(text)
+
+    dispatch[str] = _save_text
+
+
+def write_python2_pickle(path: Path, value: Any) -> None:
+    """Pickle plain data as Python 2 did (protocol 2, byte strings in Latin-1)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        _Python2Pickler(file, protocol=2).dump(value)
+
+
+def write_refcoco_set(
+    root: Path,
+    images: Iterable[ImageRecord],
+    *,
+    split_by: str = "unc",
+    generalised: bool = False,
+    image_folder: str = "images",
+    jpeg_quality: int = 92,
+) -> dict[str, int]:
+    """Write images in RefCOCO's layout: ``refs(AUTHOR).p``, ``instances.json`` and the files.
+
+    Args:
+        root: folder of the data set; made if it is not there.
+        images: the images.
+        split_by: who made the splits, part of the file name.
+        generalised: gRefCOCO's spelling: ``grefs(AUTHOR).json``, lists of ids, ``[-1]`` = no target.
+        image_folder: where the files go, relative to ``root``.
+        jpeg_quality: 1 to 95.
+
+    Returns:
+        How many ``images``, ``annotations``, ``refs`` and ``sentences`` were written.
+
+    Raises:
+        DataError: a ref about an object that is not there.
+    """
+    refs: list[dict[str, Any]] = []
+    instances: dict[str, list[dict[str, Any]]] = {"images": [], "annotations": [], "categories": []}
+    instances["categories"].append({"id": 1, "name": "object", "supercategory": "object"})
+    counts = {"images": 0, "annotations": 0, "refs": 0, "sentences": 0}
+    for number, record in enumerate(images):
+        image_id = number + 1 if record.image_id is None else record.image_id
+        height, width = record.image_HWC.shape[:2]
+        path = root / image_folder / record.file_name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if record.jpeg is not None:
+            path.write_bytes(record.jpeg)
+        else:
+            Image.fromarray(record.image_HWC).save(path, quality=jpeg_quality, optimize=True)
+        instances["images"].append(
+            {"id": image_id, "file_name": record.file_name, "height": height, "width": width}
+        )
+        first = counts["annotations"] + 1
+        for offset, segmentation in enumerate(record.segmentations):
+            instances["annotations"].append(
+                {
+                    "id": first + offset,
+                    "image_id": image_id,
+                    "category_id": 1,
+                    "iscrowd": 0,
+                    **_extent(segmentation, height, width),
+                    "segmentation": segmentation,
+                }
+            )
+        for objects, sentences in record.refs:
+            if any(not 0 <= o < len(record.segmentations) for o in objects):
+                raise DataError(
+                    f"A ref of image '{record.file_name}' means objects {list(objects)}.",
+                    allowed=[f"0 to {len(record.segmentations) - 1}"],
+                    cure="Use indices into the image's segmentations.",
+                )
+            ids = [first + o for o in objects] or [-1]
+            sent_ids = [counts["sentences"] + i for i in range(len(sentences))]
+            refs.append(
+                {
+                    "ref_id": counts["refs"],
+                    "ann_id": ids if generalised else ids[0],
+                    "category_id": [1 if i > 0 else -1 for i in ids] if generalised else 1,
+                    "image_id": image_id,
+                    "split": record.split,
+                    "file_name": record.file_name,
+                    "sent_ids": sent_ids,
+                    "sentences": [
+                        {"sent_id": i, "sent": text.lower(), "raw": text, "tokens": text.lower().split()}
+                        for i, text in zip(sent_ids, sentences, strict=True)
+                    ],
+                    **({"no_target": not objects, "exist": bool(objects)} if generalised else {}),
+                }
+            )
+            counts["refs"] += 1
+            counts["sentences"] += len(sentences)
+        counts["images"] += 1
+        counts["annotations"] += len(record.segmentations)
+    root.mkdir(parents=True, exist_ok=True)
+    if generalised:
+        (root / f"grefs({split_by}).json").write_text(json.dumps(refs) + "\n", encoding="utf-8")
+    else:
+        write_python2_pickle(root / f"refs({split_by}).p", refs)
+    (root / "instances.json").write_text(
+        json.dumps(instances, separators=(",", ":")) + "\n", encoding="utf-8"
+    )
+    return counts
+
+
+def _extent(segmentation: Any, height: int, width: int) -> dict[str, Any]:
+    """COCO's ``area`` and ``bbox`` (x, y, width, height) of a segmentation."""
+    rles = coco_mask.frPyObjects(segmentation, height, width)
+    whole = coco_mask.merge(rles) if isinstance(rles, list) else rles
+    return {"area": float(coco_mask.area(whole)), "bbox": [float(v) for v in coco_mask.toBbox(whole)]}
