@@ -1,0 +1,55 @@
+"""``refseg run``: compose, freeze, predict, score, report. The same command again goes on."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from refseg_bench import config as configs
+from refseg_bench import launch
+from refseg_bench.run import frozen
+from refseg_bench.store import RunStore
+
+
+def add(commands: Any) -> None:
+    """Declare the options."""
+    p = commands.add_parser(
+        "run",
+        help="run an experiment (resumes), then score and report it",
+        description="Compose the choices and overrides, freeze them into a run folder, predict what is left.",
+        epilog="Examples: refseg run method=centre_point · refseg run -m method=lexical,empty "
+        "dataset=shapes,photos · refseg run --cfg job",
+    )
+    p.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="choices and overrides (Hydra's grammar)"
+    )
+    p.add_argument("-m", "--multirun", action="store_true", help="expand a=b,c into one run each")
+    p.add_argument("--cfg", choices=["job"], help="print the composed config and stop")
+    p.add_argument("--dry", action="store_true", help="print what would run, and stop")
+    p.add_argument("--no-score", action="store_true", help="predict only")
+    p.set_defaults(main=main)
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run the command."""
+    points = configs.compose(args.overrides, multirun=args.multirun)
+    if args.cfg:
+        for point in points:
+            print(f"# {point.folder}")
+            print(configs.to_yaml(point.values))
+        return 0
+    stores = [launch.freeze(point) for point in points]
+    failed = 0
+    for store in stores:
+        print(f"{store.root}", file=sys.stderr)
+        (tally,) = launch.launch([store])
+        if tally.done == tally.failed == 0:
+            print("  complete: nothing left to predict", file=sys.stderr)
+        failed += tally.failed
+    return 1 if failed else 0
+
+
+def settings(store: RunStore) -> configs.Config:
+    """The typed frozen config of a run."""
+    return configs.load(frozen(store))
