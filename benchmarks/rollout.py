@@ -101,10 +101,12 @@ def main():
     error = float(np.abs(rows["dense"] - rows["streamed"]).max() / rows["dense"].max())
     for way, row in found.items():
         print(
-            f"{way:9s} {row['seconds']:7.2f} s wall  {row['cpu_seconds']:7.2f} s CPU  {row['extra_mb']:8.1f} MB extra"
+            f"{way:9s} {row['seconds']:7.2f} s wall  {row['cpu_seconds']:7.2f} s CPU  "
+            f"{row['extra_mb']:8.1f} MB extra"
         )
     print(
-        f"streamed/dense: memory 1/{1 / memory:.1f}  time 1/{1 / wall:.2f}  largest difference {error:.1e} of the peak"
+        f"streamed/dense: memory 1/{1 / memory:.1f}  time 1/{1 / wall:.2f}  "
+        f"largest difference {error:.1e} of the peak"
     )
     return 0 if memory <= 1 / 20 and wall <= 1 / 3 and error <= 1e-5 else 1
 
