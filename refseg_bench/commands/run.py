@@ -8,8 +8,8 @@ from typing import Any
 
 from refseg_bench import config as configs
 from refseg_bench import launch
-from refseg_bench.run import frozen
-from refseg_bench.store import RunStore
+from refseg_bench.commands.report import show
+from refseg_bench.commands.score import score_run
 
 
 def add(commands: Any) -> None:
@@ -47,9 +47,8 @@ def main(args: argparse.Namespace) -> int:
         if tally.done == tally.failed == 0:
             print("  complete: nothing left to predict", file=sys.stderr)
         failed += tally.failed
+        if not args.no_score:
+            score_run(store)
+    if not args.no_score:
+        show(stores)
     return 1 if failed else 0
-
-
-def settings(store: RunStore) -> configs.Config:
-    """The typed frozen config of a run."""
-    return configs.load(frozen(store))

@@ -9,8 +9,6 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from refseg_bench import schema
-from refseg_bench.config import load
 from refseg_bench.errors import StoreError
 from refseg_bench.run import frozen, plan
 from refseg_bench.store import RunStore, runs_in
@@ -48,10 +46,7 @@ def main(args: argparse.Namespace) -> int:
     table = Table("run", "done", "failed", "left", "s/sample", "peak MiB")
     failures: list[str] = []
     for store in find(args.runs):
-        values = frozen(store)
-        expected = sum(
-            len(es) for _, es in plan(schema.build(values["dataset"], "dataset"), load(values).limit)
-        )
+        expected = sum(len(es) for _, es in plan(dataset_of(frozen(store))))
         index = store.index()
         done = sum(line.ok for line in index.values())
         failed = len(index) - done

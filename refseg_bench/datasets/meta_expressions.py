@@ -90,6 +90,7 @@ class MetaExpressions:
         hidden: splits whose masks only an evaluation server has.
         videos: only these videos; empty = all.
         follow_links: read symbolic links that lead out of ``root``.
+        protocols: ids to score under when none are asked for.
     """
 
     name: str = "mevis"
@@ -103,6 +104,7 @@ class MetaExpressions:
     hidden: list[str] = field(default_factory=lambda: ["valid", "test"])
     videos: list[str] = field(default_factory=list)
     follow_links: bool = knob(False, transient=True)
+    protocols: list[str] = knob(factory=lambda: ["rvos-expr"], transient=True)
 
     _state: _State | None = field(default=None, init=False, repr=False, compare=False)
 

@@ -57,6 +57,7 @@ class RefCoco:
         refs: the sentence file; ``{split_by}`` stands for the author.
         images: folders of the images, relative to the set's folder.
         follow_links: read symbolic links that lead out of ``root``.
+        protocols: ids to score under when none are asked for.
     """
 
     name: str = "refcoco_unc"
@@ -78,6 +79,7 @@ class RefCoco:
         ]
     )
     follow_links: bool = knob(False, transient=True)
+    protocols: list[str] = knob(factory=lambda: ["refcoco-oiou"], transient=True)
 
     _store: Entries | None = field(default=None, init=False, repr=False, compare=False)
     _clips: list[Clip] | None = field(default=None, init=False, repr=False, compare=False)
