@@ -52,6 +52,7 @@ from refseg_bench.types import (
     Prediction,
     Result,
     SampleFailure,
+    Status,
     sample_id,
 )
 

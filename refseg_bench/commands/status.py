@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from refseg_bench.errors import StoreError
-from refseg_bench.run import frozen, plan
+from refseg_bench.run import dataset_of, frozen, plan
 from refseg_bench.store import RunStore, runs_in
 
 
