@@ -97,7 +97,8 @@ def test_every_group_member_composes() -> None:
     """Whatever ships under conf/ can be chosen."""
     for group in ("dataset", "method", "cluster", "paths", "debug", "experiment"):
         for name in configs.group_members(group):
-            points = configs.compose([f"{group}={name}"])
+            extra = ["segmenter=grabcut"] if group == "method" else []
+            points = configs.compose([f"{group}={name}", *extra])
             assert points, f"{group}={name}"
     methods_with = {"backbone": "decaf", "segmenter": "centre_point"}
     for group, method in methods_with.items():

@@ -91,7 +91,6 @@ class MetaExpressions:
         videos: only these videos; empty = all.
         protocols: ids a run is scored under unless it says otherwise.
         follow_links: read symbolic links that lead out of ``root``.
-        protocols: ids to score under when none are asked for.
     """
 
     name: str = "mevis"
@@ -106,7 +105,6 @@ class MetaExpressions:
     videos: list[str] = field(default_factory=list)
     protocols: list[str] = knob(factory=lambda: ["rvos-expr"], transient=True)
     follow_links: bool = knob(False, transient=True)
-    protocols: list[str] = knob(factory=lambda: ["rvos-expr"], transient=True)
 
     _state: _State | None = field(default=None, init=False, repr=False, compare=False)
 

@@ -58,7 +58,6 @@ class RefCoco:
         images: folders of the images, relative to the set's folder.
         protocols: ids a run is scored under unless it says otherwise.
         follow_links: read symbolic links that lead out of ``root``.
-        protocols: ids to score under when none are asked for.
     """
 
     name: str = "refcoco_unc"
@@ -81,7 +80,6 @@ class RefCoco:
     )
     protocols: list[str] = knob(factory=lambda: ["refcoco-oiou"], transient=True)
     follow_links: bool = knob(False, transient=True)
-    protocols: list[str] = knob(factory=lambda: ["refcoco-oiou"], transient=True)
 
     _store: Entries | None = field(default=None, init=False, repr=False, compare=False)
     _clips: list[Clip] | None = field(default=None, init=False, repr=False, compare=False)
