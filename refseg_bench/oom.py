@@ -25,9 +25,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 def batched(method: Any) -> list[Any]:
     """The method and its parts that could work with a smaller batch."""
     parts = [method, *(getattr(method, name, None) for name in INJECTED)]
-    return [
-        part for part in parts if isinstance(size := getattr(part, "batch_size", None), int) and size > 1
-    ]
+    return [part for part in parts if isinstance(size := getattr(part, "batch_size", None), int) and size > 1]
 
 
 @contextlib.contextmanager

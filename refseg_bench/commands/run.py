@@ -39,15 +39,23 @@ def main(args: argparse.Namespace) -> int:
             print(f"# {point.folder}")
             print(configs.to_yaml(point.values))
         return 0
-    stores = [launch.freeze(point) for point in points]
-    failed = 0
-    for store in stores:
-        print(f"{store.root}", file=sys.stderr)
-        (tally,) = launch.launch([store])
-        if tally.done == tally.failed == 0:
-            print("  complete: nothing left to predict", file=sys.stderr)
-        failed += tally.failed
-    return 1 if failed else 0
+    if args.dry:
+        for line in launch.preview(points):
+            print(line)
+        return 0
+    launched = launch.launch(points)
+    if len(launched) == 1 and launched[0].error is not None:
+        raise launched[0].error
+    code = 0
+    for item in launched:
+        if item.error is not None:
+            print(f"{item.store.root}\n  {item.error}", file=sys.stderr)
+            code = 2
+        elif item.tally is not None and (item.tally.failed or item.tally.elsewhere):
+            if item.tally.elsewhere:
+                print(f"{item.store.root}\n  {item.tally.elsewhere} samples are not done", file=sys.stderr)
+            code = max(code, 1)
+    return code
 
 
 def settings(store: RunStore) -> configs.Config:
