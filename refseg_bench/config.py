@@ -85,15 +85,64 @@ class Paths:
 
 @dataclass
 class Cluster:
-    """Where and how a run is spread.
+    """Where and how a run is spread. Nothing here can change a prediction.
 
     Attributes:
         kind: ``debug`` in this process, ``local`` in processes of this machine, ``slurm``.
-        shards: parts the clips are split into.
+        shards: parts the clips are split into; ``auto`` = as many as ``target_minutes`` needs by the
+            measured seconds per sample; ``None`` = as many as work at once.
+        target_minutes: wall time ``shards=auto`` aims at.
+        gpus: ``slurm``: of each shard. ``local``: of this machine, one per process.
+        parallel: most shards at work at once (the array's throttle); ``None`` = no limit on SLURM,
+            one per GPU or core here.
+        steal: a shard that is through takes clips of others that nobody has started.
+        join: work on a run although another submission of it is alive.
+        allow_dirty: submit although the code has changes that no commit holds.
+        snapshot: run from a copy of the code made at submission.
+        partition, account, qos, constraint, nodelist, exclude: handed to sbatch.
+        minutes: time limit of a shard; it is re-queued when it hits it.
+        signal_seconds: how long before the limit it is told.
+        requeues: how often at most a time limit re-queues it.
+        cpus, mem_gb: of each shard.
+        extra: any other sbatch options, by long name.
+        setup: shell lines before a job's program.
+        conda: environment to activate (name or path).
+        container: command that runs a program inside the container, e.g. ``apptainer exec --nv x.sif``.
+        python: interpreter on the nodes; by default the one that submits (``python`` under ``conda``
+            and ``container``).
+        finish: score and report in dependent jobs without a GPU.
+        cpu_partition: partition of those; by default ``partition``.
+        cpu_minutes: their time limit.
     """
 
     kind: Literal["debug", "local", "slurm"] = "debug"
-    shards: int = 1
+    shards: int | Literal["auto"] | None = None
+    target_minutes: float = 60.0
+    gpus: int = 0
+    parallel: int | None = None
+    steal: bool = True
+    join: bool = False
+    allow_dirty: bool = False
+    snapshot: bool = False
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    nodelist: str | None = None
+    exclude: str | None = None
+    minutes: int = 240
+    signal_seconds: int = 120
+    requeues: int = 20
+    cpus: int = 4
+    mem_gb: float | None = None
+    extra: dict[str, str] = field(default_factory=dict)
+    setup: list[str] = field(default_factory=list)
+    conda: str | None = None
+    container: str | None = None
+    python: str | None = None
+    finish: bool = True
+    cpu_partition: str | None = None
+    cpu_minutes: int = 60
 
 
 @dataclass

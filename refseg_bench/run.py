@@ -144,6 +144,39 @@ def _too_many(store: RunStore, config: Config) -> RefsegError:
     )
 
 
+def capture_on(store: RunStore, *, shard: int, shards: int, launch: str) -> Tally:
+    """Fill the attention cache for one shard of a run, and predict nothing.
+
+    A clip that fails is left to the run itself, which meets the same failure and records it.
+
+    Args:
+        store: the run folder.
+        shard: this process's part, from 0.
+        shards: how many parts.
+        launch: the submission this process belongs to.
+    """
+    values = frozen(store, launch)
+    config = load(values)
+    dataset = dataset_of(values)
+    work = plan(dataset)
+    todo = left(share(work, shards)[shard], store.done())
+    tally = Tally()
+    job = job_name()
+    owner = Owner.here(job, launch, shard=shard, shards=shards)
+    with logged(store.root, job), Desk(store.root, owner) as desk:
+        capture = build_method(values, dataset).capture  # type: ignore[attr-defined]
+        for clip, expressions in todo:
+            env.seed_everything(config.seed, clip.id)
+            try:
+                capture(clip, expressions)
+                tally.done += len(expressions)
+            except Exception as error:
+                log.warning("capture of clip %s failed: %s", clip.id, error)
+                tally.failed += len(expressions)
+        desk.finish(done=0, failed=0, gpus=env.gpus())
+    return tally
+
+
 def frozen(store: RunStore, launch: str | None = None) -> dict[str, Any]:
     """The frozen config of a run, or of one submission of it."""
     return from_yaml(store.config_path if launch is None else store.launch_config(launch))

@@ -90,7 +90,7 @@ def score_run(
     values = frozen(store)
     config = configs.load(values)
     dataset = dataset_of(values)
-    ids = list(protocols or config.protocols or getattr(getattr(dataset, "inner", dataset), "protocols", ()))
+    ids = protocols or config.protocols or dataset.protocols
     options = scoring.Options(
         jobs=jobs or config.score.jobs or None,
         partial=partial or config.score.partial,
