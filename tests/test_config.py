@@ -58,7 +58,7 @@ def test_sweeps_expand_in_order() -> None:
         (["score.confidence=[1]"], ["score.confidence", "float"]),
         (["method=a,b"], ["method=a,b"]),
         (["method==="], ["method==="]),
-        (["dataset=null"], ["No dataset is chosen", "shapes"]),
+        (["dataset=null"], ["dataset=null", "string"]),
     ],
 )
 def test_wrong_options_are_told_with_what_is_allowed(overrides: list[str], told: list[str]) -> None:
