@@ -68,8 +68,8 @@ class Sam2Hf:
     fill_holes: HoleFilling = "own"
     hole_area: int = 8
     batch: int = knob(64, transient=True)
-    feature_device_mb: int = knob(6000, transient=True)
-    feature_host_mb: int = knob(12000, transient=True)
+    feature_device_mb: float = knob(6000.0, transient=True)
+    feature_host_mb: float = knob(12000.0, transient=True)
     _core: _HfCore | None = field(default=None, init=False, repr=False, compare=False)
 
     def open(self, clip: Clip) -> TrackingSession:
