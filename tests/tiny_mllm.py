@@ -180,4 +180,6 @@ def clip_frames(count=5, size=(60, 84), seed=0):
     coarse = rng.integers(0, 255, (count, 6, 8, 3), np.uint8)
     import cv2
 
-    return np.stack([cv2.resize(frame, (size[1], size[0]), interpolation=cv2.INTER_CUBIC) for frame in coarse])
+    return np.stack(
+        [cv2.resize(frame, (size[1], size[0]), interpolation=cv2.INTER_CUBIC) for frame in coarse]
+    )
