@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -26,31 +26,30 @@ TEXTS = (
 )
 
 
+def cpu_attention(query_shape, key_shape, value_shape, *args, out_shape=None, **kwargs):
+    return sdpa_flop_count(query_shape, key_shape, value_shape)
+
+
 #: The counter knows the GPU's attention kernels only; this is the CPU's.
-KERNEL = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default.overloadpacket: sdpa_flop}
+KERNEL = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: cpu_attention}
 
 
 def counting():
     return FlopCounterMode(display=False, custom_mapping=KERNEL)
 
 
-class RolloutShare:
-    """Counts the FLOPs spent inside the rollout, to tell them from the prefill."""
+def count_rollout(session_class, flops):
+    """Add the FLOPs of every rollout to the list, to tell them from the prefill."""
+    stock = session_class._roll
 
-    def __init__(self):
-        self.flops = 0
+    def counted(session, prefix, suffixes):
+        with counting() as counter:
+            rows = stock(session, prefix, suffixes)
+        flops.append(counter.get_total_flops())
+        return rows
 
-    def wrap(self, session_class):
-        stock = session_class._roll
-
-        def counted(session, prefix, suffixes):
-            with counting() as counter:
-                rows = stock(session, prefix, suffixes)
-            self.flops += counter.get_total_flops()
-            return rows
-
-        session_class._roll = counted
-        return stock
+    session_class._roll = counted
+    return stock
 
 
 def model_of(args):
@@ -104,8 +103,8 @@ def run(made, frames, expressions, share):
     texts = [f"{TEXTS[i % len(TEXTS)]} {i}" for i in range(expressions)]
     objects = [object_prompt(template("object", "default"), text) for text in texts]
     grounds = [background_prompt(template("background", "default"), text, "dog") for text in texts]
-    rollout = RolloutShare()
-    stock = rollout.wrap(Session)
+    rollout = []
+    stock = count_rollout(Session, rollout)
     began = time.process_time()
     try:
         with counting() as counter, made.open(frames, VisualSettings(), RolloutSettings()) as s:
@@ -114,7 +113,7 @@ def run(made, frames, expressions, share):
                     s.read(where, prompts, answer=answer)
     finally:
         Session._roll = stock
-    return counter.get_total_flops() - rollout.flops, rollout.flops, time.process_time() - began
+    return counter.get_total_flops() - sum(rollout), sum(rollout), time.process_time() - began
 
 
 def main():
