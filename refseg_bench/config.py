@@ -160,8 +160,8 @@ class Config:
 
     dataset: dict[str, Any]
     method: dict[str, Any]
-    backbone: dict[str, Any] | None = None
-    segmenter: dict[str, Any] | None = None
+    backbone: dict[str, Any] | None = knob(None)
+    segmenter: dict[str, Any] | None = knob(None)
     protocols: list[str] = knob(factory=list, transient=True)
     name: str | None = knob(None, transient=True)
     seed: int = 0
@@ -319,7 +319,7 @@ def _finish(node: DictConfig, choices: dict[str, str], overrides: tuple[str, ...
     except OmegaConfBaseException as error:
         raise ConfigError(str(error).splitlines()[0], where=" ".join(overrides)) from error
     assert isinstance(plain, dict)
-    values = schema.conform(Config, {str(k): v for k, v in plain.items()}, "config")
+    values = schema.conform(Config, {str(k): v for k, v in plain.items()}, "")
     values["sweep"] = {}
     method_class = schema.locate(str(_node(values, "method")[TARGET]), "method")
     for part in schema.INJECTED:
@@ -376,7 +376,7 @@ def load(values: Mapping[str, Any]) -> Config:
     """A frozen config's values as the typed root (components stay mappings)."""
     hints = typing.get_type_hints(Config)
     assert hints
-    return schema.construct(Config, values, "config")
+    return schema.construct(Config, values, "")
 
 
 def to_yaml(values: Mapping[str, Any]) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 from refseg_bench import env, oom, schema
 from refseg_bench.claims import Desk, forget
 from refseg_bench.config import Config, Limit, from_yaml, load
+from refseg_bench.datasets.limited import Limited
 from refseg_bench.errors import ConfigError, DataError, RefsegError, StoreError
 from refseg_bench.joblog import logged
 from refseg_bench.owners import Owner
@@ -76,8 +77,8 @@ def work_on(
     """
     values = frozen(store, launch)
     config = load(values)
-    dataset = schema.build(values["dataset"], "dataset")
-    work = plan(dataset, config.limit)
+    dataset = dataset_of(values)
+    work = plan(dataset)
     parts = share(work, shards)
     order = queue(parts, shard) if steal else parts[shard]
     tally = Tally()
@@ -156,8 +157,8 @@ def capture_on(store: RunStore, *, shard: int, shards: int, launch: str) -> Tall
     """
     values = frozen(store, launch)
     config = load(values)
-    dataset = schema.build(values["dataset"], "dataset")
-    work = plan(dataset, config.limit)
+    dataset = dataset_of(values)
+    work = plan(dataset)
     todo = left(share(work, shards)[shard], store.done())
     tally = Tally()
     job = job_name()
@@ -203,25 +204,17 @@ def method_record(method: Method) -> dict[str, Any]:
     return {"method": report()} if callable(report) else {}
 
 
-def plan(dataset: Dataset, limit: Limit) -> Work:
-    """All clips with their expressions, less what ``limit`` leaves out."""
-    chosen = set(limit.samples)
-    work: Work = []
-    known: set[str] = set()
-    for clip in dataset.clips():
-        expressions = tuple(dataset.expressions(clip))
-        if chosen:
-            known.update(sample_id(clip.id, e.id) for e in expressions)
-            expressions = tuple(e for e in expressions if sample_id(clip.id, e.id) in chosen)
-        expressions = expressions[: limit.expressions]
-        if expressions:
-            work.append((clip, expressions))
-    if chosen - known:
-        raise ConfigError(
-            f"limit.samples names samples the split does not have: {', '.join(sorted(chosen - known)[:5])}",
-            allowed=[*sorted(known)[:10], "…"],
-        )
-    return work[: limit.clips]
+def dataset_of(values: Mapping[str, Any]) -> Dataset:
+    """The dataset of a config, or the part of it that ``limit`` leaves."""
+    whole: Dataset = schema.build(values["dataset"], "dataset")
+    limit = load(values).limit
+    return Limited(whole, limit.clips, limit.expressions, tuple(limit.samples)) if limit != Limit() else whole
+
+
+def plan(dataset: Dataset) -> Work:
+    """All clips with their expressions."""
+    work = ((clip, tuple(dataset.expressions(clip))) for clip in dataset.clips())
+    return [(clip, expressions) for clip, expressions in work if expressions]
 
 
 def share(work: Work, shards: int) -> list[Work]:

@@ -52,6 +52,7 @@ from refseg_bench.types import (
     Prediction,
     Result,
     SampleFailure,
+    Status,
     sample_id,
 )
 
@@ -215,13 +216,21 @@ class RunStore:
 
     def predictions(self, clip_id: str) -> dict[str, Prediction]:
         """Expression id → prediction or failure, of one clip."""
+        return {p.expression: p for p in (self.read(line) for line in self._lines_of(clip_id))}
+
+    def statuses(self, clip_id: str) -> dict[str, Status]:
+        """Expression id → ``ok`` or ``failed``, of one clip, without reading its predictions."""
+        skip = len(clip_id) + 1
+        return {line.sample[skip:]: "ok" if line.ok else "failed" for line in self._lines_of(clip_id)}
+
+    def _lines_of(self, clip_id: str) -> list[Line]:
         index = self.index()
         if self._clips is None:
             grouped: dict[str, list[Line]] = {}
             for line in index.values():
                 grouped.setdefault(line.clip, []).append(line)
             self._clips = grouped
-        return {p.expression: p for p in (self.read(line) for line in self._clips.get(clip_id, ()))}
+        return self._clips.get(clip_id, [])
 
     def failures(self) -> Iterator[Prediction]:
         """All samples whose best line is a failure."""

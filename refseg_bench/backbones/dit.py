@@ -189,9 +189,7 @@ class DiT:
     @property
     def magnets_independent(self) -> bool:
         """True if an expression's tokens don't change with its magnets, so that logits recombine."""
-        return self.adapter.cross or (
-            self.text_mode == "concept_stream" and not self.concept_self_attention
-        )
+        return self.adapter.cross or (self.text_mode == "concept_stream" and not self.concept_self_attention)
 
     def options(self, space: Literal["attention", "output"] = "attention") -> MapOptions:
         """How logits become maps, from the knobs."""
@@ -313,7 +311,9 @@ class DiT:
         pooled = self._pooled(loaded, queries[0], mode)
         guidance = family.guidance_default(transformer) if self.guidance is None else self.guidance
         silent = mode == "concept_stream"
-        watched = family.prompt_only_conditioning(transformer, text.prompt_tokens) if silent else nullcontext()
+        watched = (
+            family.prompt_only_conditioning(transformer, text.prompt_tokens) if silent else nullcontext()
+        )
         with torch.inference_mode(), watched:
             embedded = text.embeddings.to(loaded.device, loaded.dtype)[None]
             for round_, (sigma, noise) in enumerate(self._noises(scene, loaded)):
@@ -525,9 +525,7 @@ class _Loaded:
         on_gpu = torch.cuda.is_available() if dit.device == "auto" else dit.device
         self.device = torch.device({True: "cuda", False: "cpu"}.get(on_gpu, on_gpu))  # type: ignore[call-overload]
         self.scheduler = _read_json(self.folder / "scheduler" / "scheduler_config.json")
-        self.text: TextSide = TextSide(
-            self.folder, self.index, self.dtype, self.device, dit.text_encoders
-        )
+        self.text: TextSide = TextSide(self.folder, self.index, self.dtype, self.device, dit.text_encoders)
         self._transformer: nn.Module | None = None
         self._vae: nn.Module | None = None
         self._fingerprint: str | None = None
@@ -643,7 +641,9 @@ def model_folder(path: str, revision: str | None) -> Path:
     except Exception as absent:
         if not type(absent).__name__ == "LocalEntryNotFoundError":
             raise ConfigError(f"'{path}' is no model: {absent}", where="backbone.path") from absent
-    log.warning("%s (revision %s) is not on this machine: fetching it from the hub.", path, revision or "main")
+    log.warning(
+        "%s (revision %s) is not on this machine: fetching it from the hub.", path, revision or "main"
+    )
     try:
         return Path(snapshot_download(path, revision=revision, allow_patterns=_FILES))
     except Exception as error:
@@ -667,5 +667,3 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ConfigError("A file of the model is no JSON object.", where=path)
     return found
-
-

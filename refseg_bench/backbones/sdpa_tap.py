@@ -46,7 +46,7 @@ class SdpaCall:
     scale: float
 
 
-class _Enough(Exception):  # noqa: N818 - no error: it carries the early exit out of the model
+class _Enough(Exception):
     """Raised inside the model after the last wanted layer."""
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from refseg_bench import config as configs
 from refseg_bench import launch
-from refseg_bench.run import frozen
-from refseg_bench.store import RunStore
+from refseg_bench.commands.report import show
+from refseg_bench.commands.score import score_run
 
 
 def add(commands: Any) -> None:
@@ -43,21 +43,23 @@ def main(args: argparse.Namespace) -> int:
         for line in launch.preview(points):
             print(line)
         return 0
-    launched = launch.launch(points)
+    launched = launch.launch(points, score=not args.no_score)
     if len(launched) == 1 and launched[0].error is not None:
         raise launched[0].error
     code = 0
+    scored = []
     for item in launched:
         if item.error is not None:
             print(f"{item.store.root}\n  {item.error}", file=sys.stderr)
             code = 2
-        elif item.tally is not None and (item.tally.failed or item.tally.elsewhere):
+        elif item.tally is not None:
+            code = max(code, int(item.tally.failed > 0))
             if item.tally.elsewhere:
                 print(f"{item.store.root}\n  {item.tally.elsewhere} samples are not done", file=sys.stderr)
-            code = max(code, 1)
+                code = max(code, 1)
+            elif not args.no_score:
+                score_run(item.store)
+                scored.append(item.store)
+    if scored:
+        show(scored)
     return code
-
-
-def settings(store: RunStore) -> configs.Config:
-    """The typed frozen config of a run."""
-    return configs.load(frozen(store))

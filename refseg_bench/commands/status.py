@@ -10,14 +10,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from refseg_bench import schema
 from refseg_bench.claims import records
-from refseg_bench.config import load
 from refseg_bench.errors import StoreError
 from refseg_bench.joblog import log_path
 from refseg_bench.launch.records import living
 from refseg_bench.owners import BEAT
-from refseg_bench.run import frozen, plan
+from refseg_bench.run import dataset_of, frozen, plan
 from refseg_bench.store import RunStore, runs_in
 
 
@@ -55,10 +53,7 @@ def main(args: argparse.Namespace) -> int:
     stores = find(args.runs)
     busy = living(stores)
     for store in stores:
-        values = frozen(store)
-        expected = sum(
-            len(es) for _, es in plan(schema.build(values["dataset"], "dataset"), load(values).limit)
-        )
+        expected = sum(len(es) for _, es in plan(dataset_of(frozen(store))))
         index = store.index()
         done = sum(line.ok for line in index.values())
         failed = len(index) - done

@@ -27,7 +27,7 @@ from refseg_bench.datasets.files import (
     safe_join,
     want,
 )
-from refseg_bench.datasets.masks import LabelMaps, MaskSource, RunLengthMasks, Wanted
+from refseg_bench.datasets.masks import ClipLabels, LabelMaps, MaskSource, RunLengthMasks, Wanted
 from refseg_bench.datasets.offsets import open_entries
 from refseg_bench.errors import ConfigError, DataError
 from refseg_bench.imageio import image_size
@@ -89,7 +89,9 @@ class MetaExpressions:
         masks: run-length dictionary (``.json``, ``.pkl``) or folder of PNGs; the order is the preference.
         hidden: splits whose masks only an evaluation server has.
         videos: only these videos; empty = all.
+        protocols: ids a run is scored under unless it says otherwise.
         follow_links: read symbolic links that lead out of ``root``.
+        protocols: ids to score under when none are asked for.
     """
 
     name: str = "mevis"
@@ -102,7 +104,9 @@ class MetaExpressions:
     masks: list[str] = field(default_factory=lambda: ["{split}/mask_dict.json", "{split}/mask_dict.pkl"])
     hidden: list[str] = field(default_factory=lambda: ["valid", "test"])
     videos: list[str] = field(default_factory=list)
+    protocols: list[str] = knob(factory=lambda: ["rvos-expr"], transient=True)
     follow_links: bool = knob(False, transient=True)
+    protocols: list[str] = knob(factory=lambda: ["rvos-expr"], transient=True)
 
     _state: _State | None = field(default=None, init=False, repr=False, compare=False)
 
@@ -131,6 +135,11 @@ class MetaExpressions:
             DataError: the masks are missing or damaged.
         """
         return self.target_of(clip, expression, refuse)
+
+    def labels(self, clip: Clip) -> ClipLabels | None:
+        """Id maps of all annotated objects of a clip, where the set keeps such maps."""
+        source = self._loaded().masks(self)
+        return source.labels(clip) if isinstance(source, LabelMaps) else None
 
     # ── the same with every problem told (for ``refseg data verify``) ────────
 

@@ -56,7 +56,9 @@ class RefCoco:
         text: ``sent`` (cleaned), ``sent_lower`` (as LISA), ``raw`` (as typed; LAVT, ReLA).
         refs: the sentence file; ``{split_by}`` stands for the author.
         images: folders of the images, relative to the set's folder.
+        protocols: ids a run is scored under unless it says otherwise.
         follow_links: read symbolic links that lead out of ``root``.
+        protocols: ids to score under when none are asked for.
     """
 
     name: str = "refcoco_unc"
@@ -77,7 +79,9 @@ class RefCoco:
             "../train2014",
         ]
     )
+    protocols: list[str] = knob(factory=lambda: ["refcoco-oiou"], transient=True)
     follow_links: bool = knob(False, transient=True)
+    protocols: list[str] = knob(factory=lambda: ["refcoco-oiou"], transient=True)
 
     _store: Entries | None = field(default=None, init=False, repr=False, compare=False)
     _clips: list[Clip] | None = field(default=None, init=False, repr=False, compare=False)

@@ -13,7 +13,7 @@ from typing import Any
 from refseg_bench import env, schema
 from refseg_bench.config import Cluster, Composed, Config, load
 from refseg_bench.errors import RefsegError
-from refseg_bench.run import Work, frozen, left, plan
+from refseg_bench.run import Work, dataset_of, frozen, left, plan
 from refseg_bench.schema import TARGET
 from refseg_bench.store import RunStore, runs_in
 
@@ -61,7 +61,7 @@ def planned(store: RunStore, point: Composed, say: Callable[[str], None]) -> Pla
         RefsegError: the dataset can't be read.
     """
     config = load(point.values)
-    whole = plan(schema.build(point.values["dataset"], "dataset"), config.limit)
+    whole = plan(dataset_of(point.values))
     work = left(whole, store.done())
     run = Planned(store, point.values, config, work, len(whole))
     run.shards = max(1, min(_wanted(run, say), run.clips))
