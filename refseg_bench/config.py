@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -28,6 +29,9 @@ from refseg_bench import schema
 from refseg_bench.errors import ConfigError
 from refseg_bench.resources import resource
 from refseg_bench.schema import TARGET, knob
+
+#: What Hydra raises on a bad override, a missing member or a torn YAML.
+_COMPOSING = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError)
 
 COMPONENTS = ("dataset", "backbone", "segmenter", "method")
 
@@ -81,15 +85,64 @@ class Paths:
 
 @dataclass
 class Cluster:
-    """Where and how a run is spread.
+    """Where and how a run is spread. Nothing here can change a prediction.
 
     Attributes:
         kind: ``debug`` in this process, ``local`` in processes of this machine, ``slurm``.
-        shards: parts the clips are split into.
+        shards: parts the clips are split into; ``auto`` = as many as ``target_minutes`` needs by the
+            measured seconds per sample; ``None`` = as many as work at once.
+        target_minutes: wall time ``shards=auto`` aims at.
+        gpus: ``slurm``: of each shard. ``local``: of this machine, one per process.
+        parallel: most shards at work at once (the array's throttle); ``None`` = no limit on SLURM,
+            one per GPU or core here.
+        steal: a shard that is through takes clips of others that nobody has started.
+        join: work on a run although another submission of it is alive.
+        allow_dirty: submit although the code has changes that no commit holds.
+        snapshot: run from a copy of the code made at submission.
+        partition, account, qos, constraint, nodelist, exclude: handed to sbatch.
+        minutes: time limit of a shard; it is re-queued when it hits it.
+        signal_seconds: how long before the limit it is told.
+        requeues: how often at most a time limit re-queues it.
+        cpus, mem_gb: of each shard.
+        extra: any other sbatch options, by long name.
+        setup: shell lines before a job's program.
+        conda: environment to activate (name or path).
+        container: command that runs a program inside the container, e.g. ``apptainer exec --nv x.sif``.
+        python: interpreter on the nodes; by default the one that submits (``python`` under ``conda``
+            and ``container``).
+        finish: score and report in dependent jobs without a GPU.
+        cpu_partition: partition of those; by default ``partition``.
+        cpu_minutes: their time limit.
     """
 
     kind: Literal["debug", "local", "slurm"] = "debug"
-    shards: int = 1
+    shards: int | Literal["auto"] | None = None
+    target_minutes: float = 60.0
+    gpus: int = 0
+    parallel: int | None = None
+    steal: bool = True
+    join: bool = False
+    allow_dirty: bool = False
+    snapshot: bool = False
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    nodelist: str | None = None
+    exclude: str | None = None
+    minutes: int = 240
+    signal_seconds: int = 120
+    requeues: int = 20
+    cpus: int = 4
+    mem_gb: float | None = None
+    extra: dict[str, str] = field(default_factory=dict)
+    setup: list[str] = field(default_factory=list)
+    conda: str | None = None
+    container: str | None = None
+    python: str | None = None
+    finish: bool = True
+    cpu_partition: str | None = None
+    cpu_minutes: int = 60
 
 
 @dataclass
@@ -111,8 +164,8 @@ class Config:
 
     dataset: dict[str, Any]
     method: dict[str, Any]
-    backbone: dict[str, Any] | None = None
-    segmenter: dict[str, Any] | None = None
+    backbone: dict[str, Any] | None = knob(None)
+    segmenter: dict[str, Any] | None = knob(None)
     protocols: list[str] = knob(factory=list, transient=True)
     name: str | None = knob(None, transient=True)
     seed: int = 0
@@ -192,7 +245,7 @@ def _expand(overrides: Sequence[str]) -> Iterator[list[str]]:
     axes: list[list[str]] = []
     try:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
-    except (HydraException, OmegaConfBaseException) as error:
+    except _COMPOSING as error:
         raise ConfigError(
             f"Can't read the overrides: {error}", cure="Quote values that hold commas."
         ) from error
@@ -217,7 +270,7 @@ def _hydra(overrides: Sequence[str]) -> tuple[DictConfig, dict[str, str]]:
             with open_dict(node):
                 node.pop("hydra")
             return node, choices
-    except (HydraException, OmegaConfBaseException) as error:
+    except _COMPOSING as error:
         raise _told(error, overrides) from error
     finally:
         # Other users of Hydra (Meta's sam2 package composes at import) must find it untouched.
@@ -256,7 +309,7 @@ def _allowed_at(key: str) -> list[str] | None:
     try:
         with initialize_config_dir(config_dir=str(resource("conf").resolve()), version_base="1.3"):
             node = hydra_compose("config")
-    except (HydraException, OmegaConfBaseException):
+    except _COMPOSING:
         return None
     finally:
         GlobalHydra.instance().clear()
@@ -270,7 +323,7 @@ def _finish(node: DictConfig, choices: dict[str, str], overrides: tuple[str, ...
     except OmegaConfBaseException as error:
         raise ConfigError(str(error).splitlines()[0], where=" ".join(overrides)) from error
     assert isinstance(plain, dict)
-    values = schema.conform(Config, {str(k): v for k, v in plain.items()}, "config")
+    values = schema.conform(Config, {str(k): v for k, v in plain.items()}, "")
     values["sweep"] = {}
     method_class = schema.locate(str(_node(values, "method")[TARGET]), "method")
     for part in schema.INJECTED:
@@ -327,7 +380,7 @@ def load(values: Mapping[str, Any]) -> Config:
     """A frozen config's values as the typed root (components stay mappings)."""
     hints = typing.get_type_hints(Config)
     assert hints
-    return schema.construct(Config, values, "config")
+    return schema.construct(Config, values, "")
 
 
 def to_yaml(values: Mapping[str, Any]) -> str:
@@ -343,7 +396,7 @@ def from_yaml(path: Path) -> dict[str, Any]:
     """
     try:
         plain = OmegaConf.to_container(OmegaConf.load(path))
-    except (OSError, OmegaConfBaseException, ValueError) as error:
+    except (OSError, OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"Can't read the frozen config ({error}).", where=path) from error
     if not isinstance(plain, dict):
         raise ConfigError("The frozen config is no mapping.", where=path)

@@ -104,6 +104,15 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def gpus() -> int:
+    """Accelerators this process holds, as far as torch (where loaded) or its environment says."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        return int(torch.cuda.device_count())
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return len([d for d in visible.split(",") if d.strip() not in ("", "-1", "NoDevFiles")])
+
+
 def seed_everything(seed: int, scope: str) -> None:
     """Seed Python, numpy and (if loaded) torch from the run's seed and a name.
 

@@ -18,8 +18,6 @@ from rich.progress import (
 )
 from rich.progress import Progress as RichProgress
 
-from refseg_bench.types import Prediction
-
 #: Seconds between two lines of a log.
 _EVERY = 15.0
 
@@ -62,10 +60,16 @@ class Progress:
         elif self.done:
             self._line()
 
-    def advance(self, prediction: Prediction) -> None:
-        """One more sample is stored."""
+    def expect(self, more: int) -> None:
+        """The total changes: samples were taken over from another process, or left to it."""
+        self.total += more
+        if self._bar is not None:
+            self._bar.update(self._task, total=self.total)
+
+    def advance(self, ok: bool) -> None:
+        """One more sample is stored, as a prediction or as a failure."""
         self.done += 1
-        self.failed += not prediction.ok
+        self.failed += not ok
         if self._bar is not None:
             note = f"[red]{self.failed} failed" if self.failed else ""
             self._bar.update(self._task, advance=1, note=note)

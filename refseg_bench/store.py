@@ -9,6 +9,9 @@ Layout of one run::
       predictions/JOB.jsonl  one line per sample; each process has its own file
       maps/SAMPLE.npz        attention maps kept for the report
       scores/PROTOCOL@V/     samples.parquet and result.json
+      jobs/JOB.json          who worked on the run, from when to when
+      claims/CLIP.N          which of them took a clip
+      launches/ID/           what one `refseg run` asked for, frozen
       log/                   one log per process
 
 A line is durable once it ends in a newline: a torn last line is ignored. A sample is *done* when any
@@ -28,7 +31,7 @@ import re
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -39,7 +42,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refseg_bench.errors import StoreError
-from refseg_bench.types import Estimate, Grounding, HeatPoint, MaskTrack, Prediction, Result, SampleFailure
+from refseg_bench.types import (
+    Clip,
+    Estimate,
+    Expression,
+    Grounding,
+    HeatPoint,
+    MaskTrack,
+    Prediction,
+    Result,
+    SampleFailure,
+    Status,
+    sample_id,
+)
 
 # Every line starts with these keys in this order, so that an index is made without parsing masks.
 _HEAD = re.compile(rb'\{"sample": ("(?:[^"\\]|\\.)*"), "clip": ("(?:[^"\\]|\\.)*"), "ok": (true|false)')
@@ -70,7 +85,6 @@ class RunStore:
 
     root: Path
     _index: dict[str, Line] = field(default_factory=dict, init=False, repr=False)
-    _lines: dict[Path, list[Line]] = field(default_factory=dict, init=False, repr=False)
     _seen: dict[Path, int] = field(default_factory=dict, init=False, repr=False)
     _clips: dict[str, list[Line]] | None = field(default=None, init=False, repr=False)
 
@@ -107,7 +121,7 @@ class RunStore:
             # Written last: a run folder without run.json was never completely frozen.
             write_atomic(store.info_path, json.dumps(dict(info), indent=2) + "\n")
         except OSError as error:
-            raise _full(error, root) from error
+            raise write_error(error, root) from error
         return store
 
     @classmethod
@@ -137,6 +151,10 @@ class RunStore:
         """The frozen config."""
         return self.root / "config.yaml"
 
+    def launch_config(self, launch: str) -> Path:
+        """The frozen values of one submission: equal to the run's but for what can't change predictions."""
+        return self.root / "launches" / launch / "config.yaml"
+
     def info(self) -> dict[str, Any]:
         """Name, digest, overrides and choices of the run."""
         return read_json(self.info_path)
@@ -148,35 +166,35 @@ class RunStore:
         return PredictionWriter(self.root, job or job_name())
 
     def index(self) -> Mapping[str, Line]:
-        """Sample id → its best line: a good one before a failed one, else the first.
+        """Sample id → its best line: a good one before a failed one, the first good one, the last failed one.
 
         Every call looks at the files again, but reads only what was appended since the last one.
         """
-        paths = sorted((self.root / "predictions").glob("*.jsonl"))
-        grown = False
-        for path in paths:
+        sizes = {p: p.stat().st_size for p in sorted((self.root / "predictions").glob("*.jsonl"))}
+        if any(sizes.get(path, -1) < seen for path, seen in self._seen.items()):
+            # A file was cut or removed by hand: what we knew of it may be gone.
+            self._index, self._seen, self._clips = {}, {}, None
+        for path, size in sizes.items():
             seen = self._seen.get(path, 0)
-            if path.stat().st_size == seen:
+            if size == seen:
                 continue
             for line in _scan(path, seen):
                 self._seen[path] = line.offset + line.length
-                self._lines.setdefault(path, []).append(line)
-                grown = True
-        if grown or set(paths) != set(self._lines):
-            self._lines = {path: self._lines.get(path, []) for path in paths}
-            self._index = {}
-            # In file order, whatever order they grew in: two readers agree on the best line.
-            for path in paths:
-                for line in self._lines[path]:
-                    known = self._index.get(line.sample)
-                    if known is None or (line.ok and not known.ok):
-                        self._index[line.sample] = line
-            self._clips = None
+                known = self._index.get(line.sample)
+                if known is None or _better(line, known):
+                    self._index[line.sample] = line
+                    self._clips = None
         return self._index
 
     def done(self) -> set[str]:
         """Ids of the samples that have a prediction."""
         return {sample for sample, line in self.index().items() if line.ok}
+
+    def open_of(self, clip: Clip, expressions: Sequence[Expression]) -> tuple[Expression, ...]:
+        """Those expressions of a clip that have no prediction yet."""
+        index = self.index()
+        lines = ((e, index.get(sample_id(clip.id, e.id))) for e in expressions)
+        return tuple(e for e, line in lines if line is None or not line.ok)
 
     def read(self, line: Line) -> Prediction:
         """Load one stored sample.
@@ -198,13 +216,21 @@ class RunStore:
 
     def predictions(self, clip_id: str) -> dict[str, Prediction]:
         """Expression id → prediction or failure, of one clip."""
+        return {p.expression: p for p in (self.read(line) for line in self._lines_of(clip_id))}
+
+    def statuses(self, clip_id: str) -> dict[str, Status]:
+        """Expression id → ``ok`` or ``failed``, of one clip, without reading its predictions."""
+        skip = len(clip_id) + 1
+        return {line.sample[skip:]: "ok" if line.ok else "failed" for line in self._lines_of(clip_id)}
+
+    def _lines_of(self, clip_id: str) -> list[Line]:
         index = self.index()
         if self._clips is None:
             grouped: dict[str, list[Line]] = {}
             for line in index.values():
                 grouped.setdefault(line.clip, []).append(line)
             self._clips = grouped
-        return {p.expression: p for p in (self.read(line) for line in self._clips.get(clip_id, ()))}
+        return self._clips.get(clip_id, [])
 
     def failures(self) -> Iterator[Prediction]:
         """All samples whose best line is a failure."""
@@ -230,7 +256,7 @@ class RunStore:
             with _replacing(path, "wb") as handle:
                 np.savez_compressed(handle, allow_pickle=False, **arrays)
         except OSError as error:
-            raise _full(error, path) from error
+            raise write_error(error, path) from error
 
     def read_maps(self, sample: str) -> dict[str, NDArray[Any]]:
         """The kept maps of one sample (uint8 volumes and their ``NAME.frames``), empty if none."""
@@ -273,7 +299,7 @@ class RunStore:
                 samples(handle)
             write_atomic(folder / RESULT, json.dumps(_result_record(result), indent=2) + "\n")
         except OSError as error:
-            raise _full(error, folder) from error
+            raise write_error(error, folder) from error
 
     def results(self) -> dict[str, Result]:
         """Protocol → result row, for every protocol the run was scored under."""
@@ -327,7 +353,7 @@ class PredictionWriter:
                 with contextlib.suppress(OSError):
                     self._handle.truncate(good)
                     self._handle.seek(good)
-            raise _full(error, self.path) from error
+            raise write_error(error, self.path) from error
 
     def sync(self) -> None:
         """Make what was appended durable against the death of the machine."""
@@ -397,7 +423,8 @@ def _replacing(path: Path, mode: str) -> Iterator[IO[bytes]]:
         raise
 
 
-def _full(error: OSError, where: Path) -> StoreError:
+def write_error(error: OSError, where: Path) -> StoreError:
+    """An error of the file system, told to the user."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StoreError(
             "The disk is full. Everything finished so far is kept.",
@@ -407,6 +434,14 @@ def _full(error: OSError, where: Path) -> StoreError:
     return StoreError(
         f"Can't write ({error.strerror or error}).", where=where, cure="Check the path and its rights."
     )
+
+
+def _better(line: Line, known: Line) -> bool:
+    if line.ok != known.ok:
+        return line.ok
+    # By file and place, whatever order the files grew in: two readers agree on the best line.
+    earlier = (line.path, line.offset) < (known.path, known.offset)
+    return earlier if line.ok else not earlier
 
 
 def _scan(path: Path, offset: int) -> Iterator[Line]:

@@ -101,7 +101,7 @@ def fake_values(folder: Path, **changes: Any) -> dict[str, Any]:
         "paths": {"runs": str(folder / "runs"), "cache": str(folder / "cache")},
         **changes,
     }
-    whole = schema.conform(Config, values, "config")
+    whole = schema.conform(Config, values, "")
     for part in ("dataset", "method"):
         whole[part] = schema.complete(whole[part], part)
     return whole

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refseg_bench.config import Limit
+from refseg_bench.datasets.limited import Limited
 from refseg_bench.errors import ConfigError, DataError, RefsegError
-from refseg_bench.run import frozen, plan, predict_clip, share, work_on
+from refseg_bench.run import dataset_of, frozen, plan, predict_clip, share, work_on
 from refseg_bench.store import RunStore
 from refseg_bench.types import Clip, Expression, Grounding, MaskTrack
-from tests.fakes import FakeDataset, FakeMethod, fake_run
+from tests.fakes import FakeDataset, FakeMethod, fake_run, fake_values
 
 
 def lines(store: RunStore) -> dict[str, dict]:
@@ -100,14 +100,13 @@ def test_maps_are_kept_when_asked(tmp_path: Path) -> None:
 
 def test_limits(tmp_path: Path) -> None:
     data = FakeDataset(root=tmp_path)
-    assert [(c.id, len(es)) for c, es in plan(data, Limit(clips=2, expressions=1))] == [
-        ("clip0", 1),
-        ("clip1", 1),
-    ]
-    (only,) = plan(data, Limit(samples=["clip2/1"]))
-    assert only[0].id == "clip2"
+    assert [(c.id, len(es)) for c, es in plan(Limited(data, 2, 1))] == [("clip0", 1), ("clip1", 1)]
+    (only,) = plan(Limited(data, samples=("clip2/1",)))
+    assert (only[0].id, [e.id for e in only[1]]) == ("clip2", ["1"])
     with pytest.raises(ConfigError, match="clip9/9"):
-        plan(data, Limit(samples=["clip9/9"]))
+        plan(Limited(data, samples=("clip9/9",)))
+    assert isinstance(dataset_of(fake_values(tmp_path, limit={"clips": 1})), Limited)
+    assert isinstance(dataset_of(fake_values(tmp_path)), FakeDataset)
 
 
 @given(st.lists(st.tuples(st.integers(1, 60), st.integers(1, 12)), max_size=30), st.integers(1, 9))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from rich.console import Console
 from refseg_bench.commands.status import find
 from refseg_bench.errors import StoreError
 from refseg_bench.report import tables
+from refseg_bench.store import RunStore
 
 
 def add(commands: Any) -> None:
@@ -37,9 +39,7 @@ def main(args: argparse.Namespace) -> int:
     if args.format == "term":
         with contextlib.ExitStack() as stack:
             out = stack.enter_context(args.output.open("w", encoding="utf-8")) if args.output else None
-            console = Console(file=out)
-            for table in tables.tabulate(rows):
-                tables.to_terminal(table, console)
+            show(stores, Console(file=out))
         return 0
     text = tables.FORMATS[args.format](rows)
     if args.output:
@@ -47,3 +47,9 @@ def main(args: argparse.Namespace) -> int:
     else:
         sys.stdout.write(text)
     return 0
+
+
+def show(stores: Sequence[RunStore], console: Console | None = None) -> None:
+    """Print the tables of the runs."""
+    for table in tables.tabulate(tables.rows_of(stores)):
+        tables.to_terminal(table, console or Console())

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from refseg_bench import config as configs
 from refseg_bench import launch
-from refseg_bench.run import frozen
+from refseg_bench.commands.report import show
+from refseg_bench.commands.score import score_run
+from refseg_bench.errors import ScoreError
 from refseg_bench.store import RunStore
 
 
@@ -39,17 +42,36 @@ def main(args: argparse.Namespace) -> int:
             print(f"# {point.folder}")
             print(configs.to_yaml(point.values))
         return 0
-    stores = [launch.freeze(point) for point in points]
-    failed = 0
+    if args.dry:
+        for line in launch.preview(points):
+            print(line)
+        return 0
+    launched = launch.launch(points)
+    if len(launched) == 1 and launched[0].error is not None:
+        raise launched[0].error
+    code = 0
+    for item in launched:
+        if item.error is not None:
+            print(f"{item.store.root}\n  {item.error}", file=sys.stderr)
+            code = 2
+        elif item.tally is not None and (item.tally.failed or item.tally.elsewhere):
+            if item.tally.elsewhere:
+                print(f"{item.store.root}\n  {item.tally.elsewhere} samples are not done", file=sys.stderr)
+            code = max(code, 1)
+    here = [item.store for item in launched if item.tally is not None and item.error is None]
+    if here and not args.no_score:
+        code = max(code, finish(here))
+    return code
+
+
+def finish(stores: Sequence[RunStore]) -> int:
+    """Score the runs and print their tables; a run that can't be scored is told and left out."""
+    code = 0
     for store in stores:
-        print(f"{store.root}", file=sys.stderr)
-        (tally,) = launch.launch([store])
-        if tally.done == tally.failed == 0:
-            print("  complete: nothing left to predict", file=sys.stderr)
-        failed += tally.failed
-    return 1 if failed else 0
-
-
-def settings(store: RunStore) -> configs.Config:
-    """The typed frozen config of a run."""
-    return configs.load(frozen(store))
+        try:
+            score_run(store)
+        except ScoreError as error:
+            print(f"{store.root}\n  not scored: {error}", file=sys.stderr)
+            code = 2
+    show(stores)
+    return code

@@ -1,18 +1,21 @@
-"""``refseg status``: done, failed and left per run, read from the folders alone."""
+"""``refseg status``: done, failed and left per run, read from the folders; who is at work, asked once."""
 
 from __future__ import annotations
 
 import argparse
+import time
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from refseg_bench import schema
-from refseg_bench.config import load
+from refseg_bench.claims import records
 from refseg_bench.errors import StoreError
-from refseg_bench.run import frozen, plan
+from refseg_bench.joblog import log_path
+from refseg_bench.launch.records import living
+from refseg_bench.owners import BEAT
+from refseg_bench.run import dataset_of, frozen, plan
 from refseg_bench.store import RunStore, runs_in
 
 
@@ -45,33 +48,50 @@ def find(paths: list[Path]) -> list[RunStore]:
 def main(args: argparse.Namespace) -> int:
     """Run the command."""
     console = Console()
-    table = Table("run", "done", "failed", "left", "s/sample", "peak MiB")
-    failures: list[str] = []
-    for store in find(args.runs):
+    table = Table("run", "done", "failed", "left", "s/sample", "ETA", "GPU h", "peak MiB")
+    notes: list[str] = []
+    stores = find(args.runs)
+    busy = living(stores)
+    for store in stores:
         values = frozen(store)
-        expected = sum(
-            len(es) for _, es in plan(schema.build(values["dataset"], "dataset"), load(values).limit)
-        )
+        expected = sum(len(es) for _, es in plan(dataset_of(values)))
         index = store.index()
         done = sum(line.ok for line in index.values())
         failed = len(index) - done
+        left = expected - done - failed
         # A look at a few predictions is enough for a rate; reading all would decode every mask line.
         seen = [store.read(line) for line in list(index.values())[:: max(1, len(index) // 50)] if line.ok]
-        rate = sum(p.seconds.get("total", 0.0) for p in seen) / len(seen) if seen else float("nan")
-        peak = max((p.peak_mb for p in seen), default=float("nan"))
+        rate = sum(p.seconds.get("total", 0.0) for p in seen) / len(seen) if seen else None
+        peak = max((p.peak_mb for p in seen), default=None)
+        jobs = records(store.root)
+        alive = [job for job in jobs if not job.end and time.time() - job.beat < 2 * BEAT]
         table.add_row(
             store.root.name,
             str(done),
             str(failed),
-            str(expected - done - failed),
-            f"{rate:.2f}",
-            f"{peak:.0f}",
+            str(left),
+            "–" if rate is None else f"{rate:.2f}",
+            "–" if rate is None or not alive or not left else duration(left * rate / len(alive)),
+            f"{sum(job.gpu_hours for job in jobs):.2f}",
+            "–" if peak is None else f"{peak:.0f}",
         )
-        for failure in list(store.failures())[: args.failures]:
-            assert failure.failure is not None
-            first = failure.failure.message.splitlines()[0] if failure.failure.message else ""
-            failures.append(f"{store.root.name}  {failure.sample}: {failure.failure.kind}: {first}")
+        for submission in busy[store.root]:
+            notes.append(f"{store.root.name}  at work: {submission.told()}")
+            notes.append(f"  log: {store.root / 'log' / submission.id}")
+        for line in [line for line in index.values() if not line.ok][: args.failures]:
+            failure = store.read(line).failure
+            assert failure is not None
+            first = failure.message.splitlines()[0] if failure.message else ""
+            notes.append(f"{store.root.name}  {line.sample}: {failure.kind}: {first}")
+            notes.append(f"  log: {log_path(store.root, line.path.stem)}")
     console.print(table)
-    for line in failures:
-        console.print(line, markup=False, highlight=False)
+    for note in notes:
+        console.print(note, markup=False, highlight=False, soft_wrap=True)
     return 0
+
+
+def duration(seconds: float) -> str:
+    """Seconds as hours, minutes and seconds."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}"
