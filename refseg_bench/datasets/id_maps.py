@@ -57,7 +57,9 @@ class IdMaps:
 
     def _folders(self) -> list[Path]:
         if self.root is None or not self.root.is_dir():
-            raise DataError("The folder of id maps is not there.", where=self.root, cure="Give it with --root.")
+            raise DataError(
+                "The folder of id maps is not there.", where=self.root, cure="Give it with --root."
+            )
         listed = self.root / f"{self.split}.txt"
         for top in (self.root / "Annotations" / "480p", self.root / "Annotations", self.root):
             folders = sorted(p for p in top.iterdir() if p.is_dir()) if top.is_dir() else []
