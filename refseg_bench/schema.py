@@ -83,12 +83,21 @@ def locate(target: str, where: str) -> type:
 
 def knobs(cls: type) -> dict[str, dataclasses.Field[Any]]:
     """The fields of a component that its YAML may set, by name."""
-    return {f.name: f for f in dataclasses.fields(cls) if f.init and f.name not in INJECTED}
+    return {f.name: f for f in dataclasses.fields(cls) if f.init and not _is_injected(f)}
 
 
 def injected(cls: type) -> tuple[str, ...]:
     """Which ready-made components the class wants handed in."""
-    return tuple(f.name for f in dataclasses.fields(cls) if f.init and f.name in INJECTED)
+    return tuple(f.name for f in dataclasses.fields(cls) if f.init and _is_injected(f))
+
+
+def _dotted(where: str, name: str) -> str:
+    return f"{where}.{name}" if where else name
+
+
+def _is_injected(spec: dataclasses.Field[Any]) -> bool:
+    # The root config has fields of these names too; there they are knobs, and declared as such.
+    return spec.name in INJECTED and "transient" not in spec.metadata
 
 
 def conform(cls: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -111,13 +120,13 @@ def conform(cls: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
     unknown = sorted(set(given) - set(fields))
     if unknown:
         raise ConfigError(
-            f"Unknown option '{where}.{unknown[0]}'.",
+            f"Unknown option '{_dotted(where, unknown[0])}'.",
             where=f"{cls.__module__}.{cls.__name__}",
             allowed=fields,
         )
     out: dict[str, Any] = {}
     for name, spec in fields.items():
-        path = f"{where}.{name}"
+        path = _dotted(where, name)
         if name in given:
             out[name] = _check(hints[name], given[name], path)
         elif spec.default is not dataclasses.MISSING:

@@ -1,1 +1,1 @@
-"""Datasets: loaders of the layouts their users have on disk."""
+"""Datasets: readers of the public formats, and the procedural world of the ``shapes`` sample."""
