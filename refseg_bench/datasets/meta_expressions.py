@@ -27,8 +27,14 @@ from refseg_bench.datasets.files import (
     safe_join,
     want,
 )
-from refseg_bench.datasets.masks import ClipLabels, LabelMaps, MaskSource, RunLengthMasks, Wanted
-from refseg_bench.datasets.offsets import open_entries
+from refseg_bench.datasets.masks import (
+    ClipLabels,
+    LabelMaps,
+    MaskSource,
+    RunLengthMasks,
+    Wanted,
+    open_mask_dict,
+)
 from refseg_bench.errors import ConfigError, DataError
 from refseg_bench.imageio import image_size
 from refseg_bench.resources import resource
@@ -322,7 +328,7 @@ class MetaExpressions:
         for path in (base / self.fill(p) for p in self.masks):
             if path.suffix in (".json", ".pkl"):
                 if path.is_file():
-                    return RunLengthMasks(path, open_entries(path, cache_root(self.cache)))
+                    return RunLengthMasks(path, open_mask_dict(path, cache_root(self.cache)))
             elif path.is_dir():
                 return self.png_source(path, base)
         return None
