@@ -6,7 +6,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import tiny_dits  # noqa: E402
+import tiny_dits
 
 
 @pytest.fixture(scope="session")
