@@ -48,12 +48,14 @@ class StoreSource:
         """The run's name."""
         return self.root.name
 
-    def survey(self, clip: Clip, expressions: Sequence[Expression]) -> dict[str, scoring.State]:
+    def survey(self, clip: Clip, expressions: Sequence[Expression]) -> scoring.Survey:
         """The state of every expression, from the index alone."""
         statuses = _opened(self.root).statuses(clip.id)
-        return {e.id: scoring.State(statuses.get(e.id, "missing")) for e in expressions}
+        return scoring.Survey({e.id: scoring.State(statuses.get(e.id, "missing")) for e in expressions})
 
-    def answers(self, clip: Clip, expressions: Sequence[Expression]) -> scoring.Answers:
+    def answers(
+        self, clip: Clip, expressions: Sequence[Expression], *, labels: bool, samples: bool
+    ) -> scoring.Answers:
         """The clip's predictions."""
         found = _opened(self.root).predictions(clip.id)
         return scoring.Answers({e.id: found[e.id] for e in expressions if e.id in found})

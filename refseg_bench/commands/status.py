@@ -53,8 +53,7 @@ def main(args: argparse.Namespace) -> int:
     stores = find(args.runs)
     busy = living(stores)
     for store in stores:
-        values = frozen(store)
-        expected = sum(len(es) for _, es in plan(dataset_of(values)))
+        expected = sum(len(es) for _, es in plan(dataset_of(frozen(store))))
         index = store.index()
         done = sum(line.ok for line in index.values())
         failed = len(index) - done

@@ -68,6 +68,46 @@ def region_rle(counts: bytes, size: tuple[int, int]) -> Region:
     return _KERNEL.from_rle(counts, size[1], size[0])
 
 
+def label_regions(labels_HW: NDArray[np.uint8]) -> dict[int, Region]:
+    """Regions of all nonzero ids of an id map, by id in ascending order."""
+    if _KERNEL is None:
+        return boundary.prepare_labels(labels_HW)
+    return _KERNEL.from_labels(labels_HW)  # type: ignore[no-any-return]
+
+
+def empty_region(size: tuple[int, int]) -> Region:
+    """The region of an object that is not there."""
+    return region(np.zeros(size, np.bool_))
+
+
+def unfilter(raw: bytes, height: int, width: int) -> NDArray[np.uint8] | None:
+    """Pixels ``(height, width)`` of inflated 8-bit one-channel PNG rows.
+
+    Args:
+        raw: ``height`` rows of one filter byte and ``width`` filtered bytes.
+        height, width: size of the image.
+
+    Returns:
+        The pixels, or ``None`` where this kernel doesn't undo a filter that was used.
+    """
+    if _KERNEL is not None:
+        out = np.empty((height, width), np.uint8)
+        return out if _KERNEL.unfilter(raw, out) else None
+    rows = np.frombuffer(raw, np.uint8).reshape(height, width + 1)
+    filters = rows[:, 0]
+    if not filters.any():
+        return np.ascontiguousarray(rows[:, 1:])
+    if filters.max() > 2:
+        return None
+    pixels = rows[:, 1:].copy()
+    for y in np.flatnonzero(filters).tolist():
+        if filters[y] == 1:
+            np.cumsum(pixels[y], dtype=np.uint8, out=pixels[y])
+        elif y:
+            pixels[y] += pixels[y - 1]
+    return pixels
+
+
 def compare(truth: Region, answer: Region, radius: int) -> tuple[int, ...]:
     """Integer counts of one pair, in the order of :data:`refseg_bench.metrics.boundary.COUNTS`."""
     if _KERNEL is None:
