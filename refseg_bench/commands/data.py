@@ -83,23 +83,23 @@ def list_sets(args: argparse.Namespace) -> int:
             facts.kind if facts else "?",
             ", ".join(s for s, f in facts.splits.items() if f.public) if facts else data.split,
             ", ".join(s for s, f in facts.splits.items() if not f.public) if facts else "",
-            escape(_found(name, facts)),
+            escape(_found(data, facts)),
         )
     console.print(table)
     console.print("Looked in $REFSEG_DATA (or data/) and among the shipped samples.", style="dim")
     return 0
 
 
-def _found(name: str, facts: Manifest | None) -> str:
+def _found(data: Any, facts: Manifest | None) -> str:
     """Where a set is, with the splits that are there; ``-`` if it is nowhere."""
     present: dict[str, list[str]] = {}
-    for split in facts.splits if facts else [None]:
-        data = open_dataset(name, split=split)
+    for split in facts.splits if facts else [data.split]:
+        data.split = split
         try:
             base = data.base()
         except DataError:
             continue
-        present.setdefault(str(base), []).append(data.split)
+        present.setdefault(str(base), []).append(split)
     return "; ".join(f"{base} ({', '.join(splits)})" for base, splits in present.items()) or "-"
 
 
