@@ -46,19 +46,22 @@ def main(args: argparse.Namespace) -> int:
         for line in launch.preview(points):
             print(line)
         return 0
-    launched = launch.launch(points)
+    launched = launch.launch(points, score=not args.no_score)
     if len(launched) == 1 and launched[0].error is not None:
         raise launched[0].error
     code = 0
+    here: list[RunStore] = []
     for item in launched:
         if item.error is not None:
             print(f"{item.store.root}\n  {item.error}", file=sys.stderr)
             code = 2
-        elif item.tally is not None and (item.tally.failed or item.tally.elsewhere):
+        elif item.tally is not None:
+            code = max(code, int(item.tally.failed > 0))
             if item.tally.elsewhere:
                 print(f"{item.store.root}\n  {item.tally.elsewhere} samples are not done", file=sys.stderr)
-            code = max(code, 1)
-    here = [item.store for item in launched if item.tally is not None and item.error is None]
+                code = max(code, 1)
+            else:
+                here.append(item.store)
     if here and not args.no_score:
         code = max(code, finish(here))
     return code

@@ -56,7 +56,9 @@ def freeze(point: Composed) -> RunStore:
     return RunStore.create(point.path, to_yaml(point.values), info)
 
 
-def launch(points: Sequence[Composed], say: Callable[[str], None] | None = None) -> list[Launched]:
+def launch(
+    points: Sequence[Composed], say: Callable[[str], None] | None = None, *, score: bool = True
+) -> list[Launched]:
     """Freeze every point, then work on it here or submit it.
 
     A run that can't be worked on doesn't keep the others from it; its error is in the answer.
@@ -64,6 +66,7 @@ def launch(points: Sequence[Composed], say: Callable[[str], None] | None = None)
     Args:
         points: composed points of an experiment.
         say: takes lines for the user; standard error by default.
+        score: on SLURM, score and report in dependent jobs.
 
     Raises:
         RefsegError: a point can't be frozen or planned, or nothing of this may be submitted.
@@ -91,7 +94,7 @@ def launch(points: Sequence[Composed], say: Callable[[str], None] | None = None)
             continue
         try:
             if run.cluster.kind == "slurm":
-                _submit(run, answer.submission, captured.get(run.capture or ""))
+                _submit(run, answer.submission, captured.get(run.capture or ""), score)
             else:
                 answer.tally = _here(run, answer.submission, say)
         except RefsegError as error:
@@ -102,7 +105,7 @@ def launch(points: Sequence[Composed], say: Callable[[str], None] | None = None)
             raise
     submitted = [run for run in going if answers[id(run)].submitted]
     if submitted:
-        _finish(submitted, answers, say)
+        _finish(submitted, answers, score, say)
     return list(answers.values())
 
 
@@ -165,13 +168,13 @@ def _capture(run: Planned, answer: Launched, say: Callable[[str], None]) -> str 
     return job
 
 
-def _submit(run: Planned, submission: Submission, after: str | None) -> None:
+def _submit(run: Planned, submission: Submission, after: str | None, score: bool) -> None:
     code = _code(run, submission)
     submission.jobs["work"] = slurm.submit_array(
         run.store.root, submission.id, run.shards, run.cluster, after=after, code=code
     )
     submission.write(run.store)
-    if run.cluster.finish:
+    if score and run.cluster.finish:
         submission.jobs["score"] = slurm.submit_command(
             run.store.root / "log" / submission.id,
             f"score-{run.store.root.name}",
@@ -214,12 +217,14 @@ def _close(store: RunStore, submission: Submission) -> None:
     submission.write(store)
 
 
-def _finish(runs: Sequence[Planned], answers: dict[int, Launched], say: Callable[[str], None]) -> None:
+def _finish(
+    runs: Sequence[Planned], answers: dict[int, Launched], score: bool, say: Callable[[str], None]
+) -> None:
     """Submit the report over all runs, and say what to look at."""
     first = runs[0]
     roots = [str(run.store.root) for run in runs]
     made = [s for s in (answers[id(run)].submission for run in runs) if s is not None]
-    if first.cluster.finish:
+    if score and first.cluster.finish:
         waits = [s.jobs["score"] for s in made if "score" in s.jobs]
         folder = first.store.root / "log" / made[0].id
         form = ("--format", "markdown", "--output", str((folder / "report.md").resolve()))

@@ -26,11 +26,32 @@ SIDE_OF: dict[str, Side] = {
 }
 _HORIZONTAL = ("left", "right", "middle")
 _PREPOSITIONS = frozenset(
-    "of with behind beside near by at in on under over from to against beyond around next holding".split()
+    (
+        "of",
+        "with",
+        "behind",
+        "beside",
+        "near",
+        "by",
+        "at",
+        "in",
+        "on",
+        "under",
+        "over",
+        "from",
+        "to",
+        "against",
+        "beyond",
+        "around",
+        "next",
+        "holding",
+    )
 )
-_DETERMINERS = frozenset("the a an his her its their this that far very most".split())
+_DETERMINERS = frozenset(
+    ("the", "a", "an", "his", "her", "its", "their", "this", "that", "far", "very", "most")
+)
 #: Nouns that name a place of the picture, not another object ("in the top left corner").
-_PLACES = frozenset("side corner edge part half end area of and hand handside".split())
+_PLACES = frozenset(("side", "corner", "edge", "part", "half", "end", "area", "of", "and", "hand"))
 
 
 @dataclass
@@ -58,7 +79,9 @@ def directions(text: str, *, axes: Axes = "both", parse: bool = False) -> tuple[
         axes: which of them to keep.
         parse: leave out words inside a prepositional phrase about another object.
     """
-    words = re.findall(r"[a-z]+", text.lower().replace("left-hand", "lefthand").replace("right-hand", "righthand"))
+    words = re.findall(
+        r"[a-z]+", text.lower().replace("left-hand", "lefthand").replace("right-hand", "righthand")
+    )
     found: dict[Side, None] = {}
     for index, word in enumerate(words):
         side = SIDE_OF.get(word)

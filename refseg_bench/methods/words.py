@@ -14,7 +14,14 @@ from refseg_bench.methods.spatial import Side, directions
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white", "grey")
 _COLOUR_OF = {
     **{name: name for name in COLOURS},
-    **{"gray": "grey", "silver": "grey", "violet": "purple", "golden": "yellow", "dark": "black", "blond": "yellow"},
+    **{
+        "gray": "grey",
+        "silver": "grey",
+        "violet": "purple",
+        "golden": "yellow",
+        "dark": "black",
+        "blond": "yellow",
+    },
 }
 TEXTURES = ("plain", "striped", "dotted", "checked")
 _TEXTURE_OF = {
@@ -23,12 +30,17 @@ _TEXTURE_OF = {
     **dict.fromkeys(("dotted", "dots", "spotted", "spots"), "dotted"),
     **dict.fromkeys(("checked", "checks", "checkered", "chequered", "checkerboard"), "checked"),
 }
-_BIG = frozenset("big bigger biggest large larger largest huge most".split())
-_SMALL = frozenset("small smaller smallest little tiny least fit".split())
+_BIG = frozenset({"big", "bigger", "biggest", "large", "larger", "largest", "huge", "most"})
+_SMALL = frozenset({"small", "smaller", "smallest", "little", "tiny", "least", "fit"})
 _NUMBERS = {"two": 2, "three": 3, "four": 4, "five": 5, "both": 2, "pair": 2}
-_PLURAL = frozenset("all both ones objects things shapes people cats cups coins several".split())
-_NEGATIONS = frozenset("not no without never isn't doesn't don't".split())
-_STILL = r"\b(stand(s|ing)? still|stays?( in place)?|(does|do|is|are) ?(not|n't) mov\w+|motionless|static|at rest|still)\b"
+_PLURAL = frozenset(
+    {"all", "both", "ones", "objects", "things", "shapes", "people", "cats", "cups", "coins", "several"}
+)
+_NEGATIONS = frozenset({"not", "no", "without", "never", "isn't", "doesn't", "don't"})
+_STILL = (
+    r"\b(stand(s|ing)? still|stays?( in place)?|(does|do|is|are) ?(not|n't) mov\w+"
+    r"|motionless|static|at rest|still)\b"
+)
 _MOVE = r"\b(mov\w+|go(es|ing)?|driv\w+|walk\w*|runn?\w*|fly\w*|fall\w*|ris\w+|head\w*|travel\w*)\b"
 _HEADING = _MOVE + r"(?: (?:to|towards?|the|straight))* (left|right|up|down)(wards?)?\b"
 #: Events in the order they are looked for: the first match is taken.
@@ -41,7 +53,10 @@ _EVENTS = (
 )
 _ODD = (
     ("colour", r"\b(another colou?r|whose colou?r no other|different colou?r)\b"),
-    ("texture", r"\b(another (pattern|texture)|whose (pattern|texture) no other|different (pattern|texture))\b"),
+    (
+        "texture",
+        r"\b(another (pattern|texture)|whose (pattern|texture) no other|different (pattern|texture))\b",
+    ),
 )
 _RELATION = re.compile(
     r"\b(?:(?:to|on) the )?(left|right|above|below|under|beneath|over|on top)(?: of)? (the|a|an) (.+)$"

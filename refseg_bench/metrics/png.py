@@ -161,11 +161,9 @@ def _pillow(data: bytes, path: Path) -> tuple[NDArray[Any], str]:
     try:
         with Image.open(io.BytesIO(data)) as image:
             mode = image.mode
-            if mode in ("RGBA", "LA"):
-                image = image.convert(mode[:-1])
-            elif mode not in ("1", "L", "P", "RGB", "I;16", "I"):
-                image = image.convert("RGB")
-            pixels = np.asarray(image)
+            plain = mode in ("1", "L", "P", "RGB", "I;16", "I")
+            wanted = mode[:-1] if mode in ("RGBA", "LA") else "RGB"
+            pixels = np.asarray(image if plain else image.convert(wanted))
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         raise _torn(path, str(error)) from error
     if mode.startswith("I"):

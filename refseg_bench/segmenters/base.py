@@ -19,7 +19,7 @@ from refseg_bench.errors import ConfigError, DataError
 from refseg_bench.types import BoolHW, Clip
 
 Direction = Literal["forward", "backward", "both"]
-PromptKind = Literal["points", "box", "mask", "text"]
+PromptKind = Literal["points", "box", "mask", "text", "heat"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +32,7 @@ class Prompt:
         box: (x0, y0, x1, y1) in [0, 1].
         mask: boolean mask at the clip's size.
         text: a concept in words; only segmenters that say so accept it.
+        heat: a map (h, w) of any resolution over the frame, in [0, 1]; only thresholds accept it.
     """
 
     points: tuple[tuple[float, float], ...] = ()
@@ -39,6 +40,7 @@ class Prompt:
     box: tuple[float, float, float, float] | None = None
     mask: BoolHW | None = None
     text: str | None = None
+    heat: NDArray[np.float32] | None = None
 
     @classmethod
     def click(cls, x: float, y: float) -> Self:
@@ -56,6 +58,8 @@ class Prompt:
             given.append("mask")
         if self.text is not None:
             given.append("text")
+        if self.heat is not None:
+            given.append("heat")
         return tuple(given)
 
 

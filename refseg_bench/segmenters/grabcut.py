@@ -10,20 +10,29 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Self
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from refseg_bench.errors import ConfigError, DataError
+from refseg_bench.errors import ConfigError
 from refseg_bench.segmenters import classic
-from refseg_bench.segmenters.base import Candidates, Direction, Prompt, SegmenterCounters
+from refseg_bench.segmenters.base import (
+    Candidates,
+    ContextSession,
+    Direction,
+    Prompt,
+    PromptKind,
+    SegmenterCounters,
+    check_frames,
+    check_prompts,
+)
 from refseg_bench.types import BoolHW, Clip
+
+ACCEPTED: tuple[PromptKind, ...] = ("points", "box", "mask")
 
 
 @dataclass
@@ -78,7 +87,7 @@ class _Track:
 
 
 @dataclass(eq=False)
-class GrabCutSession:
+class GrabCutSession(ContextSession):
     """One clip; every frame is read and every flow computed at most once."""
 
     clip: Clip
@@ -128,6 +137,7 @@ class GrabCutSession:
         started from, times how little the object's colours occur just outside it, times the share of
         its outline that is not the frame's border.
         """
+        check_prompts(prompts, self.clip.size, ACCEPTED, "grabcut")
         found = [self._candidates(frame, prompt) for prompt in prompts]
         if not multimask:
             found = [[max(pairs, key=lambda pair: pair[1])] for pairs in found]
@@ -145,15 +155,12 @@ class GrabCutSession:
         bgr = self.frame(frame)
         starts: list[BoolHW] = []
         if prompt.mask is not None:
-            _same_size(prompt.mask, self.clip)
             starts.append(classic.resize_mask(prompt.mask, self.shape))
         elif prompt.box is not None:
             starts.append(_box_mask(prompt.box, self.shape))
-        elif prompt.points:
+        else:
             for blur, tolerance in zip(self.knobs.smoothing, self.knobs.tolerances, strict=True):
                 starts.append(_grow(bgr, prompt, blur, tolerance))
-        else:
-            raise ConfigError("grabcut got an empty prompt.", allowed=["points", "box", "mask"])
         out: list[tuple[BoolHW, float]] = []
         with self._clock("cut"):
             for start in starts:
@@ -190,18 +197,9 @@ class GrabCutSession:
         frames: Sequence[int] | None = None,
         direction: Direction = "both",
     ) -> Iterator[tuple[int, NDArray[np.bool_]]]:
-        """Track each object on its own. A mask prompt is taken as the truth of its frame.
-
-        Raises:
-            ConfigError: ``frame`` is not among ``frames``, or nothing is prompted.
-        """
-        order = list(range(len(self.clip))) if frames is None else list(frames)
-        if frame not in order or not prompts:
-            raise ConfigError(
-                f"Can't propagate {len(prompts)} prompts from frame {frame}.",
-                where=self.clip.id,
-                allowed=[f"at least one prompt, a frame among {order}"],
-            )
+        """Track each object on its own. A mask prompt is taken as the truth of its frame."""
+        check_prompts(prompts, self.clip.size, ACCEPTED, "grabcut")
+        order = check_frames(self.clip, frame, frames)
         at = order.index(frame)
         begun = [self._begin(frame, prompt) for prompt in prompts]
         if direction != "backward":
@@ -215,7 +213,6 @@ class GrabCutSession:
 
     def _begin(self, frame: int, prompt: Prompt) -> _Track:
         if prompt.mask is not None:
-            _same_size(prompt.mask, self.clip)
             mask = classic.resize_mask(prompt.mask, self.shape)
         else:
             mask = max(self._candidates(frame, prompt), key=lambda pair: pair[1])[0]
@@ -274,24 +271,8 @@ class GrabCutSession:
         self._frames.clear()
         self._flows.clear()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
 
 # ── pure parts ───────────────────────────────────────────────────────────────
-
-
-def _same_size(mask_HW: BoolHW, clip: Clip) -> None:
-    if mask_HW.shape != clip.size:
-        raise DataError(
-            f"The mask prompt is {mask_HW.shape}, clip '{clip.id}' is {clip.size} (height, width).",
-            cure="Resize the prompt's mask to the clip's size.",
-        )
 
 
 def _pixels(prompt: Prompt, shape: tuple[int, ...]) -> list[tuple[tuple[int, int], int]]:
@@ -347,9 +328,10 @@ def _grabcut(bgr: NDArray[np.uint8], trimap: NDArray[np.uint8], pad: int, rounds
 def _keep_clicked(mask: BoolHW, start: BoolHW, prompt: Prompt) -> BoolHW:
     """Drop parts that neither hold a positive point nor overlap the start by half of themselves."""
     on = [pixel for pixel, label in _pixels(prompt, mask.shape) if label]
-    keeps: Callable[[BoolHW], bool] = lambda part: any(part[pixel] for pixel in on) or (  # noqa: E731
-        not on and (part & start).sum() * 2 >= part.sum()
-    )
+
+    def keeps(part: BoolHW) -> bool:
+        return any(part[pixel] for pixel in on) if on else bool((part & start).sum() * 2 >= part.sum())
+
     parts = [part for part in classic.components(mask) if keeps(part)]
     return classic.fill_holes(np.logical_or.reduce(parts)) if parts else mask
 
