@@ -59,6 +59,9 @@ from refseg_bench.types import (
 # Every line starts with these keys in this order, so that an index is made without parsing masks.
 _HEAD = re.compile(rb'\{"sample": ("(?:[^"\\]|\\.)*"), "clip": ("(?:[^"\\]|\\.)*"), "ok": (true|false)')
 
+#: Folders that freezing makes.
+_PARTS = ("predictions", "env", "log")
+
 #: File names inside a protocol's scores folder.
 SAMPLES, RESULT = "samples.parquet", "result.json"
 
@@ -109,13 +112,13 @@ class RunStore:
                         cure="Choose another name=… or move the folder away.",
                     )
                 return store
-            if root.is_dir() and any(root.iterdir()) and not (root / "config.yaml").is_file():
+            if root.is_dir() and not (root / "config.yaml").is_file() and any(map(_foreign, root.iterdir())):
                 raise StoreError(
                     "The folder exists, but is no run folder.",
                     where=root,
                     cure="Choose another name=… or paths.runs=…",
                 )
-            for part in ("predictions", "env", "log"):
+            for part in _PARTS:
                 (root / part).mkdir(parents=True, exist_ok=True)
             write_atomic(root / "config.yaml", config_yaml)
             # Written last: a run folder without run.json was never completely frozen.
@@ -434,6 +437,13 @@ def write_error(error: OSError, where: Path) -> StoreError:
     return StoreError(
         f"Can't write ({error.strerror or error}).", where=where, cure="Check the path and its rights."
     )
+
+
+def _foreign(path: Path) -> bool:
+    """True for what a freeze that was cut short can't have left."""
+    if path.is_dir():
+        return path.name not in _PARTS or any(path.iterdir())
+    return not path.name.startswith((".config.yaml.", ".run.json."))
 
 
 def _better(line: Line, known: Line) -> bool:
