@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -28,6 +29,9 @@ from refseg_bench import schema
 from refseg_bench.errors import ConfigError
 from refseg_bench.resources import resource
 from refseg_bench.schema import TARGET, knob
+
+#: What Hydra raises on a bad override, a missing member or a torn YAML.
+_COMPOSING = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError)
 
 COMPONENTS = ("dataset", "backbone", "segmenter", "method")
 
@@ -241,7 +245,7 @@ def _expand(overrides: Sequence[str]) -> Iterator[list[str]]:
     axes: list[list[str]] = []
     try:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
-    except (HydraException, OmegaConfBaseException) as error:
+    except _COMPOSING as error:
         raise ConfigError(
             f"Can't read the overrides: {error}", cure="Quote values that hold commas."
         ) from error
@@ -266,7 +270,7 @@ def _hydra(overrides: Sequence[str]) -> tuple[DictConfig, dict[str, str]]:
             with open_dict(node):
                 node.pop("hydra")
             return node, choices
-    except (HydraException, OmegaConfBaseException) as error:
+    except _COMPOSING as error:
         raise _told(error, overrides) from error
     finally:
         # Other users of Hydra (Meta's sam2 package composes at import) must find it untouched.
@@ -305,7 +309,7 @@ def _allowed_at(key: str) -> list[str] | None:
     try:
         with initialize_config_dir(config_dir=str(resource("conf").resolve()), version_base="1.3"):
             node = hydra_compose("config")
-    except (HydraException, OmegaConfBaseException):
+    except _COMPOSING:
         return None
     finally:
         GlobalHydra.instance().clear()
@@ -392,7 +396,7 @@ def from_yaml(path: Path) -> dict[str, Any]:
     """
     try:
         plain = OmegaConf.to_container(OmegaConf.load(path))
-    except (OSError, OmegaConfBaseException, ValueError) as error:
+    except (OSError, OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"Can't read the frozen config ({error}).", where=path) from error
     if not isinstance(plain, dict):
         raise ConfigError("The frozen config is no mapping.", where=path)

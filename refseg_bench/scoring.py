@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from refseg_bench.errors import DataError, ScoreError
+from refseg_bench.metrics import kernel
+from refseg_bench.metrics.labels import FolderLabels, merged_labels, truth_labels
 from refseg_bench.metrics.masks import CountBook
 from refseg_bench.metrics.protocols.base import Case, GreyTrack, Item, LabelMaps, ScoringProtocol
 from refseg_bench.metrics.stats import Bootstrap, intervals
@@ -27,6 +29,7 @@ from refseg_bench.types import (
     Dataset,
     Estimate,
     Expression,
+    MaskTrack,
     Prediction,
     Result,
     SampleFailure,
@@ -53,18 +56,35 @@ class State:
 
 
 @dataclass(frozen=True)
+class Survey:
+    """What is known of one clip's predictions before they are read.
+
+    Attributes:
+        samples: expression id → state.
+        labels: set of merged id maps → state; ``None`` where the predictions are not merged.
+    """
+
+    samples: Mapping[str, State] = field(default_factory=dict)
+    labels: Mapping[str, State] | None = None
+
+
+@dataclass(frozen=True)
 class Answers:
     """The predictions of one clip.
 
     Attributes:
         samples: expression id → prediction (a failed one has ``failure`` set); absent = missing.
         greys: expression id → raw grey values, for predictions that came as PNG files.
-        labels: merged id maps by set, for predictions that came as such.
+        labels: merged id maps by set, for predictions that came as such; ``None`` = put them
+            together from ``samples`` where a protocol wants them.
+        clip_missing: True if there is nothing at all for this clip; ``None`` = nothing if no
+            sample is ok.
     """
 
     samples: Mapping[str, Prediction] = field(default_factory=dict)
     greys: Mapping[str, GreyTrack] = field(default_factory=dict)
-    labels: Mapping[str, LabelMaps] = field(default_factory=dict)
+    labels: Mapping[str, LabelMaps] | None = None
+    clip_missing: bool | None = None
 
 
 class PredictionSource(Protocol):
@@ -74,11 +94,13 @@ class PredictionSource(Protocol):
     def name(self) -> str:
         """How messages and tables call it."""
 
-    def survey(self, clip: Clip, expressions: Sequence[Expression]) -> Mapping[str, State]:
+    def survey(self, clip: Clip, expressions: Sequence[Expression]) -> Survey:
         """The state of every expression of a clip, without reading masks."""
 
-    def answers(self, clip: Clip, expressions: Sequence[Expression]) -> Answers:
-        """The predictions of a clip."""
+    def answers(
+        self, clip: Clip, expressions: Sequence[Expression], *, labels: bool, samples: bool
+    ) -> Answers:
+        """The predictions of a clip; the flags say which kind is wanted."""
 
 
 @dataclass(frozen=True)
@@ -95,15 +117,17 @@ class LookupSource:
     name: str = "run"
     statuses: Callable[[str], Mapping[str, Status]] | None = None
 
-    def survey(self, clip: Clip, expressions: Sequence[Expression]) -> Mapping[str, State]:
+    def survey(self, clip: Clip, expressions: Sequence[Expression]) -> Survey:
         """States from the store's own statuses, else from the predictions."""
         if self.statuses is not None:
             known = self.statuses(clip.id)
-            return {e.id: State(known.get(e.id, "missing")) for e in expressions}
+            return Survey({e.id: State(known.get(e.id, "missing")) for e in expressions})
         found = self.lookup(clip.id)
-        return {e.id: state_of(found.get(e.id), clip) for e in expressions}
+        return Survey({e.id: state_of(found.get(e.id), clip) for e in expressions})
 
-    def answers(self, clip: Clip, expressions: Sequence[Expression]) -> Answers:
+    def answers(
+        self, clip: Clip, expressions: Sequence[Expression], *, labels: bool, samples: bool
+    ) -> Answers:
         """The clip's predictions."""
         found = self.lookup(clip.id)
         return Answers({e.id: found[e.id] for e in expressions if e.id in found})
@@ -232,15 +256,48 @@ def cores_given() -> int:
     return max(1, min(int(asked), mask)) if asked.isdigit() and int(asked) > 0 else mask
 
 
-def survey(dataset: Dataset, source: PredictionSource) -> Coverage:
-    """Completeness of a source against a dataset, before anything is scored."""
-    coverage = Coverage()
+@dataclass(frozen=True)
+class _ClipSurvey:
+    clip: Clip
+    expressions: Sequence[Expression]
+    found: Survey
+
+
+def survey(dataset: Dataset, source: PredictionSource) -> list[_ClipSurvey]:
+    """Completeness of a source against a dataset, clip by clip, before anything is scored."""
+    out = []
     for clip in dataset.clips():
         expressions = dataset.expressions(clip)
-        states = source.survey(clip, expressions)
-        for expression in expressions:
-            coverage.enter(sample_id(clip.id, expression.id), states[expression.id])
+        out.append(_ClipSurvey(clip, expressions, source.survey(clip, expressions)))
+    return out
+
+
+def coverage_of(protocol: ScoringProtocol | None, surveys: Sequence[_ClipSurvey]) -> Coverage:
+    """What one protocol lacks (``None``: what is there at all)."""
+    coverage = Coverage()
+    for entry in surveys:
+        frames = None if protocol is None else protocol.needs(entry.clip)
+        counted = None if frames is None else {entry.clip.frame_names[t] for t in frames}
+        if protocol is not None and protocol.compares == "labels" and entry.found.labels is not None:
+            for name in protocol.sets:
+                state = entry.found.labels.get(name, State("missing"))
+                coverage.enter(f"{name}/{entry.clip.id}".lstrip("/"), _only(state, counted))
+            continue
+        for expression in entry.expressions:
+            if protocol is None or protocol.wants(expression):
+                state = _only(entry.found.samples[expression.id], counted)
+                coverage.enter(sample_id(entry.clip.id, expression.id), state)
+        if protocol is None and not entry.expressions:
+            for name, state in (entry.found.labels or {}).items():
+                coverage.enter(f"{name}/{entry.clip.id}".lstrip("/"), state)
     return coverage
+
+
+def _only(state: State, counted: set[str] | None) -> State:
+    """A state without the gaps that don't count."""
+    if counted is None or not state.gaps:
+        return state
+    return dataclasses.replace(state, gaps=tuple(name for name in state.gaps if name in counted))
 
 
 def score(
@@ -274,28 +331,30 @@ def score(
     """
     options = options or Options()
     for source in sources:
-        coverage = survey(dataset, source)
-        report(f"{source.name}: {coverage.summary()}")
-        _refuse(dataset, source, protocols, coverage, options)
+        surveys = survey(dataset, source)
+        report(f"{source.name}: {coverage_of(None, surveys).summary()}")
+        _refuse(source, [(p, coverage_of(p, surveys)) for p in protocols], options)
+        del surveys
     tables = [[ScoreTable() for _ in protocols] for _ in sources]
-    coverages = [Coverage() for _ in sources]
+    coverages = [[Coverage() for _ in protocols] for _ in sources]
     notes: list[list[dict[str, Any]]] = [[{} for _ in protocols] for _ in sources]
     total = len(dataset.clips())
     for done, outcome in enumerate(_outcomes(dataset, sources, protocols, options), start=1):
-        for s, part in enumerate(outcome):
-            for name, state in part.states:
-                coverages[s].enter(name, state)
-            for p, scores in enumerate(part.scores):
-                tables[s][p].extend(scores)
-                _merge_notes(notes[s][p], part.notes[p])
+        for s, parts in enumerate(outcome):
+            for p, part in enumerate(parts):
+                for name, state in part.states:
+                    coverages[s][p].enter(name, state)
+                tables[s][p].extend(part.scores)
+                _merge_notes(notes[s][p], part.notes)
         progress(done, total)
     results: list[Scored] = []
     for s, source in enumerate(sources):
         # What turned out unreadable only now is refused as well.
-        _refuse(dataset, source, protocols, coverages[s], options)
+        _refuse(source, list(zip(protocols, coverages[s], strict=True)), options)
         for p, protocol in enumerate(protocols):
-            row = conclude(protocol, tables[s][p], coverages[s], options.bootstrap, notes[s][p])
-            results.append(Scored(source.name, protocol, row, tables[s][p], coverages[s], notes[s][p]))
+            table, coverage = tables[s][p], coverages[s][p]
+            row = conclude(protocol, table, coverage, options.bootstrap, notes[s][p])
+            results.append(Scored(source.name, protocol, row, table, coverage, notes[s][p]))
     return results
 
 
@@ -336,39 +395,24 @@ def conclude(
 
 
 def _refuse(
-    dataset: Dataset,
-    source: PredictionSource,
-    protocols: Sequence[ScoringProtocol],
-    coverage: Coverage,
-    options: Options,
+    source: PredictionSource, pairs: Sequence[tuple[ScoringProtocol, Coverage]], options: Options
 ) -> None:
-    if options.partial or coverage.complete:
+    if options.partial:
         return
-    offended = [p.name for p in protocols if not _allowed(p, coverage, dataset, options.strict)]
+    offended = [(p, c) for p, c in pairs if not c.complete and not _allowed(p, c, options.strict)]
     if offended:
-        raise IncompleteError(offended, source.name, coverage)
+        raise IncompleteError([p.name for p, _ in offended], source.name, offended[0][1])
 
 
-def _allowed(protocol: ScoringProtocol, coverage: Coverage, dataset: Dataset, strict: bool) -> bool:
+def _allowed(protocol: ScoringProtocol, coverage: Coverage, strict: bool) -> bool:
+    """True if the protocol has a rule for everything that is not there."""
     rules = {protocol.policy.missing, protocol.policy.missing_clip}
-    if "error" not in rules and not (strict and rules != {"zero"}):
+    if strict:
+        return rules == {"zero"}
+    if "error" not in rules:
         return True
-    if protocol.policy.frames == "predicted" and not (coverage.failed or coverage.missing):
-        return True
-    if not (coverage.failed or coverage.missing):
-        # Only frames are missing: they matter only where the protocol counts them.
-        return not any(_counted_gaps(protocol, clip, coverage) for clip in dataset.clips())
-    return False
-
-
-def _counted_gaps(protocol: ScoringProtocol, clip: Clip, coverage: Coverage) -> bool:
-    edge = {clip.frame_names[0], clip.frame_names[-1]} if protocol.policy.frames == "inner" else set()
-    prefix = f"{clip.id}/"
-    return any(
-        set(frames) - edge
-        for name, frames in coverage.gaps.items()
-        if name.startswith(prefix) and "/" not in name[len(prefix) :]
-    )
+    # Only whole clips may be left out under such a rule (the scoring of a clip checks its parts).
+    return protocol.policy.missing_clip != "error" and not (coverage.gaps or coverage.failed)
 
 
 # ── one clip ─────────────────────────────────────────────────────────────────
@@ -376,11 +420,11 @@ def _counted_gaps(protocol: ScoringProtocol, clip: Clip, coverage: Coverage) -> 
 
 @dataclass(frozen=True)
 class _Part:
-    """What a worker returns for one clip and one source."""
+    """What a worker returns for one clip, one source and one protocol."""
 
     states: list[tuple[str, State]]
-    scores: list[list[Score]]
-    notes: list[dict[str, Any]]
+    scores: list[Score]
+    notes: dict[str, Any]
 
 
 def score_one_clip(
@@ -389,9 +433,68 @@ def score_one_clip(
     sources: Sequence[PredictionSource],
     protocols: Sequence[ScoringProtocol],
     options: Options,
-) -> list[_Part]:
+) -> list[list[_Part]]:
     """All sources under all protocols on one clip; the truth is read once."""
-    expressions = dataset.expressions(clip)
+    expressions = [e for e in dataset.expressions(clip) if any(p.wants(e) for p in protocols)]
+    labels = any(p.compares == "labels" for p in protocols)
+    samples = any(p.compares != "labels" for p in protocols)
+    files = hook(dataset, "annotation_files")
+    maps = files(clip) if labels and files is not None else None
+    truth: LabelMaps | None = None
+    if maps is not None:
+        truth = FolderLabels(tuple(maps), clip.frame_names, clip.size)
+    targets = _targets(dataset, clip, expressions) if samples or (labels and truth is None) else []
+    if labels and truth is None:
+        truth = truth_labels(clip, targets)
+    unions = [target.union() for target in targets]
+    foreground = hook(dataset, "foreground")
+    instances: MaskTrack | None = None if foreground is None else foreground(clip)
+    book = CountBook(clip.size, len(clip))
+    out: list[list[_Part]] = []
+    for source in sources:
+        answers = source.answers(clip, expressions, labels=labels, samples=samples)
+        found = {e.id: _checked(answers.samples.get(e.id), clip) for e in expressions}
+        states = {e.id: state_of(found[e.id], clip) for e in expressions}
+        nothing = answers.clip_missing
+        if nothing is None:
+            nothing = all(state.status != "ok" for state in states.values())
+        items = [
+            Item(e, target, found[e.id], states[e.id].status, nothing, answers.greys.get(e.id), union)
+            for e, target, union in zip(expressions, targets, unions, strict=False)
+        ]
+        merged = answers.labels
+        if labels and merged is None:
+            merged = merged_labels(clip, expressions, found)
+        parts: list[_Part] = []
+        for protocol in protocols:
+            case = Case(clip, items, book, truth, merged or {}, instances, options.detail, options.partial)
+            scores = _described(protocol.score_clip(case), items, clip)
+            if protocol.compares == "labels" and answers.labels is not None:
+                known = _label_states(protocol, clip, answers.labels)
+            else:
+                known = [
+                    (sample_id(clip.id, e.id), _counted(protocol, clip, states[e.id], items, index))
+                    for index, e in enumerate(expressions)
+                    if protocol.wants(e)
+                ]
+            parts.append(_Part(known, scores, protocol.notes(case)))
+        out.append(parts)
+    return out
+
+
+def hook(dataset: Any, name: str) -> Callable[..., Any] | None:
+    """An optional method of a dataset, also of the one a part was taken from.
+
+    ``annotation_files(clip)`` gives one id-map PNG (or ``None``) per frame, ``foreground(clip)`` the
+    union of all annotated instances.
+    """
+    found = getattr(dataset, name, None)
+    if found is None and hasattr(dataset, "inner"):
+        return hook(dataset.inner, name)
+    return found if callable(found) else None
+
+
+def _targets(dataset: Dataset, clip: Clip, expressions: Sequence[Expression]) -> list[Target]:
     targets: list[Target] = []
     for expression in expressions:
         target = dataset.target(clip, expression)
@@ -402,26 +505,26 @@ def score_one_clip(
                 cure="Make a zip for the evaluation server with `refseg submission RUN`.",
             )
         targets.append(target)
-    book = CountBook(clip.size, len(clip))
-    parts: list[_Part] = []
-    for source in sources:
-        answers = source.answers(clip, expressions)
-        samples = {e.id: _checked(answers.samples.get(e.id), clip) for e in expressions}
-        states = [(e.id, state_of(samples[e.id], clip)) for e in expressions]
-        nothing = all(state.status != "ok" for _, state in states)
-        items = [
-            Item(e, target, samples[e.id], state.status, nothing, answers.greys.get(e.id))
-            for e, target, (_, state) in zip(expressions, targets, states, strict=True)
-        ]
-        scores: list[list[Score]] = []
-        notes: list[dict[str, Any]] = []
-        for protocol in protocols:
-            case = Case(clip, items, book, detail=options.detail, partial=options.partial)
-            scores.append(_described(protocol.score_clip(case), items, clip))
-            notes.append({})
-        named = [(sample_id(clip.id, name), state) for name, state in states]
-        parts.append(_Part(named, scores, notes))
-    return parts
+    return targets
+
+
+def _counted(protocol: ScoringProtocol, clip: Clip, state: State, items: Sequence[Item], index: int) -> State:
+    if not state.gaps or not items:
+        return state
+    return _only(state, {clip.frame_names[t] for t in protocol.scored_frames(clip, items[index])})
+
+
+def _label_states(
+    protocol: ScoringProtocol, clip: Clip, labels: Mapping[str, LabelMaps]
+) -> list[tuple[str, State]]:
+    frames = protocol.needs(clip)
+    counted = None if frames is None else {clip.frame_names[t] for t in frames}
+    out: list[tuple[str, State]] = []
+    for name in protocol.sets:
+        gaps = tuple(labels[name].missing()) if name in labels else clip.frame_names
+        state = State("missing") if len(gaps) == len(clip) else _only(State("ok", gaps), counted)
+        out.append((f"{name}/{clip.id}".lstrip("/"), state))
+    return out
 
 
 def _checked(prediction: Prediction | None, clip: Clip) -> Prediction | None:
@@ -467,15 +570,20 @@ class _Portable:
     def of(cls, dataset: Any) -> _Portable:
         if dataclasses.is_dataclass(dataset) and not isinstance(dataset, type):
             knobs = {f.name: getattr(dataset, f.name) for f in dataclasses.fields(dataset) if f.init}
-            return cls(None, type(dataset), knobs)
+            parts = {k: cls.of(v) if dataclasses.is_dataclass(v) else v for k, v in knobs.items()}
+            return cls(None, type(dataset), parts)
         return cls(dataset)
 
     def build(self) -> Any:
-        return self.made if self.cls is None else self.cls(**self.fields)
+        if self.cls is None:
+            return self.made
+        return self.cls(**{k: v.build() if isinstance(v, _Portable) else v for k, v in self.fields.items()})
 
 
 @dataclass
 class _Worker:
+    """What a worker process keeps."""
+
     dataset: Any
     clips: Sequence[Clip]
     sources: Sequence[PredictionSource]
@@ -498,7 +606,7 @@ def _start_worker(
     _worker = _Worker(dataset, dataset.clips(), sources, protocols, options)
 
 
-def _work(index: int) -> list[_Part]:
+def _work(index: int) -> list[list[_Part]]:
     if _worker is None:
         raise RuntimeError("scoring worker was not started")
     w = _worker
@@ -507,9 +615,11 @@ def _work(index: int) -> list[_Part]:
 
 def _quiet_threads() -> None:
     """One thread per process: the clips are what is spread."""
-    import cv2
+    kernel.keep_pages()
+    if kernel.name() == "plain":
+        import cv2
 
-    cv2.setNumThreads(1)
+        cv2.setNumThreads(1)
 
 
 def _outcomes(
@@ -517,7 +627,7 @@ def _outcomes(
     sources: Sequence[PredictionSource],
     protocols: Sequence[ScoringProtocol],
     options: Options,
-) -> Iterator[list[_Part]]:
+) -> Iterator[list[list[_Part]]]:
     """Outcomes of all clips in the dataset's order, whichever process finishes first."""
     clips = dataset.clips()
     jobs = min(options.jobs or cores_given(), len(clips))
@@ -530,7 +640,7 @@ def _outcomes(
     pool = ProcessPoolExecutor(
         jobs, context, _start_worker, (_Portable.of(dataset), list(sources), list(protocols), options)
     )
-    waiting: list[Future[list[_Part]]] = []
+    waiting: list[Future[list[list[_Part]]]] = []
     try:
         # A bounded window: results in flight stay few however many clips there are.
         for index in range(len(clips)):

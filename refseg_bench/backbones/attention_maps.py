@@ -94,15 +94,49 @@ class LayerLogits:
 
     Attributes:
         image_HNT: image × token logits in the direction read.
-        text_HTT: token (query) × token (key) logits; ``None`` where text never attends (Wan).
+        query_HTD, key_HTD: the tokens' own queries (scaled) and keys, from which their logits among
+            each other follow; ``None`` where text never attends (Wan).
         rest_HN: log-sum-exp over the image queries' other keys (image and prompt), if asked for.
         rest_HT: log-sum-exp over the text queries' image keys, if asked for.
     """
 
     image_HNT: Tensor
-    text_HTT: Tensor | None = None
+    query_HTD: Tensor | None = None
+    key_HTD: Tensor | None = None
     rest_HN: Tensor | None = None
     rest_HT: Tensor | None = None
+
+    def text_HTT(self) -> Tensor | None:
+        """Token (query) × token (key) logits."""
+        if self.query_HTD is None or self.key_HTD is None:
+            return None
+        return self.query_HTD @ self.key_HTD.mT
+
+    def select(self, tokens: Sequence[int]) -> LayerLogits:
+        """Some of the tokens, in the order given."""
+        places = torch.as_tensor(list(tokens), device=self.image_HNT.device)
+
+        def of(tensor: Tensor | None, axis: int) -> Tensor | None:
+            return None if tensor is None else tensor.index_select(axis, places)
+
+        return LayerLogits(
+            self.image_HNT.index_select(2, places),
+            of(self.query_HTD, 1),
+            of(self.key_HTD, 1),
+            self.rest_HN,
+            of(self.rest_HT, 1),
+        )
+
+    @staticmethod
+    def cat_tokens(parts: Sequence[LayerLogits]) -> LayerLogits:
+        """Several sets of one image as one set, in order."""
+
+        def of(name: str, axis: int) -> Tensor | None:
+            tensors = [getattr(part, name) for part in parts]
+            return None if tensors[0] is None else torch.cat(tensors, axis)
+
+        image = torch.cat([part.image_HNT for part in parts], 2)
+        return LayerLogits(image, of("query_HTD", 1), of("key_HTD", 1), parts[0].rest_HN, of("rest_HT", 1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,15 +192,12 @@ class MapReducer:
         Raises:
             AttentionError: a logit is NaN or infinite.
         """
-        if not bool(torch.isfinite(chunk.image_HNT).all()):
-            raise AttentionError(
-                f"Layer {layer} gives NaN or infinite attention logits.",
-                cure="Run the model in bf16 or fp32 (backbone.dtype): fp16 overflows in some of them.",
-            )
-        part = self._select(chunk)
-        self._layer_image.append(self._image(part).sum(0).mT)
-        if part.text_HTT is not None:
-            self._layer_text.append(self._text(part).sum(0))
+        require_finite(chunk.image_HNT, layer)
+        part = chunk.select(self.reading.tokens)
+        text_HTT = part.text_HTT()
+        self._layer_image.append(self._image(part, text_HTT).sum(0).mT)
+        if text_HTT is not None:
+            self._layer_text.append(self._text(text_HTT, part.rest_HT).sum(0))
         self._layer_heads += part.image_HNT.shape[0]
         if len(self._layer_image) > 1:
             self._layer_image = [self._layer_image[0] + self._layer_image[1]]
@@ -200,13 +231,6 @@ class MapReducer:
             grid,
         )
 
-    def _select(self, part: LayerLogits) -> LayerLogits:
-        """The reading's tokens, in float32."""
-        tokens = torch.as_tensor(self.reading.tokens, device=part.image_HNT.device)
-        text = None if part.text_HTT is None else part.text_HTT[:, tokens][:, :, tokens].float()
-        rest = None if part.rest_HT is None else part.rest_HT[:, tokens]
-        return LayerLogits(part.image_HNT[..., tokens].float(), text, part.rest_HN, rest)
-
     def _without_excluded(self, logits_HNT: Tensor) -> Tensor:
         places = [self.reading.tokens.index(t) for t in self.reading.exclude if t in self.reading.tokens]
         if not places or len(places) == logits_HNT.shape[-1]:
@@ -215,7 +239,7 @@ class MapReducer:
         logits_HNT[..., places] = float("-inf")
         return logits_HNT
 
-    def _image(self, part: LayerLogits) -> Tensor:
+    def _image(self, part: LayerLogits, text_HTT: Tensor | None) -> Tensor:
         """What of one layer's heads is averaged: probabilities, or the logits themselves."""
         options = self.options
         logits = part.image_HNT
@@ -231,19 +255,17 @@ class MapReducer:
             total_HN1 = torch.logaddexp(part.rest_HN, logits.logsumexp(-1))[..., None]
             return (logits - total_HN1).exp()
         over_image_HT = logits.logsumexp(-2)
-        assert part.text_HTT is not None
-        total_H1T = torch.logaddexp(over_image_HT, part.text_HTT.logsumexp(-1))[:, None, :]
+        assert text_HTT is not None
+        total_H1T = torch.logaddexp(over_image_HT, text_HTT.logsumexp(-1))[:, None, :]
         return (logits - total_H1T).exp()
 
-    def _text(self, part: LayerLogits) -> Tensor:
-        assert part.text_HTT is not None
+    def _text(self, text_HTT: Tensor, rest_HT: Tensor | None) -> Tensor:
         if self.options.head_agg == "mean_logits_then_softmax":
-            return part.text_HTT
+            return text_HTT
         if self.options.head_agg == "joint_renorm":
-            assert part.rest_HT is not None
-            total_HT1 = torch.logaddexp(part.rest_HT, part.text_HTT.logsumexp(-1))[..., None]
-            return (part.text_HTT - total_HT1).exp()
-        return part.text_HTT.softmax(-1)
+            assert rest_HT is not None
+            return (text_HTT - torch.logaddexp(rest_HT, text_HTT.logsumexp(-1))[..., None]).exp()
+        return text_HTT.softmax(-1)
 
     def _finish(self, image_TN: Tensor, text_TT: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """From averages over heads (and layers) to maps."""
@@ -264,6 +286,19 @@ class MapReducer:
     def _statistics(self, image_TN: Tensor, text_TT: Tensor | None) -> NDArray[np.float32]:
         image_TN, text_TT = self._finish(image_TN, text_TT)
         return sink_statistics(image_TN.cpu().numpy(), None if text_TT is None else text_TT.cpu().numpy())
+
+
+def require_finite(values: Tensor, layer: int) -> None:
+    """Refuse queries, keys or logits that are not numbers.
+
+    Raises:
+        AttentionError: naming the layer.
+    """
+    if not bool(torch.isfinite(values).all()):
+        raise AttentionError(
+            f"Layer {layer} gives NaN or infinite attention logits.",
+            cure="Run the model in bf16 or fp32 (backbone.dtype): fp16 overflows in some of them.",
+        )
 
 
 def sink_statistics(maps_TN: FloatTN, text_TT: FloatTT | None) -> NDArray[np.float32]:
@@ -333,6 +368,8 @@ class Recorder:
 
     def __call__(self, call: SdpaCall) -> None:
         """Read one layer."""
+        for tensor in (call.query, call.key):
+            require_finite(tensor, call.layer)
         for index, (reducers, positions) in enumerate(zip(self._reducers, self.layout.sets, strict=True)):
             kept: list[LayerLogits] = []
             for chunk in self._chunks(call, positions):
@@ -383,27 +420,22 @@ class Recorder:
                 )
             return LayerLogits(query @ text_keys.mT)
         text_queries = query[:, positions]
-        text = text_queries @ text_keys.mT
         if self.options.direction == "txt2img":
             logits = (text_queries @ key[:, image].mT).mT
         else:
             logits = query[:, image] @ text_keys.mT
         if not self.options.needs_rest:
-            return LayerLogits(logits, text)
+            return LayerLogits(logits, text_queries, text_keys)
         rest_HT = (text_queries @ key[:, image].mT).logsumexp(-1)
         if self.options.direction == "txt2img":
-            return LayerLogits(logits, text, None, rest_HT)
+            return LayerLogits(logits, text_queries, text_keys, None, rest_HT)
         other = torch.cat([key[:, image], key[:, list(self.layout.prompt)]], 1)
+        step = max(1, CHUNK // other.shape[1])
         rest = [
-            torch.cat(
-                [
-                    (block @ other[h].mT).logsumexp(-1)
-                    for block in query[h, image].split(max(1, CHUNK // other.shape[1]))
-                ]
-            )
-            for h in range(query.shape[0])
+            torch.cat([(block @ keys.mT).logsumexp(-1) for block in torch.split(queries, step)])
+            for queries, keys in zip(query[:, image], other, strict=True)
         ]
-        return LayerLogits(logits, text, torch.stack(rest), rest_HT)
+        return LayerLogits(logits, text_queries, text_keys, torch.stack(rest), rest_HT)
 
 
 def join_heads(chunks: Sequence[LayerLogits]) -> LayerLogits:
@@ -417,7 +449,8 @@ def join_heads(chunks: Sequence[LayerLogits]) -> LayerLogits:
     assert image is not None
     return LayerLogits(
         image,
-        joined([c.text_HTT for c in chunks]),
+        joined([c.query_HTD for c in chunks]),
+        joined([c.key_HTD for c in chunks]),
         joined([c.rest_HN for c in chunks]),
         joined([c.rest_HT for c in chunks]),
     )
@@ -470,7 +503,7 @@ def one_way_mask(roles: Sequence[int], image: int, *, text_first: bool, cross: b
     if cross:
         return (torch.tensor(list(roles)) == PROMPT).expand(image, -1)
     parts = [list(roles), [_IMAGE] * image]
-    role = torch.tensor(sum(parts if text_first else parts[::-1], []))
+    role = torch.tensor([*parts[not text_first], *parts[text_first]])
     query, key = role[:, None], role[None, :]
     allowed = torch.where(query >= 0, (key == _IMAGE) | (key == query), (key == _IMAGE) | (key == PROMPT))
     return allowed

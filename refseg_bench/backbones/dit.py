@@ -186,10 +186,11 @@ class DiT:
         """Most extraction tokens of one expression with its magnets."""
         return self.adapter.max_text
 
-    @property
-    def magnets_independent(self) -> bool:
+    def magnets_independent(self, mode: TextMode) -> bool:
         """True if an expression's tokens don't change with its magnets, so that logits recombine."""
-        return self.adapter.cross or (self.text_mode == "concept_stream" and not self.concept_self_attention)
+        if mode == "prompt":
+            return False
+        return self.adapter.cross or not self.concept_self_attention
 
     def options(self, space: Literal["attention", "output"] = "attention") -> MapOptions:
         """How logits become maps, from the knobs."""
@@ -273,15 +274,18 @@ class DiT:
             return
         alike: dict[tuple[str, str], list[int]] = {}
         for index, query in enumerate(queries):
-            alike.setdefault((query.prompt, self._pooled_text(query, mode)), []).append(index)
+            alike.setdefault((query.prompt, self.pooled_text(query.tokens, query.prompt, mode)), []).append(
+                index
+            )
         for members in alike.values():
             for start in range(0, len(members), self.expressions_per_forward):
                 yield members[start : start + self.expressions_per_forward]
 
-    def _pooled_text(self, query: Query, mode: TextMode) -> str:
-        if self.pooled == "expression" or (self.pooled == "prompt" and mode == "prompt"):
-            return query.tokens.expression
-        return query.prompt if self.pooled == "prompt" else ""
+    def pooled_text(self, tokens: TokenSet, prompt: str, mode: TextMode) -> str:
+        """The text whose CLIP vector conditions a pass; empty = a vector of zeros."""
+        if self.adapter.pooled_output is None or self.pooled == "zeros":
+            return ""
+        return tokens.expression if self.pooled == "expression" or mode == "prompt" else prompt
 
     def _pass(
         self, scene: Scene, queries: Sequence[Query], options: MapOptions, mode: TextMode, keep: bool
@@ -344,11 +348,13 @@ class DiT:
     def _pooled(self, loaded: _Loaded, query: Query, mode: TextMode) -> Tensor | None:
         import torch
 
+        from refseg_bench.backbones.dit_families.base import config
+
         if loaded.family.pooled_output is None:
             return None
-        text = self._pooled_text(query, mode)
+        text = self.pooled_text(query.tokens, query.prompt, mode)
         if not text:
-            width = int(loaded.transformer.config.pooled_projection_dim)
+            width = int(config(loaded.transformer, "pooled_projection_dim"))
             return torch.zeros(1, width, device=loaded.device, dtype=loaded.dtype)
         vector = loaded.text.pooled(text, loaded.family.pooled_output)
         return vector.to(loaded.device, loaded.dtype)[None]
@@ -366,18 +372,25 @@ class DiT:
                 f"An image must be height × width × 3, not {image_HWC.shape}.",
                 cure="Read it with refseg_bench.imageio.read_rgb, which brings every mode to RGB.",
             )
+        rows, columns = self._inner(image_HWC.shape[:2])
         pixels = torch.tensor(image_HWC).permute(2, 0, 1)[None].float() / 127.5 - 1
+        pixels = F.interpolate(pixels, (rows, columns), mode="bicubic", align_corners=False, antialias=True)
+        pixels = F.pad(pixels.clamp(-1, 1), (0, width - columns, 0, height - rows))
+        return pixels, (rows / height, columns / width)
+
+    def _inner(self, size: tuple[int, ...]) -> tuple[int, int]:
+        """(height, width) of the image on the canvas."""
+        height, width = self.input_size()
         if self.resize == "squash":
-            inner = (height, width)
-        else:
-            factor = min(height / image_HWC.shape[0], width / image_HWC.shape[1])
-            inner = (
-                max(1, round(image_HWC.shape[0] * factor)),
-                max(1, round(image_HWC.shape[1] * factor)),
-            )
-        pixels = F.interpolate(pixels, inner, mode="bicubic", align_corners=False, antialias=True)
-        pixels = F.pad(pixels.clamp(-1, 1), (0, width - inner[1], 0, height - inner[0]))
-        return pixels, (inner[0] / height, inner[1] / width)
+            return height, width
+        factor = min(height / size[0], width / size[1])
+        return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
+
+    def content_share(self, size: tuple[int, int]) -> tuple[float, float]:
+        """The share of the canvas, (height, width), that an image of this size covers."""
+        height, width = self.input_size()
+        rows, columns = self._inner(size)
+        return rows / height, columns / width
 
     def input_size(self) -> tuple[int, int]:
         """(height, width) of the model's input in pixels."""
@@ -522,8 +535,8 @@ class _Loaded:
             "fp16": torch.float16,
             "fp32": torch.float32,
         }[dit.dtype]
-        on_gpu = torch.cuda.is_available() if dit.device == "auto" else dit.device
-        self.device = torch.device({True: "cuda", False: "cpu"}.get(on_gpu, on_gpu))  # type: ignore[call-overload]
+        automatic = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = torch.device(automatic if dit.device == "auto" else dit.device)
         self.scheduler = _read_json(self.folder / "scheduler" / "scheduler_config.json")
         self.text: TextSide = TextSide(self.folder, self.index, self.dtype, self.device, dit.text_encoders)
         self._transformer: nn.Module | None = None

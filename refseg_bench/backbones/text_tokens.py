@@ -10,7 +10,7 @@ from __future__ import annotations
 import string
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 from refseg_bench.errors import DataError
@@ -87,6 +87,17 @@ class TokenSet:
         """The expression's whitespace-separated words."""
         return self.expression.split()
 
+    def alone(self, string: int) -> TokenSet:
+        """One string as a set of its own (separate encoding only); string 0 is the expression."""
+        own = tuple(replace(t, string=0) for t in self.tokens if t.string == string)
+        text = self.expression if string == 0 else self.magnets[string - 1]
+        return TokenSet((self.strings[string],), own, text)
+
+    @property
+    def separable(self) -> bool:
+        """True if every string was encoded by itself."""
+        return len(self.strings) == 1 + len(self.magnets)
+
     def first_of_strings(self) -> tuple[int, ...]:
         """Index of the first word token of each string."""
         count = max(token.string for token in self.tokens) + 1
@@ -138,7 +149,7 @@ def tokenise(
     if cut > 0:
         if overlong == "error" or len(strings[0]) - cut < 2 or encoding == "joined":
             raise DataError(
-                f"The expression and its magnets are {sum(map(len, strings))} tokens, the model takes {limit}.",
+                f"Expression and magnets are {sum(map(len, strings))} tokens, the model takes {limit}.",
                 where=f"{text[:60]}…",
                 cure="Shorten it, or use method.overlong=truncate with magnet_encoding=separate.",
             )

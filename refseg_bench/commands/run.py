@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from refseg_bench import config as configs
 from refseg_bench import launch
 from refseg_bench.commands.report import show
 from refseg_bench.commands.score import score_run
+from refseg_bench.errors import ScoreError
+from refseg_bench.store import RunStore
 
 
 def add(commands: Any) -> None:
@@ -47,7 +50,7 @@ def main(args: argparse.Namespace) -> int:
     if len(launched) == 1 and launched[0].error is not None:
         raise launched[0].error
     code = 0
-    scored = []
+    here: list[RunStore] = []
     for item in launched:
         if item.error is not None:
             print(f"{item.store.root}\n  {item.error}", file=sys.stderr)
@@ -57,9 +60,21 @@ def main(args: argparse.Namespace) -> int:
             if item.tally.elsewhere:
                 print(f"{item.store.root}\n  {item.tally.elsewhere} samples are not done", file=sys.stderr)
                 code = max(code, 1)
-            elif not args.no_score:
-                score_run(item.store)
-                scored.append(item.store)
-    if scored:
-        show(scored)
+            else:
+                here.append(item.store)
+    if here and not args.no_score:
+        code = max(code, finish(here))
+    return code
+
+
+def finish(stores: Sequence[RunStore]) -> int:
+    """Score the runs and print their tables; a run that can't be scored is told and left out."""
+    code = 0
+    for store in stores:
+        try:
+            score_run(store)
+        except ScoreError as error:
+            print(f"{store.root}\n  not scored: {error}", file=sys.stderr)
+            code = 2
+    show(stores)
     return code

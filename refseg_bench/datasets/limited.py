@@ -36,6 +36,11 @@ class Limited:
         """The whole dataset's split."""
         return self.inner.split
 
+    @property
+    def protocols(self) -> Sequence[str]:
+        """The whole dataset's protocols."""
+        return self.inner.protocols
+
     def clips(self) -> Sequence[Clip]:
         """The clips that have an expression in the part.
 

@@ -7,6 +7,7 @@ was not annotated (ReasonVOS) or the copy is damaged (everywhere else).
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +20,8 @@ from PIL import Image, UnidentifiedImageError
 
 from refseg_bench.datasets.damage import UNPACK_AGAIN, Damage, Report, refuse
 from refseg_bench.datasets.files import check_link, safe_join
-from refseg_bench.datasets.offsets import Entries
+from refseg_bench.datasets.offsets import Entries, open_entries, open_store
+from refseg_bench.datasets.pickles import load_pickle
 from refseg_bench.datasets.rle import blank, checked_track
 from refseg_bench.types import Clip, MaskTrack, encode_rle
 
@@ -50,6 +52,38 @@ class MaskSource(Protocol):
 
 
 # ── run-length dictionaries ──────────────────────────────────────────────────
+
+
+def open_mask_dict(path: Path, cache: Path) -> Entries:
+    """A mask dictionary, JSON or pickle, indexed for reading one object at a time.
+
+    Raises:
+        Damage: missing or torn, or a pickle of anything else.
+    """
+    if path.suffix == ".json":
+        return open_entries(path, cache)
+    return open_store((path,), path.name, cache, lambda: _pickled(path))
+
+
+def _pickled(path: Path) -> Iterator[tuple[str, bytes]]:
+    """Objects of a pickled mask dictionary as JSON; counts may be bytes or text."""
+    whole = load_pickle(path)
+    if not isinstance(whole, dict):
+        raise Damage("wrong type", "The pickle holds no dictionary of masks.", file=path, place="the file")
+
+    def plain(value: object) -> str:
+        if isinstance(value, bytes):
+            return value.decode("latin1")
+        raise TypeError(f"a {type(value).__name__}")
+
+    for key, entries in whole.items():
+        try:
+            text = json.dumps(entries, default=plain, separators=(",", ":"))
+        except (TypeError, ValueError) as error:
+            raise Damage(
+                "malformed mask", f"The masks of '{key}' hold {error}.", file=path, place=f"entry '{key}'"
+            ) from error
+        yield str(key), text.encode()
 
 
 @dataclass

@@ -58,6 +58,7 @@ class ReasonVos(MetaExpressions):
     )
     hidden: list[str] = field(default_factory=list)
     protocols: list[str] = knob(factory=lambda: ["reasonvos"], transient=True)
+    every_frame_listed: bool = knob(False, transient=True)
 
     def read_videos(self, file: Path, report: Report) -> dict[str, dict[str, Any]]:
         """The videos in the common shape, whichever form the file has."""

@@ -82,6 +82,7 @@ class RefYoutubeVos(RunningNumbers):
         default_factory=lambda: ["{split}/Annotations", "{split}/mask_dict.pkl", "{split}/mask_dict.json"]
     )
     hidden: list[str] = field(default_factory=lambda: ["valid", "test"])
+    every_frame_listed: bool = knob(False, transient=True)
     test: list[str] = field(default_factory=lambda: ["meta_expressions/test/meta_expressions.json"])
     valid_list: list[str] = field(
         default_factory=lambda: [
@@ -118,11 +119,11 @@ class RefYoutubeVos(RunningNumbers):
             if len(videos) > VALID_VIDEOS:
                 raise Damage(
                     "valid split unknown",
-                    f"The valid file lists {len(videos)} videos, {VALID_VIDEOS} of them valid, the others test.",
+                    f"The valid file lists {len(videos)} videos; only {VALID_VIDEOS} of them are valid.",
                     file=file,
                     place="videos",
-                    cure=f"Put the test expression file at {base / self.test[0]}, or the {VALID_VIDEOS} names, "
-                    f"one a line, at {base / self.valid_list[0]}.",
+                    cure=f"Put the test expression file at {base / self.test[0]}, "
+                    f"or the {VALID_VIDEOS} names, one a line, at {base / self.valid_list[0]}.",
                 )
             return videos
         kept = {video: record for video, record in videos.items() if video in chosen}

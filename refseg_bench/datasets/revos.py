@@ -9,7 +9,7 @@ from typing import Any
 from refseg_bench.datasets.damage import Damage, Report, refuse
 from refseg_bench.datasets.files import cache_root, field_of, want
 from refseg_bench.datasets.meta_expressions import MetaExpressions
-from refseg_bench.datasets.offsets import open_entries
+from refseg_bench.datasets.offsets import Entries, open_entries
 from refseg_bench.datasets.rle import checked_track
 from refseg_bench.schema import knob
 from refseg_bench.types import Clip, MaskTrack
@@ -36,6 +36,7 @@ class Revos(MetaExpressions):
     masks: list[str] = field(default_factory=lambda: ["mask_dict.json", "mask_dict.pkl"])
     hidden: list[str] = field(default_factory=list)
     protocols: list[str] = knob(factory=lambda: ["revos-binary"], transient=True)
+    every_frame_listed: bool = knob(False, transient=True)
     foreground_masks: list[str] = field(default_factory=lambda: ["mask_dict_foreground.json"])
 
     def attributes(
@@ -60,24 +61,27 @@ class Revos(MetaExpressions):
             return None
         return {**attrs, "type": TYPES[type_id]}
 
+    _foreground: Entries | None = field(default=None, init=False, repr=False, compare=False)
+
     def foreground(self, clip: Clip, report: Report = refuse) -> MaskTrack | None:
         """Union of all annotated instances of a clip; ``None`` where the copy lacks the file.
 
         Raises:
             DataError: the clip has no entry, or its masks are damaged.
         """
-        base = self._loaded().base
-        for path in (base / name for name in self.foreground_masks):
-            if path.is_file():
-                entry = open_entries(path, cache_root(self.cache)).get(clip.id)
-                place = f"video {clip.id}"
-                if not want(entry, dict, file=path, place=place, report=report):
-                    return None
-                rles = field_of(entry, "masks_rle", list, file=path, place=place, report=report)
-                if rles is None:
-                    return None
-                return MaskTrack(
-                    clip.size,
-                    checked_track(rles, clip.size, len(clip), file=path, place=place, report=report),
-                )
-        return None
+        if self._foreground is None:
+            base = self._loaded().base
+            path = next((base / p for p in self.foreground_masks if (base / p).is_file()), None)
+            if path is None:
+                return None
+            self._foreground = open_entries(path, cache_root(self.cache))
+        file, place = self._foreground.file, f"video {clip.id}"
+        entry = self._foreground.get(clip.id)
+        if not want(entry, dict, file=file, place=place, report=report):
+            return None
+        rles = field_of(entry, "masks_rle", list, file=file, place=place, report=report)
+        if rles is None:
+            return None
+        return MaskTrack(
+            clip.size, checked_track(rles, clip.size, len(clip), file=file, place=place, report=report)
+        )

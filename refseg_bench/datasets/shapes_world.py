@@ -240,7 +240,8 @@ def _looks(rng: np.random.Generator, count: int) -> list[tuple[str, str, bool]]:
     Distractors that share one half of the name are what makes an expression such as "the red
     striped one" need both of its words.
     """
-    colours, looks = list(COLOURS), []
+    colours = list(COLOURS)
+    looks: list[tuple[str, str, bool]] = []
     names: set[tuple[str, str]] = set()
     while len(looks) < count:
         colour, texture = str(rng.choice(colours)), str(rng.choice(TEXTURES))
@@ -404,7 +405,7 @@ def render(scene: Scene, indices: Sequence[int] | None = None) -> Footage:
     whole = np.zeros((len(chosen), count), np.int64)
     covered = np.zeros((len(chosen), count, count), np.int64)
     noise = 0.6 + 1.2 * world.difficulty
-    grain_field = np.repeat(np.rint(_noise_field() * noise).astype(np.int16)[..., None], 3, axis=2)
+    grain_field = _grain(noise)
     for row, index in enumerate(chosen):
         dy, dx = (int(v) for v in scene.jitter_T2[index])
         frame = frames[row]
@@ -436,6 +437,11 @@ def render(scene: Scene, indices: Sequence[int] | None = None) -> Footage:
 @functools.lru_cache(maxsize=1)
 def _noise_field() -> NDArray[np.float32]:
     return np.random.default_rng(20251121).normal(0, 1, (320, 384)).astype(np.float32)
+
+
+@functools.lru_cache(maxsize=16)
+def _grain(noise: float) -> NDArray[np.int16]:
+    return np.repeat(np.rint(_noise_field() * noise).astype(np.int16)[..., None], 3, axis=2)
 
 
 def _tile(field: NDArray[Any], height: int, width: int, top: int, left: int) -> NDArray[Any]:
@@ -501,7 +507,7 @@ def _ground(scene: Scene, margin: int) -> NDArray[np.uint8]:
         _tile(_noise_field(), height, width, int(rng.integers(64)), int(rng.integers(64))) * 2.5 * strength
     )
     base = np.array(GROUNDS[scene.ground], np.float32) + rng.normal(0, 5, 3).astype(np.float32)
-    return np.clip(base + tone[..., None], 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(base + tone[..., None], 0, 255).astype(np.uint8))
 
 
 # ── saying what is there ─────────────────────────────────────────────────────

@@ -150,6 +150,25 @@ def prepare(mask_HW: NDArray[Any]) -> PlainRegion:
     )
 
 
+def label_ids(labels_HW: Uint8HW) -> list[int]:
+    """The nonzero ids of an id map, ascending."""
+    flat = labels_HW.ravel()
+    if not len(flat):
+        return []
+    # Ids change at few places, and only those have to be looked at.
+    starts = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    seen = np.zeros(256, np.bool_)
+    seen[flat[starts]] = True
+    seen[flat[0]] = True
+    seen[0] = False
+    return [int(i) for i in np.flatnonzero(seen)]
+
+
+def prepare_labels(labels_HW: Uint8HW) -> dict[int, PlainRegion]:
+    """:func:`prepare` for every nonzero id of an id map."""
+    return {i: prepare(labels_HW == i) for i in label_ids(labels_HW)}
+
+
 def prepare_rle(counts: bytes, size: tuple[int, int]) -> PlainRegion:
     """:func:`prepare` for COCO run lengths, in the *transposed* frame.
 

@@ -52,7 +52,11 @@ def dense(options, seed=0, tokens=range(T)):
         for h in heads:
             q, k = call.query[0, h].double().numpy(), call.key[0, h].double().numpy()
             scores = q @ k.T * call.scale
-            L = (scores[np.ix_(image, text)] if options.direction == "img2txt" else scores[np.ix_(text, image)].T)
+            L = (
+                scores[np.ix_(image, text)]
+                if options.direction == "img2txt"
+                else scores[np.ix_(text, image)].T
+            )
             B = scores[np.ix_(text, text)]
             logits.append(L)
             text_logits.append(B)
@@ -61,7 +65,7 @@ def dense(options, seed=0, tokens=range(T)):
                 maps.append(softmax(L, -1 if options.softmax_axis == "tokens" else 0))
             elif options.direction == "img2txt":
                 keys = np.concatenate([image, np.arange(P), text])
-                maps.append(softmax(scores[np.ix_(image, keys)], -1)[:, -len(text):])
+                maps.append(softmax(scores[np.ix_(image, keys)], -1)[:, -len(text) :])
             else:
                 maps.append(softmax(scores[np.ix_(text, np.concatenate([image, text]))], -1)[:, :N].T)
             if options.head_agg == "joint_renorm":

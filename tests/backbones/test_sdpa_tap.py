@@ -168,7 +168,11 @@ def test_a_concept_stream_leaves_the_image_output_unchanged(family, make_dit, pi
 
         roles = [PROMPT] * text.prompt_tokens + [HIDDEN] * padding.shape[1]
         bare = SdpaTap(
-            range(2), [0], lambda call: None, mask=one_way_mask(roles, image, text_first=True), early_exit=False
+            range(2),
+            [0],
+            lambda call: None,
+            mask=one_way_mask(roles, image, text_first=True),
+            early_exit=False,
         )
         run_alone = lambda call: bare.run(call)  # noqa: E731
     else:

@@ -134,8 +134,8 @@ def config(module: nn.Module, name: str, default: Any = None) -> Any:
 
 def scaled(vae: nn.Module, latents: Tensor) -> Tensor:
     """(z − shift) · scale, as image VAEs have it."""
-    shift = config(vae, "shift_factor", 0.0)
-    return (latents - shift) * config(vae, "scaling_factor", 1.0)
+    shift = float(config(vae, "shift_factor", 0.0))
+    return (latents - shift) * float(config(vae, "scaling_factor", 1.0))
 
 
 def standardised(vae: nn.Module, latents: Tensor) -> Tensor:
@@ -146,7 +146,7 @@ def standardised(vae: nn.Module, latents: Tensor) -> Tensor:
         latents = (latents - torch.tensor(mean, device=latents.device).view(shape)) / torch.tensor(
             std, device=latents.device
         ).view(shape)
-    return latents * config(vae, "scaling_factor", 1.0)
+    return latents * float(config(vae, "scaling_factor", 1.0))
 
 
 def mode(vae: nn.Module, pixels: Tensor) -> Tensor:

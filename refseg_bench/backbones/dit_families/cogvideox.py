@@ -29,7 +29,7 @@ class CogVideoX(Family):
     def encode(self, vae: nn.Module, pixels_1CHW: Tensor) -> Tensor:
         """``(1, frames, channels, height, width)``; 1.5 models take their frames in pairs."""
         latents = mode(vae, pixels_1CHW[:, :, None]).permute(0, 2, 1, 3, 4)
-        return latents * config(vae, "scaling_factor", 1.0)
+        return latents * float(config(vae, "scaling_factor", 1.0))
 
     def grid(self, latents: Tensor, transformer: nn.Module) -> tuple[int, int]:
         """Patches of one latent frame."""
@@ -46,7 +46,8 @@ class CogVideoX(Family):
 
         known = CogVideoXDDIMScheduler.from_config(dict(scheduler))
         alpha = float(known.alphas_cumprod[self.timestep(sigma)])
-        return alpha**0.5 * latents + (1 - alpha) ** 0.5 * noise
+        signal, spread = alpha**0.5, (1 - alpha) ** 0.5
+        return float(signal) * latents + float(spread) * noise
 
     def text_length(self, transformer: nn.Module) -> int | None:
         """Position tables of the models without rotation count on the full text."""

@@ -91,6 +91,7 @@ class Item:
         status: ``ok``, ``failed`` (the method raised, a file can't be read) or ``missing``.
         clip_missing: True if no sample of the clip has a prediction (some tools ask that first).
         grey: raw grey values, where the prediction came as PNG files.
+        truth: the target's union, where it was made already.
     """
 
     expression: Expression
@@ -99,6 +100,12 @@ class Item:
     status: Status
     clip_missing: bool = False
     grey: GreyTrack | None = None
+    truth: MaskTrack | None = None
+
+    @property
+    def union(self) -> MaskTrack:
+        """All objects of the target as one track."""
+        return self.target.union() if self.truth is None else self.truth
 
 
 @dataclass
@@ -115,6 +122,7 @@ class Case:
         foreground: union of all annotated instances of the clip (ReVOS), or ``None``.
         detail: True if scores should carry their per-frame values.
         partial: True if what is missing may be left out under any protocol.
+        instances_known: False if ``foreground`` had to be made from the targets.
     """
 
     clip: Clip
@@ -125,6 +133,7 @@ class Case:
     foreground: MaskTrack | None = None
     detail: bool = False
     partial: bool = False
+    instances_known: bool = True
 
 
 class ScoringProtocol:
@@ -145,11 +154,17 @@ class ScoringProtocol:
     metrics: ClassVar[tuple[str, ...]]
     #: what the protocol compares: masks per expression, id maps per clip, or heat-map peaks.
     compares: ClassVar[Literal["expressions", "labels", "points"]] = "expressions"
+    #: sets of merged id maps a label protocol scores.
+    sets: ClassVar[tuple[str, ...]] = ("",)
 
     @property
     def name(self) -> str:
         """``id@version``."""
         return f"{self.id}@{self.version}"
+
+    def wants(self, expression: Expression) -> bool:
+        """True if the protocol scores this sample at all."""
+        return True
 
     def missing_rule(self, item: Item) -> MissingRule:
         """What this protocol does about a sample that is not there."""
@@ -158,6 +173,16 @@ class ScoringProtocol:
     def scored_frames(self, clip: Clip, item: Item) -> Sequence[int]:
         """Indices of the frames that count for a sample."""
         return chosen_frames(self.policy.frames, len(clip), item)
+
+    def needs(self, clip: Clip) -> Sequence[int] | None:
+        """Frames that must be predicted whatever the truth is; ``None`` where the truth decides."""
+        if self.policy.frames == "annotated":
+            return None
+        return () if self.policy.frames == "predicted" else chosen_frames(self.policy.frames, len(clip))
+
+    def notes(self, case: Case) -> dict[str, Any]:
+        """Facts of a clip worth printing beside the result (equal ones are merged)."""
+        return {}
 
     def score_clip(self, case: Case) -> list[Score]:
         """Score all samples of one clip. Pure: no file is written, nothing is remembered."""
@@ -178,7 +203,10 @@ class ScoringProtocol:
 
     def combine(self, sums: Mapping[str, Column]) -> dict[str, Column]:
         """Metrics from sums of the terms; works on scalars and on rows of resampled sums alike."""
-        return {name: ratio(sums[name], sums["n"]) for name in self.metrics if name in sums}
+        out = {name: ratio(sums[name], sums["n"]) for name in self.metrics if name in sums}
+        if "J&F" in out:
+            out["J&F"] = (out["J"] + out["F"]) / 2
+        return out
 
     def aggregate(self, values: Mapping[str, Column], attrs: Mapping[str, Sequence[Any]]) -> dict[str, float]:
         """All metrics of a table of units, float64, in list order."""
@@ -204,7 +232,7 @@ def chosen_frames(frames: Frames, length: int, item: Item | None = None) -> Sequ
     if frames == "inner":
         return range(1, length - 1)
     if item is not None and frames == "annotated":
-        track = item.target.union()
+        track = item.union
         return [t for t in range(length) if track.rles[t] is not None]
     if item is not None and frames == "predicted":
         track_p = None if item.prediction is None else item.prediction.track
@@ -225,11 +253,13 @@ def present(
         ScoreError: the protocol refuses what is missing (and the caller did not allow it).
     """
     for item in case.items:
+        if not protocol.wants(item.expression):
+            continue
         frames = protocol.scored_frames(case.clip, item)
         answered = item.prediction is not None and item.prediction.track is not None
         if answered and item.status == "ok":
             track = item.prediction.track if item.prediction is not None else None
-            if track is not None and all(track.rles[t] is not None for t in frames):
+            if track is not None and len(frames) and all(track.rles[t] is not None for t in frames):
                 yield item, frames, None
                 continue
         rule = protocol.missing_rule(item)

@@ -56,7 +56,7 @@ class RvosExpression(ScoringProtocol):
                 if made is not None:
                     tickets.append(made)
                 continue
-            tickets.append((item, frames, case.book.enter(item.target.union(), item.prediction.track)))
+            tickets.append((item, frames, case.book.enter(item.union, item.prediction.track)))
         scores: list[Score] = []
         for entry in tickets:
             if isinstance(entry, Score):
@@ -82,3 +82,143 @@ class RvosExpression(ScoringProtocol):
     def finish(self, j: float, f: float) -> dict[str, float]:
         """A unit's values from its mean J and F (fractions)."""
         return jf_values(j, f)
+
+
+@dataclass
+class ExpressionStrict(RvosExpression):
+    """``rvos-expr`` that refuses incomplete work instead of dropping it."""
+
+    id: ClassVar[str] = "expression"
+    aliases: ClassVar[tuple[str, ...]] = ()
+    imitates: ClassVar[str] = "none (harness default)"
+    policy: ClassVar[Policy] = Policy()
+
+
+@dataclass
+class MevisVideoLisa(RvosExpression):
+    """VideoLISA's copy of the MeViS evaluator: a video without predictions is dropped, not zero."""
+
+    id: ClassVar[str] = "mevis-vlisa"
+    aliases: ClassVar[tuple[str, ...]] = ()
+    imitates: ClassVar[str] = "VideoLISA's copy of MeViS"
+    citation: ClassVar[str] = "Bai et al., NeurIPS 2024; showlab/VideoLISA @ 146f2bc"
+    policy: ClassVar[Policy] = Policy(
+        missing="drop", missing_clip="drop", missing_why="video, expression or frame missing: dropped"
+    )
+
+
+@dataclass
+class MevisVisa(RvosExpression):
+    """VISA's copy of the MeViS evaluator: in percent, printed with 2 decimals after averaging."""
+
+    id: ClassVar[str] = "mevis-visa"
+    aliases: ClassVar[tuple[str, ...]] = ()
+    imitates: ClassVar[str] = "VISA's copy of MeViS"
+    citation: ClassVar[str] = "Yan et al., ECCV 2024; cilinyan/VISA @ ec158fd"
+    policy: ClassVar[Policy] = Policy(
+        missing="drop",
+        missing_clip="zero",
+        missing_why="video missing: 0; expression or frame missing: dropped (its worker dies)",
+        rounding="final",
+        digits=2,
+        scale=100.0,
+    )
+
+    def finish(self, j: float, f: float) -> dict[str, float]:
+        """Percent, unrounded."""
+        return jf_values(100 * j, 100 * f)
+
+
+@dataclass
+class RefDavisVisa(MevisVisa):
+    """VISA's evaluator on Ref-DAVIS17: each expression alone, no void, no matching, all frames.
+
+    Not comparable with ``refdavis-anno``. The four annotators' expressions are pooled.
+    """
+
+    id: ClassVar[str] = "refdavis-visa"
+    imitates: ClassVar[str] = "VISA on Ref-DAVIS17"
+
+
+@dataclass
+class Decaf(RvosExpression):
+    """DecAF's evaluator: in percent, every expression rounded to 2 decimals before averaging.
+
+    The J&F of an expression is rounded from the unrounded (J + F) / 2; the table's J&F is
+    (mean J + mean F) / 2. Whatever goes wrong with an expression (missing folder or frame, another
+    size) scores 0.
+    """
+
+    id: ClassVar[str] = "decaf"
+    aliases: ClassVar[tuple[str, ...]] = ()
+    imitates: ClassVar[str] = "DecAF"
+    citation: ClassVar[str] = "HYUNJS/DecAF @ 6c9766c"
+    policy: ClassVar[Policy] = Policy(
+        missing="zero",
+        missing_clip="zero",
+        missing_why="any error: 0",
+        rounding="unit",
+        digits=2,
+        scale=100.0,
+    )
+
+    def finish(self, j: float, f: float) -> dict[str, float]:
+        """Percent, rounded to 2 decimals each."""
+        return {name: percent(value) for name, value in jf_values(j, f).items()}
+
+
+@dataclass
+class DecafCoarse(Decaf):
+    """DecAF's evaluator for coarse masks: only the frames that have a prediction count (Table 1)."""
+
+    id: ClassVar[str] = "decaf-coarse"
+    imitates: ClassVar[str] = "DecAF, coarse masks"
+    policy: ClassVar[Policy] = Policy(
+        frames="predicted",
+        missing="zero",
+        missing_clip="zero",
+        missing_why="frame missing: not counted; any other error: 0",
+        rounding="unit",
+        digits=2,
+        scale=100.0,
+    )
+
+
+@dataclass
+class Sa2vaMevis(MevisVisa):
+    """Sa2VA on MeViS: VISA's arithmetic, predictions from one JSON of run lengths, none may be missing."""
+
+    id: ClassVar[str] = "sa2va-mevis"
+    imitates: ClassVar[str] = "Sa2VA on MeViS"
+    citation: ClassVar[str] = "Yuan et al., 2025; magic-research/Sa2VA @ d01bf3f"
+    policy: ClassVar[Policy] = Policy(missing_why="KeyError, crash", rounding="final", digits=2, scale=100.0)
+
+
+@dataclass
+class Sa2vaRefDavis(Sa2vaMevis):
+    """Sa2VA on Ref-DAVIS17: as ``refdavis-visa``, predictions from one JSON, none may be missing."""
+
+    id: ClassVar[str] = "sa2va-refdavis"
+    imitates: ClassVar[str] = "Sa2VA on Ref-DAVIS17"
+
+
+@dataclass
+class ReasonVos(RvosExpression):
+    """VideoLISA's ReasonVOS evaluator: frames are the PNG files of the truth's folder.
+
+    Frames of the clip that nobody annotated don't count. What is missing is left out of the mean,
+    which can raise it; the size is the truth's.
+    """
+
+    id: ClassVar[str] = "reasonvos"
+    aliases: ClassVar[tuple[str, ...]] = ()
+    imitates: ClassVar[str] = "VideoLISA on ReasonVOS"
+    citation: ClassVar[str] = "Bai et al., NeurIPS 2024; showlab/VideoLISA @ 146f2bc"
+    policy: ClassVar[Policy] = Policy(
+        frames="annotated", missing="drop", missing_clip="drop", missing_why="dropped"
+    )
+
+
+def percent(fraction: float) -> float:
+    """A fraction in percent, rounded to 2 decimals as numpy rounds."""
+    return float(np.round(np.float64(100 * fraction), 2))

@@ -1,0 +1,116 @@
+"""What the training scripts share: seed ranges, captions of looks, logs, checkpoints."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from refseg_bench.datasets.shapes_world import World, sample_scene
+
+#: Disjoint ranges of scene seeds. The shipped set starts at 9,000,000 (tools/make_shapes.py).
+TRAIN_SEEDS = 1_000_000
+WATCH_SEEDS = 7_000_000  # looked at during training: curve, choice of settings
+TEST_SEEDS = 8_000_000  # looked at once, by evaluate.py
+
+
+def setup(seed: int) -> None:
+    """One thread (the fastest on a shared machine, and the same sums every time) and one seed."""
+    torch.set_num_threads(1)
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+
+
+def learning_rate(step: int, steps: int, peak: float, warmup: int) -> float:
+    """Linear warm-up, then a cosine down to 3 % of the peak."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    progress = min(1.0, (step - warmup) / max(1, steps - warmup))
+    return peak * (0.03 + 0.97 * 0.5 * (1 + float(np.cos(np.pi * progress))))
+
+
+def shrink(frames_THWC: NDArray[np.uint8], size: tuple[int, int]) -> Tensor:
+    """uint8 RGB frames to float ``(T, 3, h, w)`` in [0, 1], bicubic with antialiasing, as the processors do."""
+    pixels = torch.from_numpy(np.ascontiguousarray(frames_THWC)).permute(0, 3, 1, 2).float()
+    if tuple(pixels.shape[-2:]) != size:
+        pixels = F.interpolate(pixels, size, mode="bicubic", antialias=True, align_corners=False)
+    return pixels.round().clamp(0, 255) / 255
+
+
+def random_world(rng: np.random.Generator, n_frames: int) -> World:
+    """A world of random difficulty, as varied as the shipped clips."""
+    return World(n_frames=n_frames, difficulty=float(rng.integers(2, 9)) / 10, objects=(3, 5))
+
+
+__all__ = ["F", "Tensor", "Watch", "random_world", "sample_scene", "setup", "shrink"]
+
+
+class Watch:
+    """A CSV of what training did, and checkpoints that a stopped run goes on from.
+
+    Args:
+        folder: where ``log.csv`` and ``last.pt`` live.
+        columns: of the CSV.
+    """
+
+    def __init__(self, folder: Path, columns: list[str]) -> None:
+        self.folder = folder
+        self.columns = ["step", "wall_s", "cpu_s", *columns]
+        folder.mkdir(parents=True, exist_ok=True)
+        self.wall = time.time()
+        self.before = (0.0, 0.0)
+
+    def log(self, step: int, **values: float) -> None:
+        """Append a row and print it."""
+        path = self.folder / "log.csv"
+        row: dict[str, Any] = {
+            "step": step,
+            "wall_s": round(self.before[0] + time.time() - self.wall, 1),
+            "cpu_s": round(self.before[1] + time.process_time(), 1),
+            **{k: round(float(v), 5) for k, v in values.items()},
+        }
+        new = not path.exists()
+        with path.open("a", newline="") as file:
+            writer = csv.DictWriter(file, self.columns, restval="")
+            if new:
+                writer.writeheader()
+            writer.writerow(row)
+        print(" ".join(f"{k}={v}" for k, v in row.items()), flush=True)
+
+    def save(self, step: int, **state: Any) -> None:
+        """Write a checkpoint in one go: a reader sees the old or the new one."""
+        clock = (self.before[0] + time.time() - self.wall, self.before[1] + time.process_time())
+        torch.save({"step": step, "clock": clock, **state}, self.folder / "last.pt.new")
+        os.replace(self.folder / "last.pt.new", self.folder / "last.pt")
+
+    def resume(self) -> dict[str, Any] | None:
+        """The last checkpoint, if there is one."""
+        path = self.folder / "last.pt"
+        if not path.exists():
+            return None
+        state: dict[str, Any] = torch.load(path, weights_only=False)
+        self.before = state["clock"]
+        return state
+
+
+def provenance(**facts: Any) -> str:
+    """A JSON text for ``provenance.json`` beside the weights: what made them."""
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    dirty = bool(
+        subprocess.run(["git", "status", "--porcelain", "tools", "refseg_bench"], capture_output=True, text=True, check=False).stdout
+    )
+    import diffusers
+    import transformers
+
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__, "diffusers": diffusers.__version__}
+    return json.dumps({"commit": commit, "uncommitted_changes": dirty, "versions": versions, **facts}, indent=1) + "\n"
