@@ -228,6 +228,7 @@ class TrackingSession(ContextSession):
         fill: fills holes in low-resolution logits, or ``None``.
         autocast: context of every model pass.
         name: the segmenter's name, for errors.
+        counters: count into these, where a session is part of another.
     """
 
     def __init__(
@@ -241,9 +242,10 @@ class TrackingSession(ContextSession):
         fill: Callable[[torch.Tensor], torch.Tensor] | None,
         autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
         name: str = "sam2",
+        counters: SegmenterCounters | None = None,
     ) -> None:
         self.clip = clip
-        self.counters = SegmenterCounters()
+        self.counters = counters or SegmenterCounters()
         self._core = core
         self._fill = fill
         self._batch = batch
