@@ -62,7 +62,7 @@ class ScoreError(RefsegError):
     """A protocol refuses to score what it was given."""
 
 
-class MissingExtra(RefsegError):
+class MissingExtra(ConfigError):
     """A capability needs a package of an optional extra that is not installed."""
 
     def __init__(self, capability: str, package: str, extra: str) -> None:

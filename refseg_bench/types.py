@@ -202,6 +202,7 @@ class Sample:
 
     @property
     def id(self) -> str:
+        """``"{clip.id}/{expression.id}"``."""
         return sample_id(self.clip.id, self.expression.id)
 
 
@@ -314,6 +315,7 @@ class Prediction:
 
     @property
     def ok(self) -> bool:
+        """True if there is a track."""
         return self.failure is None
 
 
@@ -375,8 +377,17 @@ class Result:
 class Dataset(Protocol):
     """Yields clips, their expressions and (where public) their targets."""
 
-    name: str
-    split: str
+    @property
+    def name(self) -> str:
+        """The data set's name."""
+
+    @property
+    def split(self) -> str:
+        """The split's name."""
+
+    @property
+    def protocols(self) -> Sequence[str]:
+        """Ids of the protocols a run is scored under unless it says otherwise."""
 
     def clips(self) -> Sequence[Clip]:
         """All clips of the split, in the order of the dataset's own files."""

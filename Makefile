@@ -1,0 +1,51 @@
+# Every job of a developer. `make demo` and `make test` set up what they need.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+UV     := $(BIN)/uv
+
+# uv does not read pip's configuration: carry over what pip on this machine is told.
+PIP_CONFIG := $(PYTHON) -m pip config get
+export UV_INDEX          ?= $(shell $(PIP_CONFIG) global.extra-index-url 2>/dev/null)
+export UV_INDEX_STRATEGY ?= unsafe-best-match
+PIP_CONSTRAINT_FILE      := $(shell $(PIP_CONFIG) global.constraint 2>/dev/null)
+CONSTRAINTS              := $(if $(PIP_CONSTRAINT_FILE),-c $(PIP_CONSTRAINT_FILE))
+INSTALL := $(UV) pip install -q --python $(VENV) $(CONSTRAINTS)
+
+.PHONY: demo setup test lint types tables clean
+
+demo: $(VENV)/.user          ## install for use, then run, score and report the embedded default
+	$(BIN)/refseg run
+
+test: setup                  ## install for development, then run every test
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+setup: $(VENV)/.dev          ## install for development
+
+lint: setup                  ## style and layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+types: setup                 ## strict types
+	$(BIN)/mypy
+
+tables: setup                ## the generated pages and tables of docs/ and results/
+	$(BIN)/python tools/make_tables.py
+
+$(UV):
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q uv
+
+$(VENV)/.user: pyproject.toml | $(UV)
+	$(INSTALL) -e '.[all]'
+	touch $@
+
+# sam2's own build asks for a second torch unless it may use the one that is there.
+$(VENV)/.dev: pyproject.toml | $(UV)
+	$(INSTALL) -e '.[dev]' setuptools
+	SAM2_BUILD_CUDA=0 $(INSTALL) --no-build-isolation --no-deps 'sam2>=1.1.0' iopath
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info

@@ -1,0 +1,509 @@
+"""From queries and keys to token maps, streamed: no joint attention matrix is ever held.
+
+For every layer the tap shows, the logits between image and extraction tokens are computed a few
+heads at a time, turned to probabilities in float32, added to accumulators and dropped. What stays
+is one map per token (``A``), one token × token matrix (``B``) and three numbers per token and layer.
+
+Axes: ``L`` layers, ``H`` heads, ``N`` image tokens (row-major over the grid), ``T`` extraction
+tokens, ``D`` channels of a head. Formulas: specification of RefAM, §3 (`docs/refam.md`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from refseg_bench.backbones.sdpa_tap import AttentionError, SdpaCall
+from refseg_bench.errors import ConfigError
+
+HeadAgg = Literal["softmax_then_mean", "mean_logits_then_softmax", "joint_renorm"]
+Direction = Literal["img2txt", "txt2img"]
+SoftmaxAxis = Literal["tokens", "image", "joint"]
+Space = Literal["attention", "output"]
+FloatTN = NDArray[np.float32]
+FloatTT = NDArray[np.float32]
+
+PROMPT, HIDDEN, _IMAGE = -1, -2, -3
+
+#: Logits held at once while a layer is read, in elements (float32: 16 MB).
+CHUNK = 4_000_000
+
+
+@dataclass(frozen=True)
+class MapOptions:
+    """How logits become maps.
+
+    Attributes:
+        head_agg: probabilities averaged over heads and layers; or logits averaged, then one softmax;
+            or the joint softmax over all keys, its text slice averaged and re-normalised.
+        direction: image queries over text keys, or text queries over image keys.
+        softmax_axis: over the extraction tokens at each location; over the locations of each token;
+            or over all keys of the query (``joint``).
+        heads: heads to read, or all.
+        space: query–key logits, or inner products of the attention's outputs (all heads as one).
+    """
+
+    head_agg: HeadAgg = "softmax_then_mean"
+    direction: Direction = "img2txt"
+    softmax_axis: SoftmaxAxis = "tokens"
+    heads: tuple[int, ...] | None = None
+    space: Space = "attention"
+
+    def __post_init__(self) -> None:
+        if self.softmax_axis == "joint" and self.head_agg == "mean_logits_then_softmax":
+            raise ConfigError(
+                "Averaged logits have no joint softmax: its denominator differs by head.",
+                where="head_agg",
+                allowed=["softmax_then_mean", "joint_renorm"],
+            )
+        if self.space == "output" and (self.needs_rest or self.direction == "txt2img"):
+            raise ConfigError(
+                "Outputs of the attention have no queries and keys.",
+                where="space=output",
+                cure="Use direction=img2txt, softmax_axis=tokens or image, and no joint_renorm.",
+            )
+
+    @property
+    def needs_rest(self) -> bool:
+        """True if the denominator counts keys outside the extraction tokens."""
+        return self.softmax_axis == "joint" or self.head_agg == "joint_renorm"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Which of a set's tokens take part in a softmax; one set may be read in several ways.
+
+    Attributes:
+        tokens: indices into the set.
+        exclude: tokens whose logits count as −∞ (sinks), as indices into the set.
+    """
+
+    tokens: tuple[int, ...]
+    exclude: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class LayerLogits:
+    """The logits of one layer (or of some heads of it) for one set of tokens, scaled.
+
+    Attributes:
+        image_HNT: image × token logits in the direction read.
+        query_HTD, key_HTD: the tokens' own queries (scaled) and keys, from which their logits among
+            each other follow; ``None`` where text never attends (Wan).
+        rest_HN: log-sum-exp over the image queries' other keys (image and prompt), if asked for.
+        rest_HT: log-sum-exp over the text queries' image keys, if asked for.
+    """
+
+    image_HNT: Tensor
+    query_HTD: Tensor | None = None
+    key_HTD: Tensor | None = None
+    rest_HN: Tensor | None = None
+    rest_HT: Tensor | None = None
+
+    def text_HTT(self) -> Tensor | None:
+        """Token (query) × token (key) logits."""
+        if self.query_HTD is None or self.key_HTD is None:
+            return None
+        return self.query_HTD @ self.key_HTD.mT
+
+    def select(self, tokens: Sequence[int]) -> LayerLogits:
+        """Some of the tokens, in the order given."""
+        places = torch.as_tensor(list(tokens), device=self.image_HNT.device)
+
+        def of(tensor: Tensor | None, axis: int) -> Tensor | None:
+            return None if tensor is None else tensor.index_select(axis, places)
+
+        return LayerLogits(
+            self.image_HNT.index_select(2, places),
+            of(self.query_HTD, 1),
+            of(self.key_HTD, 1),
+            self.rest_HN,
+            of(self.rest_HT, 1),
+        )
+
+    @staticmethod
+    def cat_tokens(parts: Sequence[LayerLogits]) -> LayerLogits:
+        """Several sets of one image as one set, in order."""
+
+        def of(name: str, axis: int) -> Tensor | None:
+            tensors = [getattr(part, name) for part in parts]
+            return None if tensors[0] is None else torch.cat(tensors, axis)
+
+        image = torch.cat([part.image_HNT for part in parts], 2)
+        return LayerLogits(image, of("query_HTD", 1), of("key_HTD", 1), parts[0].rest_HN, of("rest_HT", 1))
+
+
+@dataclass(frozen=True, eq=False)
+class TokenMaps:
+    """What attention says of a set of tokens, averaged over layers and heads.
+
+    Attributes:
+        maps_TN: ``A``, one map per token over the image tokens, row-major.
+        text_TT: ``B``, row = query token, column = key token, rows sum to 1; ``None`` without
+            text-to-text attention.
+        layer_stats_L3T: per layer and token: T × column mean of B (NaN without B), T × mean of the
+            map, std / mean of the map.
+        layers: the layers averaged.
+        grid: (rows, columns) of the image tokens.
+    """
+
+    maps_TN: FloatTN
+    text_TT: FloatTT | None
+    layer_stats_L3T: NDArray[np.float32]
+    layers: tuple[int, ...]
+    grid: tuple[int, int]
+
+    @property
+    def maps_THW(self) -> NDArray[np.float32]:
+        """The maps on their grid."""
+        return self.maps_TN.reshape(-1, *self.grid)
+
+
+#: Kept logits of a set by (pass, layer).
+Logits = dict[tuple[int, int], LayerLogits]
+
+
+class MapReducer:
+    """Accumulates logits layer by layer into :class:`TokenMaps`. Memory: tokens × image tokens."""
+
+    def __init__(self, options: MapOptions, reading: Reading) -> None:
+        if not reading.tokens:
+            raise AttentionError("A reading without tokens.")
+        self.options = options
+        self.reading = reading
+        self._image_TN: Tensor | None = None
+        self._text_TT: Tensor | None = None
+        self._heads = 0
+        self._stats: list[NDArray[np.float32]] = []
+        self._layers: list[int] = []
+        self._layer_image: list[Tensor] = []
+        self._layer_text: list[Tensor] = []
+        self._layer_heads = 0
+
+    def add_heads(self, layer: int, chunk: LayerLogits) -> None:
+        """Add some heads of a layer; :meth:`end_layer` closes it.
+
+        Raises:
+            AttentionError: a logit is NaN or infinite.
+        """
+        require_finite(chunk.image_HNT, layer)
+        part = chunk.select(self.reading.tokens)
+        text_HTT = part.text_HTT()
+        self._layer_image.append(self._image(part, text_HTT).sum(0).mT)
+        if text_HTT is not None:
+            self._layer_text.append(self._text(text_HTT, part.rest_HT).sum(0))
+        self._layer_heads += part.image_HNT.shape[0]
+        if len(self._layer_image) > 1:
+            self._layer_image = [self._layer_image[0] + self._layer_image[1]]
+        if len(self._layer_text) > 1:
+            self._layer_text = [self._layer_text[0] + self._layer_text[1]]
+
+    def end_layer(self, layer: int) -> None:
+        """Fold the layer into the averages and note its sink statistics."""
+        image_TN, heads = self._layer_image[0], self._layer_heads
+        text_TT = self._layer_text[0] if self._layer_text else None
+        self._stats.append(self._statistics(image_TN / heads, None if text_TT is None else text_TT / heads))
+        self._layers.append(layer)
+        self._image_TN = image_TN if self._image_TN is None else self._image_TN + image_TN
+        if text_TT is not None:
+            self._text_TT = text_TT if self._text_TT is None else self._text_TT + text_TT
+        self._heads += heads
+        self._layer_image, self._layer_text, self._layer_heads = [], [], 0
+
+    def result(self, grid: tuple[int, int]) -> TokenMaps:
+        """The averages so far."""
+        if self._image_TN is None:
+            raise AttentionError("No layer was read.")
+        image, text = self._finish(
+            self._image_TN / self._heads, None if self._text_TT is None else self._text_TT / self._heads
+        )
+        return TokenMaps(
+            image.cpu().numpy(),
+            None if text is None else text.cpu().numpy(),
+            np.stack(self._stats),
+            tuple(self._layers),
+            grid,
+        )
+
+    def _without_excluded(self, logits_HNT: Tensor) -> Tensor:
+        places = [self.reading.tokens.index(t) for t in self.reading.exclude if t in self.reading.tokens]
+        if not places or len(places) == logits_HNT.shape[-1]:
+            return logits_HNT
+        logits_HNT = logits_HNT.clone()
+        logits_HNT[..., places] = float("-inf")
+        return logits_HNT
+
+    def _image(self, part: LayerLogits, text_HTT: Tensor | None) -> Tensor:
+        """What of one layer's heads is averaged: probabilities, or the logits themselves."""
+        options = self.options
+        logits = part.image_HNT
+        if options.head_agg == "mean_logits_then_softmax":
+            return logits
+        if not options.needs_rest:
+            if options.softmax_axis == "image":
+                return logits.softmax(-2)
+            return self._without_excluded(logits).softmax(-1)
+        logits = self._without_excluded(logits)
+        if options.direction == "img2txt":
+            assert part.rest_HN is not None
+            total_HN1 = torch.logaddexp(part.rest_HN, logits.logsumexp(-1))[..., None]
+            return (logits - total_HN1).exp()
+        over_image_HT = logits.logsumexp(-2)
+        assert text_HTT is not None
+        total_H1T = torch.logaddexp(over_image_HT, text_HTT.logsumexp(-1))[:, None, :]
+        return (logits - total_H1T).exp()
+
+    def _text(self, text_HTT: Tensor, rest_HT: Tensor | None) -> Tensor:
+        if self.options.head_agg == "mean_logits_then_softmax":
+            return text_HTT
+        if self.options.head_agg == "joint_renorm":
+            assert rest_HT is not None
+            return (text_HTT - torch.logaddexp(rest_HT, text_HTT.logsumexp(-1))[..., None]).exp()
+        return text_HTT.softmax(-1)
+
+    def _finish(self, image_TN: Tensor, text_TT: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """From averages over heads (and layers) to maps."""
+        options = self.options
+        over_image = options.softmax_axis == "image"
+        if options.head_agg == "mean_logits_then_softmax":
+            if over_image:
+                image_TN = image_TN.softmax(1)
+            else:
+                image_TN = self._without_excluded(image_TN.mT).softmax(-1).mT
+            text_TT = None if text_TT is None else text_TT.softmax(-1)
+        elif options.head_agg == "joint_renorm":
+            if options.softmax_axis != "joint":
+                image_TN = image_TN / image_TN.sum(1 if over_image else 0, keepdim=True).clamp_min(1e-30)
+            text_TT = None if text_TT is None else text_TT / text_TT.sum(1, keepdim=True).clamp_min(1e-30)
+        return image_TN, text_TT
+
+    def _statistics(self, image_TN: Tensor, text_TT: Tensor | None) -> NDArray[np.float32]:
+        image_TN, text_TT = self._finish(image_TN, text_TT)
+        return sink_statistics(image_TN.cpu().numpy(), None if text_TT is None else text_TT.cpu().numpy())
+
+
+def require_finite(values: Tensor, layer: int) -> None:
+    """Refuse queries, keys or logits that are not numbers.
+
+    Raises:
+        AttentionError: naming the layer.
+    """
+    if not bool(torch.isfinite(values).all()):
+        raise AttentionError(
+            f"Layer {layer} gives NaN or infinite attention logits.",
+            cure="Run the model in bf16 or fp32 (backbone.dtype): fp16 overflows in some of them.",
+        )
+
+
+def sink_statistics(maps_TN: FloatTN, text_TT: FloatTT | None) -> NDArray[np.float32]:
+    """The three numbers the sink rule looks at, per token.
+
+    Maps are brought to a mean of 1/T first, so that the image-side mass means the same for every
+    softmax (it is 1 for a token that gets its share).
+
+    Returns:
+        ``(3, T)``: text-side mass T · column mean of B (NaN without B), image-side mass T · mean of
+        the map, and the map's std / mean.
+    """
+    count = len(maps_TN)
+    mean_T = maps_TN.mean(1)
+    total = float(mean_T.sum())
+    mass_T = mean_T * (count / total) if total > 0 else np.ones(count)
+    cv_T = maps_TN.std(1) / np.maximum(mean_T, 1e-30)
+    text_T = np.full(count, np.nan) if text_TT is None else count * text_TT.mean(0)
+    return np.stack([text_T, mass_T, cv_T]).astype(np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class TokenLayout:
+    """Where the tokens of one forward pass stand in its attention.
+
+    Attributes:
+        image: positions of the image tokens among the queries.
+        prompt: positions of the prompt tokens (empty in prompt mode).
+        sets: positions of each set's extraction tokens.
+        cross: True where the keys are text alone (Wan): text positions then count among the keys
+            and there are no text queries.
+    """
+
+    image: slice
+    prompt: tuple[int, ...]
+    sets: tuple[tuple[int, ...], ...]
+    cross: bool = False
+
+
+@dataclass
+class Recorder:
+    """The tap's observer: reads every wanted layer into the reducers of every set.
+
+    Attributes:
+        layout: the token layout of the pass.
+        options: how to read.
+        readings: per set, name → reading.
+        keep_logits: also keep every layer's logits, in float32 on the CPU.
+        round: number of the forward pass (noise levels and samples are separate passes).
+        logits: per set, what was kept.
+    """
+
+    layout: TokenLayout
+    options: MapOptions
+    readings: Sequence[Mapping[str, Reading]]
+    keep_logits: bool = False
+    round: int = 0
+    logits: list[Logits] = field(init=False)
+    _reducers: list[dict[str, MapReducer]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._reducers = [
+            {name: MapReducer(self.options, reading) for name, reading in readings.items()}
+            for readings in self.readings
+        ]
+        self.logits = [{} for _ in self.readings]
+
+    def __call__(self, call: SdpaCall) -> None:
+        """Read one layer."""
+        for tensor in (call.query, call.key):
+            require_finite(tensor, call.layer)
+        for index, (reducers, positions) in enumerate(zip(self._reducers, self.layout.sets, strict=True)):
+            kept: list[LayerLogits] = []
+            for chunk in self._chunks(call, positions):
+                for reducer in reducers.values():
+                    reducer.add_heads(call.layer, chunk)
+                if self.keep_logits:
+                    kept.append(chunk)
+            for reducer in reducers.values():
+                reducer.end_layer(call.layer)
+            if self.keep_logits:
+                self.logits[index][self.round, call.layer] = join_heads(kept)
+
+    def results(self, grid: tuple[int, int]) -> list[dict[str, TokenMaps]]:
+        """Per set, name → maps."""
+        return [{name: r.result(grid) for name, r in reducers.items()} for reducers in self._reducers]
+
+    def _chunks(self, call: SdpaCall, positions: tuple[int, ...]) -> Iterator[LayerLogits]:
+        if self.options.space == "output":
+            out_LHD = call.output[0].transpose(0, 1)
+            image_NC = out_LHD[self.layout.image].flatten(1).float()
+            text_TC = out_LHD[list(positions)].flatten(1).float()
+            yield LayerLogits((image_NC @ text_TC.mT)[None])
+            return
+        query, key = call.query[0], call.key[0]
+        heads = range(query.shape[0]) if self.options.heads is None else self.options.heads
+        if max(heads) >= query.shape[0]:
+            raise ConfigError(
+                f"The model has no attention head {max(heads)}.", allowed=[f"0…{query.shape[0] - 1}"]
+            )
+        image = self.layout.image
+        image_tokens = len(range(*image.indices(query.shape[1])))
+        per_head = image_tokens * len(positions)
+        step = max(1, CHUNK // max(per_head, 1))
+        for start in range(0, len(heads), step):
+            chosen = list(heads[start : start + step])
+            query_H, key_H = query[chosen].float() * call.scale, key[chosen].float()
+            yield self._logits(query_H, key_H, image, list(positions))
+
+    def _logits(self, query: Tensor, key: Tensor, image: slice, positions: list[int]) -> LayerLogits:
+        """Logits of some heads; ``query`` is scaled already."""
+        text_keys = key[:, positions]
+        if self.layout.cross:
+            if self.options.direction == "txt2img" or self.options.needs_rest:
+                raise ConfigError(
+                    "This model's text never queries the image and its image queries see text alone.",
+                    where="direction, softmax_axis, head_agg",
+                    cure="Use direction=img2txt, softmax_axis=tokens or image.",
+                )
+            return LayerLogits(query @ text_keys.mT)
+        text_queries = query[:, positions]
+        if self.options.direction == "txt2img":
+            logits = (text_queries @ key[:, image].mT).mT
+        else:
+            logits = query[:, image] @ text_keys.mT
+        if not self.options.needs_rest:
+            return LayerLogits(logits, text_queries, text_keys)
+        rest_HT = (text_queries @ key[:, image].mT).logsumexp(-1)
+        if self.options.direction == "txt2img":
+            return LayerLogits(logits, text_queries, text_keys, None, rest_HT)
+        other = torch.cat([key[:, image], key[:, list(self.layout.prompt)]], 1)
+        step = max(1, CHUNK // other.shape[1])
+        rest = [
+            torch.cat([(block @ keys.mT).logsumexp(-1) for block in torch.split(queries, step)])
+            for queries, keys in zip(query[:, image], other, strict=True)
+        ]
+        return LayerLogits(logits, text_queries, text_keys, torch.stack(rest), rest_HT)
+
+
+def join_heads(chunks: Sequence[LayerLogits]) -> LayerLogits:
+    """Chunks of heads as one layer, on the CPU in float32."""
+
+    def joined(parts: list[Tensor | None]) -> Tensor | None:
+        present = [p.float().cpu() for p in parts if p is not None]
+        return torch.cat(present) if present else None
+
+    image = joined([c.image_HNT for c in chunks])
+    assert image is not None
+    return LayerLogits(
+        image,
+        joined([c.query_HTD for c in chunks]),
+        joined([c.key_HTD for c in chunks]),
+        joined([c.rest_HN for c in chunks]),
+        joined([c.rest_HT for c in chunks]),
+    )
+
+
+def replay(
+    logits: Logits,
+    layers: Sequence[int],
+    options: MapOptions,
+    readings: Mapping[str, Reading],
+    grid: tuple[int, int],
+) -> dict[str, TokenMaps]:
+    """The maps of a set from kept logits: what the forward passes would give, without them.
+
+    Heads were chosen when the logits were kept.
+
+    Raises:
+        AttentionError: a layer was not kept.
+    """
+    held = {layer for _, layer in logits}
+    missing = sorted(set(layers) - held)
+    if missing:
+        raise AttentionError(f"The logits of layer {missing[0]} were not kept.", allowed=sorted(held))
+    out: dict[str, TokenMaps] = {}
+    for name, reading in readings.items():
+        reducer = MapReducer(options, reading)
+        for round_, layer in sorted(logits):
+            if layer in layers:
+                reducer.add_heads(layer, logits[round_, layer])
+                reducer.end_layer(layer)
+        out[name] = reducer.result(grid)
+    return out
+
+
+def one_way_mask(roles: Sequence[int], image: int, *, text_first: bool, cross: bool = False) -> Tensor:
+    """The mask that lets extraction tokens watch without being seen (§11.4 of the specification).
+
+    Image and prompt tokens see image and prompt, as if nothing had been added. An extraction token
+    sees the image and the extraction tokens of its own group. Hidden tokens are seen by nobody.
+
+    Args:
+        roles: per text token ``PROMPT``, ``HIDDEN`` or its group number (≥ 0).
+        image: number of image tokens.
+        text_first: the order of the joint attention.
+        cross: True where keys are the text alone and queries the image alone.
+
+    Returns:
+        Boolean ``(queries, keys)``, True = may attend.
+    """
+    if cross:
+        return (torch.tensor(list(roles)) == PROMPT).expand(image, -1)
+    parts = [list(roles), [_IMAGE] * image]
+    role = torch.tensor([*parts[not text_first], *parts[text_first]])
+    query, key = role[:, None], role[None, :]
+    allowed = torch.where(query >= 0, (key == _IMAGE) | (key == query), (key == _IMAGE) | (key == PROMPT))
+    return allowed

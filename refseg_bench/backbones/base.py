@@ -1,0 +1,132 @@
+"""What a method asks of a multimodal language model that grounds: a clip opened, attention read.
+
+Interfaces and plain data only, free of torch, so that methods and tests need no model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Literal, Protocol, Self
+
+from refseg_bench.types import FloatTHW, Uint8THWC
+
+#: What a prompt looks at: the sampled frames as one video, or one of them (its position in the sample).
+Where = Literal["video"] | int
+
+
+@dataclass(frozen=True)
+class VisualSettings:
+    """How frames become visual tokens. Part of every cache key.
+
+    Attributes:
+        video_tokens: most tokens per frame of the video branch (Qwen families).
+        frame_scale: size of a frame's token grid over the video's, per axis (Qwen families).
+        frame_tokens: most tokens of a single frame instead of ``frame_scale``; -1 = off (Qwen).
+        max_tiles: most tiles of a single frame (InternVL).
+        multiscale: False gives single frames the video branch's resolution: scale 1, one tile.
+    """
+
+    video_tokens: int = 400
+    frame_scale: int = 2
+    frame_tokens: int = -1
+    max_tiles: int = 12
+    multiscale: bool = True
+
+
+@dataclass(frozen=True)
+class RolloutSettings:
+    """Which attention is read and how it is rolled out. Part of every cache key.
+
+    Attributes:
+        mode: head weighting: ``v_max``; ``rollout_max`` (= ``max_all_keys``); ``rollout`` (= ``plain``).
+        start: first layer; -1 = the middle one.
+        end: one past the last layer; ≤ 0 = all of the rest.
+        residual: share of the identity in each layer.
+        precision: of scores, products and the row.
+        dense: build every matrix (small inputs only).
+    """
+
+    mode: Literal["v_max", "rollout_max", "rollout", "max_all_keys", "plain"] = "v_max"
+    start: int = -1
+    end: int = -1
+    residual: float = 0.5
+    precision: Literal["float32", "float64", "bfloat16"] = "float32"
+    dense: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """What one prompt gave at one place.
+
+    Attributes:
+        map_Thw: attention of the prompt's last token to each visual token, on the native grid
+            (T = 1 for a frame), float32, raw scale.
+        answer: the decoded answer, or ``None`` if none was asked for.
+    """
+
+    map_Thw: FloatTHW
+    answer: str | None
+
+
+@dataclass
+class MLLMCounters:
+    """What a model has done so far; goes into the run record.
+
+    Attributes:
+        visual_prefixes: visual blocks run through vision tower and language model.
+        prompts: prompts run on top of a prefix (or alone).
+        prompt_tokens: their tokens, the prefix not counted.
+        generated_tokens: tokens decoded.
+        seconds: wall time by stage.
+    """
+
+    visual_prefixes: int = 0
+    prompts: int = 0
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def calls(self) -> int:
+        """Prefixes and prompts run: zero where everything came from the cache."""
+        return self.visual_prefixes + self.prompts
+
+
+class MLLMSession(Protocol):
+    """Sampled frames opened by a model."""
+
+    def read(self, where: Where, prompts: Sequence[str], *, answer: bool) -> list[Reading]:
+        """Attention (and answers) of several prompts that look at the same thing.
+
+        Args:
+            where: the video or one frame.
+            prompts: texts put after the visual block.
+            answer: decode each prompt's answer too; without it nothing is computed past the last
+                layer that is read.
+        """
+
+    def ask(self, prompts: Sequence[str]) -> list[str]:
+        """Answers to text-only prompts."""
+
+    def close(self) -> None:
+        """Free what the session holds."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class GroundingMLLM(Protocol):
+    """A multimodal language model that can be asked where it looks."""
+
+    counters: MLLMCounters
+
+    def identity(self) -> dict[str, Any]:
+        """Everything of the model that its outputs depend on, for cache keys. Loads no weights."""
+
+    def open(self, frames_THWC: Uint8THWC, visual: VisualSettings, rollout: RolloutSettings) -> MLLMSession:
+        """Start a session on the sampled frames of a clip."""

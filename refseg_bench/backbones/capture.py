@@ -1,0 +1,193 @@
+"""Reading queries and keys out of a running transformers model, without touching its output.
+
+Attention functions are looked up by name in transformers' public registry. A *tap* registered under
+its own name calls the stock kernel (SDPA or flash) and hands the post-RoPE queries and keys of the
+wanted layers to whoever is recording; without a recorder it is the stock kernel. Nothing here knows
+about model families.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from refseg_bench.backbones.rollout import LayerQK
+from refseg_bench.errors import ConfigError, RefsegError
+
+#: Kernels a tap can stand in front of.
+KERNELS = ("sdpa", "flash_attention_2", "flash_attention_3")
+
+
+class Enough(Exception):
+    """Raised inside a forward pass when the last wanted layer has been seen: control flow, no error."""
+
+
+@dataclass
+class Recorder:
+    """What one forward pass left behind.
+
+    Attributes:
+        layers: which layers to keep.
+        stop_at: end the pass in this layer's attention, before its output is computed.
+        kept: (query, key) per layer, as the attention function got them, ``(B, heads, tokens, D)``;
+            keys of earlier passes in the cache are left out.
+        scales: factor on the scores per layer.
+    """
+
+    layers: range
+    stop_at: int | None = None
+    kept: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    scales: dict[int, float] = field(default_factory=dict)
+    checked: bool = False
+
+    def sequence(self, row: int, length: int | None = None) -> list[LayerQK]:
+        """The layers of one batch row, first to last, cut to its first ``length`` tokens."""
+        return [
+            LayerQK(
+                self.kept[layer][0][row, :, :length], self.kept[layer][1][row, :, :length], self.scales[layer]
+            )
+            for layer in self.layers
+        ]
+
+
+_active: ContextVar[Recorder | None] = ContextVar("refseg_attention_recorder", default=None)
+
+
+@contextlib.contextmanager
+def recording(layers: range, stop_at: int | None = None) -> Iterator[Recorder]:
+    """Record the given layers of forward passes in the block; a pass ended early is not an error."""
+    recorder = Recorder(layers, stop_at)
+    token = _active.set(recorder)
+    try:
+        with contextlib.suppress(Enough):
+            yield recorder
+    finally:
+        _active.reset(token)
+
+
+def tap_name(kernel: str) -> str:
+    """The registered name of the tap before a kernel."""
+    return f"refseg_{kernel.replace('flash_attention_', 'fa')}"
+
+
+def install(model: Any, kernel: str) -> str:
+    """Put the tap before the attention of the model's language part.
+
+    Args:
+        model: a transformers model whose config has a ``text_config``.
+        kernel: the kernel it runs on, one of :data:`KERNELS`.
+
+    Returns:
+        The tap's registered name.
+    """
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    if kernel not in KERNELS:
+        raise ConfigError(f"Attention can't be captured on the kernel '{kernel}'.", allowed=KERNELS)
+    name = tap_name(kernel)
+    AttentionInterface.register(name, _tap(ALL_ATTENTION_FUNCTIONS[kernel], kernel))
+    AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[kernel])
+    model.set_attn_implementation({"text_config": name})
+    return name
+
+
+def _tap(stock: Callable[..., Any], kernel: str) -> Callable[..., Any]:
+    def attend(
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        **kwargs: Any,
+    ) -> Any:
+        recorder = _active.get()
+        if recorder is not None:
+            _observe(recorder, module, query, key, attention_mask, kwargs)
+        return stock(_as_stock(module, kernel), query, key, value, attention_mask, **kwargs)
+
+    return attend
+
+
+def _observe(
+    recorder: Recorder,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    attention_mask: Tensor | None,
+    kwargs: dict[str, Any],
+) -> None:
+    layer = getattr(module, "layer_idx", None)
+    if layer is None:
+        return
+    if not recorder.checked:
+        refuse_non_causal(module, query, key, attention_mask, kwargs)
+        recorder.checked = True
+    if layer in recorder.layers:
+        recorder.kept[layer] = (query, key[:, :, key.shape[2] - query.shape[2] :])
+        scaling = kwargs.get("scaling")
+        recorder.scales[layer] = float(query.shape[-1] ** -0.5 if scaling is None else scaling)
+    if layer == recorder.stop_at:
+        raise Enough
+
+
+def refuse_non_causal(
+    module: nn.Module, query: Tensor, key: Tensor, attention_mask: Tensor | None, kwargs: dict[str, Any]
+) -> None:
+    """Raise unless every token attends to itself and all earlier tokens, and to no later one.
+
+    Rollout and the shared visual prefix both rest on it: a prefix-LM or a sliding window would give
+    other maps without a sign.
+    """
+    rows, length = query.shape[2], key.shape[2]
+    reason = None
+    if kwargs.get("sliding_window") is not None and int(kwargs["sliding_window"]) < length:
+        reason = "uses a sliding window"
+    elif (
+        kwargs.get("is_causal", getattr(module, "is_causal", True)) is False
+        and attention_mask is None
+        and rows > 1
+    ):
+        reason = "is not causal"
+    elif attention_mask is not None and attention_mask.dim() == 4 and rows > 1:
+        seen = attention_mask if attention_mask.dtype == torch.bool else attention_mask > -1.0
+        past = torch.ones(rows, length, dtype=torch.bool, device=seen.device).tril(length - rows)
+        if not torch.equal(seen[..., :rows, :length], past.expand_as(seen[..., :rows, :length])):
+            reason = "is not causal over the whole prompt"
+    if reason is not None:
+        raise RefsegError(
+            f"Attention in this language model {reason}, so its maps can't be rolled out or shared.",
+            where=type(module).__name__,
+            cure="Use a model with plain causal attention over visual tokens.",
+        )
+
+
+class _StockView:
+    """A module that tells flash kernels their own name instead of the tap's."""
+
+    def __init__(self, module: nn.Module, kernel: str) -> None:
+        self._module = module
+        self.config = _StockConfig(module.config, kernel)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
+
+
+class _StockConfig:
+    def __init__(self, config: Any, kernel: str) -> None:
+        self._config = config
+        self._attn_implementation = kernel
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._config, name)
+
+
+def _as_stock(module: nn.Module, kernel: str) -> Any:
+    return module if kernel == "sdpa" else _StockView(module, kernel)

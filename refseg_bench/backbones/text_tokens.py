@@ -1,0 +1,204 @@
+"""What the tokens of an expression and its magnets are: pieces, words, kinds. No model, no torch.
+
+A *string* is what the text encoder sees at once. With ``separate`` encoding the expression and
+each magnet are strings of their own, each with its end token; with ``joined`` all are one string.
+String 0 is always the expression, and a token of a joined string still says whose word it is.
+"""
+
+from __future__ import annotations
+
+import string
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol
+
+from refseg_bench.errors import DataError
+
+Kind = Literal["word", "space", "punctuation", "end"]
+MagnetEncoding = Literal["separate", "joined"]
+
+#: SentencePiece's mark of a word's beginning.
+MARK = "▁"
+
+
+class Tokenizer(Protocol):
+    """What is used of a tokenizer of transformers."""
+
+    def __call__(self, text: str) -> Any:
+        """Encode; the result has ``input_ids``, end token included."""
+
+    def convert_ids_to_tokens(self, ids: Sequence[int]) -> list[str]:
+        """The pieces of ids."""
+
+
+@dataclass(frozen=True, slots=True)
+class TextToken:
+    """One extraction token.
+
+    Attributes:
+        id: in the text encoder's vocabulary.
+        piece: as the tokenizer spells it.
+        string: 0 = expression, 1 … = the magnets in order.
+        word: index of the whitespace-separated word within that string; −1 for the end token.
+        kind: ``space`` is a lone word mark, ``punctuation`` a piece without letters or digits.
+    """
+
+    id: int
+    piece: str
+    string: int
+    word: int
+    kind: Kind
+
+
+@dataclass(frozen=True)
+class TokenSet:
+    """The extraction tokens of one expression: its own, then its magnets'.
+
+    Attributes:
+        strings: what the text encoder is given, in order.
+        tokens: all tokens in order, end tokens included, no padding.
+        expression: the expression as encoded (lower-cased if asked for).
+        magnets: the magnets in order.
+        truncated: tokens cut from an overlong expression.
+        first_only: True if each string's first token alone stands for it.
+    """
+
+    strings: tuple[tuple[int, ...], ...]
+    tokens: tuple[TextToken, ...]
+    expression: str
+    magnets: tuple[str, ...] = ()
+    truncated: int = 0
+    first_only: bool = False
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def pieces(self) -> list[str]:
+        """All pieces in order."""
+        return [token.piece for token in self.tokens]
+
+    @property
+    def expression_tokens(self) -> tuple[int, ...]:
+        """Indices of the expression's tokens, its end token included."""
+        return tuple(i for i, token in enumerate(self.tokens) if token.string == 0)
+
+    @property
+    def words(self) -> list[str]:
+        """The expression's whitespace-separated words."""
+        return self.expression.split()
+
+    def alone(self, string: int) -> TokenSet:
+        """One string as a set of its own (separate encoding only); string 0 is the expression."""
+        own = tuple(replace(t, string=0) for t in self.tokens if t.string == string)
+        text = self.expression if string == 0 else self.magnets[string - 1]
+        return TokenSet((self.strings[string],), own, text, first_only=self.first_only)
+
+    def firsts(self) -> TokenSet:
+        """Each string by its first token alone; the strings are encoded whole all the same."""
+        starts = dict((t.string, t) for t in reversed(self.tokens))
+        return replace(self, tokens=tuple(starts[s] for s in sorted(starts)), first_only=True)
+
+    @property
+    def separable(self) -> bool:
+        """True if every string was encoded by itself."""
+        return len(self.strings) == 1 + len(self.magnets)
+
+
+def tokenise(
+    tokenizer: Tokenizer,
+    expression: str,
+    magnets: Sequence[str] = (),
+    *,
+    encoding: MagnetEncoding = "separate",
+    lowercase: bool = True,
+    limit: int | None = None,
+    overlong: Literal["truncate", "error"] = "truncate",
+) -> TokenSet:
+    """The extraction tokens of an expression.
+
+    Args:
+        tokenizer: of the text encoder.
+        expression: the words.
+        magnets: auxiliary words, in order.
+        encoding: each magnet by itself with its own end token, or all in one string.
+        lowercase: lower-case the expression first.
+        limit: most tokens the model takes for all strings together.
+        overlong: cut the expression to fit (its end token stays), or refuse.
+
+    Raises:
+        DataError: nothing is left of the expression, or it is too long.
+    """
+    text = " ".join((expression.lower() if lowercase else expression).split())
+    if not text:
+        raise DataError("The expression is empty.", cure="Leave the sample out, or correct its text.")
+    if encoding == "joined":
+        joined = " ".join([text, *magnets])
+        ids = _ids(tokenizer, joined)
+        owners = [0] * len(text.split())
+        for index, magnet in enumerate(magnets, 1):
+            owners += [index] * len(magnet.split())
+        strings = [ids]
+        parts = [_joined(tokenizer, ids, owners)]
+    else:
+        strings = [_ids(tokenizer, text), *(_ids(tokenizer, magnet) for magnet in magnets)]
+        parts = [_tokens(tokenizer, ids, index) for index, ids in enumerate(strings)]
+    cut = 0 if limit is None else sum(map(len, strings)) - limit
+    if cut > 0:
+        if overlong == "error" or len(strings[0]) - cut < 2 or encoding == "joined":
+            raise DataError(
+                f"Expression and magnets are {sum(map(len, strings))} tokens, the model takes {limit}.",
+                where=f"{text[:60]}…",
+                cure="Shorten it, or use method.overlong=truncate with magnet_encoding=separate.",
+            )
+        strings[0] = [*strings[0][: -cut - 1], strings[0][-1]]
+        parts[0] = [*parts[0][: -cut - 1], parts[0][-1]]
+    return TokenSet(
+        tuple(tuple(ids) for ids in strings),
+        tuple(token for part in parts for token in part),
+        text,
+        tuple(magnets),
+        max(cut, 0),
+    )
+
+
+def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    return [int(i) for i in tokenizer(text).input_ids]
+
+
+def _tokens(tokenizer: Tokenizer, ids: Sequence[int], string: int) -> list[TextToken]:
+    """Tokens of a string of its own; the last id is the end token."""
+    pieces = tokenizer.convert_ids_to_tokens(list(ids))
+    marked = any(piece.startswith(MARK) for piece in pieces)
+    out: list[TextToken] = []
+    word = -1
+    for position, (id_, piece) in enumerate(zip(ids, pieces, strict=True)):
+        if position == len(ids) - 1:
+            out.append(TextToken(id_, piece, string, -1, "end"))
+            continue
+        # A tokenizer without word marks (a tiny model's word list) has one token per word.
+        if not marked or piece.startswith(MARK) or word < 0:
+            word += 1
+        out.append(TextToken(id_, piece, string, word, kind_of(piece)))
+    return out
+
+
+def _joined(tokenizer: Tokenizer, ids: Sequence[int], owners: Sequence[int]) -> list[TextToken]:
+    """Tokens of one string shared by the expression and its magnets; the end token is the last owner's."""
+    out: list[TextToken] = []
+    for token in _tokens(tokenizer, ids, 0):
+        owner = owners[-1] if token.kind == "end" else owners[min(token.word, len(owners) - 1)]
+        word = token.word if token.word < 0 else token.word - owners.index(owner)
+        out.append(TextToken(token.id, token.piece, owner, word, token.kind))
+    return out
+
+
+def kind_of(piece: str) -> Kind:
+    """Whether a piece is (part of) a word, a lone word mark or punctuation."""
+    body = piece.replace(MARK, "")
+    if not body:
+        return "space"
+    if all(c in string.punctuation or unicodedata.category(c)[0] in "PSZ" for c in body):
+        return "punctuation"
+    return "word"

@@ -1,0 +1,195 @@
+"""A content-addressed cache of small tensors, shared by any number of processes on one file system.
+
+An entry's address is the digest of everything that made it (its *key*); nothing is ever
+invalidated, an entry whose key nobody asks for is only dead weight. Files are written beside their
+place and renamed into it, so that a reader sees a whole entry or none, and two writers of one key
+both succeed. Not for masks (the run store keeps those) and not for model weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refseg_bench.errors import RefsegError
+
+Value: TypeAlias = NDArray[Any] | str
+Entry: TypeAlias = dict[str, Value]
+
+#: Bump when the file layout changes: old files are then never found again.
+FORMAT = 1
+
+
+def canonical(key: Mapping[str, Any]) -> str:
+    """A key as the one JSON text that stands for it.
+
+    Mappings are sorted, tuples are lists, paths are strings and numpy scalars are numbers, so that
+    equal keys have equal texts whoever built them. ``1`` and ``1.0`` stay different.
+
+    Raises:
+        TypeError: the key holds something JSON can't name.
+        ValueError: the key holds NaN or infinity, which equal nothing.
+    """
+    return json.dumps(
+        key, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False, default=_jsonable
+    )
+
+
+def digest(key: Mapping[str, Any]) -> str:
+    """40 hexadecimal digits that name a key (BLAKE2b of :func:`canonical`)."""
+    return hashlib.blake2b(canonical(key).encode(), digest_size=20).hexdigest()
+
+
+def fingerprint(paths: Iterable[Path]) -> str:
+    """32 hexadecimal digits of the files' bytes, in order: what a key says of a clip's frames.
+
+    The content counts, not name, place or time stamp: a dataset that moves keeps its entries, a
+    frame that changes loses them.
+
+    Raises:
+        RefsegError: a file can't be read.
+    """
+    whole = hashlib.blake2b(digest_size=16)
+    for path in paths:
+        try:
+            whole.update(hashlib.blake2b(path.read_bytes(), digest_size=16).digest())
+        except OSError as error:
+            raise RefsegError(
+                f"A frame can't be read ({type(error).__name__}).",
+                where=path,
+                cure="`refseg data verify NAME` lists every missing frame.",
+            ) from error
+    return whole.hexdigest()
+
+
+@dataclass
+class Cache:
+    """Get and put entries under a folder; ``root=None`` remembers nothing.
+
+    Attributes:
+        root: the folder, made on the first write.
+        hits, misses: lookups so far that found, or didn't find, an entry. A damaged file is a miss.
+    """
+
+    root: Path | None
+    hits: int = field(default=0, init=False, compare=False)
+    misses: int = field(default=0, init=False, compare=False)
+
+    def path(self, key: Mapping[str, Any]) -> Path | None:
+        """Where the entry of a key is or would be."""
+        if self.root is None:
+            return None
+        name = digest(key)
+        return Path(self.root) / f"v{FORMAT}" / name[:2] / f"{name[2:]}.safetensors"
+
+    def __contains__(self, key: Mapping[str, Any]) -> bool:
+        """True if there is a file for the key (it is not read, and nothing is counted)."""
+        path = self.path(key)
+        return path is not None and path.is_file()
+
+    def get(self, key: Mapping[str, Any]) -> Entry | None:
+        """The entry of a key, or ``None``.
+
+        Args:
+            key: everything that made the entry: stage and its version, model id and revision,
+                attention kernel, dtype, prompts, clip fingerprint … JSON values.
+
+        Returns:
+            Arrays and strings by name, equal in dtype, shape and bits to what was put.
+        """
+        entry = self._read(key)
+        if entry is None:
+            self.misses += 1
+        else:
+            self.hits += 1
+        return entry
+
+    def put(self, key: Mapping[str, Any], entry: Mapping[str, Value]) -> None:
+        """Store an entry. Safe against other writers and against being killed half-way.
+
+        Args:
+            key: see :meth:`get`.
+            entry: arrays and strings by name.
+
+        Raises:
+            RefsegError: the folder can't be written.
+        """
+        from safetensors.numpy import save
+
+        path = self.path(key)
+        if path is None:
+            return
+        arrays = {
+            name: np.ascontiguousarray(value).reshape(np.shape(value))
+            for name, value in entry.items()
+            if not isinstance(value, str)
+        }
+        texts = {name: value for name, value in entry.items() if isinstance(value, str)}
+        blob = save(
+            arrays, metadata={"key": canonical(key), "texts": json.dumps(texts), "check": _checksum(arrays)}
+        )
+        try:
+            _write_atomically(path, blob)
+        except OSError as error:
+            raise RefsegError(
+                f"The cache can't be written ({type(error).__name__}: {error.strerror}).",
+                where=path,
+                cure="Point the cache at a writable folder with space, or switch it off with null.",
+            ) from error
+
+    def _read(self, key: Mapping[str, Any]) -> Entry | None:
+        from safetensors import SafetensorError, safe_open
+
+        path = self.path(key)
+        if path is None:
+            return None
+        try:
+            with safe_open(path, framework="numpy") as file:
+                meta = file.metadata() or {}
+                if meta.get("key") != canonical(key):
+                    return None
+                arrays: dict[str, NDArray[Any]] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError):
+            return None
+        if meta.get("check") != _checksum(arrays):
+            return None
+        return {**arrays, **json.loads(meta["texts"])}
+
+
+def _checksum(arrays: Mapping[str, NDArray[Any]]) -> str:
+    whole = hashlib.blake2b(digest_size=16)
+    for name in sorted(arrays):
+        whole.update(f"{name}|{arrays[name].dtype}|{arrays[name].shape}|".encode())
+        whole.update(np.ascontiguousarray(arrays[name]).tobytes())
+    return whole.hexdigest()
+
+
+def _write_atomically(path: Path, blob: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=".writing-", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(blob)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(scratch, path)
+    except BaseException:
+        Path(scratch).unlink(missing_ok=True)
+        raise
+
+
+def _jsonable(value: object) -> object:
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"A cache key can't hold {type(value).__name__}: {value!r}")

@@ -1,0 +1,3 @@
+"""One module per command: its options in ``add``, its work in ``main``."""
+
+COMMANDS = ("run", "score", "report", "data", "status", "cancel", "work")

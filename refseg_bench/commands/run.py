@@ -1,0 +1,80 @@
+"""``refseg run``: compose, freeze, predict, score, report. The same command again goes on."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from refseg_bench import config as configs
+from refseg_bench import launch
+from refseg_bench.commands.report import show
+from refseg_bench.commands.score import score_run
+from refseg_bench.errors import ScoreError
+from refseg_bench.store import RunStore
+
+
+def add(commands: Any) -> None:
+    """Declare the options."""
+    p = commands.add_parser(
+        "run",
+        help="run an experiment (resumes), then score and report it",
+        description="Compose the choices and overrides, freeze them into a run folder, predict what is left.",
+        epilog="Examples: refseg run method=centre_point · refseg run -m method=lexical,empty "
+        "dataset=shapes,photos · refseg run --cfg job",
+    )
+    p.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="choices and overrides (Hydra's grammar)"
+    )
+    p.add_argument("-m", "--multirun", action="store_true", help="expand a=b,c into one run each")
+    p.add_argument("--cfg", choices=["job"], help="print the composed config and stop")
+    p.add_argument("--dry", action="store_true", help="print what would run, and stop")
+    p.add_argument("--no-score", action="store_true", help="predict only")
+    p.set_defaults(main=main)
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run the command."""
+    points = configs.compose(args.overrides, multirun=args.multirun)
+    if args.cfg:
+        for point in points:
+            print(f"# {point.folder}")
+            print(configs.to_yaml(point.values))
+        return 0
+    if args.dry:
+        for line in launch.preview(points):
+            print(line)
+        return 0
+    launched = launch.launch(points, score=not args.no_score)
+    if len(launched) == 1 and launched[0].error is not None:
+        raise launched[0].error
+    code = 0
+    here: list[RunStore] = []
+    for item in launched:
+        if item.error is not None:
+            print(f"{item.store.root}\n  {item.error}", file=sys.stderr)
+            code = 2
+        elif item.tally is not None:
+            code = max(code, int(item.tally.failed > 0))
+            if item.tally.elsewhere:
+                print(f"{item.store.root}\n  {item.tally.elsewhere} samples are not done", file=sys.stderr)
+                code = max(code, 1)
+            else:
+                here.append(item.store)
+    if here and not args.no_score:
+        code = max(code, finish(here))
+    return code
+
+
+def finish(stores: Sequence[RunStore]) -> int:
+    """Score the runs and print their tables; a run that can't be scored is told and left out."""
+    code = 0
+    for store in stores:
+        try:
+            score_run(store)
+        except ScoreError as error:
+            print(f"{store.root}\n  not scored: {error}", file=sys.stderr)
+            code = 2
+    show(stores)
+    return code

@@ -1,0 +1,96 @@
+"""``refseg status``: done, failed and left per run, read from the folders; who is at work, asked once."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Column, Table
+
+from refseg_bench.claims import records
+from refseg_bench.errors import StoreError
+from refseg_bench.joblog import log_path
+from refseg_bench.launch.records import living
+from refseg_bench.owners import BEAT
+from refseg_bench.run import dataset_of, frozen, plan
+from refseg_bench.store import RunStore, runs_in
+
+
+def add(commands: Any) -> None:
+    """Declare the options."""
+    p = commands.add_parser("status", help="done, failed and left of runs")
+    p.add_argument("runs", nargs="*", type=Path, help="run folders, or a folder of them (default: runs)")
+    p.add_argument("--failures", type=int, default=5, metavar="N", help="failed samples to name per run")
+    p.set_defaults(main=main)
+
+
+def find(paths: list[Path]) -> list[RunStore]:
+    """The runs the paths name: run folders, or folders that hold them.
+
+    Raises:
+        StoreError: a path names none.
+    """
+    found: list[RunStore] = []
+    for path in paths or [Path("runs")]:
+        if (path / "run.json").is_file():
+            found.append(RunStore.open(path))
+            continue
+        inside = runs_in(path)
+        if not inside:
+            raise StoreError("No run folder here.", where=path, cure="`refseg run` makes one.")
+        found.extend(inside)
+    return found
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run the command."""
+    console = Console()
+    table = Table(Column("run", overflow="fold"), "done", "failed", "left", "s/sample", "ETA", "GPU h", "peak MiB")
+    notes: list[str] = []
+    stores = find(args.runs)
+    busy = living(stores)
+    for store in stores:
+        expected = sum(len(es) for _, es in plan(dataset_of(frozen(store))))
+        index = store.index()
+        done = sum(line.ok for line in index.values())
+        failed = len(index) - done
+        left = expected - done - failed
+        # A look at a few predictions is enough for a rate; reading all would decode every mask line.
+        seen = [store.read(line) for line in list(index.values())[:: max(1, len(index) // 50)] if line.ok]
+        rate = sum(p.seconds.get("total", 0.0) for p in seen) / len(seen) if seen else None
+        peak = max((p.peak_mb for p in seen), default=None)
+        jobs = records(store.root)
+        alive = [job for job in jobs if not job.end and time.time() - job.beat < 2 * BEAT]
+        table.add_row(
+            store.root.name,
+            str(done),
+            str(failed),
+            str(left),
+            "–" if rate is None else f"{rate:.2f}",
+            "–" if rate is None or not alive or not left else duration(left * rate / len(alive)),
+            f"{sum(job.gpu_hours for job in jobs):.2f}",
+            "–" if peak is None else f"{peak:.0f}",
+        )
+        for submission in busy[store.root]:
+            notes.append(f"{store.root.name}  at work: {submission.told()}")
+            notes.append(f"  log: {store.root / 'log' / submission.id}")
+        for line in [line for line in index.values() if not line.ok][: args.failures]:
+            failure = store.read(line).failure
+            assert failure is not None
+            first = failure.message.splitlines()[0] if failure.message else ""
+            notes.append(f"{store.root.name}  {line.sample}: {failure.kind}: {first}")
+            notes.append(f"  log: {log_path(store.root, line.path.stem)}")
+    console.print(table)
+    for note in notes:
+        console.print(note, markup=False, highlight=False, soft_wrap=True)
+    return 0
+
+
+def duration(seconds: float) -> str:
+    """Seconds as hours, minutes and seconds."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}"

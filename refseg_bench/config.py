@@ -1,0 +1,426 @@
+"""From an experiment's name and overrides to a frozen, checked, digested config.
+
+Hydra composes (``conf/`` and any ``hydra.searchpath``), :mod:`refseg_bench.schema` checks every
+component against its dataclass, :func:`digest` names the run by what can change a prediction.
+After :func:`compose` nothing reads a YAML of ``conf/`` again: workers read the frozen file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from refseg_bench import schema
+from refseg_bench.errors import ConfigError
+from refseg_bench.resources import resource
+from refseg_bench.schema import TARGET, knob
+
+#: What Hydra raises on a bad override, a missing member or a torn YAML.
+_COMPOSING = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError)
+
+COMPONENTS = ("dataset", "backbone", "segmenter", "method")
+
+
+@dataclass
+class Limit:
+    """Run a part of the split only. Part of the run's identity: a part is not the whole.
+
+    Attributes:
+        clips: the first N clips.
+        expressions: the first N expressions of each clip.
+        samples: only these sample ids (applied before the counts).
+    """
+
+    clips: int | None = None
+    expressions: int | None = None
+    samples: list[str] = field(default_factory=list)
+
+
+@dataclass
+class ScoreSettings:
+    """How scores are summarised.
+
+    Attributes:
+        partial: score what is there, although samples are failed or missing.
+        bootstrap: resamples of the interval.
+        confidence: its level, in (0, 1).
+        seed: of the resampling.
+        jobs: processes; 0 = the cores this process may use.
+    """
+
+    partial: bool = False
+    bootstrap: int = 2000
+    confidence: float = 0.95
+    seed: int = 0
+    jobs: int = 0
+
+
+@dataclass
+class Paths:
+    """Where things are written.
+
+    Attributes:
+        runs: parent of the run folders.
+        cache: content-addressed caches shared by runs.
+    """
+
+    runs: Path = Path("runs")
+    cache: Path = Path("cache")
+
+
+@dataclass
+class Cluster:
+    """Where and how a run is spread. Nothing here can change a prediction.
+
+    Attributes:
+        kind: ``debug`` in this process, ``local`` in processes of this machine, ``slurm``.
+        shards: parts the clips are split into; ``auto`` = as many as ``target_minutes`` needs by the
+            measured seconds per sample; ``None`` = as many as work at once.
+        target_minutes: wall time ``shards=auto`` aims at.
+        gpus: ``slurm``: of each shard. ``local``: of this machine, one per process.
+        parallel: most shards at work at once (the array's throttle); ``None`` = no limit on SLURM,
+            one per GPU or core here.
+        steal: a shard that is through takes clips of others that nobody has started.
+        join: work on a run although another submission of it is alive.
+        allow_dirty: submit although the code has changes that no commit holds.
+        snapshot: run from a copy of the code made at submission.
+        partition, account, qos, constraint, nodelist, exclude: handed to sbatch.
+        minutes: time limit of a shard; it is re-queued when it hits it.
+        signal_seconds: how long before the limit it is told.
+        requeues: how often at most a time limit re-queues it.
+        cpus, mem_gb: of each shard.
+        extra: any other sbatch options, by long name.
+        setup: shell lines before a job's program.
+        conda: environment to activate (name or path).
+        container: command that runs a program inside the container, e.g. ``apptainer exec --nv x.sif``.
+        python: interpreter on the nodes; by default the one that submits (``python`` under ``conda``
+            and ``container``).
+        finish: score and report in dependent jobs without a GPU.
+        cpu_partition: partition of those; by default ``partition``.
+        cpu_minutes: their time limit.
+    """
+
+    kind: Literal["debug", "local", "slurm"] = "debug"
+    shards: int | Literal["auto"] | None = None
+    target_minutes: float = 60.0
+    gpus: int = 0
+    parallel: int | None = None
+    steal: bool = True
+    join: bool = False
+    allow_dirty: bool = False
+    snapshot: bool = False
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    nodelist: str | None = None
+    exclude: str | None = None
+    minutes: int = 240
+    signal_seconds: int = 120
+    requeues: int = 20
+    cpus: int = 4
+    mem_gb: float | None = None
+    extra: dict[str, str] = field(default_factory=dict)
+    setup: list[str] = field(default_factory=list)
+    conda: str | None = None
+    container: str | None = None
+    python: str | None = None
+    finish: bool = True
+    cpu_partition: str | None = None
+    cpu_minutes: int = 60
+
+
+@dataclass
+class Config:
+    """The root of a composed config; components are mappings with ``_target_``.
+
+    Attributes:
+        dataset, method, backbone, segmenter: component nodes.
+        protocols: ids to score under; empty = the dataset's own.
+        name: leading part of the run folder's name; by default ``METHOD-DATASET``.
+        seed: base of every random draw.
+        limit: which part of the split.
+        max_failures: stop the run when more samples than this failed; ``None`` = never.
+        keep_maps: store the methods' maps for the report.
+        score, paths, cluster: see their classes.
+        reference: which published rows a run is held against.
+        sweep: override key → values; expanded before anything else.
+    """
+
+    dataset: dict[str, Any]
+    method: dict[str, Any]
+    backbone: dict[str, Any] | None = knob(None)
+    segmenter: dict[str, Any] | None = knob(None)
+    protocols: list[str] = knob(factory=list, transient=True)
+    name: str | None = knob(None, transient=True)
+    seed: int = 0
+    limit: Limit = field(default_factory=Limit)
+    max_failures: int | None = knob(None, transient=True)
+    keep_maps: bool = knob(False, transient=True)
+    score: ScoreSettings = knob(factory=ScoreSettings, transient=True)
+    paths: Paths = knob(factory=Paths, transient=True)
+    cluster: Cluster = knob(factory=Cluster, transient=True)
+    reference: dict[str, Any] | None = knob(None, transient=True)
+    sweep: dict[str, list[Any]] = knob(factory=dict, transient=True)
+
+
+@dataclass(frozen=True)
+class Composed:
+    """One point of an experiment, ready to freeze.
+
+    Attributes:
+        values: the whole config as plain values, every knob filled in.
+        name: the run folder's name without its digest.
+        digest: 8 hex digits of what can change a prediction.
+        overrides: the command line that made it.
+        choices: the group members chosen.
+    """
+
+    values: dict[str, Any]
+    name: str
+    digest: str
+    overrides: tuple[str, ...]
+    choices: dict[str, str]
+
+    @property
+    def folder(self) -> str:
+        """The run folder's name."""
+        return f"{self.name}-{self.digest}"
+
+    @property
+    def path(self) -> Path:
+        """The run folder."""
+        return Path(self.values["paths"]["runs"]) / self.folder
+
+
+def compose(overrides: Sequence[str], *, multirun: bool = False) -> list[Composed]:
+    """Compose every point that the overrides (and an experiment's ``sweep``) describe.
+
+    Args:
+        overrides: Hydra overrides, as typed.
+        multirun: expand comma and range sweeps of the command line (``-m``).
+
+    Raises:
+        ConfigError: unknown group member, unknown key, wrong type or broken YAML.
+    """
+    points: list[Composed] = []
+    for typed in _expand(overrides) if multirun else [list(overrides)]:
+        first, choices = _hydra(typed)
+        grid = OmegaConf.to_container(first.sweep, resolve=True) if first.get("sweep") else {}
+        if not isinstance(grid, dict):
+            raise ConfigError("'sweep' must map override keys to lists.", where="experiment")
+        taken = {item.partition("=")[0].lstrip("+") for item in typed}
+        # What the command line fixes is not swept.
+        axes = {str(key): values for key, values in grid.items() if str(key) not in taken}
+        for combination in itertools.product(*axes.values()):
+            swept = [f"{key}={_literal(value)}" for key, value in zip(axes, combination, strict=True)]
+            node, choices = (first, choices) if not swept else _hydra([*typed, *swept])
+            points.append(_finish(node, choices, (*typed, *swept)))
+    return points
+
+
+def _literal(value: Any) -> str:
+    if value is None:
+        return "null"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _expand(overrides: Sequence[str]) -> Iterator[list[str]]:
+    """All combinations of the sweeps in a command line, in the order typed."""
+    axes: list[list[str]] = []
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+    except _COMPOSING as error:
+        raise ConfigError(
+            f"Can't read the overrides: {error}", cure="Quote values that hold commas."
+        ) from error
+    for override in parsed:
+        if override.is_sweep_override():
+            key = override.get_key_element()
+            axes.append([f"{key}={value}" for value in override.sweep_string_iterator()])
+        else:
+            axes.append([str(override.input_line)])
+    for combination in itertools.product(*axes):
+        yield list(combination)
+
+
+def _hydra(overrides: Sequence[str]) -> tuple[DictConfig, dict[str, str]]:
+    """One Hydra composition, with Hydra's errors told as ours."""
+    conf = resource("conf").resolve()
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(config_dir=str(conf), version_base="1.3"):
+            node = hydra_compose("config", overrides=list(overrides), return_hydra_config=True)
+            choices = {str(k): str(v) for k, v in node.hydra.runtime.choices.items() if "hydra" not in str(k)}
+            with open_dict(node):
+                node.pop("hydra")
+            return node, choices
+    except _COMPOSING as error:
+        raise _told(error, overrides) from error
+    finally:
+        # Other users of Hydra (Meta's sam2 package composes at import) must find it untouched.
+        GlobalHydra.instance().clear()
+
+
+def _told(error: Exception, overrides: Sequence[str]) -> ConfigError:
+    text = str(error)
+    for item in overrides:
+        key = item.partition("=")[0].lstrip("+~")
+        if f"'{key}'" in text or f"override '{key}" in text or f"key '{key.split('.')[-1]}'" in text.lower():
+            allowed = _allowed_at(key)
+            return ConfigError(
+                text.splitlines()[0],
+                where=item,
+                allowed=allowed,
+                cure="`refseg run --cfg job` prints every option of the current choice.",
+            )
+    allowed = None
+    if "Available options in" in text:
+        allowed = [
+            line.strip() for line in text.split("Available options in")[1].splitlines()[1:] if line.strip()
+        ]
+        text = text.split("Available options in")[0].strip()
+    return ConfigError(
+        text.splitlines()[0] if text else type(error).__name__, where=" ".join(overrides), allowed=allowed
+    )
+
+
+def _allowed_at(key: str) -> list[str] | None:
+    """Members of a group, or the keys beside an unknown key."""
+    folder = resource("conf") / key
+    if folder.is_dir():
+        return sorted(p.stem for p in folder.rglob("*.yaml"))
+    head, _, _ = key.rpartition(".")
+    try:
+        with initialize_config_dir(config_dir=str(resource("conf").resolve()), version_base="1.3"):
+            node = hydra_compose("config")
+    except _COMPOSING:
+        return None
+    finally:
+        GlobalHydra.instance().clear()
+    place = OmegaConf.select(node, head) if head else node
+    return sorted(str(k) for k in place) if isinstance(place, DictConfig) else None
+
+
+def _finish(node: DictConfig, choices: dict[str, str], overrides: tuple[str, ...]) -> Composed:
+    try:
+        plain = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(str(error).splitlines()[0], where=" ".join(overrides)) from error
+    assert isinstance(plain, dict)
+    values = schema.conform(Config, {str(k): v for k, v in plain.items()}, "")
+    values["sweep"] = {}
+    method_class = schema.locate(str(_node(values, "method")[TARGET]), "method")
+    for part in schema.INJECTED:
+        # A part the method does not take can't change its predictions, so it is not in the config.
+        if part not in schema.injected(method_class):
+            values[part] = None
+        elif values[part] is None and _required(method_class, part):
+            raise ConfigError(
+                f"Method '{choices.get('method', '?')}' needs a {part}.",
+                allowed=sorted(p.stem for p in (resource("conf") / part).glob("*.yaml")),
+                cure=f"Add {part}=NAME",
+            )
+    for part in COMPONENTS:
+        if values[part] is not None:
+            values[part] = schema.complete(_node(values, part), part)
+    experiment = choices.get("experiment", "None")
+    stem = "-".join(str(choices.get(p, p)) for p in ("method", "dataset"))
+    if experiment not in ("None", "null"):
+        stem = f"{experiment.replace('/', '-')}-{stem}"
+    name = values["name"] or stem
+    return Composed(values, name, digest(values), overrides, choices)
+
+
+def _required(cls: type, name: str) -> bool:
+    from dataclasses import MISSING
+
+    spec = next(f for f in fields(cls) if f.name == name)
+    return spec.default is MISSING and spec.default_factory is MISSING
+
+
+def _node(values: Mapping[str, Any], part: str) -> dict[str, Any]:
+    node = values[part]
+    if not isinstance(node, dict) or TARGET not in node:
+        raise ConfigError(
+            f"No {part} is chosen.",
+            allowed=sorted(p.stem for p in (resource("conf") / part).glob("*.yaml")),
+            cure=f"Add {part}=NAME",
+        )
+    return node
+
+
+def lasting(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a config that can change a prediction."""
+    return schema.lasting(Config, values)
+
+
+def digest(values: Mapping[str, Any]) -> str:
+    """8 hex digits of :func:`lasting`, stable across machines and key orders."""
+    canonical = json.dumps(lasting(values), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:8]
+
+
+def load(values: Mapping[str, Any]) -> Config:
+    """A frozen config's values as the typed root (components stay mappings)."""
+    hints = typing.get_type_hints(Config)
+    assert hints
+    return schema.construct(Config, values, "")
+
+
+def to_yaml(values: Mapping[str, Any]) -> str:
+    """The frozen config as text."""
+    return OmegaConf.to_yaml(OmegaConf.create(dict(values)), resolve=False)
+
+
+def from_yaml(path: Path) -> dict[str, Any]:
+    """Read a frozen config back.
+
+    Raises:
+        ConfigError: the file is torn or no mapping.
+    """
+    try:
+        plain = OmegaConf.to_container(OmegaConf.load(path))
+    except (OSError, OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"Can't read the frozen config ({error}).", where=path) from error
+    if not isinstance(plain, dict):
+        raise ConfigError("The frozen config is no mapping.", where=path)
+    return {str(k): v for k, v in plain.items()}
+
+
+def group_members(group: str) -> list[str]:
+    """The members a config group ships with."""
+    return sorted(
+        str(p.relative_to(resource("conf") / group).with_suffix(""))
+        for p in (resource("conf") / group).rglob("*.yaml")
+    )
+
+
+def load_node(group: str, name: str, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """One component's YAML, completed and checked, outside any run.
+
+    Raises:
+        ConfigError: no such member, unknown key or wrong type.
+    """
+    path = resource("conf") / group / f"{name}.yaml"
+    if name not in group_members(group):
+        raise ConfigError(f"No {group} '{name}'.", where=path.parent, allowed=group_members(group))
+    node = from_yaml(path)
+    node.pop("defaults", None)
+    node.update(overrides or {})
+    return schema.complete(node, group)

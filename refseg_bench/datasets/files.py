@@ -1,0 +1,252 @@
+"""Reading small files and joining names from data, with errors that name file and place.
+
+Names that come out of JSON, pickles or archives are strangers' input: :func:`safe_join` is the
+only way from such a name to a path.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from refseg_bench.datasets.damage import UNPACK_AGAIN, Damage, Report, refuse
+
+
+def data_root() -> Path:
+    """Where data sets are looked for by default: ``$REFSEG_DATA``, else ``data``."""
+    return Path(os.environ.get("REFSEG_DATA") or "data")
+
+
+def cache_root(configured: Path | None = None) -> Path:
+    """Where indices are kept: the configured folder, else ``$REFSEG_CACHE``, else ``cache``."""
+    return configured or Path(os.environ.get("REFSEG_CACHE") or "cache")
+
+
+def fingerprint(path: Path) -> str:
+    """Hex name of a file's present state: place, size, modification time and inode.
+
+    Raises:
+        Damage: there is no such file.
+    """
+    try:
+        state = path.stat()
+    except OSError as error:
+        raise missing_file(path) from error
+    text = f"{path.resolve()}|{state.st_size}|{state.st_mtime_ns}|{state.st_ino}"
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:24]
+
+
+def missing_file(path: Path) -> Damage:
+    """The error of a file that should be there."""
+    return Damage("missing file", f"The file '{path.name}' is missing.", file=path)
+
+
+def bad_name(name: object) -> str | None:
+    """Why a name from a data file can't be a relative path, or ``None`` if it can."""
+    if not isinstance(name, str):
+        return f"is {type(name).__name__}, not text"
+    if not name.strip():
+        return "is empty"
+    if "\0" in name or "\\" in name or "\n" in name:
+        return "holds a backslash, line break or NUL"
+    if name.startswith("/"):
+        return "is an absolute path"
+    if any(part in ("", ".", "..") for part in name.split("/")):
+        return "leaves its folder or holds an empty part"
+    return None
+
+
+def safe_join(base: Path, name: object, *, file: Path, place: str) -> Path:
+    """``base / name`` if the name stays below ``base``.
+
+    Args:
+        base: trusted folder.
+        name: a name read from ``file``; slashes are allowed, ``..`` is not.
+        file: the file the name was read from.
+        place: where in that file.
+
+    Raises:
+        Damage: the name is no text, empty, absolute or leads out of ``base``.
+    """
+    reason = bad_name(name)
+    if reason is not None:
+        raise Damage(
+            "unsafe name",
+            f"The name {name!r} {reason}.",
+            file=file,
+            place=place,
+            cure="Don't use this file: names in a data set are plain relative paths.",
+        )
+    return base / str(name)
+
+
+def check_link(path: Path, *homes: Path, follow: bool, report: Report = refuse) -> bool:
+    """Refuse a symbolic link that leads out of the data set.
+
+    Args:
+        path: file or folder that may be, or lie behind, a link.
+        homes: the data set's folders; links within them are fine, and so is a link that *is* one of
+            them (a frames folder kept on another disk).
+        follow: the user's permission to follow links to anywhere.
+        report: receives the problem.
+
+    Returns:
+        True if the path may be read.
+    """
+    if follow:
+        return True
+    real = os.path.realpath(path)
+    for home in homes:
+        top = os.path.realpath(home)
+        if real == top or real.startswith(top + os.sep):
+            return True
+    report(
+        Damage(
+            "link out of the data set",
+            f"'{path.name}' is a symbolic link to '{real}', outside of the data set.",
+            file=path,
+            cure="Put the files inside the data set, or, if you made the link: dataset.follow_links=true.",
+        )
+    )
+    return False
+
+
+def read_bytes(path: Path) -> bytes:
+    """A file's content.
+
+    Raises:
+        Damage: missing or unreadable.
+    """
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise missing_file(path) from None
+    except OSError as error:
+        raise Damage(
+            "unreadable file",
+            f"The file can't be read ({error.strerror}).",
+            file=path,
+            cure="Check its permissions.",
+        ) from error
+
+
+def read_text(path: Path, encodings: tuple[str, ...] = ("utf-8-sig",)) -> str:
+    """A file's text in the first encoding that fits.
+
+    Raises:
+        Damage: missing, or in none of the encodings.
+    """
+    data = read_bytes(path)
+    problem: UnicodeDecodeError | None = None
+    for encoding in encodings:
+        try:
+            return data.decode(encoding)
+        except UnicodeDecodeError as error:
+            problem = problem or error
+    assert problem is not None
+    raise Damage(
+        "text in another encoding",
+        f"Byte {problem.start} ({problem.object[problem.start]:#04x}) is not {' or '.join(encodings)}.",
+        file=path,
+        place=f"byte {problem.start}",
+        cure="Restore the original file, or convert it to UTF-8.",
+    )
+
+
+class _Repeated(ValueError):
+    def __init__(self, key: str) -> None:
+        self.key = key
+        super().__init__(key)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    out = dict(pairs)
+    if len(out) != len(pairs):
+        seen: set[str] = set()
+        raise _Repeated(next(key for key, _ in pairs if key in seen or seen.add(key)))  # type: ignore[func-returns-value]
+    return out
+
+
+def parse_json(text: str, file: Path, place: str | None = None) -> Any:
+    """JSON to plain values; a repeated key is an error, not a silent loss.
+
+    Raises:
+        Damage: torn or malformed text, or a repeated key.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_unique)
+    except _Repeated as error:
+        raise Damage(
+            "duplicate id",
+            f"The key '{error.key}' stands twice in one object.",
+            file=file,
+            place=f"key '{error.key}'" if place is None else f"{place}, key '{error.key}'",
+            cure="Restore the original file: one of the two entries would be lost.",
+        ) from None
+    except json.JSONDecodeError as error:
+        at = f"line {error.lineno}, column {error.colno}"
+        raise Damage(
+            "torn JSON",
+            f"The JSON is torn or malformed: {error.msg}.",
+            file=file,
+            place=at if place is None else f"{place}, {at}",
+            cure=UNPACK_AGAIN,
+        ) from error
+    except RecursionError as error:
+        raise Damage("torn JSON", "The JSON is nested without end.", file=file, place=place) from error
+
+
+def read_json(path: Path, encodings: tuple[str, ...] = ("utf-8-sig",)) -> Any:
+    """Read a JSON file whole (for files of a few MB; large ones go through ``jsonstream``).
+
+    Raises:
+        Damage: missing, not in the encoding, torn, or with a repeated key.
+    """
+    return parse_json(read_text(path, encodings), path)
+
+
+_NAMES = {dict: "an object", list: "a list", str: "text", int: "a whole number", bool: "true or false"}
+
+
+def want(value: Any, kind: type, *, file: Path, place: str, report: Report = refuse) -> bool:
+    """Check that a JSON value is of a kind.
+
+    Returns:
+        True if it is; otherwise the problem went to ``report``.
+    """
+    if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
+        return True
+    shown = repr(value)
+    shown = shown if len(shown) < 60 else f"{shown[:57]}..."
+    report(
+        Damage(
+            "wrong type",
+            f"Expected {_NAMES.get(kind, kind.__name__)}, found {shown}.",
+            file=file,
+            place=place,
+            cure="Restore the original file: this is not the format's layout.",
+        )
+    )
+    return False
+
+
+def field_of(
+    record: Mapping[str, Any], key: str, kind: type, *, file: Path, place: str, report: Report = refuse
+) -> Any:
+    """A required field of a JSON object, or ``None`` after reporting that it is missing or wrong."""
+    if key not in record:
+        report(
+            Damage(
+                "missing field",
+                f"The field '{key}' is missing.",
+                file=file,
+                place=place,
+                cure="Restore the original file: this is not the format's layout.",
+            )
+        )
+        return None
+    return record[key] if want(record[key], kind, file=file, place=f"{place}.{key}", report=report) else None

@@ -1,0 +1,375 @@
+"""Where the masks of a video set come from: run-length dictionaries or folders of PNGs.
+
+Each source answers one question: the tracks of these objects in this clip. In a run-length
+dictionary ``null`` says that the object does not show; where a PNG is missing, either the frame
+was not annotated (ReasonVOS) or the copy is damaged (everywhere else).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from refseg_bench.datasets.damage import UNPACK_AGAIN, Damage, Report, refuse
+from refseg_bench.datasets.files import check_link, safe_join
+from refseg_bench.datasets.offsets import Entries, open_entries, open_store
+from refseg_bench.datasets.pickles import load_pickle
+from refseg_bench.datasets.rle import blank, checked_track
+from refseg_bench.types import Clip, MaskTrack, encode_rle
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One object whose masks are asked for.
+
+    Attributes:
+        object_id: the object's name within its video.
+        anno_id: its name in a mask dictionary or among annotation folders.
+    """
+
+    object_id: str
+    anno_id: str
+
+
+class MaskSource(Protocol):
+    """Gives the annotated tracks of a clip's objects."""
+
+    path: Path
+
+    def tracks(self, clip: Clip, wanted: Sequence[Wanted], report: Report = refuse) -> list[MaskTrack]:
+        """One track per wanted object, in that order."""
+
+    def void(self, clip: Clip, report: Report = refuse) -> MaskTrack | None:
+        """Pixels that are neither object nor background, where the source marks them."""
+
+
+# ── run-length dictionaries ──────────────────────────────────────────────────
+
+
+def open_mask_dict(path: Path, cache: Path) -> Entries:
+    """A mask dictionary, JSON or pickle, indexed for reading one object at a time.
+
+    Raises:
+        Damage: missing or torn, or a pickle of anything else.
+    """
+    if path.suffix == ".json":
+        return open_entries(path, cache)
+    return open_store((path,), path.name, cache, lambda: _pickled(path))
+
+
+def _pickled(path: Path) -> Iterator[tuple[str, bytes]]:
+    """Objects of a pickled mask dictionary as JSON; counts may be bytes or text."""
+    whole = load_pickle(path)
+    if not isinstance(whole, dict):
+        raise Damage("wrong type", "The pickle holds no dictionary of masks.", file=path, place="the file")
+
+    def plain(value: object) -> str:
+        if isinstance(value, bytes):
+            return value.decode("latin1")
+        raise TypeError(f"a {type(value).__name__}")
+
+    for key, entries in whole.items():
+        try:
+            text = json.dumps(entries, default=plain, separators=(",", ":"))
+        except (TypeError, ValueError) as error:
+            raise Damage(
+                "malformed mask", f"The masks of '{key}' hold {error}.", file=path, place=f"entry '{key}'"
+            ) from error
+        yield str(key), text.encode()
+
+
+@dataclass
+class RunLengthMasks:
+    """``{anno_id: [RLE or null per frame]}``."""
+
+    path: Path
+    entries: Entries
+
+    def tracks(self, clip: Clip, wanted: Sequence[Wanted], report: Report = refuse) -> list[MaskTrack]:
+        """See :class:`MaskSource`."""
+        out: list[MaskTrack] = []
+        for one in wanted:
+            try:
+                entries = self.entries.get(one.anno_id)
+            except Damage as damage:
+                report(damage)
+                out.append(MaskTrack.empty(clip.size, len(clip)))
+                continue
+            rles = checked_track(
+                entries, clip.size, len(clip), file=self.path, place=f"anno_id {one.anno_id}", report=report
+            )
+            out.append(MaskTrack(clip.size, rles))
+        return out
+
+    def void(self, clip: Clip, report: Report = refuse) -> MaskTrack | None:
+        """These dictionaries hold no void."""
+        return None
+
+
+# ── folders of PNGs ──────────────────────────────────────────────────────────
+
+
+def read_labels(path: Path) -> NDArray[np.uint8]:
+    """A label map: the palette *index* (or grey value) per pixel.
+
+    Raises:
+        Damage: missing, torn, or an image whose pixels are no labels.
+    """
+    with _image(path) as image:
+        if image.mode not in ("P", "L", "1"):
+            raise Damage(
+                "mask of another mode",
+                f"A label map must be a palette or grey PNG, this one is {image.mode}.",
+                file=path,
+                cure="Restore the original: colours can't be turned back into object ids safely.",
+            )
+        return _pixels(image, path)
+
+
+def read_binary(path: Path) -> NDArray[np.bool_]:
+    """A mask in which any nonzero pixel is foreground, in mode 1, L, P, RGB or with alpha.
+
+    Raises:
+        Damage: missing or torn.
+    """
+    with _image(path) as image:
+        if image.mode in ("RGBA", "LA"):
+            image = image.convert("RGB")
+        pixels = _pixels(image, path)
+    found = pixels != 0
+    return found if found.ndim == 2 else np.asarray(found.any(axis=2))
+
+
+def _image(path: Path) -> Image.Image:
+    try:
+        return Image.open(path)
+    except FileNotFoundError:
+        raise Damage("missing mask", "A mask is missing.", file=path) from None
+    except (UnidentifiedImageError, OSError) as error:
+        raise _torn(path, error) from error
+
+
+def _pixels(image: Image.Image, path: Path) -> NDArray[np.uint8]:
+    try:
+        return np.asarray(image).astype(np.uint8) if image.mode == "1" else np.asarray(image)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise _torn(path, error) from error
+
+
+def _torn(path: Path, error: Exception) -> Damage:
+    return Damage("torn mask", f"A mask can't be decoded ({type(error).__name__}: {error}).", file=path)
+
+
+@dataclass
+class LabelMaps:
+    """``<video>/<frame>.png`` with the object's id as pixel value, all objects in one map.
+
+    All objects of a clip are read in one pass and kept until another clip is asked for, because
+    a clip's expressions are read one after the other.
+
+    Attributes:
+        path: folder of the videos.
+        home: the data set's folder, which links must not leave.
+        void_label: pixel value that belongs to nobody, or ``None``.
+        follow_links: read links that lead out of ``home``.
+    """
+
+    path: Path
+    home: Path
+    void_label: int | None = None
+    follow_links: bool = False
+    _clip: str | None = field(default=None, init=False, repr=False)
+    _labels: dict[int, MaskTrack] = field(default_factory=dict, init=False, repr=False)
+
+    def tracks(self, clip: Clip, wanted: Sequence[Wanted], report: Report = refuse) -> list[MaskTrack]:
+        """See :class:`MaskSource`. An object whose id no frame holds is absent in all of them."""
+        self._read(clip, report)
+        absent = MaskTrack.empty(clip.size, len(clip))
+        out: list[MaskTrack] = []
+        for one in wanted:
+            if not one.object_id.isdecimal() or not 0 < int(one.object_id) < 256:
+                report(
+                    Damage(
+                        "bad object id",
+                        f"The object id '{one.object_id}' is no pixel value of a label map.",
+                        file=self.path / clip.id,
+                        place=f"object {one.object_id}",
+                        allowed=["1 to 255"],
+                        cure="Use the masks and the expression file of one release.",
+                    )
+                )
+                out.append(absent)
+                continue
+            track = self._labels.get(int(one.object_id))
+            if track is None:
+                report(
+                    Damage(
+                        "object without a pixel",
+                        f"No frame of '{clip.id}' shows object {one.object_id}.",
+                        file=self.path / clip.id,
+                        place=f"object {one.object_id}",
+                        allowed=sorted(self._labels),
+                        cure="Use the masks and the expression file of one release.",
+                    )
+                )
+            out.append(track or absent)
+        return out
+
+    def void(self, clip: Clip, report: Report = refuse) -> MaskTrack | None:
+        """See :class:`MaskSource`."""
+        if self.void_label is None:
+            return None
+        self._read(clip, report)
+        return self._labels.get(self.void_label)
+
+    def labels(self, clip: Clip) -> ClipLabels:
+        """The maps of a clip themselves."""
+        return ClipLabels(self.path / clip.id, clip)
+
+    def _read(self, clip: Clip, report: Report) -> None:
+        if self._clip == clip.id:
+            return
+        self._clip = None
+        rles: dict[int, list[bytes]] = {}
+        folder = safe_join(self.path, clip.id, file=self.path, place=clip.id)
+        for index, labels in frame_masks(folder, clip, read_labels, self.home, self.follow_links, report):
+            for label in np.unique(labels).tolist():
+                if label:
+                    track = rles.setdefault(label, [blank(clip.size)] * len(clip))
+                    track[index] = encode_rle(labels == label)
+        self._labels = {label: MaskTrack(clip.size, tuple(track)) for label, track in rles.items()}
+        if report is refuse:
+            self._clip = clip.id
+
+
+@dataclass(frozen=True)
+class ClipLabels:
+    """The id maps of one clip: object id per pixel, 0 = background, 255 = void in DAVIS.
+
+    Attributes:
+        folder: where the maps are.
+        clip: the clip.
+    """
+
+    folder: Path
+    clip: Clip
+
+    def missing(self) -> list[str]:
+        """Names of frames that have no map."""
+        return [name for name in self.clip.frame_names if not (self.folder / f"{name}.png").is_file()]
+
+    def extra(self) -> list[str]:
+        """Names of maps that belong to no frame."""
+        known = set(self.clip.frame_names)
+        return sorted(p.stem for p in self.folder.glob("*.png") if p.stem not in known)
+
+    def frame(self, index: int) -> NDArray[np.uint8]:
+        """The map of one frame, ``(height, width)``.
+
+        Raises:
+            Damage: missing, torn, or of another size than the clip.
+        """
+        path = self.folder / f"{self.clip.frame_names[index]}.png"
+        labels = read_labels(path)
+        if labels.shape != self.clip.size:
+            raise other_size(path, labels.shape[:2], self.clip.size)
+        return labels
+
+
+def other_size(path: Path, found: tuple[int, ...], size: tuple[int, int]) -> Damage:
+    """The error of a mask that doesn't fit its frame."""
+    return Damage(
+        "mask of another size",
+        f"The mask is {found[0]} x {found[1]}, its frame {size[0]} x {size[1]} (height x width).",
+        file=path,
+    )
+
+
+def frame_masks(
+    folder: Path,
+    clip: Clip,
+    read: Callable[[Path], NDArray[np.uint8] | NDArray[np.bool_]],
+    home: Path,
+    follow_links: bool,
+    report: Report,
+) -> Iterator[tuple[int, NDArray[np.uint8] | NDArray[np.bool_]]]:
+    """Index and pixels of every readable mask of a clip; damaged ones go to ``report``."""
+    if not check_link(folder, home, folder.parent, follow=follow_links, report=report):
+        return
+    for index, name in enumerate(clip.frame_names):
+        path = folder / f"{name}.png"
+        if path.is_symlink() and not check_link(path, home, folder, follow=follow_links, report=report):
+            continue
+        try:
+            pixels = read(path)
+        except Damage as damage:
+            report(damage)
+            continue
+        if pixels.shape[:2] != clip.size:
+            report(other_size(path, pixels.shape, clip.size))
+            continue
+        yield index, pixels
+
+
+@dataclass
+class ObjectFolders:
+    """``<anno_id>/<frame>.png``, one folder per object, any nonzero pixel = the object (ReasonVOS).
+
+    A frame without a PNG was not annotated and is not scored: its mask is ``None``.
+
+    Attributes:
+        path: folder of the objects.
+        home: the data set's folder, which links must not leave.
+        follow_links: read links that lead out of ``home``.
+    """
+
+    path: Path
+    home: Path
+    follow_links: bool = False
+
+    def tracks(self, clip: Clip, wanted: Sequence[Wanted], report: Report = refuse) -> list[MaskTrack]:
+        """See :class:`MaskSource`."""
+        return [self._track(clip, one, report) for one in wanted]
+
+    def void(self, clip: Clip, report: Report = refuse) -> MaskTrack | None:
+        """These folders hold no void."""
+        return None
+
+    def _track(self, clip: Clip, one: Wanted, report: Report) -> MaskTrack:
+        rles: list[bytes | None] = [None] * len(clip)
+        folder = safe_join(self.path, one.anno_id, file=self.path, place=one.anno_id)
+        if not folder.is_dir():
+            report(
+                Damage("missing mask", f"The object's mask folder '{one.anno_id}' is missing.", file=folder)
+            )
+            return MaskTrack(clip.size, tuple(rles))
+        present = {entry.name[:-4] for entry in os.scandir(folder) if entry.name.endswith(".png")}
+        for name in sorted(present - set(clip.frame_names)):
+            report(
+                Damage(
+                    "extra mask",
+                    f"The mask '{name}.png' belongs to no frame of video '{clip.id}'.",
+                    file=folder / f"{name}.png",
+                    cure=UNPACK_AGAIN,
+                )
+            )
+        if not present:
+            report(Damage("missing mask", f"The mask folder '{one.anno_id}' holds no PNG.", file=folder))
+        annotated = Clip(
+            clip.id,
+            tuple(p for p, n in zip(clip.frame_paths, clip.frame_names, strict=True) if n in present),
+            tuple(n for n in clip.frame_names if n in present),
+            clip.size,
+        )
+        places = {name: index for index, name in enumerate(clip.frame_names)}
+        for index, mask in frame_masks(folder, annotated, read_binary, self.home, self.follow_links, report):
+            rles[places[annotated.frame_names[index]]] = encode_rle(mask)
+        return MaskTrack(clip.size, tuple(rles))

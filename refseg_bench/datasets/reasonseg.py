@@ -1,0 +1,257 @@
+"""ReasonSeg: one JSON per image with questions and hand-drawn polygons, some of them "ignore"."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refseg_bench.datasets.damage import Damage, Report, refuse
+from refseg_bench.datasets.files import check_link, field_of, parse_json, read_text, want
+from refseg_bench.datasets.meta_expressions import find_base, not_found
+from refseg_bench.errors import DataError
+from refseg_bench.imageio import image_size
+from refseg_bench.schema import knob
+from refseg_bench.types import Clip, Expression, MaskTrack, Target
+
+IGNORE = 255
+
+
+def raster(points: Sequence[Sequence[float]], canvas_HW: NDArray[np.uint8], value: int) -> None:
+    """Paint one polygon as LISA does: closed outline of one pixel, then the filling.
+
+    Coordinates are cut to whole numbers towards zero; the lines follow OpenCV's rules.
+
+    Args:
+        points: ``[[x, y], …]``, at least one.
+        canvas_HW: painted in place.
+        value: what is painted.
+    """
+    import cv2
+
+    corners = np.array([points], dtype=np.float64).astype(np.int32)
+    cv2.polylines(canvas_HW, [*corners], True, value, 1)
+    cv2.fillPoly(canvas_HW, [*corners], value)
+
+
+def label_map(shapes: Sequence[Mapping[str, Any]], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """The mask of an image: 1 = target, 255 = ignore, 0 = background.
+
+    Polygons are painted by raster area, largest first, so that small ones stay visible; of equal
+    areas the one listed later is painted first, as sorting upwards and reversing does. A label
+    that *contains* "ignore" paints 255; one that *is* "flag" is no polygon of the image.
+
+    Args:
+        shapes: ``{"label": str, "points": [[x, y], …]}`` each.
+        size: (height, width) of the image.
+    """
+    kept = [s for s in shapes if s["label"].lower() != "flag"]
+    areas = []
+    for shape in kept:
+        canvas = np.zeros(size, np.uint8)
+        raster(shape["points"], canvas, 1)
+        areas.append(int(np.count_nonzero(canvas)))
+    out = np.zeros(size, np.uint8)
+    for index in np.argsort(np.array(areas, np.int64), kind="stable")[::-1].tolist():
+        shape = kept[index]
+        raster(shape["points"], out, IGNORE if "ignore" in shape["label"].lower() else 1)
+    return out
+
+
+@dataclass
+class ReasonSeg:
+    """ReasonSeg. A clip is one image, its expressions are the ``text`` entries of its JSON.
+
+    Attributes:
+        name: name of the set.
+        split: ``train``, ``val`` or ``test``.
+        root: the set's folder; ``None`` = below ``$REFSEG_DATA`` or ``data``.
+        folders: folder names its archives unpack to, looked for below ``root`` too.
+        texts: ``first`` = ``text[0]`` only, which is what LISA evaluates; ``all``.
+        protocols: ids a run is scored under unless it says otherwise.
+        follow_links: read symbolic links that lead out of ``root``.
+    """
+
+    name: str = "reasonseg"
+    split: str = "val"
+    root: Path | None = knob(None, transient=True)
+    folders: list[str] = knob(
+        factory=lambda: ["ReasonSeg", "reason_seg/ReasonSeg", "reason_seg"], transient=True
+    )
+    texts: Literal["first", "all"] = "first"
+    protocols: list[str] = knob(factory=lambda: ["reasonseg-lisa"], transient=True)
+    follow_links: bool = knob(False, transient=True)
+
+    _records: dict[str, dict[str, Any]] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    # ── the Dataset interface ────────────────────────────────────────────────
+
+    def clips(self) -> Sequence[Clip]:
+        """One clip per image, sorted by name.
+
+        Raises:
+            DataError: the set is not found, or an image has no JSON or the reverse.
+        """
+        return self.read(refuse)
+
+    def expressions(self, clip: Clip) -> Sequence[Expression]:
+        """The texts of an image, with ``is_sentence`` (long) or not (short).
+
+        Raises:
+            DataError: the image's JSON is damaged.
+        """
+        return self.expressions_of(clip.id, refuse)
+
+    def target(self, clip: Clip, expression: Expression) -> Target | None:
+        """What the polygons cover, the same for all texts; no polygon = an empty target.
+
+        Raises:
+            DataError: a polygon is damaged.
+        """
+        return self.target_of(clip, expression, refuse)
+
+    # ── the same with every problem told ─────────────────────────────────────
+
+    def base(self) -> Path:
+        """The folder of the splits.
+
+        Raises:
+            DataError: it is not found.
+        """
+        found = find_base(self.name, self.root, self.folders, [self.split])
+        if found is None:
+            raise not_found(self.name, self.root, [f"{self.split}/"])
+        return found
+
+    def read(self, report: Report) -> list[Clip]:
+        """All readable images of the split."""
+        folder = self.base() / self.split
+        images = {p.stem: p for p in sorted(folder.glob("*.jpg"))}
+        jsons = {p.stem for p in folder.glob("*.json")}
+        for name in sorted(set(images) - jsons):
+            report(Damage("missing file", f"Image '{name}.jpg' has no JSON.", file=folder / f"{name}.json"))
+        for name in sorted(jsons - set(images)):
+            report(Damage("missing frame", f"'{name}.json' has no image.", file=folder / f"{name}.jpg"))
+        if not images and not jsons:
+            report(Damage("missing file", f"The split's folder '{self.split}' holds no image.", file=folder))
+        clips: list[Clip] = []
+        for name, path in images.items():
+            if name not in jsons:
+                continue
+            if path.is_symlink() and not check_link(
+                path, self.base(), folder, follow=self.follow_links, report=report
+            ):
+                continue
+            try:
+                clips.append(Clip(name, (path,), (name,), image_size(path)))
+            except DataError as error:
+                report(Damage("unreadable frame", error.what, file=path))
+        return clips
+
+    def expressions_of(self, image: str, report: Report) -> list[Expression]:
+        """The readable texts of an image."""
+        file = self.file(image)
+        record = self._record(image)
+        texts = field_of(record, "text", list, file=file, place="the file", report=report)
+        sentence = field_of(record, "is_sentence", bool, file=file, place="the file", report=report)
+        if texts is None or sentence is None:
+            return []
+        out: list[Expression] = []
+        for index, text in enumerate(texts[:1] if self.texts == "first" else texts):
+            if not want(text, str, file=file, place=f"text[{index}]", report=report):
+                continue
+            if not text.strip():
+                report(
+                    Damage(
+                        "empty expression",
+                        "The text has no words.",
+                        file=file,
+                        place=f"text[{index}]",
+                        cure="Restore the original file.",
+                    )
+                )
+                continue
+            attrs = {"is_sentence": sentence, "type": "long" if sentence else "short", "text_index": index}
+            out.append(Expression(str(index), text, attrs))
+        if not texts:
+            report(Damage("empty expression", "The image has no text.", file=file, place="text"))
+        return out
+
+    def survey(self, report: Report) -> Iterator[tuple[Clip | None, list[Expression]]]:
+        """Read everything but the masks, with every problem told.
+
+        Yields:
+            Per image its clip and its readable texts.
+        """
+        for clip in self.read(report):
+            try:
+                yield clip, self.expressions_of(clip.id, report)
+            except Damage as damage:
+                report(damage)
+
+    def check_targets(self, clip: Clip, expressions: Sequence[Expression], report: Report) -> None:
+        """Read the polygons of an image."""
+        self.target_of(clip, expressions[0] if expressions else Expression("0", ""), report)
+
+    def target_of(self, clip: Clip, expression: Expression, report: Report) -> Target:
+        """The target of an image, with damaged polygons told to ``report`` and left out."""
+        file = self.file(clip.id)
+        shapes = field_of(self._record(clip.id), "shapes", list, file=file, place="the file", report=report)
+        readable = [s for i, s in enumerate(shapes or []) if _is_shape(s, file, f"shapes[{i}]", report)]
+        labels = label_map(readable, clip.size)
+        drawn = any("ignore" not in s["label"].lower() and s["label"].lower() != "flag" for s in readable)
+        objects = (MaskTrack.from_masks([labels == 1], clip.size),) if drawn else ()
+        void = labels == IGNORE
+        return Target(
+            clip.size,
+            1,
+            objects,
+            ("target",) * len(objects),
+            void=MaskTrack.from_masks([void], clip.size) if void.any() else None,
+        )
+
+    def file(self, image: str) -> Path:
+        """The JSON of an image."""
+        return self.base() / self.split / f"{image}.json"
+
+    def _record(self, image: str) -> dict[str, Any]:
+        if image not in self._records:
+            file = self.file(image)
+            # Some files of the release were saved on Windows.
+            record = parse_json(read_text(file, ("utf-8-sig", "cp1252")), file)
+            want(record, dict, file=file, place="the file")
+            self._records = {image: record}
+        return self._records[image]
+
+
+def _is_shape(shape: Any, file: Path, place: str, report: Report) -> bool:
+    if not want(shape, dict, file=file, place=place, report=report):
+        return False
+    label = field_of(shape, "label", str, file=file, place=place, report=report)
+    points = field_of(shape, "points", list, file=file, place=place, report=report)
+    if label is None or points is None:
+        return False
+    if label.lower() == "flag" or (points and all(_is_point(point) for point in points)):
+        return True
+    report(
+        Damage(
+            "malformed mask",
+            "A polygon must be a list of [x, y] numbers within 10^6.",
+            file=file,
+            place=f"{place}.points",
+            cure="Restore the original file.",
+        )
+    )
+    return False
+
+
+def _is_point(point: Any) -> bool:
+    return (
+        isinstance(point, list)
+        and len(point) == 2
+        and all(isinstance(v, (int, float)) and not isinstance(v, bool) and abs(v) < 1e6 for v in point)
+    )

@@ -1,0 +1,114 @@
+"""ReasonVOS: expressions in a list whose ids may repeat, one mask folder per object.
+
+Two forms are in use: the official one, and DecAF's rewriting of it to the common JSON shape. The
+official form is read through the same renumbering, so that both give the same expression ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from refseg_bench.datasets.damage import Damage, Report
+from refseg_bench.datasets.files import bad_name, field_of, want
+from refseg_bench.datasets.masks import MaskSource, ObjectFolders
+from refseg_bench.datasets.meta_expressions import MetaExpressions
+from refseg_bench.schema import knob
+
+
+def renumber(expressions: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """Give every expression of a video its own id, as DecAF does.
+
+    The list is walked in order. An expression whose id is taken pushes the earlier holder out,
+    which at once moves to the largest present id plus one; it can be pushed out again there.
+
+    Args:
+        expressions: entries with ``exp_id``, a whole number (or its text).
+
+    Returns:
+        Entries by their new id, in the order in which they were stored last.
+    """
+    out: dict[str, Mapping[str, Any]] = {}
+    for entry in expressions:
+        key = str(entry["exp_id"])
+        earlier = out.pop(key, None)
+        out[key] = entry
+        if earlier is not None:
+            out[str(max(int(k) for k in out) + 1)] = earlier
+    return out
+
+
+@dataclass
+class ReasonVos(MetaExpressions):
+    """ReasonVOS, in the official form or DecAF's. It has one split, ``test``.
+
+    In both, an expression has ``is_sent`` (sentence or phrase); in the official form also its
+    own ``exp_id``. Frames without a PNG of the object are not annotated and not scored.
+    """
+
+    name: str = "reasonvos"
+    split: str = "test"
+    folders: list[str] = knob(factory=lambda: ["ReasonVOS", "reasonvos"], transient=True)
+    meta: list[str] = field(default_factory=lambda: ["meta_expressions.json", "meta_expressions_v2.json"])
+    frames: list[str] = field(default_factory=lambda: ["JPEGImages", "."])
+    masks: list[str] = field(
+        default_factory=lambda: ["Annotations", "mask_dict_v2.pkl", "mask_dict.pkl", "mask_dict.json"]
+    )
+    hidden: list[str] = field(default_factory=list)
+    protocols: list[str] = knob(factory=lambda: ["reasonvos"], transient=True)
+    every_frame_listed: bool = knob(False, transient=True)
+
+    def read_videos(self, file: Path, report: Report) -> dict[str, dict[str, Any]]:
+        """The videos in the common shape, whichever form the file has."""
+        videos = super().read_videos(file, report)
+        return {
+            video: self._common(video, record, file, report)
+            if isinstance(record, dict) and isinstance(record.get("expressions"), list)
+            else record
+            for video, record in videos.items()
+        }
+
+    def _common(self, video: str, record: Mapping[str, Any], file: Path, report: Report) -> dict[str, Any]:
+        place = f"videos.{video}"
+        source = field_of(record, "source", str, file=file, place=place, report=report)
+        readable: list[dict[str, Any]] = []
+        for index, raw in enumerate(record["expressions"]):
+            here = f"{place}.expressions[{index}]"
+            if not want(raw, dict, file=file, place=here, report=report):
+                continue
+            if not str(raw.get("exp_id", "")).isdecimal():
+                report(
+                    Damage(
+                        "bad expression id",
+                        f"'exp_id' is {raw.get('exp_id')!r}, not a whole number.",
+                        file=file,
+                        place=f"{here}.exp_id",
+                        cure="Restore the original file (fixed on 27 December 2024).",
+                    )
+                )
+                continue
+            text = field_of(raw, "exp_text", str, file=file, place=here, report=report)
+            if text is None:
+                continue
+            object_id = str(raw.get("obj_id", ""))
+            anno_id = f"{source}_{video}_{object_id}"
+            if not object_id or "/" in object_id or bad_name(anno_id) is not None:
+                report(
+                    Damage(
+                        "bad object id",
+                        f"'obj_id' is {raw.get('obj_id')!r}, which names no mask folder.",
+                        file=file,
+                        place=f"{here}.obj_id",
+                        cure="Restore the original file.",
+                    )
+                )
+                continue
+            extra = {k: v for k, v in raw.items() if k not in ("exp_text", "obj_id")}
+            readable.append({**extra, "exp": text, "obj_id": [object_id], "anno_id": [anno_id]})
+        return {**record, "expressions": renumber(readable)}
+
+    def png_source(self, path: Path, base: Path) -> MaskSource:
+        """One folder per object."""
+        return ObjectFolders(path, base, follow_links=self.follow_links)

@@ -1,0 +1,160 @@
+"""Ref-YouTube-VOS: which of the listed videos are the valid split, and numbers for its mask file.
+
+The published ``valid`` list holds all 507 videos that were once held out; the competition split
+them into 202 valid and 305 test videos. Valid = the listed videos that are not test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from refseg_bench.datasets.damage import Damage, Report
+from refseg_bench.datasets.files import read_json, read_text
+from refseg_bench.datasets.meta_expressions import MetaExpressions
+from refseg_bench.schema import knob
+
+VALID_VIDEOS = 202
+
+
+def running_numbers(videos: Mapping[str, Mapping[str, Any]]) -> dict[tuple[str, str], str]:
+    """Numbers of expressions in the ``mask_dict.pkl`` of VISA and its successors.
+
+    The expression files of Ref-YouTube-VOS and Ref-DAVIS17 have no ``anno_id``: it is the running
+    number over the sorted videos and, in each, the expression ids sorted *as text*
+    ("0", "1", "10", "11", "2", …).
+    """
+    pairs = [(video, key) for video in sorted(videos) for key in sorted(videos[video].get("expressions", {}))]
+    return {pair: str(number) for number, pair in enumerate(pairs)}
+
+
+@dataclass
+class RunningNumbers(MetaExpressions):
+    """A set whose mask dictionary is keyed by the running number of the expression."""
+
+    _numbers: dict[tuple[str, str], str] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def read_videos(self, file: Path, report: Report) -> dict[str, dict[str, Any]]:
+        """The videos of the expression file; numbers are given before any are left out."""
+        videos = super().read_videos(file, report)
+        self._numbers = running_numbers(
+            {
+                v: r
+                for v, r in videos.items()
+                if isinstance(r, dict) and isinstance(r.get("expressions"), dict)
+            }
+        )
+        return videos
+
+    def attributes(
+        self, video: str, key: str, raw: Mapping[str, Any], place: str, report: Report
+    ) -> dict[str, Any] | None:
+        """The common attributes; ``anno_ids`` is the running number where the file has none."""
+        attrs = super().attributes(video, key, raw, place, report)
+        if attrs is not None and "obj_ids" in attrs:
+            attrs.setdefault("anno_ids", [self._numbers[video, key]])
+        return attrs
+
+
+@dataclass
+class RefYoutubeVos(RunningNumbers):
+    """Ref-YouTube-VOS. Annotated frames are every 5th of the video, as listed; obj_id is text.
+
+    ``valid`` keeps the 202 videos that are not in the test split. Which those are is read from the
+    test expression file, or from a list of names; a ``valid`` file that holds no more than 202
+    videos is taken as it is.
+
+    Attributes:
+        test: test expression files, looked for in this order.
+        valid_list: lists of the valid videos (text, one a line, or a JSON list).
+    """
+
+    name: str = "ref_youtube_vos"
+    split: str = "valid"
+    folders: list[str] = knob(
+        factory=lambda: ["ref-youtube-vos", "refytvos", "ref_youtube_vos", "rvos"], transient=True
+    )
+    meta: list[str] = field(default_factory=lambda: ["meta_expressions/{split}/meta_expressions.json"])
+    frames: list[str] = field(default_factory=lambda: ["{split}/JPEGImages", "{split}"])
+    masks: list[str] = field(
+        default_factory=lambda: ["{split}/Annotations", "{split}/mask_dict.pkl", "{split}/mask_dict.json"]
+    )
+    hidden: list[str] = field(default_factory=lambda: ["valid", "test"])
+    every_frame_listed: bool = knob(False, transient=True)
+    test: list[str] = field(default_factory=lambda: ["meta_expressions/test/meta_expressions.json"])
+    valid_list: list[str] = field(
+        default_factory=lambda: [
+            "meta_expressions/valid/valid_202.txt",
+            "meta_expressions/valid/valid_202.json",
+            "valid_202.txt",
+            "valid_202.json",
+        ]
+    )
+
+    def read_videos(self, file: Path, report: Report) -> dict[str, dict[str, Any]]:
+        """The videos of the split.
+
+        Raises:
+            Damage: ``valid`` lists more than 202 videos and nothing says which are test, or what
+                says so leaves another number.
+        """
+        videos = super().read_videos(file, report)
+        if self.split != "valid":
+            return videos
+        base = self.base()
+        chosen: set[str] | None = None
+        source: Path | None = None
+        for path in (base / p for p in self.valid_list):
+            if path.is_file():
+                chosen, source = _names(path), path
+                break
+        else:
+            for path in (base / p for p in self.test):
+                if path.is_file():
+                    chosen, source = set(videos) - set(_videos(path)), path
+                    break
+        if chosen is None or source is None:
+            if len(videos) > VALID_VIDEOS:
+                raise Damage(
+                    "valid split unknown",
+                    f"The valid file lists {len(videos)} videos; only {VALID_VIDEOS} of them are valid.",
+                    file=file,
+                    place="videos",
+                    cure=f"Put the test expression file at {base / self.test[0]}, "
+                    f"or the {VALID_VIDEOS} names, one a line, at {base / self.valid_list[0]}.",
+                )
+            return videos
+        kept = {video: record for video, record in videos.items() if video in chosen}
+        if len(videos) > VALID_VIDEOS and len(kept) != VALID_VIDEOS:
+            raise Damage(
+                "valid split unknown",
+                f"{source.name} leaves {len(kept)} of {len(videos)} valid videos, there are {VALID_VIDEOS}.",
+                file=source,
+                cure="Use the test list of the same release as the valid file.",
+            )
+        return kept
+
+
+def _videos(path: Path) -> list[str]:
+    whole = read_json(path)
+    videos = whole.get("videos") if isinstance(whole, dict) else None
+    if not isinstance(videos, dict):
+        raise Damage(
+            "wrong type",
+            "The file has no object 'videos'.",
+            file=path,
+            place="the file",
+            cure="Restore the original file.",
+        )
+    return list(videos)
+
+
+def _names(path: Path) -> set[str]:
+    if path.suffix != ".json":
+        return {line.strip() for line in read_text(path).splitlines() if line.strip()}
+    whole = read_json(path)
+    if isinstance(whole, list) and all(isinstance(name, str) for name in whole):
+        return set(whole)
+    return set(_videos(path))

@@ -1,0 +1,618 @@
+"""RefCOCO, RefCOCO+, RefCOCOg and gRefCOCO: images with sentences about annotated objects.
+
+``refs(AUTHOR).p`` (a pickle of Python 2; gRefCOCO: ``grefs(unc).json``) says which sentences mean
+which annotations, ``instances.json`` holds the annotations. One sample is one *sentence*. Both
+files are joined once into a store with one entry per image, because ``instances.json`` has
+hundreds of thousands of annotations and an image needs a handful.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from refseg_bench.datasets.damage import Damage, Report, refuse
+from refseg_bench.datasets.files import (
+    cache_root,
+    check_link,
+    field_of,
+    missing_file,
+    parse_json,
+    read_json,
+    safe_join,
+    want,
+)
+from refseg_bench.datasets.jsonstream import JsonStream
+from refseg_bench.datasets.meta_expressions import find_base, not_found
+from refseg_bench.datasets.offsets import Entries, open_store
+from refseg_bench.datasets.pickles import load_pickle
+from refseg_bench.datasets.rle import Size, blank, checked_rle
+from refseg_bench.errors import ConfigError, DataError
+from refseg_bench.schema import knob
+from refseg_bench.types import Clip, Expression, MaskTrack, Target, encode_rle, union_rle
+
+_AUTHORS = ("unc", "google", "umd")
+_MIXED = "Use refs and instances.json of one release."
+
+
+@dataclass
+class RefCoco:
+    """An image set in RefCOCO's layout.
+
+    Attributes:
+        name: name of the set; ends in its split author.
+        split: ``train``, ``val``, ``testA``, ``testB`` (unc), ``test`` (umd, google).
+        root: the set's folder or the one above it; ``None`` = below ``$REFSEG_DATA`` or ``data``.
+        cache: folder of the joined stores; ``None`` = ``$REFSEG_CACHE`` or ``cache``.
+        folders: folder names of the set, looked for below ``root`` too.
+        split_by: who made the splits. Splits of different authors share images: never mix them.
+        text: ``sent`` (cleaned), ``sent_lower`` (as LISA), ``raw`` (as typed; LAVT, ReLA).
+        refs: the sentence file; ``{split_by}`` stands for the author.
+        images: folders of the images, relative to the set's folder.
+        protocols: ids a run is scored under unless it says otherwise.
+        follow_links: read symbolic links that lead out of ``root``.
+    """
+
+    name: str = "refcoco_unc"
+    split: str = "val"
+    root: Path | None = knob(None, transient=True)
+    cache: Path | None = knob(None, transient=True)
+    folders: list[str] = knob(factory=lambda: ["refcoco", "refer_seg/refcoco"], transient=True)
+    split_by: Literal["unc", "google", "umd"] = "unc"
+    text: Literal["sent", "sent_lower", "raw"] = "sent"
+    refs: list[str] = field(default_factory=lambda: ["refs({split_by}).p"])
+    images: list[str] = field(
+        default_factory=lambda: [
+            "../images/mscoco/images/train2014",
+            "../images/train2014",
+            "images/mscoco/images/train2014",
+            "images/train2014",
+            "images",
+            "../train2014",
+        ]
+    )
+    protocols: list[str] = knob(factory=lambda: ["refcoco-oiou"], transient=True)
+    follow_links: bool = knob(False, transient=True)
+
+    _store: Entries | None = field(default=None, init=False, repr=False, compare=False)
+    _last: tuple[str, dict[str, Any]] = field(default=("", {}), init=False, repr=False, compare=False)
+    _clips: list[Clip] | None = field(default=None, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        author = next((a for a in _AUTHORS if self.name.endswith(f"_{a}")), self.split_by)
+        if author != self.split_by:
+            raise ConfigError(
+                f"dataset.split_by is '{self.split_by}', but the set's name '{self.name}' says '{author}'.",
+                where="dataset",
+                cure=f"Choose that author's set (dataset=NAME_{self.split_by}), or set dataset.name too.",
+            )
+
+    # ── the Dataset interface ────────────────────────────────────────────────
+
+    def clips(self) -> Sequence[Clip]:
+        """One clip per image, in the order in which the sentence file names them first.
+
+        Raises:
+            DataError: the set is not found, or its files are damaged.
+        """
+        if self._clips is None:
+            folder = self.image_folder()
+            self._clips = [self.clip(row, folder, refuse) for row in self.rows()]
+        return self._clips
+
+    def expressions(self, clip: Clip) -> Sequence[Expression]:
+        """The sentences about an image.
+
+        Raises:
+            DataError: a sentence has no words.
+        """
+        return list(self._expressions(self._blob(clip.id)))
+
+    def target(self, clip: Clip, expression: Expression) -> Target | None:
+        """The annotations a sentence means; none of them = nothing in the image is meant.
+
+        Raises:
+            DataError: an annotation is damaged.
+        """
+        return self.target_of(clip, expression, refuse)
+
+    # ── parts ────────────────────────────────────────────────────────────────
+
+    def base(self) -> Path:
+        """The folder of ``refs`` and ``instances.json``.
+
+        Raises:
+            DataError: it is not found.
+        """
+        landmarks = [self.fill(path) for path in self.refs]
+        found = find_base(self.name, self.root, self.folders, landmarks)
+        if found is None:
+            raise not_found(self.name, self.root, landmarks)
+        return found
+
+    def fill(self, path: str) -> str:
+        """A file name of this split author."""
+        return path.replace("{split_by}", self.split_by)
+
+    def files(self) -> tuple[Path, Path]:
+        """The sentence file and the annotation file."""
+        base = self.base()
+        return next(
+            base / self.fill(p) for p in self.refs if (base / self.fill(p)).exists()
+        ), base / "instances.json"
+
+    def image_folder(self) -> Path:
+        """The first image folder that exists.
+
+        Raises:
+            DataError: none does.
+        """
+        base = self.base()
+        for folder in self.images:
+            if (base / folder).is_dir():
+                return base / folder
+        raise Damage(
+            "missing file",
+            f"None of the image folders {', '.join(self.images)} exists.",
+            file=base,
+            cure="Put COCO's train2014 images there, or name their folder: dataset.images=[FOLDER].",
+        )
+
+    def splits(self) -> list[str]:
+        """The splits the sentence file speaks of.
+
+        Raises:
+            DataError: the set is not found; a damaged file counts as having none.
+        """
+        self.base()
+        try:
+            return [k.partition(":")[2] for k in self._opened() if k.startswith("table:")]
+        except Damage:
+            return []
+
+    def rows(self) -> list[list[Any]]:
+        """``[image_id, file_name, height, width]`` of the split's images."""
+        store = self._opened()
+        if f"table:{self.split}" not in store:
+            raise DataError(
+                f"'{self.name}' has no split '{self.split}'.",
+                where=self.files()[0],
+                allowed=sorted(self.splits()),
+                cure="Set dataset.split; splits differ by author.",
+            )
+        rows: list[list[Any]] = store.get(f"table:{self.split}")
+        return rows
+
+    def clip(self, row: Sequence[Any], folder: Path, report: Report) -> Clip:
+        """The clip of one image; its file is only looked at by ``verify`` and when it is read."""
+        image_id, file_name, height, width = row
+        path = safe_join(folder, file_name, file=self.files()[1], place=f"image {image_id}")
+        if path.is_symlink():
+            check_link(path, folder, follow=self.follow_links, report=report)
+        return Clip(
+            str(image_id),
+            (path,),
+            (path.stem,),
+            (height, width),
+            {"image_id": image_id, "file_name": file_name},
+        )
+
+    def _opened(self) -> Entries:
+        if self._store is None:
+            refs, instances = self.files()
+            if not instances.exists():
+                raise missing_file(instances)
+            self._store = open_store(
+                (refs, instances),
+                f"{self.name}-{refs.stem}",
+                cache_root(self.cache),
+                lambda: join(refs, instances, refuse),
+            )
+        return self._store
+
+    def _expressions(self, blob: Mapping[str, Any]) -> Iterator[Expression]:
+        for ref in blob["refs"]:
+            shared = {k: v for k, v in ref.items() if k != "sentences"}
+            for sentence in ref["sentences"]:
+                sent = sentence["sent"] if sentence["sent"].strip() else sentence["raw"]
+                text = {"sent": sent, "sent_lower": sent.lower(), "raw": sentence["raw"] or sent}[self.text]
+                yield Expression(
+                    str(sentence["sent_id"]), text, {**shared, **sentence, "split_by": self.split_by}
+                )
+
+    def _blob(self, image_id: str) -> dict[str, Any]:
+        if self._last[0] != image_id:
+            self._last = image_id, self._opened().get(f"image:{self.split}:{image_id}")
+        return self._last[1]
+
+    def survey(self, report: Report) -> Iterator[tuple[Clip | None, list[Expression]]]:
+        """Read everything but the masks, with every problem told.
+
+        Yields:
+            Per image its clip (``None`` if it can't be made) and its readable sentences.
+        """
+        try:
+            refs, instances = self.files()
+            folder = self.image_folder()
+            found = False
+            for key, text in join(refs, instances, report):
+                kind, split, image_id = (*key.split(":"), "")[:3]
+                if kind != "image" or split != self.split:
+                    continue
+                found = True
+                blob = json.loads(text)
+                self._last = image_id, blob
+                yield self.clip(blob["image"], folder, report), list(self._expressions(blob))
+            if not found:
+                report(Damage("missing split", f"There is no sentence of split '{self.split}'.", file=refs))
+        except Damage as damage:
+            report(damage)
+
+    def check_targets(self, clip: Clip, expressions: Sequence[Expression], report: Report) -> None:
+        """Read every annotation the sentences mean, each once."""
+        seen: set[tuple[str, ...]] = set()
+        for expression in expressions:
+            ids = tuple(expression.attrs["anno_ids"])
+            if ids not in seen:
+                self.target_of(clip, expression, report)
+            seen.add(ids)
+
+    def target_of(self, clip: Clip, expression: Expression, report: Report) -> Target:
+        """The target of a sentence, with damaged annotations told to ``report`` and left empty."""
+        annotations = self._blob(clip.id)["annotations"]
+        file = self.files()[1]
+        tracks: list[MaskTrack] = []
+        doubles: list[bytes] = []
+        ids = expression.attrs["anno_ids"]
+        for anno_id in ids:
+            mask, double = rasterise(
+                annotations[anno_id]["segmentation"],
+                clip.size,
+                file=file,
+                place=f"annotation {anno_id}",
+                report=report,
+            )
+            tracks.append(MaskTrack(clip.size, (mask,)))
+            if double is not None:
+                doubles.append(double)
+        overlap = MaskTrack(clip.size, (union_rle(doubles, clip.size),)) if doubles else None
+        return Target(clip.size, 1, tuple(tracks), tuple(ids), overlap=overlap)
+
+
+# ── polygons and RLE ─────────────────────────────────────────────────────────
+
+
+def rasterise(
+    segmentation: Any, size: Size, *, file: Path, place: str, report: Report = refuse
+) -> tuple[bytes, bytes | None]:
+    """One COCO segmentation as the union of its parts.
+
+    Args:
+        segmentation: polygons ``[[x, y, …], …]``, one RLE, or a list of RLEs (RefCLEF).
+        size: (height, width) of the image.
+        file: where it was read from.
+        place: where in that file.
+        report: receives problems; a damaged part is left out.
+
+    Returns:
+        Compressed counts of the union, and of the pixels that two or more parts cover (``None``
+        where no pixel is), which LISA and LAVT count as background.
+    """
+    parts: list[bytes] = []
+    pieces = [segmentation] if isinstance(segmentation, Mapping) else segmentation
+    if not isinstance(pieces, list) or not pieces:
+        report(
+            Damage(
+                "malformed mask",
+                "The segmentation is no list of polygons and no RLE.",
+                file=file,
+                place=place,
+            )
+        )
+        pieces = []
+    for index, piece in enumerate(pieces):
+        here = f"{place}.segmentation[{index}]"
+        if isinstance(piece, Mapping):
+            found = checked_rle(piece, size, file=file, place=here, report=report)
+            if found is not None:
+                parts.append(found[0])
+        elif _is_polygon(piece):
+            parts.append(bytes(coco_mask.frPyObjects([[float(v) for v in piece]], *size)[0]["counts"]))
+        else:
+            report(
+                Damage(
+                    "malformed mask",
+                    "A polygon must be at least three points as x, y numbers within 10^6.",
+                    file=file,
+                    place=here,
+                )
+            )
+    if not parts:
+        return blank(size), None
+    if len(parts) == 1:
+        return parts[0], None
+    boxes = [{"size": list(size), "counts": c} for c in parts]
+    covered = np.asarray(coco_mask.decode(boxes)).sum(axis=2, dtype=np.int32)
+    double = covered >= 2
+    return union_rle(parts, size), encode_rle(double) if double.any() else None
+
+
+def _is_polygon(piece: Any) -> bool:
+    return (
+        isinstance(piece, list)
+        and len(piece) >= 6
+        and len(piece) % 2 == 0
+        and all(isinstance(v, (int, float)) and not isinstance(v, bool) and abs(v) < 1e6 for v in piece)
+    )
+
+
+# ── joining the two files ────────────────────────────────────────────────────
+
+
+def read_refs(path: Path) -> Any:
+    """The sentence file, pickle or JSON."""
+    return read_json(path) if path.suffix == ".json" else load_pickle(path)
+
+
+def checked_refs(path: Path, report: Report) -> Iterator[dict[str, Any]]:
+    """The readable refs in one spelling.
+
+    Yields:
+        ``{ref_id, image_id, split, anno_ids, category_ids, no_target, sentences}``; ``ann_id`` and
+        ``category_id`` may be numbers or lists (gRefCOCO), ``-1`` = nothing is meant.
+    """
+    whole = read_refs(path)
+    if not want(whole, list, file=path, place="the file", report=report):
+        return
+    seen: dict[Any, int] = {}
+    for index, ref in enumerate(whole):
+        place = f"[{index}]"
+        if not want(ref, dict, file=path, place=place, report=report):
+            continue
+        get = functools.partial(field_of, ref, file=path, place=place, report=report)
+        ref_id, image_id, split = get("ref_id", int), get("image_id", int), get("split", str)
+        sentences = get("sentences", list)
+        anno_ids = _ids(ref, "ann_id", path, place, report)
+        if ref_id is None or image_id is None or split is None or sentences is None or anno_ids is None:
+            continue
+        if ref_id in seen:
+            report(
+                Damage(
+                    "duplicate id",
+                    f"ref_id {ref_id} stands at [{seen[ref_id]}] too.",
+                    file=path,
+                    place=place,
+                    cure="Restore the original file.",
+                )
+            )
+            continue
+        seen[ref_id] = index
+        categories = ref.get("category_id", [])
+        yield {
+            "ref_id": ref_id,
+            "image_id": image_id,
+            "split": split,
+            "anno_ids": anno_ids,
+            "obj_ids": anno_ids,
+            "category_ids": categories if isinstance(categories, list) else [categories],
+            "no_target": not anno_ids,
+            "sentences": list(_sentences(sentences, path, place, report)),
+        }
+
+
+def _ids(ref: Mapping[str, Any], key: str, path: Path, place: str, report: Report) -> list[str] | None:
+    value = ref.get(key)
+    items = value if isinstance(value, (list, tuple)) else [value]
+    if not items or not all(isinstance(i, int) and not isinstance(i, bool) for i in items):
+        report(
+            Damage(
+                "bad object id",
+                f"'{key}' is {value!r}, not a number or a list of numbers.",
+                file=path,
+                place=f"{place}.{key}",
+                cure=_MIXED,
+            )
+        )
+        return None
+    return [str(i) for i in items if i != -1]
+
+
+def _sentences(raw: Sequence[Any], path: Path, place: str, report: Report) -> Iterator[dict[str, Any]]:
+    for number, sentence in enumerate(raw):
+        here = f"{place}.sentences[{number}]"
+        if not want(sentence, dict, file=path, place=here, report=report):
+            continue
+        sent_id = field_of(sentence, "sent_id", int, file=path, place=here, report=report)
+        sent = field_of(sentence, "sent", str, file=path, place=here, report=report)
+        if sent_id is None or sent is None:
+            continue
+        typed = sentence.get("raw")
+        typed = typed if isinstance(typed, str) else sent
+        # A few typed expressions are nothing but marks that the cleaning took away.
+        if not sent.strip() and not typed.strip():
+            report(
+                Damage(
+                    "empty expression",
+                    "The sentence has no words.",
+                    file=path,
+                    place=f"{here}.sent",
+                    cure="Restore the original file, or take the entry out.",
+                )
+            )
+            continue
+        tokens = sentence.get("tokens")
+        yield {
+            "sent_id": sent_id,
+            "sent": sent,
+            "raw": typed,
+            "tokens": tokens if isinstance(tokens, list) else sent.split(),
+        }
+
+
+def join(refs_file: Path, instances_file: Path, report: Report) -> Iterator[tuple[str, bytes]]:
+    """Entries of the store: ``image:SPLIT:ID`` with refs and annotations, then ``table:SPLIT``.
+
+    Raises:
+        Damage: a torn file; anything smaller goes to ``report`` and is left out.
+    """
+    by_place: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for ref in checked_refs(refs_file, report):
+        by_place.setdefault((ref.pop("split"), ref.pop("image_id")), []).append(ref)
+    wanted = {anno_id for refs in by_place.values() for ref in refs for anno_id in ref["anno_ids"]}
+    images, annotations = read_instances(instances_file, {image for _, image in by_place}, wanted, report)
+    tables: dict[str, list[list[Any]]] = {}
+    for (split, image_id), refs in by_place.items():
+        if image_id not in images:
+            report(
+                Damage(
+                    "missing entry",
+                    f"Image {image_id} is not in instances.json.",
+                    file=refs_file,
+                    place=f"ref {refs[0]['ref_id']}",
+                    cure=_MIXED,
+                )
+            )
+            continue
+        kept = [ref for ref in refs if _complete(ref, image_id, annotations, refs_file, report)]
+        _unique_sentences(kept, refs_file, report)
+        mine = {a: annotations[a] for ref in kept for a in ref["anno_ids"]}
+        row = [image_id, *images[image_id]]
+        blob = b'{"image":%s,"refs":%s,"annotations":{%s}}' % (
+            _json(row),
+            _json(kept),
+            b",".join(b'"%s":%s' % (a.encode(), text) for a, (_, text) in mine.items()),
+        )
+        tables.setdefault(split, []).append(row)
+        yield f"image:{split}:{image_id}", blob
+    for split, rows in tables.items():
+        yield f"table:{split}", _json(rows)
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()
+
+
+def _complete(
+    ref: Mapping[str, Any],
+    image_id: int,
+    annotations: Mapping[str, tuple[int, bytes]],
+    file: Path,
+    report: Report,
+) -> bool:
+    for anno_id in ref["anno_ids"]:
+        reason = None
+        if anno_id not in annotations:
+            reason = "is not in instances.json"
+        elif annotations[anno_id][0] != image_id:
+            reason = f"belongs to image {annotations[anno_id][0]}, not {image_id}"
+        if reason is not None:
+            report(
+                Damage(
+                    "missing entry",
+                    f"Annotation {anno_id} {reason}.",
+                    file=file,
+                    place=f"ref {ref['ref_id']}",
+                    cure=_MIXED,
+                )
+            )
+            return False
+    return True
+
+
+def _unique_sentences(refs: Sequence[dict[str, Any]], file: Path, report: Report) -> None:
+    seen: set[int] = set()
+    for ref in refs:
+        for sentence in list(ref["sentences"]):
+            if sentence["sent_id"] in seen:
+                report(
+                    Damage(
+                        "duplicate id",
+                        f"sent_id {sentence['sent_id']} stands twice for one image.",
+                        file=file,
+                        place=f"ref {ref['ref_id']}",
+                        cure="Restore the original file.",
+                    )
+                )
+                ref["sentences"].remove(sentence)
+            seen.add(sentence["sent_id"])
+
+
+def read_instances(
+    path: Path, images: set[int], annotations: set[str], report: Report
+) -> tuple[dict[int, tuple[str, int, int]], dict[str, tuple[int, bytes]]]:
+    """Walk through ``instances.json`` and keep what the sentences need.
+
+    Returns:
+        image id → (file name, height, width); annotation id → (image id, JSON text).
+    """
+    found_images: dict[int, tuple[str, int, int]] = {}
+    found_annotations: dict[str, tuple[int, bytes]] = {}
+    with JsonStream(path) as stream:
+        for key in stream.members():
+            if key not in ("images", "annotations"):
+                stream.value()
+                continue
+            for number in stream.elements():
+                place = f"{key}[{number}]"
+                _, text = stream.value()
+                record = _record(text, path, place, report)
+                if record is None:
+                    continue
+                if key == "images":
+                    image = _image(record, path, place, report) if record["id"] in images else None
+                    if image is not None:
+                        found_images[record["id"]] = image
+                elif str(record["id"]) in annotations:
+                    image_id = field_of(record, "image_id", int, file=path, place=place, report=report)
+                    field_of(record, "segmentation", object, file=path, place=place, report=report)
+                    if str(record["id"]) in found_annotations:
+                        report(
+                            Damage(
+                                "duplicate id",
+                                f"Annotation {record['id']} stands twice.",
+                                file=path,
+                                place=place,
+                            )
+                        )
+                    if image_id is not None and "segmentation" in record:
+                        found_annotations[str(record["id"])] = (image_id, text)
+        stream.finish()
+    return found_images, found_annotations
+
+
+def _record(text: bytes, path: Path, place: str, report: Report) -> dict[str, Any] | None:
+    try:
+        record = parse_json(text.decode("utf-8"), path, place)
+    except UnicodeDecodeError:
+        report(Damage("text in another encoding", "The entry is not UTF-8.", file=path, place=place))
+        return None
+    except Damage as damage:
+        report(damage)
+        return None
+    if not want(record, dict, file=path, place=place, report=report):
+        return None
+    return None if field_of(record, "id", int, file=path, place=place, report=report) is None else record
+
+
+def _image(record: Mapping[str, Any], path: Path, place: str, report: Report) -> tuple[str, int, int] | None:
+    name = field_of(record, "file_name", str, file=path, place=place, report=report)
+    height = field_of(record, "height", int, file=path, place=place, report=report)
+    width = field_of(record, "width", int, file=path, place=place, report=report)
+    if name is None or height is None or width is None:
+        return None
+    try:
+        safe_join(Path(), name, file=path, place=place)
+    except Damage as damage:
+        report(damage)
+        return None
+    if not (0 < height <= 65535 and 0 < width <= 65535):
+        report(Damage("malformed mask", f"The image is {height} x {width} pixels.", file=path, place=place))
+        return None
+    return name, height, width

@@ -1,0 +1,162 @@
+"""Checked COCO run-length masks.
+
+pycocotools trusts its input: counts that describe more pixels than the size says make it write
+past its buffer. So every mask that comes out of a file is measured here before it is decoded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
+
+from refseg_bench.datasets.damage import Damage, Report, refuse
+from refseg_bench.types import encode_rle
+
+Size = tuple[int, int]
+
+
+@lru_cache(maxsize=64)
+def blank(size: Size) -> bytes:
+    """The mask that says "absent"."""
+    return encode_rle(np.zeros(size, np.uint8))
+
+
+def run_lengths(counts: bytes) -> NDArray[np.int64]:
+    """Decode compressed COCO counts to run lengths (background first).
+
+    The format: each number is a little-endian sequence of 5-bit groups offset by 48, bit 6 =
+    "more follows", the last group's top bit = sign; from the fourth number on it is a
+    difference to the number two before.
+
+    Raises:
+        ValueError: a byte outside the alphabet, or a number that does not end.
+    """
+    groups = np.frombuffer(counts, np.uint8).astype(np.int64) - 48
+    if groups.size == 0:
+        raise ValueError("it is empty")
+    if groups.min() < 0 or groups.max() > 63:
+        raise ValueError("it holds a byte outside of the RLE alphabet")
+    last = (groups & 0x20) == 0
+    if not last[-1]:
+        raise ValueError("its last number does not end")
+    ends = np.flatnonzero(last)
+    starts = np.concatenate(([0], ends[:-1] + 1))
+    digit = np.arange(groups.size) - np.repeat(starts, ends - starts + 1)
+    if digit.max() > 11:
+        raise ValueError("it holds a number of more than 60 bits")
+    numbers = np.add.reduceat((groups & 0x1F) << (5 * digit), starts)
+    negative = (groups[ends] & 0x10) != 0
+    numbers = np.where(negative, numbers - (np.int64(1) << (5 * (ends - starts + 1))), numbers)
+    numbers[1::2] = np.cumsum(numbers[1::2])
+    numbers[2::2] = np.cumsum(numbers[2::2])
+    return numbers
+
+
+def fault(counts: bytes, size: Size) -> str | None:
+    """Why compressed counts are no mask of that size, or ``None`` if they are."""
+    try:
+        runs = run_lengths(counts)
+    except ValueError as error:
+        return str(error)
+    if runs.min() < 0:
+        return "it holds a negative run"
+    total = int(runs.sum())
+    if total != size[0] * size[1]:
+        return f"its runs cover {total} pixels, the size {size[0]} x {size[1]} has {size[0] * size[1]}"
+    return None
+
+
+def checked_rle(
+    entry: Any, size: Size | None, *, file: Path, place: str, report: Report = refuse
+) -> tuple[bytes, Size] | None:
+    """One RLE of a data file as compressed counts.
+
+    Args:
+        entry: ``{"size": [h, w], "counts": text, bytes or list of runs}``.
+        size: the (height, width) it must have, or ``None`` for any.
+        file: where it was read from.
+        place: where in that file.
+        report: receives the problem.
+
+    Returns:
+        Counts and size, or ``None`` after reporting a problem.
+    """
+
+    def say(kind: str, what: str) -> None:
+        report(Damage(kind, what, file=file, place=place))
+
+    if not isinstance(entry, Mapping) or "size" not in entry or "counts" not in entry:
+        say("malformed mask", "A mask must be an object with 'size' and 'counts', or null.")
+        return None
+    own = entry["size"]
+    if not (
+        isinstance(own, (list, tuple))
+        and len(own) == 2
+        and all(isinstance(n, (int, np.integer)) and not isinstance(n, bool) and 0 < n <= 65535 for n in own)
+    ):
+        say("malformed mask", f"The mask's size {own!r} is no [height, width].")
+        return None
+    mine = (int(own[0]), int(own[1]))
+    if size is not None and mine != size:
+        say(
+            "mask of another size",
+            f"The mask is {mine[0]} x {mine[1]}, its frame {size[0]} x {size[1]} (height x width).",
+        )
+        return None
+    counts = entry["counts"]
+    if isinstance(counts, str):
+        # Only ASCII is in the alphabet; anything else fails the measurement below.
+        counts = counts.encode("ascii", "replace")
+    elif isinstance(counts, (list, tuple)):
+        if not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in counts):
+            say("torn mask", "The mask's run lengths are not whole numbers from 0 up.")
+            return None
+        if sum(counts) != mine[0] * mine[1]:
+            say("torn mask", f"The mask's runs cover {sum(counts)} pixels of {mine[0] * mine[1]}.")
+            return None
+        counts = bytes(coco_mask.frPyObjects({"size": list(mine), "counts": list(counts)}, *mine)["counts"])
+    if not isinstance(counts, bytes):
+        say("malformed mask", f"The mask's counts are {type(counts).__name__}.")
+        return None
+    reason = fault(counts, mine)
+    if reason is not None:
+        say("torn mask", f"The mask's run-length code is damaged: {reason}.")
+        return None
+    return counts, mine
+
+
+def checked_track(
+    entries: Any, size: Size, length: int, *, file: Path, place: str, report: Report = refuse
+) -> tuple[bytes, ...]:
+    """The masks of one object: one RLE, or null = absent, per frame.
+
+    Returns:
+        Compressed counts per frame; a mask that was reported as damaged stands as absent.
+    """
+    if not isinstance(entries, (list, tuple)):
+        report(Damage("malformed mask", "The masks of an object must be a list.", file=file, place=place))
+        return (blank(size),) * length
+    if len(entries) != length:
+        report(
+            Damage(
+                "mask count differs",
+                f"The object has {len(entries)} masks, its video {length} frames.",
+                file=file,
+                place=place,
+                cure="Use the mask file and the expression file of one release.",
+            )
+        )
+    out = [blank(size)] * length
+    for index, entry in enumerate(entries[:length]):
+        if entry is None:
+            continue
+        found = checked_rle(entry, size, file=file, place=f"{place}[{index}]", report=report)
+        if found is not None:
+            out[index] = found[0]
+    return tuple(out)

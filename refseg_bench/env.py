@@ -1,0 +1,151 @@
+"""What a number was made with: commit, packages, device, kernels, seeds. And determinism."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import random
+import resource as rlimits
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import refseg_bench
+
+#: Packages whose version can move a number.
+_WATCHED = (
+    "numpy", "opencv-python-headless", "opencv-python", "pillow", "pycocotools", "scipy", "pandas",
+    "hydra-core", "omegaconf", "torch", "torchvision", "transformers", "diffusers", "sam2", "tokenizers",
+    "flash-attn", "spacy", "zlib-ng", "submitit",
+)  # fmt: skip
+
+
+def record(seed: int) -> dict[str, Any]:
+    """The environment of this process, as JSON values. Imports no model library by itself."""
+    return {
+        "refseg_bench": refseg_bench.__version__,
+        **_commit(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "host": platform.node(),
+        "argv": sys.argv[:1] + [os.fsdecode(a) for a in sys.argv[1:]],
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "packages": _packages(),
+        "device": _device(),
+        "seed": seed,
+        "slurm": {k: v for k, v in os.environ.items() if k.startswith("SLURM_") and "TOKEN" not in k},
+    }
+
+
+def _commit() -> dict[str, Any]:
+    """Commit of the checkout the package runs from, and whether it was changed."""
+    home = Path(refseg_bench.__file__).resolve().parent.parent
+
+    def git(*args: str) -> str | None:
+        with suppress(OSError, subprocess.SubprocessError):
+            done = subprocess.run(
+                ["git", "-C", str(home), *args], capture_output=True, timeout=20, check=True, text=True
+            )
+            return done.stdout
+        return None
+
+    top = git("rev-parse", "--show-toplevel")
+    if top is None or Path(top.strip()).resolve() != home:
+        return {"commit": None, "dirty": None, "diff_sha256": None}
+    diff = git("diff", "HEAD") or ""
+    untracked = git("ls-files", "--others", "--exclude-standard", "refseg_bench", "conf") or ""
+    dirty = bool(diff or untracked)
+    return {
+        "commit": (git("rev-parse", "HEAD") or "").strip() or None,
+        "dirty": dirty,
+        "diff_sha256": hashlib.sha256((diff + untracked).encode()).hexdigest() if dirty else None,
+    }
+
+
+def _packages() -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name in _WATCHED:
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def _device() -> dict[str, Any]:
+    """Processor, and the accelerator where torch is already loaded."""
+    info: dict[str, Any] = {"cpu": platform.processor() or platform.machine(), "cores": cores()}
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        info["torch_threads"] = torch.get_num_threads()
+        info["cuda"] = torch.version.cuda if torch.cuda.is_available() else None
+        if torch.cuda.is_available():
+            info["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+            info["tf32_matmul"] = torch.backends.cuda.matmul.allow_tf32
+            info["tf32_cudnn"] = torch.backends.cudnn.allow_tf32
+            info["sdp_kernels"] = {
+                "flash": torch.backends.cuda.flash_sdp_enabled(),
+                "mem_efficient": torch.backends.cuda.mem_efficient_sdp_enabled(),
+                "math": torch.backends.cuda.math_sdp_enabled(),
+            }
+    return info
+
+
+def cores() -> int:
+    """Cores this process may use: SLURM's grant, else the affinity mask."""
+    granted = os.environ.get("SLURM_CPUS_PER_TASK", "")
+    if granted.isdigit() and int(granted) > 0:
+        return int(granted)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def gpus() -> int:
+    """Accelerators this process holds, as far as torch (where loaded) or its environment says."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        return int(torch.cuda.device_count())
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return len([d for d in visible.split(",") if d.strip() not in ("", "-1", "NoDevFiles")])
+
+
+def seed_everything(seed: int, scope: str) -> None:
+    """Seed Python, numpy and (if loaded) torch from the run's seed and a name.
+
+    The scope (a clip's id) makes a draw independent of what ran before it, and so of the shards.
+    """
+    mixed = int.from_bytes(hashlib.sha256(f"{seed}:{scope}".encode()).digest()[:4], "little")
+    random.seed(mixed)
+    np.random.seed(mixed)
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.manual_seed(mixed)
+
+
+class PeakMemory:
+    """Peak memory since :meth:`start`: of the GPU where torch uses one, else of the process (MiB)."""
+
+    def start(self) -> None:
+        """Begin a new measurement."""
+        torch = sys.modules.get("torch")
+        if torch is not None and torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+            return
+        # Linux: "5" resets the high-water mark of this process.
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
+
+    def read(self) -> float:
+        """The peak so far."""
+        torch = sys.modules.get("torch")
+        if torch is not None and torch.cuda.is_available():
+            return float(torch.cuda.max_memory_allocated()) / 2**20
+        with suppress(OSError, ValueError):
+            for line in Path("/proc/self/status").read_text().splitlines():
+                if line.startswith("VmHWM:"):
+                    return int(line.split()[1]) / 1024
+        return rlimits.getrusage(rlimits.RUSAGE_SELF).ru_maxrss / 1024

@@ -1,0 +1,1 @@
+"""Grounding methods and bounds."""

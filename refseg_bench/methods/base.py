@@ -1,0 +1,71 @@
+"""What methods share: the loop over expressions, clicks, and turning prompts into a track.
+
+No grounding here: a method's own idea lives in its own module.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refseg_bench.segmenters.base import Prompt, SegmenterSession
+from refseg_bench.types import BoolHW, Clip, Expression, Grounding, HeatPoint, MaskTrack
+
+
+@dataclass
+class PerExpression(ABC):
+    """A method with nothing to share between the expressions of a clip.
+
+    A method that shares work (frame features, a model's visual prefix) writes its own ``predict``.
+    """
+
+    def predict(self, clip: Clip, expressions: Sequence[Expression]) -> Iterator[Grounding]:
+        """One grounding per expression, in the order given."""
+        for expression in expressions:
+            yield self.ground(clip, expression)
+
+    @abstractmethod
+    def ground(self, clip: Clip, expression: Expression) -> Grounding:
+        """Answer one expression."""
+
+
+def click(point: HeatPoint) -> Prompt:
+    """One positive point prompt where a method would click."""
+    return Prompt.click(point.x, point.y)
+
+
+def track_prompts(session: SegmenterSession, frame: int, prompts: Sequence[Prompt]) -> MaskTrack:
+    """The union of the prompted objects over the clip.
+
+    A clip of one frame takes each prompt's candidate with the highest predicted IoU; a video leaves
+    the choice to the segmenter's own tracking and propagates both ways from the prompted frame.
+
+    Args:
+        session: an open clip.
+        frame: index of the prompted frame.
+        prompts: one per object; none gives an empty track.
+    """
+    clip = session.clip
+    if not prompts:
+        return MaskTrack.empty(clip.size, len(clip))
+    masks: list[BoolHW | None] = [None] * len(clip)
+    if len(clip) == 1:
+        found: Iterable[tuple[int, NDArray[np.bool_]]] = [
+            (0, np.stack([candidates.best()[0] for candidates in session.segment(0, prompts)]))
+        ]
+    else:
+        found = session.propagate(frame, prompts, direction="both")
+    for index, masks_NHW in found:
+        masks[index] = np.asarray(masks_NHW.any(axis=0))
+    return MaskTrack.from_masks(masks, clip.size)
+
+
+def peak(heat_HW: NDArray[np.floating], frame: int) -> HeatPoint:
+    """The highest cell of one map (the first in row-major order on ties), as a relative point."""
+    height, width = heat_HW.shape
+    row, column = divmod(int(np.argmax(heat_HW)), width)
+    return HeatPoint(frame, (row + 0.5) / height, (column + 0.5) / width, float(heat_HW[row, column]))

@@ -1,0 +1,212 @@
+"""Bounds: answers that need no grounding, to read every other number against.
+
+``oracle`` and ``oracle_point`` look at the truth, which no other method can: a class that says
+``sees_targets = True`` has its ``targets`` set to the dataset's ``target`` before the run. The others
+are floors: what a protocol pays for an empty mask, the whole frame, the centre, a random click.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from refseg_bench.errors import ConfigError, DataError
+from refseg_bench.methods.base import PerExpression, click, peak, track_prompts
+from refseg_bench.segmenters.base import Segmenter
+from refseg_bench.types import (
+    BoolHW,
+    Clip,
+    Expression,
+    Grounding,
+    HeatPoint,
+    MaskTrack,
+    Target,
+    encode_rle,
+    sample_id,
+)
+
+TargetLookup = Callable[[Clip, Expression], Target | None]
+
+
+def innermost(mask_HW: BoolHW, frame: int) -> HeatPoint:
+    """The foreground pixel farthest from the background (the frame's border counts as background)."""
+    from scipy.ndimage import distance_transform_edt
+
+    depth_HW = distance_transform_edt(np.pad(mask_HW, 1))[1:-1, 1:-1]
+    return peak(depth_HW, frame)
+
+
+def largest_frame(track: MaskTrack) -> int | None:
+    """The first frame where the object is largest, or ``None`` if it never shows."""
+    areas = [area or 0 for area in track.area()]
+    best = max(range(len(areas)), key=areas.__getitem__)
+    return best if areas[best] > 0 else None
+
+
+@dataclass
+class _SeesTargets:
+    """The lookup into the truth, handed in by the run loop."""
+
+    sees_targets: ClassVar[bool] = True
+    targets: TargetLookup | None = field(default=None, init=False, repr=False, compare=False)
+
+    def truth(self, clip: Clip, expression: Expression) -> Target:
+        """The sample's target.
+
+        Raises:
+            ConfigError: nobody set ``targets``.
+            DataError: the dataset keeps this target hidden.
+        """
+        if self.targets is None:
+            raise ConfigError(
+                f"{type(self).__name__} has no targets.", cure="Set its `targets` to the dataset's `target`."
+            )
+        target = self.targets(clip, expression)
+        if target is None:
+            raise DataError(
+                f"{type(self).__name__} needs the masks of '{sample_id(clip.id, expression.id)}', "
+                "which are hidden on a server.",
+                cure="Choose a split with public masks; `refseg data list` shows them.",
+            )
+        return target
+
+
+@dataclass
+class Oracle(_SeesTargets, PerExpression):
+    """The truth itself: the upper bound of every protocol.
+
+    Frames without annotation are answered as absent, since a prediction covers every frame.
+    """
+
+    def ground(self, clip: Clip, expression: Expression) -> Grounding:
+        """The union of the sample's objects, and a point inside it."""
+        target = self.truth(clip, expression)
+        union = target.union()
+        blank = encode_rle(np.zeros(clip.size, np.uint8))
+        track = MaskTrack(clip.size, tuple(blank if rle is None else rle for rle in union.rles))
+        frame = largest_frame(track)
+        mask = None if frame is None else track.mask(frame)
+        point = None if frame is None or mask is None else innermost(mask, frame)
+        return Grounding(expression, track, point=point, no_target=frame is None)
+
+
+@dataclass
+class OraclePoint(_SeesTargets, PerExpression):
+    """The best click there is, through the segmenter: what is lost after the pointing.
+
+    Each target object is prompted with its innermost pixel on the frame where it is largest.
+    """
+
+    segmenter: Segmenter
+
+    def ground(self, clip: Clip, expression: Expression) -> Grounding:
+        """Union of the objects' tracks."""
+        target = self.truth(clip, expression)
+        points: list[HeatPoint] = []
+        for track in target.objects:
+            frame = largest_frame(track)
+            mask = None if frame is None else track.mask(frame)
+            if frame is not None and mask is not None:
+                points.append(innermost(mask, frame))
+        started = time.perf_counter()
+        united = [np.zeros(clip.size, bool) for _ in range(len(clip))]
+        with self.segmenter.open(clip) as session:
+            for frame in sorted({point.frame for point in points}):
+                clicks = [click(point) for point in points if point.frame == frame]
+                for index, mask in enumerate(track_prompts(session, frame, clicks).masks()):
+                    if mask is not None:
+                        united[index] |= mask
+        return Grounding(
+            expression,
+            MaskTrack.from_masks(united, clip.size),
+            point=max(points, key=lambda point: point.value, default=None),
+            no_target=not points,
+            details={"points": [[point.frame, point.x, point.y] for point in points]},
+            seconds={"segment": time.perf_counter() - started},
+        )
+
+
+@dataclass
+class Empty(PerExpression):
+    """Always "absent"."""
+
+    def ground(self, clip: Clip, expression: Expression) -> Grounding:
+        """An empty mask in every frame."""
+        return Grounding(expression, MaskTrack.empty(clip.size, len(clip)), no_target=True)
+
+
+@dataclass
+class FullFrame(PerExpression):
+    """Always "everything"."""
+
+    def ground(self, clip: Clip, expression: Expression) -> Grounding:
+        """Every pixel of every frame."""
+        full = encode_rle(np.ones(clip.size, np.uint8))
+        return Grounding(expression, MaskTrack(clip.size, (full,) * len(clip)), no_target=False)
+
+
+@dataclass
+class _OnePoint(ABC):
+    """One click that doesn't look at the picture, through the segmenter.
+
+    Attributes:
+        segmenter: turns the click into a track.
+        prompt_frame: which frame is clicked.
+    """
+
+    segmenter: Segmenter
+    prompt_frame: Literal["first", "middle"] = "first"
+
+    @abstractmethod
+    def place(self, clip: Clip, expression: Expression) -> tuple[float, float]:
+        """Where to click: (x, y) in [0, 1]."""
+
+    def predict(self, clip: Clip, expressions: Sequence[Expression]) -> Iterator[Grounding]:
+        """Click once per expression; equal clicks are tracked once."""
+        frame = 0 if self.prompt_frame == "first" else len(clip) // 2
+        tracks: dict[tuple[float, float], MaskTrack] = {}
+        with self.segmenter.open(clip) as session:
+            for expression in expressions:
+                started = time.perf_counter()
+                x, y = self.place(clip, expression)
+                point = HeatPoint(frame, y, x)
+                if (x, y) not in tracks:
+                    tracks[x, y] = track_prompts(session, frame, [click(point)])
+                seconds = {"segment": time.perf_counter() - started}
+                yield Grounding(expression, tracks[x, y], point=point, seconds=seconds)
+
+
+@dataclass
+class CentrePoint(_OnePoint):
+    """Click the middle of the frame."""
+
+    def place(self, clip: Clip, expression: Expression) -> tuple[float, float]:
+        """Always the centre."""
+        return 0.5, 0.5
+
+
+@dataclass
+class RandomPoint(_OnePoint):
+    """Click anywhere, uniformly; the click depends on the seed and the sample's id alone.
+
+    So neither the order of the samples nor the number of shards changes it.
+
+    Attributes:
+        seed: another seed, another set of clicks.
+    """
+
+    seed: int = 0
+
+    def place(self, clip: Clip, expression: Expression) -> tuple[float, float]:
+        """Two uniform numbers from a hash of the seed and the sample id."""
+        key = f"{self.seed}:{sample_id(clip.id, expression.id)}".encode()
+        words = np.frombuffer(hashlib.blake2b(key, digest_size=16).digest(), dtype="<u8")
+        # 53 bits: the most a float64 holds without rounding up to 1.
+        x, y = (int(word >> np.uint64(11)) / 2**53 for word in words)
+        return x, y

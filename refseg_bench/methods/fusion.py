@@ -1,0 +1,183 @@
+"""Decomposed attention fusion: from four raw attention maps to one volume V (DecAF, §3.1–3.2).
+
+Pure functions on arrays, named by the paper's symbols. Where the paper and the official code differ
+the code is followed, because it made the numbers: the second min–max after averaging is one case.
+Not here: where the maps come from (``backbones``) and what is done with V (``coarse``, ``points``,
+``tracklets``).
+
+Axes: ``T`` sampled frames (or temporal cells of the video grid), ``h w`` cells of a token grid,
+``H W`` pixels. Convolution and resizing are torch's, in float32, as in the official code.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refseg_bench.errors import DataError
+from refseg_bench.types import FloatTHW
+
+Contrast = Literal["obj_minus_bg", "obj_only"]
+Branch = Literal["both", "video", "frame"]
+
+
+def sample_frames(length: int, count: int = 16) -> tuple[int, ...]:
+    """Uniform frame indices: all frames of a short clip, else ``count`` with both ends.
+
+    Args:
+        length: frames of the clip, T.
+        count: most frames to take.
+
+    Returns:
+        Ascending indices. Positions between frames are cut off, not rounded.
+    """
+    if length <= count:
+        return tuple(range(length))
+    return tuple(int(i) for i in np.linspace(0, length - 1, count).astype(int))
+
+
+def gaussian_kernel(size: int, sigma: float = 1.0) -> NDArray[np.float32]:
+    """G_k: ``exp(-(x²+y²)/(2σ²))`` on a size×size grid, normalised to sum 1 (§4)."""
+    offset = np.arange(size, dtype=np.float32) - np.float32((size - 1) / 2)
+    line = np.exp(-(offset**2) / np.float32(2.0 * sigma**2))
+    kernel = np.outer(line, line)
+    normalised: NDArray[np.float32] = (kernel / kernel.sum()).astype(np.float32)
+    return normalised
+
+
+def smooth(attn_Thw: FloatTHW, size: int, sigma: float = 1.0) -> FloatTHW:
+    """s: each time slice convolved with G_k, zero padding, so that borders are attenuated (§4).
+
+    Args:
+        attn_Thw: raw attention on the native token grid.
+        size: odd kernel size k: 3 for video maps, 7 for frame maps. 1 leaves the map as it is.
+        sigma: of the Gaussian, in cells.
+    """
+    if size == 1:
+        return attn_Thw
+    import torch
+
+    if size < 1 or size % 2 == 0:
+        raise DataError(f"A smoothing kernel of size {size} has no centre.", cure="Choose an odd size.")
+    kernel = torch.from_numpy(gaussian_kernel(size, sigma))[None, None]
+    maps = torch.from_numpy(np.ascontiguousarray(attn_Thw, np.float32))[:, None]
+    out: FloatTHW = torch.nn.functional.conv2d(maps, kernel, padding=size // 2)[:, 0].numpy()
+    return out
+
+
+def contrast(obj_Thw: FloatTHW, bg_Thw: FloatTHW | None) -> FloatTHW:
+    """C: smoothed object map minus smoothed background map, clamped to [0, 1] (Eq. 4).
+
+    The raw maps are subtracted, before any normalisation. Without a background map (Table 4a,
+    object only) the object map alone is clamped.
+    """
+    if bg_Thw is None:
+        return np.clip(obj_Thw, 0.0, 1.0)
+    if obj_Thw.shape != bg_Thw.shape:
+        raise DataError(f"Object map {obj_Thw.shape} and background map {bg_Thw.shape} differ in size.")
+    difference: FloatTHW = np.clip(obj_Thw - bg_Thw, 0.0, 1.0)
+    return difference
+
+
+def minmax(attn_Thw: FloatTHW, *, per_frame: bool = False) -> FloatTHW:
+    """``(x - min)/(max - min)``, over the volume or frame by frame. A constant map becomes 0."""
+    axes = (1, 2) if per_frame else (0, 1, 2)
+    low = attn_Thw.min(axis=axes, keepdims=True)
+    span = attn_Thw.max(axis=axes, keepdims=True) - low
+    out: FloatTHW = (attn_Thw - low) / np.where(span == 0, np.float32(1), span)
+    return out
+
+
+def repeat_in_time(video_Thw: FloatTHW, frames: int) -> FloatTHW:
+    """The video map with one slice per sampled frame.
+
+    A model that merges frames in pairs has half the slices: each is repeated; with an odd number of
+    frames the last repetition is dropped (§5).
+
+    Raises:
+        DataError: the number of slices doesn't come from that number of frames.
+    """
+    out = video_Thw
+    if len(out) != frames:
+        out = np.repeat(out, 2, axis=0)
+    if len(out) != frames:
+        out = out[:-1]
+    if len(out) != frames:
+        raise DataError(f"A video map of {len(video_Thw)} slices can't belong to {frames} frames.")
+    return out
+
+
+def resize(attn_Thw: FloatTHW, size: tuple[int, int]) -> FloatTHW:
+    """Bilinear resize of each slice, ``align_corners=False``, no antialiasing."""
+    import torch
+
+    if attn_Thw.shape[1:] == size:
+        return np.asarray(attn_Thw, np.float32)
+    # Slices as channels of one batch: torch rounds differently when a batch has a single channel.
+    maps_1Thw = torch.from_numpy(np.ascontiguousarray(attn_Thw, np.float32))[None]
+    resized = torch.nn.functional.interpolate(maps_1Thw, size=size, mode="bilinear", align_corners=False)
+    out: FloatTHW = resized[0].numpy()
+    return out
+
+
+def fuse(
+    video_Thw: FloatTHW, frame_Thw: FloatTHW, branch: Branch = "both", *, final_minmax: bool = True
+) -> FloatTHW:
+    """V: mean of the video map and the frame map, then one more min–max over the volume (Eq. 5).
+
+    Args:
+        video_Thw: normalised contrast map of the video branch, on its own grid.
+        frame_Thw: normalised contrast map of the frame branch, one slice per sampled frame.
+        branch: ``both``, or one branch alone (Table 4b).
+        final_minmax: the official code's second min–max, absent from the paper.
+
+    Returns:
+        ``(T, h, w)`` on the frame grid, float32 in [0, 1]; the largest value is exactly 1 unless the
+        volume is constant.
+    """
+    frame = np.asarray(frame_Thw, np.float32)
+    if branch == "frame":
+        mixed = frame
+    else:
+        video = resize(repeat_in_time(np.asarray(video_Thw, np.float32), len(frame)), frame.shape[1:])
+        mixed = video if branch == "video" else (video + frame) / np.float32(2)
+    return minmax(mixed) if final_minmax else mixed
+
+
+def attention_volume(
+    obj_video: FloatTHW,
+    bg_video: FloatTHW,
+    obj_frame: FloatTHW,
+    bg_frame: FloatTHW,
+    *,
+    contrast_mode: Contrast = "obj_minus_bg",
+    branch: Branch = "both",
+    video_kernel: int = 3,
+    frame_kernel: int = 7,
+    sigma: float = 1.0,
+    final_minmax: bool = True,
+) -> FloatTHW:
+    """V from the four raw maps, all stages in the official order.
+
+    Args:
+        obj_video: raw attention of the object prompt on the video, ``(Tv, hv, wv)``.
+        bg_video: the background prompt's, same grid.
+        obj_frame: raw attention of the object prompt on each frame, ``(T, hf, wf)``.
+        bg_frame: the background prompt's, same grid.
+        contrast_mode: subtract the background, or not (Table 4a).
+        branch: which branches are fused (Table 4b).
+        video_kernel: smoothing of the video maps, in cells.
+        frame_kernel: smoothing of the frame maps, in cells.
+        sigma: of both Gaussians, in cells.
+        final_minmax: see :func:`fuse`.
+    """
+    subtract = contrast_mode == "obj_minus_bg"
+    video = contrast(
+        smooth(obj_video, video_kernel, sigma), smooth(bg_video, video_kernel, sigma) if subtract else None
+    )
+    frame = contrast(
+        smooth(obj_frame, frame_kernel, sigma), smooth(bg_frame, frame_kernel, sigma) if subtract else None
+    )
+    return fuse(minmax(video), minmax(frame, per_frame=True), branch, final_minmax=final_minmax)

@@ -1,0 +1,1 @@
+"""Masks, metrics, protocols and statistics."""

@@ -1,0 +1,1 @@
+"""Scoring protocols, one rule set per class."""

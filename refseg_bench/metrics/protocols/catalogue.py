@@ -1,0 +1,158 @@
+"""Find protocols by id, and the table of their rules in ``docs/protocols.md``.
+
+``python -m refseg_bench.metrics.protocols.catalogue`` prints the table, ``--write`` updates the
+page. There is no registry: ``conf/protocol/*.yaml`` names the classes.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from refseg_bench import schema
+from refseg_bench.errors import ConfigError
+from refseg_bench.metrics.protocols.base import ScoringProtocol
+from refseg_bench.resources import resource
+
+_BEGIN, _END = "<!-- generated: begin -->", "<!-- generated: end -->"
+
+
+def find(spec: str, folders: Sequence[Path] = ()) -> ScoringProtocol:
+    """The protocol a word on the command line means.
+
+    Args:
+        spec: ``ID``, ``ID@VERSION`` or an alias, with knobs as ``ID:knob=value``; or the dotted
+            path of a protocol class of another package.
+        folders: further folders of YAML files, searched before the shipped one.
+
+    Raises:
+        ConfigError: there is no such protocol, version or knob.
+    """
+    import yaml
+
+    head, *pairs = spec.strip().split(":")
+    name, _, version = head.partition("@")
+    values: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals:
+            raise ConfigError(f"'{pair}' in protocol '{spec}' is no knob=value.")
+        values[key.strip()] = yaml.safe_load(text)
+    node = _node(name, folders)
+    made = schema.build({**node, **values}, name)
+    if not isinstance(made, ScoringProtocol):
+        raise ConfigError(f"'{name}' is no protocol.", where=node[schema.TARGET])
+    if version and version != str(made.version):
+        raise ConfigError(
+            f"Protocol '{name}' has no version {version}.",
+            allowed=(made.version,),
+            cure="Install the release of refseg-bench that had it.",
+        )
+    return made
+
+
+def shipped() -> list[ScoringProtocol]:
+    """One instance of every shipped protocol with its defaults, in the order of their ids."""
+    return [schema.build(_read(path), path.stem) for path in sorted(resource("conf").glob("protocol/*.yaml"))]
+
+
+def _node(name: str, folders: Sequence[Path]) -> dict[str, Any]:
+    places = [*folders, resource("conf") / "protocol"]
+    for folder in places:
+        # The name is compared, never joined: it may come from a file.
+        for path in sorted(folder.glob("*.yaml")):
+            if path.stem == name:
+                return _read(path)
+    known: list[str] = []
+    for folder in places:
+        for path in sorted(folder.glob("*.yaml")):
+            node = _read(path)
+            cls = schema.locate(str(node[schema.TARGET]), path.stem)
+            aliases = getattr(cls, "aliases", ())
+            if name in aliases:
+                return node
+            known += [path.stem, *aliases]
+    if "." in name and name.rpartition(".")[2].isidentifier():
+        return {schema.TARGET: name}
+    raise ConfigError(
+        f"No protocol '{name}'.", allowed=sorted(known), cure="docs/protocols.md says what each one counts."
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    import yaml
+
+    node = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(node, dict) or schema.TARGET not in node:
+        raise ConfigError("A protocol's YAML needs a _target_.", where=path)
+    return node
+
+
+def table() -> str:
+    """The rules of all shipped protocols as Markdown."""
+    head = (
+        "| id@version | imitates | unit | frames | matching | void | missing work | rounding | scale "
+        "| overlap |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    )
+    rows = []
+    details = []
+    for protocol in shipped():
+        p = protocol.policy
+        names = ", ".join(f"`{alias}`" for alias in protocol.aliases)
+        rounding = "none" if p.rounding == "none" else f"{p.digits} decimals, {_WHEN[p.rounding]}"
+        cells = (
+            f"`{protocol.name}`" + (f" ({names})" if names else ""),
+            protocol.imitates,
+            p.unit,
+            _FRAMES[p.frames],
+            p.match.replace("_", " "),
+            p.void,
+            p.missing_why,
+            rounding,
+            "percent" if p.scale == 100 else "fraction",
+            p.overlap if protocol.id.startswith(("ref", "gref", "reason")) and not _video(protocol) else "–",
+        )
+        rows.append("| " + " | ".join(cells) + " |")
+        text = inspect.cleandoc(type(protocol).__doc__ or "").replace("``", "`")
+        source = f"\n\nSource: {protocol.citation}." if protocol.citation else ""
+        metrics = ", ".join(protocol.metrics)
+        details.append(f"### `{protocol.name}`\n\n{text}{source}\n\nMetrics: {metrics}.")
+    return "\n".join((*head, *rows)) + "\n\n## Each protocol\n\n" + "\n\n".join(details) + "\n"
+
+
+_WHEN = {"unit": "per unit before averaging", "final": "when printed"}
+_FRAMES = {
+    "all": "all",
+    "inner": "all but first and last",
+    "annotated": "those annotated",
+    "predicted": "those predicted",
+}
+
+
+def _video(protocol: ScoringProtocol) -> bool:
+    return "J&F" in protocol.metrics
+
+
+def page(text: str) -> str:
+    """A page with its generated part brought up to date."""
+    before, rest = text.split(_BEGIN, 1)
+    _, after = rest.split(_END, 1)
+    return f"{before}{_BEGIN}\n\n{table()}\n{_END}{after}"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print the table, or bring ``docs/protocols.md`` up to date (``--write``)."""
+    if "--write" not in argv:
+        print(table())
+        return 0
+    path = Path(__file__).resolve().parents[3] / "docs" / "protocols.md"
+    path.write_text(page(path.read_text(encoding="utf-8")), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,364 @@
+"""Image protocols: intersection and union per expression, in the ways the field averages them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from refseg_bench.errors import ScoreError
+from refseg_bench.metrics.masks import overlap_rle, subtract_rle
+from refseg_bench.metrics.protocols.base import Case, Column, Item, Policy, ScoringProtocol, present, ratio
+from refseg_bench.types import Expression, Score, decode_rle, encode_rle, sample_id
+
+#: Thresholds of Pr@X.
+THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
+
+
+def precision_names(thresholds: Sequence[float] = THRESHOLDS) -> tuple[str, ...]:
+    """``Pr@0.5``, ``Pr@0.6`` and so on."""
+    return tuple(f"Pr@{x:.1f}" for x in thresholds)
+
+
+def resized_rle(counts: bytes, size: tuple[int, int], side: int) -> bytes:
+    """A mask resized to a square, nearest neighbour as Pillow picks it."""
+    from PIL import Image
+
+    mask = Image.fromarray(decode_rle(counts, size).view(np.uint8))
+    return encode_rle(np.asarray(mask.resize((side, side), Image.Resampling.NEAREST)))
+
+
+@dataclass
+class ImageProtocol(ScoringProtocol):
+    """Base of the image protocols: I and U of every sample at the policy's resolution.
+
+    Not a protocol by itself.
+    """
+
+    def score_clip(self, case: Case) -> list[Score]:
+        """One score per expression, from I and U of its single frame."""
+        scores: list[Score] = []
+        zero = {"IoU": 0.0, "I": 0.0, "U": 0.0}
+        for item, frames, made in present(self, case, zero):
+            if frames is None:
+                if made is not None:
+                    scores.append(made)
+                continue
+            inter, union = self.overlap(item)
+            attrs = self.facts(item)
+            if case.detail:
+                attrs["frames"] = {case.clip.frame_names[0]: {"I": inter, "U": union}}
+            unit = sample_id(case.clip.id, item.expression.id)
+            scores.append(Score(unit, case.clip.id, self.unit_values(item, inter, union), attrs))
+        return scores
+
+    def facts(self, item: Item) -> dict[str, Any]:
+        """Attributes of a sample that ``terms`` needs."""
+        return {"frames_counted": 1}
+
+    @property
+    def side(self) -> int | None:
+        """Side of the square that masks are resized to before counting; ``None`` = original size."""
+        return None
+
+    def overlap(self, item: Item) -> tuple[int, int]:
+        """Intersection and union in pixels after the rules for void and doubly covered pixels."""
+        if item.prediction is None or item.prediction.track is None:
+            return 0, 0
+        size = item.target.size
+        truth = item.union.rles[0]
+        answer = item.prediction.track.rles[0]
+        if truth is None or answer is None:
+            return 0, 0
+        double = item.target.overlap
+        if self.policy.overlap == "background" and double is not None and double.rles[0]:
+            truth = subtract_rle(truth, double.rles[0], size)
+        void = item.target.void
+        if self.policy.void == "ignore" and void is not None and void.rles[0]:
+            truth = subtract_rle(truth, void.rles[0], size)
+            answer = subtract_rle(answer, void.rles[0], size)
+        if self.side is not None:
+            truth, answer = (resized_rle(counts, size, self.side) for counts in (truth, answer))
+            size = (self.side, self.side)
+        return overlap_rle(truth, answer, size)
+
+    def unit_values(self, item: Item, inter: int, union: int) -> dict[str, float]:
+        """A unit's values from its I and U."""
+        return {"IoU": inter / union if union else 0.0, "I": float(inter), "U": float(union)}
+
+
+@dataclass
+class RefcocoOverall(ImageProtocol):
+    """The harness' default for images: oIoU = ΣI / ΣU at the original size.
+
+    mIoU is the mean of I/U with 0 where U = 0; Pr@X is the share of expressions with IoU >= X.
+    Polygon parts of one annotation are united. Incomplete work is refused.
+    """
+
+    id: ClassVar[str] = "refcoco-oiou"
+    aliases: ClassVar[tuple[str, ...]] = ("ref_image.ciou",)
+    imitates: ClassVar[str] = "none (harness default)"
+    policy: ClassVar[Policy] = Policy()
+    metrics: ClassVar[tuple[str, ...]] = ("oIoU", "mIoU", *precision_names())
+    #: how a sample's IoU is held against X in Pr@X.
+    strictly_above: ClassVar[bool] = False
+
+    def terms(self, values: Mapping[str, Column], attrs: Mapping[str, Sequence[Any]]) -> dict[str, Column]:
+        """I, U, IoU and one indicator per threshold."""
+        iou = values.get("IoU", np.zeros(0))
+        out = {"I": values.get("I", np.zeros(0)), "U": values.get("U", np.zeros(0)), "IoU": iou}
+        for name, threshold in zip(precision_names(), THRESHOLDS, strict=True):
+            reached = iou > threshold if self.strictly_above else iou >= threshold
+            out[name] = reached.astype(np.float64)
+        out["n"] = np.ones(len(iou))
+        return out
+
+    def combine(self, sums: Mapping[str, Column]) -> dict[str, Column]:
+        """Ratios of the sums."""
+        out = {"oIoU": ratio(sums["I"], sums["U"]), "mIoU": ratio(sums["IoU"], sums["n"])}
+        return {**out, **{name: ratio(sums[name], sums["n"]) for name in precision_names()}}
+
+
+@dataclass
+class RefcocoLavt(RefcocoOverall):
+    """LAVT: oIoU, mIoU (0 where U = 0) and Pr@X with >=; doubly covered pixels are background.
+
+    The published numbers are at 480x480, where both masks are resized (nearest); the default here
+    is the original size, which is another quantity.
+
+    Attributes:
+        resolution: side of the square masks are resized to; ``None`` = original size.
+    """
+
+    resolution: int | None = None
+
+    id: ClassVar[str] = "refcoco-lavt"
+    aliases: ClassVar[tuple[str, ...]] = ()
+    imitates: ClassVar[str] = "LAVT"
+    citation: ClassVar[str] = "Yang et al., CVPR 2022; yz93/LAVT-RIS @ 1da0af9"
+    policy: ClassVar[Policy] = Policy(overlap="background")
+
+    @property
+    def side(self) -> int | None:
+        """See ``resolution``."""
+        return self.resolution
+
+
+@dataclass
+class RefcocoCris(RefcocoOverall):
+    """CRIS: mean of I / (U + 1e-6) and Pr@X with >, at the original size; polygon parts are united."""
+
+    id: ClassVar[str] = "refcoco-cris"
+    aliases: ClassVar[tuple[str, ...]] = ()
+    imitates: ClassVar[str] = "CRIS"
+    citation: ClassVar[str] = "Wang et al., CVPR 2022; DerrickWang005/CRIS.pytorch @ e596332"
+    policy: ClassVar[Policy] = Policy()
+    metrics: ClassVar[tuple[str, ...]] = ("mIoU", *precision_names(), "oIoU")
+    strictly_above: ClassVar[bool] = True
+
+    def unit_values(self, item: Item, inter: int, union: int) -> dict[str, float]:
+        """IoU with 1e-6 under the union."""
+        return {"IoU": inter / (union + 1e-6), "I": float(inter), "U": float(union)}
+
+
+@dataclass
+class RefcocoLisa(ImageProtocol):
+    """LISA: gIoU and cIoU at the original size; doubly covered pixels are background, 255 is void.
+
+    gIoU sums I / (U + 1e-5), plus 1 where U = 0, and divides by the count + 1e-5; cIoU is
+    ΣI / (ΣU + 1e-10). The tool sums in float32 (compare with 1e-4), and its distributed sampler
+    repeats samples to fill the last batch, which is not imitated.
+    """
+
+    id: ClassVar[str] = "refcoco-lisa"
+    aliases: ClassVar[tuple[str, ...]] = ("ref_image.giou_lisa",)
+    imitates: ClassVar[str] = "LISA"
+    citation: ClassVar[str] = "Lai et al., CVPR 2024; dvlab-research/LISA @ 3cb2d43"
+    policy: ClassVar[Policy] = Policy(void="ignore", overlap="background")
+    metrics: ClassVar[tuple[str, ...]] = ("gIoU", "cIoU")
+    #: added to the number of samples under gIoU.
+    count_epsilon: ClassVar[float] = 1e-5
+
+    def unit_values(self, item: Item, inter: int, union: int) -> dict[str, float]:
+        """The summand of gIoU."""
+        iou = inter / (union + 1e-5) + (1.0 if union == 0 else 0.0)
+        return {"IoU": iou, "I": float(inter), "U": float(union)}
+
+    def terms(self, values: Mapping[str, Column], attrs: Mapping[str, Sequence[Any]]) -> dict[str, Column]:
+        """I, U and the summand of gIoU."""
+        out = {name: values.get(name, np.zeros(0)) for name in ("IoU", "I", "U")}
+        return {**out, "n": np.ones(len(out["IoU"]))}
+
+    def combine(self, sums: Mapping[str, Column]) -> dict[str, Column]:
+        """Ratios with LISA's epsilons."""
+        return {
+            "gIoU": ratio(sums["IoU"], sums["n"] + self.count_epsilon),
+            "cIoU": ratio(sums["I"], sums["U"] + 1e-10),
+        }
+
+
+@dataclass
+class ReasonSegLisa(RefcocoLisa):
+    """LISA on ReasonSeg: as ``refcoco-lisa``; only the first text of an image is scored."""
+
+    id: ClassVar[str] = "reasonseg-lisa"
+    aliases: ClassVar[tuple[str, ...]] = ()
+    imitates: ClassVar[str] = "LISA on ReasonSeg"
+
+    def wants(self, expression: Expression) -> bool:
+        """True for the first text."""
+        return str(expression.attrs.get("text_index", 0)) == "0"
+
+
+@dataclass
+class RefcocoSa2va(RefcocoLisa):
+    """Sa2VA: as ``refcoco-lisa`` with the plain count under gIoU.
+
+    A missing prediction adds nothing to I and U (cIoU ignores the miss) but counts under gIoU.
+    """
+
+    id: ClassVar[str] = "refcoco-sa2va"
+    aliases: ClassVar[tuple[str, ...]] = ()
+    imitates: ClassVar[str] = "Sa2VA on RefCOCO"
+    citation: ClassVar[str] = "Yuan et al., 2025; magic-research/Sa2VA @ d01bf3f"
+    policy: ClassVar[Policy] = Policy(
+        missing="zero",
+        missing_clip="zero",
+        missing_why="0 in gIoU, left out of cIoU",
+        void="ignore",
+        overlap="background",
+    )
+    count_epsilon: ClassVar[float] = 0.0
+
+
+@dataclass
+class GrefcocoGres(ImageProtocol):
+    """ReLA (GRES): samples may have no target, and a model *flags* that it sees none.
+
+    gIoU is the mean over samples: a no-target sample gives 1 if flagged, else 0, whatever its
+    mask; a target sample gives I/U (0 where U = 0), with I := 0 if flagged. cIoU is 100 ΣI/ΣU: a
+    flagged no-target sample adds 0/0, an unflagged one 0/U, a flagged target sample 0/U. N-acc and
+    T-acc are fractions, both 0 if the split has no no-target sample. Pr@X (>=) is over target
+    samples only. gIoU, cIoU and Pr@X are in percent, as the tool prints them. I and U of every
+    sample are kept raw. Published numbers are at 480x480 (``resolution: 480``).
+
+    Attributes:
+        resolution: side of the square masks are resized to; ``None`` = original size.
+        flag: ``explicit`` = what the prediction says (no word = not flagged); ``empty`` = an empty
+            mask counts as the flag, for models that have none.
+    """
+
+    resolution: int | None = None
+    flag: Literal["explicit", "empty"] = "explicit"
+
+    id: ClassVar[str] = "grefcoco-gres"
+    imitates: ClassVar[str] = "ReLA (GRES)"
+    citation: ClassVar[str] = "Liu et al., CVPR 2023; henghuiding/ReLA @ 3ca9551"
+    policy: ClassVar[Policy] = Policy(scale=100.0)
+    metrics: ClassVar[tuple[str, ...]] = ("gIoU", "cIoU", "N-acc", "T-acc", "Pr@0.7", "Pr@0.8", "Pr@0.9")
+    thresholds: ClassVar[tuple[float, ...]] = (0.7, 0.8, 0.9)
+
+    @property
+    def side(self) -> int | None:
+        """See ``resolution``."""
+        return self.resolution
+
+    def unit_values(self, item: Item, inter: int, union: int) -> dict[str, float]:
+        """Raw I and U, the two flags, and the sample's IoU after the rules."""
+        nothing = no_target(item)
+        flagged = self.flagged(item)
+        iou = float(flagged) if nothing else 0.0 if flagged or not union else inter / union
+        return {
+            "IoU": iou,
+            "I": float(inter),
+            "U": float(union),
+            "no_target": float(nothing),
+            "flagged": float(flagged),
+        }
+
+    def flagged(self, item: Item) -> bool:
+        """True if the prediction says that nothing is meant."""
+        prediction = item.prediction
+        if prediction is None or prediction.track is None:
+            return False
+        if self.flag == "empty" and prediction.no_target is None:
+            return prediction.track.area()[0] == 0
+        return bool(prediction.no_target)
+
+    def terms(self, values: Mapping[str, Column], attrs: Mapping[str, Sequence[Any]]) -> dict[str, Column]:
+        """Sums behind all metrics."""
+        names = ("IoU", "I", "U", "no_target", "flagged")
+        iou, inter, union, nothing, flagged = (values.get(name, np.zeros(0)) for name in names)
+        target, named = 1 - nothing, 1 - flagged
+        out = {
+            "IoU": iou,
+            "I": inter * target * named,
+            "U": union * (1 - nothing * flagged),
+            "TP": nothing * flagged,
+            "FN": nothing * named,
+            "TN": target * named,
+            "FP": target * flagged,
+            "n": np.ones(len(iou)),
+            "n_target": target,
+        }
+        for threshold in self.thresholds:
+            out[f"Pr@{threshold:.1f}"] = (iou >= threshold) * target
+        return out
+
+    def combine(self, sums: Mapping[str, Column]) -> dict[str, Column]:
+        """Metrics in the tool's order and units."""
+        none = sums["TP"] + sums["FN"] == 0
+        out = {
+            "gIoU": 100 * ratio(sums["IoU"], sums["n"]),
+            "cIoU": 100 * ratio(sums["I"], sums["U"]),
+            "N-acc": np.where(none, 0.0, ratio(sums["TP"], sums["TP"] + sums["FN"])),
+            "T-acc": np.where(none, 0.0, ratio(sums["TN"], sums["TN"] + sums["FP"])),
+        }
+        for threshold in self.thresholds:
+            name = f"Pr@{threshold:.1f}"
+            out[name] = 100 * ratio(sums[name], sums["n_target"])
+        return out
+
+
+@dataclass
+class Pointing(ScoringProtocol):
+    """PA, point accuracy: share of samples whose heat-map peak lies inside the target's mask.
+
+    Needs the peak, not the mask; in a video the peak must be on the first frame. A target that is
+    absent there can't be hit.
+    """
+
+    id: ClassVar[str] = "pointing"
+    imitates: ClassVar[str] = "RefAM"
+    citation: ClassVar[str] = "RefAM"
+    policy: ClassVar[Policy] = Policy(frames="all")
+    metrics: ClassVar[tuple[str, ...]] = ("PA",)
+    compares: ClassVar[Literal["expressions", "labels", "points"]] = "points"
+
+    def score_clip(self, case: Case) -> list[Score]:
+        """1 for a hit, 0 for a miss."""
+        scores: list[Score] = []
+        for item in case.items:
+            unit = sample_id(case.clip.id, item.expression.id)
+            point = None if item.prediction is None else item.prediction.point
+            if item.status != "ok" or point is None or point.frame != 0:
+                if case.partial:
+                    continue
+                raise ScoreError(
+                    f"'{unit}' has no heat-map peak on the first frame; {self.name} needs one per sample.",
+                    cure="Use a method that makes heat maps, or leave such samples out with --partial.",
+                )
+            mask = item.union.mask(0)
+            height, width = item.target.size
+            row, column = min(int(point.y * height), height - 1), min(int(point.x * width), width - 1)
+            hit = mask is not None and bool(mask[row, column])
+            scores.append(Score(unit, case.clip.id, {"PA": float(hit)}, {"frames_counted": 1}))
+        return scores
+
+
+def no_target(item: Item) -> bool:
+    """True if the expression means nothing in the image."""
+    said = item.expression.attrs.get("no_target")
+    return not item.target.objects if said is None else bool(said)

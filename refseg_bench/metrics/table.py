@@ -1,0 +1,130 @@
+"""Scores as columns: what protocols aggregate, and what is written to Parquet.
+
+A row object per unit would cost a kilobyte; a million expressions fit in a few hundred megabytes
+as columns.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refseg_bench.types import Score
+
+
+class ScoreTable:
+    """Columns of units, in the order they were scored.
+
+    Attributes:
+        units: id of every unit.
+        clusters: the clip of every unit.
+        values: value name → float64 column.
+        attrs: attribute name → column (``None`` where a unit doesn't have it).
+        frames: per-frame values of every unit, where they were asked for.
+    """
+
+    def __init__(self) -> None:
+        self.units: list[str] = []
+        self.clusters: list[str] = []
+        self._values: dict[str, array[float]] = {}
+        self.attrs: dict[str, list[Any]] = {}
+        self.frames: list[Mapping[str, Any] | None] = []
+
+    def __len__(self) -> int:
+        return len(self.units)
+
+    def extend(self, scores: Iterable[Score]) -> None:
+        """Append scores; a value a unit lacks is NaN."""
+        for score in scores:
+            row = len(self.units)
+            self.units.append(score.unit)
+            self.clusters.append(score.cluster)
+            for name, value in score.values.items():
+                column = self._values.get(name)
+                if column is None:
+                    column = self._values[name] = array("d", [float("nan")]) * row
+                column.append(value)
+            for column in self._values.values():
+                if len(column) == row:
+                    column.append(float("nan"))
+            detail = None
+            for name, value in score.attrs.items():
+                if name == "frames":
+                    detail = value
+                    continue
+                known = self.attrs.get(name)
+                if known is None:
+                    known = self.attrs[name] = [None] * row
+                known.append(value)
+            for known in self.attrs.values():
+                if len(known) == row:
+                    known.append(None)
+            self.frames.append(detail)
+
+    @property
+    def values(self) -> dict[str, NDArray[np.float64]]:
+        """Value name → column, without copying."""
+        return {name: np.frombuffer(column, np.float64) for name, column in self._values.items()}
+
+    def select(self, rows: Sequence[int] | NDArray[np.intp]) -> ScoreTable:
+        """The given rows as a table of their own."""
+        out = ScoreTable()
+        index = np.asarray(rows, np.intp)
+        out.units = [self.units[i] for i in index]
+        out.clusters = [self.clusters[i] for i in index]
+        out._values = {name: array("d", column[index].tobytes()) for name, column in self.values.items()}
+        out.attrs = {name: [column[i] for i in index] for name, column in self.attrs.items()}
+        out.frames = [self.frames[i] for i in index]
+        return out
+
+    def to_arrow(self) -> Any:
+        """A ``pyarrow.Table``: unit, cluster, value columns, attribute columns (``attr.NAME``)."""
+        import json
+
+        import pyarrow as pa
+
+        columns: dict[str, Any] = {"unit": pa.array(self.units), "cluster": pa.array(self.clusters)}
+        for name, column in self.values.items():
+            columns[name] = pa.array(column)
+        for name, cells in self.attrs.items():
+            simple = all(c is None or isinstance(c, (str, bool, int, float)) for c in cells)
+            kinds = {type(c) for c in cells if c is not None}
+            if not simple or len(kinds - {int, float}) > (0 if kinds & {int, float} else 1):
+                cells = [None if c is None else c if isinstance(c, str) else json.dumps(c) for c in cells]
+            columns[f"attr.{name}"] = pa.array(cells)
+        return pa.table(columns)
+
+    def to_frame(self) -> Any:
+        """The same as a pandas DataFrame."""
+        return self.to_arrow().to_pandas()
+
+    def write_parquet(self, file: Path | IO[bytes]) -> None:
+        """Write all rows to one Parquet file, or into an open one (not atomic by itself)."""
+        import pyarrow.parquet as pq
+
+        pq.write_table(self.to_arrow(), file)
+
+    @classmethod
+    def read_parquet(cls, path: Path) -> ScoreTable:
+        """Undo :meth:`write_parquet`, without per-frame values."""
+        import pyarrow.parquet as pq
+
+        stored = pq.read_table(path)
+        out = cls()
+        for name in stored.column_names:
+            cells = stored.column(name)
+            if name == "unit":
+                out.units = cells.to_pylist()
+            elif name == "cluster":
+                out.clusters = cells.to_pylist()
+            elif name.startswith("attr."):
+                out.attrs[name.removeprefix("attr.")] = cells.to_pylist()
+            else:
+                out._values[name] = array("d", cells.to_numpy().astype(np.float64).tobytes())
+        out.frames = [None] * len(out.units)
+        return out

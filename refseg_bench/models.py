@@ -1,0 +1,312 @@
+"""Model weights: what a component needs, whether it is here, and fetching it by hub id and revision.
+
+Weights are found in this order: a local path, the hub's cache on disk, the hub. Nothing is fetched
+behind the user's back in offline mode (``offline: true`` of a component, or ``HF_HUB_OFFLINE=1``).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+from refseg_bench.errors import RefsegError
+
+T = TypeVar("T")
+
+
+class ModelError(RefsegError):
+    """A model's weights are missing, unreachable or not what the config says."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The weights one component needs.
+
+    Attributes:
+        repo: hub id (``owner/name``) or a local file or folder.
+        revision: commit, tag or branch of the hub repository; ``None`` = its main branch.
+        file: the one file needed, or ``None`` for a whole snapshot.
+        patterns: which files of a snapshot are needed; empty = all.
+        component: who needs them, as the config names it.
+    """
+
+    repo: str
+    revision: str | None = None
+    file: str | None = None
+    patterns: tuple[str, ...] = ()
+    component: str = ""
+
+    @property
+    def local(self) -> bool:
+        """Whether ``repo`` is a path rather than a hub id."""
+        return is_local(self.repo)
+
+
+@dataclass(frozen=True)
+class Status:
+    """Whether weights are on this machine.
+
+    Attributes:
+        weights: which.
+        path: where they are, or ``None``.
+        commit: the commit the cache holds, where known.
+        megabytes: size on disk.
+    """
+
+    weights: Weights
+    path: Path | None
+    commit: str | None = None
+    megabytes: float = 0.0
+
+
+@runtime_checkable
+class NeedsWeights(Protocol):
+    """A component that can name its weights without loading them."""
+
+    def weights(self) -> Sequence[Weights]:
+        """The weights it loads at first use."""
+
+
+@dataclass(frozen=True)
+class Need:
+    """A config node and the weights it asks for; ``problem`` is set where it could not be asked."""
+
+    node: str
+    target: str
+    weights: tuple[Weights, ...] = field(default=())
+    problem: str | None = None
+
+
+def is_local(repo: str) -> bool:
+    """A path (absolute, relative with ``.`` or ``~``, or existing) rather than a hub id."""
+    return repo.startswith((".", "/", "~")) or Path(repo).exists()
+
+
+def offline_by_environment() -> bool:
+    """Whether ``HF_HUB_OFFLINE`` or ``TRANSFORMERS_OFFLINE`` forbids the network."""
+    return any(
+        os.environ.get(name, "").upper() in {"1", "ON", "YES", "TRUE"}
+        for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+    )
+
+
+# ── on this machine ──────────────────────────────────────────────────────────
+
+
+def find(weights: Weights) -> Status:
+    """Look for weights on this machine; the network is never asked."""
+    if weights.local:
+        path = Path(weights.repo).expanduser()
+        path = path / weights.file if weights.file and path.is_dir() else path
+        return Status(weights, path if path.exists() else None, None, _megabytes(path))
+    _require_hub("Looking into the hub's cache")
+    from huggingface_hub import scan_cache_dir, try_to_load_from_cache
+    from huggingface_hub.errors import CacheNotFound
+
+    if weights.file is not None:
+        cached = try_to_load_from_cache(weights.repo, weights.file, revision=weights.revision)
+        if not isinstance(cached, (str, Path)):
+            return Status(weights, None)
+        path = Path(cached)
+        return Status(weights, path, path.parent.name, _megabytes(path))
+    try:
+        cache = scan_cache_dir()
+    except CacheNotFound:
+        return Status(weights, None)
+    for repo in cache.repos:
+        if repo.repo_id != weights.repo or repo.repo_type != "model":
+            continue
+        for revision in repo.revisions:
+            wanted = weights.revision or "main"
+            if wanted in revision.refs or revision.commit_hash == wanted:
+                complete = any(
+                    file.file_name.endswith((".safetensors", ".bin", ".pt", ".pth")) for file in revision.files
+                )
+                path = Path(revision.snapshot_path) if complete else None
+                return Status(weights, path, revision.commit_hash, revision.size_on_disk / 1e6)
+    return Status(weights, None)
+
+
+def _megabytes(path: Path) -> float:
+    if path.is_file():
+        return path.stat().st_size / 1e6
+    if path.is_dir():
+        return sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) / 1e6
+    return 0.0
+
+
+# ── from the hub ─────────────────────────────────────────────────────────────
+
+
+def fetch(weights: Weights, *, offline: bool = False) -> Path:
+    """Make sure the weights are on this machine.
+
+    Args:
+        weights: which.
+        offline: look into the cache only.
+
+    Returns:
+        The file, or the folder of the snapshot.
+
+    Raises:
+        ModelError: missing offline, unknown repository or revision, no access, hub unreachable.
+    """
+    if weights.local:
+        status = find(weights)
+        if status.path is None:
+            raise ModelError(
+                f"The weights of {weights.component or 'the model'} are not there.",
+                where=Path(weights.repo).expanduser(),
+                cure="Correct the path, or give a hub id.",
+            )
+        return status.path
+    _require_hub("Fetching weights")
+    from huggingface_hub import hf_hub_download, snapshot_download
+
+    only_cache = offline or offline_by_environment()
+
+    def load() -> str:
+        if weights.file is not None:
+            return hf_hub_download(
+                weights.repo, weights.file, revision=weights.revision, local_files_only=only_cache
+            )
+        return snapshot_download(
+            weights.repo,
+            revision=weights.revision,
+            allow_patterns=list(weights.patterns) or None,
+            local_files_only=only_cache,
+        )
+
+    return Path(told(load, weights, offline=only_cache))
+
+
+def told(load: Callable[[], T], weights: Weights, *, offline: bool) -> T:
+    """Run something that loads from the hub, and tell its failures with their cure.
+
+    Raises:
+        ModelError: see :func:`fetch`.
+    """
+    from huggingface_hub import errors as hub
+
+    name = weights.repo + (f"@{weights.revision}" if weights.revision else "")
+    get = f"refseg models get {weights.component}" if weights.component else "refseg models get"
+    try:
+        return load()
+    except hub.RevisionNotFoundError as error:
+        raise ModelError(
+            f"The hub's repository '{weights.repo}' has no revision '{weights.revision}'.",
+            where=weights.component or None,
+            cure="Give a commit, tag or branch that exists.",
+        ) from error
+    except hub.GatedRepoError as error:
+        raise ModelError(
+            f"The hub gives '{weights.repo}' only to accounts that accepted its terms.",
+            where=f"https://huggingface.co/{weights.repo}",
+            cure="Accept the terms there and log in with `hf auth login`.",
+        ) from error
+    except hub.RepositoryNotFoundError as error:
+        raise ModelError(
+            f"The hub has no public repository '{weights.repo}'.",
+            where=weights.component or None,
+            cure="Check the spelling; for a private one log in with `hf auth login`.",
+        ) from error
+    except hub.EntryNotFoundError as error:
+        if not isinstance(error, hub.LocalEntryNotFoundError):
+            raise ModelError(
+                f"'{name}' has no file '{weights.file}'.",
+                where=weights.component or None,
+                cure="Correct the file name or the revision.",
+            ) from error
+        raise _absent(name, weights, get, offline) from error
+    except (hub.HfHubHTTPError, hub.OfflineModeIsEnabled, ConnectionError, TimeoutError) as error:
+        raise _absent(name, weights, get, offline) from error
+    except OSError as error:
+        # transformers wraps every failure of the hub into a plain OSError.
+        if weights.local:
+            raise ModelError(
+                f"The model can't be loaded: {error}", where=Path(weights.repo).expanduser()
+            ) from error
+        raise _absent(name, weights, get, offline) from error
+    except Exception as error:
+        # The hub's HTTP client raises its own connection errors, which belong to no common base.
+        if type(error).__module__.partition(".")[0] in {"httpx", "httpcore", "requests", "urllib3"}:
+            raise _absent(name, weights, get, offline) from error
+        raise
+
+
+def _absent(name: str, weights: Weights, get: str, offline: bool) -> ModelError:
+    what = f" (file '{weights.file}')" if weights.file else ""
+    if offline:
+        return ModelError(
+            f"'{name}'{what} is not in the cache, and offline mode forbids fetching it.",
+            where=cache_folder(),
+            cure=f"On a machine with network: {get}; or set HF_HOME to the cache that holds it.",
+        )
+    return ModelError(
+        f"'{name}'{what} is not in the cache, and the hub can't be reached.",
+        where=os.environ.get("HF_ENDPOINT", "https://huggingface.co"),
+        cure=f"Check the network (HF_ENDPOINT names a mirror), fetch it elsewhere with {get} "
+        "and copy HF_HOME, or give a local path.",
+    )
+
+
+def cache_folder() -> Path:
+    """Where the hub's cache is."""
+    _require_hub("The hub's cache")
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return Path(HF_HUB_CACHE)
+
+
+def _require_hub(capability: str) -> None:
+    from refseg_bench.extras import require
+
+    require("huggingface_hub", capability)
+
+
+# ── what a config needs ──────────────────────────────────────────────────────
+
+#: Knob names that hold a hub id or path in components that don't tell their weights themselves.
+_MODEL_KNOBS = ("model", "checkpoint")
+
+
+def needs_of(config: Mapping[str, Any], prefix: str = "") -> Iterator[Need]:
+    """The weights every component of a (resolved) config asks for.
+
+    A component tells them by a method ``weights()``; one without it is read by its knobs ``model`` (or
+    ``checkpoint``) and ``revision``. A component is built for the question but loads nothing.
+    """
+    from refseg_bench.schema import TARGET
+
+    if TARGET in config:
+        yield _need(config, prefix)
+        return
+    for name, node in config.items():
+        if isinstance(node, Mapping):
+            yield from needs_of(node, f"{prefix}.{name}" if prefix else str(name))
+
+
+def _need(node: Mapping[str, Any], where: str) -> Need:
+    from refseg_bench.schema import TARGET, complete, construct, injected, locate
+
+    target = str(node[TARGET])
+    try:
+        cls = locate(target, where)
+        values = complete(node, where)
+        asks = getattr(cls, "weights", None)
+        if callable(asks) and not injected(cls):
+            told_by_it = construct(cls, values, where).weights()
+            return Need(where, target, tuple(told_by_it))
+    except RefsegError as error:
+        return Need(where, target, (), str(error))
+    for knob in _MODEL_KNOBS:
+        repo = values.get(knob)
+        if isinstance(repo, str) and ("/" in repo or is_local(repo)):
+            revision = values.get("revision")
+            return Need(
+                where, target, (Weights(repo, revision if isinstance(revision, str) else None, component=where),)
+            )
+    return Need(where, target)

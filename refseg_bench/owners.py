@@ -1,0 +1,200 @@
+"""Who works on a run, and whether that process still lives.
+
+A claim or a submission must not expire by a clock alone: the operating system is asked about processes
+of this machine, SLURM about its jobs. Only for a process that neither can tell of (another machine,
+no scheduler) does a heartbeat that has stopped for long stand in.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from refseg_bench import env, scheduler
+
+#: Seconds between two signs of life of a worker.
+BEAT = 30.0
+#: Without any sign of life for so long, a process nobody can be asked about is taken for dead.
+SILENCE = 20 * BEAT
+#: Jobs this very process is at; one that it ended badly is dead, although its process lives on.
+AT_WORK: set[str] = set()
+#: Seconds for which an answer of SLURM is good.
+_FRESH = 20.0
+
+
+@dataclass(frozen=True)
+class Owner:
+    """One process that works on a run, told apart from every other.
+
+    Attributes:
+        job: name of its files in the run folder.
+        launch: the submission it belongs to.
+        host: the node's name (SLURM's own where there is one).
+        boot: the host's boot id; a reboot ends all of its processes.
+        space: the process-id namespace; a pid means nothing outside its container.
+        pid, born: process id and its start time in the kernel's clock ticks.
+        slurm: raw SLURM job id, or ``None``.
+        restarts: how often SLURM had re-queued that job.
+        shard, shards: its part of the run.
+        gpus: accelerators it holds.
+        started: seconds since the epoch.
+    """
+
+    job: str
+    launch: str
+    host: str
+    boot: str
+    space: str
+    pid: int
+    born: int
+    slurm: str | None
+    restarts: int
+    shard: int
+    shards: int
+    gpus: int
+    started: float
+
+    @classmethod
+    def here(cls, job: str, launch: str, *, shard: int = 0, shards: int = 1) -> Owner:
+        """This process."""
+        return cls(
+            job=job,
+            launch=launch,
+            host=_host(),
+            boot=_boot(),
+            space=_space(),
+            pid=os.getpid(),
+            born=_born(os.getpid()),
+            slurm=os.environ.get("SLURM_JOB_ID"),
+            restarts=int(os.environ.get("SLURM_RESTART_COUNT") or 0),
+            shard=shard,
+            shards=shards,
+            gpus=env.gpus(),
+            started=time.time(),
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> Owner | None:
+        """Undo :meth:`to_json`; ``None`` for a line that is still being written."""
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError:
+            return None
+        names = {f.name for f in fields(cls)}
+        if not isinstance(values, dict) or not names <= set(values):
+            return None
+        return cls(**{name: values[name] for name in names})
+
+    def to_json(self) -> str:
+        """One line of JSON."""
+        return json.dumps(asdict(self))
+
+
+class Census:
+    """Answers whether owners live; SLURM's answers are kept for a while, deaths for ever."""
+
+    def __init__(self) -> None:
+        self._dead: set[str] = set()
+        self._asked: dict[str, tuple[float, bool]] = {}
+        self._here = (_host(), _boot(), _space())
+
+    def alive(self, owner: Owner, silent: float = 0.0) -> bool:
+        """Whether the process still runs; in doubt, yes.
+
+        Args:
+            owner: the process.
+            silent: seconds since its last sign of life.
+        """
+        if owner.job in self._dead:
+            return False
+        living = self._look(owner, silent)
+        if not living:
+            self._dead.add(owner.job)
+        return living
+
+    def _look(self, owner: Owner, silent: float) -> bool:
+        host, boot, space = self._here
+        if owner.host == host and owner.boot != boot:
+            return False
+        if (owner.host, owner.space) == (host, space):
+            if owner.pid == os.getpid():
+                return owner.job in AT_WORK
+            return lives(owner.pid, owner.born)
+        if owner.slurm is not None:
+            return self._slurm(owner)
+        return silent < SILENCE
+
+    def _slurm(self, owner: Owner) -> bool:
+        now = time.monotonic()
+        then, answer = self._asked.get(owner.job, (-_FRESH, True))
+        if now - then >= _FRESH:
+            assert owner.slurm is not None
+            states = scheduler.queued([owner.slurm])
+            if states is None:
+                answer = True
+            else:
+                state = states.get(owner.slurm)
+                # Pending again, or started again: the process that we knew is gone.
+                answer = state is not None and state.active and state.restarts == owner.restarts
+            self._asked[owner.job] = (now, answer)
+        return answer
+
+
+def describe(owners: Iterable[Owner]) -> str:
+    """Owners in one line, for a person."""
+    told = []
+    for o in owners:
+        what = f"SLURM job {o.slurm}" if o.slurm else f"process {o.pid}"
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(o.started))
+        told.append(f"{what} on {o.host} since {when}")
+    return "; ".join(told)
+
+
+def lives(pid: int, born: int) -> bool:
+    """Whether that very process (not a later one with its number) is running."""
+    stat = _stat(pid)
+    if stat is None:
+        if Path("/proc/self/stat").exists():
+            return False
+        with suppress(PermissionError):
+            try:
+                os.kill(pid, 0)
+            except ProcessLookupError:
+                return False
+        return True
+    return stat[0] not in ("Z", "X") and (born == 0 or int(stat[19]) == born)
+
+
+def _stat(pid: int) -> list[str] | None:
+    """Fields of ``/proc/PID/stat`` from the state on, or ``None``."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    return text.rpartition(")")[2].split()
+
+
+def _born(pid: int) -> int:
+    stat = _stat(pid)
+    return int(stat[19]) if stat else 0
+
+
+def _host() -> str:
+    return os.environ.get("SLURMD_NODENAME") or os.uname().nodename.split(".")[0]
+
+
+def _boot() -> str:
+    with suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return ""
+
+
+def _space() -> str:
+    with suppress(OSError):
+        return os.readlink("/proc/self/ns/pid")
+    return ""

@@ -1,0 +1,1 @@
+"""Tables, comparisons, pictures and pages made from runs."""

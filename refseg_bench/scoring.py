@@ -1,0 +1,657 @@
+"""Score predictions under protocols: clip by clip, spread over processes, in a fixed order.
+
+This is the program between a prediction store (or other people's files) and a result row. It
+knows neither where predictions come from (a :class:`PredictionSource` says) nor how numbers are
+made (a :class:`~refseg_bench.metrics.protocols.base.ScoringProtocol` does). Completeness is
+established before anything is scored.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from refseg_bench.errors import DataError, ScoreError
+from refseg_bench.metrics import kernel
+from refseg_bench.metrics.labels import FolderLabels, merged_labels, truth_labels
+from refseg_bench.metrics.masks import CountBook
+from refseg_bench.metrics.protocols.base import Case, GreyTrack, Item, LabelMaps, ScoringProtocol
+from refseg_bench.metrics.stats import Bootstrap, intervals
+from refseg_bench.metrics.table import ScoreTable
+from refseg_bench.types import (
+    Clip,
+    Dataset,
+    Estimate,
+    Expression,
+    MaskTrack,
+    Prediction,
+    Result,
+    SampleFailure,
+    Score,
+    Status,
+    Target,
+    sample_id,
+)
+
+
+@dataclass(frozen=True)
+class State:
+    """What is known of one sample's prediction before it is read.
+
+    Attributes:
+        status: ``ok``, ``failed`` or ``missing``.
+        gaps: names of frames that have no prediction.
+        why: the failure in words.
+    """
+
+    status: Status
+    gaps: tuple[str, ...] = ()
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What is known of one clip's predictions before they are read.
+
+    Attributes:
+        samples: expression id → state.
+        labels: set of merged id maps → state; ``None`` where the predictions are not merged.
+    """
+
+    samples: Mapping[str, State] = field(default_factory=dict)
+    labels: Mapping[str, State] | None = None
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The predictions of one clip.
+
+    Attributes:
+        samples: expression id → prediction (a failed one has ``failure`` set); absent = missing.
+        greys: expression id → raw grey values, for predictions that came as PNG files.
+        labels: merged id maps by set, for predictions that came as such; ``None`` = put them
+            together from ``samples`` where a protocol wants them.
+        clip_missing: True if there is nothing at all for this clip; ``None`` = nothing if no
+            sample is ok.
+    """
+
+    samples: Mapping[str, Prediction] = field(default_factory=dict)
+    greys: Mapping[str, GreyTrack] = field(default_factory=dict)
+    labels: Mapping[str, LabelMaps] | None = None
+    clip_missing: bool | None = None
+
+
+class PredictionSource(Protocol):
+    """Where predictions come from. Must be picklable: workers get a copy."""
+
+    @property
+    def name(self) -> str:
+        """How messages and tables call it."""
+
+    def survey(self, clip: Clip, expressions: Sequence[Expression]) -> Survey:
+        """The state of every expression of a clip, without reading masks."""
+
+    def answers(
+        self, clip: Clip, expressions: Sequence[Expression], *, labels: bool, samples: bool
+    ) -> Answers:
+        """The predictions of a clip; the flags say which kind is wanted."""
+
+
+@dataclass(frozen=True)
+class LookupSource:
+    """Predictions by clip id, as a run's store gives them.
+
+    Attributes:
+        lookup: clip id → expression id → prediction. Must be picklable.
+        name: the run's name.
+        statuses: clip id → expression id → status, where the store knows it more cheaply.
+    """
+
+    lookup: Callable[[str], Mapping[str, Prediction]]
+    name: str = "run"
+    statuses: Callable[[str], Mapping[str, Status]] | None = None
+
+    def survey(self, clip: Clip, expressions: Sequence[Expression]) -> Survey:
+        """States from the store's own statuses, else from the predictions."""
+        if self.statuses is not None:
+            known = self.statuses(clip.id)
+            return Survey({e.id: State(known.get(e.id, "missing")) for e in expressions})
+        found = self.lookup(clip.id)
+        return Survey({e.id: state_of(found.get(e.id), clip) for e in expressions})
+
+    def answers(
+        self, clip: Clip, expressions: Sequence[Expression], *, labels: bool, samples: bool
+    ) -> Answers:
+        """The clip's predictions."""
+        found = self.lookup(clip.id)
+        return Answers({e.id: found[e.id] for e in expressions if e.id in found})
+
+
+def state_of(prediction: Prediction | None, clip: Clip) -> State:
+    """The state of a prediction already read."""
+    if prediction is None:
+        return State("missing")
+    if prediction.failure is not None or prediction.track is None:
+        why = "" if prediction.failure is None else prediction.failure.message
+        return State("failed", why=why)
+    rles = prediction.track.rles
+    return State("ok", tuple(n for n, r in zip(clip.frame_names, rles, strict=False) if r is None))
+
+
+@dataclass
+class Coverage:
+    """What there is to score, and what of it is not there.
+
+    Attributes:
+        expected: samples of the dataset.
+        failed, missing: names of samples without a prediction, by reason.
+        gaps: sample → names of frames without a prediction.
+        why: failed sample → reason.
+    """
+
+    expected: int = 0
+    failed: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    gaps: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    why: dict[str, str] = field(default_factory=dict)
+
+    def enter(self, name: str, state: State) -> None:
+        """Count one sample."""
+        self.expected += 1
+        if state.status == "failed":
+            self.failed.append(name)
+            self.why[name] = state.why
+        elif state.status == "missing":
+            self.missing.append(name)
+        elif state.gaps:
+            self.gaps[name] = state.gaps
+
+    @property
+    def complete(self) -> bool:
+        """True if every sample has a whole prediction."""
+        return not (self.failed or self.missing or self.gaps)
+
+    def summary(self) -> str:
+        """One line: how much is there."""
+        whole = self.expected - len(self.failed) - len(self.missing) - len(self.gaps)
+        return (
+            f"{whole} of {self.expected} samples predicted, {len(self.failed)} failed, "
+            f"{len(self.missing)} missing, {len(self.gaps)} with missing frames"
+        )
+
+    def lines(self) -> list[str]:
+        """The list behind :meth:`summary`, one line per incomplete sample."""
+        return [
+            *(f"failed  {name}{': ' + self.why[name] if self.why.get(name) else ''}" for name in self.failed),
+            *(f"missing {name}" for name in self.missing),
+            *(f"missing {name}: frames {', '.join(frames)}" for name, frames in self.gaps.items()),
+        ]
+
+
+class IncompleteError(ScoreError):
+    """A protocol refuses to score because work is missing; ``coverage`` has the names."""
+
+    def __init__(self, protocols: Sequence[str], source: str, coverage: Coverage) -> None:
+        lines = coverage.lines()
+        super().__init__(
+            f"{', '.join(protocols)} refuses incomplete work: {coverage.summary()}.\n  " + "\n  ".join(lines),
+            where=source,
+            cure="Finish the run (the same `refseg run` resumes it), or score what there is with --partial.",
+        )
+        self.coverage = coverage
+        self.protocols = tuple(protocols)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One run under one protocol.
+
+    Attributes:
+        source: name of the predictions.
+        protocol: the rules.
+        result: the result row.
+        table: one row per unit.
+        coverage: what was there.
+        notes: facts found on the way (the PNG encoding …).
+    """
+
+    source: str
+    protocol: ScoringProtocol
+    result: Result
+    table: ScoreTable
+    coverage: Coverage
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to score; none of it changes a value.
+
+    Attributes:
+        jobs: processes; ``None`` = the cores given to this process.
+        detail: keep per-frame values.
+        partial: leave out what is missing even where the protocol refuses.
+        strict: refuse incomplete work also under protocols whose tool would drop it (for runs of
+            this harness, whose failures are known).
+        bootstrap: how intervals are made.
+    """
+
+    jobs: int | None = None
+    detail: bool = False
+    partial: bool = False
+    strict: bool = False
+    bootstrap: Bootstrap = field(default_factory=Bootstrap)
+
+
+def cores_given() -> int:
+    """Cores this process may use: SLURM's cpus-per-task where set, else the affinity mask."""
+    mask = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    asked = os.environ.get("SLURM_CPUS_PER_TASK", "")
+    return max(1, min(int(asked), mask)) if asked.isdigit() and int(asked) > 0 else mask
+
+
+@dataclass(frozen=True)
+class _ClipSurvey:
+    clip: Clip
+    expressions: Sequence[Expression]
+    found: Survey
+
+
+def survey(dataset: Dataset, source: PredictionSource) -> list[_ClipSurvey]:
+    """Completeness of a source against a dataset, clip by clip, before anything is scored."""
+    out = []
+    for clip in dataset.clips():
+        expressions = dataset.expressions(clip)
+        out.append(_ClipSurvey(clip, expressions, source.survey(clip, expressions)))
+    return out
+
+
+def coverage_of(protocol: ScoringProtocol | None, surveys: Sequence[_ClipSurvey]) -> Coverage:
+    """What one protocol lacks (``None``: what is there at all)."""
+    coverage = Coverage()
+    for entry in surveys:
+        frames = None if protocol is None else protocol.needs(entry.clip)
+        counted = None if frames is None else {entry.clip.frame_names[t] for t in frames}
+        if protocol is not None and protocol.compares == "labels" and entry.found.labels is not None:
+            for name in protocol.sets:
+                state = entry.found.labels.get(name, State("missing"))
+                coverage.enter(f"{name}/{entry.clip.id}".lstrip("/"), _only(state, counted))
+            continue
+        for expression in entry.expressions:
+            if protocol is None or protocol.wants(expression):
+                state = _only(entry.found.samples[expression.id], counted)
+                coverage.enter(sample_id(entry.clip.id, expression.id), state)
+        if protocol is None and not entry.expressions:
+            for name, state in (entry.found.labels or {}).items():
+                coverage.enter(f"{name}/{entry.clip.id}".lstrip("/"), state)
+    return coverage
+
+
+def _only(state: State, counted: set[str] | None) -> State:
+    """A state without the gaps that don't count."""
+    if counted is None or not state.gaps:
+        return state
+    return dataclasses.replace(state, gaps=tuple(name for name in state.gaps if name in counted))
+
+
+def score(
+    dataset: Dataset,
+    sources: Sequence[PredictionSource],
+    protocols: Sequence[ScoringProtocol],
+    options: Options | None = None,
+    *,
+    report: Callable[[str], None] = lambda line: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Scored]:
+    """Score every source under every protocol.
+
+    The ground-truth side of a clip is prepared once for all of them.
+
+    Args:
+        dataset: where the truth is. With more than one process it must be a dataclass (workers
+            rebuild it from its fields) or picklable.
+        sources: the predictions of one or several runs.
+        protocols: the rules.
+        options: processes, per-frame values, what to do about gaps.
+        report: receives the completeness of each source, before anything is scored.
+        progress: receives (clips done, clips).
+
+    Returns:
+        One entry per source and protocol, sources first.
+
+    Raises:
+        IncompleteError: work is missing that a protocol does not allow.
+        ScoreError: the masks are hidden on a server, or a protocol refuses the data.
+    """
+    options = options or Options()
+    for source in sources:
+        surveys = survey(dataset, source)
+        report(f"{source.name}: {coverage_of(None, surveys).summary()}")
+        _refuse(source, [(p, coverage_of(p, surveys)) for p in protocols], options)
+        del surveys
+    tables = [[ScoreTable() for _ in protocols] for _ in sources]
+    coverages = [[Coverage() for _ in protocols] for _ in sources]
+    notes: list[list[dict[str, Any]]] = [[{} for _ in protocols] for _ in sources]
+    total = len(dataset.clips())
+    for done, outcome in enumerate(_outcomes(dataset, sources, protocols, options), start=1):
+        for s, parts in enumerate(outcome):
+            for p, part in enumerate(parts):
+                for name, state in part.states:
+                    coverages[s][p].enter(name, state)
+                tables[s][p].extend(part.scores)
+                _merge_notes(notes[s][p], part.notes)
+        progress(done, total)
+    results: list[Scored] = []
+    for s, source in enumerate(sources):
+        # What turned out unreadable only now is refused as well.
+        _refuse(source, list(zip(protocols, coverages[s], strict=True)), options)
+        for p, protocol in enumerate(protocols):
+            table, coverage = tables[s][p], coverages[s][p]
+            row = conclude(protocol, table, coverage, options.bootstrap, notes[s][p])
+            results.append(Scored(source.name, protocol, row, table, coverage, notes[s][p]))
+    return results
+
+
+def conclude(
+    protocol: ScoringProtocol,
+    table: ScoreTable,
+    coverage: Coverage,
+    bootstrap: Bootstrap,
+    notes: Mapping[str, Any] | None = None,
+) -> Result:
+    """The result row of a table of units."""
+    values = table.values
+    if len(table):
+        terms = protocol.terms(values, table.attrs)
+        estimates = intervals(terms, table.clusters, protocol.combine, bootstrap)
+    else:
+        estimates = {name: Estimate(float("nan")) for name in protocol.metrics}
+    return Result(
+        protocol=protocol.name,
+        metrics=estimates,
+        n=len(table),
+        expected=coverage.expected,
+        failed=len(coverage.failed),
+        missing=len(coverage.missing) + len(coverage.gaps),
+        scale=protocol.policy.scale,
+        details={
+            "policy": dataclasses.asdict(protocol.policy),
+            "printed": protocol.printed({name: e.value for name, e in estimates.items()}),
+            "failed": list(coverage.failed),
+            "missing": list(coverage.missing),
+            "missing_frames": {name: list(frames) for name, frames in coverage.gaps.items()},
+            **(notes or {}),
+        },
+    )
+
+
+# ── completeness ─────────────────────────────────────────────────────────────
+
+
+def _refuse(
+    source: PredictionSource, pairs: Sequence[tuple[ScoringProtocol, Coverage]], options: Options
+) -> None:
+    if options.partial:
+        return
+    offended = [(p, c) for p, c in pairs if not c.complete and not _allowed(p, c, options.strict)]
+    if offended:
+        raise IncompleteError([p.name for p, _ in offended], source.name, offended[0][1])
+
+
+def _allowed(protocol: ScoringProtocol, coverage: Coverage, strict: bool) -> bool:
+    """True if the protocol has a rule for everything that is not there."""
+    rules = {protocol.policy.missing, protocol.policy.missing_clip}
+    if strict:
+        return rules == {"zero"}
+    if "error" not in rules:
+        return True
+    # Only whole clips may be left out under such a rule (the scoring of a clip checks its parts).
+    return protocol.policy.missing_clip != "error" and not (coverage.gaps or coverage.failed)
+
+
+# ── one clip ─────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What a worker returns for one clip, one source and one protocol."""
+
+    states: list[tuple[str, State]]
+    scores: list[Score]
+    notes: dict[str, Any]
+
+
+def score_one_clip(
+    dataset: Dataset,
+    clip: Clip,
+    sources: Sequence[PredictionSource],
+    protocols: Sequence[ScoringProtocol],
+    options: Options,
+) -> list[list[_Part]]:
+    """All sources under all protocols on one clip; the truth is read once."""
+    expressions = [e for e in dataset.expressions(clip) if any(p.wants(e) for p in protocols)]
+    labels = any(p.compares == "labels" for p in protocols)
+    samples = any(p.compares != "labels" for p in protocols)
+    files = hook(dataset, "annotation_files")
+    maps = files(clip) if labels and files is not None else None
+    truth: LabelMaps | None = None
+    if maps is not None:
+        truth = FolderLabels(tuple(maps), clip.frame_names, clip.size)
+    targets = _targets(dataset, clip, expressions) if samples or (labels and truth is None) else []
+    if labels and truth is None:
+        truth = truth_labels(clip, targets)
+    unions = [target.union() for target in targets]
+    foreground = hook(dataset, "foreground")
+    instances: MaskTrack | None = None if foreground is None else foreground(clip)
+    book = CountBook(clip.size, len(clip))
+    out: list[list[_Part]] = []
+    for source in sources:
+        answers = source.answers(clip, expressions, labels=labels, samples=samples)
+        found = {e.id: _checked(answers.samples.get(e.id), clip) for e in expressions}
+        states = {e.id: state_of(found[e.id], clip) for e in expressions}
+        nothing = answers.clip_missing
+        if nothing is None:
+            nothing = all(state.status != "ok" for state in states.values())
+        items = [
+            Item(e, target, found[e.id], states[e.id].status, nothing, answers.greys.get(e.id), union)
+            for e, target, union in zip(expressions, targets, unions, strict=False)
+        ]
+        merged = answers.labels
+        if labels and merged is None:
+            merged = merged_labels(clip, expressions, found)
+        parts: list[_Part] = []
+        for protocol in protocols:
+            case = Case(clip, items, book, truth, merged or {}, instances, options.detail, options.partial)
+            scores = _described(protocol.score_clip(case), items, clip)
+            if protocol.compares == "labels" and answers.labels is not None:
+                known = _label_states(protocol, clip, answers.labels)
+            else:
+                known = [
+                    (sample_id(clip.id, e.id), _counted(protocol, clip, states[e.id], items, index))
+                    for index, e in enumerate(expressions)
+                    if protocol.wants(e)
+                ]
+            parts.append(_Part(known, scores, protocol.notes(case)))
+        out.append(parts)
+    return out
+
+
+def hook(dataset: Any, name: str) -> Callable[..., Any] | None:
+    """An optional method of a dataset, also of the one a part was taken from.
+
+    ``annotation_files(clip)`` gives one id-map PNG (or ``None``) per frame, ``foreground(clip)`` the
+    union of all annotated instances.
+    """
+    found = getattr(dataset, name, None)
+    if found is None and hasattr(dataset, "inner"):
+        return hook(dataset.inner, name)
+    return found if callable(found) else None
+
+
+def _targets(dataset: Dataset, clip: Clip, expressions: Sequence[Expression]) -> list[Target]:
+    targets: list[Target] = []
+    for expression in expressions:
+        target = dataset.target(clip, expression)
+        if target is None:
+            raise ScoreError(
+                f"The masks of '{sample_id(clip.id, expression.id)}' are not public.",
+                where=f"{dataset.name}, split {dataset.split}",
+                cure="Make a zip for the evaluation server with `refseg submission RUN`.",
+            )
+        targets.append(target)
+    return targets
+
+
+def _counted(protocol: ScoringProtocol, clip: Clip, state: State, items: Sequence[Item], index: int) -> State:
+    if not state.gaps or not items:
+        return state
+    return _only(state, {clip.frame_names[t] for t in protocol.scored_frames(clip, items[index])})
+
+
+def _label_states(
+    protocol: ScoringProtocol, clip: Clip, labels: Mapping[str, LabelMaps]
+) -> list[tuple[str, State]]:
+    frames = protocol.needs(clip)
+    counted = None if frames is None else {clip.frame_names[t] for t in frames}
+    out: list[tuple[str, State]] = []
+    for name in protocol.sets:
+        gaps = tuple(labels[name].missing()) if name in labels else clip.frame_names
+        state = State("missing") if len(gaps) == len(clip) else _only(State("ok", gaps), counted)
+        out.append((f"{name}/{clip.id}".lstrip("/"), state))
+    return out
+
+
+def _checked(prediction: Prediction | None, clip: Clip) -> Prediction | None:
+    """A prediction whose masks don't fit its clip is a failure, told as such."""
+    if prediction is None or prediction.track is None:
+        return prediction
+    track = prediction.track
+    if track.size == clip.size and len(track) == len(clip):
+        return prediction
+    error = DataError(
+        f"The prediction has {len(track)} masks of {track.size}, its clip {len(clip)} frames of {clip.size} "
+        "(height, width)."
+    )
+    failure = SampleFailure("DataError", str(error), "")
+    return dataclasses.replace(prediction, track=None, failure=failure)
+
+
+def _described(scores: Sequence[Score], items: Sequence[Item], clip: Clip) -> list[Score]:
+    """Scores of samples with the expression's own attributes beside them, for breakdowns."""
+    facts = {sample_id(clip.id, item.expression.id): item.expression.attrs for item in items}
+    return [dataclasses.replace(s, attrs={**facts.get(s.unit, {}), **s.attrs}) for s in scores]
+
+
+def _merge_notes(into: dict[str, Any], new: Mapping[str, Any]) -> None:
+    for key, value in new.items():
+        known = into.setdefault(key, value)
+        if known != value:
+            into[key] = "mixed"
+
+
+# ── processes ────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class _Portable:
+    """A dataset as its class and knobs, so that a worker builds its own with its own open files."""
+
+    made: Any
+    cls: type | None = None
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, dataset: Any) -> _Portable:
+        if dataclasses.is_dataclass(dataset) and not isinstance(dataset, type):
+            knobs = {f.name: getattr(dataset, f.name) for f in dataclasses.fields(dataset) if f.init}
+            parts = {k: cls.of(v) if dataclasses.is_dataclass(v) else v for k, v in knobs.items()}
+            return cls(None, type(dataset), parts)
+        return cls(dataset)
+
+    def build(self) -> Any:
+        if self.cls is None:
+            return self.made
+        return self.cls(**{k: v.build() if isinstance(v, _Portable) else v for k, v in self.fields.items()})
+
+
+@dataclass
+class _Worker:
+    """What a worker process keeps."""
+
+    dataset: Any
+    clips: Sequence[Clip]
+    sources: Sequence[PredictionSource]
+    protocols: Sequence[ScoringProtocol]
+    options: Options
+
+
+_worker: _Worker | None = None
+
+
+def _start_worker(
+    portable: _Portable,
+    sources: Sequence[PredictionSource],
+    protocols: Sequence[ScoringProtocol],
+    options: Options,
+) -> None:
+    global _worker
+    _quiet_threads()
+    dataset = portable.build()
+    _worker = _Worker(dataset, dataset.clips(), sources, protocols, options)
+
+
+def _work(index: int) -> list[list[_Part]]:
+    if _worker is None:
+        raise RuntimeError("scoring worker was not started")
+    w = _worker
+    return score_one_clip(w.dataset, w.clips[index], w.sources, w.protocols, w.options)
+
+
+def _quiet_threads() -> None:
+    """One thread per process: the clips are what is spread."""
+    kernel.keep_pages()
+    if kernel.name() == "plain":
+        import cv2
+
+        cv2.setNumThreads(1)
+
+
+def _outcomes(
+    dataset: Dataset,
+    sources: Sequence[PredictionSource],
+    protocols: Sequence[ScoringProtocol],
+    options: Options,
+) -> Iterator[list[list[_Part]]]:
+    """Outcomes of all clips in the dataset's order, whichever process finishes first."""
+    clips = dataset.clips()
+    jobs = min(options.jobs or cores_given(), len(clips))
+    if jobs <= 1:
+        _quiet_threads()
+        for clip in clips:
+            yield score_one_clip(dataset, clip, sources, protocols, options)
+        return
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(
+        jobs, context, _start_worker, (_Portable.of(dataset), list(sources), list(protocols), options)
+    )
+    waiting: list[Future[list[list[_Part]]]] = []
+    try:
+        # A bounded window: results in flight stay few however many clips there are.
+        for index in range(len(clips)):
+            waiting.append(pool.submit(_work, index))
+            if len(waiting) >= 4 * jobs:
+                yield waiting.pop(0).result()
+        while waiting:
+            yield waiting.pop(0).result()
+    except BrokenProcessPool as error:
+        raise ScoreError(
+            "A scoring process was killed (out of memory?).", cure="Use fewer processes: -j 1"
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,258 @@
+"""The promptable-segmenter interface: open a clip once, prompt it as often as you like.
+
+A session belongs to one clip. It computes the image features of a frame at most once, whatever
+the number of expressions, objects and passes. Positions are relative: x and y in [0, 1] of the
+frame's width and height, measured at pixel centres, so that no method has to know a model's size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Literal, Protocol, Self, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refseg_bench.errors import ConfigError, DataError
+from refseg_bench.types import BoolHW, Clip
+
+Direction = Literal["forward", "backward", "both"]
+PromptKind = Literal["points", "box", "mask", "text", "heat"]
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """What points at one object on one frame.
+
+    Attributes:
+        points: (x, y) pairs in [0, 1].
+        labels: 1 = on the object, 0 = off it; one per point.
+        box: (x0, y0, x1, y1) in [0, 1].
+        mask: boolean mask at the clip's size.
+        text: a concept in words; only segmenters that say so accept it.
+        heat: a map (h, w) of any resolution over the frame, in [0, 1]; only thresholds accept it.
+    """
+
+    points: tuple[tuple[float, float], ...] = ()
+    labels: tuple[int, ...] = ()
+    box: tuple[float, float, float, float] | None = None
+    mask: BoolHW | None = None
+    text: str | None = None
+    heat: NDArray[np.float32] | None = None
+
+    @classmethod
+    def click(cls, x: float, y: float) -> Self:
+        """One positive point."""
+        return cls(points=((x, y),), labels=(1,))
+
+    def kinds(self) -> tuple[PromptKind, ...]:
+        """Which kinds of pointing it holds."""
+        given: list[PromptKind] = []
+        if self.points:
+            given.append("points")
+        if self.box is not None:
+            given.append("box")
+        if self.mask is not None:
+            given.append("mask")
+        if self.text is not None:
+            given.append("text")
+        if self.heat is not None:
+            given.append("heat")
+        return tuple(given)
+
+
+def check_prompts(
+    prompts: Sequence[Prompt], size: tuple[int, int], accepted: Collection[PromptKind], segmenter: str
+) -> None:
+    """Refuse prompts a segmenter can't take, before any model runs.
+
+    Args:
+        prompts: at least one.
+        size: (height, width) of the clip, for masks.
+        accepted: the kinds the segmenter takes.
+        segmenter: its name, for the error.
+
+    Raises:
+        ConfigError: a kind the segmenter doesn't take.
+        DataError: no prompt, an empty one, a position outside the frame, points and labels of
+            different number, a box without extent, a mask of another size.
+    """
+    if not prompts:
+        raise DataError("A segmenter was called without a prompt.", where=segmenter)
+    for number, prompt in enumerate(prompts):
+        kinds = prompt.kinds()
+        where = f"{segmenter}, prompt {number}"
+        if not kinds:
+            raise DataError("The prompt is empty.", where=where, allowed=sorted(accepted))
+        for kind in kinds:
+            if kind not in accepted:
+                raise ConfigError(
+                    f"Segmenter '{segmenter}' takes no {kind} prompt.",
+                    where=where,
+                    allowed=sorted(accepted),
+                    cure="Choose another segmenter with segmenter=NAME.",
+                )
+        if len(prompt.points) != len(prompt.labels):
+            raise DataError(f"{len(prompt.points)} points have {len(prompt.labels)} labels.", where=where)
+        if any(label not in (0, 1) for label in prompt.labels):
+            raise DataError(f"Point labels are {prompt.labels}.", where=where, allowed=(0, 1))
+        if any(not 0 <= value <= 1 for point in prompt.points for value in point):
+            raise DataError(f"A point lies outside the frame: {prompt.points}.", where=where, allowed=("0 … 1",))
+        if prompt.box is not None:
+            x0, y0, x1, y1 = prompt.box
+            if not (0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1):
+                raise DataError(
+                    f"The box {prompt.box} is no box inside the frame.",
+                    where=where,
+                    allowed=("0 <= x0 < x1 <= 1, 0 <= y0 < y1 <= 1",),
+                )
+        if prompt.mask is not None:
+            if len(kinds) > 1:
+                raise DataError(f"A mask prompt stands alone; this one has {kinds}.", where=where)
+            if prompt.mask.shape != size:
+                raise DataError(
+                    f"The mask prompt is {prompt.mask.shape}, its clip {size} (height, width).", where=where
+                )
+
+
+def check_frames(clip: Clip, frame: int, frames: Sequence[int] | None) -> tuple[int, ...]:
+    """The frames of a propagation as a tuple.
+
+    Raises:
+        DataError: an index outside the clip, not ascending, or without the prompted frame.
+    """
+    chosen = tuple(range(len(clip))) if frames is None else tuple(int(index) for index in frames)
+    if any(b <= a for a, b in zip(chosen, chosen[1:], strict=False)) or (
+        chosen and not 0 <= chosen[0] <= chosen[-1] < len(clip)
+    ):
+        raise DataError(
+            f"Frames {chosen} are no ascending subset of the clip.", where=clip.id, allowed=[f"0 … {len(clip) - 1}"]
+        )
+    if frame not in chosen:
+        raise DataError(
+            f"The prompted frame {frame} is not among the frames to track.", where=clip.id, allowed=chosen
+        )
+    return chosen
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """The masks a segmenter offers for one prompt, in the model's own order.
+
+    Attributes:
+        masks_KHW: boolean masks at the clip's size.
+        ious_K: the model's predicted IoU of each, float32.
+    """
+
+    masks_KHW: NDArray[np.bool_]
+    ious_K: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.ious_K)
+
+    def mask(self, index: int) -> BoolHW:
+        """One candidate at the clip's size."""
+        return self.masks_KHW[index]
+
+    def best(self) -> tuple[BoolHW, float]:
+        """The candidate with the highest predicted IoU (the first on ties)."""
+        index = int(np.argmax(self.ious_K))
+        return self.mask(index), float(self.ious_K[index])
+
+
+@dataclass
+class SegmenterCounters:
+    """What a session has done so far; goes into the run record.
+
+    Attributes:
+        frame_encodings: passes of the image encoder, recomputations included.
+        recomputed_frames: passes for frames encoded before, whose features the memory budget had
+            not kept; 0 means every frame was encoded once at most.
+        decoder_calls: passes of prompt encoder and mask decoder, each over a batch of prompts.
+        propagated_frames: frames yielded by propagation.
+        seconds: seconds per stage.
+    """
+
+    frame_encodings: int = 0
+    decoder_calls: int = 0
+    propagated_frames: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+    recomputed_frames: int = 0
+
+
+class SegmenterSession(Protocol):
+    """A clip opened by a segmenter."""
+
+    clip: Clip
+    counters: SegmenterCounters
+
+    def segment(self, frame: int, prompts: Sequence[Prompt], *, multimask: bool = True) -> list[Candidates]:
+        """Mask candidates on one frame, one :class:`Candidates` per prompt, computed in one batch.
+
+        Args:
+            frame: index into the clip's frames.
+            prompts: one per object; objects don't see each other.
+            multimask: ask for several candidates per prompt where the model offers them.
+        """
+
+    def propagate(
+        self,
+        frame: int,
+        prompts: Sequence[Prompt],
+        *,
+        frames: Sequence[int] | None = None,
+        direction: Direction = "both",
+    ) -> Iterator[tuple[int, NDArray[np.bool_]]]:
+        """Track the prompted objects through the clip, starting from nothing but the prompts.
+
+        Args:
+            frame: index of the prompted frame; must be among ``frames``.
+            prompts: one per object.
+            frames: ascending subset of the clip to treat as the video (all frames by default).
+            direction: ``forward`` yields ``frame`` and what follows; ``backward`` yields ``frame`` and
+                what precedes, descending; ``both`` is forward, then *without a reset* what precedes.
+
+        Yields:
+            (frame index, boolean masks (n_objects, H, W)). Each frame once.
+        """
+
+    def close(self) -> None:
+        """Free what the session holds."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class Segmenter(Protocol):
+    """Opens clips. A component: its fields are knobs, its model loads at the first ``open``."""
+
+    def open(self, clip: Clip) -> SegmenterSession:
+        """Start a session on a clip."""
+
+
+@runtime_checkable
+class TellsEnvironment(Protocol):
+    """A component with facts of this machine that belong into a run's environment record."""
+
+    def environment(self) -> Mapping[str, Any]:
+        """JSON facts (which hole filling is in effect, precision, package versions), loading nothing."""
+
+
+class ContextSession:
+    """``with`` and ``close`` for sessions: inherit it and override :meth:`close` if anything is held."""
+
+    def close(self) -> None:
+        """Free what the session holds."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

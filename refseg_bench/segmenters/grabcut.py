@@ -1,0 +1,351 @@
+"""A promptable segmenter without weights: GrabCut on a frame, optical flow through the clip.
+
+A click grows a region of like colour at several tolerances; GrabCut (Rother et al. 2004) moves each
+region's edge to where the colours change. Through a clip the mask is carried by dense optical flow,
+its edge cut again on every frame. An object whose colours vanish is absent, and is looked for by its
+colours until it comes back. It is a floor, not a rival of learned segmenters: it sees colours only.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from refseg_bench.errors import ConfigError
+from refseg_bench.segmenters import classic
+from refseg_bench.segmenters.base import (
+    Candidates,
+    ContextSession,
+    Direction,
+    Prompt,
+    PromptKind,
+    SegmenterCounters,
+    check_frames,
+    check_prompts,
+)
+from refseg_bench.types import BoolHW, Clip
+
+ACCEPTED: tuple[PromptKind, ...] = ("points", "box", "mask")
+
+
+@dataclass
+class GrabCut:
+    """Segments by colour, edges and optical flow.
+
+    Attributes:
+        working_size: longest side, in pixels, frames are shrunk to; masks come back at full size.
+        smoothing: blur (pixels at working size) before a click's region is grown, one per candidate.
+        tolerances: largest Lab distance (8-bit units) from the clicked colour, one per candidate.
+        iterations: GrabCut rounds on a prompted frame (one on every tracked frame).
+        margin: how far beyond its region an object may reach, as a share of the region's extent.
+        band: pixels (working size) on either side of a tracked edge that are cut again.
+        lost_area: below this share of its usual area a tracked object is absent.
+        found_area: an absent object is back where its colours fill this share of its usual area.
+        likely: share of object over object-plus-background colours that a pixel of it must have.
+        seed: GrabCut starts its colour models from a random clustering; this fixes it.
+    """
+
+    working_size: int = 320
+    smoothing: tuple[float, ...] = (1.0, 1.0, 4.0)
+    tolerances: tuple[float, ...] = (14.0, 32.0, 40.0)
+    iterations: int = 3
+    margin: float = 0.3
+    band: int = 4
+    lost_area: float = 0.12
+    found_area: float = 0.35
+    likely: float = 0.5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if len(self.smoothing) != len(self.tolerances) or not self.tolerances:
+            raise ConfigError(
+                f"grabcut has {len(self.smoothing)} smoothing and {len(self.tolerances)} tolerances values.",
+                cure="Give as many of one as of the other, at least one: a pair per candidate.",
+            )
+        if self.working_size < 16:
+            raise ConfigError(f"grabcut.working_size is {self.working_size}.", allowed=["16 or more"])
+
+    def open(self, clip: Clip) -> GrabCutSession:
+        """Start a session; frames are read when first needed."""
+        return GrabCutSession(clip, self)
+
+
+@dataclass(eq=False)
+class _Track:
+    """What is remembered of a tracked object: its mask, its colours against the rest, its usual area."""
+
+    mask: BoolHW
+    odds: classic.Float
+    usual: int
+
+
+@dataclass(eq=False)
+class GrabCutSession(ContextSession):
+    """One clip; every frame is read and every flow computed at most once."""
+
+    clip: Clip
+    knobs: GrabCut
+    counters: SegmenterCounters = field(default_factory=SegmenterCounters)
+    _frames: dict[int, NDArray[np.uint8]] = field(default_factory=dict, init=False)
+    _flows: dict[tuple[int, int], NDArray[np.float16]] = field(default_factory=dict, init=False)
+
+    # ── features, once per frame ─────────────────────────────────────────────
+
+    @functools.cached_property
+    def shape(self) -> tuple[int, int]:
+        """(height, width) at working size."""
+        return classic.working_shape(self.clip.size, self.knobs.working_size)
+
+    def frame(self, index: int) -> NDArray[np.uint8]:
+        """A frame at working size, BGR."""
+        if index not in self._frames:
+            with self._clock("encode"):
+                rgb = self.clip.load([index])[0]
+                small = cv2.resize(rgb, self.shape[::-1], interpolation=cv2.INTER_AREA)
+                self._frames[index] = np.ascontiguousarray(small[..., ::-1])
+            self.counters.frame_encodings += 1
+        return self._frames[index]
+
+    def flow(self, start: int, end: int) -> NDArray[np.float16]:
+        """Dense flow between two frames at working size (half precision: a tenth of a pixel is enough)."""
+        if (start, end) not in self._flows:
+            pair = (cv2.cvtColor(self.frame(index), cv2.COLOR_BGR2GRAY) for index in (start, end))
+            with self._clock("flow"):
+                self._flows[start, end] = classic.dense_flow(*pair).astype(np.float16)
+        return self._flows[start, end]
+
+    @contextmanager
+    def _clock(self, stage: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        spent = self.counters.seconds
+        spent[stage] = spent.get(stage, 0.0) + time.perf_counter() - started
+
+    # ── one frame ────────────────────────────────────────────────────────────
+
+    def segment(self, frame: int, prompts: Sequence[Prompt], *, multimask: bool = True) -> list[Candidates]:
+        """Candidates per prompt. A mask prompt is answered by the mask itself and its re-cut edge.
+
+        The predicted IoU is an estimate from the picture: how much the cut agrees with the region it
+        started from, times how little the object's colours occur just outside it, times the share of
+        its outline that is not the frame's border.
+        """
+        check_prompts(prompts, self.clip.size, ACCEPTED, "grabcut")
+        found = [self._candidates(frame, prompt) for prompt in prompts]
+        if not multimask:
+            found = [[max(pairs, key=lambda pair: pair[1])] for pairs in found]
+        return [
+            Candidates(
+                np.stack([classic.resize_mask(mask, self.clip.size) for mask, _ in pairs]),
+                np.array([iou for _, iou in pairs], np.float32),
+            )
+            for pairs in found
+        ]
+
+    def _candidates(self, frame: int, prompt: Prompt) -> list[tuple[BoolHW, float]]:
+        """(mask at working size, predicted IoU) pairs."""
+        self.counters.decoder_calls += 1
+        bgr = self.frame(frame)
+        starts: list[BoolHW] = []
+        if prompt.mask is not None:
+            starts.append(classic.resize_mask(prompt.mask, self.shape))
+        elif prompt.box is not None:
+            starts.append(_box_mask(prompt.box, self.shape))
+        else:
+            for blur, tolerance in zip(self.knobs.smoothing, self.knobs.tolerances, strict=True):
+                starts.append(_grow(bgr, prompt, blur, tolerance))
+        out: list[tuple[BoolHW, float]] = []
+        with self._clock("cut"):
+            for start in starts:
+                refined = self._cut(bgr, start, prompt)
+                out.append((refined, _believed_iou(bgr, start, refined)))
+        if prompt.mask is not None:
+            out.insert(0, (starts[0], _believed_iou(bgr, out[0][0], starts[0])))
+        return out
+
+    def _cut(self, bgr: NDArray[np.uint8], start: BoolHW, prompt: Prompt) -> BoolHW:
+        """GrabCut from a region: its core is object, what is far outside is background."""
+        if not start.any():
+            return start
+        top, left, bottom, right = classic.bounding_box(start)
+        reach = max(round(self.knobs.margin * min(bottom - top, right - left)), 2)
+        inner = max(reach // 2, 1)
+        outer = 0 if prompt.box is not None else reach  # a box promises that nothing reaches beyond it
+        near = classic.dilate(start, outer) if outer else start
+        trimap = np.where(start, cv2.GC_PR_FGD, np.where(near, cv2.GC_PR_BGD, cv2.GC_BGD)).astype(np.uint8)
+        if prompt.box is None:
+            trimap[classic.erode(start, inner)] = cv2.GC_FGD
+        for (row, column), label in _pixels(prompt, start.shape):
+            trimap[row, column] = cv2.GC_FGD if label else cv2.GC_BGD
+        refined = _grabcut(bgr, trimap, reach + 4, self.knobs.iterations, self.knobs.seed)
+        return _keep_clicked(refined, start, prompt)
+
+    # ── through the clip ─────────────────────────────────────────────────────
+
+    def propagate(
+        self,
+        frame: int,
+        prompts: Sequence[Prompt],
+        *,
+        frames: Sequence[int] | None = None,
+        direction: Direction = "both",
+    ) -> Iterator[tuple[int, NDArray[np.bool_]]]:
+        """Track each object on its own. A mask prompt is taken as the truth of its frame."""
+        check_prompts(prompts, self.clip.size, ACCEPTED, "grabcut")
+        order = check_frames(self.clip, frame, frames)
+        at = order.index(frame)
+        begun = [self._begin(frame, prompt) for prompt in prompts]
+        if direction != "backward":
+            yield from self._walk(order[at:], begun)
+        if direction != "forward":
+            # Tracking here keeps no memory, so both directions start from the prompted frame.
+            backward = self._walk(order[at::-1], begun)
+            if direction == "both":
+                next(backward)
+            yield from backward
+
+    def _begin(self, frame: int, prompt: Prompt) -> _Track:
+        if prompt.mask is not None:
+            mask = classic.resize_mask(prompt.mask, self.shape)
+        else:
+            mask = max(self._candidates(frame, prompt), key=lambda pair: pair[1])[0]
+        codes = classic.lab_codes(self.frame(frame))
+        inside, outside = classic.colour_model(codes, mask), classic.colour_model(codes, ~mask)
+        # A bin seen nowhere belongs to the background: half a pixel's worth of doubt.
+        doubt = 0.5 / mask.size
+        return _Track(mask, inside / (inside + outside + doubt), int(mask.sum()))
+
+    def _walk(self, order: Sequence[int], begun: Sequence[_Track]) -> Iterator[tuple[int, NDArray[np.bool_]]]:
+        tracks = [_Track(track.mask, track.odds, track.usual) for track in begun]
+        for step, index in enumerate(order):
+            if step:
+                previous = order[step - 1]
+                for track in tracks:
+                    track.mask = self._step(track, previous, index)
+                self.counters.propagated_frames += 1
+            yield index, np.stack([classic.resize_mask(track.mask, self.clip.size) for track in tracks])
+
+    def _step(self, track: _Track, previous: int, index: int) -> BoolHW:
+        """The object's mask on the next frame."""
+        if track.usual == 0:
+            return track.mask
+        bgr = self.frame(index)
+        odds = cv2.GaussianBlur(track.odds[classic.lab_codes(bgr)], (0, 0), 2.0)
+        if not track.mask.any():
+            return self._search(track, odds)
+        warped = classic.warp_mask(track.mask, self.flow(index, previous))
+        with self._clock("cut"):
+            cut = self._recut(bgr, warped, odds)
+        area = int(cut.sum())
+        if area < self.knobs.lost_area * track.usual:
+            return np.zeros_like(cut)
+        return cut
+
+    def _recut(self, bgr: NDArray[np.uint8], warped: BoolHW, odds: classic.Float) -> BoolHW:
+        core = classic.erode(warped, self.knobs.band)
+        near = classic.dilate(warped, self.knobs.band)
+        likely = odds >= self.knobs.likely
+        if not (warped & likely).any():
+            return np.zeros_like(warped)
+        trimap = np.where(near, np.where(likely, cv2.GC_PR_FGD, cv2.GC_PR_BGD), cv2.GC_BGD).astype(np.uint8)
+        trimap[core & likely] = cv2.GC_FGD
+        return _grabcut(bgr, trimap, 2 * self.knobs.band, 1, self.knobs.seed)
+
+    def _search(self, track: _Track, odds: classic.Float) -> BoolHW:
+        """The likeliest region of the object's colours and about its size, or nothing."""
+        wanted = max(round(self.knobs.found_area * track.usual), 1)
+        regions = classic.components(np.asarray(odds >= self.knobs.likely), wanted)
+        regions = [region for region in regions if region.sum() * self.knobs.found_area <= track.usual]
+        best = max(regions, key=lambda region: float(odds[region].mean()), default=None)
+        return np.zeros(self.shape, bool) if best is None else classic.fill_holes(best)
+
+    def close(self) -> None:
+        """Forget frames and flows."""
+        self._frames.clear()
+        self._flows.clear()
+
+
+# ── pure parts ───────────────────────────────────────────────────────────────
+
+
+def _pixels(prompt: Prompt, shape: tuple[int, ...]) -> list[tuple[tuple[int, int], int]]:
+    """The prompt's points as ((row, column), label) at working size."""
+    labels = prompt.labels or (1,) * len(prompt.points)
+    return [
+        ((min(int(y * shape[0]), shape[0] - 1), min(int(x * shape[1]), shape[1] - 1)), label)
+        for (x, y), label in zip(prompt.points, labels, strict=True)
+    ]
+
+
+def _box_mask(box: tuple[float, float, float, float], shape: tuple[int, int]) -> BoolHW:
+    (x0, y0, x1, y1), (height, width) = box, shape
+    mask = np.zeros(shape, bool)
+    mask[int(y0 * height) : max(round(y1 * height), 1), int(x0 * width) : max(round(x1 * width), 1)] = True
+    return mask
+
+
+def _grow(bgr: NDArray[np.uint8], prompt: Prompt, blur: float, tolerance: float) -> BoolHW:
+    """The connected region around the positive points whose smoothed colour is like theirs."""
+    smooth = cv2.GaussianBlur(cv2.cvtColor(bgr, cv2.COLOR_BGR2LAB), (0, 0), blur).astype(np.float32)
+    on, off = np.full(bgr.shape[:2], np.inf, np.float32), np.full(bgr.shape[:2], np.inf, np.float32)
+    clicked = np.zeros(bgr.shape[:2], bool)
+    for (row, column), label in _pixels(prompt, bgr.shape[:2]):
+        distance = np.linalg.norm(smooth - smooth[row, column], axis=-1)
+        target = on if label else off
+        np.minimum(target, distance, out=target)
+        clicked[row, column] |= bool(label)
+    like = ((on <= tolerance) & (on <= off)) | clicked
+    parts = [part for part in classic.components(like) if (part & clicked).any()]
+    return classic.fill_holes(np.logical_or.reduce(parts)) if parts else clicked
+
+
+def _grabcut(bgr: NDArray[np.uint8], trimap: NDArray[np.uint8], pad: int, rounds: int, seed: int) -> BoolHW:
+    """GrabCut within the padded box of what may be object; without a choice the trimap is the answer."""
+    possible = trimap != cv2.GC_BGD
+    out = np.zeros(trimap.shape, bool)
+    if not possible.any():
+        return out
+    top, left, bottom, right = classic.bounding_box(possible)
+    view = np.s_[max(top - pad, 0) : bottom + pad, max(left - pad, 0) : right + pad]
+    part = np.ascontiguousarray(trimap[view])
+    object_ = (part == cv2.GC_FGD) | (part == cv2.GC_PR_FGD)
+    if object_.any() and not object_.all():
+        cv2.setRNGSeed(seed)  # the result must not depend on what was cut before
+        models = np.zeros((1, 65)), np.zeros((1, 65))
+        cv2.grabCut(np.ascontiguousarray(bgr[view]), part, None, *models, rounds, cv2.GC_INIT_WITH_MASK)
+        object_ = (part == cv2.GC_FGD) | (part == cv2.GC_PR_FGD)
+    out[view] = object_
+    return out
+
+
+def _keep_clicked(mask: BoolHW, start: BoolHW, prompt: Prompt) -> BoolHW:
+    """Drop parts that neither hold a positive point nor overlap the start by half of themselves."""
+    on = [pixel for pixel, label in _pixels(prompt, mask.shape) if label]
+
+    def keeps(part: BoolHW) -> bool:
+        return any(part[pixel] for pixel in on) if on else bool((part & start).sum() * 2 >= part.sum())
+
+    parts = [part for part in classic.components(mask) if keeps(part)]
+    return classic.fill_holes(np.logical_or.reduce(parts)) if parts else mask
+
+
+def _believed_iou(bgr: NDArray[np.uint8], start: BoolHW, mask: BoolHW) -> float:
+    if not mask.any() or mask.all():
+        return 0.0
+    codes = classic.lab_codes(bgr)
+    top, left, bottom, right = classic.bounding_box(mask)
+    ring = classic.dilate(mask, max((bottom - top + right - left) // 8, 2)) & ~mask
+    shared = classic.overlap(classic.colour_model(codes, mask), classic.colour_model(codes, ring))
+    apart = max(0.0, 1.0 - shared) ** 0.5
+    outline = mask & ~classic.erode(np.pad(mask, 1), 1)[1:-1, 1:-1]
+    border = np.zeros_like(mask)
+    border[[0, -1]] = border[:, [0, -1]] = True
+    free = 1.0 - int((outline & border).sum()) / max(int(outline.sum()), 1)
+    return float(classic.mask_iou(start, mask) * apart * free)

@@ -1,0 +1,435 @@
+"""Prompting and propagation of SAM 2-type models over one clip, for any implementation of the model.
+
+What a frame attends to, in which order frames are visited, how objects are batched and what is
+forgotten when is decided here once; :class:`TrackerCore` is the little an implementation adds.
+The rules are those of the official video predictor (SAM 2, arXiv 2408.00714, and its code of December
+2024) with DecAF's changes to it (arXiv 2510.19592, official code): a subset of frames can be the
+video, the predicted IoU is handed out, frame 0 may be tracked in reverse.
+
+Axes: ``N`` objects, ``K`` mask candidates, ``P`` points of one prompt, ``S`` the model's image size,
+``h w`` its low-resolution logits (``S/4``), ``H W`` the clip.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional as F
+
+from refseg_bench.errors import DataError
+from refseg_bench.segmenters.base import (
+    Candidates,
+    ContextSession,
+    Direction,
+    Prompt,
+    SegmenterCounters,
+    check_frames,
+    check_prompts,
+)
+from refseg_bench.segmenters.features import Features, FeatureStore
+from refseg_bench.types import BoolHW, Clip
+
+#: Labels of a box's corners among the points of a prompt, as SAM 2 was trained.
+_CORNERS = (2, 3)
+
+
+@dataclass(frozen=True, eq=False)
+class Heads:
+    """What prompt encoder and mask decoder give for a batch of objects.
+
+    Attributes:
+        logits_NKhw: mask logits of every candidate.
+        ious_NK: predicted IoUs.
+        best_N1hw: logits of the candidate with the highest predicted IoU.
+        pointer_NC: object pointer of that candidate.
+        presence_N1: logit of "the object is in this frame".
+    """
+
+    logits_NKhw: torch.Tensor
+    ious_NK: torch.Tensor
+    best_N1hw: torch.Tensor
+    pointer_NC: torch.Tensor
+    presence_N1: torch.Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """What is kept of one frame for a batch of objects.
+
+    Attributes:
+        logits_N1hw: the mask to show, holes filled.
+        memory_NChw: encoded memory, bfloat16 as in stock SAM 2.
+        pointer_NC: object pointer.
+        presence_N1: logit of "the object is in this frame".
+    """
+
+    logits_N1hw: torch.Tensor
+    memory_NChw: torch.Tensor
+    pointer_NC: torch.Tensor
+    presence_N1: torch.Tensor
+
+
+@dataclass(eq=False)
+class Memory:
+    """What the tracker remembers of a batch of objects that were prompted on one frame.
+
+    Attributes:
+        start: position of the prompted frame in the video.
+        prompted: its step.
+        followed: steps of tracked frames, by position.
+    """
+
+    start: int
+    prompted: Step
+    followed: dict[int, Step] = field(default_factory=dict)
+
+    def spatial(self, position: int, *, reverse: bool, slots: int) -> list[tuple[int, Step]]:
+        """Steps whose spatial memory the frame attends to, with their temporal slot.
+
+        The prompted frame comes first with slot 0, then the tracked frames from the farthest to
+        the nearest of the ``slots - 1`` frames visited before, with their distance as slot.
+        """
+        sign = -1 if reverse else 1
+        found = [(0, self.prompted)]
+        for distance in range(slots - 1, 0, -1):
+            step = self.followed.get(position - sign * distance)
+            if step is not None:
+                found.append((distance, step))
+        return found
+
+    def pointers(self, position: int, *, reverse: bool, length: int, limit: int) -> list[tuple[int, Step]]:
+        """Steps whose object pointer the frame attends to, with their distance in time.
+
+        Only pointers from the side the tracking comes from; at most ``min(length, limit)``.
+        """
+        sign = -1 if reverse else 1
+        found = []
+        distance = (position - self.start) * sign
+        if distance >= 0:
+            found.append((distance, self.prompted))
+        for distance in range(1, min(length, limit)):
+            neighbour = position - sign * distance
+            if not 0 <= neighbour < length:
+                break
+            step = self.followed.get(neighbour)
+            if step is not None:
+                found.append((distance, step))
+        return found
+
+    def forget(self, position: int, *, reverse: bool, reach: int) -> None:
+        """Drop what no frame still to come can attend to.
+
+        Tracking forward keeps the last ``reach`` frames, and the ``reach`` frames after the prompt
+        for a later pass backward; tracking backward keeps the last ``reach`` frames.
+        """
+        for known in list(self.followed):
+            near = abs(position - known) < reach
+            for_later = not reverse and 0 <= known - self.start <= reach
+            if not (near or for_later):
+                del self.followed[known]
+
+
+class TrackerCore(Protocol):
+    """One implementation of a SAM 2-type model."""
+
+    image_size: int
+    device: torch.device
+    #: How many frames back a memory or pointer can still matter.
+    reach: int
+
+    def encode(self, frame_HWC: NDArray[np.uint8]) -> Features:
+        """Image features of one frame, ready for the decoder."""
+
+    def wants_several(self, n_points: int) -> bool:
+        """Whether the model decodes several candidates for that many points on a prompted frame."""
+
+    def first_look(self, features: Features, n: int) -> torch.Tensor:
+        """Top features ``(n, C, h, w)`` of a frame seen without memory."""
+
+    def recall(
+        self, features: Features, n: int, memory: Memory, position: int, length: int, *, reverse: bool
+    ) -> torch.Tensor:
+        """Top features ``(n, C, h, w)`` after attending to memory."""
+
+    def decode(
+        self,
+        top_NChw: torch.Tensor,
+        features: Features,
+        points_NP2: torch.Tensor | None,
+        labels_NP: torch.Tensor | None,
+        *,
+        several: bool,
+    ) -> Heads:
+        """Prompt encoder and mask decoder; without points the memory alone tells the object."""
+
+    def take_mask(self, features: Features, masks_N1SS: torch.Tensor) -> Heads:
+        """Heads that show the given 0/1 masks themselves, with a pointer made from them."""
+
+    def memorise(
+        self,
+        features: Features,
+        logits_N1SS: torch.Tensor,
+        presence_N1: torch.Tensor,
+        *,
+        from_prompt: bool,
+    ) -> torch.Tensor:
+        """Encoded memory of the masks at the model's image size."""
+
+
+class LazyCandidates(Candidates):
+    """Candidates that are enlarged to the clip's size only when looked at.
+
+    A frame may be clicked hundreds of times and only the best mask of each click be wanted.
+    """
+
+    def __init__(self, logits_Khw: torch.Tensor, ious_K: NDArray[np.float32], size: tuple[int, int]) -> None:
+        object.__setattr__(self, "_logits_Khw", logits_Khw)
+        object.__setattr__(self, "_size", size)
+        object.__setattr__(self, "ious_K", ious_K)
+
+    @property
+    def masks_KHW(self) -> NDArray[np.bool_]:  # type: ignore[override]
+        """Boolean masks at the clip's size."""
+        return at_clip_size(self._logits_Khw[:, None], self._size)  # type: ignore[attr-defined]
+
+    def mask(self, index: int) -> BoolHW:
+        """One candidate at the clip's size."""
+        logits_11hw = self._logits_Khw[index][None, None]  # type: ignore[attr-defined]
+        return at_clip_size(logits_11hw, self._size)[0]  # type: ignore[attr-defined]
+
+
+@torch.inference_mode()
+def at_clip_size(logits_N1hw: torch.Tensor, size: tuple[int, int]) -> NDArray[np.bool_]:
+    """Logits enlarged bilinearly to the clip's size, then thresholded at 0: ``(N, H, W)``."""
+    out_NHW = np.empty((len(logits_N1hw), *size), np.bool_)
+    for row, logits_1hw in enumerate(logits_N1hw):
+        enlarged = F.interpolate(logits_1hw[None].float(), size=size, mode="bilinear", align_corners=False)
+        out_NHW[row] = (enlarged[0, 0] > 0).cpu().numpy()
+    return out_NHW
+
+
+class TrackingSession(ContextSession):
+    """A clip opened with a SAM 2-type model.
+
+    Args:
+        clip: the clip.
+        core: the model.
+        counters: counts encoder and decoder passes.
+        device_mb: features kept on the accelerator.
+        host_mb: features kept in host memory.
+        batch: largest number of objects (or clicked prompts) in one pass of the model.
+        fill: fills holes in low-resolution logits, or ``None``.
+        autocast: context of every model pass.
+        name: the segmenter's name, for errors.
+        counters: count into these, where a session is part of another.
+    """
+
+    def __init__(
+        self,
+        clip: Clip,
+        core: TrackerCore,
+        *,
+        device_mb: float,
+        host_mb: float,
+        batch: int,
+        fill: Callable[[torch.Tensor], torch.Tensor] | None,
+        autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
+        name: str = "sam2",
+        counters: SegmenterCounters | None = None,
+    ) -> None:
+        self.clip = clip
+        self.counters = counters or SegmenterCounters()
+        self._core = core
+        self._fill = fill
+        self._batch = batch
+        self._autocast = autocast
+        self._name = name
+        self.features = FeatureStore(self._encode, core.device, device_mb, host_mb, self.counters)
+
+    def segment(self, frame: int, prompts: Sequence[Prompt], *, multimask: bool = True) -> list[Candidates]:
+        """See :class:`~refseg_bench.segmenters.base.SegmenterSession`.
+
+        A mask prompt comes back as its own only candidate, as the model would show it.
+        """
+        self._check(prompts)
+        check_frames(self.clip, frame, None)
+        out: list[Candidates | None] = [None] * len(prompts)
+        features = self.features.get(frame)
+        with self._work("segment"):
+            for rows in self._batches(prompts):
+                group = [prompts[row] for row in rows]
+                heads = self._prompt(features, group, several=multimask)
+                logits_NKhw = heads.logits_NKhw.float()
+                if self._fill is not None:
+                    logits_NKhw = self._fill(logits_NKhw.flatten(0, 1)[:, None]).view(logits_NKhw.shape)
+                ious_NK = heads.ious_NK.float().cpu().numpy()
+                for row, logits_Khw, ious_K in zip(rows, logits_NKhw, ious_NK, strict=True):
+                    out[row] = LazyCandidates(logits_Khw, ious_K, self.clip.size)
+        return [candidates for candidates in out if candidates is not None]
+
+    def propagate(
+        self,
+        frame: int,
+        prompts: Sequence[Prompt],
+        *,
+        frames: Sequence[int] | None = None,
+        direction: Direction = "both",
+    ) -> Iterator[tuple[int, NDArray[np.bool_]]]:
+        """See :class:`~refseg_bench.segmenters.base.SegmenterSession`."""
+        self._check(prompts)
+        video = check_frames(self.clip, frame, frames)
+        if direction not in ("forward", "backward", "both"):
+            raise DataError(
+                f"Direction '{direction}' is unknown.", allowed=("forward", "backward", "both")
+            )
+        return self._propagate(video.index(frame), tuple(prompts), video, direction)
+
+    def _propagate(
+        self, start: int, prompts: tuple[Prompt, ...], video: tuple[int, ...], direction: Direction
+    ) -> Iterator[tuple[int, NDArray[np.bool_]]]:
+        groups = self._batches(prompts)
+        features = self.features.get(video[start])
+        with self._work("propagate"):
+            memories = [
+                Memory(start, self._begin(features, [prompts[row] for row in rows])) for rows in groups
+            ]
+        yield self._show(video[start], groups, [memory.prompted for memory in memories])
+
+        tours: list[tuple[range, bool]] = []
+        if direction in ("forward", "both"):
+            tours.append((range(start + 1, len(video)), False))
+        if direction in ("backward", "both"):
+            tours.append((range(start - 1, -1, -1), True))
+        for positions, reverse in tours:
+            for position in positions:
+                features = self.features.get(video[position])
+                with self._work("propagate"):
+                    for memory in memories:
+                        memory.followed[position] = self._follow(
+                            features, memory, position, len(video), reverse=reverse
+                        )
+                        memory.forget(position, reverse=reverse, reach=self._core.reach)
+                yield self._show(video[position], groups, [memory.followed[position] for memory in memories])
+
+    def close(self) -> None:
+        """Drop the features."""
+        self.features.clear()
+
+    # ── steps ────────────────────────────────────────────────────────────────
+
+    def _encode(self, frame: int) -> Features:
+        with self._work("load"):
+            frame_HWC = self.clip.load([frame])[0]
+        with self._work("encode"):
+            return self._core.encode(frame_HWC)
+
+    def _prompt(self, features: Features, prompts: Sequence[Prompt], *, several: bool) -> Heads:
+        self.counters.decoder_calls += 1
+        if prompts[0].mask is not None:
+            return self._core.take_mask(features, self._masks(prompts))
+        points_NP2, labels_NP = self._points(prompts)
+        top_NChw = self._core.first_look(features, len(prompts))
+        return self._core.decode(top_NChw, features, points_NP2, labels_NP, several=several)
+
+    def _begin(self, features: Features, prompts: Sequence[Prompt]) -> Step:
+        """The prompted frame: its memory is made from the low-resolution mask with holes filled."""
+        n_points = _point_count(prompts[0])
+        heads = self._prompt(features, prompts, several=self._core.wants_several(n_points))
+        logits_N1hw = self._filled(heads.best_N1hw)
+        memory_NChw = self._core.memorise(
+            features, self._at_image_size(logits_N1hw), heads.presence_N1, from_prompt=True
+        )
+        return Step(logits_N1hw, memory_NChw.to(torch.bfloat16), heads.pointer_NC, heads.presence_N1)
+
+    def _follow(
+        self, features: Features, memory: Memory, position: int, length: int, *, reverse: bool
+    ) -> Step:
+        """A tracked frame: its memory is made before holes are filled."""
+        self.counters.decoder_calls += 1
+        n = len(memory.prompted.logits_N1hw)
+        top_NChw = self._core.recall(features, n, memory, position, length, reverse=reverse)
+        heads = self._core.decode(top_NChw, features, None, None, several=self._core.wants_several(0))
+        memory_NChw = self._core.memorise(
+            features, self._at_image_size(heads.best_N1hw), heads.presence_N1, from_prompt=False
+        )
+        logits_N1hw = self._filled(heads.best_N1hw)
+        return Step(logits_N1hw, memory_NChw.to(torch.bfloat16), heads.pointer_NC, heads.presence_N1)
+
+    def _show(
+        self, frame: int, groups: Sequence[Sequence[int]], steps: Sequence[Step]
+    ) -> tuple[int, NDArray[np.bool_]]:
+        self.counters.propagated_frames += 1
+        masks_NHW = np.empty((sum(map(len, groups)), *self.clip.size), np.bool_)
+        for rows, step in zip(groups, steps, strict=True):
+            masks_NHW[list(rows)] = at_clip_size(step.logits_N1hw, self.clip.size)
+        return frame, masks_NHW
+
+    # ── small parts ──────────────────────────────────────────────────────────
+
+    def _check(self, prompts: Sequence[Prompt]) -> None:
+        check_prompts(prompts, self.clip.size, ("points", "box", "mask"), self._name)
+
+    def _batches(self, prompts: Sequence[Prompt]) -> list[list[int]]:
+        """Rows that go through the model together: of one kind, with as many points each.
+
+        Prompts with fewer points are not padded: a padding point is a token more, which changes the
+        decoder's answer.
+        """
+        by_shape: dict[tuple[bool, int], list[int]] = {}
+        for row, prompt in enumerate(prompts):
+            by_shape.setdefault((prompt.mask is not None, _point_count(prompt)), []).append(row)
+        return [
+            rows[first : first + self._batch]
+            for rows in by_shape.values()
+            for first in range(0, len(rows), self._batch)
+        ]
+
+    def _points(self, prompts: Sequence[Prompt]) -> tuple[torch.Tensor, torch.Tensor]:
+        points, labels = [], []
+        for prompt in prompts:
+            corners = () if prompt.box is None else (prompt.box[:2], prompt.box[2:])
+            points.append([*corners, *prompt.points])
+            labels.append([*(_CORNERS if prompt.box is not None else ()), *prompt.labels])
+        points_NP2 = torch.tensor(points, dtype=torch.float32, device=self._core.device)
+        labels_NP = torch.tensor(labels, dtype=torch.int32, device=self._core.device)
+        return points_NP2 * self._core.image_size, labels_NP
+
+    def _masks(self, prompts: Sequence[Prompt]) -> torch.Tensor:
+        """0/1 masks at the model's image size: antialiased, cut at one half."""
+        stack_NHW = np.stack([prompt.mask for prompt in prompts if prompt.mask is not None])
+        masks_N1HW = torch.from_numpy(stack_NHW)[:, None].to(self._core.device).float()
+        target = (self._core.image_size, self._core.image_size)
+        if masks_N1HW.shape[-2:] == target:
+            return masks_N1HW
+        shrunk = F.interpolate(masks_N1HW, size=target, mode="bilinear", align_corners=False, antialias=True)
+        return (shrunk >= 0.5).float()
+
+    def _at_image_size(self, logits_N1hw: torch.Tensor) -> torch.Tensor:
+        size = (self._core.image_size, self._core.image_size)
+        return F.interpolate(logits_N1hw.float(), size=size, mode="bilinear", align_corners=False)
+
+    def _filled(self, logits_N1hw: torch.Tensor) -> torch.Tensor:
+        logits = logits_N1hw.float()
+        return logits if self._fill is None else self._fill(logits)
+
+    @contextmanager
+    def _work(self, stage: str) -> Iterator[None]:
+        began = time.perf_counter()
+        with ExitStack() as stack:
+            stack.enter_context(torch.inference_mode())
+            stack.enter_context(self._autocast())
+            yield
+        seconds = self.counters.seconds
+        seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - began
+
+
+def _point_count(prompt: Prompt) -> int:
+    """Points the decoder sees: a box counts as two."""
+    return len(prompt.points) + (2 if prompt.box is not None else 0)

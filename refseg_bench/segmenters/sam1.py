@@ -1,0 +1,194 @@
+"""SAM (the first) for images, through transformers' ``SamModel``: points and boxes, no video."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch.nn import functional as F
+
+from refseg_bench.errors import ConfigError
+from refseg_bench.models import Weights, offline_by_environment, told
+from refseg_bench.schema import knob
+from refseg_bench.segmenters.base import (
+    Candidates,
+    ContextSession,
+    Direction,
+    Prompt,
+    SegmenterCounters,
+    check_frames,
+    check_prompts,
+)
+from refseg_bench.segmenters.features import Features, FeatureStore
+from refseg_bench.segmenters.pixels import IMAGENET_MEAN, IMAGENET_STD, Precision, autocast_for, choose_device
+from refseg_bench.types import Clip
+
+
+@dataclass
+class Sam1:
+    """SAM for images.
+
+    Attributes:
+        model: hub id or local folder.
+        revision: commit, tag or branch of the hub repository.
+        offline: never ask the hub, only the cache.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        precision: ``fp32``, or ``bf16`` autocast.
+        batch: prompts of an image in one pass of the decoder.
+        feature_device_mb: image features kept on an accelerator; then in host memory …
+        feature_host_mb: … up to this; beyond both they are computed again.
+    """
+
+    model: str = "facebook/sam-vit-huge"
+    revision: str | None = None
+    offline: bool = knob(False, transient=True)
+    device: str = knob("auto", transient=True)
+    precision: Precision = "fp32"
+    batch: int = knob(64, transient=True)
+    feature_device_mb: float = knob(1000.0, transient=True)
+    feature_host_mb: float = knob(4000.0, transient=True)
+    _model: Any = field(default=None, init=False, repr=False, compare=False)
+
+    def open(self, clip: Clip) -> Sam1Session:
+        """Start a session; the model loads at the first one."""
+        if self._model is None:
+            from transformers import SamModel
+
+            offline = self.offline or offline_by_environment()
+            loaded = told(
+                lambda: SamModel.from_pretrained(
+                    self.model, revision=self.revision, local_files_only=offline, dtype=torch.float32
+                ),
+                self.weights()[0],
+                offline=offline,
+            )
+            self._model = loaded.eval().to(choose_device(self.device))
+        return Sam1Session(clip, self._model, self)
+
+    def weights(self) -> tuple[Weights, ...]:
+        """What ``refseg models`` lists and fetches."""
+        patterns = ("*.json", "*.safetensors")
+        return (Weights(self.model, self.revision, patterns=patterns, component="segmenter=sam1"),)
+
+    def environment(self) -> Mapping[str, Any]:
+        """Facts for the environment record."""
+        return {"precision": self.precision, "implementation": "transformers SamModel"}
+
+
+class Sam1Session(ContextSession):
+    """An image, or the frames of a clip one by one, opened with SAM."""
+
+    def __init__(self, clip: Clip, model: Any, options: Sam1) -> None:
+        self.clip = clip
+        self.counters = SegmenterCounters()
+        self._model = model
+        self._options = options
+        self._device = next(model.parameters()).device
+        self._autocast = autocast_for(options.precision, self._device)
+        self._side = int(model.config.vision_config.image_size)
+        scale = self._side / max(clip.size)
+        #: (height, width) of the frame on the model's square; the rest is padding.
+        self._inner = (int(clip.size[0] * scale + 0.5), int(clip.size[1] * scale + 0.5))
+        self.features = FeatureStore(
+            self._encode, self._device, options.feature_device_mb, options.feature_host_mb, self.counters
+        )
+
+    def segment(self, frame: int, prompts: Sequence[Prompt], *, multimask: bool = True) -> list[Candidates]:
+        """See :class:`~refseg_bench.segmenters.base.SegmenterSession`."""
+        check_prompts(prompts, self.clip.size, ("points", "box"), "sam1")
+        check_frames(self.clip, frame, None)
+        groups: dict[tuple[int, bool], list[int]] = {}
+        for row, prompt in enumerate(prompts):
+            groups.setdefault((len(prompt.points), prompt.box is not None), []).append(row)
+        features = self.features.get(frame)
+        began = time.perf_counter()
+        out: dict[int, Candidates] = {}
+        for rows in groups.values():
+            for first in range(0, len(rows), self._options.batch):
+                batch = rows[first : first + self._options.batch]
+                found = self._decode(features, [prompts[row] for row in batch], multimask)
+                out.update(zip(batch, found, strict=True))
+        self._took("segment", began)
+        return [out[row] for row in range(len(prompts))]
+
+    def propagate(
+        self,
+        frame: int,
+        prompts: Sequence[Prompt],
+        *,
+        frames: Sequence[int] | None = None,
+        direction: Direction = "both",
+    ) -> Iterator[tuple[int, NDArray[np.bool_]]]:
+        """The best mask of the one frame there is.
+
+        Raises:
+            ConfigError: more than one frame; SAM can't track.
+        """
+        if len(check_frames(self.clip, frame, frames)) > 1:
+            raise ConfigError(
+                "Segmenter 'sam1' segments images; it can't follow an object through a video.",
+                where=self.clip.id,
+                allowed=("sam2", "sam2_hf", "sam3"),
+                cure="Choose a video segmenter with segmenter=NAME.",
+            )
+        candidates = self.segment(frame, prompts)
+        self.counters.propagated_frames += 1
+        return iter([(frame, np.stack([candidate.best()[0] for candidate in candidates]))])
+
+    def close(self) -> None:
+        """Drop the features."""
+        self.features.clear()
+
+    @torch.inference_mode()
+    def _encode(self, frame: int) -> Features:
+        began = time.perf_counter()
+        height, width = self._inner
+        image = Image.fromarray(self.clip.load([frame])[0])
+        pixels = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR), np.float32) / 255
+        normal = (pixels - np.array(IMAGENET_MEAN, np.float32)) / np.array(IMAGENET_STD, np.float32)
+        square = np.zeros((1, 3, self._side, self._side), np.float32)
+        square[0, :, :height, :width] = normal.transpose(2, 0, 1)
+        with self._autocast():
+            features = self._model.get_image_embeddings(torch.from_numpy(square).to(self._device))
+        self._took("encode", began)
+        return (features.contiguous(),)
+
+    @torch.inference_mode()
+    def _decode(self, features: Features, prompts: Sequence[Prompt], several: bool) -> list[Candidates]:
+        self.counters.decoder_calls += 1
+        corner = torch.tensor([self._inner[1], self._inner[0]], dtype=torch.float32, device=self._device)
+        arguments: dict[str, torch.Tensor] = {}
+        if prompts[0].points:
+            points = torch.tensor([prompt.points for prompt in prompts], device=self._device)
+            arguments["input_points"] = (points * corner)[None]
+            labels = torch.tensor([prompt.labels for prompt in prompts], device=self._device)
+            arguments["input_labels"] = labels[None]
+        if prompts[0].box is not None:
+            boxes = torch.tensor([prompt.box for prompt in prompts], device=self._device)
+            arguments["input_boxes"] = (boxes * corner.repeat(2))[None]
+        with self._autocast():
+            output = self._model(image_embeddings=features[0], multimask_output=several, **arguments)
+        return [
+            Candidates(self._at_clip_size(logits_Khw.float()), ious_K.float().cpu().numpy())
+            for logits_Khw, ious_K in zip(output.pred_masks[0], output.iou_scores[0], strict=True)
+        ]
+
+    def _at_clip_size(self, logits_Khw: torch.Tensor) -> NDArray[np.bool_]:
+        """To the model's square, without the padding, to the clip: two bilinear steps, as SAM does."""
+        square = F.interpolate(
+            logits_Khw[None], (self._side, self._side), mode="bilinear", align_corners=False
+        )
+        inner = square[..., : self._inner[0], : self._inner[1]]
+        enlarged = F.interpolate(inner, self.clip.size, mode="bilinear", align_corners=False)
+        masks_KHW: NDArray[np.bool_] = (enlarged[0] > 0).cpu().numpy()
+        return masks_KHW
+
+    def _took(self, stage: str, began: float) -> None:
+        seconds = self.counters.seconds
+        seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - began

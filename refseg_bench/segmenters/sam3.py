@@ -1,0 +1,309 @@
+"""SAM 3 through transformers: points, boxes and masks by its tracker, words by its concept detector.
+
+A text prompt stands alone. On a frame it gives every instance of the concept; through a video the
+instances found on the prompted frame are followed by the tracker, and their union is the object.
+The detector's and the tracker's image features differ, so a frame that serves both is encoded by each.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional as F
+
+from refseg_bench.errors import DataError
+from refseg_bench.models import Weights, offline_by_environment, told
+from refseg_bench.schema import knob
+from refseg_bench.segmenters import holes
+from refseg_bench.segmenters.base import (
+    Candidates,
+    ContextSession,
+    Direction,
+    Prompt,
+    SegmenterCounters,
+    check_frames,
+    check_prompts,
+)
+from refseg_bench.segmenters.features import Features, FeatureStore
+from refseg_bench.segmenters.hf_tracker import HfTrackerCore
+from refseg_bench.segmenters.holes import HoleFilling
+from refseg_bench.segmenters.memory_tracking import TrackingSession
+from refseg_bench.segmenters.pixels import (
+    Precision,
+    Resampling,
+    autocast_for,
+    choose_device,
+    square_pixels,
+)
+from refseg_bench.types import Clip
+
+#: SAM 3's pixels are normalised to -1 … 1.
+_HALF = (0.5, 0.5, 0.5)
+#: Length every text prompt is padded to, as the processor does.
+_TEXT_TOKENS = 32
+
+
+@dataclass
+class Sam3:
+    """SAM 3.
+
+    Attributes:
+        model: hub id or local folder of the tracker.
+        detector: hub id or local folder of the concept detector and its tokenizer; ``None`` = the
+            same as ``model``, as published.
+        revision: commit, tag or branch of the hub repository.
+        offline: never ask the hub, only the cache.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        precision: ``fp32``, or ``bf16`` autocast.
+        resampling: filter that squashes a frame to the model's square.
+        text_threshold: an instance of the concept counts above this score.
+        fill_holes: hole filling of tracked masks: ``own``, ``extension`` or ``off``.
+        hole_area: largest hole to fill, in pixels of the low-resolution mask.
+        batch: objects, or clicks of a frame, in one pass of the model.
+        feature_device_mb: frame features kept on an accelerator (detector and tracker each); then …
+        feature_host_mb: … in host memory up to this (each); beyond both they are computed again.
+    """
+
+    model: str = "facebook/sam3"
+    detector: str | None = None
+    revision: str | None = None
+    offline: bool = knob(False, transient=True)
+    device: str = knob("auto", transient=True)
+    precision: Precision = "fp32"
+    resampling: Resampling = "bilinear"
+    text_threshold: float = 0.5
+    fill_holes: HoleFilling = "off"
+    hole_area: int = 8
+    batch: int = knob(64, transient=True)
+    feature_device_mb: float = knob(6000.0, transient=True)
+    feature_host_mb: float = knob(12000.0, transient=True)
+    _core: HfTrackerCore | None = field(default=None, init=False, repr=False, compare=False)
+    _detector: Any = field(default=None, init=False, repr=False, compare=False)
+    _tokenizer: Any = field(default=None, init=False, repr=False, compare=False)
+
+    def open(self, clip: Clip) -> Sam3Session:
+        """Start a session; tracker and detector load when a prompt first needs them."""
+        if self.fill_holes == "extension":
+            holes.require_extension()
+        return Sam3Session(clip, self)
+
+    def weights(self) -> tuple[Weights, ...]:
+        """What ``refseg models`` lists and fetches."""
+        repos = [self.model] if self.detector in (None, self.model) else [self.model, str(self.detector)]
+        patterns = ("*.json", "*.safetensors", "*.txt")
+        return tuple(
+            Weights(repo, self.revision, patterns=patterns, component="segmenter=sam3") for repo in repos
+        )
+
+    def environment(self) -> Mapping[str, Any]:
+        """Facts for the environment record."""
+        return {
+            "hole_filling": holes.report(self.fill_holes, self.hole_area),
+            "precision": self.precision,
+            "implementation": "transformers Sam3TrackerVideoModel, Sam3Model",
+        }
+
+    def tracker(self) -> HfTrackerCore:
+        """The tracker, loaded at the first call."""
+        if self._core is None:
+            from transformers import Sam3TrackerVideoModel
+
+            model = self._pretrained(Sam3TrackerVideoModel, self.model, dtype=torch.float32)
+            device = choose_device(self.device)
+            self._core = HfTrackerCore(model.eval().to(device), self.resampling, _HALF, _HALF)
+        return self._core
+
+    def concept_detector(self) -> tuple[Any, Any]:
+        """(concept model, tokenizer), loaded at the first call."""
+        if self._detector is None:
+            from transformers import AutoTokenizer, Sam3Model
+
+            repo = self.detector or self.model
+            self._tokenizer = self._pretrained(AutoTokenizer, repo)
+            model = self._pretrained(Sam3Model, repo, dtype=torch.float32)
+            self._detector = model.eval().to(choose_device(self.device))
+        return self._detector, self._tokenizer
+
+    def _pretrained(self, kind: Any, repo: str, **options: Any) -> Any:
+        offline = self.offline or offline_by_environment()
+        return told(
+            lambda: kind.from_pretrained(repo, revision=self.revision, local_files_only=offline, **options),
+            Weights(repo, self.revision, component="segmenter=sam3"),
+            offline=offline,
+        )
+
+
+class Sam3Session(ContextSession):
+    """A clip opened with SAM 3."""
+
+    def __init__(self, clip: Clip, options: Sam3) -> None:
+        self.clip = clip
+        self.counters = SegmenterCounters()
+        self._options = options
+        self._tracking: TrackingSession | None = None
+        self._concepts: _Concepts | None = None
+
+    def segment(self, frame: int, prompts: Sequence[Prompt], *, multimask: bool = True) -> list[Candidates]:
+        """See :class:`~refseg_bench.segmenters.base.SegmenterSession`.
+
+        A text prompt's candidates are the instances of the concept by descending score; with
+        ``multimask=False`` their union. Without any instance it is one empty mask with the best
+        score there was.
+        """
+        self._check(frame, prompts)
+        spoken = [row for row, prompt in enumerate(prompts) if prompt.text is not None]
+        shown = [row for row, prompt in enumerate(prompts) if prompt.text is None]
+        out: dict[int, Candidates] = {}
+        if shown:
+            drawn = self._tracker().segment(frame, [prompts[row] for row in shown], multimask=multimask)
+            out.update(zip(shown, drawn, strict=True))
+        for row in spoken:
+            instances = self._detector().find(frame, str(prompts[row].text))
+            if not multimask:
+                union_1HW = instances.masks_KHW.any(axis=0, keepdims=True)
+                instances = Candidates(union_1HW, instances.ious_K.max(keepdims=True))
+            out[row] = instances
+        return [out[row] for row in range(len(prompts))]
+
+    def propagate(
+        self,
+        frame: int,
+        prompts: Sequence[Prompt],
+        *,
+        frames: Sequence[int] | None = None,
+        direction: Direction = "both",
+    ) -> Iterator[tuple[int, NDArray[np.bool_]]]:
+        """See :class:`~refseg_bench.segmenters.base.SegmenterSession`."""
+        self._check(frame, prompts)
+        check_frames(self.clip, frame, frames)
+        objects: list[Prompt] = []
+        owners: list[int] = []
+        for row, prompt in enumerate(prompts):
+            parts = [prompt]
+            if prompt.text is not None:
+                found = self._detector().find(frame, prompt.text)
+                # An empty mask is tracked as well: it says "not here", and may turn up later.
+                parts = [Prompt(mask=mask_HW) for mask_HW in found.masks_KHW]
+            objects.extend(parts)
+            owners.extend([row] * len(parts))
+        owner_N = np.array(owners)
+        tracks = self._tracker().propagate(frame, objects, frames=frames, direction=direction)
+        return (
+            (
+                index,
+                np.stack([masks_NHW[owner_N == row].any(axis=0) for row in range(len(prompts))]),
+            )
+            for index, masks_NHW in tracks
+        )
+
+    def close(self) -> None:
+        """Drop the features."""
+        if self._tracking is not None:
+            self._tracking.close()
+        if self._concepts is not None:
+            self._concepts.features.clear()
+
+    def _check(self, frame: int, prompts: Sequence[Prompt]) -> None:
+        check_prompts(prompts, self.clip.size, ("points", "box", "mask", "text"), "sam3")
+        for prompt in prompts:
+            if prompt.text is not None and len(prompt.kinds()) > 1:
+                raise DataError(f"A text prompt stands alone; this one has {prompt.kinds()}.", where="sam3")
+        check_frames(self.clip, frame, None)
+
+    def _tracker(self) -> TrackingSession:
+        if self._tracking is None:
+            options, core = self._options, self._options.tracker()
+            fillers = {"own": holes.fill_holes, "extension": holes.fill_holes_with_extension, "off": None}
+            fill = fillers[options.fill_holes]
+            self._tracking = TrackingSession(
+                self.clip,
+                core,
+                device_mb=options.feature_device_mb,
+                host_mb=options.feature_host_mb,
+                batch=options.batch,
+                fill=None if fill is None else partial(fill, max_area=options.hole_area),
+                autocast=autocast_for(options.precision, core.device),
+                name="sam3",
+                counters=self.counters,
+            )
+        return self._tracking
+
+    def _detector(self) -> _Concepts:
+        if self._concepts is None:
+            self._concepts = _Concepts(self.clip, self._options, self.counters)
+        return self._concepts
+
+
+class _Concepts:
+    """Instances of a concept on the frames of a clip."""
+
+    def __init__(self, clip: Clip, options: Sam3, counters: SegmenterCounters) -> None:
+        self._clip = clip
+        self._options = options
+        self._counters = counters
+        self._model, self._tokenizer = options.concept_detector()
+        self._device = next(self._model.parameters()).device
+        self._autocast = autocast_for(options.precision, self._device)
+        self._positions: tuple[torch.Tensor, ...] = ()
+        self.features = FeatureStore(
+            self._encode, self._device, options.feature_device_mb, options.feature_host_mb, counters
+        )
+
+    @torch.inference_mode()
+    def find(self, frame: int, text: str) -> Candidates:
+        """Instances above the threshold by descending score; one empty mask if there is none."""
+        from transformers.models.sam3.modeling_sam3 import Sam3VisionEncoderOutput
+
+        features = self.features.get(frame)
+        began = time.perf_counter()
+        self._counters.decoder_calls += 1
+        tokens = self._tokenizer(
+            text, return_tensors="pt", padding="max_length", max_length=_TEXT_TOKENS, truncation=True
+        )
+        vision = Sam3VisionEncoderOutput(fpn_hidden_states=features, fpn_position_encoding=self._positions)
+        with self._autocast():
+            output = self._model(
+                vision_embeds=vision,
+                input_ids=tokens["input_ids"].to(self._device),
+                attention_mask=tokens["attention_mask"].to(self._device),
+            )
+        # An instance's score is its own times "the concept is in the picture at all".
+        score_Q = (output.pred_logits[0].sigmoid() * output.presence_logits[0].sigmoid()).float()
+        kept = [int(q) for q in score_Q.argsort(descending=True, stable=True)]
+        kept = [q for q in kept if float(score_Q[q]) > self._options.text_threshold]
+        masks_KHW = np.zeros((max(len(kept), 1), *self._clip.size), np.bool_)
+        for row, query in enumerate(kept):
+            # Probabilities are enlarged, not logits, as in the processor of SAM 3.
+            share = output.pred_masks[0, query].float().sigmoid()[None, None]
+            enlarged = F.interpolate(share, self._clip.size, mode="bilinear", align_corners=False)
+            masks_KHW[row] = (enlarged[0, 0] > 0.5).cpu().numpy()
+        scores_K = score_Q[kept] if kept else score_Q.max()[None]
+        seconds = self._counters.seconds
+        seconds["detect"] = seconds.get("detect", 0.0) + time.perf_counter() - began
+        return Candidates(masks_KHW, scores_K.cpu().numpy())
+
+    @torch.inference_mode()
+    def _encode(self, frame: int) -> Features:
+        began = time.perf_counter()
+        pixels = square_pixels(
+            self._clip.load([frame])[0],
+            int(self._model.config.image_size),
+            self._options.resampling,
+            self._device,
+            _HALF,
+            _HALF,
+        )
+        with self._autocast():
+            output = self._model.get_vision_features(pixels)
+        # The same for every frame, and as large as the features.
+        self._positions = self._positions or tuple(output.fpn_position_encoding)
+        seconds = self._counters.seconds
+        seconds["encode"] = seconds.get("encode", 0.0) + time.perf_counter() - began
+        return tuple(output.fpn_hidden_states)

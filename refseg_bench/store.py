@@ -1,0 +1,582 @@
+"""The run folder: frozen config, predictions, scores. Append-only, no locks, safe on NFS.
+
+Layout of one run::
+
+    runs/METHOD-DATASET-1a2b3c4d/
+      config.yaml            frozen, resolved; workers read nothing else
+      run.json               name, digest, command line, choices
+      env/JOB.json           one environment record per process that worked on the run
+      predictions/JOB.jsonl  one line per sample; each process has its own file
+      maps/SAMPLE.npz        attention maps kept for the report
+      scores/PROTOCOL@V/     samples.parquet and result.json
+      jobs/JOB.json          who worked on the run, from when to when
+      claims/CLIP.N          which of them took a clip
+      launches/ID/           what one `refseg run` asked for, frozen
+      log/                   one log per process
+
+A line is durable once it ends in a newline: a torn last line is ignored. A sample is *done* when any
+file holds a good line of it; failed samples are tried again by the next run.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import errno
+import hashlib
+import json
+import math
+import os
+import re
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+from urllib.parse import quote
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refseg_bench.errors import StoreError
+from refseg_bench.types import (
+    Clip,
+    Estimate,
+    Expression,
+    Grounding,
+    HeatPoint,
+    MaskTrack,
+    Prediction,
+    Result,
+    SampleFailure,
+    Status,
+    sample_id,
+)
+
+# Every line starts with these keys in this order, so that an index is made without parsing masks.
+_HEAD = re.compile(rb'\{"sample": ("(?:[^"\\]|\\.)*"), "clip": ("(?:[^"\\]|\\.)*"), "ok": (true|false)')
+
+#: Folders that freezing makes.
+_PARTS = ("predictions", "env", "log")
+
+#: File names inside a protocol's scores folder.
+SAMPLES, RESULT = "samples.parquet", "result.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """Where one stored sample lies."""
+
+    sample: str
+    clip: str
+    ok: bool
+    path: Path
+    offset: int
+    length: int
+
+
+@dataclass
+class RunStore:
+    """One run folder.
+
+    Attributes:
+        root: the folder.
+    """
+
+    root: Path
+    _index: dict[str, Line] = field(default_factory=dict, init=False, repr=False)
+    _seen: dict[Path, int] = field(default_factory=dict, init=False, repr=False)
+    _clips: dict[str, list[Line]] | None = field(default=None, init=False, repr=False)
+
+    # ── making and opening ────────────────────────────────────────────────
+
+    @classmethod
+    def create(cls, root: Path, config_yaml: str, info: Mapping[str, Any]) -> RunStore:
+        """Freeze a run, or open it when the same run is already frozen there.
+
+        Raises:
+            StoreError: the folder holds a run of another config, or can't be written.
+        """
+        store = cls(root)
+        try:
+            if store.info_path.is_file():
+                known = store.info()
+                if known.get("digest") != info.get("digest"):
+                    raise StoreError(
+                        f"The folder holds a run of another config (digest {known.get('digest')}, "
+                        f"not {info.get('digest')}).",
+                        where=root,
+                        cure="Choose another name=… or move the folder away.",
+                    )
+                return store
+            if root.is_dir() and not (root / "config.yaml").is_file() and any(map(_foreign, root.iterdir())):
+                raise StoreError(
+                    "The folder exists, but is no run folder.",
+                    where=root,
+                    cure="Choose another name=… or paths.runs=…",
+                )
+            for part in _PARTS:
+                (root / part).mkdir(parents=True, exist_ok=True)
+            write_atomic(root / "config.yaml", config_yaml)
+            # Written last: a run folder without run.json was never completely frozen.
+            write_atomic(store.info_path, json.dumps(dict(info), indent=2) + "\n")
+        except OSError as error:
+            raise write_error(error, root) from error
+        return store
+
+    @classmethod
+    def open(cls, root: Path) -> RunStore:
+        """Open an existing run folder.
+
+        Raises:
+            StoreError: there is none.
+        """
+        store = cls(root)
+        if not store.info_path.is_file():
+            near = (
+                sorted(p.parent.name for p in root.parent.glob("*/run.json")) if root.parent.is_dir() else []
+            )
+            raise StoreError(
+                "No run folder.", where=root, allowed=near[:20], cure="`refseg status` lists the runs."
+            )
+        return store
+
+    @property
+    def info_path(self) -> Path:
+        """The file that makes a folder a run."""
+        return self.root / "run.json"
+
+    @property
+    def config_path(self) -> Path:
+        """The frozen config."""
+        return self.root / "config.yaml"
+
+    def launch_config(self, launch: str) -> Path:
+        """The frozen values of one submission: equal to the run's but for what can't change predictions."""
+        return self.root / "launches" / launch / "config.yaml"
+
+    def info(self) -> dict[str, Any]:
+        """Name, digest, overrides and choices of the run."""
+        return read_json(self.info_path)
+
+    # ── predictions ───────────────────────────────────────────────────────
+
+    def writer(self, job: str | None = None) -> PredictionWriter:
+        """A new predictions file of this process."""
+        return PredictionWriter(self.root, job or job_name())
+
+    def index(self) -> Mapping[str, Line]:
+        """Sample id → its best line: a good one before a failed one, the first good one, the last failed one.
+
+        Every call looks at the files again, but reads only what was appended since the last one.
+        """
+        sizes = {p: p.stat().st_size for p in sorted((self.root / "predictions").glob("*.jsonl"))}
+        if any(sizes.get(path, -1) < seen for path, seen in self._seen.items()):
+            # A file was cut or removed by hand: what we knew of it may be gone.
+            self._index, self._seen, self._clips = {}, {}, None
+        for path, size in sizes.items():
+            seen = self._seen.get(path, 0)
+            if size == seen:
+                continue
+            for line in _scan(path, seen):
+                self._seen[path] = line.offset + line.length
+                known = self._index.get(line.sample)
+                if known is None or _better(line, known):
+                    self._index[line.sample] = line
+                    self._clips = None
+        return self._index
+
+    def done(self) -> set[str]:
+        """Ids of the samples that have a prediction."""
+        return {sample for sample, line in self.index().items() if line.ok}
+
+    def open_of(self, clip: Clip, expressions: Sequence[Expression]) -> tuple[Expression, ...]:
+        """Those expressions of a clip that have no prediction yet."""
+        index = self.index()
+        lines = ((e, index.get(sample_id(clip.id, e.id))) for e in expressions)
+        return tuple(e for e, line in lines if line is None or not line.ok)
+
+    def read(self, line: Line) -> Prediction:
+        """Load one stored sample.
+
+        Raises:
+            StoreError: the file changed under us.
+        """
+        with line.path.open("rb") as handle:
+            handle.seek(line.offset)
+            raw = handle.read(line.length)
+        try:
+            return _prediction(json.loads(raw))
+        except (json.JSONDecodeError, KeyError, ValueError) as error:
+            raise StoreError(
+                f"A prediction can't be read ({error}).",
+                where=f"{line.path} at byte {line.offset}",
+                cure="Delete that line and run again: only this sample is predicted anew.",
+            ) from error
+
+    def predictions(self, clip_id: str) -> dict[str, Prediction]:
+        """Expression id → prediction or failure, of one clip."""
+        return {p.expression: p for p in (self.read(line) for line in self._lines_of(clip_id))}
+
+    def statuses(self, clip_id: str) -> dict[str, Status]:
+        """Expression id → ``ok`` or ``failed``, of one clip, without reading its predictions."""
+        skip = len(clip_id) + 1
+        return {line.sample[skip:]: "ok" if line.ok else "failed" for line in self._lines_of(clip_id)}
+
+    def _lines_of(self, clip_id: str) -> list[Line]:
+        index = self.index()
+        if self._clips is None:
+            grouped: dict[str, list[Line]] = {}
+            for line in index.values():
+                grouped.setdefault(line.clip, []).append(line)
+            self._clips = grouped
+        return self._clips.get(clip_id, [])
+
+    def failures(self) -> Iterator[Prediction]:
+        """All samples whose best line is a failure."""
+        for line in self.index().values():
+            if not line.ok:
+                yield self.read(line)
+
+    # ── maps, environment, scores ─────────────────────────────────────────
+
+    def write_maps(self, grounding: Grounding, sample: str) -> None:
+        """Keep the maps of one sample, quantised to 8 bits."""
+        if not grounding.maps:
+            return
+        arrays: dict[str, NDArray[Any]] = {}
+        for name, volume_THW in grounding.maps.items():
+            arrays[name] = np.clip(np.rint(np.asarray(volume_THW, np.float32) * 255), 0, 255).astype(np.uint8)
+            arrays[f"{name}.frames"] = np.asarray(
+                grounding.map_frames.get(name, tuple(range(len(volume_THW)))), np.int32
+            )
+        path = self.maps_path(sample)
+        path.parent.mkdir(exist_ok=True)
+        try:
+            with _replacing(path, "wb") as handle:
+                np.savez_compressed(handle, allow_pickle=False, **arrays)
+        except OSError as error:
+            raise write_error(error, path) from error
+
+    def read_maps(self, sample: str) -> dict[str, NDArray[Any]]:
+        """The kept maps of one sample (uint8 volumes and their ``NAME.frames``), empty if none."""
+        path = self.maps_path(sample)
+        if not path.is_file():
+            return {}
+        with np.load(path, allow_pickle=False) as data:
+            return {name: data[name] for name in data.files}
+
+    def maps_path(self, sample: str) -> Path:
+        """The file of one sample's maps."""
+        return self.root / "maps" / f"{safe_name(sample)}.npz"
+
+    def write_env(self, job: str, record: Mapping[str, Any]) -> None:
+        """Keep the environment record of one process."""
+        (self.root / "env").mkdir(exist_ok=True)
+        write_atomic(
+            self.root / "env" / f"{job}.json", json.dumps(dict(record), indent=2, sort_keys=True) + "\n"
+        )
+
+    def environments(self) -> dict[str, dict[str, Any]]:
+        """Job → environment record."""
+        return {p.stem: read_json(p) for p in sorted((self.root / "env").glob("*.json"))}
+
+    def scores_dir(self, protocol: str) -> Path:
+        """The folder of one protocol's scores; ``protocol`` is ``id@version``."""
+        return self.root / "scores" / safe_name(protocol)
+
+    def write_result(self, result: Result, samples: Callable[[IO[bytes]], None]) -> None:
+        """Keep one protocol's result row and its per-unit table.
+
+        Args:
+            result: the row; written last, so that a row always has its table.
+            samples: writes the table as Parquet into the open file it is given.
+        """
+        folder = self.scores_dir(result.protocol)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with _replacing(folder / SAMPLES, "wb") as handle:
+                samples(handle)
+            write_atomic(folder / RESULT, json.dumps(_result_record(result), indent=2) + "\n")
+        except OSError as error:
+            raise write_error(error, folder) from error
+
+    def results(self) -> dict[str, Result]:
+        """Protocol → result row, for every protocol the run was scored under."""
+        found = {}
+        for path in sorted((self.root / "scores").glob(f"*/{RESULT}")):
+            result = _result(read_json(path))
+            found[result.protocol] = result
+        return found
+
+
+class PredictionWriter:
+    """Appends samples of one process to its own file.
+
+    A write that fails (disk full) is cut off again, so that what was finished stays readable.
+    """
+
+    def __init__(self, root: Path, job: str) -> None:
+        self.job = job
+        self.path = root / "predictions" / f"{job}.jsonl"
+        self._handle: IO[bytes] | None = None
+        self._synced = -math.inf
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._handle is not None:
+            self._synced = -math.inf
+            self.sync()
+            self._handle.close()
+            self._handle = None
+
+    def append(self, prediction: Prediction) -> None:
+        """Store one sample; it is durable against the death of the process on return.
+
+        Raises:
+            StoreError: the line can't be written.
+        """
+        line = (json.dumps(_record(prediction), ensure_ascii=True) + "\n").encode()
+        good = 0
+        try:
+            if self._handle is None:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                # "x": no two processes ever share a file.
+                self._handle = self.path.open("xb", buffering=0)
+            good = self._handle.tell()
+            view = memoryview(line)
+            while view:
+                view = view[self._handle.write(view) :]
+        except OSError as error:
+            if self._handle is not None:
+                with contextlib.suppress(OSError):
+                    self._handle.truncate(good)
+                    self._handle.seek(good)
+            raise write_error(error, self.path) from error
+
+    def sync(self) -> None:
+        """Make what was appended durable against the death of the machine, at most once a second."""
+        now = time.monotonic()
+        if self._handle is not None and now - self._synced >= 1.0:
+            self._synced = now
+            with contextlib.suppress(OSError):
+                os.fsync(self._handle.fileno())
+
+
+def runs_in(folder: Path) -> list[RunStore]:
+    """All run folders directly below a folder, by name."""
+    return [RunStore(p.parent) for p in sorted(folder.glob("*/run.json"))]
+
+
+def job_name() -> str:
+    """A name no other process has: start time, SLURM job where there is one, host, pid."""
+    slurm = os.environ.get("SLURM_JOB_ID")
+    parts = [
+        time.strftime("%Y%m%d-%H%M%S"),
+        *([f"slurm{slurm}"] if slurm else []),
+        os.uname().nodename.split(".")[0],
+    ]
+    return "-".join([*parts, str(os.getpid()), uuid.uuid4().hex[:6]])
+
+
+def safe_name(text: str) -> str:
+    """A file name for any id: percent-encoded, shortened with a hash where a file system can't hold it."""
+    name = quote(text, safe="@+=,")
+    if name.startswith("."):
+        name = "%2E" + name[1:]
+    if len(name) <= 200:
+        return name
+    return f"{name[:160]}~{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a small JSON object.
+
+    Raises:
+        StoreError: missing or torn.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise StoreError(f"Can't read a JSON file ({error}).", where=path) from error
+    if not isinstance(value, dict):
+        raise StoreError("The JSON file holds no object.", where=path)
+    return value
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Replace a small file in one step: readers see the old or the new one, never a torn one."""
+    with _replacing(path, "wb") as handle:
+        handle.write(text.encode("utf-8"))
+
+
+@contextlib.contextmanager
+def _replacing(path: Path, mode: str) -> Iterator[IO[bytes]]:
+    handle = tempfile.NamedTemporaryFile(mode, dir=path.parent, prefix=f".{path.name[:40]}.", delete=False)  # noqa: SIM115
+    try:
+        with handle:
+            yield handle
+        os.chmod(handle.name, 0o644)
+        os.replace(handle.name, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(handle.name)
+        raise
+
+
+def write_error(error: OSError, where: Path) -> StoreError:
+    """An error of the file system, told to the user."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StoreError(
+            "The disk is full. Everything finished so far is kept.",
+            where=where,
+            cure="Free space (or set paths.runs=…), then give the same command: it goes on where it stopped.",
+        )
+    return StoreError(
+        f"Can't write ({error.strerror or error}).", where=where, cure="Check the path and its rights."
+    )
+
+
+def _foreign(path: Path) -> bool:
+    """True for what a freeze that was cut short can't have left."""
+    if path.is_dir():
+        return path.name not in _PARTS or any(path.iterdir())
+    return not path.name.startswith((".config.yaml.", ".run.json."))
+
+
+def _better(line: Line, known: Line) -> bool:
+    if line.ok != known.ok:
+        return line.ok
+    # By file and place, whatever order the files grew in: two readers agree on the best line.
+    earlier = (line.path, line.offset) < (known.path, known.offset)
+    return earlier if line.ok else not earlier
+
+
+def _scan(path: Path, offset: int) -> Iterator[Line]:
+    """The good lines of a predictions file from an offset on."""
+    with path.open("rb") as handle:
+        handle.seek(offset)
+        for raw in handle:
+            length = len(raw)
+            # A line without its newline is still being written, or was torn.
+            if raw.endswith(b"\n") and raw.rstrip().endswith(b"}"):
+                head = _HEAD.match(raw)
+                if head is not None:
+                    yield Line(
+                        json.loads(head[1]), json.loads(head[2]), head[3] == b"true", path, offset, length
+                    )
+            offset += length
+
+
+def _record(p: Prediction) -> dict[str, Any]:
+    record: dict[str, Any] = {"sample": p.sample, "clip": p.clip, "ok": p.ok, "expression": p.expression}
+    if p.track is not None:
+        record["size"] = list(p.track.size)
+        record["rles"] = [None if r is None else r.decode("ascii") for r in p.track.rles]
+    if p.failure is not None:
+        record["failure"] = {
+            "kind": p.failure.kind,
+            "message": p.failure.message,
+            "traceback": p.failure.traceback,
+        }
+    if p.point is not None:
+        record["point"] = [p.point.frame, p.point.y, p.point.x, p.point.value]
+    if p.no_target is not None:
+        record["no_target"] = p.no_target
+    if p.details:
+        record["details"] = to_plain(p.details)
+    record["seconds"] = {k: round(v, 6) for k, v in p.seconds.items()}
+    record["peak_mb"] = round(p.peak_mb, 1)
+    return record
+
+
+def _prediction(r: Mapping[str, Any]) -> Prediction:
+    track = None
+    if "rles" in r:
+        height, width = r["size"]
+        track = MaskTrack(
+            (int(height), int(width)), tuple(None if c is None else c.encode("ascii") for c in r["rles"])
+        )
+    failure = None
+    if "failure" in r:
+        f = r["failure"]
+        failure = SampleFailure(f["kind"], f["message"], f["traceback"])
+    point = None
+    if "point" in r:
+        frame, y, x, value = r["point"]
+        point = HeatPoint(int(frame), float(y), float(x), float(value))
+    return Prediction(
+        sample=r["sample"],
+        clip=r["clip"],
+        expression=r["expression"],
+        track=track,
+        failure=failure,
+        point=point,
+        no_target=r.get("no_target"),
+        details=r.get("details", {}),
+        seconds=r.get("seconds", {}),
+        peak_mb=float(r.get("peak_mb", 0.0)),
+    )
+
+
+def _result_record(r: Result) -> dict[str, Any]:
+    def number(value: float) -> float | None:
+        # JSON has no NaN.
+        return float(value) if math.isfinite(value) else None
+
+    return {
+        "protocol": r.protocol,
+        "metrics": {
+            name: {"value": number(e.value), "low": number(e.low), "high": number(e.high)}
+            for name, e in r.metrics.items()
+        },
+        "n": r.n,
+        "expected": r.expected,
+        "failed": r.failed,
+        "missing": r.missing,
+        "scale": r.scale,
+        "details": to_plain(r.details),
+    }
+
+
+def _result(record: Mapping[str, Any]) -> Result:
+    def number(value: float | None) -> float:
+        return math.nan if value is None else float(value)
+
+    return Result(
+        protocol=record["protocol"],
+        metrics={
+            name: Estimate(number(e["value"]), number(e["low"]), number(e["high"]))
+            for name, e in record["metrics"].items()
+        },
+        n=record["n"],
+        expected=record["expected"],
+        failed=record["failed"],
+        missing=record["missing"],
+        scale=record["scale"],
+        details=record["details"],
+    )
+
+
+def to_plain(value: Any) -> Any:
+    """Any nesting of mappings, sequences and numpy values as JSON types."""
+    if isinstance(value, Mapping):
+        return {str(k): to_plain(v) for k, v in value.items()}
+    if isinstance(value, np.ndarray):
+        return to_plain(value.tolist())
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode("ascii")
+    if isinstance(value, (str, int, float, bool)) or value is None:
+        return value
+    if isinstance(value, Iterable):
+        return [to_plain(v) for v in value]
+    return str(value)

@@ -1,0 +1,380 @@
+"""The backbone on tiny random models of every family: capture, shared prefixes, answers, refusals."""
+
+import copy
+import functools
+
+import numpy as np
+import pytest
+import torch
+
+from refseg_bench.backbones import capture
+from refseg_bench.backbones.base import RolloutSettings, VisualSettings
+from refseg_bench.backbones.families import family_of
+from refseg_bench.backbones.mllm import MLLM, answer_rules, folder_fingerprint
+from refseg_bench.errors import ConfigError, RefsegError
+from tests.tiny_mllm import FAMILIES, LAYERS, backbone, build, clip_frames, tokenizer
+
+VISUAL = VisualSettings(video_tokens=12)
+PROMPTS = ["the left dog. \nwhich?", "a cat that jumps over the fence. \nwhat is it? "]
+
+torch.set_num_threads(1)
+
+
+@functools.cache
+def shared(name):
+    return backbone(name)
+
+
+@functools.cache
+def eager(name):
+    model = build(name)
+    model.set_attn_implementation("eager")
+    return model
+
+
+def whole_inputs(name, model, where, text, frames):
+    """Inputs of one full prompt, put together without the code under test where the model has its own way."""
+    family = family_of(model.config, {})
+    block = family.video(frames, VISUAL) if where == "video" else family.frame(frames[where], VISUAL)
+    pieces = []
+    for piece in block.head:
+        pieces += (
+            tokenizer()(piece, add_special_tokens=False)["input_ids"]
+            if isinstance(piece, str)
+            else [piece[0]] * piece[1]
+        )
+    pieces += tokenizer()(block.tail[0] + text + block.tail[1], add_special_tokens=False)["input_ids"]
+    ids = torch.tensor([pieces])
+    if name.startswith("qwen"):
+        kinds = (ids == model.config.image_token_id).int() + 2 * (ids == model.config.video_token_id).int()
+        inputs = {"input_ids": ids, "mm_token_type_ids": kinds, **block.inputs}
+        if name == "qwen2_5_vl" and where == "video":
+            inputs["second_per_grid_ts"] = torch.tensor([1.0])
+    elif name == "internvl":
+        inputs = {"input_ids": ids, **block.inputs}
+    else:
+        embeds = model.get_input_embeddings()(ids)
+        values = block.inputs["pixel_values"]
+        if where == "video":
+            features = model.model.get_video_features(values[None]).pooler_output[0, :-1]
+        else:
+            # The model's own packing, then the base image and the newline column taken out.
+            with_base = torch.cat([values[:1], values])[None]
+            packed = model.model.get_image_features(with_base, block.inputs["image_sizes"]).pooler_output[0]
+            _, height, width = block.grid
+            features = packed[9:].view(height, width + 1, -1)[:, :-1].flatten(0, 1)
+        mask = (ids == block.token)[..., None].expand_as(embeds)
+        inputs = {"inputs_embeds": embeds.masked_scatter(mask, features)}
+    return inputs, ids, block
+
+
+def rolled(maps, visual, mode):
+    """The definition on eager attention matrices, in numpy fp64."""
+    total = None
+    for layer in maps:
+        layer = layer[0].double().numpy()
+        heads, size, _ = layer.shape
+        if mode == "rollout":
+            weights = np.ones(heads)
+        else:
+            keys = visual if mode == "v_max" else np.ones(size, bool)
+            weights = layer[:, :, keys].max(-1).mean(-1)
+            weights = weights / weights.max()
+        mixed = 0.5 * np.tensordot(weights, layer, 1) / heads + 0.5 * np.eye(size)
+        total = mixed if total is None else mixed @ total
+    return total[-1]
+
+
+@pytest.mark.parametrize("where", ["video", 2])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_maps_equal_the_eager_oracle(name, where):
+    frames = clip_frames(5)
+    model = eager(name)
+    family = family_of(model.config, {})
+    for mode, start in (("v_max", -1), ("rollout_max", 1), ("rollout", 0)):
+        settings = RolloutSettings(mode=mode, start=start)
+        with shared(name).open(frames, VISUAL, settings) as session:
+            found = session.read(where, PROMPTS, answer=False)
+        first = LAYERS // 2 if start == -1 else start
+        for prompt, reading in zip(PROMPTS, found, strict=True):
+            with torch.no_grad():
+                inputs, ids, block = whole_inputs(name, model, where, prompt, frames)
+                out = model(**inputs, output_attentions=True)
+            assert len(out.attentions) == LAYERS
+            visual = (ids[0] == block.token).numpy()
+            row = rolled(out.attentions[first:], visual, mode)
+            expected = family.unpack(row[visual].astype(np.float32), block)
+            assert reading.map_Thw.dtype == np.float32
+            np.testing.assert_allclose(reading.map_Thw, expected, atol=1e-5 * expected.max(), rtol=1e-4)
+            assert reading.answer is None
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_logits_are_bit_equal_with_capture(name):
+    frames = clip_frames(4)
+    stock, tapped = build(name), shared(name).loaded().model
+    assert not stock.config.get_text_config()._attn_implementation.startswith("refseg")
+    with torch.no_grad():
+        inputs, _, _ = whole_inputs(name, stock, "video", PROMPTS[0], frames)
+        off = stock(**inputs, use_cache=True)
+        idle = tapped(**inputs, use_cache=True)
+        with capture.recording(range(LAYERS)) as seen:
+            on = tapped(**inputs, use_cache=True)
+        assert torch.equal(off.logits, idle.logits)
+        assert torch.equal(off.logits, on.logits)
+        assert sorted(seen.kept) == list(range(LAYERS))
+        step = torch.tensor([[7]])
+        a = stock(input_ids=step, past_key_values=off.past_key_values)
+        with capture.recording(range(LAYERS)) as seen:
+            b = tapped(input_ids=step, past_key_values=on.past_key_values)
+        assert torch.equal(a.logits, b.logits)
+        assert all(q.shape[2] == k.shape[2] == 1 for q, k in seen.kept.values())
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_answers_are_those_of_generate(name):
+    frames = clip_frames(5)
+    made = backbone(name, max_new_tokens=8)
+    model = made.loaded().model
+    model.generation_config.repetition_penalty = 1.3
+    made.loaded().rules = answer_rules(model.generation_config)
+    stock = build(name)
+    stock.generation_config.repetition_penalty = 1.3
+    for where in ("video", 1):
+        with made.open(frames, VISUAL, RolloutSettings()) as session:
+            found = [r.answer for r in session.read(where, PROMPTS, answer=True)]
+        for prompt, answer in zip(PROMPTS, found, strict=True):
+            inputs, ids, _ = whole_inputs(name, stock, where, prompt, frames)
+            if "inputs_embeds" in inputs:
+                inputs["input_ids"] = ids
+            with torch.no_grad():
+                out = stock.generate(**inputs, max_new_tokens=8, num_beams=1, do_sample=False)
+            expected = tokenizer().decode(out[0, ids.shape[1] :], skip_special_tokens=True).strip()
+            assert answer == expected
+            assert answer
+
+
+def test_text_only_answers_are_those_of_generate():
+    made = backbone("qwen2_5_vl")
+    stock = build("qwen2_5_vl")
+    with made.open(clip_frames(1), VISUAL, RolloutSettings()) as session:
+        found = session.ask(["one", "a longer question?"])
+    before, after = made.loaded().family.text_only()
+    for prompt, answer in zip(["one", "a longer question?"], found, strict=True):
+        ids = tokenizer()(before + prompt + after, return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            out = stock.generate(input_ids=ids, max_new_tokens=6, do_sample=False)
+        assert answer == tokenizer().decode(out[0, ids.shape[1] :], skip_special_tokens=True).strip()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_sharing_batching_and_budget_change_nothing_but_the_work(name):
+    frames = clip_frames(3)
+    prompts = [*PROMPTS, "x", "where?"]
+
+    def everything(made):
+        with made.open(frames, VISUAL, RolloutSettings()) as session:
+            out = [session.read(w, prompts, answer=True) for w in ("video", 0, 1, 2)]
+            out += [session.read(w, prompts, answer=False) for w in ("video", 0, 1, 2)]
+            kept = session.kept_bytes
+        return out, made.counters.visual_prefixes, kept
+
+    expected, prefixes, kept = everything(backbone(name, share_prefix=False))
+    assert prefixes == 2 * 4 * 4
+    assert kept == 0
+    for knobs, runs in (
+        ({}, 4),
+        ({"prompt_batch": 1}, 4),
+        ({"prompt_batch": 3}, 4),
+        ({"memory_budget_gb": 0.0}, 8),
+    ):
+        found, prefixes, kept = everything(backbone(name, **knobs))
+        assert prefixes == runs
+        assert (kept > 0) == ("memory_budget_gb" not in knobs)
+        for a, b in zip(expected, found, strict=True):
+            for x, y in zip(a, b, strict=True):
+                np.testing.assert_allclose(y.map_Thw, x.map_Thw, atol=1e-5 * x.map_Thw.max(), rtol=0)
+                assert x.answer == y.answer
+
+
+def test_a_partial_budget_keeps_what_fits():
+    made = backbone("qwen2_vl")
+    with made.open(clip_frames(3), VISUAL, RolloutSettings()) as session:
+        session.read(0, ["a"], answer=False)
+        one = session.kept_bytes
+    made = backbone("qwen2_vl", memory_budget_gb=1.5 * one / 2**30)
+    with made.open(clip_frames(3), VISUAL, RolloutSettings()) as session:
+        for where in (0, 1, 2):
+            session.read(where, ["a"], answer=False)
+        assert session.kept_bytes == one
+
+
+def test_dense_and_double_precision_agree():
+    frames = clip_frames(2)
+    maps = []
+    for settings in (
+        RolloutSettings(),
+        RolloutSettings(dense=True),
+        RolloutSettings(precision="float64"),
+        RolloutSettings(end=LAYERS),
+    ):
+        with shared("internvl").open(frames, VISUAL, settings) as session:
+            maps.append(session.read("video", PROMPTS[:1], answer=False)[0].map_Thw)
+    for found in maps[1:]:
+        np.testing.assert_allclose(found, maps[0], rtol=1e-4)
+    with shared("internvl").open(frames, VISUAL, RolloutSettings(start=0, end=2)) as session:
+        early = session.read("video", PROMPTS, answer=True)
+    assert np.abs(early[0].map_Thw - maps[0]).max() > 1e-4
+    assert early[0].answer
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_short_and_odd_clips(name, count):
+    with shared(name).open(clip_frames(count), VISUAL, RolloutSettings()) as session:
+        video = session.read("video", ["a"], answer=False)[0].map_Thw
+    assert len(video) == (-(-count // 2) if name.startswith("qwen") else count)
+    assert np.isfinite(video).all()
+    assert video.max() > 0
+
+
+def test_a_prompt_longer_than_the_context_is_told():
+    made = backbone("qwen2_vl")
+    with made.open(clip_frames(1), VISUAL, RolloutSettings()) as session:
+        with pytest.raises(RefsegError, match="context is 8192"):
+            session.read(0, ["dog " * 9000], answer=False)
+        assert session.read(0, ["dog"], answer=True)[0].answer is not None
+
+
+def test_a_clip_without_frames_and_a_wrong_layer_range_are_told():
+    made = shared("qwen2_vl")
+    with pytest.raises(RefsegError, match="no frame"):
+        made.open(np.zeros((0, 4, 4, 3), np.uint8), VISUAL, RolloutSettings())
+    with pytest.raises(RefsegError, match="no range"):
+        made.open(clip_frames(1), VISUAL, RolloutSettings(start=9))
+
+
+def test_no_visual_tokens_is_told(monkeypatch):
+    made = backbone("qwen2_vl")
+    family = made.loaded().family
+    stock = family.frame
+
+    def blind(frame, visual):
+        block = stock(frame, visual)
+        return type(block)(block.inputs, ("hello",), block.tail, block.token, block.grid)
+
+    monkeypatch.setattr(family, "frame", blind)
+    with (
+        made.open(clip_frames(1), VISUAL, RolloutSettings()) as session,
+        pytest.raises(RefsegError, match="0 visual tokens"),
+    ):
+        session.read(0, ["dog"], answer=False)
+
+
+def test_attention_that_is_not_causal_is_refused():
+    module = torch.nn.Linear(1, 1)
+    q = k = torch.zeros(1, 2, 5, 4)
+    full = torch.ones(1, 1, 5, 5, dtype=torch.bool)
+    capture.refuse_non_causal(module, q, k, full.tril(), {})
+    capture.refuse_non_causal(module, q, k, None, {})
+    capture.refuse_non_causal(module, q[:, :, :2], k, full.tril()[:, :, 3:], {})
+    additive = torch.zeros(5, 5).masked_fill(~full[0, 0].tril(), torch.finfo(torch.float32).min)[None, None]
+    capture.refuse_non_causal(module, q, k, additive, {})
+    prefix = full.tril().clone()
+    prefix[..., :3, :3] = True
+    for mask, kwargs in ((prefix, {}), (full, {}), (full.tril().triu(-1), {}), (None, {"is_causal": False})):
+        with pytest.raises(RefsegError, match="rolled out or shared"):
+            capture.refuse_non_causal(module, q, k, mask, kwargs)
+    with pytest.raises(RefsegError, match="sliding window"):
+        capture.refuse_non_causal(module, q, k, None, {"sliding_window": 3})
+
+
+def test_a_prefix_lm_is_detected_while_it_runs():
+    """PaliGemma attends both ways over image and prompt: the tap sees it in its mask."""
+    import transformers as t
+
+    config = t.PaliGemmaConfig(
+        vision_config=dict(
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            image_size=28,
+            patch_size=14,
+            projection_dim=16,
+        ),
+        text_config=dict(
+            model_type="gemma",
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=8,
+            vocab_size=64,
+        ),
+        image_token_id=63,
+        projection_dim=16,
+    )
+    torch.manual_seed(0)
+    model = t.PaliGemmaForConditionalGeneration(config).eval()
+    capture.install(model, "sdpa")
+    ids = torch.tensor([[63] * 4 + [5, 6, 7]])
+    with (
+        torch.no_grad(),
+        pytest.raises(RefsegError, match="not causal"),
+        capture.recording(range(2)),
+    ):
+        model(
+            input_ids=ids,
+            pixel_values=torch.zeros(1, 3, 28, 28),
+            attention_mask=torch.ones_like(ids),
+            token_type_ids=torch.zeros_like(ids),
+        )
+
+
+def test_a_kernel_without_a_tap_is_told():
+    with pytest.raises(ConfigError, match="can't be captured"):
+        capture.install(build("qwen2_vl"), "eager")
+
+
+def test_generation_settings_that_are_not_known_are_told():
+    generation = copy.deepcopy(build("qwen2_vl").generation_config)
+    assert len(answer_rules(generation)) == 0
+    generation.repetition_penalty = 1.05
+    generation.no_repeat_ngram_size = 3
+    generation.suppress_tokens = [5]
+    assert len(answer_rules(generation)) == 3
+    generation.min_new_tokens = 4
+    with pytest.raises(ConfigError, match="min_new_tokens"):
+        answer_rules(generation)
+
+
+def test_from_a_folder(tmp_path):
+    build("qwen2_vl").save_pretrained(tmp_path)
+    tokenizer().save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(
+        '{"image_processor_type": "Qwen2VLImageProcessor", '
+        '"image_mean": [0.5, 0.5, 0.5], "image_std": [1, 1, 1]}'
+    )
+    made = MLLM(path=str(tmp_path), dtype="float32", device="cpu", max_new_tokens=3)
+    before = made.identity()
+    assert made._loaded is None  # a key costs no weights
+    assert made.adapter().mean() == (0.5, 0.5, 0.5)
+    assert made.layers() == LAYERS
+    with made.open(clip_frames(2), VISUAL, RolloutSettings()) as session:
+        assert session.read("video", ["dog"], answer=True)[0].map_Thw.max() > 0
+    assert made.report()["calls"] == 2
+    weights = tmp_path / "model.safetensors"
+    blob = bytearray(weights.read_bytes())
+    blob[-1] ^= 1
+    weights.write_bytes(blob)
+    assert folder_fingerprint(tmp_path) != before["files"]
+
+
+def test_a_model_that_is_not_there_is_told(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ConfigError, match="can't be loaded"):
+        MLLM(path="nobody/nothing", offline=True).config()
+    with pytest.raises(ConfigError, match="No shipped weights"):
+        MLLM(path="shipped:nothing").identity()

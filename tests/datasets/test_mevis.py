@@ -1,0 +1,60 @@
+"""MeViS' layout, which the `shapes` sample shares."""
+
+import numpy as np
+
+from refseg_bench.datasets.meta_expressions import MetaExpressions
+from refseg_bench.datasets.writers import write_meta_expressions_set
+
+from .conftest import boxes, union, video
+
+
+def test_frames_expressions_and_masks_come_back_as_written(tmp_path):
+    record = video(names=["00003", "00007", "00009", "00010"])
+    counts = write_meta_expressions_set(
+        tmp_path / "mevis", "valid_u", [record, video("ba9876543210", seed=1)]
+    )
+    assert counts == {"videos": 2, "frames": 8, "objects": 4, "expressions": 4}
+    data = MetaExpressions(root=tmp_path / "mevis")
+    first, second = data.clips()
+    assert (first.id, first.size, first.frame_names) == (
+        "0123456789ab",
+        (24, 32),
+        ("00003", "00007", "00009", "00010"),
+    )
+    assert np.abs(first.load([2])[0].astype(int) - record.frames_THWC[2]).max() < 8
+    one, both = data.expressions(first)
+    assert (both.id, both.text, both.attrs["obj_ids"]) == ("1", "both of them", ["0", "1"])
+    assert data.expressions(second)[1].attrs["anno_ids"] == ["2", "3"]
+    assert np.array_equal(union(data.target(first, one)), boxes(4))
+
+
+def test_target_is_the_union_over_anno_id_and_keeps_its_objects_apart(tmp_path):
+    overlapping = [boxes(4), boxes(4, 4, 5)]
+    write_meta_expressions_set(tmp_path, "valid_u", [video(objects=overlapping)])
+    data = MetaExpressions(root=tmp_path)
+    clip = data.clips()[0]
+    target = data.target(clip, data.expressions(clip)[1])
+    assert len(target.objects) == 2
+    assert np.array_equal(union(target), overlapping[0] | overlapping[1])
+
+
+def test_null_in_mask_dict_means_absent_not_unannotated(tmp_path):
+    masks = boxes(4)
+    masks[1:3] = False
+    write_meta_expressions_set(tmp_path, "valid_u", [video(objects=[masks], expressions=[("it", [0], {})])])
+    data = MetaExpressions(root=tmp_path)
+    clip = data.clips()[0]
+    assert data.target(clip, data.expressions(clip)[0]).objects[0].area() == [36, 0, 0, 36]
+
+
+def test_expression_without_objects_has_a_target_that_is_absent(tmp_path):
+    write_meta_expressions_set(
+        tmp_path, "valid_u", [video(expressions=[("the unicorn", [], {"type": "absent"})])]
+    )
+    data = MetaExpressions(root=tmp_path)
+    clip = data.clips()[0]
+    expression = data.expressions(clip)[0]
+    target = data.target(clip, expression)
+    assert expression.attrs["type"] == "absent"
+    assert target.objects == ()
+    assert target.union().area() == [0, 0, 0, 0]

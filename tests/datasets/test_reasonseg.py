@@ -1,0 +1,122 @@
+"""Every quirk of ReasonSeg."""
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from refseg_bench.datasets.reasonseg import ReasonSeg, label_map
+from refseg_bench.datasets.writers import write_reasonseg_image
+
+from .conftest import frames
+
+SIZE = (40, 60)
+TRIANGLE = [[5.9, 4.2], [30.7, 8.8], [12.1, 33.6]]
+
+
+def write(tmp_path, shapes, name="a", texts=("What holds the soup?", "the bowl"), **how):
+    write_reasonseg_image(tmp_path / "ReasonSeg", "val", name, frames(1, SIZE)[0], texts, shapes, **how)
+
+
+def mask_of(tmp_path, **knobs):
+    data = ReasonSeg(root=tmp_path, **knobs)
+    clip = data.clips()[0]
+    return data.target(clip, data.expressions(clip)[0])
+
+
+def painted(points, value=1, canvas=None):
+    """OpenCV called directly: the closed outline, then the filling, on cut coordinates."""
+    canvas = np.zeros(SIZE, np.uint8) if canvas is None else canvas
+    corners = np.array([points], dtype=np.int32)
+    cv2.polylines(canvas, corners, True, value, 1)
+    cv2.fillPoly(canvas, corners, value)
+    return canvas
+
+
+def test_polygon_is_opencvs_raster_of_coordinates_cut_to_int(tmp_path):
+    write(tmp_path, [("target", TRIANGLE)])
+    target = mask_of(tmp_path)
+    assert np.array_equal(target.union().mask(0), painted(TRIANGLE) == 1)
+    assert target.void is None
+
+
+polygons = st.lists(st.lists(st.floats(-20, 80, width=32), min_size=2, max_size=2), min_size=1, max_size=7)
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["target", "IGNORE", "my ignored part", "flag", "Flag", "flagpole"]), polygons
+        ),
+        max_size=5,
+    )
+)
+def test_raster_equals_a_direct_restatement(shapes):
+    kept = [(label, points) for label, points in shapes if label.lower() != "flag"]
+    order = sorted(range(len(kept)), key=lambda i: (int((painted(kept[i][1]) > 0).sum()), i), reverse=True)
+    expected = np.zeros(SIZE, np.uint8)
+    for i in order:
+        label, points = kept[i]
+        painted(points, 255 if "ignore" in label.lower() else 1, expected)
+    found = label_map([{"label": label, "points": points} for label, points in shapes], SIZE)
+    assert np.array_equal(found, expected)
+
+
+def test_small_polygons_are_painted_over_large_ones(tmp_path):
+    big, small = [[2, 2], [50, 2], [50, 35], [2, 35]], [[10, 10], [20, 10], [20, 20], [10, 20]]
+    write(tmp_path, [("target", small), ("ignore", big)])
+    target = mask_of(tmp_path)
+    assert target.union().area() == [121]
+    assert target.void.area() == [49 * 34 - 121]
+    write(tmp_path, [("ignore this", small), ("target", big)])
+    target = mask_of(tmp_path)
+    assert target.void.area() == [121]
+
+
+def test_flag_is_skipped_but_a_label_that_contains_it_is_not(tmp_path):
+    write(tmp_path, [("FLAG", TRIANGLE)])
+    assert mask_of(tmp_path).objects == ()
+    write(tmp_path, [("flagpole", TRIANGLE)])
+    assert mask_of(tmp_path).union().area() == [int((painted(TRIANGLE) > 0).sum())]
+
+
+def test_an_image_without_polygons_has_an_empty_target(tmp_path):
+    write(tmp_path, [])
+    target = mask_of(tmp_path)
+    assert target.objects == ()
+    assert target.union().area() == [0]
+
+
+def test_only_the_first_text_unless_asked(tmp_path):
+    write(tmp_path, [("target", TRIANGLE)])
+    first = ReasonSeg(root=tmp_path)
+    assert [e.text for e in first.expressions(first.clips()[0])] == ["What holds the soup?"]
+    every = ReasonSeg(root=tmp_path, texts="all")
+    assert [(e.id, e.attrs["text_index"]) for e in every.expressions(every.clips()[0])] == [
+        ("0", 0),
+        ("1", 1),
+    ]
+
+
+def test_short_and_long(tmp_path):
+    write(tmp_path, [], name="a", is_sentence=True)
+    write(tmp_path, [], name="b", is_sentence=False)
+    data = ReasonSeg(root=tmp_path)
+    kinds = {c.id: data.expressions(c)[0].attrs for c in data.clips()}
+    assert (kinds["a"]["type"], kinds["b"]["type"]) == ("long", "short")
+    assert kinds["a"]["is_sentence"] is True
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "cp1252"])
+def test_files_are_utf8_or_cp1252(tmp_path, encoding):
+    write(tmp_path, [("target", TRIANGLE)], texts=("the “café”",), encoding=encoding)
+    data = ReasonSeg(root=tmp_path)
+    assert data.expressions(data.clips()[0])[0].text == "the “café”"
+
+
+@pytest.mark.parametrize("root", ["", "ReasonSeg"])
+def test_found_from_above(tmp_path, root):
+    write(tmp_path / "reason_seg", [])
+    assert len(ReasonSeg(root=tmp_path / "reason_seg" / root).clips()) == 1
+    assert len(ReasonSeg(root=tmp_path).clips()) == 1

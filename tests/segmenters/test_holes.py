@@ -1,0 +1,62 @@
+"""Hole filling against SciPy's components."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import label
+
+from refseg_bench.errors import ConfigError
+from refseg_bench.segmenters import holes
+from refseg_bench.segmenters.sam2_hf import Sam2Hf
+
+
+def reference(logits, max_area):
+    out = logits.copy()
+    for index in np.ndindex(*logits.shape[:2]):
+        labels, count = label(logits[index] <= 0, structure=np.ones((3, 3)))
+        for region in range(1, count + 1):
+            if (labels == region).sum() <= max_area:
+                out[index][labels == region] = np.float32(0.1)
+    return out
+
+
+@pytest.mark.parametrize("density", [0.1, 0.4, 0.7])
+def test_small_background_components_are_filled(density):
+    rng = np.random.default_rng(int(10 * density))
+    logits = np.where(rng.random((3, 2, 40, 50)) < density, -1.5, 2.0).astype(np.float32)
+    got = holes.fill_holes(torch.from_numpy(logits), 8).numpy()
+    assert np.array_equal(got, reference(logits, 8))
+    assert (got != logits).any()
+
+
+def test_no_hole_no_change():
+    solid = torch.ones(1, 1, 8, 8)
+    assert holes.fill_holes(solid, 8) is solid
+    nothing = -torch.ones(2, 1, 8, 8)
+    assert holes.fill_holes(nothing, 8) is nothing
+    # An exact zero is background, and a component of nine pixels is too large for eight.
+    logits = torch.ones(1, 1, 9, 9)
+    logits[0, 0, 1, 1:9] = 0.0
+    assert holes.fill_holes(logits, 8).min() == pytest.approx(0.1)
+    logits[0, 0, 2, 1] = 0.0
+    assert holes.fill_holes(logits, 8) is logits
+
+
+def test_report_tells_which_filling_is_in_effect(monkeypatch):
+    assert Sam2Hf().environment()["hole_filling"]["in_effect"].startswith("connected components by OpenCV")
+    assert Sam2Hf(fill_holes="off").environment()["hole_filling"] == {
+        "fill_holes": "off",
+        "in_effect": "none",
+        "max_area": 0,
+        "sam2_extension_compiled": holes.extension_available(),
+    }
+    monkeypatch.setattr(holes, "extension_available", lambda: False)
+    assert holes.report("extension", 8)["in_effect"] == "missing: sam2._C"
+
+
+def test_missing_extension_is_refused_not_skipped(monkeypatch, clip):
+    monkeypatch.setattr(holes, "extension_available", lambda: False)
+    with pytest.raises(ConfigError, match="compiled kernel"):
+        Sam2Hf(fill_holes="extension").open(clip)

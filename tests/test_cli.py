@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from refseg_bench.cli import main
+
+
+def refseg(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "refseg_bench", *args], cwd=cwd, capture_output=True, text=True, timeout=300
+    )
+
+
+def test_run_score_report_then_a_no_op(in_tmp: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = [
+        "run",
+        "-m",
+        "method=oracle,empty,full_frame",
+        "limit.clips=3",
+        "score.bootstrap=50",
+        "score.jobs=1",
+    ]
+    assert main(command) == 0
+    told = capsys.readouterr()
+    assert "oracle" in told.out
+    assert "rvos-expr@1" in told.out
+    before = {p: p.stat().st_mtime_ns for p in in_tmp.glob("runs/*/predictions/*")}
+    assert main(command) == 0
+    again = capsys.readouterr()
+    assert again.err.count("complete: nothing left to predict") == 3
+    assert {p: p.stat().st_mtime_ns for p in in_tmp.glob("runs/*/predictions/*")} == before
+
+    assert main(["report", "runs", "--format", "json"]) == 0
+    rows = {row["method"]: row for row in json.loads(capsys.readouterr().out)}
+    assert {m["value"] for m in rows["oracle"]["metrics"].values()} == {1.0}
+    assert rows["full_frame"]["metrics"]["F"] == rows["empty"]["metrics"]["F"]
+    assert rows["oracle"]["failed"] == rows["oracle"]["missing"] == 0
+    for form, sign in [("md", "| --- |"), ("latex", r"\toprule"), ("csv", "run,method,dataset")]:
+        assert main(["report", "runs", "--format", form, "-o", "table.txt"]) == 0
+        assert sign in (in_tmp / "table.txt").read_text()
+    assert main(["status"]) == 0
+    assert "oracle-shapes" in capsys.readouterr().out
+
+
+def test_an_edited_yaml_changes_nothing_in_a_frozen_run(in_tmp: Path) -> None:
+    from refseg_bench import config as configs
+    from refseg_bench.launch import freeze
+    from refseg_bench.run import work_on
+
+    (point,) = configs.compose(["method=random_point", "method=empty", "limit.clips=1"])
+    store = freeze(point)
+    text = store.config_path.read_text()
+    # The same run composed from other files: the folder keeps what was frozen first.
+    changed = configs.Composed(
+        {**point.values, "keep_maps": False}, point.name, point.digest, point.overrides, point.choices
+    )
+    assert freeze(changed).config_path.read_text() == text
+    assert work_on(store).failed == 0
+    assert store.config_path.read_text() == text
+
+
+def test_an_incomplete_run_is_not_scored_unless_asked(
+    in_tmp: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", "method=empty", "limit.clips=2", "--no-score"]) == 0
+    (path,) = in_tmp.glob("runs/*/predictions/*.jsonl")
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:-1]))
+    capsys.readouterr()
+    assert main(["score", "runs", "-j", "1"]) == 2
+    told = capsys.readouterr().err
+    assert "1 missing" in told
+    assert "--partial" in told
+    assert not list(in_tmp.glob("runs/*/scores/*"))
+    assert main(["score", "runs", "-j", "1", "--partial"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (["status", "nowhere"], "No run folder here"),
+        (["report", "nowhere"], "No run folder here"),
+        (["score", "nowhere"], "No run folder here"),
+        (["run", "method=nothing"], "nothing"),
+    ],
+)
+def test_wrong_input_is_one_clear_error(
+    in_tmp: Path, capsys: pytest.CaptureFixture[str], args: list[str], told: str
+) -> None:
+    assert main(args) == 2
+    error = capsys.readouterr().err
+    assert told in error
+    assert "Traceback" not in error
+
+
+def test_the_module_is_the_command(tmp_path: Path) -> None:
+    done = refseg("--version", cwd=tmp_path)
+    assert done.returncode == 0
+    assert done.stdout.startswith("refseg ")
+    assert "torch" not in refseg("run", "--cfg", "job", "method=empty", cwd=tmp_path).stderr

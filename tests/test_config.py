@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+
+from refseg_bench import config as configs
+from refseg_bench.errors import ConfigError
+from refseg_bench.launch import freeze
+from refseg_bench.resources import resource
+
+
+def one(*overrides: str) -> configs.Composed:
+    (point,) = configs.compose(overrides)
+    return point
+
+
+def test_defaults_compose_and_leave_hydra_untouched() -> None:
+    point = one()
+    assert point.values["dataset"]["name"] == "shapes"
+    assert point.folder == f"{point.name}-{point.digest}"
+    assert not GlobalHydra.instance().is_initialized()
+
+
+def test_the_digest_says_what_can_change_a_prediction() -> None:
+    base = one("method=random_point", "segmenter=grabcut").digest
+    same = ["paths.runs=elsewhere", "cluster=debug", "keep_maps=false", "score.bootstrap=10", "name=other"]
+    for override in same:
+        assert one("method=random_point", "segmenter=grabcut", override).digest == base, override
+    for override in ["seed=1", "limit.clips=2", "method.seed=3", "dataset.split=train"]:
+        assert one("method=random_point", "segmenter=grabcut", override).digest != base, override
+
+
+def test_a_part_the_method_does_not_take_is_not_in_its_config() -> None:
+    assert one("method=empty", "segmenter=grabcut").digest == one("method=empty").digest
+    assert one("method=empty", "segmenter=grabcut").values["segmenter"] is None
+
+
+def test_sweeps_expand_in_order() -> None:
+    points = configs.compose(["method=empty,full_frame", "seed=1,2"], multirun=True)
+    assert [(p.choices["method"], p.values["seed"]) for p in points] == [
+        ("empty", 1), ("empty", 2), ("full_frame", 1), ("full_frame", 2),
+    ]  # fmt: skip
+    assert len({p.folder for p in points}) == 4
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["method=oracl"], ["oracl", "oracle"]),
+        (["dataset=nowhere"], ["nowhere", "shapes"]),
+        (["method=empty", "method.foo=1"], ["method.foo"]),
+        (["sed=1"], ["sed=1", "seed"]),
+        (["seed=one"], ["'seed'", "int"]),
+        (["limit.clips=two"], ["limit.clips"]),
+        (["cluster.kind=cloud"], ["cluster.kind", "debug, local, slurm"]),
+        (["score.confidence=[1]"], ["score.confidence", "float"]),
+        (["method=a,b"], ["method=a,b"]),
+        (["method==="], ["method==="]),
+        (["dataset=null"], ["dataset=null", "string"]),
+    ],
+)
+def test_wrong_options_are_told_with_what_is_allowed(overrides: list[str], told: list[str]) -> None:
+    with pytest.raises(ConfigError) as error:
+        configs.compose(overrides)
+    for part in told:
+        assert part in str(error.value)
+
+
+def test_frozen_config_round_trips(tmp_path: Path) -> None:
+    point = one(f"paths.runs={tmp_path}", "method=empty", "seed=5")
+    store = freeze(point)
+    values = configs.from_yaml(store.config_path)
+    assert values == point.values
+    assert configs.digest(values) == point.digest
+    assert configs.load(values).seed == 5
+
+
+def test_a_torn_frozen_config_is_told(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("a: [1\n")
+    with pytest.raises(ConfigError, match="config.yaml"):
+        configs.from_yaml(tmp_path / "config.yaml")
+
+
+def test_an_outside_package_adds_a_method_with_a_searchpath(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "theirs/method").mkdir(parents=True)
+    (tmp_path / "theirs/method/mine.yaml").write_text("_target_: tests.fakes.FakeMethod\nside: 3\n")
+    point = one(f"hydra.searchpath=[file://{tmp_path}/theirs]", "method=mine", "method.side=4")
+    assert point.values["method"]["side"] == 4
+    assert point.name == "mine-shapes"
+
+
+def test_every_group_member_composes() -> None:
+    """Whatever ships under conf/ can be chosen."""
+    for group in ("dataset", "method", "cluster", "paths", "debug", "experiment"):
+        for name in configs.group_members(group):
+            extra = ["segmenter=grabcut"] if group == "method" else []
+            points = configs.compose([f"{group}={name}", *extra])
+            assert points, f"{group}={name}"
+    methods_with = {"backbone": "decaf", "segmenter": "centre_point"}
+    for group, method in methods_with.items():
+        if not (resource("conf") / "method" / f"{method}.yaml").is_file():
+            continue
+        for name in configs.group_members(group):
+            (point,) = configs.compose([f"method={method}", f"{group}={name}"])
+            assert point.values[group] is not None

@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from refseg_bench.datasets.limited import Limited
+from refseg_bench.errors import ConfigError, DataError, RefsegError
+from refseg_bench.run import dataset_of, frozen, plan, predict_clip, share, work_on
+from refseg_bench.store import RunStore
+from refseg_bench.types import Clip, Expression, Grounding, MaskTrack
+from tests.fakes import FakeDataset, FakeMethod, fake_run, fake_values
+
+
+def lines(store: RunStore) -> dict[str, dict]:
+    """The stored samples without what differs between two runs of the same thing."""
+    out = {}
+    for path in (store.root / "predictions").glob("*.jsonl"):
+        for line in path.read_text().splitlines():
+            record = json.loads(line)
+            assert record["sample"] not in out, "a sample was stored twice"
+            del record["seconds"], record["peak_mb"]
+            out[record["sample"]] = record
+    return out
+
+
+def test_a_run_predicts_every_sample_once(tmp_path: Path) -> None:
+    store = fake_run(tmp_path)
+    tally = work_on(store)
+    assert (tally.done, tally.failed) == (12, 0)
+    assert set(lines(store)) == {f"clip{c}/{e}" for c in range(4) for e in range(3)}
+    assert store.read_maps("clip0/0") == {}
+    (record,) = store.environments().values()
+    assert {"commit", "dirty", "packages", "seed", "device"} <= set(record)
+
+
+def test_the_same_command_again_is_a_no_op(tmp_path: Path) -> None:
+    store = fake_run(tmp_path)
+    work_on(store)
+    before = sorted(p.name for p in store.root.rglob("*"))
+    assert work_on(fake_run(tmp_path)).done == 0
+    assert sorted(p.name for p in store.root.rglob("*")) == before
+
+
+def test_shards_may_change_between_tries(tmp_path: Path) -> None:
+    whole = fake_run(tmp_path / "a")
+    work_on(whole)
+    store = fake_run(tmp_path / "b")
+    work_on(store, shard=1, shards=3)
+    assert 0 < len(lines(store)) < 12
+    for shard in range(2):
+        work_on(store, shard=shard, shards=2)
+    assert lines(store) == lines(whole)
+
+
+def test_failures_are_recorded_and_only_they_are_retried(tmp_path: Path) -> None:
+    store = fake_run(
+        tmp_path, method={"_target_": "tests.fakes.FakeMethod", "fail_on": ["clip1/0", "clip2/2"]}
+    )
+    tally = work_on(store)
+    assert (tally.done, tally.failed) == (10, 2)
+    failed = {p.sample: p.failure for p in store.failures()}
+    assert set(failed) == {"clip1/0", "clip2/2"}
+    assert failed["clip1/0"].kind == "ValueError"
+    assert "told to fail on clip1/0" in failed["clip1/0"].traceback
+    assert work_on(store).failed == 2
+    assert store.done() == {f"clip{c}/{e}" for c in range(4) for e in range(3)} - set(failed)
+
+
+def test_an_unreadable_frame_fails_its_clip_and_no_other(tmp_path: Path) -> None:
+    store = fake_run(tmp_path)
+    FakeDataset(root=tmp_path / "data").clips()
+    (tmp_path / "data/clip2/00000.png").write_bytes(b"\x89PNG torn")
+    tally = work_on(store)
+    assert (tally.done, tally.failed) == (9, 3)
+    assert {p.failure.kind for p in store.failures()} == {"DataError"}
+    assert "00000.png" in next(store.failures()).failure.message
+
+
+def test_max_failures_stops_a_broken_run(tmp_path: Path) -> None:
+    every = [f"clip{c}/{e}" for c in range(4) for e in range(3)]
+    store = fake_run(
+        tmp_path, method={"_target_": "tests.fakes.FakeMethod", "fail_on": every}, max_failures=2
+    )
+    with pytest.raises(RefsegError, match="max_failures=2"):
+        work_on(store)
+    assert len(list(store.failures())) == 3
+
+
+def test_maps_are_kept_when_asked(tmp_path: Path) -> None:
+    store = fake_run(tmp_path, keep_maps=True)
+    work_on(store)
+    assert store.read_maps("clip3/2")["heat"].shape == (1, 2, 2)
+
+
+def test_limits(tmp_path: Path) -> None:
+    data = FakeDataset(root=tmp_path)
+    assert [(c.id, len(es)) for c, es in plan(Limited(data, 2, 1))] == [("clip0", 1), ("clip1", 1)]
+    (only,) = plan(Limited(data, samples=("clip2/1",)))
+    assert (only[0].id, [e.id for e in only[1]]) == ("clip2", ["1"])
+    with pytest.raises(ConfigError, match="clip9/9"):
+        plan(Limited(data, samples=("clip9/9",)))
+    assert isinstance(dataset_of(fake_values(tmp_path, limit={"clips": 1})), Limited)
+    assert isinstance(dataset_of(fake_values(tmp_path)), FakeDataset)
+
+
+@given(st.lists(st.tuples(st.integers(1, 60), st.integers(1, 12)), max_size=30), st.integers(1, 9))
+def test_shards_are_a_balanced_partition(sizes: list[tuple[int, int]], shards: int) -> None:
+    work = [
+        (Clip(f"c{i}", (Path("x"),) * t, ("x",) * t, (1, 1)), tuple(Expression(str(e), "") for e in range(n)))
+        for i, (t, n) in enumerate(sizes)
+    ]
+    parts = share(work, shards)
+    assert sorted(c.id for part in parts for c, _ in part) == sorted(c.id for c, _ in work)
+    assert parts == share(list(work), shards)
+    loads = [sum(len(c) * len(es) for c, es in part) for part in parts]
+    biggest = max((t * n for t, n in sizes), default=0)
+    assert max(loads) - min(loads) <= biggest
+
+
+class Stubborn(FakeMethod):
+    """Returns what no method may."""
+
+    def __init__(self, wrong: str) -> None:
+        super().__init__()
+        self.wrong = wrong
+
+    def predict(self, clip: Clip, expressions: Sequence[Expression]) -> Iterator[Grounding]:
+        for expression in expressions:
+            if self.wrong == "nothing":
+                continue
+            size = (3, 3) if self.wrong == "size" else clip.size
+            length = len(clip) + (self.wrong == "length")
+            answer = Expression("x", "") if self.wrong == "unasked" else expression
+            yield Grounding(answer, MaskTrack.empty(size, length))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [("nothing", "nothing"), ("size", "(3, 3)"), ("length", "3 masks"), ("unasked", "unasked")],
+)
+def test_a_method_that_breaks_the_contract_fails_its_samples(tmp_path: Path, wrong: str, told: str) -> None:
+    data = FakeDataset(root=tmp_path)
+    clip = data.clips()[0]
+    results = list(predict_clip(Stubborn(wrong), clip, data.expressions(clip)))
+    assert len(results) == 3
+    for prediction, grounding in results:
+        assert grounding is None
+        assert told in prediction.failure.message
+
+
+def test_a_clip_of_another_frame_size_is_refused(tmp_path: Path) -> None:
+    clip = FakeDataset(root=tmp_path).clips()[0]
+    with pytest.raises(DataError, match="24, 32"):
+        Clip(clip.id, clip.frame_paths, clip.frame_names, (10, 10)).load([0])
+
+
+def test_frozen_values_are_read_back(tmp_path: Path) -> None:
+    store = fake_run(tmp_path, seed=7)
+    assert frozen(store)["seed"] == 7
+    assert np.isclose(frozen(store)["score"]["confidence"], 0.95)

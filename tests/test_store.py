@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from refseg_bench.errors import StoreError
+from refseg_bench.store import RunStore, safe_name, to_plain
+from refseg_bench.types import Expression, Grounding, HeatPoint, MaskTrack, Prediction, SampleFailure
+
+INFO = {"digest": "0123abcd", "name": "x"}
+
+
+def a_store(tmp_path: Path) -> RunStore:
+    return RunStore.create(tmp_path / "run", "a: 1\n", INFO)
+
+
+def good(clip: str, expression: str, value: int = 1) -> Prediction:
+    mask = np.zeros((4, 5), bool)
+    mask[:value] = True
+    return Prediction(
+        f"{clip}/{expression}", clip, expression,
+        track=MaskTrack.from_masks([mask, None], (4, 5)),
+        point=HeatPoint(1, 0.25, 0.75, 2.0), no_target=False, details={"word": "dög"},
+        seconds={"total": 0.5}, peak_mb=3.0,
+    )  # fmt: skip
+
+
+def bad(clip: str, expression: str) -> Prediction:
+    failure = SampleFailure("ValueError", "no\nluck", "Traceback …")
+    return Prediction(f"{clip}/{expression}", clip, expression, failure=failure)
+
+
+def test_what_is_written_is_read_back(tmp_path: Path) -> None:
+    store = a_store(tmp_path)
+    with store.writer("j") as out:
+        out.append(good("UVO/all/x_1", "0"))
+        out.append(bad("UVO/all/x_1", "1"))
+    read = store.predictions("UVO/all/x_1")
+    assert read["0"] == good("UVO/all/x_1", "0")
+    assert read["1"] == bad("UVO/all/x_1", "1")
+    assert store.done() == {"UVO/all/x_1/0"}
+    assert [p.sample for p in store.failures()] == ["UVO/all/x_1/1"]
+
+
+def test_torn_and_foreign_lines_are_not_samples(tmp_path: Path) -> None:
+    store = a_store(tmp_path)
+    with store.writer("a") as out:
+        out.append(good("c", "0"))
+        out.append(good("c", "1"))
+    path = tmp_path / "run/predictions/a.jsonl"
+    whole = path.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    for cut in range(len(lines[0]) + 1, len(whole)):
+        path.write_bytes(whole[:cut])
+        assert RunStore(store.root).done() == {"c/0"}
+    path.write_bytes(b"rubbish\n\n" + whole)
+    store = RunStore(store.root)
+    assert store.done() == {"c/0", "c/1"}
+    assert store.predictions("c")["1"] == good("c", "1")
+
+
+def test_a_reader_sees_what_another_process_appends(tmp_path: Path) -> None:
+    store, reader = a_store(tmp_path), RunStore(tmp_path / "run")
+    assert reader.done() == set()
+    with store.writer("b") as out:
+        out.append(good("c", "1"))
+        assert reader.done() == {"c/1"}
+        out.append(good("c", "2"))
+        assert reader.done() == {"c/1", "c/2"}
+    with store.writer("a") as out:
+        out.append(good("d", "0"))
+    assert set(reader.predictions("c")) == {"1", "2"}
+    assert set(reader.predictions("d")) == {"0"}
+
+
+def test_a_good_line_beats_a_failure_and_the_first_good_one_stays(tmp_path: Path) -> None:
+    store = a_store(tmp_path)
+    for job, prediction in [("a", bad("c", "0")), ("b", good("c", "0", 1)), ("c", good("c", "0", 2))]:
+        with store.writer(job) as out:
+            out.append(prediction)
+    assert store.predictions("c") == {"0": good("c", "0", 1)}
+
+
+def test_a_run_folder_of_another_config_is_refused(tmp_path: Path) -> None:
+    a_store(tmp_path)
+    assert RunStore.create(tmp_path / "run", "b: 2\n", INFO).config_path.read_text() == "a: 1\n"
+    with pytest.raises(StoreError, match="another config"):
+        RunStore.create(tmp_path / "run", "a: 1\n", {"digest": "ffffffff"})
+
+
+def test_a_folder_that_is_no_run_is_not_taken_over(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/thesis.tex").write_text("x")
+    with pytest.raises(StoreError, match="no run folder"):
+        a_store(tmp_path)
+
+
+def test_maps_survive_quantised(tmp_path: Path) -> None:
+    store = a_store(tmp_path)
+    volume = np.linspace(0, 1, 24, dtype=np.float32).reshape(2, 3, 4)
+    grounding = Grounding(
+        Expression("0", "x"), MaskTrack.empty((4, 5), 1), maps={"v": volume}, map_frames={"v": (3, 9)}
+    )
+    store.write_maps(grounding, "a/b/0")
+    read = store.read_maps("a/b/0")
+    np.testing.assert_allclose(read["v"] / 255, volume, atol=0.5 / 255 + 1e-7)
+    assert read["v.frames"].tolist() == [3, 9]
+    assert store.read_maps("a/b/1") == {}
+
+
+@given(st.text(min_size=1, max_size=400))
+def test_safe_names_stay_in_their_folder(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return
+    name = safe_name(text)
+    assert "/" not in name
+    assert name not in (".", "..")
+    assert len(name) <= 200
+
+
+def test_plain_values_are_json() -> None:
+    value = {"a": np.float32(1.5), "b": np.arange(3), "c": (1, {"d": Path("x")}), "e": b"\x00"}
+    assert json.loads(json.dumps(to_plain(value))) == {
+        "a": 1.5,
+        "b": [0, 1, 2],
+        "c": [1, {"d": "x"}],
+        "e": "AA==",
+    }
