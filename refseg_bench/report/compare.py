@@ -156,7 +156,13 @@ def _shared_protocol(first: RunStore, second: RunStore, asked: str | None) -> st
 
 
 def _breakdowns(table: ScoreTable) -> list[str]:
-    return [name for name, cells in table.attrs.items() if 2 <= len({_word(c) for c in cells}) <= 12]
+    """Attributes that sort units into a few kinds (lists of ids, stored as JSON, don't)."""
+    kinds = {name: {_word(c) for c in cells} for name, cells in table.attrs.items()}
+    return [
+        name
+        for name, words in kinds.items()
+        if 2 <= len(words) <= 12 and not any(w[:1] == "[" for w in words)
+    ]
 
 
 def _word(value: Any) -> str:
