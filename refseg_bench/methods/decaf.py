@@ -122,7 +122,7 @@ class DecAF:
     mask: Literal["sam2", "attention"] = "sam2"
     n_frames: int = 16
     video_tokens: int = 400
-    multiscale: bool = True
+    multiscale: Literal["on", "off"] = "on"
     frame_scale: int = 2
     frame_tokens: int = -1
     max_tiles: int = 12
@@ -218,6 +218,31 @@ class DecAF:
             "cache_misses": cache.misses,
         }
 
+    def estimate(self, clip: Clip, n_expressions: int) -> dict[str, Any]:
+        """Tokens, FLOPs and memory of the model's part on a clip, from its config (segmenter not counted)."""
+        return self.backbone.estimate(
+            clip.size,
+            len(sample_frames(len(clip), self.n_frames)),
+            n_expressions,
+            self.visual_settings(),
+            self.rollout_settings(),
+            background=self.fusion.contrast == "obj_minus_bg",
+        )
+
+    def cached(self, clip: Clip, texts: Sequence[str]) -> int:
+        """How many of the texts need no model call, by the cache. Loads no weights."""
+        frames = sample_frames(len(clip), self.n_frames)
+        if self._store().root is None:
+            return 0
+        ready = 0
+        for text in texts:
+            try:
+                self.attend(clip, frames, [text], only_cached=True)
+            except _NotCached:
+                continue
+            ready += 1
+        return ready
+
     def report(self) -> dict[str, Any]:
         """For the run record: counters, and what the model and the segmenter say of themselves."""
         out: dict[str, Any] = {"counters": self.counters()}
@@ -232,14 +257,16 @@ class DecAF:
 
     # ── stage A: attention ───────────────────────────────────────────────────
 
-    def attend(self, clip: Clip, frames: tuple[int, ...], texts: Sequence[str]) -> dict[str, Attention]:
+    def attend(
+        self, clip: Clip, frames: tuple[int, ...], texts: Sequence[str], *, only_cached: bool = False
+    ) -> dict[str, Attention]:
         """Raw attention maps of each text, from the cache or from the model.
 
         Every distinct prompt is run once: expressions that name the same object share their
-        background maps.
+        background maps. ``only_cached`` gives up at the first prompt that would need the model.
         """
         texts = list(dict.fromkeys(texts))
-        with _Reader(self, clip, frames) as reader:
+        with _Reader(self, clip, frames, only_cached) as reader:
             objects = {text: prompts.object_prompt(self._object, text) for text in texts}
             seen = reader.maps("object", list(objects.values()), answer=True)
             answers = {text: tuple(json.loads(_text(seen[objects[text]], "answers"))) for text in texts}
@@ -262,7 +289,7 @@ class DecAF:
     def visual_settings(self) -> VisualSettings:
         """How frames become tokens."""
         return VisualSettings(
-            self.video_tokens, self.frame_scale, self.frame_tokens, self.max_tiles, self.multiscale
+            self.video_tokens, self.frame_scale, self.frame_tokens, self.max_tiles, self.multiscale == "on"
         )
 
     def rollout_settings(self) -> RolloutSettings:
@@ -436,11 +463,16 @@ class Attention:
     answers: tuple[str, ...]
 
 
+class _NotCached(Exception):
+    """A prompt would need the model."""
+
+
 class _Reader:
     """Prompts of one clip, each answered from the cache or by a session that opens at the first miss."""
 
-    def __init__(self, method: DecAF, clip: Clip, frames: tuple[int, ...]) -> None:
+    def __init__(self, method: DecAF, clip: Clip, frames: tuple[int, ...], only_cached: bool) -> None:
         self.method = method
+        self.only_cached = only_cached
         self.clip = clip
         self.frames = frames
         self._session: MLLMSession | None = None
@@ -517,6 +549,8 @@ class _Reader:
                 missing.append(text)
             else:
                 found[text] = entry
+        if missing and self.only_cached:
+            raise _NotCached
         if missing:
             for text, entry in zip(missing, run(missing), strict=True):
                 cache.put({**self._common, **key, "prompt": text}, entry)
