@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from refseg_bench.owners import BEAT, Census, Owner
+from refseg_bench.owners import AT_WORK, BEAT, Census, Owner
 from refseg_bench.store import safe_name, write_atomic, write_error
 
 #: A file system without hard links, or a file with as many as it may have.
@@ -89,7 +89,7 @@ class Desk:
         self.root, self.owner = root, owner
         self.census = census or Census()
         self.record = root / "jobs" / f"{owner.job}.json"
-        self.others: set[str] = set()
+        self._held: Path | None = None
         self._end: dict[str, Any] = {}
         self._over = threading.Event()
         self._pulse = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
@@ -102,6 +102,7 @@ class Desk:
             write_atomic(self.record, self.owner.to_json() + "\n")
         except OSError as error:
             raise write_error(error, self.record) from error
+        AT_WORK.add(self.owner.job)
         self._pulse.start()
         return self
 
@@ -109,6 +110,7 @@ class Desk:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._over.set()
+        AT_WORK.discard(self.owner.job)
         # A process that ends by an exception leaves its claims to be taken over.
         end = {**self._end, "well": kind is None, "seconds": time.time() - self.owner.started}
         with contextlib.suppress(OSError), self.record.open("a", encoding="utf-8") as handle:
@@ -132,6 +134,7 @@ class Desk:
         for number in range(1 << 30):
             path = self.root / "claims" / f"{name}.{number}"
             if self._make(path):
+                self._held = self.root / "claims" / f"{name}.{number + 1}"
                 return True
             claim = read_record(path)
             if claim is None:
@@ -142,10 +145,16 @@ class Desk:
                 if held.end.get("well") and held.owner.launch == self.owner.launch:
                     return False
             elif self.census.alive(held.owner, self._silence(held)):
-                if held.owner.launch != self.owner.launch:
-                    self.others.add(held.owner.job)
                 return False
         raise AssertionError("unreachable")
+
+    @property
+    def lost(self) -> bool:
+        """Whether another process took over the clip last taken here.
+
+        It does so only when it was told that this one is dead, as SLURM says of a node it can't reach.
+        """
+        return self._held is not None and self._held.exists()
 
     def fail(self, sample: str) -> int:
         """Count a failed sample of this submission; returns how many there are, of all its processes."""

@@ -21,6 +21,8 @@ from refseg_bench import env, scheduler
 BEAT = 30.0
 #: Without any sign of life for so long, a process nobody can be asked about is taken for dead.
 SILENCE = 20 * BEAT
+#: Jobs this very process is at; one that it ended badly is dead, although its process lives on.
+AT_WORK: set[str] = set()
 #: Seconds for which an answer of SLURM is good.
 _FRESH = 20.0
 
@@ -120,6 +122,8 @@ class Census:
         if owner.host == host and owner.boot != boot:
             return False
         if (owner.host, owner.space) == (host, space):
+            if owner.pid == os.getpid():
+                return owner.job in AT_WORK
             return lives(owner.pid, owner.born)
         if owner.slurm is not None:
             return self._slurm(owner)

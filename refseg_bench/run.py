@@ -114,6 +114,8 @@ def work_on(
                 method = build_method(values, dataset)
             env.seed_everything(config.seed, clip.id)
             for prediction, grounding in predict_clip(method, clip, fresh):
+                if desk.lost:
+                    raise StoreError("Another process has taken over.", where=f"{store.root}, clip {clip.id}")
                 if grounding is not None and config.keep_maps:
                     store.write_maps(grounding, prediction.sample)
                 out.append(prediction)

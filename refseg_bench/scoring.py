@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from refseg_bench.errors import DataError, ScoreError
+from refseg_bench.metrics import kernel
 from refseg_bench.metrics.labels import FolderLabels, merged_labels, truth_labels
 from refseg_bench.metrics.masks import CountBook
 from refseg_bench.metrics.protocols.base import Case, GreyTrack, Item, LabelMaps, ScoringProtocol
@@ -437,7 +438,7 @@ def score_one_clip(
     expressions = [e for e in dataset.expressions(clip) if any(p.wants(e) for p in protocols)]
     labels = any(p.compares == "labels" for p in protocols)
     samples = any(p.compares != "labels" for p in protocols)
-    files = getattr(dataset, "annotation_files", None)
+    files = hook(dataset, "annotation_files")
     maps = files(clip) if labels and files is not None else None
     truth: LabelMaps | None = None
     if maps is not None:
@@ -446,7 +447,7 @@ def score_one_clip(
     if labels and truth is None:
         truth = truth_labels(clip, targets)
     unions = [target.union() for target in targets]
-    foreground = getattr(dataset, "foreground", None)
+    foreground = hook(dataset, "foreground")
     instances: MaskTrack | None = None if foreground is None else foreground(clip)
     book = CountBook(clip.size, len(clip))
     out: list[list[_Part]] = []
@@ -479,6 +480,18 @@ def score_one_clip(
             parts.append(_Part(known, scores, protocol.notes(case)))
         out.append(parts)
     return out
+
+
+def hook(dataset: Any, name: str) -> Callable[..., Any] | None:
+    """An optional method of a dataset, also of the one a part was taken from.
+
+    ``annotation_files(clip)`` gives one id-map PNG (or ``None``) per frame, ``foreground(clip)`` the
+    union of all annotated instances.
+    """
+    found = getattr(dataset, name, None)
+    if found is None and hasattr(dataset, "inner"):
+        return hook(dataset.inner, name)
+    return found if callable(found) else None
 
 
 def _targets(dataset: Dataset, clip: Clip, expressions: Sequence[Expression]) -> list[Target]:
@@ -557,11 +570,14 @@ class _Portable:
     def of(cls, dataset: Any) -> _Portable:
         if dataclasses.is_dataclass(dataset) and not isinstance(dataset, type):
             knobs = {f.name: getattr(dataset, f.name) for f in dataclasses.fields(dataset) if f.init}
-            return cls(None, type(dataset), knobs)
+            parts = {k: cls.of(v) if dataclasses.is_dataclass(v) else v for k, v in knobs.items()}
+            return cls(None, type(dataset), parts)
         return cls(dataset)
 
     def build(self) -> Any:
-        return self.made if self.cls is None else self.cls(**self.fields)
+        if self.cls is None:
+            return self.made
+        return self.cls(**{k: v.build() if isinstance(v, _Portable) else v for k, v in self.fields.items()})
 
 
 @dataclass
@@ -599,9 +615,11 @@ def _work(index: int) -> list[list[_Part]]:
 
 def _quiet_threads() -> None:
     """One thread per process: the clips are what is spread."""
-    import cv2
+    kernel.keep_pages()
+    if kernel.name() == "plain":
+        import cv2
 
-    cv2.setNumThreads(1)
+        cv2.setNumThreads(1)
 
 
 def _outcomes(

@@ -59,6 +59,9 @@ from refseg_bench.types import (
 # Every line starts with these keys in this order, so that an index is made without parsing masks.
 _HEAD = re.compile(rb'\{"sample": ("(?:[^"\\]|\\.)*"), "clip": ("(?:[^"\\]|\\.)*"), "ok": (true|false)')
 
+#: Folders that freezing makes.
+_PARTS = ("predictions", "env", "log")
+
 #: File names inside a protocol's scores folder.
 SAMPLES, RESULT = "samples.parquet", "result.json"
 
@@ -109,13 +112,13 @@ class RunStore:
                         cure="Choose another name=… or move the folder away.",
                     )
                 return store
-            if root.is_dir() and any(root.iterdir()) and not (root / "config.yaml").is_file():
+            if root.is_dir() and not (root / "config.yaml").is_file() and any(map(_foreign, root.iterdir())):
                 raise StoreError(
                     "The folder exists, but is no run folder.",
                     where=root,
                     cure="Choose another name=… or paths.runs=…",
                 )
-            for part in ("predictions", "env", "log"):
+            for part in _PARTS:
                 (root / part).mkdir(parents=True, exist_ok=True)
             write_atomic(root / "config.yaml", config_yaml)
             # Written last: a run folder without run.json was never completely frozen.
@@ -320,6 +323,7 @@ class PredictionWriter:
         self.job = job
         self.path = root / "predictions" / f"{job}.jsonl"
         self._handle: IO[bytes] | None = None
+        self._synced = -math.inf
 
     def __enter__(self) -> Self:
         return self
@@ -328,6 +332,8 @@ class PredictionWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._handle is not None:
+            self._synced = -math.inf
+            self.sync()
             self._handle.close()
             self._handle = None
 
@@ -356,8 +362,10 @@ class PredictionWriter:
             raise write_error(error, self.path) from error
 
     def sync(self) -> None:
-        """Make what was appended durable against the death of the machine."""
-        if self._handle is not None:
+        """Make what was appended durable against the death of the machine, at most once a second."""
+        now = time.monotonic()
+        if self._handle is not None and now - self._synced >= 1.0:
+            self._synced = now
             with contextlib.suppress(OSError):
                 os.fsync(self._handle.fileno())
 
@@ -434,6 +442,13 @@ def write_error(error: OSError, where: Path) -> StoreError:
     return StoreError(
         f"Can't write ({error.strerror or error}).", where=where, cure="Check the path and its rights."
     )
+
+
+def _foreign(path: Path) -> bool:
+    """True for what a freeze that was cut short can't have left."""
+    if path.is_dir():
+        return path.name not in _PARTS or any(path.iterdir())
+    return not path.name.startswith((".config.yaml.", ".run.json."))
 
 
 def _better(line: Line, known: Line) -> bool:

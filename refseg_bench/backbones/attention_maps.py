@@ -192,11 +192,7 @@ class MapReducer:
         Raises:
             AttentionError: a logit is NaN or infinite.
         """
-        if not bool(torch.isfinite(chunk.image_HNT).all()):
-            raise AttentionError(
-                f"Layer {layer} gives NaN or infinite attention logits.",
-                cure="Run the model in bf16 or fp32 (backbone.dtype): fp16 overflows in some of them.",
-            )
+        require_finite(chunk.image_HNT, layer)
         part = chunk.select(self.reading.tokens)
         text_HTT = part.text_HTT()
         self._layer_image.append(self._image(part, text_HTT).sum(0).mT)
@@ -292,6 +288,19 @@ class MapReducer:
         return sink_statistics(image_TN.cpu().numpy(), None if text_TT is None else text_TT.cpu().numpy())
 
 
+def require_finite(values: Tensor, layer: int) -> None:
+    """Refuse queries, keys or logits that are not numbers.
+
+    Raises:
+        AttentionError: naming the layer.
+    """
+    if not bool(torch.isfinite(values).all()):
+        raise AttentionError(
+            f"Layer {layer} gives NaN or infinite attention logits.",
+            cure="Run the model in bf16 or fp32 (backbone.dtype): fp16 overflows in some of them.",
+        )
+
+
 def sink_statistics(maps_TN: FloatTN, text_TT: FloatTT | None) -> NDArray[np.float32]:
     """The three numbers the sink rule looks at, per token.
 
@@ -359,6 +368,8 @@ class Recorder:
 
     def __call__(self, call: SdpaCall) -> None:
         """Read one layer."""
+        for tensor in (call.query, call.key):
+            require_finite(tensor, call.layer)
         for index, (reducers, positions) in enumerate(zip(self._reducers, self.layout.sets, strict=True)):
             kept: list[LayerLogits] = []
             for chunk in self._chunks(call, positions):

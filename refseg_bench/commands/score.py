@@ -1,40 +1,180 @@
-"""``refseg score``: predictions and targets to per-sample scores and a result row. No GPU, no method."""
+"""``refseg score``: predictions and targets to per-sample scores and a result row. No GPU, no method.
+
+Scores run folders of this harness, or (``--predictions``) files made by other people's code.
+"""
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from refseg_bench import config as configs
-from refseg_bench import schema, scoring
-from refseg_bench.commands.status import find
-from refseg_bench.metrics.protocols.base import ScoringProtocol
-from refseg_bench.metrics.stats import Bootstrap
-from refseg_bench.run import dataset_of, frozen
-from refseg_bench.store import RunStore
-from refseg_bench.types import Clip, Expression
+from refseg_bench.errors import ConfigError, ScoreError
+
+if TYPE_CHECKING:
+    from refseg_bench.metrics.protocols.base import ScoringProtocol
+    from refseg_bench.scoring import Answers, Options, PredictionSource, Scored, Survey
+    from refseg_bench.store import RunStore
+    from refseg_bench.types import Clip, Dataset, Expression
 
 
 def add(commands: Any) -> None:
     """Declare the options."""
-    p = commands.add_parser("score", help="score runs under their protocols, or others")
+    p = commands.add_parser(
+        "score",
+        help="score runs, or other people's predictions, under named protocols",
+        description="Score run folders under their own protocols or others; with --predictions, score "
+        "a folder of PNG files or a JSON of run lengths. docs/scoring.md lists the layouts, "
+        "docs/protocols.md the rules.",
+    )
     p.add_argument("runs", nargs="*", type=Path, help="run folders, or a folder of them (default: runs)")
-    p.add_argument("--protocol", help="ids, comma-separated (default: the run's, else the dataset's)")
-    p.add_argument("--partial", action="store_true", help="score although samples are failed or missing")
+    p.add_argument("--protocol", metavar="ID[,ID]", help="default: the run's, else the dataset's")
+    p.add_argument("--predictions", type=Path, metavar="DIR_OR_JSON", help="predictions of other code")
+    p.add_argument("--dataset", metavar="NAME", help="what --predictions are about")
+    p.add_argument("--root", type=Path, metavar="DIR", help="where that dataset is")
+    p.add_argument("--split", metavar="S", help="its split (default: the dataset's own)")
+    p.add_argument("--json", type=Path, metavar="OUT", help="write metrics, units and what is missing")
+    p.add_argument("--per-frame", action="store_true", help="values of every frame in --json")
+    p.add_argument("--explain", metavar="SAMPLE", help="print which rule made which number of a sample")
+    p.add_argument("--partial", action="store_true", help="score what is there, whatever is missing")
     p.add_argument("-j", "--jobs", type=int, default=0, help="processes (default: the cores given)")
     p.set_defaults(main=main)
 
 
 def main(args: argparse.Namespace) -> int:
-    """Run the command."""
-    protocols = args.protocol.split(",") if args.protocol else None
-    for store in find(args.runs):
-        score_run(store, protocols, partial=args.partial, jobs=args.jobs)
-    return 0
+    """Run the command.
+
+    Returns:
+        0 scored, 2 if a protocol refused.
+    """
+    ids = [word.strip() for word in args.protocol.split(",") if word.strip()] if args.protocol else None
+    if args.predictions is not None:
+        if args.runs:
+            raise ConfigError("Give run folders or --predictions, not both.")
+        if args.dataset is None:
+            raise ConfigError(
+                "--predictions needs --dataset NAME.", cure="`refseg data list` shows the names."
+            )
+        return _score_files(args, ids)
+    for name in ("dataset", "root", "split"):
+        if getattr(args, name) is not None:
+            raise ConfigError(f"--{name} goes with --predictions; a run knows its dataset.")
+    return _score_runs(args, ids)
+
+
+# ── files made by other code ─────────────────────────────────────────────────
+
+
+def _score_files(args: argparse.Namespace, ids: Sequence[str] | None) -> int:
+    from refseg_bench.external import open_predictions
+    from refseg_bench.scoring import Options
+
+    dataset = named_dataset(args.dataset, args.root, args.split)
+    words = list(ids or dataset.protocols)
+    source = open_predictions(args.predictions)
+    options = Options(
+        jobs=args.jobs or None, detail=args.per_frame or bool(args.explain), partial=args.partial
+    )
+    outcomes = under_each(dataset, source, words, options)
+    if args.json is not None:
+        write_json(args.json, outcomes, per_frame=args.per_frame)
+    _tell(outcomes, args.explain)
+    return 2 if any(isinstance(o, ScoreError) for _, o in outcomes) else 0
+
+
+def named_dataset(name: str, root: Path | None, split: str | None) -> Dataset:
+    """A dataset by the name of its YAML, without composing a run.
+
+    Raises:
+        ConfigError: there is no such dataset or split option.
+    """
+    import yaml
+
+    from refseg_bench import schema
+    from refseg_bench.resources import resource
+
+    shipped = {path.stem: path for path in sorted((resource("conf") / "dataset").glob("*.yaml"))}
+    if name not in shipped:
+        raise ConfigError(f"No dataset '{name}'.", allowed=shipped, cure="`refseg data list` shows them.")
+    node = yaml.safe_load(shipped[name].read_text(encoding="utf-8"))
+    # What refers to the rest of a composed config (cache folders) has its own default.
+    plain = {k: v for k, v in node.items() if not (isinstance(v, str) and v.startswith("${"))}
+    plain.pop("defaults", None)
+    if root is not None:
+        plain["root"] = str(root)
+    if split is not None:
+        plain["split"] = split
+    made: Dataset = schema.build(plain, f"dataset {name}")
+    return made
+
+
+def under_each(
+    dataset: Dataset, source: PredictionSource, words: Sequence[str], options: Options
+) -> list[tuple[str, Scored | ScoreError]]:
+    """Score under several protocols at once; one that refuses doesn't keep the others from scoring.
+
+    Args:
+        dataset: the truth.
+        source: the predictions.
+        words: protocols as typed.
+        options: see :class:`refseg_bench.scoring.Options`.
+
+    Returns:
+        (protocol as typed, its outcome or its refusal).
+    """
+    from refseg_bench.metrics.protocols.catalogue import find
+    from refseg_bench.scoring import score
+
+    protocols = [find(word) for word in words]
+
+    def attempt(chosen: Sequence[ScoringProtocol], report: Callable[[str], None]) -> list[Scored]:
+        return score(dataset, [source], chosen, options, report=report)
+
+    try:
+        return list(zip(words, attempt(protocols, _say), strict=True))
+    except ScoreError as refusal:
+        if len(words) == 1:
+            return [(words[0], refusal)]
+    outcomes: list[tuple[str, Scored | ScoreError]] = []
+    for word, protocol in zip(words, protocols, strict=True):
+        try:
+            outcomes.append((word, attempt([protocol], lambda line: None)[0]))
+        except ScoreError as refusal:
+            outcomes.append((word, refusal))
+    return outcomes
+
+
+# ── run folders ──────────────────────────────────────────────────────────────
+
+
+def _score_runs(args: argparse.Namespace, ids: Sequence[str] | None) -> int:
+    from refseg_bench.commands.status import find as find_runs
+
+    refused = False
+    documents: dict[str, Any] = {}
+    for store in find_runs(args.runs):
+        outcomes = score_store(
+            store,
+            ids,
+            partial=args.partial,
+            jobs=args.jobs,
+            detail=args.per_frame or bool(args.explain),
+        )
+        documents[store.root.name] = document(outcomes, per_frame=args.per_frame)
+        if args.explain:
+            _tell(outcomes, args.explain)
+        for word, outcome in outcomes:
+            if isinstance(outcome, ScoreError):
+                refused = True
+                print(f"refseg score: {store.root}, {word}: {outcome}", file=sys.stderr)
+    if args.json is not None:
+        whole = next(iter(documents.values())) if len(documents) == 1 else documents
+        args.json.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+    return 2 if refused else 0
 
 
 @dataclass(frozen=True)
@@ -48,31 +188,32 @@ class StoreSource:
         """The run's name."""
         return self.root.name
 
-    def survey(self, clip: Clip, expressions: Sequence[Expression]) -> scoring.Survey:
+    def survey(self, clip: Clip, expressions: Sequence[Expression]) -> Survey:
         """The state of every expression, from the index alone."""
+        from refseg_bench.scoring import State, Survey
+
         statuses = _opened(self.root).statuses(clip.id)
-        return scoring.Survey({e.id: scoring.State(statuses.get(e.id, "missing")) for e in expressions})
+        return Survey({e.id: State(statuses.get(e.id, "missing")) for e in expressions})
 
     def answers(
         self, clip: Clip, expressions: Sequence[Expression], *, labels: bool, samples: bool
-    ) -> scoring.Answers:
+    ) -> Answers:
         """The clip's predictions."""
+        from refseg_bench.scoring import Answers
+
         found = _opened(self.root).predictions(clip.id)
-        return scoring.Answers({e.id: found[e.id] for e in expressions if e.id in found})
+        return Answers({e.id: found[e.id] for e in expressions if e.id in found})
 
 
 _stores: dict[Path, RunStore] = {}
 
 
 def _opened(root: Path) -> RunStore:
+    from refseg_bench.store import RunStore
+
     if root not in _stores:
         _stores[root] = RunStore(root)
     return _stores[root]
-
-
-def protocols_of(ids: Sequence[str]) -> list[ScoringProtocol]:
-    """Protocols by id."""
-    return [schema.build(configs.load_node("protocol", name), "protocol") for name in ids]
 
 
 def score_run(
@@ -89,18 +230,124 @@ def score_run(
     Raises:
         ScoreError: work is missing that a protocol does not allow, or the masks are hidden.
     """
+    outcomes = score_store(store, protocols, partial=partial, jobs=jobs)
+    refusals = [outcome for _, outcome in outcomes if isinstance(outcome, ScoreError)]
+    if refusals:
+        raise refusals[0]
+
+
+def score_store(
+    store: RunStore,
+    protocols: Sequence[str] | None = None,
+    *,
+    partial: bool = False,
+    jobs: int = 0,
+    detail: bool = False,
+) -> list[tuple[str, Scored | ScoreError]]:
+    """Score one run, keep what could be scored, and return outcomes and refusals by protocol."""
+    from refseg_bench import config as configs
+    from refseg_bench import scoring
+    from refseg_bench.metrics.stats import Bootstrap
+    from refseg_bench.run import dataset_of, frozen
+
     values = frozen(store)
     config = configs.load(values)
     dataset = dataset_of(values)
-    ids = protocols or config.protocols or dataset.protocols
     options = scoring.Options(
         jobs=jobs or config.score.jobs or None,
+        detail=detail,
         partial=partial or config.score.partial,
         strict=True,
         bootstrap=Bootstrap(config.score.bootstrap, config.score.confidence, config.score.seed),
     )
-    source = StoreSource(store.root)
-    for scored in scoring.score(
-        dataset, [source], protocols_of(ids), options, report=lambda line: print(f"  {line}", file=sys.stderr)
-    ):
-        store.write_result(scored.result, scored.table.write_parquet)
+    words = list(protocols or config.protocols or dataset.protocols)
+    outcomes = under_each(dataset, StoreSource(store.root), words, options)
+    for _, outcome in outcomes:
+        if isinstance(outcome, scoring.Scored):
+            store.write_result(outcome.result, outcome.table.write_parquet)
+    return outcomes
+
+
+# ── telling ──────────────────────────────────────────────────────────────────
+
+
+def document(outcomes: Sequence[tuple[str, Scored | ScoreError]], *, per_frame: bool) -> dict[str, Any]:
+    """What ``--json`` holds: protocol as typed → metrics, units, n, failed, missing and more."""
+    out: dict[str, Any] = {}
+    for word, outcome in outcomes:
+        if isinstance(outcome, ScoreError):
+            coverage = getattr(outcome, "coverage", None)
+            out[word] = {
+                "error": str(outcome),
+                "metrics": None,
+                "units": [],
+                "n": 0,
+                "failed": [] if coverage is None else list(coverage.failed),
+                "missing": [] if coverage is None else [*coverage.missing, *coverage.gaps],
+            }
+            continue
+        result, table, coverage = outcome.result, outcome.table, outcome.coverage
+        columns = table.values
+        out[word] = {
+            "protocol": result.protocol,
+            "metrics": {name: _finite(e.value) for name, e in result.metrics.items()},
+            "intervals": {name: [_finite(e.low), _finite(e.high)] for name, e in result.metrics.items()},
+            "printed": {name: _finite(v) for name, v in result.details["printed"].items()},
+            "scale": result.scale,
+            "n": result.n,
+            "expected": result.expected,
+            "failed": list(coverage.failed),
+            "missing": [*coverage.missing, *coverage.gaps],
+            "missing_frames": {name: list(frames) for name, frames in coverage.gaps.items()},
+            "notes": dict(outcome.notes),
+            "units": [
+                {
+                    "id": unit,
+                    "clip": table.clusters[row],
+                    "values": {name: _finite(float(column[row])) for name, column in columns.items()},
+                    "attrs": {k: c[row] for k, c in table.attrs.items() if c[row] is not None},
+                    **({"frames": dict(table.frames[row] or {})} if per_frame else {}),
+                }
+                for row, unit in enumerate(table.units)
+            ],
+        }
+    return out
+
+
+def write_json(path: Path, outcomes: Sequence[tuple[str, Scored | ScoreError]], *, per_frame: bool) -> None:
+    """Write :func:`document` to a file."""
+    try:
+        path.write_text(
+            json.dumps(document(outcomes, per_frame=per_frame), indent=1) + "\n", encoding="utf-8"
+        )
+    except OSError as error:
+        raise ConfigError(f"Can't write the scores ({error.strerror}).", where=path) from error
+
+
+def _finite(value: float) -> float | None:
+    """NaN has no place in JSON."""
+    return value if value == value else None
+
+
+def _say(line: str) -> None:
+    print(f"  {line}", file=sys.stderr)
+
+
+def _tell(outcomes: Sequence[tuple[str, Scored | ScoreError]], explain: str | None) -> None:
+    from refseg_bench.explain import explained
+
+    for word, outcome in outcomes:
+        if isinstance(outcome, ScoreError):
+            print(f"refseg score: {word}: {outcome}", file=sys.stderr)
+            continue
+        result = outcome.result
+        printed = result.details["printed"]
+        counts = f"n={result.n} of {result.expected}  failed={result.failed}  missing={result.missing}"
+        print(f"{result.protocol}  {counts}")
+        for name, estimate in result.metrics.items():
+            interval = f"  [{estimate.low:.4f}, {estimate.high:.4f}]" if estimate.low == estimate.low else ""
+            print(f"  {name:<16} {printed[name]:.10g}{interval}")
+        for name, value in outcome.notes.items():
+            print(f"  {name}: {value}")
+        if explain:
+            print(explained(outcome, explain))

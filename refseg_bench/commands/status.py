@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from refseg_bench.claims import records
 from refseg_bench.errors import StoreError
@@ -48,7 +48,9 @@ def find(paths: list[Path]) -> list[RunStore]:
 def main(args: argparse.Namespace) -> int:
     """Run the command."""
     console = Console()
-    table = Table("run", "done", "failed", "left", "s/sample", "ETA", "GPU h", "peak MiB")
+    table = Table(
+        Column("run", overflow="fold"), "done", "failed", "left", "s/sample", "ETA", "GPU h", "peak MiB"
+    )
     notes: list[str] = []
     stores = find(args.runs)
     busy = living(stores)

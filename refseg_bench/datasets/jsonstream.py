@@ -53,7 +53,8 @@ class JsonStream:
         self._buffer = b""
         self._at = 0
         self._base = 0
-        self._more()
+        while len(self._buffer) < 3 and self._more():
+            pass
         if self._buffer.startswith(b"\xef\xbb\xbf"):
             self._at = 3
 

@@ -10,6 +10,7 @@ Orders are the files' own (protocols average in that order); nothing here depend
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +29,6 @@ from refseg_bench.datasets.files import (
     want,
 )
 from refseg_bench.datasets.masks import (
-    ClipLabels,
     LabelMaps,
     MaskSource,
     RunLengthMasks,
@@ -43,6 +43,8 @@ from refseg_bench.types import Clip, Expression, Target
 
 #: Fields of an expression that have a place of their own; all others become attributes as they are.
 _OWN = ("exp", "obj_id", "anno_id")
+#: Names that need no closer look.
+_PLAIN = re.compile(r"[A-Za-z0-9_-]+")
 #: What some releases write for "no object".
 _NOBODY = ("-1",)
 
@@ -96,6 +98,8 @@ class MetaExpressions:
         hidden: splits whose masks only an evaluation server has.
         videos: only these videos; empty = all.
         protocols: ids a run is scored under unless it says otherwise.
+        every_frame_listed: a frame file that the expression file doesn't list is a problem to
+            ``verify`` (some releases ship more frames than they use).
         follow_links: read symbolic links that lead out of ``root``.
     """
 
@@ -110,6 +114,7 @@ class MetaExpressions:
     hidden: list[str] = field(default_factory=lambda: ["valid", "test"])
     videos: list[str] = field(default_factory=list)
     protocols: list[str] = knob(factory=lambda: ["rvos-expr"], transient=True)
+    every_frame_listed: bool = knob(True, transient=True)
     follow_links: bool = knob(False, transient=True)
 
     _state: _State | None = field(default=None, init=False, repr=False, compare=False)
@@ -140,10 +145,10 @@ class MetaExpressions:
         """
         return self.target_of(clip, expression, refuse)
 
-    def labels(self, clip: Clip) -> ClipLabels | None:
-        """Id maps of all annotated objects of a clip, where the set keeps such maps."""
+    def annotation_files(self, clip: Clip) -> list[Path | None] | None:
+        """The id map of every frame (``None`` where it is missing), where the set keeps such maps."""
         source = self._loaded().masks(self)
-        return source.labels(clip) if isinstance(source, LabelMaps) else None
+        return source.files(clip) if isinstance(source, LabelMaps) else None
 
     # ── the same with every problem told (for ``refseg data verify``) ────────
 
@@ -323,6 +328,57 @@ class MetaExpressions:
             void=source.void(clip, report),
         )
 
+    def survey(self, report: Report) -> Iterator[tuple[Clip | None, list[Expression]]]:
+        """Read everything but the masks, with every problem told.
+
+        Yields:
+            Per video its clip (``None`` if it can't be made) and its readable expressions.
+        """
+        try:
+            self._state = self.read(report)
+        except Damage as damage:
+            report(damage)
+            self._mask_file(report)
+            return
+        self._mask_file(report)
+        clips = {clip.id: clip for clip in self._state.clips}
+        for video, record in self._state.videos.items():
+            yield clips.get(video), self.expressions_of(video, report) if isinstance(record, dict) else []
+
+    def _mask_file(self, report: Report) -> None:
+        """Open the masks, so that a torn mask file is told although nothing asks for it."""
+        try:
+            source = self.mask_source(self.base())
+        except Damage as damage:
+            report(damage)
+            source = None
+        if self._state is not None:
+            self._state.keep(source)
+
+    def check_targets(self, clip: Clip, expressions: Sequence[Expression], report: Report) -> None:
+        """Read every mask the expressions mean, each once."""
+        source = self._loaded().masks(self)
+        if source is None:
+            if expressions:
+                self.target_of(clip, expressions[0], report)
+            return
+        seen: dict[Wanted, None] = {}
+        for expression in expressions:
+            wanted = self.wanted(expression)
+            if wanted is None:
+                self.target_of(clip, expression, report)
+            seen.update(dict.fromkeys(wanted or ()))
+        source.tracks(clip, list(seen), report)
+        if isinstance(source, LabelMaps):
+            for path in source.extra(clip):
+                report(
+                    Damage(
+                        "extra mask",
+                        f"The mask '{path.name}' belongs to no frame of video '{clip.id}'.",
+                        file=path,
+                    )
+                )
+
     def mask_source(self, base: Path) -> MaskSource | None:
         """The first mask source that exists."""
         for path in (base / self.fill(p) for p in self.masks):
@@ -366,8 +422,9 @@ class MetaExpressions:
             return None
         try:
             folder = safe_join(frames, video, file=file, place=place)
-            for index, name in enumerate(names):
-                safe_join(folder, name, file=file, place=f"{place}.frames[{index}]")
+            if not all(isinstance(name, str) and _PLAIN.fullmatch(name) for name in names):
+                for index, name in enumerate(names):
+                    safe_join(folder, name, file=file, place=f"{place}.frames[{index}]")
         except Damage as damage:
             report(damage)
             return None
@@ -382,11 +439,9 @@ class MetaExpressions:
                     cure="Restore the original file.",
                 )
             )
-            return None
+            names = list(dict.fromkeys(names))
         paths = list(self._frame_paths(folder, names, (base, frames), report))
-        if len(paths) != len(names):
-            return None
-        size = self._size(record, paths[0], file, place, report)
+        size = self._size(record, paths, file, place, report)
         if size is None:
             return None
         return Clip(video, tuple(paths), tuple(names), size, self.clip_attributes(record))
@@ -402,7 +457,11 @@ class MetaExpressions:
     def _frame_paths(
         self, folder: Path, names: Sequence[str], homes: tuple[Path, ...], report: Report
     ) -> Iterator[Path]:
-        """One existing file per frame; the folder is listed once instead of asking for each file."""
+        """One file per frame; the folder is listed once instead of asking for each file.
+
+        A file that is reported as missing or as a link keeps its place, so that the masks of the
+        other frames can be checked in the same pass.
+        """
         if not check_link(folder, *homes, follow=self.follow_links, report=report):
             return
         try:
@@ -412,28 +471,46 @@ class MetaExpressions:
             report(Damage("missing video", f"The folder of video '{folder.name}' is missing.", file=folder))
             return
         for name in names:
-            file = next((f"{name}{e}" for e in (".jpg", ".png", ".jpeg") if f"{name}{e}" in present), None)
-            if file is None:
-                report(Damage("missing frame", f"Frame '{name}' is missing.", file=folder / f"{name}.jpg"))
-                continue
-            if present[file] and not check_link(
-                folder / file, *homes, follow=self.follow_links, report=report
-            ):
-                continue
-            yield folder / file
+            file = f"{name}.jpg"
+            if file not in present:
+                file = next((f"{name}{e}" for e in (".png", ".jpeg") if f"{name}{e}" in present), "")
+            if not file:
+                file = f"{name}.jpg"
+                report(Damage("missing frame", f"Frame '{name}' is missing.", file=folder / file))
+            elif present[file]:
+                check_link(folder / file, *homes, follow=self.follow_links, report=report)
+            # One parse of a joined text: a large split has 10^5 frames, and `folder / file` parses twice.
+            yield Path(f"{folder}/{file}")
 
     def _size(
-        self, record: Mapping[str, Any], first: Path, file: Path, place: str, report: Report
+        self, record: Mapping[str, Any], paths: Sequence[Path], file: Path, place: str, report: Report
     ) -> tuple[int, int] | None:
+        """The video's (height, width): what the file says, else the size of the first readable frame."""
         if "height" in record and "width" in record:
             height = field_of(record, "height", int, file=file, place=place, report=report)
             width = field_of(record, "width", int, file=file, place=place, report=report)
-            return None if height is None or width is None else (height, width)
-        try:
-            return image_size(first)
-        except DataError as error:
-            report(Damage("unreadable frame", error.what, file=first))
+            if height is None or width is None:
+                return None
+            if 0 < height <= 65535 and 0 < width <= 65535:
+                return height, width
+            report(
+                Damage(
+                    "bad size",
+                    f"The video is said to be {height} x {width} pixels.",
+                    file=file,
+                    place=place,
+                    cure="Restore the original file.",
+                )
+            )
             return None
+        for path in paths:
+            if not path.is_file():
+                continue
+            try:
+                return image_size(path)
+            except DataError as error:
+                report(Damage("unreadable frame", error.what, file=path))
+        return None
 
 
 @dataclass
@@ -452,6 +529,10 @@ class _State:
             self._masks = owner.mask_source(self.base)
             self._looked = True
         return self._masks
+
+    def keep(self, masks: MaskSource | None) -> None:
+        """Set the source, found or not."""
+        self._masks, self._looked = masks, True
 
 
 def id_list(value: Any) -> list[str] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -180,6 +180,22 @@ class ReasonSeg:
         if not texts:
             report(Damage("empty expression", "The image has no text.", file=file, place="text"))
         return out
+
+    def survey(self, report: Report) -> Iterator[tuple[Clip | None, list[Expression]]]:
+        """Read everything but the masks, with every problem told.
+
+        Yields:
+            Per image its clip and its readable texts.
+        """
+        for clip in self.read(report):
+            try:
+                yield clip, self.expressions_of(clip.id, report)
+            except Damage as damage:
+                report(damage)
+
+    def check_targets(self, clip: Clip, expressions: Sequence[Expression], report: Report) -> None:
+        """Read the polygons of an image."""
+        self.target_of(clip, expressions[0] if expressions else Expression("0", ""), report)
 
     def target_of(self, clip: Clip, expression: Expression, report: Report) -> Target:
         """The target of an image, with damaged polygons told to ``report`` and left out."""

@@ -58,6 +58,7 @@ class ReasonVos(MetaExpressions):
     )
     hidden: list[str] = field(default_factory=list)
     protocols: list[str] = knob(factory=lambda: ["reasonvos"], transient=True)
+    every_frame_listed: bool = knob(False, transient=True)
 
     def read_videos(self, file: Path, report: Report) -> dict[str, dict[str, Any]]:
         """The videos in the common shape, whichever form the file has."""
@@ -93,7 +94,7 @@ class ReasonVos(MetaExpressions):
                 continue
             object_id = str(raw.get("obj_id", ""))
             anno_id = f"{source}_{video}_{object_id}"
-            if not object_id or bad_name(anno_id) is not None:
+            if not object_id or "/" in object_id or bad_name(anno_id) is not None:
                 report(
                     Damage(
                         "bad object id",

@@ -82,6 +82,7 @@ class RefYoutubeVos(RunningNumbers):
         default_factory=lambda: ["{split}/Annotations", "{split}/mask_dict.pkl", "{split}/mask_dict.json"]
     )
     hidden: list[str] = field(default_factory=lambda: ["valid", "test"])
+    every_frame_listed: bool = knob(False, transient=True)
     test: list[str] = field(default_factory=lambda: ["meta_expressions/test/meta_expressions.json"])
     valid_list: list[str] = field(
         default_factory=lambda: [

@@ -82,6 +82,7 @@ class RefCoco:
     follow_links: bool = knob(False, transient=True)
 
     _store: Entries | None = field(default=None, init=False, repr=False, compare=False)
+    _last: tuple[str, dict[str, Any]] = field(default=("", {}), init=False, repr=False, compare=False)
     _clips: list[Clip] | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -112,7 +113,7 @@ class RefCoco:
         Raises:
             DataError: a sentence has no words.
         """
-        return list(self._expressions(clip.id))
+        return list(self._expressions(self._blob(clip.id)))
 
     def target(self, clip: Clip, expression: Expression) -> Target | None:
         """The annotations a sentence means; none of them = nothing in the image is meant.
@@ -164,15 +165,26 @@ class RefCoco:
             cure="Put COCO's train2014 images there, or name their folder: dataset.images=[FOLDER].",
         )
 
+    def splits(self) -> list[str]:
+        """The splits the sentence file speaks of.
+
+        Raises:
+            DataError: the set is not found; a damaged file counts as having none.
+        """
+        self.base()
+        try:
+            return [k.partition(":")[2] for k in self._opened() if k.startswith("table:")]
+        except Damage:
+            return []
+
     def rows(self) -> list[list[Any]]:
         """``[image_id, file_name, height, width]`` of the split's images."""
         store = self._opened()
         if f"table:{self.split}" not in store:
-            splits = sorted(k.partition(":")[2] for k in store if k.startswith("table:"))
             raise DataError(
                 f"'{self.name}' has no split '{self.split}'.",
                 where=self.files()[0],
-                allowed=splits,
+                allowed=sorted(self.splits()),
                 cure="Set dataset.split; splits differ by author.",
             )
         rows: list[list[Any]] = store.get(f"table:{self.split}")
@@ -205,8 +217,7 @@ class RefCoco:
             )
         return self._store
 
-    def _expressions(self, image_id: str) -> Iterator[Expression]:
-        blob = self._opened().get(f"image:{self.split}:{image_id}")
+    def _expressions(self, blob: Mapping[str, Any]) -> Iterator[Expression]:
         for ref in blob["refs"]:
             shared = {k: v for k, v in ref.items() if k != "sentences"}
             for sentence in ref["sentences"]:
@@ -216,10 +227,47 @@ class RefCoco:
                     str(sentence["sent_id"]), text, {**shared, **sentence, "split_by": self.split_by}
                 )
 
+    def _blob(self, image_id: str) -> dict[str, Any]:
+        if self._last[0] != image_id:
+            self._last = image_id, self._opened().get(f"image:{self.split}:{image_id}")
+        return self._last[1]
+
+    def survey(self, report: Report) -> Iterator[tuple[Clip | None, list[Expression]]]:
+        """Read everything but the masks, with every problem told.
+
+        Yields:
+            Per image its clip (``None`` if it can't be made) and its readable sentences.
+        """
+        try:
+            refs, instances = self.files()
+            folder = self.image_folder()
+            found = False
+            for key, text in join(refs, instances, report):
+                kind, split, image_id = (*key.split(":"), "")[:3]
+                if kind != "image" or split != self.split:
+                    continue
+                found = True
+                blob = json.loads(text)
+                self._last = image_id, blob
+                yield self.clip(blob["image"], folder, report), list(self._expressions(blob))
+            if not found:
+                report(Damage("missing split", f"There is no sentence of split '{self.split}'.", file=refs))
+        except Damage as damage:
+            report(damage)
+
+    def check_targets(self, clip: Clip, expressions: Sequence[Expression], report: Report) -> None:
+        """Read every annotation the sentences mean, each once."""
+        seen: set[tuple[str, ...]] = set()
+        for expression in expressions:
+            ids = tuple(expression.attrs["anno_ids"])
+            if ids not in seen:
+                self.target_of(clip, expression, report)
+            seen.add(ids)
+
     def target_of(self, clip: Clip, expression: Expression, report: Report) -> Target:
         """The target of a sentence, with damaged annotations told to ``report`` and left empty."""
-        annotations = self._opened().get(f"image:{self.split}:{clip.id}")["annotations"]
-        _, file = self.files()
+        annotations = self._blob(clip.id)["annotations"]
+        file = self.files()[1]
         tracks: list[MaskTrack] = []
         doubles: list[bytes] = []
         ids = expression.attrs["anno_ids"]
@@ -435,11 +483,13 @@ def join(refs_file: Path, instances_file: Path, report: Report) -> Iterator[tupl
         kept = [ref for ref in refs if _complete(ref, image_id, annotations, refs_file, report)]
         _unique_sentences(kept, refs_file, report)
         mine = {a: annotations[a] for ref in kept for a in ref["anno_ids"]}
-        blob = b'{"refs":%s,"annotations":{%s}}' % (
+        row = [image_id, *images[image_id]]
+        blob = b'{"image":%s,"refs":%s,"annotations":{%s}}' % (
+            _json(row),
             _json(kept),
             b",".join(b'"%s":%s' % (a.encode(), text) for a, (_, text) in mine.items()),
         )
-        tables.setdefault(split, []).append([image_id, *images[image_id]])
+        tables.setdefault(split, []).append(row)
         yield f"image:{split}:{image_id}", blob
     for split, rows in tables.items():
         yield f"table:{split}", _json(rows)

@@ -36,6 +36,7 @@ class Revos(MetaExpressions):
     masks: list[str] = field(default_factory=lambda: ["mask_dict.json", "mask_dict.pkl"])
     hidden: list[str] = field(default_factory=list)
     protocols: list[str] = knob(factory=lambda: ["revos-binary"], transient=True)
+    every_frame_listed: bool = knob(False, transient=True)
     foreground_masks: list[str] = field(default_factory=lambda: ["mask_dict_foreground.json"])
 
     def attributes(

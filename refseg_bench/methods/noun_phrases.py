@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 DEFAULT_MODEL = "en_core_web_lg"
 
 _DETERMINERS = word_set(
-    "a an the this that these those my your his her its our their some any each every another one both all "
+    "a an the this that these those my your his her its our their some any each every another both all "
     "either what which who whose where find show segment please"
 )
 _PREPOSITIONS = word_set(

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from refseg_bench.errors import ConfigError
 from refseg_bench.metrics import boundary
+from refseg_bench.types import encode_rle
 
 #: A mask made ready for comparison; opaque outside the kernel that made it.
 Region = Any
@@ -54,7 +55,7 @@ def region(mask_HW: NDArray[Any]) -> Region:
     plain = np.ascontiguousarray(mask_HW != 0 if mask_HW.dtype != np.bool_ else mask_HW)
     if _KERNEL is None:
         return boundary.prepare(plain)
-    return _KERNEL.from_mask(plain.view(np.uint8), plain.shape[0], plain.shape[1])
+    return _KERNEL.from_mask(plain.view(np.uint8))
 
 
 def region_rle(counts: bytes, size: tuple[int, int]) -> Region:
@@ -80,12 +81,20 @@ def empty_region(size: tuple[int, int]) -> Region:
     return region(np.zeros(size, np.bool_))
 
 
+def encode_mask(mask_HW: NDArray[np.bool_]) -> bytes:
+    """COCO run lengths of a mask, as :func:`refseg_bench.types.encode_rle` gives them, only faster."""
+    if _KERNEL is not None:
+        return _KERNEL.encode(np.ascontiguousarray(mask_HW).view(np.uint8))  # type: ignore[no-any-return]
+    return encode_rle(mask_HW)
+
+
 def unfilter(raw: bytes, height: int, width: int) -> NDArray[np.uint8] | None:
     """Pixels ``(height, width)`` of inflated 8-bit one-channel PNG rows.
 
     Args:
         raw: ``height`` rows of one filter byte and ``width`` filtered bytes.
-        height, width: size of the image.
+        height: rows of the image.
+        width: its columns.
 
     Returns:
         The pixels, or ``None`` where this kernel doesn't undo a filter that was used.
@@ -113,3 +122,23 @@ def compare(truth: Region, answer: Region, radius: int) -> tuple[int, ...]:
     if _KERNEL is None:
         return boundary.compare(truth, answer, radius)
     return _KERNEL.compare(truth, answer, radius)  # type: ignore[no-any-return]
+
+
+def keep_pages() -> None:
+    """Tell glibc to keep freed memory of this process (no effect elsewhere).
+
+    A decoded frame is larger than the size from which malloc maps fresh pages for every block;
+    mapping and unmapping them would cost more than half of the scoring time.
+    """
+    import ctypes
+    import sys
+
+    if not sys.platform.startswith("linux"):
+        return
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return
+    trim_threshold, mmap_threshold = -1, -3
+    mallopt(mmap_threshold, 64 << 20)
+    mallopt(trim_threshold, 128 << 20)

@@ -158,8 +158,8 @@ def merged_labels(
         tracks = sets.setdefault(name, {})
         if number in tracks:
             raise ScoreError(
-                f"Object {number} of '{clip.id}' has several expressions, so their masks can't be merged into "
-                "one id map.",
+                f"Object {number} of '{clip.id}' has several expressions, so their masks can't be merged "
+                "into one id map.",
                 where=clip.id,
                 cure="Score this dataset under a protocol whose unit is the expression.",
             )
@@ -171,7 +171,10 @@ def merged_labels(
             tracks[number] = prediction.track
     return {
         name: TrackLabels(
-            clip.size, clip.frame_names, tuple(tracks.items()), None, clip.frame_names if name in gone else ()
+            clip.size,
+            clip.frame_names,
+            tuple(tracks.items()),
+            incomplete=clip.frame_names if name in gone else (),
         )
         for name, tracks in sets.items()
     }
@@ -182,7 +185,8 @@ def _only_object(expression: Expression, clip: Clip) -> int:
     if isinstance(ids, (list, tuple)):
         if len(ids) != 1:
             raise ScoreError(
-                f"Expression '{expression.id}' of '{clip.id}' means {len(ids)} objects; an id map needs one each.",
+                f"Expression '{expression.id}' of '{clip.id}' means {len(ids)} objects; an id map needs "
+                "one each.",
                 cure="Score this dataset under a protocol whose unit is the expression.",
             )
         ids = ids[0]

@@ -113,7 +113,8 @@ def difference(
     """Paired difference ``second - first`` of every metric, with interval and p-value.
 
     Args:
-        first, second: per-unit summands of two runs, same units in the same order.
+        first: per-unit summands of one run.
+        second: those of the other, same units in the same order.
         clusters: the cluster of every unit.
         combine: metrics from sums of the terms, vectorised over rows.
         options: resamples, level and seed.

@@ -1,12 +1,7 @@
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-import tiny_dits
+from tests.backbones import tiny_dits
 
 
 @pytest.fixture(scope="session")

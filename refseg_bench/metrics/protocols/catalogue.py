@@ -94,7 +94,8 @@ def _read(path: Path) -> dict[str, Any]:
 def table() -> str:
     """The rules of all shipped protocols as Markdown."""
     head = (
-        "| id@version | imitates | unit | frames | matching | void | missing work | rounding | scale | overlap |",
+        "| id@version | imitates | unit | frames | matching | void | missing work | rounding | scale "
+        "| overlap |",
         "|---|---|---|---|---|---|---|---|---|---|",
     )
     rows = []

@@ -18,7 +18,7 @@ THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
 
 
 def precision_names(thresholds: Sequence[float] = THRESHOLDS) -> tuple[str, ...]:
-    """``Pr@0.5`` …"""
+    """``Pr@0.5``, ``Pr@0.6`` and so on."""
     return tuple(f"Pr@{x:.1f}" for x in thresholds)
 
 
@@ -269,10 +269,7 @@ class GrefcocoGres(ImageProtocol):
         """Raw I and U, the two flags, and the sample's IoU after the rules."""
         nothing = no_target(item)
         flagged = self.flagged(item)
-        if nothing:
-            iou = 1.0 if flagged else 0.0
-        else:
-            iou = 0.0 if flagged or not union else inter / union
+        iou = float(flagged) if nothing else 0.0 if flagged or not union else inter / union
         return {
             "IoU": iou,
             "I": float(inter),

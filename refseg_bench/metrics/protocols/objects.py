@@ -71,8 +71,8 @@ class LabelProtocol(ScoringProtocol):
             frames = self.frames(case.clip)
             if name not in case.answers and case.answers:
                 raise ScoreError(
-                    f"{self.name} scores {'one set of id maps' if not name else f'the set {name}'} per clip, the "
-                    f"predictions hold {', '.join(repr(n) for n in case.answers)}.",
+                    f"{self.name} scores {f'the set {name}' if name else 'one set of id maps'} per clip, "
+                    f"the predictions hold {', '.join(repr(n) for n in case.answers)}.",
                     where=case.clip.id,
                     cure="Use refdavis-anno for four annotators, davis-unsup for one set of maps.",
                 )

@@ -79,10 +79,11 @@ class RevosVisa(RvosExpression):
         """J and F from counts, A and R from values; the expression's type beside them."""
         types = {sample_id(case.clip.id, i.expression.id): expression_type(i) for i in case.items}
         zero = dict.fromkeys(("J&F", *_COLUMNS), 0.0)
-        return [
-            Score(s.unit, s.cluster, s.values if s.attrs.get("counted_as") != "zero" else zero, {**s.attrs, "type_id": types[s.unit]})
-            for s in super().score_clip(case)
-        ]  # fmt: skip
+        out: list[Score] = []
+        for s in super().score_clip(case):
+            values = zero if s.attrs.get("counted_as") == "zero" else s.values
+            out.append(Score(s.unit, s.cluster, values, {**s.attrs, "type_id": types[s.unit]}))
+        return out
 
     def score_item(self, case: Case, item: Item, frames: Sequence[int], counts: NDArray[np.int64]) -> Score:
         """The rounded values of one complete sample."""

@@ -1,0 +1,565 @@
+"""Predictions made by other people's code: folders of PNG files, or one JSON of run lengths.
+
+The layout is recognised per clip (docs/scoring.md lists all of them); nothing is copied or
+converted on disk. Names that come from datasets or JSON never lead out of the folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refseg_bench.datasets.files import bad_name
+from refseg_bench.datasets.rle import checked_rle
+from refseg_bench.errors import DataError, RefsegError, ScoreError
+from refseg_bench.metrics import png
+from refseg_bench.metrics.kernel import encode_mask
+from refseg_bench.metrics.labels import FolderLabels
+from refseg_bench.metrics.protocols.base import GreyTrack, LabelMaps
+from refseg_bench.scoring import Answers, PredictionSource, State, Survey
+from refseg_bench.types import (
+    Clip,
+    Expression,
+    HeatPoint,
+    MaskTrack,
+    Prediction,
+    SampleFailure,
+    sample_id,
+)
+
+#: Folders that archives put above the videos.
+TOPS = ("", "Annotations", "480p", "Annotations/480p")
+#: Names of merged sets, one per annotator (ReferFormer's layout).
+SETS = ("anno_0", "anno_1", "anno_2", "anno_3")
+#: Keys under which a JSON may hold the masks of an expression.
+MASK_KEYS = (
+    "prediction_masks",
+    "pred_masks",
+    "masks",
+    "rles",
+    "masks_rle",
+    "segmentations",
+    "mask",
+    "rle",
+    "segmentation",
+)
+CLIP_KEYS = ("video_id", "video", "video_name", "vid", "clip", "image_id", "image", "img_id", "name")
+EXPRESSION_KEYS = ("exp_id", "expression_id", "expression", "sent_id", "exp", "id")
+
+
+def open_predictions(path: Path) -> PredictionSource:
+    """The source a path means: a folder of PNG files, or a JSON file (also alone in a folder).
+
+    Raises:
+        DataError: there is nothing readable.
+    """
+    if path.is_file() and path.suffix == ".json":
+        return JsonPredictions(path)
+    if path.is_dir():
+        inside = [p for p in path.iterdir() if not p.name.startswith(".")]
+        if len(inside) == 1 and inside[0].is_file() and inside[0].suffix == ".json":
+            return JsonPredictions(inside[0])
+        if not inside:
+            raise DataError("The folder of predictions is empty.", where=path)
+        return FolderPredictions(path)
+    raise DataError(
+        "There are no predictions here.",
+        where=path,
+        allowed=("a folder of PNG files", "a .json file of run lengths"),
+        cure="Check the path behind --predictions.",
+    )
+
+
+# ── folders of PNG files ─────────────────────────────────────────────────────
+
+
+@dataclass
+class FolderGrey:
+    """Grey values of one expression's files, as OpenCV reads them."""
+
+    files: tuple[Path | None, ...]
+    size: tuple[int, int]
+    _seen: set[int] = field(default_factory=set, init=False, repr=False)
+
+    def frame(self, index: int) -> NDArray[np.uint8]:
+        """Grey values of one frame; zeros where there is no file."""
+        file = self.files[index]
+        if file is None:
+            return np.zeros(self.size, np.uint8)
+        grey = png.read_grey(file)
+        self._seen.update(np.flatnonzero(np.bincount(grey.ravel(), minlength=256)).tolist())
+        return grey
+
+    def encoding(self) -> str:
+        """How foreground is written, as far as the frames read so far tell."""
+        return encoding_of(self._seen)
+
+
+def encoding_of(values: set[int]) -> str:
+    """The name of an encoding by its nonzero grey values."""
+    nonzero = sorted(values - {0})
+    if nonzero in ([1], [255]):
+        return f"0/{nonzero[0]}"
+    return "empty" if not nonzero else "grey " + "/".join(str(v) for v in nonzero[:8])
+
+
+@dataclass(frozen=True)
+class ConstantGrey:
+    """Grey values of masks that are 1 where set (run lengths)."""
+
+    track: MaskTrack
+    value: int = 1
+
+    def frame(self, index: int) -> NDArray[np.uint8]:
+        """The mask times its value."""
+        mask = self.track.mask(index)
+        return np.zeros(self.track.size, np.uint8) if mask is None else mask * np.uint8(self.value)
+
+    def encoding(self) -> str:
+        """How foreground is written."""
+        return f"0/{self.value}"
+
+
+@dataclass(frozen=True)
+class _Found:
+    """The files of one mask per frame (of one expression, or of one set of id maps)."""
+
+    files: tuple[Path | None, ...]
+    surplus: tuple[str, ...] = ()
+
+    def gaps(self, clip: Clip) -> tuple[str, ...]:
+        return tuple(n for n, f in zip(clip.frame_names, self.files, strict=True) if f is None)
+
+    def state(self, clip: Clip) -> State:
+        gaps = self.gaps(clip)
+        return State("missing") if len(gaps) == len(clip) else State("ok", gaps)
+
+
+@dataclass(frozen=True)
+class FolderPredictions:
+    """A folder of PNG files in any layout of docs/scoring.md.
+
+    Attributes:
+        root: the folder.
+    """
+
+    root: Path
+
+    @property
+    def name(self) -> str:
+        """The folder as given."""
+        return str(self.root)
+
+    def survey(self, clip: Clip, expressions: Sequence[Expression]) -> Survey:
+        """States from the folder listings alone."""
+        found = self._samples(clip, expressions)
+        if found is not None:
+            return Survey({e.id: found[e.id].state(clip) for e in expressions})
+        maps = self._maps(clip)
+        if maps:
+            labels = {name: each.state(clip) for name, each in maps.items()}
+            return Survey({e.id: _via(labels, e) for e in expressions}, labels)
+        if any((top / name).is_dir() for top in self._tops() for name in SETS):
+            return Survey(
+                {e.id: State("missing") for e in expressions}, dict.fromkeys(SETS, State("missing"))
+            )
+        labels_or_none = None if expressions else {"": State("missing")}
+        return Survey({e.id: State("missing") for e in expressions}, labels_or_none)
+
+    def answers(
+        self, clip: Clip, expressions: Sequence[Expression], *, labels: bool, samples: bool
+    ) -> Answers:
+        """Read what is wanted of a clip."""
+        found = self._samples(clip, expressions)
+        if found is not None:
+            predictions = {e.id: _read(found[e.id], clip, e) for e in expressions}
+            greys: dict[str, GreyTrack] = {
+                e.id: FolderGrey(found[e.id].files, clip.size) for e in expressions
+            }
+            present = {k: v for k, v in predictions.items() if v is not None}
+            return Answers(present, greys, None, not self._clip_exists(clip, expressions))
+        maps: dict[str, LabelMaps] = {
+            name: FolderLabels(each.files, clip.frame_names, clip.size, each.surplus)
+            for name, each in self._maps(clip).items()
+        }
+        split = _split(maps, clip, expressions) if samples else {}
+        return Answers(split, {}, maps, not maps)
+
+    def _tops(self) -> list[Path]:
+        return [self.root / top if top else self.root for top in TOPS if (self.root / top).is_dir()]
+
+    def _clip_exists(self, clip: Clip, expressions: Sequence[Expression]) -> bool:
+        names = [clip.id, *(str(a) for e in expressions for a in _list(e.attrs.get("anno_ids")))]
+        return any((top / name).exists() for top in self._tops() for name in names if bad_name(name) is None)
+
+    def _samples(self, clip: Clip, expressions: Sequence[Expression]) -> dict[str, _Found] | None:
+        """Files per expression, or ``None`` if no expression of the clip has files of its own."""
+        found = {e.id: self._of(clip, e) for e in expressions}
+        if all(each is None for each in found.values()):
+            return None
+        nothing = _Found((None,) * len(clip))
+        return {key: each or nothing for key, each in found.items()}
+
+    def _of(self, clip: Clip, expression: Expression) -> _Found | None:
+        for top in self._tops():
+            for folder in _folders(clip, expression):
+                names = _listing(str(top / folder))
+                if names is not None:
+                    return _frames(top / folder, names, clip)
+            if len(clip) == 1:
+                for name in _images(clip, expression):
+                    folder, _, file = name.rpartition("/")
+                    names = _listing(str(top / folder))
+                    if names is not None and f"{file}.png" in names:
+                        return _Found((top / f"{name}.png",))
+        return None
+
+    def _maps(self, clip: Clip) -> dict[str, _Found]:
+        """Merged id maps of a clip by set."""
+        if bad_name(clip.id) is not None:
+            return {}
+        out: dict[str, _Found] = {}
+        for top in self._tops():
+            for name in SETS:
+                names = _listing(str(top / name / clip.id))
+                if names is not None and name not in out:
+                    out[name] = _frames(top / name / clip.id, names, clip)
+        if out:
+            return out
+        for top in self._tops():
+            names = _listing(str(top / clip.id))
+            if names is not None and any(n.endswith(".png") for n in names):
+                return {"": _frames(top / clip.id, names, clip)}
+        return {}
+
+
+def _folders(clip: Clip, expression: Expression) -> Iterator[str]:
+    """Folders that may hold an expression's frames, likeliest first."""
+    ids = list(dict.fromkeys([expression.id, str(expression.attrs.get("exp_id", expression.id))]))
+    for anno in _list(expression.attrs.get("anno_ids")):
+        # ReasonVOS: <source>_<video>_<object>/<expression as its own file numbers it>.
+        for exp in reversed(ids):
+            if clip.attrs.get("source") is not None or "_" in str(anno):
+                yield from _safe(f"{anno}/{exp}")
+    yield from _safe(f"{clip.id}/{expression.id}")
+
+
+def _images(clip: Clip, expression: Expression) -> Iterator[str]:
+    """Files (without suffix) that may hold an image sample's mask, likeliest first."""
+    frame = clip.frame_names[0]
+    file = Path(str(clip.attrs.get("file_name", ""))).stem
+    names = [f"{clip.id}/{expression.id}"]
+    for stem in dict.fromkeys([clip.id, frame, file]):
+        if stem:
+            names += [f"{stem}/{expression.id}", f"{stem}_{expression.id}"]
+    if "sent_id" in expression.attrs:
+        names.append(str(expression.attrs["sent_id"]))
+    if str(expression.attrs.get("text_index", expression.id)) == "0":
+        names += [clip.id, frame]
+    for name in dict.fromkeys(names):
+        yield from _safe(name)
+
+
+def _safe(name: str) -> Iterator[str]:
+    if bad_name(name) is None:
+        yield name
+
+
+def _list(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, (list, tuple)) else []
+
+
+def _listing(folder: str) -> frozenset[str] | None:
+    """Names in a folder, ``None`` if there is none."""
+    try:
+        return _names_in(folder, os.stat(folder).st_mtime_ns)
+    except OSError:
+        return None
+
+
+@lru_cache(maxsize=64)
+def _names_in(folder: str, changed: int) -> frozenset[str]:
+    return frozenset(os.listdir(folder))
+
+
+def _frames(folder: Path, names: frozenset[str], clip: Clip) -> _Found:
+    files = tuple(
+        folder / f"{name}.png" if f"{name}.png" in names and bad_name(name) is None else None
+        for name in clip.frame_names
+    )
+    wanted = {f"{name}.png" for name in clip.frame_names}
+    surplus = sorted(n.removesuffix(".png") for n in names - wanted if n.endswith(".png"))
+    return _Found(files, tuple(surplus))
+
+
+def _read(found: _Found, clip: Clip, expression: Expression) -> Prediction | None:
+    """The masks of an expression; ``None`` where it has no file at all."""
+    if all(file is None for file in found.files):
+        return None
+    unit = sample_id(clip.id, expression.id)
+    rles: list[bytes | None] = []
+    try:
+        for file in found.files:
+            if file is None:
+                rles.append(None)
+                continue
+            mask = png.read_binary(file)
+            if mask.shape != clip.size:
+                raise ScoreError(
+                    f"The mask is {mask.shape}, its frame {clip.size} (height, width).",
+                    where=file,
+                    cure="Write masks at the original size; no evaluator resizes them.",
+                )
+            rles.append(encode_mask(mask))
+    except RefsegError as error:
+        return Prediction(unit, clip.id, expression.id, failure=_failure(error))
+    return Prediction(unit, clip.id, expression.id, MaskTrack(clip.size, tuple(rles)))
+
+
+def _failure(error: RefsegError) -> SampleFailure:
+    place = "" if error.where is None else f" ({error.where})"
+    return SampleFailure(type(error).__name__, f"{error.what}{place}", str(error))
+
+
+def _via(labels: Mapping[str, State], expression: Expression) -> State:
+    return labels.get(_set_of(expression, labels), State("missing"))
+
+
+def _set_of(expression: Expression, sets: Mapping[str, object]) -> str:
+    if "" in sets:
+        return ""
+    return f"anno_{expression.attrs.get('annotator', 0)}"
+
+
+def _split(
+    maps: Mapping[str, LabelMaps], clip: Clip, expressions: Sequence[Expression]
+) -> dict[str, Prediction]:
+    """Masks per expression out of merged id maps: the pixels that hold one of its objects' ids."""
+    out: dict[str, Prediction] = {}
+    for name, each in maps.items():
+        mine = [e for e in expressions if _set_of(e, maps) == name]
+        rles: dict[str, list[bytes | None]] = {e.id: [] for e in mine}
+        absent = set(each.missing())
+        try:
+            for t, frame in enumerate(clip.frame_names):
+                labels = None if frame in absent else each.frame(t)
+                for e in mine:
+                    if labels is None:
+                        rles[e.id].append(None)
+                        continue
+                    ids = [int(i) for i in _list(e.attrs.get("obj_ids")) if str(i).isdecimal()]
+                    rles[e.id].append(
+                        encode_mask(np.isin(labels, ids) if len(ids) != 1 else labels == ids[0])
+                    )
+        except RefsegError as error:
+            failure = _failure(error)
+            out.update(
+                {e.id: Prediction(sample_id(clip.id, e.id), clip.id, e.id, failure=failure) for e in mine}
+            )
+            continue
+        for e in mine:
+            track = MaskTrack(clip.size, tuple(rles[e.id]))
+            out[e.id] = Prediction(sample_id(clip.id, e.id), clip.id, e.id, track)
+    return out
+
+
+# ── JSON of run lengths ──────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class JsonPredictions:
+    """One JSON file of COCO run lengths, as Sa2VA writes it or in a near form (docs/scoring.md).
+
+    Attributes:
+        path: the file.
+    """
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """The file as given."""
+        return str(self.path)
+
+    def survey(self, clip: Clip, expressions: Sequence[Expression]) -> Survey:
+        """States from the parsed file."""
+        held = _parsed(self.path)
+        states: dict[str, State] = {}
+        for e in expressions:
+            entry = held.find(clip, e)
+            masks = None if entry is None else _masks_of(entry, clip)
+            if masks is None:
+                states[e.id] = State("missing")
+            else:
+                gaps = tuple(n for n, m in zip(clip.frame_names, masks, strict=False) if m is None)
+                states[e.id] = State("ok", gaps if len(masks) == len(clip) else ())
+        return Survey(states)
+
+    def answers(
+        self, clip: Clip, expressions: Sequence[Expression], *, labels: bool, samples: bool
+    ) -> Answers:
+        """The clip's masks, checked."""
+        held = _parsed(self.path)
+        out: dict[str, Prediction] = {}
+        greys: dict[str, GreyTrack] = {}
+        for e in expressions:
+            entry = held.find(clip, e)
+            masks = None if entry is None else _masks_of(entry, clip)
+            if masks is None:
+                continue
+            unit = sample_id(clip.id, e.id)
+            more = entry if isinstance(entry, Mapping) else {}
+            try:
+                track = self._track(masks, clip, unit)
+                said = more.get("no_target", more.get("empty", more.get("pred_nt")))
+                flag = None if said is None else bool(said)
+                out[e.id] = Prediction(unit, clip.id, e.id, track, point=_point(more, clip), no_target=flag)
+                greys[e.id] = ConstantGrey(track)
+            except RefsegError as error:
+                out[e.id] = Prediction(unit, clip.id, e.id, failure=_failure(error))
+        return Answers(out, greys, None, not held.has_clip(clip))
+
+    def _track(self, masks: Sequence[Any], clip: Clip, unit: str) -> MaskTrack:
+        if len(masks) != len(clip):
+            raise DataError(f"{len(masks)} masks for {len(clip)} frames.", where=f"{self.path}: {unit}")
+        rles: list[bytes | None] = []
+        for t, mask in enumerate(masks):
+            if mask is None:
+                rles.append(None)
+                continue
+            checked = checked_rle(mask, clip.size, file=self.path, place=f"{unit}[{t}]")
+            rles.append(None if checked is None else checked[0])
+        return MaskTrack(clip.size, tuple(rles))
+
+
+class _Held:
+    """A parsed predictions file, looked up by clip and expression."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            loaded = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise DataError(
+                f"The predictions can't be read ({error}).", where=path, cure="Write the JSON again."
+            ) from error
+        if isinstance(loaded, Mapping) and isinstance(loaded.get("videos"), Mapping):
+            loaded = loaded["videos"]
+        self._clips: dict[str, Any] = {}
+        if isinstance(loaded, Mapping):
+            self._clips = dict(loaded)
+        elif isinstance(loaded, list):
+            for index, record in enumerate(loaded):
+                self._enter(record, index, path)
+        else:
+            raise DataError("The predictions are neither an object nor a list.", where=path)
+
+    def _enter(self, record: Any, index: int, path: Path) -> None:
+        if not isinstance(record, Mapping):
+            raise DataError(f"Entry [{index}] is no object.", where=path)
+        clip = next((record[k] for k in CLIP_KEYS if k in record), None)
+        if clip is None:
+            raise DataError(f"Entry [{index}] names no clip.", where=path, allowed=CLIP_KEYS)
+        expression = next((record[k] for k in EXPRESSION_KEYS if k in record), "0")
+        self._clips.setdefault(str(clip), {})[str(expression)] = record
+
+    def has_clip(self, clip: Clip) -> bool:
+        """True if the file says anything about the clip."""
+        prefix = f"{clip.id}/"
+        return any(name in self._clips for name in _names(clip)) or any(
+            key.startswith(prefix) for key in self._clips
+        )
+
+    def find(self, clip: Clip, expression: Expression) -> Any:
+        """The entry of a sample, or ``None``."""
+        keys = [expression.id]
+        for attr in ("exp_id", "sent_id"):
+            if attr in expression.attrs:
+                keys.append(str(expression.attrs[attr]))
+        for name in _names(clip):
+            held = self._clips.get(name)
+            if isinstance(held, Mapping) and isinstance(held.get("expressions"), (Mapping, list)):
+                held = held["expressions"]
+            if isinstance(held, list) and held and isinstance(held[0], Mapping) and "counts" not in held[0]:
+                held = {
+                    str(next((r[k] for k in EXPRESSION_KEYS if k in r), i)): r for i, r in enumerate(held)
+                }
+            if isinstance(held, Mapping):
+                for key in keys:
+                    if key in held and key not in MASK_KEYS:
+                        return held[key]
+                if (
+                    len(clip) == 1
+                    and any(k in held for k in (*MASK_KEYS, "counts"))
+                    and _is_first(expression)
+                ):
+                    return held
+        for name in _names(clip):
+            for key in keys:
+                for joined in (f"{name}/{key}", f"{name}_{key}"):
+                    if joined in self._clips:
+                        return self._clips[joined]
+        for anno in _list(expression.attrs.get("anno_ids")):
+            for key in reversed(keys):
+                for joined in (f"{anno}_{key}", f"{anno}/{key}"):
+                    if joined in self._clips:
+                        return self._clips[joined]
+                held = self._clips.get(str(anno))
+                if isinstance(held, Mapping) and key in held:
+                    return held[key]
+        if len(clip) == 1 and "sent_id" in expression.attrs:
+            return self._clips.get(str(expression.attrs["sent_id"]))
+        return None
+
+
+def _is_first(expression: Expression) -> bool:
+    return str(expression.attrs.get("text_index", expression.id)) == "0"
+
+
+def _names(clip: Clip) -> list[str]:
+    names = [clip.id]
+    if len(clip) == 1:
+        names += [clip.frame_names[0], str(clip.attrs.get("image_id", clip.id))]
+    return list(dict.fromkeys(names))
+
+
+@lru_cache(maxsize=2)
+def _parsed(path: Path) -> _Held:
+    return _Held(path)
+
+
+def _masks_of(entry: Any, clip: Clip) -> list[Any] | None:
+    """The run lengths of an entry, one per frame; ``None`` if it has none."""
+    if isinstance(entry, Mapping) and "counts" not in entry:
+        found = next((entry[k] for k in MASK_KEYS if k in entry), None)
+        if found is None and any(name in entry for name in clip.frame_names):
+            found = entry
+        entry = found
+    if entry is None:
+        return None
+    if isinstance(entry, Mapping):
+        if "counts" in entry:
+            return [entry]
+        return [entry.get(name) for name in clip.frame_names]
+    return list(entry) if isinstance(entry, list) else None
+
+
+def _point(entry: Mapping[str, Any], clip: Clip) -> HeatPoint | None:
+    """The heat map's peak: ``{"point": {"y", "x", "frame"}}`` in [0, 1] from the top left corner."""
+    raw = entry.get("point")
+    if raw is None:
+        return None
+    try:
+        point = HeatPoint(int(raw.get("frame", 0)), float(raw["y"]), float(raw["x"]))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise DataError(f"'point' is {raw!r}.", allowed=('{"y": 0..1, "x": 0..1, "frame": 0}',)) from error
+    if not (0 <= point.y <= 1 and 0 <= point.x <= 1 and 0 <= point.frame < len(clip)):
+        raise DataError(f"'point' {raw!r} lies outside of the clip.", allowed=("0 to 1",))
+    return point

@@ -1,0 +1,194 @@
+"""Walking through large JSON files, and the indices that spare the walk."""
+
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from refseg_bench.datasets import jsonstream, offsets
+from refseg_bench.datasets.damage import Damage
+from refseg_bench.datasets.jsonstream import JsonStream
+from refseg_bench.datasets.offsets import open_entries
+
+plain = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=6,
+)
+keys = st.text(st.characters(exclude_characters="\n", exclude_categories=["Cs"]), max_size=6)
+
+
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory):
+    return tmp_path_factory.mktemp("scratch")
+
+
+@given(
+    st.dictionaries(keys, plain, max_size=5),
+    st.integers(1, 9),
+    st.sampled_from([None, 1]),
+    st.booleans(),
+    st.sampled_from([b"", b"\xef\xbb\xbf"]),
+)
+def test_entries_equal_json_at_any_buffer_size(scratch, whole, chunk, indent, ascii_only, mark):
+    path = scratch / "x.json"
+    path.write_bytes(
+        mark + json.dumps(whole, indent=indent, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass")
+    )
+    usual = jsonstream._CHUNK
+    jsonstream._CHUNK = chunk
+    try:
+        entries = open_entries(path, scratch / "cache")
+    finally:
+        jsonstream._CHUNK = usual
+    assert list(entries) == list(whole)
+    for key, value in whole.items():
+        assert json.loads(entries.raw(key)) == value
+
+
+@given(st.binary(max_size=24))
+def test_arbitrary_bytes_end_in_damage_or_in_what_json_says(scratch, data):
+    path = scratch / "any.json"
+    path.write_bytes(b'{"a": ' + data)
+    told, found = "", None
+    try:
+        entries = open_entries(path, scratch / "cache")
+        found = {key: entries.get(key) for key in entries}
+    except Damage as damage:
+        told = str(damage)
+    if found is None:
+        assert "any.json" in told
+    else:
+        assert found == json.loads((b'{"a": ' + data).decode())
+
+
+def test_run_length_text_full_of_brackets_and_backslashes(tmp_path):
+    whole = {"7": [{"size": [3, 4], "counts": '\\[]{}",:"'}, None], "8": [None]}
+    path = tmp_path / "mask_dict.json"
+    path.write_text(json.dumps(whole))
+    entries = open_entries(path, tmp_path / "cache")
+    assert {k: entries.get(k) for k in entries} == whole
+    assert len(entries) == 2
+    assert "7" in entries
+
+
+def test_elements_of_a_list_are_walked_one_by_one(tmp_path):
+    path = tmp_path / "instances.json"
+    path.write_text('{"info": {"a": [1]}, "images": [{"id": 1}, {"id": 2}], "none": []}')
+    with JsonStream(path) as stream:
+        found = []
+        for key in stream.members():
+            if key == "info":
+                stream.value()
+            else:
+                found += [(key, number, stream.value()[1]) for number in stream.elements()]
+        stream.finish()
+    assert found == [("images", 0, b'{"id": 1}'), ("images", 1, b'{"id": 2}')]
+
+
+@pytest.mark.parametrize(
+    "text", ['{"a": [1, 2', '{"a": 1} x', '{"a" 1}', "[1]", "", '{"a": 1,}', '{"a": tru', '{"a"']
+)
+def test_torn_files_name_the_byte(tmp_path, text):
+    path = tmp_path / "mask_dict.json"
+    path.write_text(text)
+    with pytest.raises(Damage, match="mask_dict.json: byte") as caught:
+        open_entries(path, tmp_path / "cache")
+    assert caught.value.kind == "torn JSON"
+
+
+@pytest.fixture
+def large(tmp_path, monkeypatch):
+    monkeypatch.setattr(offsets, "SMALL", 0)
+    path = tmp_path / "mask_dict.json"
+    path.write_text(json.dumps({str(i): [i] * 20 for i in range(300)}))
+    return path
+
+
+def walks(monkeypatch):
+    calls = []
+    usual = offsets.object_places
+    monkeypatch.setattr(offsets, "object_places", lambda path: (calls.append(path), usual(path))[1])
+    return calls
+
+
+def test_a_file_is_walked_once(large, tmp_path, monkeypatch):
+    calls = walks(monkeypatch)
+    for _ in range(3):
+        assert open_entries(large, tmp_path / "cache").get("299") == [299] * 20
+    assert len(calls) == 1
+
+
+def test_a_changed_file_is_walked_again(large, tmp_path, monkeypatch):
+    calls = walks(monkeypatch)
+    open_entries(large, tmp_path / "cache")
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps({str(i): [i + 1] * 20 for i in range(300)}))
+    os.utime(other, ns=(large.stat().st_atime_ns, large.stat().st_mtime_ns))  # same time, another inode
+    os.replace(other, large)
+    assert open_entries(large, tmp_path / "cache").get("0") == [1] * 20
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 torn", b"not an index"])
+def test_a_torn_index_is_made_again(large, tmp_path, monkeypatch, content):
+    open_entries(large, tmp_path / "cache")
+    (index,) = (tmp_path / "cache" / "index").iterdir()
+    index.write_bytes(content)
+    assert open_entries(large, tmp_path / "cache").get("5") == [5] * 20
+
+
+def test_a_read_only_cache_stops_nobody(large, tmp_path, caplog):
+    (tmp_path / "cache").write_text("a file where a folder should be")
+    assert open_entries(large, tmp_path / "cache").get("5") == [5] * 20
+    assert "No index could be kept" in caplog.text
+
+
+def _open(path, cache, barrier, results):
+    offsets.SMALL = 0
+    barrier.wait()
+    results.put(open_entries(Path(path), Path(cache)).get("123"))
+
+
+def test_processes_may_build_the_same_index_at_once(large, tmp_path):
+    context = multiprocessing.get_context("fork")
+    barrier, results = context.Barrier(4), context.Queue()
+    workers = [
+        context.Process(target=_open, args=(large, tmp_path / "cache", barrier, results)) for _ in range(4)
+    ]
+    for worker in workers:
+        worker.start()
+    assert [results.get(timeout=60) for _ in workers] == [[123] * 20] * 4
+    for worker in workers:
+        worker.join()
+    assert [p.suffix for p in (tmp_path / "cache" / "index").iterdir()] == [".npz"]
+
+
+def test_memory_stays_flat_while_a_file_is_walked(tmp_path):
+    """A file of 60 MB is walked and read within 25 MB above what the libraries take."""
+    path = tmp_path / "mask_dict.json"
+    entry = json.dumps([{"size": [480, 854], "counts": "x" * 1000}] * 100)
+    with path.open("w") as out:
+        for number in range(600):
+            out.write(("{" if number == 0 else ", ") + f'"{number}": {entry}')
+        out.write("}")
+    script = (
+        "import resource, sys; from pathlib import Path\n"
+        "from refseg_bench.datasets.offsets import open_entries\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024\n"
+        "before = peak()\n"
+        "entries = open_entries(Path(sys.argv[1]), Path(sys.argv[2]))\n"
+        "assert len(entries.get('599')) == 100\n"
+        "print(peak() - before)"
+    )
+    out = subprocess.run(
+        [sys.executable, "-c", script, path, tmp_path / "cache"], capture_output=True, text=True, check=True,
+        env={**os.environ, "PYTHONPATH": str(Path(offsets.__file__).parents[2])},
+    )  # fmt: skip
+    assert int(out.stdout) < 25

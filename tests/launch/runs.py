@@ -1,0 +1,82 @@
+"""Making, starting and comparing the small runs that the launcher's tests are about."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from refseg_bench.commands.score import score_run
+from refseg_bench.config import Composed, digest
+from refseg_bench.launch import launch
+from refseg_bench.store import RunStore
+from tests.fakes import FakeDataset, fake_values
+
+REPO = Path(__file__).resolve().parents[2]
+CONF = Path(__file__).with_name("conf")
+SLOW = "tests.launch.slow.SlowMethod"
+
+
+def point(folder: Path, *, clips: int = 6, method: dict[str, Any] | None = None, **changes: Any) -> Composed:
+    """A composed run of the slow method; its dataset is on disk already."""
+    FakeDataset(root=folder / "data", n_clips=clips).clips()
+    dataset = {"_target_": "tests.fakes.FakeDataset", "root": str(folder / "data"), "n_clips": clips}
+    values = fake_values(folder, dataset=dataset, method={"_target_": SLOW, **(method or {})}, **changes)
+    return Composed(values, "slow", digest(values), (), {"method": "slow", "dataset": "fake"})
+
+
+def quiet(line: str) -> None:
+    """For tests that don't look at what is said."""
+
+
+def undisturbed(folder: Path, **options: Any) -> RunStore:
+    """The same run in this process, without any accident."""
+    (done,) = launch([point(folder, **options)], quiet)
+    assert done.tally is not None
+    assert done.tally.failed == done.tally.elsewhere == 0
+    return done.store
+
+
+def lines(store: RunStore) -> dict[str, dict[str, Any]]:
+    """The stored predictions without what differs between two runs; fails where one is stored twice."""
+    out: dict[str, dict[str, Any]] = {}
+    for path in sorted((store.root / "predictions").glob("*.jsonl")):
+        for line in path.read_bytes().split(b"\n")[:-1]:
+            record = json.loads(line)
+            if not record["ok"]:
+                continue
+            assert record["sample"] not in out, f"{record['sample']} was stored twice"
+            del record["seconds"], record["peak_mb"]
+            out[record["sample"]] = record
+    return out
+
+
+def scores(store: RunStore) -> dict[str, bytes]:
+    """All files of the run's scores."""
+    fresh = RunStore(store.root)
+    score_run(fresh, jobs=1)
+    folder = store.root / "scores"
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """For processes that must find this package and its tests."""
+    path = os.pathsep.join([str(REPO), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "200", **extra}
+
+
+def refseg(*arguments: str, cwd: Path, **extra: str) -> subprocess.Popen[str]:
+    """Start the command line."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "refseg_bench", *arguments],
+        cwd=cwd, env=environment(**extra), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def overrides(*, conf: Path = CONF, clips: int = 6) -> list[str]:
+    """The composed form of :func:`point`, for the command line."""
+    return [f"hydra.searchpath=[file://{conf}]", "dataset=fake", "method=slow", "dataset.root=data",
+            f"dataset.n_clips={clips}"]  # fmt: skip

@@ -1,0 +1,172 @@
+"""Killed at any moment, the same command goes on: nothing lost, nothing doubled, equal scores."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from refseg_bench.errors import RefsegError
+from refseg_bench.launch import launch
+from refseg_bench.run import work_on
+from refseg_bench.store import RunStore
+from tests.launch.runs import environment, lines, overrides, point, quiet, refseg, scores, undisturbed
+
+CLIPS = 12
+
+
+def killed_after(seconds: float, folder: Path, shards: int) -> bool:
+    """Run in a process of its own and kill it with -9; False if it was through by then."""
+    cluster = {"kind": "debug", "shards": shards}
+    composed = point(folder, clips=CLIPS, method={"seconds": 0.01}, cluster=cluster)
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            launch([composed], quiet)
+            code = 0
+        finally:
+            os._exit(code)
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        pid, status = os.waitpid(child, os.WNOHANG)
+        if pid:
+            assert os.waitstatus_to_exitcode(status) == 0
+            return False
+        time.sleep(0.001)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return True
+
+
+def test_kill_9_at_twenty_random_moments(tmp_path: Path) -> None:
+    whole = undisturbed(tmp_path / "whole", clips=CLIPS)
+    expected = scores(whole)
+    chance = random.Random(7)
+    kills, rounds = 0, 0
+    while kills < 20:
+        rounds += 1
+        place = tmp_path / f"killed{rounds}"
+        # A new folder every few kills: the moments before anything is frozen count too.
+        for _ in range(4):
+            if kills < 20 and killed_after(chance.uniform(0.0, 0.2), place, chance.randint(1, 4)):
+                kills += 1
+        (done,) = launch([point(place, clips=CLIPS, cluster={"kind": "debug", "shards": 3})], quiet)
+        assert lines(done.store) == lines(whole)
+        assert scores(done.store) == expected
+
+
+def test_kill_9_of_the_command_takes_its_shards_along(tmp_path: Path) -> None:
+    whole = undisturbed(tmp_path / "whole", clips=8)
+    root = tmp_path / "killed"
+    point(root, clips=8)
+    command = ["run", "--no-score", *overrides(clips=8), "cluster=local", "cluster.parallel=2"]
+    first = refseg(*command, "cluster.shards=2", "method.seconds=0.2", cwd=root)
+    (store,) = wait_for(lambda: [RunStore(p.parent) for p in root.glob("runs/*/run.json")])
+    wait_for(lambda: len(store.done()) >= 3)
+    first.kill()
+    first.communicate()
+    wait_for(lambda: not workers(store.root))
+    before = store.done()
+    assert 3 <= len(before) < 24
+    again = refseg(*command, "cluster.shards=3", cwd=root)
+    told = again.communicate(timeout=120)[1]
+    assert again.returncode == 0, told
+    assert lines(store) == lines(whole)
+    assert scores(store) == scores(whole)
+
+
+def workers(root: Path) -> list[str]:
+    """Processes that still work on a run."""
+    found = subprocess.run(
+        ["pgrep", "-f", f"refseg_bench work .*{root.name}"], capture_output=True, text=True
+    )
+    return found.stdout.split()
+
+
+def wait_for(condition, seconds: float = 60.0):
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.05)
+    return value
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=192k", "tmpfs", str(disk)], capture_output=True, text=True
+    )
+    if made.returncode != 0:
+        pytest.skip(f"NO DISK-FULL TEST: mounting a small tmpfs needs root ({made.stderr.strip()})")
+    yield disk
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+def test_disk_full_while_appending_loses_nothing(tmp_path: Path, small_disk: Path) -> None:
+    whole = undisturbed(tmp_path / "whole", clips=CLIPS)
+    expected = lines(whole)
+    kept_at: dict[int, int] = {}
+    # From a disk that takes nothing to one that takes it all: it fills up at every possible place.
+    for pages in itertools.count():
+        folder = small_disk / f"runs{pages}"
+        here = point(tmp_path / "whole", clips=CLIPS, paths={"runs": str(folder), "cache": str(tmp_path)})
+        free = os.statvfs(small_disk).f_bavail
+        ballast = small_disk / "ballast"
+        ballast.write_bytes(bytes(4096 * (free - pages)))
+        error: RefsegError | None = None
+        try:
+            (answer,) = launch([here], quiet)
+            error = answer.error
+        except RefsegError as early:
+            error = early
+        store = RunStore(folder / here.folder)
+        kept_at[pages] = len(lines(store))
+        assert lines(store).items() <= expected.items()
+        ballast.unlink()
+        if error is None:
+            break
+        assert "disk is full" in str(error)
+        (answer,) = launch([here], quiet)
+        assert answer.error is None
+        assert lines(store) == expected
+        assert scores(store) == scores(whole)
+        shutil.rmtree(folder)
+    assert kept_at[0] == 0
+    assert len(set(kept_at.values())) > 2, "the disk was never full in the midst of the predictions"
+
+
+def test_a_shard_that_dies_does_not_take_the_others(tmp_path: Path) -> None:
+    composed = point(tmp_path, clips=6, method={"seconds": 0.15}, cluster={"kind": "local", "shards": 2})
+    code = (
+        "import sys, json\n"
+        "from pathlib import Path\n"
+        "from tests.launch.runs import point\n"
+        "from refseg_bench.launch import launch\n"
+        f"p = point(Path({str(tmp_path)!r}), clips=6, method={{'seconds': 0.15}},\n"
+        "    cluster={'kind': 'local', 'shards': 2, 'parallel': 2})\n"
+        "done, = launch([p])\n"
+        "print(json.dumps([str(done.error or ''), done.tally and done.tally.done]))\n"
+    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    run = subprocess.Popen([sys.executable, "-c", code], env=environment(), text=True, **pipes)
+    store = RunStore(composed.path)
+    wait_for(lambda: len(list((store.root / "predictions").glob("*.jsonl"))) == 2)
+    os.kill(int(workers(store.root)[0]), signal.SIGKILL)
+    out, told = run.communicate(timeout=120)
+    assert run.returncode == 0, told
+    assert "SIGKILL" in told
+    # The living shard takes over the clips of the dead one.
+    assert out.strip() == '["", 18]'
+    assert len(lines(store)) == 18
+    assert work_on(store).done == 0

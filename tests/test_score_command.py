@@ -1,0 +1,258 @@
+"""`refseg score --predictions`: other people's files, in every layout, through the command line."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from refseg_bench.errors import ConfigError
+from refseg_bench.types import encode_rle
+from tests.metrics.worlds import blobs, shaken
+
+SIZE = (40, 56)
+FRAMES = ["00000", "00005", "00010", "00015"]
+
+
+def refseg(*words):
+    done = subprocess.run(
+        [sys.executable, "-m", "refseg_bench", *map(str, words)], capture_output=True, text=True, check=False
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def main(*words):
+    """The command in this process (quick), returning its exit code."""
+    from refseg_bench import cli
+
+    return cli.main([str(w) for w in words])
+
+
+def rle(mask):
+    return {"size": list(SIZE), "counts": encode_rle(mask).decode()}
+
+
+@pytest.fixture(scope="module")
+def mevis(tmp_path_factory):
+    """(root of a MeViS split, truth by sample, answer by sample)."""
+    root = tmp_path_factory.mktemp("mevis")
+    videos, masks, truth, answer = {}, {}, {}, {}
+    for v in range(2):
+        rng = np.random.default_rng(v)
+        objects = [blobs(rng, SIZE, len(FRAMES)) for _ in range(2)]
+        folder = root / "valid_u" / "JPEGImages" / f"vid{v}"
+        folder.mkdir(parents=True)
+        for name in FRAMES:
+            Image.fromarray(np.zeros((*SIZE, 3), np.uint8)).save(folder / f"{name}.jpg")
+        for k, stack in enumerate(objects):
+            masks[str(10 * v + k)] = [rle(m) for m in stack]
+        expressions = {}
+        for e, ids in enumerate(([0], [1], [0, 1])):
+            expressions[str(e)] = {"exp": f"thing {e}", "obj_id": ids, "anno_id": [10 * v + i for i in ids]}
+            truth[f"vid{v}", str(e)] = np.any([objects[i] for i in ids], axis=0)
+            answer[f"vid{v}", str(e)] = shaken(rng, truth[f"vid{v}", str(e)])
+        videos[f"vid{v}"] = {"vid_id": v, "frames": FRAMES, "expressions": expressions}
+    (root / "valid_u" / "meta_expressions.json").write_text(json.dumps({"videos": videos}))
+    (root / "valid_u" / "mask_dict.json").write_text(json.dumps(masks))
+    return root, truth, answer
+
+
+def save(mask, path, mode):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if mode == "1":
+        image = Image.fromarray(mask)
+    elif mode == "RGB":
+        image = Image.fromarray(np.stack([mask * np.uint8(0), mask * np.uint8(200), mask * np.uint8(0)], -1))
+    elif mode == "P":
+        image = Image.fromarray(mask.astype(np.uint8), "P")
+        image.putpalette([0, 0, 0, 128, 0, 0])
+    else:
+        image = Image.fromarray(mask * np.uint8(mode.removeprefix("L")))
+    image.save(path)
+
+
+def write(folder, answer, mode="L255", top=""):
+    for (video, expression), stack in answer.items():
+        for name, mask in zip(FRAMES, stack, strict=True):
+            save(mask, folder / top / video / expression / f"{name}.png", mode)
+    return folder
+
+
+def scores(mevis, predictions, tmp_path, *more, protocol="rvos-expr"):
+    out = tmp_path / "out.json"
+    code = main(
+        "score", "--predictions", predictions, "--dataset", "mevis", "--root", mevis[0], "--split", "valid_u",
+        "--protocol", protocol, "--json", out, "-j", 1, *more,
+    )  # fmt: skip
+    return code, json.loads(out.read_text())
+
+
+def iou(a, b):
+    union = (a | b).sum((1, 2))
+    return np.where(union, (a & b).sum((1, 2)) / np.maximum(union, 1), 1.0)
+
+
+def test_the_contract(mevis, tmp_path):
+    _, truth, answer = mevis
+    folder = write(tmp_path / "p", answer)
+    out = tmp_path / "o.json"
+    code, shown, said = refseg(
+        "score", "--predictions", folder, "--dataset", "mevis", "--root", mevis[0], "--split", "valid_u",
+        "--protocol", "rvos-expr,decaf", "--json", out, "--per-frame", "-j", 2,
+    )  # fmt: skip
+    assert code == 0, said
+    assert "6 of 6 samples predicted" in said
+    assert "rvos-expr@1" in shown
+    found = json.loads(out.read_text())
+    assert list(found) == ["rvos-expr", "decaf"]
+    one = found["rvos-expr"]
+    assert (one["n"], one["failed"], one["missing"]) == (6, [], [])
+    expected = {f"{v}/{e}": iou(truth[v, e], answer[v, e]) for v, e in truth}
+    for unit in one["units"]:
+        j = expected[unit["id"]]
+        assert unit["values"]["J"] == pytest.approx(j.mean(), abs=1e-12)
+        assert list(unit["frames"]) == FRAMES
+        assert [f["J"] for f in unit["frames"].values()] == pytest.approx(j, abs=1e-12)
+    assert one["metrics"]["J"] == pytest.approx(np.mean([j.mean() for j in expected.values()]), abs=1e-12)
+    assert found["decaf"]["metrics"]["J"] == pytest.approx(
+        np.mean([round(100 * j.mean(), 2) for j in expected.values()]), abs=1e-9
+    )
+
+
+@pytest.mark.parametrize("mode", ["1", "L1", "L255", "L100", "P", "RGB"])
+@pytest.mark.parametrize("top", ["", "Annotations"])
+def test_every_way_to_write_a_mask_scores_the_same(mevis, tmp_path, mode, top):
+    code, found = scores(mevis, write(tmp_path / "p", mevis[2], mode, top), tmp_path)
+    assert code == 0
+    expected = np.mean([iou(mevis[1][k], mevis[2][k]).mean() for k in mevis[1]])
+    assert found["rvos-expr"]["metrics"]["J"] == pytest.approx(expected, abs=1e-12)
+
+
+def forms(answer):
+    nested: dict = {}
+    records, flat = [], {}
+    for (video, expression), stack in answer.items():
+        masks = [rle(m) for m in stack]
+        nested.setdefault(video, {})[expression] = {"prediction_masks": masks}
+        records.append({"video_id": video, "exp_id": expression, "masks": masks})
+        flat[f"{video}/{expression}"] = dict(zip(FRAMES, masks, strict=True))
+    bare = {v: {"expressions": {e: d["prediction_masks"] for e, d in es.items()}} for v, es in nested.items()}
+    return {"sa2va": nested, "bare": bare, "videos": {"videos": nested}, "records": records, "flat": flat}
+
+
+@pytest.mark.parametrize("form", ["sa2va", "bare", "videos", "records", "flat"])
+def test_run_lengths_in_json(mevis, tmp_path, form):
+    path = tmp_path / "p.json"
+    path.write_text(json.dumps(forms(mevis[2])[form]))
+    code, found = scores(mevis, path, tmp_path, protocol="sa2va-mevis,rvos-expr")
+    assert code == 0
+    expected = np.mean([iou(mevis[1][k], mevis[2][k]).mean() for k in mevis[1]])
+    assert found["rvos-expr"]["metrics"]["J"] == pytest.approx(expected, abs=1e-12)
+    assert found["sa2va-mevis"]["metrics"]["J"] == pytest.approx(100 * expected, abs=1e-10)
+
+
+def test_uncompressed_run_lengths(mevis, tmp_path):
+    whole = {"size": list(SIZE), "counts": [0, SIZE[0] * SIZE[1]]}
+    path = tmp_path / "p.json"
+    path.write_text(json.dumps({v: {e: [whole] * len(FRAMES) for e in "012"} for v in ("vid0", "vid1")}))
+    code, found = scores(mevis, path, tmp_path)
+    assert code == 0
+    expected = np.mean([t.mean() for t in mevis[1].values()])
+    assert found["rvos-expr"]["metrics"]["J"] == pytest.approx(expected, abs=1e-12)
+
+
+def test_missing_work_is_listed_and_refused(mevis, tmp_path, capsys):
+    some = {k: v for k, v in mevis[2].items() if k != ("vid1", "2")}
+    folder = write(tmp_path / "p", some)
+    (folder / "vid0" / "1" / "00005.png").unlink()
+    (folder / "vid0" / "0" / "00000.png").write_bytes(b"torn")
+    code, found = scores(mevis, folder, tmp_path, protocol="expression,rvos-expr,decaf")
+    said = capsys.readouterr().err
+    assert code == 2
+    assert "missing vid1/2" in said
+    assert "missing vid0/1: frames 00005" in said
+    assert found["expression"]["metrics"] is None
+    assert found["expression"]["missing"] == ["vid1/2", "vid0/1"]
+    assert (found["rvos-expr"]["n"], found["decaf"]["n"]) == (3, 6)
+    assert found["rvos-expr"]["failed"] == ["vid0/0"]
+    assert found["rvos-expr"]["missing"] == ["vid1/2", "vid0/1"]
+    code, found = scores(mevis, folder, tmp_path, "--partial", protocol="expression")
+    assert (code, found["expression"]["n"]) == (0, 3)
+
+
+def test_explain_prints_the_rules_behind_a_number(mevis, tmp_path, capsys):
+    folder = write(tmp_path / "p", mevis[2])
+    code, _ = scores(mevis, folder, tmp_path, "--explain", "vid0/2", protocol="decaf")
+    said = capsys.readouterr().out
+    assert code == 0
+    for piece in ("vid0/2 under decaf@1", "all frames of the list", "2 decimals before averaging", "00015"):
+        assert piece in said
+    code, _ = scores(mevis, folder, tmp_path, "--explain", "vid1", protocol="rvos-expr")
+    assert "vid1/0" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--dataset", "nonsense"), "No dataset 'nonsense'"),
+        (("--protocol", "nonsense"), "No protocol 'nonsense'"),
+        (("--predictions", "/nowhere"), "no predictions here"),
+        (("--split", "nonsense"), "nonsense"),
+    ],
+)
+def test_wrong_words_are_told(mevis, tmp_path, capsys, words, told):
+    folder = write(tmp_path / "p", mevis[2])
+    options = {"--predictions": folder, "--dataset": "mevis", "--root": mevis[0], **dict([words])}
+    assert main("score", *[part for pair in options.items() for part in pair]) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_torn_json_is_told(mevis, tmp_path, capsys):
+    path = tmp_path / "p.json"
+    path.write_text("{")
+    assert main("score", "--predictions", path, "--dataset", "mevis", "--root", mevis[0]) == 2
+    assert str(path) in capsys.readouterr().err
+
+
+def test_damaged_run_lengths_never_reach_the_decoder(mevis, tmp_path):
+    bad = {"size": list(SIZE), "counts": encode_rle(np.ones((400, 500), bool)).decode()}
+    made = forms(mevis[2])["sa2va"]
+    made["vid0"]["1"]["prediction_masks"][2] = bad
+    path = tmp_path / "p.json"
+    path.write_text(json.dumps(made))
+    _, found = scores(mevis, path, tmp_path)
+    assert found["rvos-expr"]["failed"] == ["vid0/1"]
+
+
+def test_names_never_leave_the_folder(tmp_path):
+    """An expression id or anno id with `..` finds nothing, even where the file exists."""
+    from pathlib import Path
+
+    from refseg_bench.external import FolderPredictions
+    from refseg_bench.types import Clip, Expression
+
+    save(np.ones(SIZE, bool), tmp_path / "outside" / "0" / "00000.png", "L255")
+    (tmp_path / "p").mkdir()
+    source = FolderPredictions(tmp_path / "p")
+    for name in ("../outside", str(tmp_path / "outside"), ".."):
+        clip = Clip(name, (Path("x"),), ("00000",), SIZE)
+        expression = Expression("0", "x", {"anno_ids": [name]})
+        assert source.survey(clip, [expression]).samples["0"].status == "missing"
+    clip = Clip("v", (Path("x"),), ("../../outside/0/00000",), SIZE)
+    assert source.survey(clip, [Expression("../outside/0", "x")]).samples["../outside/0"].status == "missing"
+
+
+def test_options_that_do_not_go_together(tmp_path):
+    import argparse
+
+    from refseg_bench.commands import score
+
+    parser = argparse.ArgumentParser()
+    score.add(parser.add_subparsers())
+    for words in (["score", "runs/a", "--predictions", "x"], ["score", "--dataset", "mevis"],
+                  ["score", "--predictions", "x"]):  # fmt: skip
+        args = parser.parse_args(words)
+        with pytest.raises(ConfigError):
+            args.main(args)
