@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
+from refseg_bench import schema
 from refseg_bench.backbones.base import MLLMCounters, Reading, RolloutSettings, VisualSettings
 from refseg_bench.errors import ConfigError, DataError
 from refseg_bench.methods.coarse import otsu
@@ -646,6 +647,35 @@ def test_what_the_cache_holds_is_told_before_a_run(moving, tmp_path):
     assert in_cache(method, moving, ["a", "b"]) == (1, 2)
     assert model.counters.calls == calls
     assert in_cache(DecAF(model, mask="attention"), moving, ["a"]) == (0, 1)
+
+
+def test_a_capture_serves_every_run_of_its_digest(moving, tmp_path):
+    def values(**knobs):
+        node = {"_target_": "refseg_bench.methods.decaf.DecAF", **schema.conform(DecAF, knobs, "method")}
+        return {"method": node, "backbone": {"_target_": "refseg_bench.backbones.mllm.MLLM", "path": "a/b"}}
+
+    same = [
+        DecAF.capture_digest(values(**knobs))
+        for knobs in (
+            {},
+            {"tau_pq": 0.7, "ac": "none"},
+            {"fusion": {"contrast": "obj_only"}},
+            {"sb": {"floor": 0.5}},
+            {"mask": "attention"},
+        )
+    ]
+    assert len(set(same)) == 1
+    other = [
+        DecAF.capture_digest(values(**knobs))
+        for knobs in ({"rollout": "plain"}, {"prompt_bg": "v1"}, {"n_frames": 8}, {"use_cache": False})
+    ]
+    assert len({*same, *other}) == 5
+    assert DecAF.capture_digest(values(rollout="rollout")) == other[0]
+    root = tmp_path / "cache"
+    cached(FakeMLLM(), root, fusion=Fusion(contrast="obj_only")).capture(moving, expressions("a", "b"))
+    model = FakeMLLM()
+    list(cached(model, root).predict(moving, expressions("a", "b")))
+    assert model.counters.calls == 0
 
 
 def test_methods_that_cannot_tell_say_nothing(moving):
