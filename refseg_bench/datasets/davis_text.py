@@ -137,9 +137,7 @@ def convert(davis: Path, texts: Path, out: Path) -> dict[str, int]:
                     allowed=objects[sequence]["objects"],
                     cure="Use DAVIS-2017-Unsupervised-trainval-480p.zip.",
                 )
-        folder = out / "meta_expressions" / split
-        folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / "meta_expressions.json", {"videos": meta})
+        _write(out / "meta_expressions" / split / "meta_expressions.json", {"videos": meta})
         _write(out / split / "meta.json", {"videos": objects})
         counts[split] = len(names)
     return counts
@@ -217,4 +215,5 @@ def _objects(folder: Path, frames: Sequence[str], categories: Mapping[str, Any])
 
 
 def _write(path: Path, value: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -94,7 +94,7 @@ class ReasonVos(MetaExpressions):
                 continue
             object_id = str(raw.get("obj_id", ""))
             anno_id = f"{source}_{video}_{object_id}"
-            if not object_id or bad_name(anno_id) is not None:
+            if not object_id or "/" in object_id or bad_name(anno_id) is not None:
                 report(
                     Damage(
                         "bad object id",

@@ -165,15 +165,26 @@ class RefCoco:
             cure="Put COCO's train2014 images there, or name their folder: dataset.images=[FOLDER].",
         )
 
+    def splits(self) -> list[str]:
+        """The splits the sentence file speaks of.
+
+        Raises:
+            DataError: the set is not found; a damaged file counts as having none.
+        """
+        self.base()
+        try:
+            return [k.partition(":")[2] for k in self._opened() if k.startswith("table:")]
+        except Damage:
+            return []
+
     def rows(self) -> list[list[Any]]:
         """``[image_id, file_name, height, width]`` of the split's images."""
         store = self._opened()
         if f"table:{self.split}" not in store:
-            splits = sorted(k.partition(":")[2] for k in store if k.startswith("table:"))
             raise DataError(
                 f"'{self.name}' has no split '{self.split}'.",
                 where=self.files()[0],
-                allowed=splits,
+                allowed=sorted(self.splits()),
                 cure="Set dataset.split; splits differ by author.",
             )
         rows: list[list[Any]] = store.get(f"table:{self.split}")

@@ -1,0 +1,200 @@
+"""``refseg data``: what data sets exist and where, unpack and convert them, check them, look at them."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from refseg_bench.datasets.catalogue import Manifest, manifest, names, open_dataset, resolve
+from refseg_bench.datasets.prepare import prepare
+from refseg_bench.datasets.show import find_sample, picture
+from refseg_bench.datasets.verify import Verdict, verify
+from refseg_bench.errors import DataError
+
+
+def add(commands: Any) -> None:
+    """Declare the options."""
+    top = commands.add_parser("data", help="list, prepare, verify and show data sets")
+    actions = top.add_subparsers(dest="action", required=True, metavar="ACTION")
+
+    p = actions.add_parser("list", help="what exists, what is found where, which masks are public")
+    p.set_defaults(main=list_sets)
+
+    p = actions.add_parser("prepare", help="unpack and convert the archives of a set")
+    p.add_argument("name", metavar="NAME")
+    p.add_argument(
+        "--from",
+        dest="sources",
+        nargs="+",
+        type=Path,
+        required=True,
+        metavar="ARCHIVE",
+        help="the archives as downloaded (Ref-DAVIS17: also folders that hold them unpacked)",
+    )
+    p.add_argument(
+        "--to", type=Path, metavar="DIR", help="the set's folder (default: $REFSEG_DATA/NAME or data/NAME)"
+    )
+    p.set_defaults(main=prepare_set)
+
+    p = actions.add_parser(
+        "verify", help="check files, sizes, masks and counts; exit code 1 if anything is wrong"
+    )
+    p.add_argument("name", metavar="NAME")
+    p.add_argument("--root", type=Path, metavar="DIR", help="the set's folder")
+    p.add_argument("--split", help="default: every split that is there")
+    p.add_argument(
+        "--first", type=int, default=5, metavar="N", help="problems to print of each kind (0 = all)"
+    )
+    p.add_argument(
+        "--decode", action="store_true", help="decode every frame whole, not its header and end only"
+    )
+    p.add_argument("--no-masks", dest="masks", action="store_false", help="don't read the masks")
+    p.add_argument("--sums", type=Path, metavar="FILE", help="a sha256sum listing to hold the files against")
+    p.set_defaults(main=verify_set)
+
+    p = actions.add_parser("show", help="a picture of one sample: frames, target, words")
+    p.add_argument("name", metavar="NAME")
+    p.add_argument("sample", metavar="SAMPLE", help="CLIP/EXPRESSION, or a clip's id")
+    p.add_argument("--root", type=Path, metavar="DIR", help="the set's folder")
+    p.add_argument("--split")
+    p.add_argument("--frames", type=int, default=6, help="frames of a video to show")
+    p.add_argument("--out", type=Path, metavar="PNG", help="default: NAME-SAMPLE.png here")
+    p.set_defaults(main=show_sample)
+
+
+def list_sets(args: argparse.Namespace) -> int:
+    """``refseg data list``."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=200)
+    table = Table("set", "kind", "splits (masks public)", "splits (masks hidden)", "found")
+    for column in table.columns:
+        column.overflow = "fold"
+    for name in names():
+        facts = manifest(name)
+        data = open_dataset(name)
+        table.add_row(
+            name,
+            facts.kind if facts else "?",
+            ", ".join(s for s, f in facts.splits.items() if f.public) if facts else data.split,
+            ", ".join(s for s, f in facts.splits.items() if not f.public) if facts else "",
+            escape(_found(data, facts)),
+        )
+    console.print(table)
+    console.print("Looked in $REFSEG_DATA (or data/) and among the shipped samples.", style="dim")
+    return 0
+
+
+def _found(data: Any, facts: Manifest | None) -> str:
+    """Where a set is, with the splits that are there; ``-`` if it is nowhere."""
+    present: dict[str, list[str]] = {}
+    if not hasattr(data, "base"):
+        return "(give dataset.root)" if data.root is None else str(data.root)
+    for split in facts.splits if facts else [data.split]:
+        data.split = split
+        try:
+            base = data.base()
+        except DataError:
+            continue
+        present.setdefault(str(base), []).append(split)
+    return "; ".join(f"{base} ({', '.join(splits)})" for base, splits in present.items()) or "-"
+
+
+def prepare_set(args: argparse.Namespace) -> int:
+    """``refseg data prepare``."""
+    name = resolve(args.name)
+    console = Console()
+    made = prepare(name, args.sources, args.to, lambda line: console.print(escape(line), soft_wrap=True))
+    for split, clips in made.splits.items():
+        console.print(f"{name} {split}: {clips} clips", soft_wrap=True)
+    console.print(
+        f"ready in {made.root}; check it with: refseg data verify {name} --root {made.root}", soft_wrap=True
+    )
+    if not made.splits:
+        console.print("but no split of it loads yet: more archives are needed", soft_wrap=True)
+    return 0 if made.splits else 1
+
+
+def verify_set(args: argparse.Namespace) -> int:
+    """``refseg data verify``."""
+    name = resolve(args.name)
+    facts = manifest(name)
+    splits = [args.split] if args.split else _present(name, facts, args.root)
+    console = Console()
+    wrong = False
+    for split in splits:
+        data = open_dataset(name, root=args.root, split=split)
+        said = facts.splits.get(data.split) if facts else None
+        sums = args.sums if split == splits[0] else None
+        verdict = verify(data, said, decode=args.decode, sums=sums, masks=args.masks)
+        _report(console, name, data.split, verdict, args.first)
+        wrong |= not verdict.ok
+    return 1 if wrong else 0
+
+
+def _present(name: str, facts: Manifest | None, root: Path | None) -> list[str]:
+    """The splits whose files are there.
+
+    Raises:
+        DataError: none is.
+    """
+    default = open_dataset(name, root=root)
+    candidates = list(facts.splits) if facts else [default.split]
+    if not hasattr(default, "base"):
+        return [default.split]
+    if hasattr(default, "refs"):
+        stored = default.splits()
+        return [split for split in candidates if split in stored] or [default.split]
+    found: list[str] = []
+    for split in candidates:
+        try:
+            open_dataset(name, root=root, split=split).base()
+        except DataError:
+            continue
+        found.append(split)
+    if not found:
+        default.base()
+    return found or [default.split]
+
+
+def _report(console: Console, name: str, split: str, verdict: Verdict, first: int) -> None:
+    def say(text: str) -> None:
+        console.print(escape(text), soft_wrap=True, highlight=False)
+
+    counts = ", ".join(f"{n} {key}" for key, n in verdict.counts.items() if n)
+    say(f"{name} {split}: {counts or 'nothing could be read'}")
+    for note in verdict.notes:
+        say(f"  note: {note}")
+    if verdict.ok:
+        say("  all well")
+        return
+    kinds = verdict.kinds()
+    say(f"  {len(verdict.problems)} problems of {len(kinds)} kinds")
+    for kind, problems in kinds.items():
+        say(f"  {kind}: {len(problems)}")
+        shown = problems if first <= 0 else problems[:first]
+        for problem in shown:
+            say(f"    {problem.where}")
+            say(f"      {problem.what}")
+        if len(problems) > len(shown):
+            say(f"    … and {len(problems) - len(shown)} more (--first 0 prints all)")
+        say(f"    cure: {problems[0].cure}")
+
+
+def show_sample(args: argparse.Namespace) -> int:
+    """``refseg data show``."""
+    name = resolve(args.name)
+    data = open_dataset(name, root=args.root, split=args.split)
+    clip, expression = find_sample(data, args.sample)
+    image = picture(clip, expression, data.target(clip, expression), frames=args.frames)
+    out = args.out or Path(f"{name}-{clip.id}-{expression.id}.png".replace("/", "_"))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    image.save(out)
+    print(f"{clip.id}/{expression.id}: {expression.text}")
+    print(out)
+    return 0

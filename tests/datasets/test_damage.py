@@ -1,0 +1,456 @@
+# ruff: noqa: E501 (one line per case reads as a table)
+"""Forty-odd kinds of damaged input: each ends in one error that names file, place, reason and cure."""
+
+import io
+import json
+import pickle
+import shutil
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from refseg_bench.datasets.archives import unpack
+from refseg_bench.datasets.damage import Damage
+from refseg_bench.datasets.davis_text import convert
+from refseg_bench.datasets.meta_expressions import MetaExpressions
+from refseg_bench.datasets.reasonseg import ReasonSeg
+from refseg_bench.datasets.reasonvos import ReasonVos
+from refseg_bench.datasets.ref_davis17 import RefDavis17
+from refseg_bench.datasets.ref_youtube_vos import RefYoutubeVos
+from refseg_bench.datasets.refcoco import RefCoco
+from refseg_bench.datasets.revos import Revos
+from refseg_bench.datasets.verify import verify
+from refseg_bench.datasets.writers import (
+    ImageRecord,
+    write_davis_source,
+    write_meta_expressions_set,
+    write_reasonseg_image,
+    write_reasonvos_set,
+    write_ref_youtube_vos_set,
+    write_refcoco_set,
+    write_revos_set,
+)
+from refseg_bench.errors import DataError
+
+from .conftest import frames, video
+
+A, B = "0123456789ab", "ba9876543210"
+SQUARE = [4, 4, 20, 4, 20, 16, 4, 16]
+
+
+# ── sound sets ───────────────────────────────────────────────────────────────
+
+
+def mevis(root):
+    write_meta_expressions_set(root, "valid_u", [video(A), video(B, seed=1)])
+    return lambda: MetaExpressions(root=root)
+
+
+def ytvos(root):
+    write_ref_youtube_vos_set(root, "train", [video(A, expressions=[("it", [0], {}), ("that", [1], {})])])
+    return lambda: RefYoutubeVos(root=root, split="train")
+
+
+def davis(root):
+    words = [(f"sentence {i}", [i // 4], {}) for i in range(8)]
+    write_davis_source(root / "src", {"train": [], "val": [video("bear", expressions=words)]})
+    convert(root / "src/DAVIS", root / "src/davis_text_annotations", root)
+    return lambda: RefDavis17(root=root)
+
+
+def revos(root):
+    write_revos_set(root, "valid", [video("UVO/a", expressions=[("it", [0], {"type_id": 1})])])
+    return lambda: Revos(root=root)
+
+
+def reasonvos(root):
+    write_reasonvos_set(root, [video("v1", expressions=[("it", [0], {"exp_id": 0})])])
+    return lambda: ReasonVos(root=root)
+
+
+def refcoco(root):
+    one = ImageRecord("a.jpg", frames(1)[0], [[SQUARE]], [([0], ["the thing", "it"])])
+    write_refcoco_set(root, [one, ImageRecord("b.jpg", frames(1)[0], [[SQUARE]], [([0], ["that"])])])
+    return lambda: RefCoco(root=root)
+
+
+def reasonseg(root):
+    for name in "ab":
+        write_reasonseg_image(
+            root, "val", name, frames(1)[0], ["why?"], [("target", [[1, 1], [9, 1], [9, 9]])]
+        )
+    return lambda: ReasonSeg(root=root)
+
+
+# ── ways to damage them ──────────────────────────────────────────────────────
+
+
+def edit(path, change):
+    """Load a JSON file, change it in place (or return another value), write it back."""
+
+    def damage(root):
+        file = root / path
+        value = json.loads(file.read_text())
+        changed = change(value)
+        file.write_text(json.dumps(value if changed is None else changed))
+
+    return damage
+
+
+def repickle(path, change):
+    def damage(root):
+        value = pickle.loads((root / path).read_bytes(), encoding="latin1")
+        change(value)
+        (root / path).write_bytes(pickle.dumps(value, protocol=2))
+
+    return damage
+
+
+def remove(path):
+    def damage(root):
+        place = root / path
+        shutil.rmtree(place) if place.is_dir() else place.unlink()
+
+    return damage
+
+
+def cut(path, keep=0.5):
+    def damage(root):
+        data = (root / path).read_bytes()
+        (root / path).write_bytes(data[: int(len(data) * keep)])
+
+    return damage
+
+
+def replace(path, old, new):
+    def damage(root):
+        data = (root / path).read_bytes()
+        assert old in data
+        (root / path).write_bytes(data.replace(old, new, 1))
+
+    return damage
+
+
+def overwrite(path, content):
+    return lambda root: (root / path).write_bytes(content)
+
+
+def image(path, size, mode="L", value=0):
+    return lambda root: Image.new(mode, size, value).save(root / path)
+
+
+def link(path, target="/etc/hostname"):
+    def damage(root):
+        (root / path).unlink()
+        (root / path).symlink_to(target)
+
+    return damage
+
+
+def link_folder(root):
+    outside = root.parent / "outside"
+    shutil.move(root / "valid_u/JPEGImages" / A, outside)
+    (root / "valid_u/JPEGImages" / A).symlink_to(outside)
+
+
+class Evil:
+    def __reduce__(self):
+        return print, ("run!",)
+
+
+META = "valid_u/meta_expressions.json"
+MASKS = "valid_u/mask_dict.json"
+FRAMES = f"valid_u/JPEGImages/{A}"
+
+
+def exp(video_id, key, **fields):
+    return edit(META, lambda m: m["videos"][video_id]["expressions"][key].update(fields))
+
+
+def rename_expression(video_id, old, new):
+    def change(meta):
+        expressions = meta["videos"][video_id]["expressions"]
+        expressions[new] = expressions.pop(old)
+
+    return edit(META, change)
+
+
+def rename(old, new):
+    return edit(META, lambda m: {"videos": {(new if k == old else k): v for k, v in m["videos"].items()}})
+
+
+@dataclass
+class Case:
+    """One kind of damage.
+
+    ``kind`` is what a report groups by; ``file`` and ``place`` must be in the error's `where`.
+    """
+
+    name: str
+    make: Callable
+    damage: Callable
+    kind: str
+    file: str
+    place: str = ""
+    verify_only: bool = False
+
+
+CASES = [
+    # the set as a whole
+    Case("expression file missing", mevis, remove(META), "not here", ""),
+    Case("torn JSON", mevis, cut(META), "torn JSON", "meta_expressions.json", "line"),
+    Case("not JSON at all", mevis, overwrite(META, b"<html>quota exceeded</html>"), "torn JSON", "meta_expressions.json", "line 1"),
+    Case("text is not UTF-8", mevis, replace(META, b"the first", b"caf\xe9 one"), "text in another encoding", "meta_expressions.json", "byte"),
+    Case("no videos object", mevis, edit(META, lambda m: {"clips": {}}), "missing field", "meta_expressions.json", "the file"),
+    Case("videos is a list", mevis, edit(META, lambda m: {"videos": []}), "wrong type", "meta_expressions.json", "videos"),
+    Case("duplicate video", mevis, replace(META, f'"{B}"'.encode(), f'"{A}"'.encode()), "duplicate id", "meta_expressions.json", A),
+    Case("duplicate expression id", mevis, replace(META, b'"1": {', b'"0": {'), "duplicate id", "meta_expressions.json", "'0'"),
+    # videos and frames
+    Case("video name climbs out", mevis, rename(A, "../../etc"), "unsafe name", "meta_expressions.json", "videos.../../etc"),
+    Case("video name is absolute", mevis, rename(A, "/etc"), "unsafe name", "meta_expressions.json", "videos./etc"),
+    Case("video record is no object", mevis, edit(META, lambda m: m["videos"].update({A: 3})), "wrong type", "meta_expressions.json", A),
+    Case("frame list missing", mevis, edit(META, lambda m: m["videos"][A].pop("frames") and None), "missing field", "meta_expressions.json", A),
+    Case("frame name climbs out", mevis, edit(META, lambda m: m["videos"][A]["frames"].append("../x")), "unsafe name", "meta_expressions.json", "frames[4]"),
+    Case("frame name is a number", mevis, edit(META, lambda m: m["videos"][A]["frames"].append(4)), "unsafe name", "meta_expressions.json", "frames[4]"),
+    Case("frame listed twice", mevis, edit(META, lambda m: m["videos"][A]["frames"].append("00001")), "duplicate id", "meta_expressions.json", f"{A}.frames"),
+    Case("no frames", mevis, edit(META, lambda m: m["videos"][A].update(frames=[])), "video without frames", "meta_expressions.json", f"{A}.frames"),
+    Case("video folder missing", mevis, remove(FRAMES), "missing video", A),
+    Case("frame missing", mevis, remove(f"{FRAMES}/00002.jpg"), "missing frame", "00002.jpg"),
+    Case("extra frame", mevis, lambda r: shutil.copy(r / FRAMES / "00001.jpg", r / FRAMES / "00009.jpg"), "extra frame", "00009.jpg", verify_only=True),
+    Case("first frame is no image", mevis, overwrite(f"{FRAMES}/00000.jpg", b"nothing"), "unreadable frame", "00000.jpg"),
+    Case("later frame cut off", mevis, cut(f"{FRAMES}/00002.jpg", 0.99), "torn frame", "00002.jpg"),
+    Case("frame of another size", mevis, image(f"{FRAMES}/00003.jpg", (30, 30), "RGB"), "frame of another size", "00003.jpg"),
+    Case("frame is a link to elsewhere", mevis, link(f"{FRAMES}/00001.jpg"), "link out of the data set", "00001.jpg"),
+    Case("video is a link to elsewhere", mevis, link_folder, "link out of the data set", A),
+    # expressions
+    Case("expressions missing", mevis, edit(META, lambda m: m["videos"][A].pop("expressions") and None), "missing field", "meta_expressions.json", A),
+    Case("no expression", mevis, edit(META, lambda m: m["videos"][A].update(expressions={})), "video without expressions", "meta_expressions.json", A),
+    Case("empty expression", mevis, exp(A, "1", exp="  "), "empty expression", "meta_expressions.json", "expressions.1.exp"),
+    Case("expression is a number", mevis, exp(A, "1", exp=7), "wrong type", "meta_expressions.json", "expressions.1.exp"),
+    Case("expression id holds a slash", mevis, replace(META, b'"1": {', b'"a/1": {'), "unsafe name", "meta_expressions.json", "expressions.a/1"),
+    Case("object id is an object", mevis, exp(A, "0", anno_id={"x": 1}), "bad object id", "meta_expressions.json", "expressions.0.anno_id"),
+    Case("unknown type", revos, edit("meta_expressions_valid_.json", lambda m: m["videos"]["UVO/a"]["expressions"]["0"].update(type_id=9)), "bad type", "meta_expressions_valid_.json", "type_id"),
+    Case("annotator can't be told", davis, replace("meta_expressions/valid/meta_expressions.json", b'"3": {', b'"x": {'), "bad expression id", "meta_expressions.json", "expressions.x"),
+    Case("exp_id is a word", reasonvos, edit("meta_expressions.json", lambda m: m["videos"]["v1"]["expressions"][0].update(exp_id="first")), "bad expression id", "meta_expressions.json", "exp_id"),
+    Case("object name climbs out", reasonvos, edit("meta_expressions.json", lambda m: m["videos"]["v1"]["expressions"][0].update(obj_id="../x")), "bad object id", "meta_expressions.json", "obj_id"),
+    Case("video without a size", revos, edit("meta_expressions_valid_.json", lambda m: m["videos"]["UVO/a"].update(height=0)), "bad size", "meta_expressions_valid_.json", "UVO/a"),
+    # masks in run lengths
+    Case("mask file missing", mevis, remove(MASKS), "missing file", "mask_dict.json"),
+    Case("mask file torn", mevis, cut(MASKS), "torn JSON", "mask_dict.json", "byte"),
+    Case("duplicate annotation", mevis, replace(MASKS, b'"1":', b'"0":'), "duplicate id", "mask_dict.json", "'0'"),
+    Case("annotation missing", mevis, edit(MASKS, lambda m: m.pop("1") and None), "missing entry", "mask_dict.json"),
+    Case("fewer masks than frames", mevis, edit(MASKS, lambda m: m["0"].pop() and None), "mask count differs", "mask_dict.json", "anno_id 0"),
+    Case("RLE of another size", mevis, edit(MASKS, lambda m: m["0"][2].update(size=[32, 24])), "mask of another size", "mask_dict.json", "anno_id 0[2]"),
+    Case("RLE cut off", mevis, edit(MASKS, lambda m: m["0"][2].update(counts=m["0"][2]["counts"][:-3])), "torn mask", "mask_dict.json", "anno_id 0[2]"),
+    Case("RLE too long for its size", mevis, edit(MASKS, lambda m: m["0"][1].update(counts=m["0"][1]["counts"] + "o7")), "torn mask", "mask_dict.json", "anno_id 0[1]"),
+    Case("RLE with a letter beyond the alphabet", mevis, edit(MASKS, lambda m: m["0"][1].update(counts="é")), "torn mask", "mask_dict.json", "anno_id 0[1]"),
+    Case("mask is a text", mevis, edit(MASKS, lambda m: m["0"].__setitem__(1, "mask")), "malformed mask", "mask_dict.json", "anno_id 0[1]"),
+    # masks in PNGs
+    Case("mask PNG missing", ytvos, remove(f"train/Annotations/{A}/00001.png"), "missing mask", "00001.png"),
+    Case("mask PNG torn", ytvos, cut(f"train/Annotations/{A}/00001.png"), "torn mask", "00001.png"),
+    Case("label map in colours", ytvos, image(f"train/Annotations/{A}/00001.png", (32, 24), "RGB"), "mask of another mode", "00001.png"),
+    Case("mask PNG of another size", ytvos, image(f"train/Annotations/{A}/00001.png", (24, 32)), "mask of another size", "00001.png"),
+    Case("object in no map", ytvos, replace("meta_expressions/train/meta_expressions.json", b'"obj_id": "2"', b'"obj_id": "7"'), "object without a pixel", A, "object 7"),
+    Case("object folder missing", reasonvos, remove("Annotations/mose_v1_0"), "missing mask", "mose_v1_0"),
+    Case("extra mask", reasonvos, lambda r: shutil.copy(r / "Annotations/mose_v1_0/00001.png", r / "Annotations/mose_v1_0/00044.png"), "extra mask", "00044.png"),
+    # RefCOCO
+    Case("pickle with a callable", refcoco, overwrite("refs(unc).p", pickle.dumps([Evil()], protocol=2)), "pickle with a callable", "refs(unc).p", "print"),
+    Case("pickle torn", refcoco, cut("refs(unc).p"), "torn pickle", "refs(unc).p"),
+    Case("instances.json missing", refcoco, remove("instances.json"), "missing file", "instances.json"),
+    Case("instances.json torn", refcoco, cut("instances.json", 0.8), "torn JSON", "instances.json", "byte"),
+    Case("annotation not in instances.json", refcoco, edit("instances.json", lambda m: m["annotations"].pop() and None), "missing entry", "refs(unc).p", "ref 1"),
+    Case("annotation of another image", refcoco, edit("instances.json", lambda m: m["annotations"][1].update(image_id=1)), "missing entry", "refs(unc).p", "ref 1"),
+    Case("image not in instances.json", refcoco, edit("instances.json", lambda m: m["images"].pop() and None), "missing entry", "refs(unc).p", "ref 1"),
+    Case("image name climbs out", refcoco, edit("instances.json", lambda m: m["images"][0].update(file_name="../../a.jpg")), "unsafe name", "instances.json", "images[0]"),
+    Case("polygon of two points", refcoco, edit("instances.json", lambda m: m["annotations"][0].update(segmentation=[[1, 2, 3, 4]])), "malformed mask", "instances.json", "annotation 1"),
+    Case("image file missing", refcoco, remove("images/b.jpg"), "missing frame", "b.jpg"),
+    Case("sentence without words", refcoco, repickle("refs(unc).p", lambda refs: refs[0]["sentences"][1].update(sent="", raw="")), "empty expression", "refs(unc).p", "[0].sentences[1].sent"),
+    Case("duplicate ref", refcoco, repickle("refs(unc).p", lambda refs: refs[1].update(ref_id=0)), "duplicate id", "refs(unc).p", "[1]"),
+    Case("duplicate sentence", refcoco, repickle("refs(unc).p", lambda refs: refs[0]["sentences"][1].update(sent_id=0)), "duplicate id", "refs(unc).p", "ref 0"),
+    # ReasonSeg
+    Case("image without JSON", reasonseg, remove("val/b.json"), "missing file", "b.json"),
+    Case("JSON without image", reasonseg, remove("val/b.jpg"), "missing frame", "b.jpg"),
+    Case("polygon without points", reasonseg, edit("val/a.json", lambda m: m["shapes"][0].update(points=[])), "malformed mask", "a.json", "shapes[0].points"),
+    Case("polygon of not-a-number", reasonseg, replace("val/a.json", b"[[1, 1]", b"[[NaN, 1]"), "malformed mask", "a.json", "shapes[0].points"),
+    Case("JSON of neither encoding", reasonseg, replace("val/a.json", b"why?", b"why\x81\xff"), "text in another encoding", "a.json", "byte"),
+]  # fmt: skip
+
+
+def read_all(data):
+    """What a run and its scoring read."""
+    for clip in data.clips():
+        for expression in data.expressions(clip):
+            data.target(clip, expression)
+        clip.load()
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+def test_damage_ends_in_one_error_that_names_everything(case, tmp_path):
+    build = case.make(tmp_path / "set")
+    read_all(build())
+    assert verify(build()).ok
+    case.damage(tmp_path / "set")
+    if not case.verify_only:
+        with pytest.raises(DataError) as caught:
+            read_all(build())
+        error = caught.value
+        assert case.file in error.where
+        assert case.place in error.where
+        assert error.what.endswith(".")
+        assert error.cure
+    if case.kind == "not here":
+        return
+    verdict = verify(build())
+    assert case.kind in verdict.kinds(), [str(p) for p in verdict.problems]
+    told = next(p for p in verdict.kinds()[case.kind] if case.file in p.where and case.place in p.where)
+    assert told.cure
+
+
+def test_there_are_forty_kinds_and_more():
+    assert len({case.name for case in CASES}) >= 60
+    assert len({case.kind for case in CASES}) >= 25
+
+
+def test_verify_lists_everything_in_one_pass(tmp_path):
+    """Damages that leave each other readable, all in one set: every one of them is told."""
+    root = tmp_path / "set"
+    c, d = "c" * 12, "d" * 12
+    write_meta_expressions_set(root, "valid_u", [video(A), video(B, seed=1), video(c, seed=2), video(d)])
+    damages = {
+        "unsafe name": [rename(d, "../../etc"), rename_expression(A, "1", "a/1")],
+        "missing frame": [remove(f"{FRAMES}/00000.jpg"), remove(f"{FRAMES}/00002.jpg")],
+        "torn frame": [cut(f"{FRAMES}/00001.jpg", 0.99)],
+        "frame of another size": [image(f"{FRAMES}/00003.jpg", (30, 30), "RGB")],
+        "extra frame": [lambda r: shutil.copy(r / FRAMES / "00001.jpg", r / FRAMES / "00009.jpg")],
+        "empty expression": [exp(B, "0", exp=""), exp(c, "1", exp=" ")],
+        "wrong type": [exp(c, "0", exp=7)],
+        "missing entry": [edit(MASKS, lambda m: m.pop("3") and None)],
+        "mask count differs": [edit(MASKS, lambda m: m["2"].pop() and None)],
+        "mask of another size": [edit(MASKS, lambda m: m["0"][2].update(size=[32, 24]))],
+        "torn mask": [edit(MASKS, lambda m, i=i: m["0"][i].update(counts="0")) for i in (1, 3)],
+        "malformed mask": [edit(MASKS, lambda m: m["2"].__setitem__(1, "mask"))],
+    }
+    for group in damages.values():
+        for damage in group:
+            damage(root)
+    found = {kind: len(problems) for kind, problems in verify(MetaExpressions(root=root)).kinds().items()}
+    assert found == {kind: len(group) for kind, group in damages.items()}
+
+
+@pytest.mark.parametrize(
+    "kind", ["climbs", "absolute", "link", "backslash", "twice", "bomb", "torn", "html", "through a link"]
+)
+def test_unsafe_archives_write_nothing_outside(tmp_path, kind):
+    path = tmp_path / "set.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as out:
+        out.writestr("mevis/ok.txt", "fine")
+        if kind == "climbs":
+            out.writestr("../escaped.txt", "x")
+        elif kind == "absolute":
+            out.writestr("/tmp/escaped.txt", "x")
+        elif kind == "backslash":
+            out.writestr("mevis\\..\\..\\escaped.txt", "x")
+        elif kind == "twice":
+            with pytest.warns(UserWarning, match="Duplicate"):
+                out.writestr("mevis/ok.txt", "again")
+        elif kind in ("link", "through a link"):
+            entry = zipfile.ZipInfo("mevis/door")
+            entry.external_attr = 0o120777 << 16
+            out.writestr(entry, str(tmp_path))
+            if kind == "through a link":
+                out.writestr("mevis/door/escaped.txt", "x")
+        elif kind == "bomb":
+            out.writestr("mevis/zeros", b"\0" * (80 << 20))
+    if kind == "torn":
+        path.write_bytes(path.read_bytes()[:-30])
+    if kind == "html":
+        path.write_text("<html>quota exceeded</html>")
+    with pytest.raises(Damage) as caught:
+        unpack(path, tmp_path / "into")
+    assert caught.value.kind in ("unsafe archive", "torn archive")
+    assert "set.zip" in caught.value.where
+    assert caught.value.cure
+    assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == ["set.zip"]
+
+
+@pytest.mark.parametrize("kind", ["climbs", "link", "hard link", "device", "through a link"])
+def test_unsafe_tars_write_nothing_outside(tmp_path, kind):
+    import tarfile
+
+    path = tmp_path / "set.tar.gz"
+    with tarfile.open(path, "w:gz") as out:
+
+        def member(name, data=b"x", **fields):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            for key, value in fields.items():
+                setattr(info, key, value)
+            out.addfile(info, io.BytesIO(data))
+
+        member("./mevis/ok.txt")
+        if kind == "climbs":
+            member("mevis/../../escaped.txt")
+        elif kind == "hard link":
+            member("mevis/door", b"", type=tarfile.LNKTYPE, linkname="/etc/passwd")
+        elif kind == "device":
+            member("mevis/null", b"", type=tarfile.CHRTYPE)
+        else:
+            member("mevis/door", b"", type=tarfile.SYMTYPE, linkname=str(tmp_path))
+            if kind == "through a link":
+                member("mevis/door/escaped.txt")
+    with pytest.raises(Damage) as caught:
+        unpack(path, tmp_path / "into")
+    assert caught.value.kind == "unsafe archive"
+    assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == ["set.tar.gz"]
+
+
+def test_links_may_be_followed_on_request_and_within_the_set(tmp_path):
+    build = mevis(tmp_path / "set")
+    link_folder(tmp_path / "set")
+    with pytest.raises(DataError, match="symbolic link"):
+        build().clips()
+    assert len(MetaExpressions(root=tmp_path / "set", follow_links=True).clips()) == 2
+    # A whole frames folder on another disk is the user's layout, not a name from the data.
+    other = mevis(tmp_path / "other")
+    shutil.move(tmp_path / "other/valid_u/JPEGImages", tmp_path / "disk")
+    (tmp_path / "other/valid_u/JPEGImages").symlink_to(tmp_path / "disk")
+    assert len(other().clips()) == 2
+
+
+def test_masks_behind_links_are_refused_too(tmp_path):
+    build = ytvos(tmp_path / "set")
+    folder = tmp_path / "set/train/Annotations" / A
+    shutil.move(folder / "00001.png", tmp_path / "outside.png")
+    (folder / "00001.png").symlink_to(tmp_path / "outside.png")
+    with pytest.raises(DataError, match="symbolic link"):
+        read_all(build())
+
+
+def test_run_length_check_agrees_with_pycocotools():
+    from hypothesis import given
+    from hypothesis import strategies as st
+    from hypothesis.extra import numpy as hnp
+    from pycocotools import mask as coco_mask
+
+    from refseg_bench.datasets.rle import fault, run_lengths
+
+    @given(
+        hnp.arrays(
+            np.uint8, hnp.array_shapes(min_dims=2, max_dims=2, max_side=40), elements=st.integers(0, 1)
+        )
+    )
+    def check(mask):
+        counts = coco_mask.encode(np.asfortranarray(mask))["counts"]
+        assert fault(counts, mask.shape) is None
+        column = mask.T.ravel()
+        ends = np.flatnonzero(np.diff(column)) + 1
+        runs = np.diff(np.concatenate(([0], ends, [column.size])))
+        expected = runs if column[0] == 0 else np.concatenate(([0], runs))
+        assert run_lengths(counts).tolist() == expected.tolist()
+        assert fault(counts, (mask.shape[0] + 1, mask.shape[1])) is not None
+
+    check()

@@ -1,0 +1,266 @@
+"""``refseg data``: list, prepare, verify, show."""
+
+import json
+import shutil
+import tarfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from refseg_bench.cli import main
+from refseg_bench.datasets.catalogue import open_dataset
+from refseg_bench.datasets.verify import verify, wrong_sums
+from refseg_bench.datasets.writers import (
+    ImageRecord,
+    write_davis_source,
+    write_meta_expressions_set,
+    write_reasonseg_image,
+    write_ref_youtube_vos_set,
+    write_refcoco_set,
+    write_revos_set,
+)
+
+from .conftest import boxes, frames, union, video
+
+
+def zipped(folder, name, archive, under=""):
+    """Pack ``folder/name`` so that its members begin with ``under/name``."""
+    with zipfile.ZipFile(archive, "w") as out:
+        for path in sorted((folder / name).rglob("*")):
+            if path.is_file():
+                out.write(path, Path(under) / path.relative_to(folder))
+    return archive
+
+
+def run(*args):
+    return main(["data", *map(str, args)])
+
+
+def test_list_says_what_exists_and_where(tmp_path, capsys):
+    write_meta_expressions_set(tmp_path / "data" / "MeViS", "valid_u", [video()])
+    assert run("list") == 0
+    out = capsys.readouterr().out
+    line = next(line for line in out.splitlines() if " mevis " in line)
+    assert "valid_u" in line
+    assert str(tmp_path / "data")[:20] in line
+    assert next(line for line in out.splitlines() if " revos " in line).rstrip(" │").endswith("-")
+
+
+def test_prepare_ref_davis17_from_its_three_archives(tmp_path, capsys):
+    src = tmp_path / "src"
+    words = [(f"sentence {i}", [i // 4], {}) for i in range(8)]
+    write_davis_source(
+        src, {"train": [video("bear", expressions=words)], "val": [video("classic-car", expressions=words)]}
+    )
+    texts = src / "davis_text_annotations"
+    for path in texts.iterdir():
+        path.write_bytes(path.read_bytes().replace(b"classic-car", b"clasic-car"))
+    (src / "DAVIS2").mkdir()
+    (src / "DAVIS2" / "davis_semantics.json").write_text(json.dumps({"classic-car": {"1": "car"}}))
+    archives = [
+        zipped(src, "davis_text_annotations", tmp_path / "davis_text_annotations.zip"),
+        zipped(src, "DAVIS", tmp_path / "DAVIS-2017-Unsupervised-trainval-480p.zip"),
+        zipped(src / "DAVIS2", ".", tmp_path / "DAVIS-2017_semantics-480p.zip", under="DAVIS"),
+    ]
+    shutil.rmtree(src)
+    assert run("prepare", "Ref-DAVIS17", "--from", *archives) == 0
+    out = capsys.readouterr().out
+    assert "valid: 1 clips" in out
+    home = tmp_path / "data" / "ref_davis17"
+    data = open_dataset("ref_davis17", root=home)
+    clip = data.clips()[0]
+    assert clip.id == "classic-car"
+    assert np.array_equal(union(data.target(clip, data.expressions(clip)[4])), boxes(4, 14, 5))
+    meta = json.loads((home / "valid" / "meta.json").read_text())
+    assert meta["videos"]["classic-car"]["objects"]["1"]["category"] == "car"
+    assert [p.name for p in home.parent.iterdir()] == ["ref_davis17"]  # nothing is left of the staging
+
+
+def test_prepare_says_which_archive_lacks(tmp_path, capsys):
+    write_davis_source(
+        tmp_path / "src", {"train": [], "val": [video("bear", expressions=[("x", [0], {})] * 4)]}
+    )
+    texts = zipped(tmp_path / "src", "davis_text_annotations", tmp_path / "texts.zip")
+    assert run("prepare", "ref_davis17", "--from", texts) == 2
+    assert "DAVIS-2017-Unsupervised-trainval-480p.zip" in capsys.readouterr().err
+    assert not list((tmp_path / "data").iterdir())
+
+
+def test_prepare_adds_split_after_split_and_overwrites_nothing(tmp_path, capsys):
+    for split, seed in (("valid_u", 0), ("train", 1)):
+        write_meta_expressions_set(tmp_path / "src", split, [video(seed=seed)])
+        zipped(tmp_path / "src", split, tmp_path / f"{split}.zip", under="MeViS_release")
+        assert run("prepare", "mevis", "--from", tmp_path / f"{split}.zip") == 0
+    home = tmp_path / "data" / "mevis"
+    assert sorted(p.name for p in home.iterdir()) == ["train", "valid_u"]
+    capsys.readouterr()
+    assert run("prepare", "mevis", "--from", tmp_path / "train.zip") == 2
+    assert "there already" in capsys.readouterr().err
+    assert len(open_dataset("mevis", split="train").clips()) == 1
+
+
+def test_prepare_other_sets(tmp_path):
+    src = tmp_path / "src"
+    write_revos_set(src / "ReVOS", "valid", [video("UVO/all/x")])
+    with tarfile.open(tmp_path / "revos.tar.gz", "w:gz") as out:
+        out.add(src / "ReVOS", "./ReVOS")
+    assert run("prepare", "revos", "--from", tmp_path / "revos.tar.gz") == 0
+    write_reasonseg_image(src / "ReasonSeg", "val", "a", frames(1)[0], ["why"], [])
+    assert (
+        run(
+            "prepare",
+            "reasonseg",
+            "--from",
+            zipped(src, "ReasonSeg", tmp_path / "rs.zip", under="reason_seg"),
+        )
+        == 0
+    )
+    record = ImageRecord(
+        "COCO_train2014_000000000001.jpg", frames(1)[0], [[[1, 1, 9, 1, 9, 9]]], [([0], ["it"])]
+    )
+    write_refcoco_set(src / "refcocog", [record], split_by="umd", image_folder="../train2014")
+    archives = [
+        zipped(src, "refcocog", tmp_path / "refcocog.zip"),
+        zipped(src, "train2014", tmp_path / "train2014.zip"),
+    ]
+    assert run("prepare", "refcocog", "--from", *archives) == 0
+    write_ref_youtube_vos_set(src / "rvos", "train", [video("0123456789", expressions=[("it", [0], {})])])
+    parts = [zipped(src / "rvos", part, tmp_path / f"{part}.zip") for part in ("meta_expressions", "train")]
+    assert run("prepare", "ref_youtube_vos", "--from", *parts) == 0
+    for name, split in (
+        ("revos", None),
+        ("reasonseg", None),
+        ("refcocog_umd", None),
+        ("ref_youtube_vos", "train"),
+    ):
+        data = open_dataset(name, split=split)
+        clip = data.clips()[0]
+        clip.load()
+        assert data.target(clip, data.expressions(clip)[0]) is not None
+
+
+def test_prepare_refuses_a_climbing_archive_and_leaves_nothing(tmp_path, capsys):
+    with zipfile.ZipFile(tmp_path / "mevis.zip", "w") as out:
+        out.writestr("valid_u/meta_expressions.json", "{}")
+        out.writestr("../../escaped", "x")
+    assert run("prepare", "mevis", "--from", tmp_path / "mevis.zip") == 2
+    assert "leaves its folder" in capsys.readouterr().err
+    assert not list((tmp_path / "data").iterdir())
+    assert not list(tmp_path.rglob("escaped"))
+
+
+def test_verify_of_a_sound_set_only_misses_the_published_counts(tmp_path, capsys):
+    write_meta_expressions_set(tmp_path / "data" / "mevis", "valid_u", [video()])
+    assert run("verify", "mevis") == 1
+    out = capsys.readouterr().out
+    assert "mevis valid_u: 1 videos, 4 frames, 2 expressions, 2 objects" in out
+    assert "count differs: 2" in out
+    assert "2 problems of 1 kinds" in out
+    assert "its manifest says 793" in out
+
+
+def test_verify_reports_the_first_problems_of_each_kind(tmp_path, capsys):
+    root = tmp_path / "mevis"
+    write_meta_expressions_set(root, "valid_u", [video(length=9)])
+    for index in (1, 3, 4, 5, 6, 7):
+        (root / f"valid_u/JPEGImages/0123456789ab/{index:05d}.jpg").unlink()
+    (root / "valid_u" / "mask_dict.json").write_text("{")
+    assert run("verify", "mevis", "--root", root, "--first", "2") == 1
+    out = capsys.readouterr().out
+    assert "missing frame: 6" in out
+    assert "… and 4 more" in out
+    assert "torn JSON: 1" in out
+    assert "mask_dict.json: byte 1" in out
+    assert "cure:" in out
+
+
+def test_verify_of_the_shipped_sample_is_clean(capsys):
+    assert run("verify", "shapes", "--decode") == 0
+    assert "all well" in capsys.readouterr().out
+
+
+def test_verify_of_a_set_that_is_not_there(tmp_path, capsys):
+    assert run("verify", "revos") == 2
+    assert "is not here" in capsys.readouterr().err
+
+
+def test_unchecked_figures_are_noted_not_failed(tmp_path):
+    from refseg_bench.datasets.catalogue import SplitFacts
+
+    write_meta_expressions_set(tmp_path, "valid_u", [video()])
+    facts = SplitFacts({"videos": 1, "expressions": 3}, True, frozenset({"expressions"}))
+    verdict = verify(open_dataset("mevis", root=tmp_path), facts)
+    assert verdict.ok
+    assert "never counted" in verdict.notes[0]
+
+
+def test_hashes_are_held_against_a_listing(tmp_path):
+    (tmp_path / "a").write_text("x")
+    (tmp_path / "b").write_text("y")
+    x = "2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881"
+    (tmp_path / "sums.txt").write_text(f"{x}  a\n{x}  b\n{x} *c\nnonsense\n")
+    assert [d.kind for d in wrong_sums(tmp_path / "sums.txt")] == [
+        "hash differs",
+        "missing file",
+        "malformed line",
+    ]
+
+
+def test_a_set_from_outside_without_surveys_is_verified_through_its_interface():
+    from refseg_bench.errors import DataError
+
+    class Foreign:
+        name, split = "foreign", "all"
+
+        def clips(self):
+            return open_dataset("shapes").clips()[:2]
+
+        def expressions(self, clip):
+            return open_dataset("shapes").expressions(clip)
+
+        def target(self, clip, expression):
+            raise DataError("The masks are gone.", where="masks.bin", cure="Get them back.")
+
+    verdict = verify(Foreign())
+    assert [(d.kind, d.file) for d in verdict.problems] == [("damaged clip", "masks.bin")]
+
+
+@pytest.mark.parametrize("sample", ["0123456789ab/1", "0123456789ab"])
+def test_show_draws_frames_target_and_words(tmp_path, capsys, sample):
+    write_meta_expressions_set(tmp_path / "mevis", "valid_u", [video(length=12)])
+    out = tmp_path / "pictures" / "x.png"
+    assert run("show", "mevis", sample, "--root", tmp_path / "mevis", "--out", out) == 0
+    assert "both of them" in capsys.readouterr().out or sample.endswith("ab")
+    picture = np.asarray(Image.open(out))
+    assert picture.shape[1] == 1600
+    orange = (np.abs(picture.astype(int) - (230, 159, 0)).sum(axis=2) == 0).any()
+    blue = (np.abs(picture.astype(int) - (86, 180, 233)).sum(axis=2) < 60).any()
+    assert orange or blue
+    assert (picture[-40:] < 60).any()  # the words
+
+
+def test_show_says_which_samples_there_are(tmp_path, capsys):
+    write_meta_expressions_set(tmp_path / "mevis", "valid_u", [video()])
+    assert run("show", "mevis", "nowhere/0", "--root", tmp_path / "mevis") == 2
+    assert "0123456789ab/…" in capsys.readouterr().err
+    assert run("show", "mevis", "0123456789ab/7", "--root", tmp_path / "mevis") == 2
+    assert "allowed: 0, 1" in capsys.readouterr().err
+
+
+def test_show_works_without_public_masks(tmp_path):
+    write_ref_youtube_vos_set(tmp_path / "rvos", "valid", [video("0123456789")])
+    assert (
+        run(
+            "show",
+            "ref_youtube_vos",
+            "0123456789/0",
+            "--root",
+            tmp_path / "rvos",
+            "--out",
+            tmp_path / "x.png",
+        )
+        == 0
+    )
