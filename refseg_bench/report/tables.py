@@ -98,7 +98,7 @@ def _table(dataset: str, protocol: str, rows: list[Row]) -> ResultTable:
                 and estimate.value == top[name]
                 and not row.method.startswith("oracle")
             )
-            cells.append(_number(estimate, row.result.scale, best))
+            cells.append(number_cell(estimate, 100.0 / row.result.scale, best))
         r = row.result
         cells += [Cell(f"{r.n}"), Cell(f"{r.failed}"), Cell(f"{r.missing}")]
         body.append(tuple(cells))
@@ -109,10 +109,10 @@ def _table(dataset: str, protocol: str, rows: list[Row]) -> ResultTable:
     )
 
 
-def _number(estimate: Estimate | None, scale: float, best: bool) -> Cell:
+def number_cell(estimate: Estimate | None, percent: float, best: bool = False) -> Cell:
+    """An estimate in print; ``percent`` is what its unit is multiplied with."""
     if estimate is None or not math.isfinite(estimate.value):
         return Cell("–")
-    percent = 100.0 / scale
     interval = ""
     if math.isfinite(estimate.low) and math.isfinite(estimate.high):
         interval = f"{estimate.low * percent:.1f}–{estimate.high * percent:.1f}"
