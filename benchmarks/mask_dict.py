@@ -83,7 +83,8 @@ def generate(root, megabytes, pickled):
     def entries(anno):
         for t in range(FRAMES):
             counts = stock[(anno * 7 + t) % len(stock)]
-            yield {"size": list(SIZE), "counts": counts if pickled else counts.decode()}
+            # A copy, because a pickle writes an object that it has seen as a reference of a few bytes.
+            yield {"size": list(SIZE), "counts": bytes(bytearray(counts)) if pickled else counts.decode()}
 
     total = videos * OBJECTS
     if pickled:
