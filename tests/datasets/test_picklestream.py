@@ -45,6 +45,15 @@ def test_a_dictionary_of_many_batches(path, protocol):
     assert list(pickled_items(path)) == list(load_pickle(path).items())
 
 
+@pytest.mark.parametrize(
+    "value", [{"0": ["x"], "": None}, {"0": [b"x"], "1": [[]]}, {"0": [["a"]], "1": {"b": ["c"]}}]
+)
+def test_a_text_alone_in_a_list_is_no_key(path, value):
+    for protocol in (1, 2, 4):
+        path.write_bytes(pickle.dumps(value, protocol=protocol))
+        assert list(pickled_items(path)) == list(value.items())
+
+
 def test_texts_of_python2(path):
     write_python2_pickle(path, {"0": [{"size": [2, 3], "counts": "06"}], "caf\xe9": None})
     assert list(pickled_items(path)) == [("0", [{"size": [2, 3], "counts": "06"}]), ("caf\xe9", None)]
