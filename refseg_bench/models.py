@@ -7,14 +7,19 @@ behind the user's back in offline mode (``offline: true`` of a component, or ``H
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
+from refseg_bench import resources, schema
 from refseg_bench.errors import RefsegError
+from refseg_bench.schema import TARGET
 
 T = TypeVar("T")
+
+_HUB = "https://huggingface.co"
 
 
 class ModelError(RefsegError):
@@ -180,7 +185,30 @@ def fetch(weights: Weights, *, offline: bool = False) -> Path:
             local_files_only=only_cache,
         )
 
+    if not only_cache:
+        try:
+            only_cache = True
+            return Path(load())  # what is here needs no network, not even to be looked up
+        except (OSError, ValueError):
+            only_cache = False
+        _require_endpoint(weights)
     return Path(told(load, weights, offline=only_cache))
+
+
+def _require_endpoint(weights: Weights) -> None:
+    """Fail at once where no connection can be made; the hub's client would try for half a minute."""
+    from urllib.parse import urlsplit
+    from urllib.request import getproxies
+
+    if getproxies().keys() & {"http", "https", "all"}:
+        return  # a proxy may reach what we can't
+    place = urlsplit(os.environ.get("HF_ENDPOINT", _HUB))
+    try:
+        socket.create_connection(
+            (place.hostname or "", place.port or (80 if place.scheme == "http" else 443)), timeout=10
+        ).close()
+    except OSError as error:
+        raise _absent(_spelled(weights), weights, False) from error
 
 
 def told(load: Callable[[], T], weights: Weights, *, offline: bool) -> T:
@@ -191,8 +219,7 @@ def told(load: Callable[[], T], weights: Weights, *, offline: bool) -> T:
     """
     from huggingface_hub import errors as hub
 
-    name = weights.repo + (f"@{weights.revision}" if weights.revision else "")
-    get = f"refseg models get {weights.component}" if weights.component else "refseg models get"
+    name = _spelled(weights)
     try:
         return load()
     except hub.RevisionNotFoundError as error:
@@ -204,7 +231,7 @@ def told(load: Callable[[], T], weights: Weights, *, offline: bool) -> T:
     except hub.GatedRepoError as error:
         raise ModelError(
             f"The hub gives '{weights.repo}' only to accounts that accepted its terms.",
-            where=f"https://huggingface.co/{weights.repo}",
+            where=f"{_HUB}/{weights.repo}",
             cure="Accept the terms there and log in with `hf auth login`.",
         ) from error
     except hub.RepositoryNotFoundError as error:
@@ -220,24 +247,29 @@ def told(load: Callable[[], T], weights: Weights, *, offline: bool) -> T:
                 where=weights.component or None,
                 cure="Correct the file name or the revision.",
             ) from error
-        raise _absent(name, weights, get, offline) from error
+        raise _absent(name, weights, offline) from error
     except (hub.HfHubHTTPError, hub.OfflineModeIsEnabled, ConnectionError, TimeoutError) as error:
-        raise _absent(name, weights, get, offline) from error
+        raise _absent(name, weights, offline) from error
     except OSError as error:
         # transformers wraps every failure of the hub into a plain OSError.
         if weights.local:
             raise ModelError(
                 f"The model can't be loaded: {error}", where=Path(weights.repo).expanduser()
             ) from error
-        raise _absent(name, weights, get, offline) from error
+        raise _absent(name, weights, offline) from error
     except Exception as error:
         # The hub's HTTP client raises its own connection errors, which belong to no common base.
-        if type(error).__module__.partition(".")[0] in {"httpx", "httpcore", "requests", "urllib3"}:
-            raise _absent(name, weights, get, offline) from error
+        if type(error).__module__.startswith(("httpx", "httpcore", "requests.", "urllib3.")):
+            raise _absent(name, weights, offline) from error
         raise
 
 
-def _absent(name: str, weights: Weights, get: str, offline: bool) -> ModelError:
+def _spelled(weights: Weights) -> str:
+    return weights.repo + (f"@{weights.revision}" if weights.revision else "")
+
+
+def _absent(name: str, weights: Weights, offline: bool) -> ModelError:
+    get = f"refseg models get {weights.component or '--repo ' + weights.repo}"
     what = f" (file '{weights.file}')" if weights.file else ""
     if offline:
         return ModelError(
@@ -247,7 +279,7 @@ def _absent(name: str, weights: Weights, get: str, offline: bool) -> ModelError:
         )
     return ModelError(
         f"'{name}'{what} is not in the cache, and the hub can't be reached.",
-        where=os.environ.get("HF_ENDPOINT", "https://huggingface.co"),
+        where=os.environ.get("HF_ENDPOINT", _HUB),
         cure=f"Check the network (HF_ENDPOINT names a mirror), fetch it elsewhere with {get} "
         "and copy HF_HOME, or give a local path.",
     )
@@ -270,43 +302,38 @@ def _require_hub(capability: str) -> None:
 # ── what a config needs ──────────────────────────────────────────────────────
 
 #: Knob names that hold a hub id or path in components that don't tell their weights themselves.
-_MODEL_KNOBS = ("model", "checkpoint")
+_MODEL_KNOBS = ("model", "path", "checkpoint")
+#: Weights that come with this package are named so.
+_SHIPPED = "shipped:"
 
 
 def needs_of(config: Mapping[str, Any], prefix: str = "") -> Iterator[Need]:
     """The weights every component of a (resolved) config asks for.
 
-    A component tells them by a method ``weights()``; one without it is read by its knobs ``model`` (or
-    ``checkpoint``) and ``revision``. A component is built for the question but loads nothing.
+    A component tells them by a method ``weights()``; one without it is read by its knobs ``model``,
+    ``path`` or ``checkpoint``, and ``revision``. A component is built for the question but loads nothing.
     """
-    from refseg_bench.schema import TARGET
-
     if TARGET in config:
-        yield _need(config, prefix)
-        return
+        yield need_of(config, prefix)
     for name, node in config.items():
         if isinstance(node, Mapping):
             yield from needs_of(node, f"{prefix}.{name}" if prefix else str(name))
 
 
-def _need(node: Mapping[str, Any], where: str) -> Need:
-    from refseg_bench.schema import TARGET, complete, construct, injected, locate
-
+def need_of(node: Mapping[str, Any], where: str) -> Need:
+    """The weights one component asks for."""
     target = str(node[TARGET])
     try:
-        cls = locate(target, where)
-        values = complete(node, where)
-        asks = getattr(cls, "weights", None)
-        if callable(asks) and not injected(cls):
-            told_by_it = construct(cls, values, where).weights()
-            return Need(where, target, tuple(told_by_it))
+        cls = schema.locate(target, where)
+        values = schema.complete(node, where)
+        if isinstance(cls, type) and callable(getattr(cls, "weights", None)) and not schema.injected(cls):
+            return Need(where, target, tuple(schema.construct(cls, values, where).weights()))
     except RefsegError as error:
         return Need(where, target, (), str(error))
-    for knob in _MODEL_KNOBS:
-        repo = values.get(knob)
-        if isinstance(repo, str) and ("/" in repo or is_local(repo)):
-            revision = values.get("revision")
-            return Need(
-                where, target, (Weights(repo, revision if isinstance(revision, str) else None, component=where),)
-            )
+    asked = "revision" in values  # a mere `path` is a file of the user's, not a model
+    for name in _MODEL_KNOBS:
+        repo = values.get(name)
+        if asked and isinstance(repo, str):
+            repo = str(resources.weights(repo.removeprefix(_SHIPPED))) if repo.startswith(_SHIPPED) else repo
+            return Need(where, target, (Weights(repo, values["revision"], component=where),))
     return Need(where, target)

@@ -323,6 +323,7 @@ class PredictionWriter:
         self.job = job
         self.path = root / "predictions" / f"{job}.jsonl"
         self._handle: IO[bytes] | None = None
+        self._synced = -math.inf
 
     def __enter__(self) -> Self:
         return self
@@ -331,6 +332,8 @@ class PredictionWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._handle is not None:
+            self._synced = -math.inf
+            self.sync()
             self._handle.close()
             self._handle = None
 
@@ -359,8 +362,10 @@ class PredictionWriter:
             raise write_error(error, self.path) from error
 
     def sync(self) -> None:
-        """Make what was appended durable against the death of the machine."""
-        if self._handle is not None:
+        """Make what was appended durable against the death of the machine, at most once a second."""
+        now = time.monotonic()
+        if self._handle is not None and now - self._synced >= 1.0:
+            self._synced = now
             with contextlib.suppress(OSError):
                 os.fsync(self._handle.fileno())
 

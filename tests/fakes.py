@@ -41,7 +41,7 @@ class FakeDataset:
             if not folder.is_dir():
                 folder.mkdir(parents=True)
                 for t, path in enumerate(paths):
-                    Image.fromarray(np.full((*self.size, 3), 10 * c + t, np.uint8)).save(path)
+                    Image.fromarray(np.full((*self.size, 3), (10 * c + t) % 256, np.uint8)).save(path)
             out.append(Clip(f"clip{c}", paths, tuple(p.stem for p in paths), self.size))
         return out
 

@@ -13,7 +13,7 @@ import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refseg_bench.errors import ConfigError, DataError
+from refseg_bench.models import Weights, fetch, find, is_local
 from refseg_bench.schema import knob
 
 if TYPE_CHECKING:
@@ -38,7 +39,8 @@ log = logging.getLogger(__name__)
 TextMode = Literal["concept_stream", "prompt"]
 #: Bump when the same knobs come to mean other numbers: cached maps are then never found again.
 STAGE = 1
-_FILES = ["model_index.json", "transformer/*", "vae/*", "scheduler/*", "text_encoder*/*", "tokenizer*/*"]
+_SHIPPED = "shipped:"
+_FILES = ("model_index.json", "transformer/*", "vae/*", "scheduler/*", "text_encoder*/*", "tokenizer*/*")
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,6 +124,7 @@ class DiT:
         text_encoders: ``keep`` on the device, wait on the ``cpu``, ``free`` after each clip.
         offload: ``blocks`` streams the transformer's blocks through the device one by one.
         expressions_per_forward: how many expressions share a pass in a concept stream.
+        offline: never fetch weights from the hub.
     """
 
     path: str
@@ -151,6 +154,7 @@ class DiT:
     text_encoders: Literal["keep", "cpu", "free"] = knob("keep", transient=True)
     offload: Literal["none", "blocks"] = knob("none", transient=True)
     expressions_per_forward: int = knob(8, transient=True)
+    offline: bool = knob(False, transient=True)
     counters: Counters = field(default_factory=Counters, init=False, repr=False, compare=False)
     _loaded: _Loaded | None = field(default=None, init=False, repr=False, compare=False)
 
@@ -186,9 +190,15 @@ class DiT:
         """Most extraction tokens of one expression with its magnets."""
         return self.adapter.max_text
 
-    def magnets_independent(self, mode: TextMode) -> bool:
+    @property
+    def conditioned_on(self) -> Literal["prompt", "expression"]:
+        """The text the image side sees."""
+        return "expression" if self.text_mode == "prompt" else "prompt"
+
+    @property
+    def magnets_independent(self) -> bool:
         """True if an expression's tokens don't change with its magnets, so that logits recombine."""
-        if mode == "prompt":
+        if self.text_mode == "prompt":
             return False
         return self.adapter.cross or not self.concept_self_attention
 
@@ -229,7 +239,6 @@ class DiT:
         queries: Sequence[Query],
         *,
         options: MapOptions | None = None,
-        text_mode: TextMode | None = None,
         keep_logits: bool = False,
     ) -> list[Attended]:
         """Read attention between an image and sets of tokens.
@@ -241,26 +250,36 @@ class DiT:
             scene: from :meth:`open`.
             queries: one per expression.
             options: how logits become maps; by default from the knobs.
-            text_mode: replaces the knob.
             keep_logits: also return every layer's logits (see ``attention_maps.replay``).
 
         Raises:
             AttentionError: attention can't be read, or is NaN.
         """
-        mode = text_mode or self.text_mode
         options = options or self.options()
         answers: list[Attended | None] = [None] * len(queries)
-        for batch in self._batches(queries, mode):
-            found = self._pass(scene, [queries[i] for i in batch], options, mode, keep_logits)
+        for batch in self._batches(queries):
+            found = self._pass(scene, [queries[i] for i in batch], options, keep_logits)
             for index, answer in zip(batch, found, strict=True):
                 answers[index] = answer
         self._load().text.rest()
         return [answer for answer in answers if answer is not None]
 
+    def variant(self, **knobs: Any) -> DiT:
+        """The same model, loaded once, read with other knobs (none that loading depends on)."""
+        other = replace(self, **knobs)
+        other._loaded, other.counters = self._load(), self.counters
+        return other
+
     def wanted(self) -> tuple[int, ...]:
         """The layers read, as numbers."""
         loaded = self._load()
         return resolve_layers(self.layers, loaded.family.layer_groups(loaded.transformer))
+
+    def weights(self) -> tuple[Weights, ...]:
+        """What ``refseg models`` lists and fetches."""
+        if self.path.startswith(_SHIPPED):
+            return ()
+        return (Weights(self.path, self.revision, patterns=_FILES, component=f"backbone ({self.path})"),)
 
     def report(self) -> dict[str, Any]:
         """What this process did, for the run record."""
@@ -268,27 +287,25 @@ class DiT:
 
     # ── one forward pass ──
 
-    def _batches(self, queries: Sequence[Query], mode: TextMode) -> Iterator[list[int]]:
-        if mode == "prompt":
+    def _batches(self, queries: Sequence[Query]) -> Iterator[list[int]]:
+        if self.text_mode == "prompt":
             yield from ([i] for i in range(len(queries)))
             return
         alike: dict[tuple[str, str], list[int]] = {}
         for index, query in enumerate(queries):
-            alike.setdefault((query.prompt, self.pooled_text(query.tokens, query.prompt, mode)), []).append(
-                index
-            )
+            alike.setdefault((query.prompt, self.pooled_text(query.tokens, query.prompt)), []).append(index)
         for members in alike.values():
             for start in range(0, len(members), self.expressions_per_forward):
                 yield members[start : start + self.expressions_per_forward]
 
-    def pooled_text(self, tokens: TokenSet, prompt: str, mode: TextMode) -> str:
+    def pooled_text(self, tokens: TokenSet, prompt: str) -> str:
         """The text whose CLIP vector conditions a pass; empty = a vector of zeros."""
         if self.adapter.pooled_output is None or self.pooled == "zeros":
             return ""
-        return tokens.expression if self.pooled == "expression" or mode == "prompt" else prompt
+        return tokens.expression if "expression" in (self.pooled, self.conditioned_on) else prompt
 
     def _pass(
-        self, scene: Scene, queries: Sequence[Query], options: MapOptions, mode: TextMode, keep: bool
+        self, scene: Scene, queries: Sequence[Query], options: MapOptions, keep: bool
     ) -> list[Attended]:
         import torch
 
@@ -298,7 +315,7 @@ class DiT:
 
         loaded = self._load()
         family, transformer = loaded.family, loaded.transformer
-        text = assemble(self, loaded, queries, mode)
+        text = assemble(self, loaded, queries)
         mask = text.mask(scene.grid[0] * scene.grid[1], family)
         recorder = Recorder(
             text.layout(scene.grid[0] * scene.grid[1], family),
@@ -312,9 +329,9 @@ class DiT:
             recorder,
             mask=None if mask is None else mask.to(loaded.device),
         )
-        pooled = self._pooled(loaded, queries[0], mode)
+        pooled = self._pooled(loaded, queries[0])
         guidance = family.guidance_default(transformer) if self.guidance is None else self.guidance
-        silent = mode == "concept_stream"
+        silent = self.text_mode == "concept_stream"
         watched = (
             family.prompt_only_conditioning(transformer, text.prompt_tokens) if silent else nullcontext()
         )
@@ -345,14 +362,14 @@ class DiT:
                     sigma = loaded.family.shifted(sigma, tokens, loaded.scheduler)
                 yield sigma, noise
 
-    def _pooled(self, loaded: _Loaded, query: Query, mode: TextMode) -> Tensor | None:
+    def _pooled(self, loaded: _Loaded, query: Query) -> Tensor | None:
         import torch
 
         from refseg_bench.backbones.dit_families.base import config
 
         if loaded.family.pooled_output is None:
             return None
-        text = self.pooled_text(query.tokens, query.prompt, mode)
+        text = self.pooled_text(query.tokens, query.prompt)
         if not text:
             width = int(config(loaded.transformer, "pooled_projection_dim"))
             return torch.zeros(1, width, device=loaded.device, dtype=loaded.dtype)
@@ -467,7 +484,7 @@ class AssembledText:
         )
 
 
-def assemble(dit: DiT, loaded: _Loaded, queries: Sequence[Query], mode: TextMode) -> AssembledText:
+def assemble(dit: DiT, loaded: _Loaded, queries: Sequence[Query]) -> AssembledText:
     """Prompt, extraction sets and whatever padding the model insists on, in this order."""
     import torch
 
@@ -481,7 +498,8 @@ def assemble(dit: DiT, loaded: _Loaded, queries: Sequence[Query], mode: TextMode
     if family.name == "sd3" and dit.clip_tokens == "zeros":
         parts.append(torch.zeros(77, width))
         roles += [PROMPT] * 77
-    if mode == "concept_stream":
+    silent = dit.text_mode == "concept_stream"
+    if silent:
         prompt = loaded.prompt_states(queries[0].prompt, padded=dit.prompt_padding == "pipeline")
         parts.append(prompt)
         roles += [PROMPT] * len(prompt)
@@ -492,9 +510,10 @@ def assemble(dit: DiT, loaded: _Loaded, queries: Sequence[Query], mode: TextMode
         begin = len(roles)
         for ids in query.tokens.strings:
             states = text.states(ids, None if strip is None else max(strip, len(ids)))[: len(ids)]
+            states = states[:1] if query.tokens.first_only else states
             parts.append(states)
             # In prompt mode the extraction tokens are the prompt and are seen by everybody.
-            roles += [PROMPT if mode == "prompt" else group] * len(ids)
+            roles += [group if silent else PROMPT] * len(states)
             group += not dit.concept_self_attention
         group += dit.concept_self_attention
         sets.append(tuple(range(begin, len(roles))))
@@ -512,7 +531,7 @@ def assemble(dit: DiT, loaded: _Loaded, queries: Sequence[Query], mode: TextMode
         tuple(roles),
         tuple(sets),
         prompt_tokens,
-        mode == "concept_stream" or HIDDEN in roles,
+        silent or HIDDEN in roles,
     )
 
 
@@ -528,7 +547,7 @@ class _Loaded:
         require("diffusers", "A diffusion transformer")
         self._dit = dit
         self.family = dit.adapter
-        self.folder = model_folder(dit.path, dit.revision)
+        self.folder = model_folder(dit)
         self.index = _read_json(self.folder / "model_index.json")
         self.dtype: torch.dtype = {
             "bf16": torch.bfloat16,
@@ -628,44 +647,30 @@ def place(model: nn.Module, family: Family, device: torch.device, last: int) -> 
         setattr(model, name, buffer.to(device))
 
 
-def model_folder(path: str, revision: str | None) -> Path:
+def model_folder(dit: DiT) -> Path:
     """The folder of a model: shipped, local, or the hub's (fetched if it isn't there, and said so).
 
     Raises:
-        ConfigError: there is no such model, or the hub can't be reached.
+        ConfigError: a local folder that holds no model.
+        ModelError: the hub's model is missing and can't be fetched.
     """
-    if path.startswith("shipped:"):
+    if dit.path.startswith(_SHIPPED):
         from refseg_bench.resources import weights
 
-        return weights(path.partition(":")[2])
-    local = Path(path)
-    if (local / "model_index.json").is_file():
-        return local
-    if local.is_dir() or path.startswith((".", "/", "~")):
+        return weights(dit.path.removeprefix(_SHIPPED))
+    if is_local(dit.path):
+        folder = Path(dit.path).expanduser()
+        if (folder / "model_index.json").is_file():
+            return folder
         raise ConfigError(
             "This folder holds no model in diffusers' layout (no model_index.json).",
-            where=path,
+            where=folder,
             cure="Save a pipeline there with save_pretrained, or give a hub id.",
         )
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(path, revision=revision, allow_patterns=_FILES, local_files_only=True))
-    except Exception as absent:
-        if not type(absent).__name__ == "LocalEntryNotFoundError":
-            raise ConfigError(f"'{path}' is no model: {absent}", where="backbone.path") from absent
-    log.warning(
-        "%s (revision %s) is not on this machine: fetching it from the hub.", path, revision or "main"
-    )
-    try:
-        return Path(snapshot_download(path, revision=revision, allow_patterns=_FILES))
-    except Exception as error:
-        raise ConfigError(
-            f"'{path}' is not on this machine and can't be fetched ({type(error).__name__}).",
-            where="backbone.path",
-            cure="Fetch it where there is a network (`hf download`), accept its licence there if it is "
-            "gated, or give the path of a local copy.",
-        ) from error
+    (wanted,) = dit.weights()
+    if not dit.offline and find(wanted).path is None:
+        log.warning("%s@%s is not on this machine: fetching it.", dit.path, dit.revision or "main")
+    return fetch(wanted, offline=dit.offline)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

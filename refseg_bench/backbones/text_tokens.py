@@ -61,6 +61,7 @@ class TokenSet:
         expression: the expression as encoded (lower-cased if asked for).
         magnets: the magnets in order.
         truncated: tokens cut from an overlong expression.
+        first_only: True if each string's first token alone stands for it.
     """
 
     strings: tuple[tuple[int, ...], ...]
@@ -68,6 +69,7 @@ class TokenSet:
     expression: str
     magnets: tuple[str, ...] = ()
     truncated: int = 0
+    first_only: bool = False
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -91,20 +93,17 @@ class TokenSet:
         """One string as a set of its own (separate encoding only); string 0 is the expression."""
         own = tuple(replace(t, string=0) for t in self.tokens if t.string == string)
         text = self.expression if string == 0 else self.magnets[string - 1]
-        return TokenSet((self.strings[string],), own, text)
+        return TokenSet((self.strings[string],), own, text, first_only=self.first_only)
+
+    def firsts(self) -> TokenSet:
+        """Each string by its first token alone; the strings are encoded whole all the same."""
+        starts = dict((t.string, t) for t in reversed(self.tokens))
+        return replace(self, tokens=tuple(starts[s] for s in sorted(starts)), first_only=True)
 
     @property
     def separable(self) -> bool:
         """True if every string was encoded by itself."""
         return len(self.strings) == 1 + len(self.magnets)
-
-    def first_of_strings(self) -> tuple[int, ...]:
-        """Index of the first word token of each string."""
-        count = max(token.string for token in self.tokens) + 1
-        return tuple(
-            next(i for i, t in enumerate(self.tokens) if t.string == s and t.kind != "space")
-            for s in range(count)
-        )
 
 
 def tokenise(

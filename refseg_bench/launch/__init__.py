@@ -227,7 +227,7 @@ def _finish(
     if score and first.cluster.finish:
         waits = [s.jobs["score"] for s in made if "score" in s.jobs]
         folder = first.store.root / "log" / made[0].id
-        form = ("--format", "markdown", "--output", str((folder / "report.md").resolve()))
+        form = ("--format", "md", "--output", str((folder / "report.md").resolve()))
         report = slurm.submit_command(
             folder,
             f"report-{first.store.root.name}",

@@ -174,7 +174,11 @@ def _common(cluster: Cluster, after: str | None, code: Path | None) -> dict[str,
         "setup": setup or None,
         "dependency": None if after is None else f"afterany:{after}",
         # Without it a site may set jobs of failed nodes aside instead of starting them again.
-        "additional_parameters": {"requeue": True, **cluster.extra},
+        "additional_parameters": {
+            "requeue": True,
+            # An option without a value is a flag.
+            **{name: value or True for name, value in cluster.extra.items()},
+        },
     }
 
 

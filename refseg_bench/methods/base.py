@@ -35,7 +35,7 @@ class PerExpression(ABC):
 
 def click(point: HeatPoint) -> Prompt:
     """One positive point prompt where a method would click."""
-    return Prompt(points=((point.x, point.y),), labels=(1,))
+    return Prompt.click(point.x, point.y)
 
 
 def track_prompts(session: SegmenterSession, frame: int, prompts: Sequence[Prompt]) -> MaskTrack:

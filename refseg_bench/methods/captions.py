@@ -6,10 +6,13 @@ import json
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from refseg_bench.errors import ConfigError, DataError
-from refseg_bench.types import Clip
+from refseg_bench.types import Clip, Expression
+
+PromptMode = Literal["caption", "expression", "empty"]
+MissingCaption = Literal["error", "expression", "empty"]
 
 
 @lru_cache(maxsize=2)
@@ -56,3 +59,34 @@ def caption_of(clip: Clip, path: Path) -> str:
         where=path,
         cure="Add it, or use method.missing_caption=expression or empty.",
     )
+
+
+def prompt_of(
+    clip: Clip, expression: Expression, mode: PromptMode, captions: Path | None, missing: MissingCaption
+) -> str:
+    """What a transformer is prompted with.
+
+    Args:
+        clip, expression: the sample.
+        mode: the clip's caption, the expression, or nothing.
+        captions: the file of captions.
+        missing: what to do for a clip without caption.
+
+    Raises:
+        ConfigError: captions are asked for and no file is given.
+        DataError: the clip has no caption and ``missing`` is ``error``.
+    """
+    if mode != "caption":
+        return expression.text if mode == "expression" else ""
+    if captions is None:
+        raise ConfigError(
+            "The transformer is to be prompted with captions, and none are given.",
+            where="method.captions",
+            cure="Give a file, or use method.prompt_mode=expression or empty.",
+        )
+    try:
+        return caption_of(clip, captions)
+    except DataError:
+        if missing == "error":
+            raise
+        return expression.text if missing == "expression" else ""

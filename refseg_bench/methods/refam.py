@@ -20,8 +20,9 @@ import numpy as np
 
 from refseg_bench.backbones.dit import DiT
 from refseg_bench.cache import Cache
-from refseg_bench.errors import ConfigError, DataError
-from refseg_bench.methods.captions import caption_of
+from refseg_bench.errors import ConfigError
+from refseg_bench.methods.base import peak
+from refseg_bench.methods.captions import MissingCaption, PromptMode, prompt_of
 from refseg_bench.methods.heatmap import (
     Aggregate,
     FloatHW,
@@ -137,8 +138,8 @@ class RefAM:
         sb: spatial bias.
         aggregate: of the kept tokens' maps; mean and sum have the same peak.
         upsample: before the peak is looked for; ``none`` takes the best cell.
-        mask: from the segmenter, or the map itself above ``threshold`` of its range (then every frame
-            of a clip is read).
+        mask: from the segmenter; ``threshold``: the map itself above ``threshold`` of its range (then
+            every frame of a clip is read); ``none``: no masks, for point accuracy alone.
         threshold: for ``mask=threshold``, in [0, 1].
         multimask: which of the segmenter's candidates (see ``pointing.PointOptions``).
         multimask_index: for ``multimask=index``; 2 is SAM's whole object.
@@ -157,9 +158,9 @@ class RefAM:
     magnet_encoding: Literal["separate", "joined"] = "separate"
     lowercase: bool = True
     overlong: Literal["truncate", "error"] = "truncate"
-    prompt_mode: Literal["caption", "expression", "empty"] = "caption"
+    prompt_mode: PromptMode = "caption"
     captions: Path | None = None
-    missing_caption: Literal["error", "expression", "empty"] = "error"
+    missing_caption: MissingCaption = "error"
     stopwords: str = "nltk"
     filter_stopwords: bool = True
     drop_direction_words: bool = False
@@ -168,7 +169,7 @@ class RefAM:
     sb: DirectionRule = field(default_factory=DirectionRule)
     aggregate: Aggregate = "mean"
     upsample: Upsample = "bilinear"
-    mask: Literal["segmenter", "threshold"] = "segmenter"
+    mask: Literal["segmenter", "threshold", "none"] = "segmenter"
     threshold: float = 0.5
     multimask: Multimask = "best_iou"
     multimask_index: int = 2
@@ -244,28 +245,10 @@ class RefAM:
         return MAGNETS[self.magnets] if isinstance(self.magnets, str) else tuple(self.magnets)
 
     def prompt(self, clip: Clip, expression: Expression) -> str:
-        """What the transformer is prompted with.
-
-        Raises:
-            ConfigError: captions are asked for and no file is given.
-            DataError: the clip has no caption.
-        """
-        if self.backbone.text_mode == "prompt" or self.prompt_mode == "empty":
+        """What a concept stream is prompted with; in prompt mode the extraction tokens are the prompt."""
+        if self.backbone.text_mode == "prompt":
             return ""
-        if self.prompt_mode == "expression":
-            return expression.text
-        if self.captions is None:
-            raise ConfigError(
-                "The transformer is to be prompted with captions, and none are given.",
-                where="method.captions",
-                cure="Give a file, or use method.prompt_mode=expression or empty.",
-            )
-        try:
-            return caption_of(clip, self.captions)
-        except DataError:
-            if self.missing_caption == "error":
-                raise
-            return expression.text if self.missing_caption == "expression" else ""
+        return prompt_of(clip, expression, self.prompt_mode, self.captions, self.missing_caption)
 
     def frames(self, clip: Clip) -> list[int]:
         """The frames whose attention is read."""
@@ -339,16 +322,15 @@ class RefAM:
     def _peak(
         self, sought_hw: FloatHW, frame: int, grid_hw: FloatHW, content: tuple[float, float]
     ) -> HeatPoint:
-        row, column = np.unravel_index(int(np.argmax(sought_hw)), sought_hw.shape)
         if self.upsample == "none":
             # A cell's centre on the canvas, as a place on the image.
+            row, column = np.unravel_index(int(np.argmax(sought_hw)), sought_hw.shape)
             y, x = (
                 (i + 0.5) / n / share
                 for i, n, share in zip((row, column), grid_hw.shape, content, strict=True)
             )
-        else:
-            y, x = ((i + 0.5) / n for i, n in zip((row, column), sought_hw.shape, strict=True))
-        return HeatPoint(frame, float(min(y, 1.0)), float(min(x, 1.0)), float(sought_hw[row, column]))
+            return HeatPoint(frame, min(y, 1.0), min(x, 1.0), float(sought_hw[row, column]))
+        return peak(sought_hw, frame)
 
     def _noun_phrase(
         self, tokens: TokenSet, kept: tuple[int, ...], maps_TN: Any
@@ -371,6 +353,8 @@ class RefAM:
     def _masks(
         self, clip: Clip, session: SegmenterSession | None, best: Heat, per_frame: Sequence[Heat]
     ) -> tuple[MaskTrack, int | None]:
+        if self.mask == "none":
+            return MaskTrack(clip.size, (None,) * len(clip)), None
         if session is None:
             masks = [threshold(heat.full_HW, self.threshold) for heat in per_frame]
             return MaskTrack.from_masks(masks, clip.size), None

@@ -85,7 +85,8 @@ def border_contrast(frames_THWC: NDArray[np.uint8]) -> Float:
     less than a sixth of the border may be objects that touch it, and don't count.
     """
     lab = np.stack([cv2.cvtColor(frame, cv2.COLOR_RGB2LAB) for frame in frames_THWC]).astype(np.float32)
-    edge = np.concatenate([lab[:, [0, 1, -2, -1]].reshape(-1, 3), lab[:, :, [0, 1, -2, -1]].reshape(-1, 3)])
+    sides = (lab[:, :2], lab[:, -2:], lab[:, :, :2], lab[:, :, -2:])
+    edge = np.concatenate([side.reshape(-1, 3) for side in sides])
     cv2.setRNGSeed(0)  # k-means draws its starts
     stop = (cv2.TERM_CRITERIA_EPS + cv2.TERM_CRITERIA_MAX_ITER, 20, 0.5)
     groups = min(4, len(edge))
@@ -159,7 +160,7 @@ def measure(
     steady = centres - camera_T2[clear] if len(clear) else centres
     path = (steady[-1] - steady[0]) / math.hypot(*shape)
     middle = (centres.mean(0) + 0.5) / shape
-    edge = [bool(m[[0, 1, -2, -1]].any() or m[:, [0, 1, -2, -1]].any()) for m in masks]
+    edge = [bool(m[:2].any() or m[-2:].any() or m[:, :2].any() or m[:, -2:].any()) for m in masks]
     return Thing(
         track, masks, colours, dict(zip(TEXTURES, kinds.tolist(), strict=True)), usual / blank.size,
         areas / usual, (float(middle[0]), float(middle[1])), (float(path[0]), float(path[1])), np.array(edge),

@@ -25,7 +25,7 @@ from refseg_bench.backbones.attention_maps import (
     TokenMaps,
     replay,
 )
-from refseg_bench.backbones.dit import DiT, Query, Scene, TextMode
+from refseg_bench.backbones.dit import DiT, Query, Scene
 from refseg_bench.backbones.text_tokens import TokenSet
 from refseg_bench.cache import Cache, Entry, Value, fingerprint
 from refseg_bench.types import Clip
@@ -65,7 +65,6 @@ class TokenMapReader:
         clip: whose frames are read.
         cache_logits: keep and use logits, not only maps.
         space: query–key attention, or inner products of the attention's outputs.
-        text_mode: replaces the backbone's knob.
     """
 
     backbone: DiT
@@ -73,7 +72,6 @@ class TokenMapReader:
     clip: Clip
     cache_logits: bool = False
     space: Literal["attention", "output"] = "attention"
-    text_mode: TextMode | None = None
     _scenes: dict[int, Scene] = field(default_factory=dict, init=False)
     _frames: dict[int, str] = field(default_factory=dict, init=False)
     _logits: dict[str, tuple[Logits, tuple[int, int]]] = field(default_factory=dict, init=False)
@@ -97,12 +95,8 @@ class TokenMapReader:
         """How logits become maps."""
         return self.backbone.options(self.space)
 
-    @property
-    def _mode(self) -> TextMode:
-        return self.text_mode or self.backbone.text_mode
-
     def _independent(self, tokens: TokenSet) -> bool:
-        return tokens.separable and self.backbone.magnets_independent(self._mode)
+        return tokens.separable and self.backbone.magnets_independent
 
     # ── maps ──
 
@@ -111,9 +105,7 @@ class TokenMapReader:
         open_ = [i for i, maps in enumerate(found) if maps is None]
         if open_:
             queries = [self._query(asks[i]) for i in open_]
-            answers = self.backbone.attend(
-                self.scene(frame), queries, options=self.options, text_mode=self.text_mode
-            )
+            answers = self.backbone.attend(self.scene(frame), queries, options=self.options)
             for i, answer in zip(open_, answers, strict=True):
                 found[i] = answer.maps["asked"]
                 self._put_maps(frame, asks[i], answer.maps["asked"])
@@ -154,7 +146,6 @@ class TokenMapReader:
                 self.scene(frame),
                 [Query(unit.tokens, unit.prompt, {}) for _, unit in missing],
                 options=self.options,
-                text_mode=self.text_mode,
                 keep_logits=True,
             )
             for (name, unit), answer in zip(missing, answers, strict=True):
@@ -184,18 +175,18 @@ class TokenMapReader:
     def _key(self, kind: str, frame: int, ask: Ask) -> dict[str, Any]:
         if frame not in self._frames:
             self._frames[frame] = fingerprint([self.clip.frame_paths[frame]])
-        identity = {**self.backbone.identity(), "text_mode": self._mode, "space": self.space}
+        identity = {**self.backbone.identity(), "space": self.space}
         if kind == "logits":
             rest = self.options.needs_rest
             identity = {k: v for k, v in identity.items() if k not in _AFTER_LOGITS} | {"rest": rest}
-        pooled = self.backbone.pooled_text(ask.tokens, ask.prompt, self._mode)
         return {
             "kind": f"token {kind}",
             "backbone": identity,
             "frame": self._frames[frame],
             "strings": ask.tokens.strings,
-            "prompt": ask.prompt if self._mode == "concept_stream" else None,
-            "pooled": pooled,
+            "first_only": ask.tokens.first_only,
+            "prompt": ask.prompt if self.backbone.text_mode == "concept_stream" else None,
+            "pooled": self.backbone.pooled_text(ask.tokens, ask.prompt),
             "exclude": ask.exclude,
         }
 

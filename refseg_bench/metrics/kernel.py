@@ -55,7 +55,7 @@ def region(mask_HW: NDArray[Any]) -> Region:
     plain = np.ascontiguousarray(mask_HW != 0 if mask_HW.dtype != np.bool_ else mask_HW)
     if _KERNEL is None:
         return boundary.prepare(plain)
-    return _KERNEL.from_mask(plain.view(np.uint8), plain.shape[0], plain.shape[1])
+    return _KERNEL.from_mask(plain.view(np.uint8))
 
 
 def region_rle(counts: bytes, size: tuple[int, int]) -> Region:
@@ -84,8 +84,7 @@ def empty_region(size: tuple[int, int]) -> Region:
 def encode_mask(mask_HW: NDArray[np.bool_]) -> bytes:
     """COCO run lengths of a mask, as :func:`refseg_bench.types.encode_rle` gives them, only faster."""
     if _KERNEL is not None:
-        plain = np.ascontiguousarray(mask_HW).view(np.uint8)
-        return _KERNEL.encode(plain, *plain.shape)  # type: ignore[no-any-return]
+        return _KERNEL.encode(np.ascontiguousarray(mask_HW).view(np.uint8))  # type: ignore[no-any-return]
     return encode_rle(mask_HW)
 
 

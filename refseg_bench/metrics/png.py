@@ -2,8 +2,8 @@
 
 Three readings of one file, because the evaluators differ: the *label* (palette index or grey
 level), the *binary* mask (nonzero = foreground) and the *grey* level OpenCV would give (the
-luminance of a palette's colour). Plain 8-bit grey and palette files are inflated and unfiltered
-here; everything else (interlaced, 1/2/4/16 bit, RGB) goes through Pillow or OpenCV.
+luminance of a palette's colour). Palette, 8-bit grey and 1-bit files are inflated and unfiltered
+here; everything else (interlaced, 2/4/16-bit grey, RGB) goes through Pillow or OpenCV.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def read_labels(path: Path) -> Uint8HW:
     data = _bytes(path)
     simple = _simple(data, path)
     if simple is not None:
-        return simple[1]
+        return simple
     pixels, mode = _pillow(data, path)
     if pixels.ndim != 2 or mode == "I;16":
         raise DataError(
@@ -71,7 +71,7 @@ def read_binary(path: Path) -> NDArray[np.bool_]:
     data = _bytes(path)
     simple = _simple(data, path)
     if simple is not None:
-        return np.asarray(simple[1] != 0)
+        return np.asarray(simple != 0)
     pixels, _ = _pillow(data, path)
     return np.asarray(pixels != 0 if pixels.ndim == 2 else (pixels != 0).any(axis=2))
 
@@ -87,13 +87,34 @@ def read_grey(path: Path) -> Uint8HW:
     import cv2
 
     data = _bytes(path)
-    simple = _simple(data, path)
-    if simple is not None and simple[0] == _GREY:
-        return simple[1]
+    if _header(data, path)[2:] == (8, _GREY):
+        simple = _simple(data, path)
+        if simple is not None:
+            return simple
     grey = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
     if grey is None:
         raise _torn(path, "OpenCV can't decode it")
     return np.asarray(grey, np.uint8)
+
+
+def parse_header(start: bytes, name: str) -> tuple[int, int, int, int]:
+    """(height, width, bit depth, colour type) from the first 33 bytes of a file.
+
+    Raises:
+        DataError: it is no PNG.
+    """
+    return _header(start, Path(name))
+
+
+def values_of(data: bytes, name: str) -> list[int]:
+    """The values that occur in an 8-bit grey file, ascending.
+
+    Raises:
+        DataError: the file is torn.
+    """
+    simple = _simple(data, Path(name))
+    pixels = _pillow(data, Path(name))[0] if simple is None else simple
+    return [int(v) for v in np.flatnonzero(np.bincount(pixels.ravel(), minlength=256))]
 
 
 def header(path: Path) -> tuple[int, int, int, int]:
@@ -125,11 +146,12 @@ def _bytes(path: Path) -> bytes:
         raise _absent(path, error) from error
 
 
-def _simple(data: bytes, path: Path) -> tuple[int, Uint8HW] | None:
-    """(colour type, pixels) of a plain 8-bit grey or palette file, else ``None``."""
+def _simple(data: bytes, path: Path) -> Uint8HW | None:
+    """Stored values of a palette, 8-bit or 1-bit grey file without interlace, else ``None``."""
     height, width, depth, colour = _header(data, path)
-    if depth != 8 or colour not in (_GREY, _PALETTE) or data[28]:
+    if data[28] or not (colour == _PALETTE or (colour == _GREY and depth in (1, 8))):
         return None
+    stride = (width * depth + 7) // 8
     packed: list[bytes] = []
     at = 8
     while at + 8 <= len(data):
@@ -147,10 +169,19 @@ def _simple(data: bytes, path: Path) -> tuple[int, Uint8HW] | None:
         if type(error).__name__ != "error" and not isinstance(error, zlib.error):
             raise
         raise _torn(path, str(error)) from error
-    if len(raw) != height * (width + 1):
-        raise _torn(path, f"{len(raw)} bytes of pixels instead of {height * (width + 1)}")
-    pixels = kernel.unfilter(raw, height, width)
-    return None if pixels is None else (colour, pixels)
+    if len(raw) != height * (stride + 1):
+        raise _torn(path, f"{len(raw)} bytes of pixels instead of {height * (stride + 1)}")
+    rows = kernel.unfilter(raw, height, stride)
+    if rows is None or depth == 8:
+        return rows
+    return np.ascontiguousarray(_unpacking(depth)[rows].reshape(height, -1)[:, :width])
+
+
+@cache
+def _unpacking(depth: int) -> Uint8HW:
+    """The pixels in each value of a byte, leftmost first: ``(256, 8 / depth)``."""
+    shifts = np.arange(8 - depth, -1, -depth)
+    return ((np.arange(256)[:, None] >> shifts) & ((1 << depth) - 1)).astype(np.uint8)
 
 
 def _pillow(data: bytes, path: Path) -> tuple[NDArray[Any], str]:

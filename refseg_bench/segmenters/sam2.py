@@ -39,7 +39,7 @@ class Sam2:
     """SAM 2 / 2.1 by Meta's package.
 
     Attributes:
-        release: ``2.0`` (DecAF's) or ``2.1``.
+        release: ``sam2`` (DecAF's) or ``sam2.1``.
         size: Hiera size.
         checkpoint: local ``.pt`` file; ``None`` = from the hub.
         repo: hub id to fetch from; ``None`` = the published one of this release and size.
@@ -58,7 +58,7 @@ class Sam2:
         feature_host_mb: … up to this; beyond both they are computed again.
     """
 
-    release: Release = "2.0"
+    release: Release = "sam2"
     size: Size = "large"
     checkpoint: Path | None = None
     repo: str | None = None

@@ -39,7 +39,7 @@ class Sam2Hf:
         feature_host_mb: … up to this; beyond both they are computed again.
     """
 
-    model: str = "facebook/sam2.1-hiera-large"
+    model: str = "facebook/sam2-hiera-large"
     revision: str | None = None
     offline: bool = knob(False, transient=True)
     device: str = knob("auto", transient=True)

@@ -19,7 +19,7 @@ from refseg_bench.errors import ConfigError
 from refseg_bench.extras import require
 from refseg_bench.models import ModelError
 
-Release = Literal["2.0", "2.1"]
+Release = Literal["sam2", "sam2.1"]
 Size = Literal["tiny", "small", "base_plus", "large"]
 
 _LETTER = {"tiny": "t", "small": "s", "base_plus": "b+", "large": "l"}
@@ -54,18 +54,17 @@ def import_sam2() -> ModuleType:
 def architecture_file(release: Release, size: Size) -> Path:
     """The package's YAML of a published model."""
     package = Path(str(import_sam2().__file__)).parent
-    prefix = "sam2" if release == "2.0" else "sam2.1"
-    return package / "configs" / prefix / f"{prefix}_hiera_{_LETTER[size]}.yaml"
+    return package / "configs" / release / f"{release}_hiera_{_LETTER[size]}.yaml"
 
 
 def hub_repo(release: Release, size: Size) -> str:
     """The hub id of a published model."""
-    return f"facebook/sam{'2' if release == '2.0' else '2.1'}-hiera-{size.replace('_', '-')}"
+    return f"facebook/{release}-hiera-{size.replace('_', '-')}"
 
 
 def checkpoint_name(release: Release, size: Size) -> str:
     """The checkpoint's file name on the hub (and at Meta's download site)."""
-    return f"sam{'2' if release == '2.0' else '2.1'}_hiera_{size}.pt"
+    return f"{release}_hiera_{size}.pt"
 
 
 def build(architecture: Path, image_size: int | None = None) -> Any:

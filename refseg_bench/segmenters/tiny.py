@@ -36,13 +36,13 @@ def scatter(model: Any, seed: int) -> Any:
     return model.eval()
 
 
-def sam2_config(release: str = "2.1", image_size: int = IMAGE_SIZE) -> Any:
+def sam2_config(release: str = "sam2.1", image_size: int = IMAGE_SIZE) -> Any:
     """A ``Sam2VideoConfig`` of 2.4 M parameters."""
     from transformers import Sam2VideoConfig
 
     top = image_size // 16
     width = 128
-    newer = release == "2.1"
+    newer = release == "sam2.1"
     return Sam2VideoConfig(
         vision_config={
             "model_type": "sam2_vision_model",
@@ -77,7 +77,7 @@ def sam2_config(release: str = "2.1", image_size: int = IMAGE_SIZE) -> Any:
     )
 
 
-def write_sam2(folder: Path, *, release: str = "2.1", image_size: int = IMAGE_SIZE, seed: int = 4) -> Path:
+def write_sam2(folder: Path, *, release: str = "sam2.1", image_size: int = IMAGE_SIZE, seed: int = 4) -> Path:
     """Save a small random SAM 2 as a local model folder for ``segmenter=sam2_hf``.
 
     Returns:

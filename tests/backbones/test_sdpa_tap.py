@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+
+from refseg_bench.backbones.attention_maps import Reading
 from refseg_bench.backbones.dit import Query, assemble
 from refseg_bench.backbones.dit_families import ForwardInputs
-from refseg_bench.backbones.attention_maps import Reading
 from refseg_bench.backbones.sdpa_tap import AttentionError, SdpaTap, refuse_bypass
 from refseg_bench.backbones.text_tokens import tokenise
 
@@ -22,10 +23,11 @@ def question(dit, expression="a largest orange goldfish", magnets=("_", "with"),
 def forward_of(dit, picture, queries, mode="prompt", text=None):
     """A closure running one forward pass, and its token layout."""
     scene, loaded = dit.open(picture), dit._load()
-    text = text or assemble(dit, loaded, queries, mode)
+    dit = dit.variant(text_mode=mode)
+    text = text or assemble(dit, loaded, queries)
     generator = torch.Generator().manual_seed(0)
     latents = torch.randn(scene.latents.shape, generator=generator)
-    pooled = dit._pooled(loaded, queries[0], mode)
+    pooled = dit._pooled(loaded, queries[0])
     inputs = ForwardInputs(latents, text.embeddings[None], pooled, 0.5, 1.0, text.prompt_tokens)
     return lambda: loaded.family.forward(loaded.transformer, inputs), text, scene
 

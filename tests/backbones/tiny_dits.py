@@ -10,7 +10,40 @@ import torch
 torch.set_num_threads(1)
 
 T5_WIDTH = 16
-WORDS = ["a", ".", ",", "_", "largest", "orange", "gold", "with", "the", "to", "pink", "red", "blue", "white", "cow", "brown", "patches", "camel", "walking", "cat", "dog", "on", "left", "right", "top", "man", "in", "shirt", "of", "'", "don", "t"]
+WORDS = [
+    "a",
+    ".",
+    ",",
+    "_",
+    "largest",
+    "orange",
+    "gold",
+    "with",
+    "the",
+    "to",
+    "pink",
+    "red",
+    "blue",
+    "white",
+    "cow",
+    "brown",
+    "patches",
+    "camel",
+    "walking",
+    "cat",
+    "dog",
+    "on",
+    "left",
+    "right",
+    "top",
+    "man",
+    "in",
+    "shirt",
+    "of",
+    "'",
+    "don",
+    "t",
+]
 
 
 def tokenizer():

@@ -86,7 +86,9 @@ def test_kill_9_of_the_command_takes_its_shards_along(tmp_path: Path) -> None:
 
 def workers(root: Path) -> list[str]:
     """Processes that still work on a run."""
-    found = subprocess.run(["pgrep", "-f", f"refseg_bench work .*{root.name}"], capture_output=True, text=True)
+    found = subprocess.run(
+        ["pgrep", "-f", f"refseg_bench work .*{root.name}"], capture_output=True, text=True
+    )
     return found.stdout.split()
 
 
@@ -156,9 +158,8 @@ def test_a_shard_that_dies_does_not_take_the_others(tmp_path: Path) -> None:
         "done, = launch([p])\n"
         "print(json.dumps([str(done.error or ''), done.tally and done.tally.done]))\n"
     )
-    run = subprocess.Popen(
-        [sys.executable, "-c", code], env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )  # fmt: skip
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    run = subprocess.Popen([sys.executable, "-c", code], env=environment(), text=True, **pipes)
     store = RunStore(composed.path)
     wait_for(lambda: len(list((store.root / "predictions").glob("*.jsonl"))) == 2)
     os.kill(int(workers(store.root)[0]), signal.SIGKILL)

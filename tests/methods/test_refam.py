@@ -2,20 +2,23 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from refseg_bench.backbones.attention_maps import TokenMaps
-from refseg_bench.backbones.dit import Attended, DiT
+
+from refseg_bench.backbones.attention_maps import Reading, TokenMaps
+from refseg_bench.backbones.dit import Attended, DiT, Query
 from refseg_bench.backbones.sdpa_tap import AttentionError
+from refseg_bench.backbones.text_tokens import tokenise
 from refseg_bench.errors import ConfigError, DataError
+from refseg_bench.methods.concept_attention import ConceptAttention
 from refseg_bench.methods.refam import MAGNETS, DirectionRule, NounPhraseFilter, RefAM
 from refseg_bench.methods.sinks import Gas
 from refseg_bench.segmenters.base import Candidates, SegmenterCounters
 from refseg_bench.types import Clip, Expression
 from tests.backbones import tiny_dits
-from tests.backbones.conftest import dit_folder, make_dit, picture  # noqa: F401
 
 
 class SquareSegmenter:
@@ -44,7 +47,9 @@ class SquareSession:
     def segment(self, frame, prompts, *, multimask=True):
         self.prompts += [("segment", frame, p) for p in prompts]
         return [
-            Candidates(np.stack([self.square(p, r) for r in (0, 2, 5)]), np.array([0.1, 0.9, 0.3], np.float32))
+            Candidates(
+                np.stack([self.square(p, r) for r in (0, 2, 5)]), np.array([0.1, 0.9, 0.3], np.float32)
+            )
             for p in prompts
         ]
 
@@ -272,7 +277,7 @@ class PlantedDiT(DiT):
     def open(self, image_HWC):
         return int(image_HWC.mean())
 
-    def attend(self, scene, queries, *, options=None, text_mode=None, keep_logits=False):
+    def attend(self, scene, queries, *, options=None, keep_logits=False):
         out = []
         for query in queries:
             maps = np.full((len(query.tokens), 6, 8), 0.01, np.float32)
@@ -328,7 +333,10 @@ def test_direction_words_choose_among_alike(upsample, tmp_path):
         (grounding,) = method.predict(clip, said(text))
         assert cell(grounding.point) == expected, (text, mode)
         if upsample == "none":
-            assert (grounding.point.y, grounding.point.x) == ((expected[0] + 0.5) / 6, (expected[1] + 0.5) / 8)
+            assert (grounding.point.y, grounding.point.x) == (
+                (expected[0] + 0.5) / 6,
+                (expected[1] + 0.5) / 8,
+            )
 
 
 def test_sb_floor_softens_the_ramp(tmp_path):
@@ -369,7 +377,10 @@ def test_best_of_uniform_frames_takes_the_highest_peak_and_goes_both_ways(tmp_pa
         Image.new("RGB", (60, 40), (grey,) * 3).save(clip.frame_paths[t])
     segmenter = SquareSegmenter()
     method = refam(
-        planted(("▁cat", 2, 3, 0.5)), segmenter=segmenter, prompt_frame="best_of_uniform_k", frame_candidates=3
+        planted(("▁cat", 2, 3, 0.5)),
+        segmenter=segmenter,
+        prompt_frame="best_of_uniform_k",
+        frame_candidates=3,
     )
     (grounding,) = method.predict(clip, said("cat"))
     assert grounding.point.frame == 2
@@ -388,7 +399,9 @@ def test_threshold_mask_reads_every_frame_and_no_segmenter(tmp_path):
 # ── bad input ──
 
 
-@pytest.mark.parametrize(("mode", "size"), [("L", (40, 60)), ("CMYK", (40, 60)), ("RGB", (40, 1)), ("RGBA", (1, 9))])
+@pytest.mark.parametrize(
+    ("mode", "size"), [("L", (40, 60)), ("CMYK", (40, 60)), ("RGB", (40, 1)), ("RGBA", (1, 9))]
+)
 @pytest.mark.parametrize("resize", ["squash", "pad"])
 def test_odd_images(mode, size, resize, make_dit, tmp_path):
     clip = a_clip(tmp_path / "clip", size=size, mode=mode)
@@ -462,6 +475,43 @@ def test_presets_and_wrong_options(make_dit):
 
 
 def a_clip_here(dit):
-    from pathlib import Path
-
     return a_clip(Path(dit.path).parent / "clip")
+
+
+# ── ConceptAttention on the same tap ──
+
+
+@pytest.mark.parametrize("space", ["output", "attention"])
+@pytest.mark.parametrize("family", ["flux", "sd3", "mochi"])
+def test_concept_attention(family, space, make_dit, tmp_path):
+    clip = a_clip(tmp_path / "clip")
+    dit = make_dit(family, text_mode="prompt")
+    method = ConceptAttention(dit, SquareSegmenter(), space, contrast=["cow", "the"], prompt_mode="empty")
+    method.parser, method.cache_root = "rules", tmp_path / "cache"
+    found = list(method.predict(clip, THREE))
+    assert [g.details["concept"] for g in found] == ["goldfish", "cat", "cow"]
+    assert dit.counters.dit_forwards == 1
+    assert dit.text_mode == "prompt", "the backbone itself is left alone"
+    # by hand: the reading of one expression, first tokens alone, softmax over concepts, mean of layers
+    stream = dit.variant(text_mode="concept_stream", pooled="zeros")
+    tokens = tokenise(stream.tokenizer, "cat", ["cow", "the"]).firsts()
+    assert len(tokens) == 3
+    query = Query(tokens, "", {"all": Reading((0, 1, 2))})
+    (answer,) = stream.attend(stream.open(clip.load([0])[0]), [query], options=stream.options(space))
+    maps = answer.maps["all"].maps_THW
+    np.testing.assert_allclose(maps.sum(0), 1, atol=1e-5)
+    # Maps of random outputs are nearly flat, so the shown range magnifies the batch's rounding.
+    shown = found[1].maps["heat"][0].ravel()
+    assert np.corrcoef(shown, maps[0].ravel())[0, 1] > 0.95
+    again = ConceptAttention(
+        make_dit(family, text_mode="prompt"), SquareSegmenter(), space, contrast=["cow", "the"]
+    )
+    again.prompt_mode, again.parser, again.cache_root = "empty", "rules", tmp_path / "cache"
+    list(again.predict(clip, THREE))
+    assert again.backbone.counters.dit_forwards == 0
+
+
+def test_concept_attention_is_a_small_plug_in():
+    from refseg_bench.methods import concept_attention
+
+    assert len(Path(concept_attention.__file__).read_text().splitlines()) <= 80

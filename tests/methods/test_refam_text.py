@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from tests.backbones import tiny_dits
+
 from refseg_bench.backbones.text_tokens import kind_of, tokenise
 from refseg_bench.errors import ConfigError, DataError
 from refseg_bench.methods.captions import caption_of
@@ -17,6 +17,7 @@ from refseg_bench.methods.text_filters import (
     tokens_of_words,
 )
 from refseg_bench.types import Clip
+from tests.backbones import tiny_dits
 
 
 @pytest.fixture(scope="module")
@@ -48,14 +49,14 @@ def test_teaser_with_magnets(tokenizer):
     assert [i for i, t in enumerate(tokens.tokens) if t.kind == "end"] == [6, 9, 11, 14, 16, 18]
     assert kept_tokens(tokens, stop_words=NLTK_ENGLISH, dropped=(1, 16)) == (2, 3, 4, 5)
     assert tokens.expression_tokens == tuple(range(7))
-    assert tokens.first_of_strings()[1:] == (8, 10, 13, 15, 17)
+    firsts = tokens.firsts()
+    assert firsts.pieces == ["▁", "▁", "▁with", "▁", "▁the", "▁pink"]
+    assert firsts.strings == tokens.strings
 
 
 def test_emergence_layout_has_an_end_token_per_string(tokenizer):
     """Seven separately encoded magnets of lengths 3, 3, 3, 2, 2, 3, 3 behind seven expression tokens."""
-    tokens = tokenise(
-        tokenizer, "white cow with brown patches of", [".", ",", "_", "with", "the", "a", "'"]
-    )
+    tokens = tokenise(tokenizer, "white cow with brown patches of", [".", ",", "_", "with", "the", "a", "'"])
     ends = [i for i, t in enumerate(tokens.tokens) if t.kind == "end"]
     assert ends == [6, 9, 12, 15, 17, 19, 22, 25]
     assert len(tokens) == 26
@@ -121,7 +122,8 @@ def test_contractions_and_punctuation(tokenizer):
 
 
 @pytest.mark.parametrize(
-    ("piece", "kind"), [("▁", "space"), (",", "punctuation"), ("▁…", "punctuation"), ("▁a", "word"), ("7", "word")]
+    ("piece", "kind"),
+    [("▁", "space"), (",", "punctuation"), ("▁…", "punctuation"), ("▁a", "word"), ("7", "word")],
 )
 def test_kinds(piece, kind):
     assert kind_of(piece) == kind
@@ -195,7 +197,10 @@ def test_captions_of_both_forms(tmp_path):
     plain.write_text(json.dumps({"train_000042": "a cat"}))
     assert caption_of(a_clip(tmp_path), plain) == "a cat"
     coco = tmp_path / "coco.json"
-    rows = [{"id": 9, "image_id": 42, "caption": "late"}, {"id": 3, "image_id": 42, "caption": " first\n one"}]
+    rows = [
+        {"id": 9, "image_id": 42, "caption": "late"},
+        {"id": 3, "image_id": 42, "caption": " first\n one"},
+    ]
     coco.write_text(json.dumps({"annotations": rows}))
     assert caption_of(a_clip(tmp_path, image_id=42), coco) == "first one"
     with pytest.raises(DataError, match="'train_000042' has no caption"):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+
 from refseg_bench.backbones.attention_maps import (
     MapOptions,
     Reading,
@@ -66,7 +67,8 @@ def test_without_text_attention_the_image_side_decides():
 
 
 def test_never_all_tokens_are_sinks():
-    flat = TokenMaps(np.full((2, N), 0.5, np.float32), np.full((2, 2), 0.5, np.float32), np.ones((1, 3, 2), np.float32), (0,), (5, 6))  # fmt: skip
+    text, stats = np.full((2, 2), 0.5, np.float32), np.ones((1, 3, 2), np.float32)
+    flat = TokenMaps(np.full((2, N), 0.5, np.float32), text, stats, (0,), (5, 6))
     found = find_sinks(flat, Gas(tau_text=0.5, tau_image=0.5, cv_max=1.0))
     assert len(found) == 1
 

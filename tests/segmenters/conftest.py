@@ -48,7 +48,7 @@ def sam2_folder(tmp_path_factory):
 
     return {
         release: tiny.write_sam2(tmp_path_factory.mktemp(f"sam2_hf_{release}"), release=release, seed=seed)
-        for release, seed in (("2.0", 3), ("2.1", 4))
+        for release, seed in (("sam2", 3), ("sam2.1", 4))
     }
 
 
@@ -208,7 +208,7 @@ def sam2_package_files(sam2_folder, tmp_path_factory):
     out = {}
     for release, folder in sam2_folder.items():
         place = tmp_path_factory.mktemp(f"sam2_{release}")
-        (place / "tiny.yaml").write_text(ARCHITECTURE.format(newer=str(release == "2.1").lower()))
+        (place / "tiny.yaml").write_text(ARCHITECTURE.format(newer=str(release == "sam2.1").lower()))
         state = package_state(Sam2VideoModel.from_pretrained(folder).state_dict())
         torch.save({"model": state}, place / "tiny.pt")
         out[release] = (place / "tiny.yaml", place / "tiny.pt")

@@ -13,7 +13,7 @@ from refseg_bench.segmenters.sam2 import Sam2
 from refseg_bench.segmenters.sam2_hf import Sam2Hf
 
 
-@pytest.fixture(params=["2.0", "2.1"])
+@pytest.fixture(params=["sam2", "sam2.1"])
 def release(request):
     return request.param
 

@@ -23,7 +23,7 @@ def components(mask):
     return torch.from_numpy(labels), torch.from_numpy(areas)
 
 
-@pytest.fixture(params=["2.0", "2.1"])
+@pytest.fixture(params=["sam2", "sam2.1"])
 def release(request):
     return request.param
 

@@ -1,0 +1,168 @@
+"""``refseg models``: which weights a config needs, whether they are here, and fetching them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from refseg_bench import models
+from refseg_bench.config import compose, from_yaml, group_members, load_node
+from refseg_bench.errors import ConfigError
+from refseg_bench.models import Need, Weights, find, needs_of
+
+#: Config groups whose members may need weights.
+_GROUPS = ("backbone", "segmenter")
+
+
+def add(commands: Any) -> None:
+    """Declare the options."""
+    p = commands.add_parser("models", help="list the weights a config needs; fetch them")
+    actions = p.add_subparsers(dest="action", required=True, metavar="ACTION")
+    asked = (
+        "GROUP=NAME (segmenter=sam2), any override of `refseg run` (experiment=…), or a run folder; "
+        "default: every backbone and segmenter"
+    )
+    shown = actions.add_parser("list", help="what is needed, and is it here")
+    shown.add_argument("what", nargs="*", metavar="WHAT", help=asked)
+    shown.set_defaults(main=main)
+    got = actions.add_parser("get", help="fetch what is missing")
+    got.add_argument("what", nargs="*", metavar="WHAT", help=asked.partition("; default")[0])
+    got.add_argument("--repo", help="any hub id instead of a config's")
+    got.add_argument("--revision", help="its commit, tag or branch")
+    got.add_argument("--file", help="one file of it instead of the whole snapshot")
+    got.add_argument("--offline", action="store_true", help="look into the cache only")
+    got.set_defaults(main=main)
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run the command.
+
+    Returns:
+        0, or 1 if ``list`` was asked for something definite that is not here.
+    """
+    return _list(args.what) if args.action == "list" else _get(args)
+
+
+def _list(what: Sequence[str]) -> int:
+    absent = 0
+    where = models.cache_folder()
+    offline = " (offline mode)" if models.offline_by_environment() else ""
+    print(f"cache: {where}{offline}")
+    for need in _needs(what):
+        if need.problem is not None:
+            absent += 1
+            print(f"{need.node}\n  can't tell: {need.problem}")
+        elif not need.weights:
+            print(f"{need.node}\n  no weights")
+        else:
+            print(need.node)
+        for weights in need.weights:
+            status = find(weights)
+            absent += status.path is None
+            print(f"  {_name(weights)}")
+            if status.path is None:
+                cure = "" if weights.local else f"; fetch it: refseg models get {need.node}"
+                print(f"    missing{cure}")
+            else:
+                commit = f", commit {status.commit}" if status.commit else ""
+                print(f"    here, {status.megabytes:,.0f} MB{commit}: {status.path}")
+    return 1 if what and absent else 0
+
+
+def _get(args: argparse.Namespace) -> int:
+    if args.repo is not None:
+        wanted = [Weights(args.repo, args.revision, args.file)]
+    else:
+        if not args.what:
+            raise ConfigError(
+                "`refseg models get` fetches what it is told to.",
+                allowed=("GROUP=NAME", "an override of `refseg run`", "a run folder", "--repo ID"),
+                cure="`refseg models list` shows what there is.",
+            )
+        if args.revision is not None or args.file is not None:
+            raise ConfigError(
+                "--revision and --file belong to --repo.",
+                cure="Set a component's own with segmenter.revision=…",
+            )
+        wanted = []
+        for need in _needs(args.what):
+            if need.problem is not None:
+                raise ConfigError(f"Can't tell which weights '{need.node}' needs: {need.problem}")
+            wanted.extend(need.weights)
+    for weights in dict.fromkeys(wanted):
+        path = models.fetch(weights, offline=args.offline)
+        print(f"{_name(weights)}: {path}")
+    if not wanted:
+        print("no weights needed")
+    return 0
+
+
+def _name(weights: Weights) -> str:
+    revision = f" @ {weights.revision}" if weights.revision else ""
+    file = f", {weights.file}" if weights.file else ""
+    return f"{weights.repo}{revision}{file}"
+
+
+def _needs(what: Sequence[str]) -> Iterator[Need]:
+    """The needs of every argument, told apart by its form."""
+    if not what:
+        for group in _GROUPS:
+            for name in group_members(group):
+                yield from _node_needs(group, name)
+        return
+    overrides: list[str] = []
+    for item in what:
+        if os.path.isdir(item) and not item.partition("=")[1]:
+            frozen = Path(item) / "config.yaml"
+            yield from needs_of(from_yaml(frozen))
+        elif "=" in item:
+            overrides.append(item)
+        else:
+            raise ConfigError(
+                f"'{item}' is neither GROUP=NAME, an override nor a run folder.",
+                allowed=[f"{group}={name}" for group in _GROUPS for name in group_members(group)],
+            )
+    if not overrides:
+        return
+    pairs = [item.partition("=")[::2] for item in overrides]
+    if all(group in _GROUPS for group, _ in pairs):
+        for group, name in pairs:
+            yield from _node_needs(group, name)
+        return
+    if all(group.partition(".")[0] in _GROUPS for group, _ in pairs):
+        # Knobs of components (segmenter.size=tiny) without a method that would bring the rest.
+        yield from _nodes_with_knobs(pairs)
+        return
+    for point in compose(overrides):
+        yield from needs_of({k: v for k, v in point.values.items() if k in (*_GROUPS, "method", "dataset")})
+
+
+def _node_needs(group: str, name: str) -> Iterator[Need]:
+    for need in needs_of(load_node(group, name), group):
+        node = need.node.replace(group, f"{group}={name}", 1)
+        yield Need(node, need.target, need.weights, need.problem)
+
+
+def _nodes_with_knobs(pairs: Sequence[tuple[str, str]]) -> Iterator[Need]:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    parser = OverridesParser.create()
+    chosen = {group: name for group, name in pairs if group in _GROUPS}
+    for group, name in chosen.items():
+        knobs = {
+            key.partition(".")[2]: parser.parse_override(f"{key}={value}").value()
+            for key, value in pairs
+            if key.startswith(f"{group}.")
+        }
+        told = " ".join([f"{group}={name}", *(f"{group}.{key}={value}" for key, value in knobs.items())])
+        for need in needs_of(load_node(group, name, knobs), group):
+            yield Need(need.node.replace(group, told, 1), need.target, need.weights, need.problem)
+    loose = sorted({key.partition(".")[0] for key, _ in pairs} - set(chosen))
+    if loose:
+        raise ConfigError(
+            f"'{loose[0]}.…' sets a knob, but no {loose[0]} is chosen.",
+            allowed=[f"{loose[0]}={name}" for name in group_members(loose[0])],
+        )

@@ -1,0 +1,75 @@
+"""ConceptAttention: concepts as silent watchers of an image, compared at each place (arXiv 2502.04320).
+
+The expression's concept competes with contrast concepts; each concept is its first T5 token in a
+one-way text stream. ``space=output`` compares the attention's outputs, ``attention`` queries and
+keys. The peak prompts the segmenter, as in RefAM; the publication itself has no segmenter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from refseg_bench.backbones.dit import DiT
+from refseg_bench.backbones.text_tokens import tokenise
+from refseg_bench.cache import Cache
+from refseg_bench.methods.base import peak
+from refseg_bench.methods.captions import MissingCaption, PromptMode, prompt_of
+from refseg_bench.methods.heatmap import resized, unit_range
+from refseg_bench.methods.noun_phrases import noun_phrase_parser
+from refseg_bench.methods.pointing import PointOptions, track_point
+from refseg_bench.segmenters.base import Segmenter
+from refseg_bench.types import Clip, Expression, Grounding
+
+CONTRAST = ("background", "sky", "grass", "floor", "wall", "tree", "road")
+
+
+@dataclass
+class ConceptAttention:
+    """Referring segmentation by concept maps.
+
+    Attributes:
+        space: compare attention outputs, or queries and keys.
+        concept: the expression's head noun, or the whole expression.
+        contrast: concepts that compete with it.
+        parser: finds the head noun (see ``noun_phrases``).
+        prompt_mode, captions, missing_caption: what the transformer is prompted with.
+    """
+
+    backbone: DiT
+    segmenter: Segmenter
+    space: Literal["output", "attention"] = "output"
+    concept: Literal["head_noun", "expression"] = "head_noun"
+    contrast: list[str] = field(default_factory=lambda: list(CONTRAST))
+    parser: str = "auto"
+    prompt_mode: PromptMode = "caption"
+    captions: Path | None = None
+    missing_caption: MissingCaption = "error"
+    cache_root: Path | None = field(default=None, init=False, repr=False, compare=False)
+
+    def predict(self, clip: Clip, expressions: Sequence[Expression]) -> Iterator[Grounding]:
+        """Ground all expressions of a clip on its first frame."""
+        from refseg_bench.methods.token_maps import Ask, TokenMapReader
+
+        stream = self.backbone.variant(text_mode="concept_stream", pooled="zeros")
+        cache = Cache(None if self.cache_root is None else self.cache_root / "concept_attention")
+        asks = []
+        for expression in expressions:
+            words = expression.text.lower().split()
+            phrase = noun_phrase_parser(self.parser)(words) if self.concept == "head_noun" else None
+            concept = words[phrase.head] if phrase else expression.text
+            tokens = tokenise(stream.tokenizer, concept, self.contrast).firsts()
+            prompt = prompt_of(clip, expression, self.prompt_mode, self.captions, self.missing_caption)
+            asks.append(Ask(tokens, prompt))
+        found = TokenMapReader(stream, cache, clip, space=self.space).read(0, asks)
+        with self.segmenter.open(clip) as session:
+            for expression, ask, maps in zip(expressions, asks, found, strict=True):
+                grid_hw = maps.maps_THW[0]
+                heat_HW = resized(grid_hw, clip.size, "bilinear", stream.content_share(clip.size))
+                point = peak(heat_HW, 0)
+                track, _ = track_point(session, point, heat_HW, PointOptions())
+                pictures = {"heat": unit_range(grid_hw)[None]}
+                details: dict[str, Any] = {"concept": ask.tokens.expression, "contrast": self.contrast}
+                yield Grounding(expression, track, point, None, pictures, {"heat": (0,)}, details)

@@ -1,0 +1,519 @@
+/* Counts of mask pairs on packed bits: the compiled twin of boundary.py, with the same integers.
+
+   A region is one mask in its bounding box: 64 pixels a word, aligned to the frame's word grid, with
+   its boundary map beside it. Only the box of each mask is ever touched. Matching asks, for each
+   boundary pixel, whether the other boundary has a bit in any row of the disk's window, nearest rows
+   first. No floating point is used. */
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
+
+typedef uint64_t word;
+
+#if defined(__GNUC__) || defined(__clang__)
+#define POPCOUNT(x) ((int64_t)__builtin_popcountll(x))
+#define LOWEST(x) ((int)__builtin_ctzll(x))
+#else
+static int64_t POPCOUNT(word x) { int64_t n = 0; while (x) { x &= x - 1; n++; } return n; }
+static int LOWEST(word x) { int n = 0; while (!(x & 1)) { x >>= 1; n++; } return n; }
+#endif
+
+typedef struct {
+    PyObject_HEAD
+    Py_ssize_t rows, columns;   /* of the full frame */
+    Py_ssize_t top, bottom;     /* rows of the box, half open */
+    Py_ssize_t first, words;    /* first word and number of words per row */
+    int64_t area, edges;
+    word *mask, *edge;          /* (bottom - top) * words each, in one block */
+} Region;
+
+static void region_free(PyObject *self) {
+    PyMem_RawFree(((Region *)self)->mask);
+    Py_TYPE(self)->tp_free(self);
+}
+
+static PyTypeObject RegionType = {
+    PyVarObject_HEAD_INIT(NULL, 0)
+    .tp_name = "refseg_bench.metrics._kernel.Region",
+    .tp_doc = "A mask made ready for comparison.",
+    .tp_basicsize = sizeof(Region),
+    .tp_flags = Py_TPFLAGS_DEFAULT,
+    .tp_dealloc = region_free,
+};
+
+/* A region of the given tight bounding box; its own box reaches one pixel further up and left. */
+static Region *region_new(Py_ssize_t rows, Py_ssize_t columns, Py_ssize_t top, Py_ssize_t left,
+                          Py_ssize_t bottom, Py_ssize_t right) {
+    Region *r = PyObject_New(Region, &RegionType);
+    if (!r) return NULL;
+    memset((char *)r + sizeof(PyObject), 0, sizeof(Region) - sizeof(PyObject));
+    r->rows = rows;
+    r->columns = columns;
+    if (bottom <= top || right <= left) return r;
+    if (top > 0) top--;
+    if (left > 0) left--;
+    r->top = top;
+    r->bottom = bottom;
+    r->first = left / 64;
+    r->words = (right - 1) / 64 - r->first + 1;
+    size_t count = (size_t)(bottom - top) * (size_t)r->words;
+    r->mask = PyMem_RawCalloc(2 * count, sizeof(word));
+    if (!r->mask) {
+        Py_DECREF(r);
+        PyErr_NoMemory();
+        return NULL;
+    }
+    r->edge = r->mask + count;
+    return r;
+}
+
+/* Boundary map and counts, once the mask's bits are in place. */
+static void region_finish(Region *r) {
+    Py_ssize_t n = r->words, height = r->bottom - r->top;
+    Py_ssize_t last_word = (r->columns - 1) / 64 - r->first;
+    word last_bit = (word)1 << ((r->columns - 1) % 64);
+    for (Py_ssize_t y = 0; y < height; y++) {
+        const word *here = r->mask + y * n;
+        /* Below the box lies background, below the frame its own last row again. */
+        const word *below = y + 1 < height ? here + n : (r->bottom == r->rows ? here : NULL);
+        word *out = r->edge + y * n;
+        for (Py_ssize_t i = 0; i < n; i++) {
+            word m = here[i], b = below ? below[i] : 0;
+            word m_next = i + 1 < n ? here[i + 1] : 0, b_next = below && i + 1 < n ? below[i + 1] : 0;
+            word m_right = (m >> 1) | (m_next << 63), b_right = (b >> 1) | (b_next << 63);
+            if (i == last_word) {
+                m_right = (m_right & ~last_bit) | (m & last_bit);
+                b_right = (b_right & ~last_bit) | (b & last_bit);
+            }
+            word e = (m ^ m_right) | (m ^ b) | (m ^ b_right);
+            out[i] = e;
+            r->area += POPCOUNT(m);
+            r->edges += POPCOUNT(e);
+        }
+    }
+}
+
+/* 64 pixels as bits: which of them hold the id. */
+static word pack64(const uint8_t *p, uint8_t id) {
+#if defined(__SSE2__)
+    __m128i want = _mm_set1_epi8((char)id);
+    word out = 0;
+    for (int k = 0; k < 4; k++) {
+        __m128i v = _mm_loadu_si128((const __m128i *)(p + 16 * k));
+        out |= (word)(uint16_t)_mm_movemask_epi8(_mm_cmpeq_epi8(v, want)) << (16 * k);
+    }
+    return out;
+#else
+    word out = 0;
+    for (int k = 0; k < 64; k++) out |= (word)(p[k] == id) << k;
+    return out;
+#endif
+}
+
+static void region_pack(Region *r, const uint8_t *pixels, uint8_t id) {
+    for (Py_ssize_t y = r->top; y < r->bottom; y++) {
+        const uint8_t *row = pixels + y * r->columns;
+        word *out = r->mask + (y - r->top) * r->words;
+        for (Py_ssize_t i = 0; i < r->words; i++) {
+            Py_ssize_t x = (r->first + i) * 64, left = r->columns - x;
+            if (left >= 64) {
+                out[i] = pack64(row + x, id);
+            } else {
+                uint8_t tail[64] = {0};
+                memcpy(tail, row + x, (size_t)left);
+                out[i] = pack64(tail, id);
+            }
+        }
+    }
+    region_finish(r);
+}
+
+typedef struct { Py_ssize_t top, left, bottom, right; } Box;
+
+static void box_add(Box *b, Py_ssize_t y, Py_ssize_t x, Py_ssize_t end) {
+    if (!b->bottom) { b->top = y; b->left = x; b->right = end; }
+    b->bottom = y + 1;
+    if (x < b->left) b->left = x;
+    if (end > b->right) b->right = end;
+}
+
+/* Bounding boxes of all nonzero ids; a box with bottom 0 is of an id that doesn't occur. */
+static void find_boxes(const uint8_t *pixels, Py_ssize_t rows, Py_ssize_t columns, Box *boxes) {
+    memset(boxes, 0, 256 * sizeof(Box));
+    for (Py_ssize_t y = 0; y < rows; y++) {
+        const uint8_t *row = pixels + y * columns;
+        Py_ssize_t x = 0;
+        while (x < columns) {
+            uint64_t block[4];
+            while (x + 32 <= columns) {
+                memcpy(block, row + x, 32);
+                if (block[0] | block[1] | block[2] | block[3]) break;
+                x += 32;
+            }
+            while (x < columns && !row[x]) x++;
+            if (x >= columns) break;
+            uint8_t id = row[x];
+            uint64_t same = 0x0101010101010101ULL * id, eight;
+            Py_ssize_t start = x++;
+            while (x + 8 <= columns && (memcpy(&eight, row + x, 8), eight == same)) x += 8;
+            while (x < columns && row[x] == id) x++;
+            box_add(&boxes[id], y, start, x);
+        }
+    }
+}
+
+/* Is any bit set in [low, high] of a row of words? */
+static int any_between(const word *row, Py_ssize_t words, Py_ssize_t low, Py_ssize_t high) {
+    if (low < 0) low = 0;
+    if (high >= words * 64) high = words * 64 - 1;
+    if (low > high) return 0;
+    Py_ssize_t a = low / 64, b = high / 64;
+    word from = ~(word)0 << (low % 64), to = ~(word)0 >> (63 - high % 64);
+    if (a == b) return (row[a] & from & to) != 0;
+    if (row[a] & from) return 1;
+    for (Py_ssize_t i = a + 1; i < b; i++)
+        if (row[i]) return 1;
+    return (row[b] & to) != 0;
+}
+
+/* Boundary pixels of a with a boundary pixel of b within the disk; half[d] = half width of row d. */
+static int64_t count_hits(const Region *a, const Region *b, const Py_ssize_t *half, Py_ssize_t radius) {
+    int64_t hits = 0;
+    for (Py_ssize_t y = a->top; y < a->bottom; y++) {
+        Py_ssize_t top = b->top - y > -radius ? b->top - y : -radius;
+        Py_ssize_t bottom = b->bottom - 1 - y < radius ? b->bottom - 1 - y : radius;
+        if (top > bottom) continue;
+        Py_ssize_t reach = -top > bottom ? -top : bottom;
+        for (Py_ssize_t i = 0; i < a->words; i++) {
+            word left = a->edge[(y - a->top) * a->words + i];
+            while (left) {
+                Py_ssize_t x = (a->first + i - b->first) * 64 + LOWEST(left);
+                left &= left - 1;
+                for (Py_ssize_t d = 0; d <= reach; d++) {
+                    const word *row;
+                    if (d <= bottom && d >= top) {
+                        row = b->edge + (y + d - b->top) * b->words;
+                        if (any_between(row, b->words, x - half[d], x + half[d])) { hits++; break; }
+                    }
+                    if (d && -d >= top && -d <= bottom) {
+                        row = b->edge + (y - d - b->top) * b->words;
+                        if (any_between(row, b->words, x - half[d], x + half[d])) { hits++; break; }
+                    }
+                }
+            }
+        }
+    }
+    return hits;
+}
+
+static int64_t count_shared(const Region *a, const Region *b) {
+    Py_ssize_t top = a->top > b->top ? a->top : b->top;
+    Py_ssize_t bottom = a->bottom < b->bottom ? a->bottom : b->bottom;
+    Py_ssize_t first = a->first > b->first ? a->first : b->first;
+    Py_ssize_t end_a = a->first + a->words, end_b = b->first + b->words;
+    Py_ssize_t end = end_a < end_b ? end_a : end_b;
+    int64_t shared = 0;
+    for (Py_ssize_t y = top; y < bottom; y++) {
+        const word *row_a = a->mask + (y - a->top) * a->words - a->first;
+        const word *row_b = b->mask + (y - b->top) * b->words - b->first;
+        for (Py_ssize_t i = first; i < end; i++) shared += POPCOUNT(row_a[i] & row_b[i]);
+    }
+    return shared;
+}
+
+PyDoc_STRVAR(compare_doc, "compare(truth, answer, radius): counts of one pair of regions.");
+
+static PyObject *compare(PyObject *self, PyObject *args) {
+    Region *truth, *answer;
+    Py_ssize_t radius;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "O!O!n", &RegionType, &truth, &RegionType, &answer, &radius)) return NULL;
+    if (truth->rows != answer->rows || truth->columns != answer->columns || radius < 0 || radius > 1 << 20) {
+        PyErr_SetString(PyExc_ValueError, "regions of one frame and a sensible radius are needed");
+        return NULL;
+    }
+    int64_t hit_truth = 0, hit_answer = 0;
+    if (truth->edges && answer->edges) {
+        Py_ssize_t small[64], *half = small;
+        if (radius >= 64 && !(half = PyMem_RawMalloc((size_t)(radius + 1) * sizeof *half))) return PyErr_NoMemory();
+        Py_ssize_t wide = radius;
+        for (Py_ssize_t d = 0; d <= radius; d++) {
+            while (wide * wide + d * d > radius * radius) wide--;
+            half[d] = wide;
+        }
+        hit_truth = count_hits(truth, answer, half, radius);
+        hit_answer = count_hits(answer, truth, half, radius);
+        if (half != small) PyMem_RawFree(half);
+    }
+    return Py_BuildValue("(LLLLLLL)", (long long)count_shared(truth, answer), (long long)truth->area,
+                         (long long)answer->area, (long long)truth->edges, (long long)answer->edges,
+                         (long long)hit_truth, (long long)hit_answer);
+}
+
+/* A C-contiguous two-dimensional uint8 array. */
+static int pixels_of(PyObject *object, Py_buffer *view, int flags) {
+    if (PyObject_GetBuffer(object, view, PyBUF_ND | PyBUF_C_CONTIGUOUS | flags)) return -1;
+    if (view->ndim == 2 && view->itemsize == 1 && view->shape[0] > 0 && view->shape[1] > 0) return 0;
+    PyBuffer_Release(view);
+    PyErr_SetString(PyExc_ValueError, "a two-dimensional array of bytes is needed");
+    return -1;
+}
+
+PyDoc_STRVAR(from_labels_doc, "from_labels(map): regions of all nonzero ids of an id map, by id.");
+
+static PyObject *from_labels(PyObject *self, PyObject *object) {
+    Py_buffer view;
+    Box boxes[256];
+    (void)self;
+    if (pixels_of(object, &view, 0)) return NULL;
+    Py_ssize_t rows = view.shape[0], columns = view.shape[1];
+    find_boxes(view.buf, rows, columns, boxes);
+    PyObject *out = PyDict_New();
+    for (int id = 1; out && id < 256; id++) {
+        Box *b = &boxes[id];
+        if (!b->bottom) continue;
+        Region *r = region_new(rows, columns, b->top, b->left, b->bottom, b->right);
+        PyObject *key = PyLong_FromLong(id);
+        if (r) region_pack(r, view.buf, (uint8_t)id);
+        if (!r || !key || PyDict_SetItem(out, key, (PyObject *)r)) Py_CLEAR(out);
+        Py_XDECREF(key);
+        Py_XDECREF(r);
+    }
+    PyBuffer_Release(&view);
+    return out;
+}
+
+PyDoc_STRVAR(from_mask_doc, "from_mask(mask): region of a mask of 0 and 1.");
+
+static PyObject *from_mask(PyObject *self, PyObject *object) {
+    Py_buffer view;
+    Box boxes[256];
+    (void)self;
+    if (pixels_of(object, &view, 0)) return NULL;
+    Py_ssize_t rows = view.shape[0], columns = view.shape[1];
+    find_boxes(view.buf, rows, columns, boxes);
+    Box *b = &boxes[1];
+    Region *r = region_new(rows, columns, b->top, b->left, b->bottom, b->right);
+    if (r && r->mask) region_pack(r, view.buf, 1);
+    PyBuffer_Release(&view);
+    return (PyObject *)r;
+}
+
+/* Run lengths of compressed COCO counts, background first; -1 if they are damaged. */
+static Py_ssize_t runs_of(const char *text, Py_ssize_t length, int64_t total, int64_t *runs) {
+    Py_ssize_t n = 0, at = 0;
+    int64_t sum = 0;
+    while (at < length) {
+        int64_t value = 0;
+        int shift = 0, more = 1;
+        while (more) {
+            if (at >= length || shift > 55) return -1;
+            int group = (unsigned char)text[at++] - 48;
+            if (group < 0 || group > 63) return -1;
+            value |= (int64_t)(group & 0x1f) << shift;
+            more = group & 0x20;
+            shift += 5;
+            if (!more && (group & 0x10)) value |= -((int64_t)1 << shift);
+        }
+        if (n > 2) value += runs[n - 2];
+        if (value < 0 || (sum += value) > total) return -1;
+        runs[n++] = value;
+    }
+    return sum == total ? n : -1;
+}
+
+static void set_bits(word *row, Py_ssize_t low, Py_ssize_t high) {
+    Py_ssize_t a = low / 64, b = high / 64;
+    word from = ~(word)0 << (low % 64), to = ~(word)0 >> (63 - high % 64);
+    if (a == b) { row[a] |= from & to; return; }
+    row[a] |= from;
+    for (Py_ssize_t i = a + 1; i < b; i++) row[i] = ~(word)0;
+    row[b] |= to;
+}
+
+PyDoc_STRVAR(from_rle_doc,
+             "from_rle(counts, rows, columns): region of COCO run lengths; the runs go along the rows.");
+
+static PyObject *from_rle(PyObject *self, PyObject *args) {
+    const char *text;
+    Py_ssize_t length, rows, columns;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "y#nn", &text, &length, &rows, &columns)) return NULL;
+    if (rows < 1 || columns < 1 || rows > 1 << 20 || columns > 1 << 20) {
+        PyErr_SetString(PyExc_ValueError, "no frame has this size");
+        return NULL;
+    }
+    int64_t *runs = PyMem_RawMalloc((size_t)(length + 1) * sizeof *runs);
+    if (!runs) return PyErr_NoMemory();
+    Py_ssize_t n = runs_of(text, length, (int64_t)rows * columns, runs);
+    if (n < 0) {
+        PyMem_RawFree(runs);
+        PyErr_SetString(PyExc_ValueError, "the run lengths are damaged or of another size");
+        return NULL;
+    }
+    Box box = {0, 0, 0, 0};
+    int64_t at = 0;
+    for (Py_ssize_t i = 0; i < n; at += runs[i++]) {
+        if (!(i & 1) || !runs[i]) continue;
+        Py_ssize_t first = (Py_ssize_t)(at / columns), last = (Py_ssize_t)((at + runs[i] - 1) / columns);
+        if (first == last) {
+            box_add(&box, first, (Py_ssize_t)(at % columns), (Py_ssize_t)((at + runs[i] - 1) % columns) + 1);
+        } else {
+            box_add(&box, first, 0, columns);
+            box_add(&box, last, 0, columns);
+        }
+    }
+    Region *r = region_new(rows, columns, box.top, box.left, box.bottom, box.right);
+    if (r && r->mask) {
+        Py_ssize_t shift = r->first * 64;
+        at = 0;
+        for (Py_ssize_t i = 0; i < n; at += runs[i++]) {
+            if (!(i & 1) || !runs[i]) continue;
+            int64_t end = at + runs[i];
+            for (int64_t from = at; from < end;) {
+                Py_ssize_t y = (Py_ssize_t)(from / columns), x = (Py_ssize_t)(from % columns);
+                int64_t stop = (int64_t)(y + 1) * columns;
+                if (stop > end) stop = end;
+                set_bits(r->mask + (y - r->top) * r->words, x - shift, x - shift + (Py_ssize_t)(stop - from) - 1);
+                from = stop;
+            }
+        }
+        region_finish(r);
+    }
+    PyMem_RawFree(runs);
+    return (PyObject *)r;
+}
+
+PyDoc_STRVAR(encode_doc, "encode(mask): COCO run lengths of a mask of 0 and 1.");
+
+static PyObject *encode(PyObject *self, PyObject *object) {
+    Py_buffer view;
+    Box boxes[256];
+    (void)self;
+    if (pixels_of(object, &view, 0)) return NULL;
+    Py_ssize_t rows = view.shape[0], columns = view.shape[1];
+    const uint8_t *pixels = view.buf;
+    find_boxes(pixels, rows, columns, boxes);
+    Box b = boxes[1];
+    Py_ssize_t height = b.bottom - b.top, width = b.right - b.left;
+    /* At most one run begins at every pixel of the box, and one after it. */
+    int64_t *runs = PyMem_RawMalloc((size_t)(height * width + width + 4) * sizeof *runs);
+    PyObject *out = NULL;
+    Py_ssize_t n = 0;
+    char *text = NULL;
+    if (!runs) { PyErr_NoMemory(); goto done; }
+    int64_t begun = 0;
+    int state = 0;
+    for (Py_ssize_t x = b.left; x < b.right; x++) {
+        const uint8_t *column = pixels + x;
+        int64_t base = (int64_t)x * rows;
+        if (state && b.top > 0) { runs[n++] = base - begun; begun = base; state = 0; }
+        for (Py_ssize_t y = b.top; y < b.bottom; y++) {
+            if (column[y * columns] != state) {
+                runs[n++] = base + y - begun;
+                begun = base + y;
+                state = !state;
+            }
+        }
+        if (state && b.bottom < rows) {
+            runs[n++] = base + b.bottom - begun;
+            begun = base + b.bottom;
+            state = 0;
+        }
+    }
+    if (state && b.right < columns) {
+        runs[n++] = (int64_t)b.right * rows - begun;
+        begun = (int64_t)b.right * rows;
+    }
+    if ((int64_t)rows * columns > begun || !n) runs[n++] = (int64_t)rows * columns - begun;
+    text = PyMem_RawMalloc((size_t)n * 13);
+    if (!text) { PyErr_NoMemory(); goto done; }
+    Py_ssize_t length = 0;
+    for (Py_ssize_t i = 0; i < n; i++) {
+        int64_t value = i > 2 ? runs[i] - runs[i - 2] : runs[i];
+        for (int more = 1; more;) {
+            int group = (int)(value & 0x1f);
+            value >>= 5;
+            more = group & 0x10 ? value != -1 : value != 0;
+            text[length++] = (char)(group + (more ? 0x20 : 0) + 48);
+        }
+    }
+    out = PyBytes_FromStringAndSize(text, length);
+done:
+    PyMem_RawFree(text);
+    PyMem_RawFree(runs);
+    PyBuffer_Release(&view);
+    return out;
+}
+
+static uint8_t paeth(int a, int b, int c) {
+    int p = a + b - c, pa = abs(p - a), pb = abs(p - b), pc = abs(p - c);
+    return (uint8_t)(pa <= pb && pa <= pc ? a : pb <= pc ? b : c);
+}
+
+PyDoc_STRVAR(unfilter_doc, "unfilter(raw, out): undo the row filters of an 8-bit one-channel PNG.");
+
+static PyObject *unfilter(PyObject *self, PyObject *args) {
+    Py_buffer raw, out;
+    PyObject *target;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "y*O", &raw, &target)) return NULL;
+    if (pixels_of(target, &out, PyBUF_WRITABLE)) { PyBuffer_Release(&raw); return NULL; }
+    Py_ssize_t rows = out.shape[0], n = out.shape[1];
+    int fine = raw.len == rows * (n + 1);
+    for (Py_ssize_t y = 0; fine && y < rows; y++) {
+        const uint8_t *in = (const uint8_t *)raw.buf + y * (n + 1) + 1;
+        uint8_t *row = (uint8_t *)out.buf + y * n;
+        const uint8_t *up = y ? row - n : NULL;
+        switch (in[-1]) {
+        case 0:
+            memcpy(row, in, (size_t)n);
+            break;
+        case 1:
+            row[0] = in[0];
+            for (Py_ssize_t x = 1; x < n; x++) row[x] = (uint8_t)(in[x] + row[x - 1]);
+            break;
+        case 2:
+            for (Py_ssize_t x = 0; x < n; x++) row[x] = (uint8_t)(in[x] + (up ? up[x] : 0));
+            break;
+        case 3:
+            for (Py_ssize_t x = 0; x < n; x++)
+                row[x] = (uint8_t)(in[x] + ((x ? row[x - 1] : 0) + (up ? up[x] : 0)) / 2);
+            break;
+        case 4:
+            for (Py_ssize_t x = 0; x < n; x++)
+                row[x] = (uint8_t)(in[x] + paeth(x ? row[x - 1] : 0, up ? up[x] : 0, x && up ? up[x - 1] : 0));
+            break;
+        default:
+            fine = 0;
+        }
+    }
+    PyBuffer_Release(&raw);
+    PyBuffer_Release(&out);
+    return PyBool_FromLong(fine);
+}
+
+static PyMethodDef methods[] = {
+    {"compare", compare, METH_VARARGS, compare_doc},
+    {"from_labels", from_labels, METH_O, from_labels_doc},
+    {"from_mask", from_mask, METH_O, from_mask_doc},
+    {"from_rle", from_rle, METH_VARARGS, from_rle_doc},
+    {"encode", encode, METH_O, encode_doc},
+    {"unfilter", unfilter, METH_VARARGS, unfilter_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+static struct PyModuleDef module = {
+    PyModuleDef_HEAD_INIT, "_kernel", "Counts of mask pairs on packed bits.", -1, methods, NULL, NULL, NULL, NULL,
+};
+
+PyMODINIT_FUNC PyInit__kernel(void) {
+    if (PyType_Ready(&RegionType) < 0) return NULL;
+    return PyModule_Create(&module);
+}

@@ -1,0 +1,231 @@
+"""The compiled kernel gives the plain path's integers, and never reads damaged input."""
+
+import importlib
+import os
+import subprocess
+import sys
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from refseg_bench.errors import ConfigError, DataError
+from refseg_bench.metrics import boundary, kernel, png
+from refseg_bench.types import encode_rle
+from tests.metrics.test_boundary import draw_mask, mask_pairs
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    """The extension: the installed one, else built here. A machine without a compiler has none."""
+    try:
+        return importlib.import_module("refseg_bench.metrics._kernel")
+    except ImportError:
+        pass
+    folder = tmp_path_factory.mktemp("build")
+    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    done = subprocess.run(
+        [sys.executable, "setup.py", "-q", "build_ext", "--build-lib", str(folder), "--build-temp", str(folder)],
+        cwd=root, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    found = list(folder.rglob("_kernel*.so"))
+    if not found:
+        pytest.skip(f"NO COMPILER: the compiled kernel is not tested here.\n{done.stderr[-500:]}")
+    spec = importlib.util.spec_from_file_location("_kernel", found[0])
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def bytes_of(mask):
+    return np.ascontiguousarray(mask).view(np.uint8)
+
+
+@given(pair=mask_pairs(), radius=st.sampled_from([None, 0, 1, 3, 8, 18, 40, 70]))
+@settings(max_examples=300, deadline=None, derandomize=True)
+def test_counts_are_bit_equal(compiled, pair, radius):
+    radius = boundary.boundary_radius(pair[0].shape) if radius is None else radius
+    plain = boundary.compare(boundary.prepare(pair[0]), boundary.prepare(pair[1]), radius)
+    ours = compiled.compare(*[compiled.from_mask(bytes_of(m)) for m in pair], radius)
+    assert ours == plain
+    coded = [compiled.from_rle(encode_rle(m), m.shape[1], m.shape[0]) for m in pair]
+    assert compiled.compare(*coded, radius) == plain
+
+
+@pytest.mark.parametrize("size", [(480, 854), (333, 64), (64, 640), (200, 127)])
+def test_counts_are_bit_equal_on_large_frames(compiled, size):
+    rng = np.random.default_rng(size)
+    for kind in ("blob", "noise", "edge", "full"):
+        truth = draw_mask(rng, size, kind)
+        answer = np.roll(truth, (3, -5), (0, 1)) if kind == "blob" else draw_mask(rng, size, "blob")
+        radius = boundary.boundary_radius(size)
+        plain = boundary.compare(boundary.prepare(truth), boundary.prepare(answer), radius)
+        assert compiled.compare(*[compiled.from_mask(bytes_of(m)) for m in (truth, answer)], radius) == plain
+
+
+@given(seed=st.integers(0, 2**32 - 1), width=st.sampled_from([1, 5, 31, 32, 33, 63, 64, 65, 130]))
+@settings(max_examples=80, deadline=None, derandomize=True)
+def test_id_maps_give_the_same_objects(compiled, seed, width):
+    rng = np.random.default_rng(seed)
+    labels = np.zeros((rng.integers(1, 40), width), np.uint8)
+    for _ in range(rng.integers(0, 6)):
+        y, x = rng.integers(labels.shape[0]), rng.integers(width)
+        labels[y : y + rng.integers(1, 20), x : x + rng.integers(1, 40)] = rng.choice([0, 1, 2, 7, 254, 255])
+    if rng.random() < 0.2:
+        labels = rng.integers(0, 4, labels.shape).astype(np.uint8)
+    plain, ours = boundary.prepare_labels(labels), compiled.from_labels(labels)
+    assert list(plain) == list(ours) == [i for i in np.unique(labels).tolist() if i]
+    ids = list(plain)
+    for a in ids:
+        for b in ids:
+            assert compiled.compare(ours[a], ours[b], 2) == boundary.compare(plain[a], plain[b], 2)
+
+
+@given(pair=mask_pairs())
+@settings(max_examples=150, deadline=None, derandomize=True)
+def test_run_lengths_equal_pycocotools(compiled, pair):
+    for mask in pair:
+        assert compiled.encode(bytes_of(mask)) == encode_rle(mask)
+
+
+@given(seed=st.integers(0, 2**32 - 1))
+@settings(max_examples=150, deadline=None, derandomize=True)
+def test_damaged_run_lengths_are_refused(compiled, seed):
+    rng = np.random.default_rng(seed)
+    mask = draw_mask(rng, (17, 23), "noise")
+    counts = bytearray(encode_rle(mask))
+    for _ in range(rng.integers(1, 4)):
+        counts[rng.integers(len(counts))] = rng.integers(0, 256)
+    try:
+        region = compiled.from_rle(bytes(counts), 23, 17)
+    except ValueError:
+        return
+    # What is accepted really is a mask of that size.
+    area = compiled.compare(region, region, 1)[1]
+    assert area == int(coco_mask.area({"size": [17, 23], "counts": bytes(counts)}))
+
+
+@pytest.mark.parametrize("counts", [b"", b"\xff", b"P", encode_rle(np.ones((5, 5), bool)), b"o" * 40])
+def test_run_lengths_of_another_size_are_refused(compiled, counts):
+    with pytest.raises(ValueError, match="damaged"):
+        compiled.from_rle(counts, 9, 9)
+
+
+def test_wrong_arrays_are_refused(compiled):
+    with pytest.raises(ValueError, match="two-dimensional"):
+        compiled.from_labels(np.zeros(4, np.uint8))
+    with pytest.raises((ValueError, BufferError)):
+        compiled.from_labels(np.zeros((4, 6), np.uint8)[:, ::2])
+    small, large = (compiled.from_mask(np.zeros(s, np.uint8)) for s in ((3, 3), (4, 4)))
+    with pytest.raises(ValueError, match="one frame"):
+        compiled.compare(small, large, 1)
+
+
+# ── PNG files ────────────────────────────────────────────────────────────────
+
+
+def png_bytes(pixels, filters, colour=0):
+    """A PNG written by hand, row y with filter ``filters[y]``."""
+    import struct
+
+    height, width = pixels.shape
+    rows, up = [], np.zeros(width, int)
+    for y in range(height):
+        now = pixels[y].astype(int)
+        left, corner = np.concatenate([[0], now[:-1]]), np.concatenate([[0], up[:-1]])
+        p = left + up - corner
+        near = np.stack([abs(p - left), abs(p - up), abs(p - corner)]).argmin(0)
+        paeth = np.choose(near, [left, up, corner])
+        guess = [np.zeros(width, int), left, up, (left + up) // 2, paeth][filters[y]]
+        rows.append(bytes([filters[y]]) + ((now - guess) % 256).astype(np.uint8).tobytes())
+        up = now
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    packed = zlib.compress(b"".join(rows))
+    out = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, colour, 0, 0, 0))
+    if colour == 3:
+        out += chunk(b"PLTE", bytes(range(256)) * 3)
+    middle = len(packed) // 2
+    return out + chunk(b"IDAT", packed[:middle]) + chunk(b"IDAT", packed[middle:]) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("mode", ["plain", "compiled"])
+@pytest.mark.parametrize("which", [[0], [1], [2], [3], [4], [0, 1, 2], [0, 1, 2, 3, 4]])
+def test_every_row_filter_is_undone(compiled, tmp_path, monkeypatch, mode, which):
+    monkeypatch.setattr(kernel, "_KERNEL", None if mode == "plain" else compiled)
+    rng = np.random.default_rng(len(which))
+    for colour in (0, 3):
+        pixels = rng.integers(0, 256, (20, 33)).astype(np.uint8)
+        path = tmp_path / f"{colour}.png"
+        path.write_bytes(png_bytes(pixels, rng.choice(which, 20), colour))
+        assert (np.array(Image.open(path)) == pixels).all()
+        assert (png.read_labels(path) == pixels).all()
+        assert (png.read_binary(path) == (pixels != 0)).all()
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA", "I;16"])
+def test_modes_of_binary_masks(tmp_path, mode):
+    mask = np.random.default_rng(0).random((13, 21)) < 0.5
+    if mode == "1":
+        image = Image.fromarray(mask)
+    elif mode == "I;16":
+        image = Image.fromarray(mask * np.uint16(300))
+    else:
+        image = Image.fromarray(mask * np.uint8(255)).convert(mode if mode != "P" else "L")
+        image = image.convert("P") if mode == "P" else image
+    image.save(tmp_path / "m.png")
+    assert (png.read_binary(tmp_path / "m.png") == mask).all()
+
+
+def test_packed_palettes_keep_their_indices(tmp_path):
+    labels = np.random.default_rng(0).integers(0, 4, (13, 21)).astype(np.uint8)
+    image = Image.fromarray(labels, "P")
+    image.putpalette([0, 0, 0, 9, 9, 9, 0, 0, 0, 5, 5, 5])
+    for bits in (2, 4, 8):
+        image.save(tmp_path / "m.png", bits=bits)
+        assert (png.read_labels(tmp_path / "m.png") == labels).all()
+
+
+def test_colours_are_no_ids(tmp_path):
+    Image.fromarray(np.zeros((5, 5, 3), np.uint8)).save(tmp_path / "m.png")
+    with pytest.raises(DataError, match="one 8-bit channel"):
+        png.read_labels(tmp_path / "m.png")
+
+
+@pytest.mark.parametrize("keep", [0, 7, 20, 40, 60, 90])
+def test_torn_files_are_told(tmp_path, keep):
+    path = tmp_path / "m.png"
+    path.write_bytes(png_bytes(np.arange(400, dtype=np.uint8).reshape(20, 20), [0] * 20)[:keep])
+    for read in (png.read_labels, png.read_binary, png.read_grey):
+        with pytest.raises(DataError, match=r"m\.png"):
+            read(path)
+    with pytest.raises(DataError, match="missing"):
+        png.read_labels(tmp_path / "none.png")
+
+
+def test_the_kernel_can_be_forced(monkeypatch):
+    monkeypatch.setenv("REFSEG_KERNEL", "plain")
+    assert kernel._choose() is None
+    monkeypatch.setenv("REFSEG_KERNEL", "nonsense")
+    with pytest.raises(ConfigError):
+        kernel._choose()
+
+
+@pytest.mark.parametrize("mode", ["plain", "compiled"])
+def test_both_kernels_serve_the_same_interface(compiled, monkeypatch, mode):
+    monkeypatch.setattr(kernel, "_KERNEL", None if mode == "plain" else compiled)
+    rng = np.random.default_rng(1)
+    masks = [draw_mask(rng, (40, 70), "blob") for _ in range(2)]
+    expected = boundary.compare(*[boundary.prepare(m) for m in masks], 3)
+    assert kernel.compare(*[kernel.region(m) for m in masks], 3) == expected
+    assert kernel.compare(*[kernel.region_rle(encode_rle(m), m.shape) for m in masks], 3) == expected
+    labels = masks[0] * np.uint8(5)
+    assert kernel.compare(kernel.label_regions(labels)[5], kernel.region(masks[1]), 3) == expected
+    assert kernel.encode_mask(masks[0]) == encode_rle(masks[0])
+    assert kernel.compare(kernel.empty_region((40, 70)), kernel.region(masks[1]), 3)[0] == 0

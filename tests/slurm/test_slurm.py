@@ -1,0 +1,259 @@
+"""Sweeps, accidents and manners on a real SLURM of three nodes."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from refseg_bench.claims import records
+from refseg_bench.launch import launch
+from refseg_bench.launch.records import submissions
+from refseg_bench.owners import Owner
+from refseg_bench.store import RunStore
+from tests.launch.runs import CONF, lines, overrides, point, refseg, scores, undisturbed
+from tests.slurm.conftest import Slurm
+
+pytestmark = pytest.mark.slow
+CLUSTER = ["cluster=slurm", "cluster.allow_dirty=true", "cluster.cpus=1", "cluster.signal_seconds=30"]
+CLIPS = 9
+
+
+def run(root: Path, *extra: str, clips: int = CLIPS, conf: Path = CONF) -> str:
+    """`refseg run` on the cluster; what it told."""
+    started = refseg("run", "-m", *overrides(conf=conf, clips=clips), *CLUSTER, *extra, cwd=root)
+    told = started.communicate(timeout=120)
+    assert started.returncode == 0, told
+    return told[1]
+
+
+def submit(
+    folder: Path, *, clips: int = CLIPS, seconds: float = 0.0, **cluster: object
+) -> tuple[RunStore, str]:
+    """The same from this process, which is quicker."""
+    told: list[str] = []
+    wanted = {"kind": "slurm", "allow_dirty": True, "cpus": 1, "finish": False, **cluster}
+    (answer,) = launch([point(folder, clips=clips, method={"seconds": seconds}, cluster=wanted)], told.append)
+    assert answer.error is None
+    assert answer.submitted
+    return answer.store, "\n".join(told)
+
+
+def stores(root: Path) -> list[RunStore]:
+    return [RunStore(p.parent) for p in sorted((root / "runs").glob("*/run.json"))]
+
+
+def job(store: RunStore, role: str = "work") -> str:
+    return submissions(store.root)[-1].jobs[role]
+
+
+def over(slurm: Slurm, store: RunStore) -> bool:
+    return not slurm.tell("squeue", "-h", "-j", job(store))
+
+
+def test_a_sweep_of_four_runs_by_three_shards(slurm: Slurm, tmp_path: Path) -> None:
+    point(tmp_path, clips=CLIPS)
+    conf = shutil.copytree(CONF, tmp_path / "conf")
+    told = run(
+        tmp_path, "method.variant=0,1,2,3", "method.seconds=0.1", "cluster.shards=3", "cluster.gpus=1",
+        f"method.cache={tmp_path}", conf=conf,
+    )  # fmt: skip
+    # Whatever is edited from here on must not reach the runs.
+    yaml = conf / "method/slow.yaml"
+    yaml.write_text(yaml.read_text().replace("fail_on: []", "fail_on: [clip0/0]"))
+    found = stores(tmp_path)
+    assert len(found) == 4
+    for store in found:
+        assert str(store.root.relative_to(tmp_path)) in told
+        for role in ("work", "score", "report"):
+            assert job(store, role) in told
+    assert "refseg report runs/" in told
+    slurm.wait(lambda: list(tmp_path.glob("runs/*/log/*/report.md")), 240)
+    for store in found:
+        variant = re.search(r"variant: (\d)", store.config_path.read_text())
+        assert variant
+        whole = undisturbed(tmp_path / "whole", clips=CLIPS, method={"variant": int(variant[1])})
+        # The dependent job scored it before we do.
+        made = sorted(p.name for p in store.root.glob("scores/*/*"))
+        assert made == ["result.json", "samples.parquet"]
+        before = {p.name: p.read_bytes() for p in store.root.glob("scores/*/*")}
+        assert lines(store) == lines(whole)
+        assert scores(store) == scores(whole)
+        assert {p.name: p.read_bytes() for p in store.root.glob("scores/*/*")} == before
+        made_by = [r for r in records(store.root) if r.owner.launch == submissions(store.root)[-1].id]
+        assert all(r.owner.shards == 3 and r.owner.gpus == 1 and r.gpu_hours > 0 for r in made_by)
+    # The four share one capture: each clip was captured once, before anything was predicted.
+    captured = [line.split()[0] for line in (tmp_path / "captured").read_text().splitlines()]
+    assert sorted(captured) == sorted(f"clip{c}" for c in range(CLIPS))
+    assert sum("capture" in s.jobs for store in found for s in submissions(store.root)) == 1
+    (report,) = tmp_path.glob("runs/*/log/*/report.md")
+    assert report.read_text().count("| slow") == 4
+    nodes = {r.owner.host for store in found for r in records(store.root)}
+    assert len(nodes) > 1
+    assert nodes <= {"n1", "n2", "n3"}
+
+
+@dataclass
+class Shaken:
+    """Runs that met an accident each, by its name, and the same run undisturbed."""
+
+    runs: dict[str, RunStore]
+    whole: RunStore
+
+
+def at_work(store: RunStore) -> list[Owner]:
+    """The workers that have not ended, the one that claimed last at the end."""
+    return [r.owner for r in records(store.root) if not r.end]
+
+
+def requeue(slurm: Slurm, store: RunStore) -> None:
+    slurm.tell("scontrol", "requeue", f"{job(store)}_{at_work(store)[0].shard}")
+
+
+def tell(slurm: Slurm, store: RunStore) -> None:
+    slurm.tell("scancel", "--signal=USR2", f"{job(store)}_{at_work(store)[0].shard}")
+
+
+def kill(slurm: Slurm, store: RunStore) -> None:
+    os.kill(at_work(store)[0].pid, signal.SIGKILL)
+
+
+def cancel(slurm: Slurm, store: RunStore) -> None:
+    slurm.tell("scancel", job(store))
+
+
+def lose_node(slurm: Slurm, store: RunStore) -> None:
+    """A node dies with everything on it, and comes back empty."""
+    pidfile = slurm.folder / "slurmd-n3.pid"
+    victims = at_work(store)
+    os.kill(int(pidfile.read_text()), signal.SIGKILL)
+    jobs = "|".join(str(owner.slurm) for owner in victims)
+    steps = subprocess.run(["pgrep", "-f", rf"slurmstepd: \[({jobs})\."], capture_output=True, text=True)
+    for pid in [int(step) for step in steps.stdout.split()] + [owner.pid for owner in victims]:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    pidfile.unlink()
+    slurm.script("node", "n3")
+
+
+def wait_for_the_limit(slurm: Slurm, store: RunStore) -> None:
+    """SLURM itself does this one."""
+
+
+ACCIDENTS = {
+    "requeue": requeue,
+    "signal": tell,
+    "kill": kill,
+    "cancel": cancel,
+    "node": lose_node,
+    "limit": wait_for_the_limit,
+}
+
+
+@pytest.fixture(scope="module")
+def shaken(slurm: Slurm, tmp_path_factory: pytest.TempPathFactory) -> Shaken:
+    """All accidents at once: their runs don't touch each other, and waiting is what takes the time."""
+    folder = tmp_path_factory.mktemp("shaken")
+    whole = undisturbed(folder / "whole", clips=CLIPS)
+    runs: dict[str, RunStore] = {}
+    for name in ACCIDENTS:
+        extra: dict[str, object] = {"exclude": "n3"}
+        if name == "limit":
+            # A minute is SLURM's shortest limit; the job is told at once.
+            extra |= {"minutes": 1, "signal_seconds": 50}
+        if name == "node":
+            extra = {"nodelist": "n3"}
+        runs[name], _ = submit(folder / name, seconds=1.0, shards=2, **extra)
+    waiting = dict(runs)
+
+    def shake() -> bool:
+        for name, store in list(waiting.items()):
+            if len(store.done()) >= 2:
+                ACCIDENTS[name](slurm, store)
+                del waiting[name]
+        return not waiting
+
+    slurm.wait(shake, every=0.1)
+    slurm.wait(lambda: all(over(slurm, store) for store in runs.values()), 200)
+    return Shaken(runs, whole)
+
+
+@pytest.mark.parametrize("accident", ["requeue", "signal", "node", "limit"])
+def test_a_requeued_shard_goes_on_where_it_was(shaken: Shaken, accident: str) -> None:
+    store = shaken.runs[accident]
+    made_by = records(store.root)
+    assert max(r.owner.restarts for r in made_by) >= 1, "nothing was re-queued"
+    assert lines(store) == lines(shaken.whole)
+    assert scores(store) == scores(shaken.whole)
+
+
+@pytest.mark.parametrize("accident", ["kill", "cancel"])
+def test_after_a_death_the_same_command_goes_on(slurm: Slurm, shaken: Shaken, accident: str) -> None:
+    store = shaken.runs[accident]
+    assert any(not r.end.get("well") for r in records(store.root))
+    # Of a killed worker the other shard may have taken over what was left.
+    if lines(store) != lines(shaken.whole):
+        submit(store.root.parent.parent, shards=4)
+        slurm.wait(lambda: over(slurm, store))
+    assert lines(store) == lines(shaken.whole)
+    assert scores(store) == scores(shaken.whole)
+
+
+def test_two_submissions_at_once_are_told_of_each_other(slurm: Slurm, tmp_path: Path) -> None:
+    point(tmp_path, clips=CLIPS)
+    extra = ["method.seconds=5", "cluster.shards=2", "+cluster.extra.hold=''"]
+    both = [refseg("run", *overrides(clips=CLIPS), *CLUSTER, *extra, cwd=tmp_path) for _ in range(2)]
+    told = [p.communicate(timeout=120)[1] for p in both]
+    (store,) = stores(tmp_path)
+    made = submissions(store.root)
+    assert len(made) == 2
+    # One of them made way; it names the other one.
+    assert sorted(p.returncode for p in both) == [0, 2], told
+    assert sorted(s.state for s in made) == ["open", "refused"]
+    refused = told[[p.returncode for p in both].index(2)]
+    assert "already being worked on" in refused
+    assert "refseg cancel" in refused
+    array = next(s for s in made if s.state == "open").jobs["work"]
+    assert slurm.tasks(array).keys() == {"0", "1"}
+    # A later one is told too, with the jobs.
+    late = refseg("run", *overrides(clips=CLIPS), *CLUSTER, *extra, cwd=tmp_path)
+    assert f"work job {array}" in late.communicate(timeout=60)[1]
+    assert late.returncode == 2
+    status = refseg("status", "runs", cwd=tmp_path)
+    assert f"work job {array}" in status.communicate(timeout=60)[0]
+    cancel = refseg("cancel", "runs", cwd=tmp_path)
+    assert array in cancel.communicate(timeout=60)[0]
+    slurm.wait(lambda: not slurm.tasks(array))
+    again = refseg("cancel", "runs", cwd=tmp_path)
+    assert "nothing works on it" in again.communicate(timeout=60)[0]
+
+
+def test_an_array_of_two_hundred_tasks(slurm: Slurm, tmp_path: Path) -> None:
+    began = time.monotonic()
+    store, told = submit(
+        tmp_path,
+        clips=200,
+        shards=200,
+        parallel=2,
+        partition="main",
+        extra={"hold": ""},
+        setup=["export A=1"],
+    )
+    print(f"200 tasks submitted in {time.monotonic() - began:.1f} s")
+    assert "600 samples in 200 shards" in told
+    array = job(store)
+    assert len(slurm.tasks(array)) == 200
+    assert "%2" in slurm.tell("squeue", "-h", "-j", array, "-o", "%i")
+    script = next((store.root / "log").glob("*/*_submission.sh")).read_text()
+    assert "export A=1" in script
+    assert "--requeue" in script
+    refseg("cancel", "runs", cwd=tmp_path).communicate(timeout=60)
+    slurm.wait(lambda: not slurm.tasks(array))

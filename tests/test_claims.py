@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from refseg_bench import claims, owners, scheduler
+from refseg_bench.claims import Desk, forget, records
+from refseg_bench.owners import SILENCE, Census, Owner, lives
+from refseg_bench.scheduler import JobState
+
+
+def owner(job: str, launch: str = "L", **changes) -> Owner:
+    return replace(Owner.here(job, launch), **changes)
+
+
+def dead_pid() -> int:
+    done = subprocess.Popen([sys.executable, "-c", ""])
+    done.wait()
+    return done.pid
+
+
+def leave(root: Path, who: Owner, *clips: str) -> None:
+    """Claims of a process that was killed: it never got to end its record."""
+    desk = Desk(root, who)
+    with desk:
+        for clip in clips:
+            assert desk.take(clip)
+        kept = desk.record.read_text()
+    desk.record.write_text(kept)
+
+
+def test_a_clip_is_taken_once(tmp_path: Path) -> None:
+    with Desk(tmp_path, owner("a")) as a, Desk(tmp_path, owner("b")) as b:
+        assert a.take("x/y")
+        assert not b.take("x/y")
+        assert b.take("z")
+        assert not a.take("z")
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_of_many_at_once_one_gets_it(tmp_path: Path, links: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not links:
+
+        def refuse(*_: object) -> None:
+            raise OSError(1, "no links here")
+
+        monkeypatch.setattr(claims.os, "link", refuse)
+    desks = [Desk(tmp_path, owner(f"j{i}")).__enter__() for i in range(8)]
+    won: list[tuple[int, int]] = []
+    gate = threading.Barrier(len(desks))
+
+    def work(i: int) -> None:
+        gate.wait()
+        for clip in range(25):
+            if desks[i].take(f"clip{clip}"):
+                won.append((clip, i))
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(desks))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(clip for clip, _ in won) == list(range(25))
+    for desk in desks:
+        desk.__exit__(None, None, None)
+
+
+def test_a_claim_of_a_dead_process_of_this_machine_is_taken_over(tmp_path: Path) -> None:
+    leave(tmp_path, owner("a", pid=dead_pid()), "x")
+    with Desk(tmp_path, owner("b")) as b, Desk(tmp_path, owner("c")) as c:
+        assert b.take("x")
+        assert not c.take("x")
+
+
+def test_a_reused_process_id_is_not_the_owner(tmp_path: Path) -> None:
+    me = Owner.here("a", "L")
+    assert lives(me.pid, me.born)
+    assert not lives(me.pid, me.born + 1)
+    leave(tmp_path, owner("a", pid=os.getppid(), born=1), "x")
+    with Desk(tmp_path, owner("b")) as b:
+        assert b.take("x")
+
+
+def test_a_reboot_ends_all_claims_of_the_machine(tmp_path: Path) -> None:
+    leave(tmp_path, owner("a", boot="another"), "x")
+    with Desk(tmp_path, owner("b")) as b:
+        assert b.take("x")
+
+
+def test_within_a_submission_a_clip_is_tried_once_and_by_the_next_again(tmp_path: Path) -> None:
+    with Desk(tmp_path, owner("a", "first")) as a:
+        assert a.take("x")
+    with Desk(tmp_path, owner("b", "first")) as b:
+        assert not b.take("x")
+    with Desk(tmp_path, owner("c", "second")) as c:
+        assert c.take("x")
+
+
+def test_a_process_that_ends_badly_leaves_its_clips(tmp_path: Path) -> None:
+    desk = Desk(tmp_path, owner("a"))
+    with suppress(RuntimeError), desk:
+        assert desk.take("x")
+        raise RuntimeError
+    with Desk(tmp_path, owner("b")) as b:
+        assert b.take("x")
+
+
+@pytest.mark.parametrize(
+    ("answer", "taken"),
+    [
+        ({}, True),  # SLURM has forgotten the job
+        ({"7": JobState("RUNNING", 0)}, False),
+        ({"7": JobState("COMPLETING", 0)}, False),
+        ({"7": JobState("PENDING", 1)}, True),  # re-queued: that process is gone
+        ({"7": JobState("RUNNING", 1)}, True),  # already running again elsewhere
+        (None, False),  # SLURM can't be asked: no clock decides
+    ],
+)
+def test_slurm_decides_about_a_claim_on_another_node(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: dict[str, JobState] | None, taken: bool
+) -> None:
+    leave(tmp_path, owner("a", host="elsewhere", slurm="7"), "x", "y")
+    old = records(tmp_path)[0]
+    os.utime(old.path, (0, 0))
+    asked: list[list[str]] = []
+
+    def queued(ids):
+        asked.append(list(ids))
+        return answer
+
+    monkeypatch.setattr(scheduler, "queued", queued)
+    with Desk(tmp_path, owner("b")) as b:
+        assert b.take("x") is taken
+        assert b.take("y") is taken
+    assert asked == [["7"]], "SLURM is asked once for a while"
+
+
+def test_where_nobody_can_be_asked_a_long_silence_stands_in() -> None:
+    far = owner("a", host="elsewhere")
+    assert Census().alive(far, silent=SILENCE / 2)
+    assert not Census().alive(far, silent=SILENCE * 2)
+
+
+def test_another_container_on_this_machine_is_not_judged_by_its_process_id() -> None:
+    assert Census().alive(owner("a", space="pid:[1]", pid=dead_pid()))
+
+
+def test_a_worker_sees_that_it_was_given_up(tmp_path: Path) -> None:
+    with Desk(tmp_path, owner("a")) as a:
+        assert a.take("x")
+        assert not a.lost
+        with Desk(tmp_path, owner("b"), Census()) as b:
+            b.census.alive = lambda *_: False  # type: ignore[method-assign]
+            assert b.take("x")
+        assert a.lost
+
+
+def test_records_tell_the_time_and_the_gpus(tmp_path: Path) -> None:
+    with Desk(tmp_path, owner("a", gpus=4)) as a:
+        a.finish(done=3, failed=1)
+    (record,) = records(tmp_path)
+    assert record.end["done"] == 3
+    assert record.gpu_hours == pytest.approx(4 * record.end["seconds"] / 3600)
+    forget(tmp_path)
+    assert list((tmp_path / "claims").iterdir()) == []
+
+
+def test_a_record_that_is_being_written_is_nobodys_claim(tmp_path: Path) -> None:
+    (tmp_path / "claims").mkdir()
+    (tmp_path / "claims/x.0").write_text('{"job": "a", ')
+    with Desk(tmp_path, owner("b")) as b:
+        assert not b.take("x")
+
+
+def test_owners_name_themselves() -> None:
+    assert "SLURM job 9" in owners.describe([owner("a", slurm="9")])
+    assert str(os.getpid()) in owners.describe([owner("a", slurm=None)])

@@ -1,0 +1,193 @@
+"""Which weights a config needs, whether they are here, and what is said when they can't be had."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+
+import pytest
+
+from refseg_bench import cli, models
+from refseg_bench.models import ModelError, Weights, fetch, find, needs_of
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """A hub cache that holds one snapshot and one loose file, as the hub's client lays them out."""
+    import huggingface_hub.constants as constants
+
+    hub = tmp_path / "hub"
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(hub))
+    monkeypatch.setattr("huggingface_hub.file_download.HF_HUB_CACHE", str(hub), raising=False)
+    repo = hub / "models--some--model"
+    commit = "a" * 40
+    snapshot = repo / "snapshots" / commit
+    blobs = repo / "blobs"
+    (repo / "refs").mkdir(parents=True)
+    blobs.mkdir()
+    snapshot.mkdir(parents=True)
+    (repo / "refs" / "main").write_text(commit)
+    for name in ("config.json", "model.safetensors", "weights.pt"):
+        (blobs / name).write_bytes(b"x" * 1000)
+        (snapshot / name).symlink_to(blobs / name)
+    return hub
+
+
+def test_cached_snapshots_and_files_are_found(cache, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.scan_cache_dir", _scan(cache))
+    whole = find(Weights("some/model"))
+    assert whole.path is not None
+    assert whole.commit == "a" * 40
+    assert whole.megabytes == pytest.approx(0.003)
+    assert find(Weights("some/model", "a" * 40)).path == whole.path
+    assert find(Weights("some/model", "other")).path is None
+    assert find(Weights("none/model")).path is None
+
+
+def _scan(cache):
+    from huggingface_hub import scan_cache_dir
+
+    return lambda: scan_cache_dir(cache)
+
+
+def test_local_paths_need_no_hub(tmp_path):
+    checkpoint = tmp_path / "weights.pt"
+    missing = Weights(str(checkpoint), component="segmenter=sam2")
+    assert find(missing).path is None
+    with pytest.raises(ModelError, match="not there") as caught:
+        fetch(missing)
+    assert caught.value.where == str(checkpoint)
+    checkpoint.write_bytes(b"x" * 2_000_000)
+    assert fetch(missing) == checkpoint
+    assert find(missing).megabytes == pytest.approx(2.0)
+
+
+def test_offline_says_what_is_missing_and_how_to_get_it(monkeypatch, tmp_path):
+    with pytest.raises(ModelError, match="offline mode forbids") as caught:
+        fetch(Weights("no/such-model", "v1", "m.pt", component="segmenter=sam2"), offline=True)
+    assert "no/such-model@v1" in str(caught.value)
+    assert "refseg models get segmenter=sam2" in str(caught.value)
+
+
+def test_every_hub_failure_is_told():
+    from types import SimpleNamespace
+
+    from huggingface_hub import errors
+
+    class ConnectError(Exception):
+        """As the hub's HTTP client raises it: of its own, with no common base."""
+
+    ConnectError.__module__ = "httpx2._exceptions"
+    response = SimpleNamespace(headers={}, status_code=404, request=None, url="http://hub.invalid")
+    weights = Weights("some/model", "v9", "m.pt", component="segmenter=sam2")
+    cases = [
+        (errors.RevisionNotFoundError("", response=response), "no revision 'v9'"),
+        (errors.GatedRepoError("", response=response), "accepted its terms"),
+        (errors.RepositoryNotFoundError("", response=response), "no public repository"),
+        (errors.RemoteEntryNotFoundError("", response=response), "has no file 'm.pt'"),
+        (errors.LocalEntryNotFoundError(""), "can't be reached"),
+        (ConnectError("refused"), "can't be reached"),
+        (OSError("We couldn't connect to 'https://huggingface.co'"), "can't be reached"),
+    ]
+    for error, words in cases:
+
+        def fail(error=error):
+            raise error
+
+        with pytest.raises(ModelError, match=words):
+            models.told(fail, weights, offline=False)
+
+    def bug():
+        raise KeyError("not the hub's")
+
+    with pytest.raises(KeyError):
+        models.told(bug, weights, offline=False)
+
+
+def run(*words, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "refseg_bench", "models", *words],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        timeout=120,
+    )
+
+
+def test_unreachable_hub_is_one_clear_message(tmp_path):
+    done = run(
+        "get", "segmenter=sam2",
+        HF_HUB_OFFLINE="0", HF_ENDPOINT="http://127.0.0.1:9", HF_HOME=str(tmp_path), no_proxy="*",
+        HTTP_PROXY="", HTTPS_PROXY="", ALL_PROXY="", http_proxy="", https_proxy="", all_proxy="",
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "can't be reached" in done.stderr
+    assert "http://127.0.0.1:9" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def main(*words):
+    args = cli.parser().parse_args(["models", *words])
+    assert isinstance(args, argparse.Namespace)
+    return args.main(args)
+
+
+def test_list_names_every_component(capsys):
+    assert main("list") == 0
+    shown = capsys.readouterr().out
+    assert "facebook/sam2-hiera-large, sam2_hiera_large.pt" in shown
+    assert "segmenter=grabcut\n  no weights" in shown
+    assert "cache:" in shown
+
+
+def test_list_of_something_definite_fails_if_it_is_missing(capsys, tmp_path):
+    checkpoint = tmp_path / "tiny.pt"
+    words = ("list", "segmenter=sam2", f"segmenter.checkpoint={checkpoint}")
+    assert main(*words) == 1
+    assert "missing" in capsys.readouterr().out
+    checkpoint.write_bytes(b"x")
+    assert main(*words) == 0
+    assert "here" in capsys.readouterr().out
+    assert main("list", "segmenter=sam2", "segmenter.size=tiny", "segmenter.release=sam2.1") == 1
+    assert "facebook/sam2.1-hiera-tiny, sam2.1_hiera_tiny.pt" in capsys.readouterr().out
+
+
+def test_run_folders_and_overrides_tell_their_needs(capsys, tmp_path):
+    (tmp_path / "config.yaml").write_text(
+        "segmenter:\n  _target_: refseg_bench.segmenters.sam1.Sam1\n  model: ./nowhere\nmethod:\n  name: x\n"
+    )
+    assert main("list", str(tmp_path)) == 1
+    assert "./nowhere" in capsys.readouterr().out
+    assert main("list", "segmenter=sam1", "method=oracle_point", "dataset=shapes") == 1
+    shown = capsys.readouterr().out
+    assert "method\n  no weights" in shown
+    assert "facebook/sam-vit-huge" in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("get",), "fetches what it is told"),
+        (("get", "segmenter=sam2", "--revision", "v1"), "belong to --repo"),
+        (("list", "banana"), "neither GROUP=NAME"),
+        (("list", "segmenter=banana"), "No segmenter 'banana'"),
+        (("list", "segmenter.size=tiny"), "no segmenter is chosen"),
+    ],
+)
+def test_bad_questions_are_told(words, told):
+    with pytest.raises(models.RefsegError, match=told):
+        main(*words)
+
+
+def test_components_without_a_weights_method_are_read_by_their_knobs():
+    nodes = {
+        "backbone": {"_target_": "refseg_bench.backbones.mllm.MLLM", "path": "some/model", "revision": "v1"},
+        "dataset": {"_target_": "refseg_bench.segmenters.grabcut.GrabCut"},
+        "broken": {"_target_": "refseg_bench.segmenters.sam1.Nothing"},
+    }
+    by_node = {need.node: need for need in needs_of(nodes)}
+    assert [(w.repo, w.revision) for w in by_node["backbone"].weights] == [("some/model", "v1")]
+    assert by_node["dataset"].weights == ()
+    assert "no 'Nothing'" in str(by_node["broken"].problem)
