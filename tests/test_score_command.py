@@ -16,6 +16,11 @@ SIZE = (40, 56)
 FRAMES = ["00000", "00005", "00010", "00015"]
 
 
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("REFSEG_CACHE", str(tmp_path / "cache"))
+
+
 def refseg(*words):
     done = subprocess.run(
         [sys.executable, "-m", "refseg_bench", *map(str, words)], capture_output=True, text=True, check=False
