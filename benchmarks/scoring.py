@@ -40,10 +40,10 @@ import contextlib, io, sys
 from trackeval import Evaluator
 from trackeval.datasets import DAVIS
 from trackeval.metrics import JAndF
-quiet = {k: False for k in ("PRINT_RESULTS", "PRINT_CONFIG", "TIME_PROGRESS", "PLOT_CURVES", "OUTPUT_SUMMARY",
-                            "OUTPUT_DETAILED", "OUTPUT_EMPTY_CLASSES")}
-data = {"GT_FOLDER": sys.argv[1], "TRACKERS_FOLDER": sys.argv[2], "TRACKER_SUB_FOLDER": "", "PRINT_CONFIG": False,
-        "TRACKERS_TO_EVAL": ["."]}
+quiet = {k: False for k in ("PRINT_RESULTS", "PRINT_CONFIG", "TIME_PROGRESS", "PLOT_CURVES", 
+                            "OUTPUT_SUMMARY", "OUTPUT_DETAILED", "OUTPUT_EMPTY_CLASSES")}
+data = {"GT_FOLDER": sys.argv[1], "TRACKERS_FOLDER": sys.argv[2], "TRACKER_SUB_FOLDER": "",
+        "PRINT_CONFIG": False, "TRACKERS_TO_EVAL": ["."]}
 with contextlib.redirect_stdout(io.StringIO()):
     found, _ = Evaluator(quiet).evaluate([DAVIS(data)], [JAndF()])
 one = found["DAVIS"]["."]["COMBINED_SEQ"]["general"]["JAndF"]
@@ -53,6 +53,8 @@ print(repr((100 * float(one["J-Mean"]), 100 * float(one["F-Mean"]))))
 
 @dataclass(frozen=True)
 class Measured:
+    """What one tool cost and found."""
+
     tool: str
     cpu: float
     wall: float

@@ -193,7 +193,7 @@ class FolderPredictions:
             for name, each in self._maps(clip).items()
         }
         split = _split(maps, clip, expressions) if samples else {}
-        return Answers(split, {}, maps, not maps)
+        return Answers(split, {}, maps, not maps and not self._clip_exists(clip, expressions))
 
     def _extended(self, prediction: Prediction | None, clip: Clip) -> Prediction | None:
         """A prediction with the flag and the point that stand in files beside the masks."""

@@ -121,6 +121,18 @@ def test_one_map_per_video(davis, tmp_path):
     assert [found[p]["metrics"]["J"] for p in found] == [1, 1, 100, 1, 100]
 
 
+def test_objects_without_an_expression_count_in_the_object_protocols(davis, tmp_path):
+    merged(davis, tmp_path / "p", [0])
+    for path in (davis / "valid" / "Annotations" / "car").glob("*.png"):
+        labels = np.array(Image.open(path))
+        labels[:3, -3:] = 3
+        write_label_map(path, labels)
+    code, found = run(tmp_path, tmp_path / "p" / "anno_0", "ref_davis17", davis, "davis-semi,decaf")
+    assert code == 0
+    assert {u["id"]: u["values"]["J"] for u in found["davis-semi"]["units"]}["car/3"] == 0
+    assert found["decaf"]["n"] == 16
+
+
 def test_masks_per_expression_are_merged_for_the_annotators(davis, tmp_path):
     for clip, e, frame, mask in everything(RefDavis17(root=davis)):
         save(tmp_path / "p" / "Annotations" / clip.id / e.id / f"{frame}.png", mask)
