@@ -224,14 +224,35 @@ def compose(overrides: Sequence[str], *, multirun: bool = False) -> list[Compose
         grid = OmegaConf.to_container(first.sweep, resolve=True) if first.get("sweep") else {}
         if not isinstance(grid, dict):
             raise ConfigError("'sweep' must map override keys to lists.", where="experiment")
-        taken = {item.partition("=")[0].lstrip("+") for item in typed}
-        # What the command line fixes is not swept.
-        axes = {str(key): values for key, values in grid.items() if str(key) not in taken}
-        for combination in itertools.product(*axes.values()):
-            swept = [f"{key}={_literal(value)}" for key, value in zip(axes, combination, strict=True)]
+        fixed = {key.lstrip("+"): value for key, _, value in (item.partition("=") for item in typed)}
+        axes = [_axis(str(key), values, fixed) for key, values in grid.items()]
+        for combination in itertools.product(*axes):
+            swept = [item for row in combination for item in row]
             node, choices = (first, choices) if not swept else _hydra([*typed, *swept])
             points.append(_finish(node, choices, (*typed, *swept)))
     return points
+
+
+def _axis(key: str, values: Any, fixed: Mapping[str, str]) -> list[tuple[str, ...]]:
+    """The overrides of each value of one axis of a ``sweep``.
+
+    A key may name several options joined by commas; its values are then rows with one entry each.
+    What the command line fixes is not swept: of rows, those that agree with it remain.
+    """
+    names = [name.strip() for name in key.split(",")]
+    if not isinstance(values, list):
+        raise ConfigError(f"'sweep.{key}' must be a list.", where="experiment")
+    rows: dict[tuple[str, ...], None] = {}
+    for value in values:
+        row = value if len(names) > 1 else [value]
+        if not isinstance(row, list) or len(row) != len(names):
+            raise ConfigError(
+                f"'sweep.{key}' has the value {value!r}.", where="experiment", allowed=[f"lists of {len(names)}"]
+            )
+        said = dict(zip(names, map(_literal, row), strict=True))
+        if all(fixed.get(name, text) == text for name, text in said.items()):
+            rows[tuple(f"{name}={text}" for name, text in said.items() if name not in fixed)] = None
+    return list(rows) or [()]
 
 
 def _literal(value: Any) -> str:

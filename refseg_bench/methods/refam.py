@@ -138,8 +138,8 @@ class RefAM:
         sb: spatial bias.
         aggregate: of the kept tokens' maps; mean and sum have the same peak.
         upsample: before the peak is looked for; ``none`` takes the best cell.
-        mask: from the segmenter, or the map itself above ``threshold`` of its range (then every frame
-            of a clip is read).
+        mask: from the segmenter; ``threshold``: the map itself above ``threshold`` of its range (then
+            every frame of a clip is read); ``none``: no masks, for point accuracy alone.
         threshold: for ``mask=threshold``, in [0, 1].
         multimask: which of the segmenter's candidates (see ``pointing.PointOptions``).
         multimask_index: for ``multimask=index``; 2 is SAM's whole object.
@@ -169,7 +169,7 @@ class RefAM:
     sb: DirectionRule = field(default_factory=DirectionRule)
     aggregate: Aggregate = "mean"
     upsample: Upsample = "bilinear"
-    mask: Literal["segmenter", "threshold"] = "segmenter"
+    mask: Literal["segmenter", "threshold", "none"] = "segmenter"
     threshold: float = 0.5
     multimask: Multimask = "best_iou"
     multimask_index: int = 2
@@ -353,6 +353,8 @@ class RefAM:
     def _masks(
         self, clip: Clip, session: SegmenterSession | None, best: Heat, per_frame: Sequence[Heat]
     ) -> tuple[MaskTrack, int | None]:
+        if self.mask == "none":
+            return MaskTrack(clip.size, (None,) * len(clip)), None
         if session is None:
             masks = [threshold(heat.full_HW, self.threshold) for heat in per_frame]
             return MaskTrack.from_masks(masks, clip.size), None

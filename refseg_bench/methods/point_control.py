@@ -1,0 +1,75 @@
+"""The control row of a table: another method's point, the same segmenter as everybody else.
+
+Methods differ in where they point and in what they make of it. This keeps the first and fixes the
+second: whatever the source's own masks are, its peak becomes one positive click.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from refseg_bench import schema
+from refseg_bench.errors import RefsegError
+from refseg_bench.methods.base import click, track_prompts
+from refseg_bench.segmenters.base import Segmenter
+from refseg_bench.types import Clip, Expression, Grounding, Method
+
+
+@dataclass
+class PointControl:
+    """One click at the source's peak.
+
+    Attributes:
+        source: the method that points: a node with ``_target_``, as in ``conf/method``.
+        backbone, segmenter: handed to the source, and the segmenter used for the click.
+    """
+
+    source: Any
+    segmenter: Segmenter
+    backbone: Any = None
+    cache_root: Path | None = field(default=None, init=False, repr=False, compare=False)
+    _inner: Any = field(default=None, init=False, repr=False, compare=False)
+
+    def predict(self, clip: Clip, expressions: Sequence[Expression]) -> Iterator[Grounding]:
+        """The source's groundings, each with its track replaced by the click's.
+
+        Raises:
+            RefsegError: the source has no heat map to take a point from.
+        """
+        with self.segmenter.open(clip) as session:
+            for found in self.inner.predict(clip, expressions):
+                if found.point is None:
+                    raise RefsegError(
+                        f"{type(self.inner).__name__} gives no point for '{found.expression.text}'.",
+                        cure="Take a source that makes heat maps.",
+                    )
+                track = track_prompts(session, found.point.frame, [click(found.point)])
+                yield Grounding(
+                    found.expression,
+                    track,
+                    point=found.point,
+                    maps=found.maps,
+                    map_frames=found.map_frames,
+                    details=found.details,
+                    seconds=found.seconds,
+                )
+
+    @property
+    def inner(self) -> Method:
+        """The source, made at its first use."""
+        if self._inner is None:
+            self._inner = schema.build(
+                self.source, "method.source", backbone=self.backbone, segmenter=self.segmenter
+            )
+            if hasattr(self._inner, "cache_root"):
+                self._inner.cache_root = self.cache_root
+        made: Method = self._inner
+        return made
+
+    def report(self) -> dict[str, Any]:
+        """The source's own record."""
+        report = getattr(self.inner, "report", None)
+        return dict(report()) if callable(report) else {}

@@ -1,0 +1,116 @@
+"""Every shipped config of RefAM's family composes, names every knob, and finds its published rows."""
+
+import csv
+
+import pytest
+from refseg_bench import config, schema
+from refseg_bench.errors import ConfigError
+from refseg_bench.resources import resource
+
+BACKBONES = [
+    "cogvideox", "flux1-dev", "flux1-schnell", "mochi1", "sd3-medium", "sd35-large", "sd35-medium", "tiny_dit", "wan",
+]  # fmt: skip
+POINTS = {
+    "refcoco": 8, "ref_davis17": 1, "abl_components": 5, "beyond": 8, "control": 5, "search/1_sigma": 4,
+    "search/2_layers": 5, "search/3_text": 3, "search/4_magnets": 4, "search/5_multimask": 3,
+    "search/6_spatial_bias": 4,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("group", "name"),
+    [("backbone", name) for name in BACKBONES] + [("method", "refam"), ("method", "concept_attention")],
+)
+def test_every_knob_is_listed_with_its_default(group, name):
+    node = config.from_yaml(resource("conf") / group / f"{name}.yaml")
+    node.pop("defaults", None)
+    cls = schema.locate(node["_target_"], group)
+    assert set(node) - {"_target_"} == set(schema.knobs(cls))
+    full = schema.complete(node, group)
+    if group == "method":
+        assert full == schema.complete({"_target_": node["_target_"]}, group), "the YAML's values are the defaults"
+        nested = {k: v for k, v in node.items() if isinstance(v, dict)}
+        for key, values in nested.items():
+            assert set(values) == set(full[key])
+
+
+def test_layers_of_the_specification():
+    def layers(name):
+        return config.load_node("backbone", name)["layers"]
+
+    assert layers("flux1-dev") == list(range(10, 19))
+    assert layers("mochi1") == list(range(28, 47))
+    assert layers("sd35-large") == list(range(20, 38))
+    assert layers("sd3-medium") == list(range(12, 24))
+    modes = {name: config.load_node("backbone", name)["text_mode"] for name in ("flux1-dev", "mochi1")}
+    assert modes == {"flux1-dev": "concept_stream", "mochi1": "prompt"}
+
+
+def experiments():
+    folder = resource("conf") / "experiment" / "refam"
+    return sorted(str(p.relative_to(folder).with_suffix("")) for p in folder.rglob("*.yaml"))
+
+
+def test_every_experiment_is_known():
+    assert experiments() == sorted(POINTS)
+
+
+@pytest.mark.parametrize("name", sorted(POINTS))
+def test_experiments_compose_and_can_be_built(name):
+    points = config.compose([f"experiment=refam/{name}"])
+    assert len(points) == POINTS[name]
+    assert len({point.digest for point in points}) == len(points)
+    for point in points:
+        parts = {
+            part: schema.build(point.values[part], part)
+            for part in ("backbone", "segmenter")
+            if point.values[part] is not None
+        }
+        schema.build(point.values["method"], "method", **parts)
+        assert point.values["dataset"]["split"] == "train" or not name.startswith("search")
+
+
+@pytest.mark.parametrize("name", ["refcoco", "ref_davis17", "abl_components"])
+def test_references_resolve_to_published_rows(name):
+    titles = {
+        "ref_davis17": "Ref-DAVIS17", "refcoco_unc": "RefCOCO", "refcoco_plus_unc": "RefCOCO+",
+        "refcocog_umd": "RefCOCOg",
+    }  # fmt: skip
+    with (resource("results") / "paper" / "refam.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    seen = set()
+    for point in config.compose([f"experiment=refam/{name}"]):
+        reference = point.values["reference"]
+        assert reference["file"] == "refam.csv"
+        found = [
+            row
+            for row in rows
+            if row["table"] == reference["table"]
+            and row["method"] == reference["method"]
+            and row["dataset"] == titles[reference["dataset"]]
+            and row["setting"] == reference.get("setting", row["setting"])
+            and row["split"] == reference.get("split", row["split"])
+        ]
+        assert found, reference
+        seen.add(tuple(sorted((row["metric"], row["value"]) for row in found)))
+    assert len(seen) == POINTS[name]
+
+
+def test_rows_of_a_sweep_follow_the_command_line():
+    points = config.compose(["experiment=refam/refcoco", "dataset=refcocog_umd"])
+    assert [p.values["dataset"]["split"] for p in points] == ["val", "test"]
+    (alone,) = config.compose(["experiment=refam/refcoco", "dataset=photos", "dataset.split=val"])
+    assert alone.values["dataset"]["name"] == "photos"
+    with pytest.raises(ConfigError, match="lists of 2"):
+        config._axis("a,b", [[1, 2], [3]], {})
+    with pytest.raises(ConfigError, match="must be a list"):
+        config._axis("a", 3, {})
+
+
+def test_the_default_run_needs_no_download():
+    for method in ("refam", "concept_attention", "point_control"):
+        (point,) = config.compose([f"method={method}"])
+        assert point.values["backbone"]["path"] == "shipped:tiny_dit"
+        assert point.values["segmenter"]["_target_"].endswith("GrabCut")
+    (point,) = config.compose(["method=point_control", "method@method.source=concept_attention"])
+    assert point.values["method"]["source"]["_target_"].endswith("ConceptAttention")
