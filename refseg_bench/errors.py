@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 
 class RefsegError(Exception):
@@ -35,6 +36,10 @@ class RefsegError(Exception):
         self.cure = cure
         super().__init__(what, self.where, self.allowed, cure)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Errors cross process borders; the default would call __init__ with positional arguments.
+        return _again, (type(self), self.what, self.where, self.allowed, self.cure, dict(self.__dict__))
+
     def __str__(self) -> str:
         lines = [self.what]
         if self.where is not None:
@@ -44,6 +49,20 @@ class RefsegError(Exception):
         if self.cure is not None:
             lines.append(f"  cure:    {self.cure}")
         return "\n".join(lines)
+
+
+def _again(
+    kind: type[RefsegError],
+    what: str,
+    where: str | None,
+    allowed: list[str] | None,
+    cure: str | None,
+    state: dict[str, Any],
+) -> RefsegError:
+    error = kind.__new__(kind)
+    RefsegError.__init__(error, what, where=where, allowed=allowed, cure=cure)
+    error.__dict__.update(state)
+    return error
 
 
 class DataError(RefsegError):

@@ -93,6 +93,8 @@ def list_sets(args: argparse.Namespace) -> int:
 def _found(data: Any, facts: Manifest | None) -> str:
     """Where a set is, with the splits that are there; ``-`` if it is nowhere."""
     present: dict[str, list[str]] = {}
+    if not hasattr(data, "base"):
+        return "(give dataset.root)" if data.root is None else str(data.root)
     for split in facts.splits if facts else [data.split]:
         data.split = split
         try:
@@ -143,6 +145,8 @@ def _present(name: str, facts: Manifest | None, root: Path | None) -> list[str]:
     """
     default = open_dataset(name, root=root)
     candidates = list(facts.splits) if facts else [default.split]
+    if not hasattr(default, "base"):
+        return [default.split]
     if hasattr(default, "refs"):
         stored = default.splits()
         return [split for split in candidates if split in stored] or [default.split]

@@ -48,7 +48,9 @@ def find(paths: list[Path]) -> list[RunStore]:
 def main(args: argparse.Namespace) -> int:
     """Run the command."""
     console = Console()
-    table = Table(Column("run", overflow="fold"), "done", "failed", "left", "s/sample", "ETA", "GPU h", "peak MiB")
+    table = Table(
+        Column("run", overflow="fold"), "done", "failed", "left", "s/sample", "ETA", "GPU h", "peak MiB"
+    )
     notes: list[str] = []
     stores = find(args.runs)
     busy = living(stores)

@@ -21,7 +21,7 @@ from PIL import Image, UnidentifiedImageError
 from refseg_bench.datasets.damage import UNPACK_AGAIN, Damage, Report, refuse
 from refseg_bench.datasets.files import check_link, safe_join
 from refseg_bench.datasets.offsets import Entries, open_entries, open_store
-from refseg_bench.datasets.pickles import load_pickle
+from refseg_bench.datasets.picklestream import pickled_items
 from refseg_bench.datasets.rle import blank, checked_track
 from refseg_bench.types import Clip, MaskTrack, encode_rle
 
@@ -67,16 +67,13 @@ def open_mask_dict(path: Path, cache: Path) -> Entries:
 
 def _pickled(path: Path) -> Iterator[tuple[str, bytes]]:
     """Objects of a pickled mask dictionary as JSON; counts may be bytes or text."""
-    whole = load_pickle(path)
-    if not isinstance(whole, dict):
-        raise Damage("wrong type", "The pickle holds no dictionary of masks.", file=path, place="the file")
 
     def plain(value: object) -> str:
         if isinstance(value, bytes):
             return value.decode("latin1")
         raise TypeError(f"a {type(value).__name__}")
 
-    for key, entries in whole.items():
+    for key, entries in pickled_items(path):
         try:
             text = json.dumps(entries, default=plain, separators=(",", ":"))
         except (TypeError, ValueError) as error:
@@ -230,9 +227,15 @@ class LabelMaps:
         self._read(clip, report)
         return self._labels.get(self.void_label)
 
-    def labels(self, clip: Clip) -> ClipLabels:
-        """The maps of a clip themselves."""
-        return ClipLabels(self.path / clip.id, clip)
+    def files(self, clip: Clip) -> list[Path | None]:
+        """The map of every frame, ``None`` where it is missing."""
+        folder = self.path / clip.id
+        return [p if (p := folder / f"{name}.png").is_file() else None for name in clip.frame_names]
+
+    def extra(self, clip: Clip) -> list[Path]:
+        """Maps that belong to no frame of the clip."""
+        known = set(clip.frame_names)
+        return sorted(p for p in (self.path / clip.id).glob("*.png") if p.stem not in known)
 
     def _read(self, clip: Clip, report: Report) -> None:
         if self._clip == clip.id:
@@ -248,40 +251,6 @@ class LabelMaps:
         self._labels = {label: MaskTrack(clip.size, tuple(track)) for label, track in rles.items()}
         if report is refuse:
             self._clip = clip.id
-
-
-@dataclass(frozen=True)
-class ClipLabels:
-    """The id maps of one clip: object id per pixel, 0 = background, 255 = void in DAVIS.
-
-    Attributes:
-        folder: where the maps are.
-        clip: the clip.
-    """
-
-    folder: Path
-    clip: Clip
-
-    def missing(self) -> list[str]:
-        """Names of frames that have no map."""
-        return [name for name in self.clip.frame_names if not (self.folder / f"{name}.png").is_file()]
-
-    def extra(self) -> list[str]:
-        """Names of maps that belong to no frame."""
-        known = set(self.clip.frame_names)
-        return sorted(p.stem for p in self.folder.glob("*.png") if p.stem not in known)
-
-    def frame(self, index: int) -> NDArray[np.uint8]:
-        """The map of one frame, ``(height, width)``.
-
-        Raises:
-            Damage: missing, torn, or of another size than the clip.
-        """
-        path = self.folder / f"{self.clip.frame_names[index]}.png"
-        labels = read_labels(path)
-        if labels.shape != self.clip.size:
-            raise other_size(path, labels.shape[:2], self.clip.size)
-        return labels
 
 
 def other_size(path: Path, found: tuple[int, ...], size: tuple[int, int]) -> Damage:

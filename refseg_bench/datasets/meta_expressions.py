@@ -29,7 +29,6 @@ from refseg_bench.datasets.files import (
     want,
 )
 from refseg_bench.datasets.masks import (
-    ClipLabels,
     LabelMaps,
     MaskSource,
     RunLengthMasks,
@@ -146,10 +145,10 @@ class MetaExpressions:
         """
         return self.target_of(clip, expression, refuse)
 
-    def labels(self, clip: Clip) -> ClipLabels | None:
-        """Id maps of all annotated objects of a clip, where the set keeps such maps."""
+    def annotation_files(self, clip: Clip) -> list[Path | None] | None:
+        """The id map of every frame (``None`` where it is missing), where the set keeps such maps."""
         source = self._loaded().masks(self)
-        return source.labels(clip) if isinstance(source, LabelMaps) else None
+        return source.files(clip) if isinstance(source, LabelMaps) else None
 
     # ── the same with every problem told (for ``refseg data verify``) ────────
 
@@ -371,12 +370,12 @@ class MetaExpressions:
             seen.update(dict.fromkeys(wanted or ()))
         source.tracks(clip, list(seen), report)
         if isinstance(source, LabelMaps):
-            for name in source.labels(clip).extra():
+            for path in source.extra(clip):
                 report(
                     Damage(
                         "extra mask",
-                        f"The mask '{name}.png' belongs to no frame of video '{clip.id}'.",
-                        file=source.path / clip.id / f"{name}.png",
+                        f"The mask '{path.name}' belongs to no frame of video '{clip.id}'.",
+                        file=path,
                     )
                 )
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from refseg_bench.datasets.davis_text import convert, expressions, read_sentences
+from refseg_bench.datasets.masks import read_labels
 from refseg_bench.datasets.ref_davis17 import RefDavis17
 from refseg_bench.datasets.writers import running_mask_dict, write_davis_source, write_mask_pickle
 from refseg_bench.errors import DataError
@@ -93,9 +94,11 @@ def test_void_255_is_kept_apart_from_the_objects(tmp_path):
     target = data.target(clip, data.expressions(clip)[4])
     assert np.array_equal(union(target), boxes(4, 14, 5))
     assert np.array_equal(np.stack(list(target.void.masks())), outside)
-    labels = data.labels(clip)
-    assert (labels.missing(), labels.extra()) == ([], [])
-    assert set(np.unique(labels.frame(3))) == {0, 1, 2, 255}
+    maps = data.annotation_files(clip)
+    assert [p.name for p in maps] == ["00000.png", "00001.png", "00002.png", "00003.png"]
+    assert set(np.unique(read_labels(maps[3]))) == {0, 1, 2, 255}
+    maps[1].unlink()
+    assert data.annotation_files(clip)[1] is None
 
 
 def test_mask_dict_pickle_is_numbered_by_sorted_sequence_and_text_sorted_ids(tmp_path):

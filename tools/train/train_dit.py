@@ -1,4 +1,4 @@
-"""Train ``tiny_dit``: ``python tools/train/train_dit.py --work runs/tiny_dit [--steps 2600]``.
+"""Train ``tiny_dit``: ``python tools/train/train_dit.py --work runs/tiny_dit [--steps 700]``.
 
 A Stable-Diffusion-3 transformer (diffusers' own class) of 2.4 M parameters with a T5 encoder and
 a small VAE, learned on frames of the shapes world and captions of them:
@@ -9,7 +9,8 @@ a small VAE, learned on frames of the shapes world and captions of them:
 A caption names some of the objects, never all of a kind of word: RefAM's expressions name one.
 It is encoded as one string, or as several strings with their own end tokens, some of them bare
 function words, because that is the form in which RefAM hands an expression and its magnets over.
-Attention is never supervised. A stopped run goes on from its last checkpoint.
+A loss on the attention from image to words helps binding to appear within an hour of one core; it fades out
+over the first part of training. A stopped run goes on from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -140,27 +141,37 @@ def phrase(rng: np.random.Generator, scene: Scene, index: int) -> str:
     return " ".join(w for w in words if w)
 
 
-def strings(rng: np.random.Generator, scene: Scene, visible: list[int]) -> list[str]:
+#: A string as the text encoder sees it: its words, each with the object it names (-1: none).
+Words = list[tuple[str, int]]
+_NAMING = {*COLOURS, *TEXTURES, *NOUNS, "big", "small", "stripes", "dots", "checks"}
+
+
+def strings(rng: np.random.Generator, scene: Scene, visible: list[int]) -> list[Words]:
     """A caption of a frame as the strings the text encoder sees one by one."""
-    count = int(rng.integers(1, len(visible) + 1))
+    count = len(visible) if rng.random() < 0.5 else int(rng.integers(1, len(visible) + 1))
     chosen = [int(i) for i in rng.permutation(visible)[:count]]
-    phrases = [phrase(rng, scene, i) for i in chosen]
+    phrases = [[(w, i if w in _NAMING else -1) for w in phrase(rng, scene, i).split()] for i in chosen]
     if rng.random() < 0.5:
-        joint = str(rng.choice([" and ", " with ", " , "]))
-        text = joint.join(phrases)
+        joint = str(rng.choice(["and", "with", ","]))
+        whole = phrases[0]
+        for more in phrases[1:]:
+            whole = [*whole, (joint, -1), *more]
         if rng.random() < 0.3:
-            text += f" on {scene.ground}"
-        parts = [text]
+            whole = [*whole, ("on", -1), (scene.ground, -1)]
+        parts = [whole]
     else:
         parts = phrases
     if rng.random() < 0.6:
-        parts += [str(w) for w in rng.permutation(SPICE)[: int(rng.integers(1, 6))]]
+        parts = [*parts, *([(str(w), -1)] for w in rng.permutation(SPICE)[: int(rng.integers(1, 6))])]
     return parts
 
 
-def batch_of(first_seed: int, size: int) -> tuple[Tensor, list[list[str]]]:
-    """Frames ``(B, 3, 96, 128)`` in [-1, 1] and their captions."""
-    images, captions = [], []
+def batch_of(first_seed: int, size: int) -> tuple[Tensor, list[list[Words]], Tensor]:
+    """Frames ``(B, 3, 96, 128)`` in [-1, 1], their captions, and whose each token is ``(B, 192)``.
+
+    A token's owner is an object's index, -1 for the ground, -2 where mixed.
+    """
+    images, captions, owners = [], [], []
     for seed in range(first_seed, first_seed + size):
         rng = np.random.default_rng([seed, 99])
         scene = sample_scene(seed, random_world(rng, 1))
@@ -168,7 +179,11 @@ def batch_of(first_seed: int, size: int) -> tuple[Tensor, list[list[str]]]:
         visible = [i for i in range(len(scene.things)) if footage.seen_TN[0, i] > 0.4 * footage.full_N[i]]
         images.append(footage.frames_THWC[0])
         captions.append(strings(rng, scene, visible or [len(scene.things) - 1]))
-    return shrink(np.stack(images), SIZE) * 2 - 1, captions
+        cells = footage.ids_THW[0].reshape(SIZE[0] // 8, 16, SIZE[1] // 8, 16)
+        shares = np.stack([(cells == k).mean((1, 3)).ravel() for k in range(len(scene.things) + 1)])
+        owner = np.where(shares.max(0) > 0.6, shares.argmax(0) - 1, -2)
+        owners.append(np.where((owner == -1) & (shares[0] < 0.95), -2, owner))
+    return shrink(np.stack(images), SIZE) * 2 - 1, captions, torch.from_numpy(np.stack(owners))
 
 
 class TextBatch:
@@ -176,6 +191,19 @@ class TextBatch:
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, encoder: T5EncoderModel) -> None:
         self.tokenizer, self.encoder = tokenizer, encoder
+
+    def owners(self, samples: list[list[Words]]) -> Tensor:
+        """Which object each text token names ``(B, L)``: -1 none, -3 padding."""
+        rows = []
+        for sample in samples:
+            row: list[int] = []
+            for words in sample:
+                for word, owner in words:
+                    row += [owner] * len(self.tokenizer(word, add_special_tokens=False).input_ids)
+                row.append(-1)  # the string's end token
+            rows.append(row)
+        longest = max(map(len, rows))
+        return torch.tensor([r + [-3] * (longest - len(r)) for r in rows])
 
     def __call__(self, samples: list[list[str]]) -> tuple[Tensor, Tensor]:
         """``(B, L, d)`` states without inner padding, and which of them are real ``(B, L)``."""
@@ -202,17 +230,30 @@ class MaskedText(TorchFunctionMode):
         self.maps: list[Tensor] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = dict(kwargs or {})
-        if func is F.scaled_dot_product_attention:
-            q, k = args[0], args[1]
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **(kwargs or {}))
+        q, k, v = args[:3]
+        # plain products: on a CPU the fused kernel's backward pass takes four times as long
+        scores = (q @ k.transpose(-1, -2)).float() * q.shape[-1] ** -0.5 + self.bias
+        if self.keep:
             n = self.image_tokens
-            if self.keep:
-                logits = (q[:, :, :n] @ k[:, :, n:].transpose(-1, -2)).float() * q.shape[-1] ** -0.5
-                self.maps.append((logits + self.bias[..., n:]).softmax(-1).mean(1))  # (B, N, T)
-            # plain products: on a CPU the fused kernel's backward pass takes four times as long
-            weights = ((q @ k.transpose(-1, -2)).float() * q.shape[-1] ** -0.5 + self.bias).softmax(-1)
-            return weights.to(q.dtype) @ args[2]
-        return func(*args, **kwargs)
+            self.maps.append(scores[:, :, :n, n:].softmax(-1).mean(1))  # (B, N, T)
+        return scores.softmax(-1).to(v.dtype) @ v
+
+
+def binding_loss(maps: list[Tensor], image_owner_BN: Tensor, text_owner_BT: Tensor) -> Tensor:
+    """How far image tokens are from looking at the words of what they show.
+
+    An object's tokens should look at the words that name it, the ground's at anything but naming words.
+    Objects that the caption leaves out are left alone.
+    """
+    heat = torch.stack(maps).mean(0)
+    mine = heat * (image_owner_BN[:, :, None] == text_owner_BT[:, None, :]) * (text_owner_BT >= 0)[:, None, :]
+    own = mine.sum(-1).clamp(1e-4, 1)
+    named = (heat * (text_owner_BT >= 0)[:, None, :]).sum(-1).clamp(0, 1 - 1e-4)
+    told = (image_owner_BN[:, :, None] == text_owner_BT[:, None, :]).any(-1) & (image_owner_BN >= 0)
+    ground = image_owner_BN == -1
+    return -own.log()[told].mean() - 0.5 * (1 - named).log()[ground].mean()
 
 
 def forward(transformer: SD3Transformer2DModel, noisy: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
@@ -246,7 +287,7 @@ def train_vae(work: Path, steps: int) -> AutoencoderKL:
     for step in range(steps):
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(step, steps, 3e-3, 30)
-        images, _ = batch_of(TRAIN_SEEDS + 500_000 + step * 8, 8)
+        images = batch_of(TRAIN_SEEDS + 500_000 + step * 8, 8)[0]
         crops = F.unfold(images, 32, stride=32).transpose(1, 2).reshape(-1, 3, 32, 32)
         crops = crops[torch.randperm(len(crops))[:32]]
         dist = vae.encode(crops).latent_dist
@@ -269,7 +310,7 @@ def train_vae(work: Path, steps: int) -> AutoencoderKL:
 
 @torch.no_grad()
 def point_accuracy(
-    transformer: SD3Transformer2DModel, text: TextBatch, vae: AutoencoderKL, scenes: int = 60, sigma: float = 0.4
+    transformer: SD3Transformer2DModel, text: TextBatch, vae: AutoencoderKL, scenes: int = 30, sigma: float = 0.4
 ) -> dict[str, float]:
     """Share of appearance expressions whose hottest cell lies on the target, on the watched scenes.
 
@@ -309,7 +350,7 @@ def point_accuracy(
     }  # fmt: skip
 
 
-def train(work: Path, steps: int, batch: int, peak: float, check_every: int) -> None:
+def train(work: Path, steps: int, batch: int, peak: float, check_every: int, binding_weight: float, binding_until: float) -> None:
     """Rectified flow, with an exponential average of the weights."""
     tokenizer = make_tokenizer()
     vae = AutoencoderKL.from_pretrained(work / "vae").eval().requires_grad_(False)
@@ -317,7 +358,7 @@ def train(work: Path, steps: int, batch: int, peak: float, check_every: int) -> 
     both = torch.nn.ModuleList([transformer, encoder])
     optimiser = torch.optim.AdamW(both.parameters(), lr=peak, betas=(0.9, 0.98), weight_decay=0.02)
     average = {k: v.clone() for k, v in both.state_dict().items()}
-    watch = Watch(work, ["loss", "lr", "point", "point_no_magnets", "chance_object", "chance_area"])
+    watch = Watch(work, ["loss", "binding", "lr", "point", "point_no_magnets", "chance_object", "chance_area"])
     text = TextBatch(tokenizer, encoder)
     start = 0
     if state := watch.resume():
@@ -326,42 +367,45 @@ def train(work: Path, steps: int, batch: int, peak: float, check_every: int) -> 
         optimiser.load_state_dict(state["optimiser"])
         average = state["average"]
     image_tokens = (SIZE[0] // 8) * (SIZE[1] // 8)
-    total, counted = 0.0, 0
+    total, bound, counted = 0.0, 0.0, 0
     for step in range(start, steps):
         torch.manual_seed(step)
         lr = learning_rate(step, steps, peak, 60)
         for group in optimiser.param_groups:
             group["lr"] = lr
-        images, captions = batch_of(TRAIN_SEEDS + step * batch, batch)
+        images, captions, owners = batch_of(TRAIN_SEEDS + step * batch, batch)
         latents = encode(vae, images)
         noise = torch.randn_like(latents)
         sigma = torch.rand(batch) * 0.97 + 0.03
+        sigma = 2 * sigma / (1 + sigma)  # more of the high levels, where words tell something
         s = sigma[:, None, None, None]
         with torch.autocast("cpu", torch.bfloat16):
-            states, mask = text(captions)
-            with MaskedText(mask, image_tokens):
+            states, mask = text([[" ".join(w for w, _ in words) for words in c] for c in captions])
+            with MaskedText(mask, image_tokens, keep=True) as tap:
                 velocity = forward(transformer, s * noise + (1 - s) * latents, sigma, states)
-        loss = F.mse_loss(velocity.float(), noise - latents)
+        flow = F.mse_loss(velocity.float(), noise - latents)
+        binding = binding_loss(tap.maps[1:], owners, text.owners(captions))
+        fade = max(0.0, 1 - step / (binding_until * steps))
         optimiser.zero_grad()
-        loss.backward()
+        (flow + binding_weight * fade * binding).backward()
         torch.nn.utils.clip_grad_norm_(both.parameters(), 1.0)
         optimiser.step()
         decay = min(0.997, (step + 1) / (step + 10))
         for k, v in both.state_dict().items():
             average[k].lerp_(v, 1 - decay) if v.is_floating_point() else average[k].copy_(v)
-        total, counted = total + loss.item(), counted + 1
+        total, bound, counted = total + flow.item(), bound + binding.item(), counted + 1
         last = step == steps - 1
         if (step + 1) % check_every == 0 or last:
             now = {k: v.clone() for k, v in both.state_dict().items()}
             both.load_state_dict(average)
             figures = point_accuracy(transformer, text, vae)
             both.load_state_dict(now)
-            watch.log(step + 1, loss=total / counted, lr=lr, **figures)
+            watch.log(step + 1, loss=total / counted, binding=bound / counted, lr=lr, **figures)
             watch.save(step + 1, model=now, optimiser=optimiser.state_dict(), average=average)
-            total, counted = 0.0, 0
+            total, bound, counted = 0.0, 0.0, 0
         elif (step + 1) % 25 == 0:
-            watch.log(step + 1, loss=total / counted, lr=lr)
-            total, counted = 0.0, 0
+            watch.log(step + 1, loss=total / counted, binding=bound / counted, lr=lr)
+            total, bound, counted = 0.0, 0.0, 0
 
 
 def export(work: Path, out: Path, seed: int) -> None:
@@ -398,17 +442,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True, help="folder for log and checkpoints")
     parser.add_argument("--out", type=Path, help="folder of the finished model")
-    parser.add_argument("--steps", type=int, default=2600)
-    parser.add_argument("--vae-steps", type=int, default=500)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--lr", type=float, default=1.2e-3)
-    parser.add_argument("--check-every", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=700)
+    parser.add_argument("--vae-steps", type=int, default=400)
+    parser.add_argument("--batch", type=int, default=24)
+    parser.add_argument("--lr", type=float, default=1.5e-3)
+    parser.add_argument("--check-every", type=int, default=100)
+    parser.add_argument("--binding-weight", type=float, default=0.1, help="of the loss on attention, at the start")
+    parser.add_argument("--binding-until", type=float, default=0.6, help="share of the steps at which it has faded out")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     setup(args.seed)
     train_vae(args.work, args.vae_steps)
     setup(args.seed)
-    train(args.work, args.steps, args.batch, args.lr, args.check_every)
+    train(args.work, args.steps, args.batch, args.lr, args.check_every, args.binding_weight, args.binding_until)
     if args.out:
         export(args.work, args.out, args.seed)
 

@@ -1,4 +1,4 @@
-"""Train ``tiny_mllm``: ``python tools/train/train_mllm.py --work runs/tiny_mllm [--steps 1200]``.
+"""Train ``tiny_mllm``: ``python tools/train/train_mllm.py --work runs/tiny_mllm [--steps 700]``.
 
 A Qwen2-VL model (transformers' own class) of 2.8 M parameters learns to answer DecAF's prompts about
 scenes of the shapes world: the object prompt with the target's name (``red-striped``, or ``nothing``),
@@ -704,9 +704,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True, help="folder for log and checkpoints")
     parser.add_argument("--out", type=Path, help="folder of the finished model")
-    parser.add_argument("--steps", type=int, default=1200)
+    parser.add_argument("--steps", type=int, default=700)
     parser.add_argument("--lr", type=float, default=1.5e-3)
-    parser.add_argument("--check-every", type=int, default=150)
+    parser.add_argument("--check-every", type=int, default=100)
     parser.add_argument("--attention-weight", type=float, default=0.3, help="of the loss on attention, at the start")
     parser.add_argument("--attention-until", type=float, default=0.5, help="share of the steps at which it has faded out")
     parser.add_argument("--seed", type=int, default=0)
