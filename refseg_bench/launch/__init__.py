@@ -17,9 +17,9 @@ from refseg_bench.errors import RefsegError
 from refseg_bench.launch import local, slurm
 from refseg_bench.launch.planning import Planned, planned, share_captures
 from refseg_bench.launch.records import Submission, living, register
-from refseg_bench.launch.worker import Shard
 from refseg_bench.run import Tally
 from refseg_bench.store import RunStore
+from refseg_bench.worker import Shard
 
 
 @dataclass
