@@ -8,12 +8,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, Protocol, Self, TypeAlias
 
 from refseg_bench.types import FloatTHW, Uint8THWC
 
+#: How the rollout weights heads, in two spellings of the same three ways:
+#: ``v_max``: the mean over rows of the largest attention to a visual key;
+#: ``rollout_max`` or ``max_all_keys``: to any key; ``rollout`` or ``plain``: all heads alike.
+HeadWeights: TypeAlias = Literal["v_max", "rollout_max", "rollout", "max_all_keys", "plain"]
+_SAME_AS: dict[str, str] = {"rollout": "plain", "rollout_max": "max_all_keys"}
+
 #: What a prompt looks at: the sampled frames as one video, or one of them (its position in the sample).
 Where = Literal["video"] | int
+
+
+def weighting(name: HeadWeights) -> str:
+    """The one spelling of a head weighting that cache keys and code use (that of Table 5a)."""
+    return _SAME_AS.get(name, name)
 
 
 @dataclass(frozen=True)
@@ -40,7 +51,7 @@ class RolloutSettings:
     """Which attention is read and how it is rolled out. Part of every cache key.
 
     Attributes:
-        mode: head weighting: ``v_max``; ``rollout_max`` (= ``max_all_keys``); ``rollout`` (= ``plain``).
+        mode: head weighting, see :data:`HeadWeights`.
         start: first layer; -1 = the middle one.
         end: one past the last layer; ≤ 0 = all of the rest.
         residual: share of the identity in each layer.
@@ -48,7 +59,7 @@ class RolloutSettings:
         dense: build every matrix (small inputs only).
     """
 
-    mode: Literal["v_max", "rollout_max", "rollout", "max_all_keys", "plain"] = "v_max"
+    mode: HeadWeights = "v_max"
     start: int = -1
     end: int = -1
     residual: float = 0.5
@@ -127,6 +138,18 @@ class GroundingMLLM(Protocol):
 
     def identity(self) -> dict[str, Any]:
         """Everything of the model that its outputs depend on, for cache keys. Loads no weights."""
+
+    def estimate(
+        self,
+        size: tuple[int, int],
+        frames: int,
+        expressions: int,
+        visual: VisualSettings,
+        rollout: RolloutSettings,
+        *,
+        background: bool = True,
+    ) -> dict[str, Any]:
+        """What reading a clip's attention will cost. Loads no weights."""
 
     def open(self, frames_THWC: Uint8THWC, visual: VisualSettings, rollout: RolloutSettings) -> MLLMSession:
         """Start a session on the sampled frames of a clip."""

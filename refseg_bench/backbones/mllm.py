@@ -30,12 +30,15 @@ from refseg_bench.backbones.families import Family, Visual, family_of
 from refseg_bench.backbones.families.base import Piece
 from refseg_bench.backbones.rollout import LayerQK, dense_rollout, layer_range, shared_rollout
 from refseg_bench.errors import ConfigError, RefsegError
+from refseg_bench.models import Weights
 from refseg_bench.resources import weights
 from refseg_bench.schema import knob, locate
 from refseg_bench.types import FloatTHW, Uint8THWC
 
 SHIPPED = "shipped:"
 _GIB = 2**30
+#: Files of a hub repository that a model is loaded from.
+_NEEDED = ("*.json", "*.safetensors", "*.txt", "*.jinja")
 #: Bytes of each end of a weights file that enter its fingerprint.
 _SAMPLE = 1 << 20
 
@@ -56,6 +59,7 @@ class MLLM:
         prompt_batch: most prompts in one forward pass.
         memory_budget_gb: what visual prefixes may keep on the device.
         offline: never ask the hub.
+        label: what published tables call the model, to find its rows.
     """
 
     path: str = "Qwen/Qwen2.5-VL-7B-Instruct"
@@ -69,6 +73,7 @@ class MLLM:
     prompt_batch: int = knob(16, transient=True)
     memory_budget_gb: float = knob(8.0, transient=True)
     offline: bool = knob(False, transient=True)
+    label: str = knob("", transient=True)
 
     counters: MLLMCounters = field(default_factory=MLLMCounters, init=False, repr=False, compare=False)
     _loaded: _Loaded | None = field(default=None, init=False, repr=False, compare=False)
@@ -102,6 +107,39 @@ class MLLM:
                 "max_new_tokens": self.max_new_tokens,
             }
         return self._identity
+
+    def estimate(
+        self,
+        size: tuple[int, int],
+        frames: int,
+        expressions: int,
+        visual: VisualSettings,
+        rollout: RolloutSettings,
+        *,
+        background: bool = True,
+    ) -> dict[str, Any]:
+        """Tokens, FLOPs and memory of a clip, from the config alone; see :func:`~.estimate.clip_cost`."""
+        from refseg_bench.backbones.estimate import clip_cost
+
+        return clip_cost(
+            self.adapter(),
+            size,
+            frames,
+            expressions,
+            visual,
+            rollout,
+            bytes_per_number=4 if self.dtype == "float32" else 2,
+            budget_gb=self.memory_budget_gb,
+            prompt_batch=self.prompt_batch,
+            background=background,
+        )
+
+    def weights(self) -> tuple[Weights, ...]:
+        """What ``refseg models`` lists and fetches."""
+        folder = self._folder()
+        if folder is not None:
+            return (Weights(str(folder), component="backbone"),)
+        return (Weights(self.path, self.revision, patterns=_NEEDED, component="backbone"),)
 
     def layers(self) -> int:
         """Number of language-model layers, from the config."""

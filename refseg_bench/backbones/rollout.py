@@ -17,18 +17,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
+from refseg_bench.backbones.base import HeadWeights, weighting
 from refseg_bench.errors import RefsegError
-
-#: How heads are weighted: the issue's names, and after ``=`` the spelling of Table 5a.
-#: ``rollout = plain``: ŵ = 1. ``rollout_max = max_all_keys``: the mean over rows of the largest
-#: attention to any key. ``v_max``: the same over visual keys only.
-HeadWeights: TypeAlias = Literal["v_max", "rollout_max", "rollout", "max_all_keys", "plain"]
-_SAME_AS: dict[str, str] = {"rollout": "plain", "rollout_max": "max_all_keys"}
 
 #: Scratch memory of one row block of scores, in bytes.
 BLOCK_BYTES = 16 * 2**20
@@ -59,11 +53,6 @@ class LayerQK:
     def nbytes(self) -> int:
         """Bytes held by the two tensors."""
         return sum(t.numel() * t.element_size() for t in (self.q_HND, self.k_GND))
-
-
-def weighting(name: HeadWeights) -> str:
-    """The one spelling of a head weighting that cache keys and code below use."""
-    return _SAME_AS.get(name, name)
 
 
 def layer_range(start: int, end: int, n_layers: int) -> range:

@@ -84,7 +84,8 @@ def _get(args: argparse.Namespace) -> int:
             )
         if args.revision is not None or args.file is not None:
             raise ConfigError(
-                "--revision and --file belong to --repo.", cure="Set a component's own with segmenter.revision=…"
+                "--revision and --file belong to --repo.",
+                cure="Set a component's own with segmenter.revision=…",
             )
         wanted = []
         for need in _needs(args.what):

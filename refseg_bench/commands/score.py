@@ -40,6 +40,7 @@ def add(commands: Any) -> None:
     p.add_argument("--json", type=Path, metavar="OUT", help="write metrics, units and what is missing")
     p.add_argument("--per-frame", action="store_true", help="values of every frame in --json")
     p.add_argument("--explain", metavar="SAMPLE", help="print which rule made which number of a sample")
+    p.add_argument("--by", metavar="ATTR[,ATTR]", help="metrics by attribute: type, objects, size, motion …")
     p.add_argument("--partial", action="store_true", help="score what is there, whatever is missing")
     p.add_argument("-j", "--jobs", type=int, default=0, help="processes (default: the cores given)")
     p.set_defaults(main=main)
@@ -82,7 +83,7 @@ def _score_files(args: argparse.Namespace, ids: Sequence[str] | None) -> int:
     outcomes = under_each(dataset, source, words, options)
     if args.json is not None:
         write_json(args.json, outcomes, per_frame=args.per_frame)
-    _tell(outcomes, args.explain)
+    _tell(outcomes, args.explain, args.by)
     return 2 if any(isinstance(o, ScoreError) for _, o in outcomes) else 0
 
 
@@ -165,8 +166,8 @@ def _score_runs(args: argparse.Namespace, ids: Sequence[str] | None) -> int:
             detail=args.per_frame or bool(args.explain),
         )
         documents[store.root.name] = document(outcomes, per_frame=args.per_frame)
-        if args.explain:
-            _tell(outcomes, args.explain)
+        if args.explain or args.by:
+            _tell(outcomes, args.explain, args.by)
         for word, outcome in outcomes:
             if isinstance(outcome, ScoreError):
                 refused = True
@@ -333,7 +334,9 @@ def _say(line: str) -> None:
     print(f"  {line}", file=sys.stderr)
 
 
-def _tell(outcomes: Sequence[tuple[str, Scored | ScoreError]], explain: str | None) -> None:
+def _tell(
+    outcomes: Sequence[tuple[str, Scored | ScoreError]], explain: str | None, by: str | None = None
+) -> None:
     from refseg_bench.explain import explained
 
     for word, outcome in outcomes:
@@ -349,5 +352,22 @@ def _tell(outcomes: Sequence[tuple[str, Scored | ScoreError]], explain: str | No
             print(f"  {name:<16} {printed[name]:.10g}{interval}")
         for name, value in outcome.notes.items():
             print(f"  {name}: {value}")
+        for attribute in by.split(",") if by else ():
+            print(_by(outcome, attribute.strip()))
         if explain:
             print(explained(outcome, explain))
+
+
+def _by(scored: Scored, attribute: str) -> str:
+    from refseg_bench.metrics.breakdown import breakdown
+    from refseg_bench.metrics.stats import Bootstrap
+
+    lines = [f"  by {attribute}"]
+    headline = scored.protocol.metrics[:3]
+    for group, (n, metrics) in breakdown(scored.protocol, scored.table, attribute, Bootstrap()).items():
+        cells = "  ".join(
+            f"{name} {metrics[name].value:.4f} [{metrics[name].low:.4f}, {metrics[name].high:.4f}]"
+            for name in headline
+        )
+        lines.append(f"    {group:<22} n={n:<6} {cells}")
+    return "\n".join(lines)

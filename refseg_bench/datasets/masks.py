@@ -21,7 +21,7 @@ from PIL import Image, UnidentifiedImageError
 from refseg_bench.datasets.damage import UNPACK_AGAIN, Damage, Report, refuse
 from refseg_bench.datasets.files import check_link, safe_join
 from refseg_bench.datasets.offsets import Entries, open_entries, open_store
-from refseg_bench.datasets.pickles import load_pickle
+from refseg_bench.datasets.picklestream import pickled_items
 from refseg_bench.datasets.rle import blank, checked_track
 from refseg_bench.types import Clip, MaskTrack, encode_rle
 
@@ -67,16 +67,13 @@ def open_mask_dict(path: Path, cache: Path) -> Entries:
 
 def _pickled(path: Path) -> Iterator[tuple[str, bytes]]:
     """Objects of a pickled mask dictionary as JSON; counts may be bytes or text."""
-    whole = load_pickle(path)
-    if not isinstance(whole, dict):
-        raise Damage("wrong type", "The pickle holds no dictionary of masks.", file=path, place="the file")
 
     def plain(value: object) -> str:
         if isinstance(value, bytes):
             return value.decode("latin1")
         raise TypeError(f"a {type(value).__name__}")
 
-    for key, entries in whole.items():
+    for key, entries in pickled_items(path):
         try:
             text = json.dumps(entries, default=plain, separators=(",", ":"))
         except (TypeError, ValueError) as error:

@@ -20,8 +20,17 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from refseg_bench.backbones.base import GroundingMLLM, MLLMSession, RolloutSettings, VisualSettings, Where
-from refseg_bench.cache import Cache, Entry, fingerprint
+from refseg_bench import schema
+from refseg_bench.backbones.base import (
+    GroundingMLLM,
+    HeadWeights,
+    MLLMSession,
+    RolloutSettings,
+    VisualSettings,
+    Where,
+    weighting,
+)
+from refseg_bench.cache import Cache, Entry, digest, fingerprint
 from refseg_bench.errors import ConfigError
 from refseg_bench.methods import prompts
 from refseg_bench.methods.coarse import coarse_masks
@@ -55,6 +64,26 @@ from refseg_bench.types import Clip, Expression, FloatTHW, Grounding, MaskTrack,
 #: Part of every cache key: bump when a stage's result changes.
 STAGE = "decaf-attention"
 STAGE_VERSION = 1
+#: Knobs that attention maps depend on; all others act on finished maps.
+_MAKES_MAPS = (
+    "n_frames",
+    "video_tokens",
+    "multiscale",
+    "frame_scale",
+    "frame_tokens",
+    "max_tiles",
+    "rollout",
+    "start_layer",
+    "end_layer",
+    "residual",
+    "precision",
+    "prompt_obj",
+    "prompt_bg",
+    "prompt_choice",
+    "prompt_obj_text",
+    "prompt_bg_text",
+    "prompt_choice_text",
+)
 
 
 #: Knobs of :class:`DecAF` that decide which attention is read; the others decide what is made of it.
@@ -130,11 +159,11 @@ class DecAF:
     mask: Literal["sam2", "attention"] = "sam2"
     n_frames: int = 16
     video_tokens: int = 400
-    multiscale: bool = True
+    multiscale: Literal["on", "off"] = "on"
     frame_scale: int = 2
     frame_tokens: int = -1
     max_tiles: int = 12
-    rollout: Literal["v_max", "rollout_max", "rollout", "max_all_keys", "plain"] = "v_max"
+    rollout: HeadWeights = "v_max"
     start_layer: int = -1
     end_layer: int = -1
     residual: float = 0.5
@@ -226,6 +255,51 @@ class DecAF:
             "cache_misses": cache.misses,
         }
 
+    def capture(self, clip: Clip, expressions: Sequence[Expression]) -> None:
+        """Fill the cache with the attention of the expressions, for every run that fuses it otherwise."""
+        frames = sample_frames(len(clip), self.n_frames)
+        self.attend(clip, frames, [expression.text for expression in expressions], background=True)
+
+    @staticmethod
+    def capture_digest(values: Mapping[str, Any]) -> str:
+        """Names what :meth:`capture` caches: runs of one digest can share it.
+
+        Args:
+            values: a run's frozen config.
+        """
+        method, backbone = values["method"], values["backbone"]
+        lasting = schema.lasting(schema.locate(str(backbone[schema.TARGET]), "backbone"), backbone)
+        made = {name: method[name] for name in _MAKES_MAPS}
+        made["rollout"] = weighting(made["rollout"])
+        # A run that keeps no cache has nothing to share.
+        apart = None if method["use_cache"] else dict(method)
+        return digest({"backbone": lasting, "method": made, "apart": apart})
+
+    def estimate(self, clip: Clip, n_expressions: int) -> dict[str, Any]:
+        """Tokens, FLOPs and memory of the model's part on a clip, from its config (segmenter not counted)."""
+        return self.backbone.estimate(
+            clip.size,
+            len(sample_frames(len(clip), self.n_frames)),
+            n_expressions,
+            self.visual_settings(),
+            self.rollout_settings(),
+            background=self.fusion.contrast == "obj_minus_bg",
+        )
+
+    def cached(self, clip: Clip, texts: Sequence[str]) -> int:
+        """How many of the texts need no model call, by the cache. Loads no weights."""
+        frames = sample_frames(len(clip), self.n_frames)
+        if self._store().root is None:
+            return 0
+        ready = 0
+        for text in texts:
+            try:
+                self.attend(clip, frames, [text], only_cached=True)
+            except _NotCached:
+                continue
+            ready += 1
+        return ready
+
     def report(self) -> dict[str, Any]:
         """For the run record: counters, and what the model and the segmenter say of themselves."""
         out: dict[str, Any] = {"counters": self.counters()}
@@ -240,18 +314,35 @@ class DecAF:
 
     # ── stage A: attention ───────────────────────────────────────────────────
 
-    def attend(self, clip: Clip, frames: tuple[int, ...], texts: Sequence[str]) -> dict[str, Attention]:
+    def attend(
+        self,
+        clip: Clip,
+        frames: tuple[int, ...],
+        texts: Sequence[str],
+        *,
+        background: bool | None = None,
+        only_cached: bool = False,
+    ) -> dict[str, Attention]:
         """Raw attention maps of each text, from the cache or from the model.
 
         Every distinct prompt is run once: expressions that name the same object share their
         background maps.
+
+        Args:
+            clip: where the frames are.
+            frames: the sampled ones.
+            texts: the expressions.
+            background: run the background prompts; by default if they are subtracted.
+            only_cached: give up at the first prompt that would need the model.
         """
+        if background is None:
+            background = self.fusion.contrast == "obj_minus_bg"
         texts = list(dict.fromkeys(texts))
-        with _Reader(self, clip, frames) as reader:
+        with _Reader(self, clip, frames, only_cached) as reader:
             objects = {text: prompts.object_prompt(self._object, text) for text in texts}
             seen = reader.maps("object", list(objects.values()), answer=True)
             answers = {text: tuple(json.loads(_text(seen[objects[text]], "answers"))) for text in texts}
-            if self.fusion.contrast == "obj_only":
+            if not background:
                 return {
                     text: Attention(_maps(seen[objects[text]]), None, None, answers[text]) for text in texts
                 }
@@ -287,7 +378,7 @@ class DecAF:
     def visual_settings(self) -> VisualSettings:
         """How frames become tokens."""
         return VisualSettings(
-            self.video_tokens, self.frame_scale, self.frame_tokens, self.max_tiles, self.multiscale
+            self.video_tokens, self.frame_scale, self.frame_tokens, self.max_tiles, self.multiscale == "on"
         )
 
     def rollout_settings(self) -> RolloutSettings:
@@ -461,11 +552,16 @@ class Attention:
     answers: tuple[str, ...]
 
 
+class _NotCached(Exception):
+    """A prompt would need the model."""
+
+
 class _Reader:
     """Prompts of one clip, each answered from the cache or by a session that opens at the first miss."""
 
-    def __init__(self, method: DecAF, clip: Clip, frames: tuple[int, ...]) -> None:
+    def __init__(self, method: DecAF, clip: Clip, frames: tuple[int, ...], only_cached: bool) -> None:
         self.method = method
+        self.only_cached = only_cached
         self.clip = clip
         self.frames = frames
         self._session: MLLMSession | None = None
@@ -507,7 +603,8 @@ class _Reader:
                 for row in range(len(missing))
             ]
 
-        rollout = asdict(self.method.rollout_settings())
+        settings = self.method.rollout_settings()
+        rollout = {**asdict(settings), "mode": weighting(settings.mode)}
         return self._through_cache({"kind": kind, "rollout": rollout, "answer": answer}, texts, run)
 
     def choices(self, texts: Sequence[str]) -> dict[str, str]:
@@ -542,6 +639,8 @@ class _Reader:
                 missing.append(text)
             else:
                 found[text] = entry
+        if missing and self.only_cached:
+            raise _NotCached
         if missing:
             for text, entry in zip(missing, run(missing), strict=True):
                 cache.put({**self._common, **key, "prompt": text}, entry)

@@ -97,6 +97,26 @@ def read_grey(path: Path) -> Uint8HW:
     return np.asarray(grey, np.uint8)
 
 
+def parse_header(start: bytes, name: str) -> tuple[int, int, int, int]:
+    """(height, width, bit depth, colour type) from the first 33 bytes of a file.
+
+    Raises:
+        DataError: it is no PNG.
+    """
+    return _header(start, Path(name))
+
+
+def values_of(data: bytes, name: str) -> list[int]:
+    """The values that occur in an 8-bit grey file, ascending.
+
+    Raises:
+        DataError: the file is torn.
+    """
+    simple = _simple(data, Path(name))
+    pixels = _pillow(data, Path(name))[0] if simple is None else simple
+    return [int(v) for v in np.flatnonzero(np.bincount(pixels.ravel(), minlength=256))]
+
+
 def header(path: Path) -> tuple[int, int, int, int]:
     """(height, width, bit depth, colour type) from the file's first bytes.
 

@@ -376,5 +376,6 @@ def test_a_model_that_is_not_there_is_told(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(ConfigError, match="can't be loaded"):
         MLLM(path="nobody/nothing", offline=True).config()
+    assert MLLM(path="nobody/nothing", revision="abc").weights()[0].revision == "abc"
     with pytest.raises(ConfigError, match="No shipped weights"):
         MLLM(path="shipped:nothing").identity()

@@ -6,13 +6,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from refseg_bench.backbones.base import weighting
 from refseg_bench.backbones.rollout import (
     LayerQK,
     dense_rollout,
     layer_range,
     shared_rollout,
     streamed_rollout,
-    weighting,
 )
 from refseg_bench.errors import RefsegError
 

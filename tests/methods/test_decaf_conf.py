@@ -1,0 +1,99 @@
+"""Every config of the method composes, matches its class and finds its published rows."""
+
+import csv
+
+import pytest
+
+from refseg_bench import schema
+from refseg_bench.backbones.mllm import MLLM
+from refseg_bench.config import compose, from_yaml, group_members
+from refseg_bench.errors import ConfigError
+from refseg_bench.methods.decaf import DecAF, Fusion
+from refseg_bench.resources import resource
+
+TABLES = [
+    "table1", "table2", "table3", "table4a", "table4b", "table4c", "table5a", "table5b", "table6", "table7",
+    "table8", "table9", "table10", "table11", "table12", "table13",
+]  # fmt: skip
+SPELLED = {
+    "ref_davis17": "Ref-DAVIS17",
+    "reasonvos": "ReasonVOS",
+    "revos": "ReVOS",
+    "mevis": "MeViS",
+    "ref_youtube_vos": "Ref-YouTube-VOS",
+}
+BACKBONES = [
+    "internvl3_14b", "internvl3_2b", "internvl3_8b", "llava_onevision_7b", "qwen2_5_vl_3b", "qwen2_5_vl_7b",
+    "qwen2_vl_2b", "qwen2_vl_7b", "qwen3_vl_4b", "qwen3_vl_8b", "tiny_mllm",
+]  # fmt: skip
+
+
+def test_the_methods_yaml_is_its_class():
+    node = from_yaml(resource("conf") / "method" / "decaf.yaml")
+    node.pop("defaults")
+    assert list(node)[1:] == list(schema.knobs(DecAF))
+    assert schema.complete(node, "method") == {
+        "_target_": node["_target_"],
+        **schema.conform(DecAF, {}, "method"),
+    }
+    assert list(node["fusion"]) == list(schema.knobs(Fusion))
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_a_backbones_yaml_is_its_class(name):
+    node = from_yaml(resource("conf") / "backbone" / f"{name}.yaml")
+    assert list(node)[1:] == list(schema.knobs(MLLM))
+    made = schema.build(node, "backbone")
+    assert made.path
+    assert made.label
+
+
+def test_transient_knobs_do_not_name_the_run():
+    a = compose(["method=decaf", "dataset=shapes", "backbone=tiny_mllm", "method.mask=attention"])[0]
+    b = compose(
+        [
+            "method=decaf", "dataset=shapes", "backbone=tiny_mllm", "method.mask=attention",
+            "backbone.memory_budget_gb=3", "backbone.prompt_batch=2", "backbone.device=cuda",
+            "method.use_cache=false",
+        ]
+    )[0]  # fmt: skip
+    c = compose(["method=decaf", "dataset=shapes", "backbone=tiny_mllm", "method.fusion.frame_kernel=5"])[0]
+    assert a.digest == b.digest != c.digest
+
+
+def test_there_is_one_experiment_per_table():
+    found = {name.removeprefix("decaf/") for name in group_members("experiment") if name.startswith("decaf/")}
+    assert found == set(TABLES)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_point_of_an_experiment_has_its_published_row(name):
+    with (resource("results") / "paper" / "decaf.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    seen = set()
+    for point in compose([f"experiment=decaf/{name}"]):
+        method = schema.locate(point.values["method"]["_target_"], "method")
+        assert method is DecAF
+        schema.conform(DecAF, point.values["method"], "method")
+        reference = point.values["reference"]
+        wanted = [
+            row
+            for row in rows
+            if row["table"] == reference["table"]
+            and row["method"] == reference["method"]
+            and row["backbone"] == reference["backbone"]
+            and row["dataset"] == SPELLED[reference["dataset"]]
+            and row["setting"] == reference["setting"]
+        ]
+        assert wanted, reference
+        assert point.values["protocols"] == reference["protocols"].get(reference["dataset"], [])
+        seen.update(id(row) for row in wanted)
+    ours = [row for row in rows if row["table"] == reference["table"] and row["method"] == "DecAF"]
+    left = [row for row in ours if id(row) not in seen and row["dataset"] in SPELLED.values()]
+    assert [row for row in left if row["setting"] != "mask=sam2;subset=similar_objects"] == []
+
+
+def test_a_wrong_value_lists_the_right_ones():
+    with pytest.raises(ConfigError) as told:
+        compose(["method=decaf", "dataset=shapes", "backbone=tiny_mllm", "method.prompt_obj=v9"])
+    assert "v3" in str(told.value)
