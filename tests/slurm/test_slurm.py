@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from refseg_bench.launch import launch
 from refseg_bench.launch.records import submissions
 from refseg_bench.owners import Owner
 from refseg_bench.store import RunStore
-from tests.launch.runs import CONF, lines, overrides, point, refseg, scores, undisturbed
+from tests.launch.runs import CONF, REPO, environment, lines, overrides, point, refseg, scores, undisturbed
 from tests.slurm.conftest import Slurm
 
 pytestmark = pytest.mark.slow
@@ -324,3 +325,12 @@ def test_sbatch_refusing_is_told_in_one_message(
     told = capsys.readouterr().err
     assert "invalid partition" in told
     assert "Traceback" not in told
+
+
+def test_the_overhead_can_be_measured(slurm: Slurm) -> None:
+    done = subprocess.run(
+        [sys.executable, str(REPO / "benchmarks/overhead.py"), "--samples", "400", "--slurm", "20"],
+        capture_output=True, text=True, env=environment(),
+    )  # fmt: skip
+    assert "array of 20 tasks: submitted in" in done.stdout, done.stderr
+    assert "ms per sample of 400" in done.stdout
