@@ -13,7 +13,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -57,7 +57,7 @@ from refseg_bench.methods.tracklets import (
     suppress,
     tracklet_scores,
 )
-from refseg_bench.schema import TARGET, knob, lasting, locate
+from refseg_bench.schema import knob
 from refseg_bench.segmenters.base import Prompt, Segmenter, SegmenterSession
 from refseg_bench.types import Clip, Expression, FloatTHW, Grounding, MaskTrack, encode_rle, union_rle
 
@@ -84,14 +84,6 @@ _MAKES_MAPS = (
     "prompt_bg_text",
     "prompt_choice_text",
 )
-
-
-#: Knobs of :class:`DecAF` that decide which attention is read; the others decide what is made of it.
-ATTENTION_KNOBS = (
-    "n_frames", "video_tokens", "multiscale", "frame_scale", "frame_tokens", "max_tiles", "rollout",
-    "start_layer", "end_layer", "residual", "precision", "prompt_obj", "prompt_bg", "prompt_choice",
-    "prompt_obj_text", "prompt_bg_text", "prompt_choice_text",
-)  # fmt: skip
 
 
 @dataclass
@@ -357,23 +349,6 @@ class DecAF:
             )
             for text in texts
         }
-
-    def capture(self, clip: Clip, expressions: Sequence[Expression]) -> None:
-        """Fill the attention cache with all that any fusion of these expressions reads."""
-        asked, self.fusion = self.fusion, replace(self.fusion, contrast="obj_minus_bg")
-        try:
-            self.attend(clip, sample_frames(len(clip), self.n_frames), [e.text for e in expressions])
-        finally:
-            self.fusion = asked
-
-    @staticmethod
-    def capture_digest(values: Mapping[str, Any]) -> str | None:
-        """Names the attention a config reads; runs with equal digests share it. ``None`` = no cache."""
-        method = values["method"]
-        if not method["use_cache"]:
-            return None
-        backbone = lasting(locate(str(values["backbone"][TARGET]), "backbone"), values["backbone"])
-        return json.dumps([backbone, {name: method[name] for name in ATTENTION_KNOBS}], sort_keys=True)
 
     def visual_settings(self) -> VisualSettings:
         """How frames become tokens."""
