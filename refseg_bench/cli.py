@@ -17,15 +17,16 @@ from refseg_bench.commands import COMMANDS
 from refseg_bench.errors import RefsegError
 
 
-def parser() -> argparse.ArgumentParser:
-    """The whole command line."""
+def parser(words: Sequence[str] = ()) -> argparse.ArgumentParser:
+    """The whole command line; only the command that ``words`` begin with is loaded, if they name one."""
     top = argparse.ArgumentParser(
         prog="refseg", description="Benchmark harness for referring and reasoning segmentation."
     )
     top.add_argument("--version", action="version", version=f"refseg {refseg_bench.__version__}")
     top.add_argument("-v", "--verbose", action="store_true", help="log more, to standard error")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name in COMMANDS:
+    chosen = next((word for word in words if not word.startswith("-")), None)
+    for name in (chosen,) if chosen in COMMANDS else COMMANDS:
         importlib.import_module(f"refseg_bench.commands.{name}").add(commands)
     return top
 
@@ -36,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0 done, 1 done but with failures, 2 refused, 130 interrupted.
     """
-    args = parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    args = parser(words).parse_args(words)
     logging.basicConfig(
         level=logging.INFO if args.verbose else logging.ERROR,
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 from refseg_bench.errors import DataError, ScoreError
 from refseg_bench.metrics import kernel
+from refseg_bench.metrics.breakdown import target_facts
 from refseg_bench.metrics.labels import FolderLabels, merged_labels, truth_labels
 from refseg_bench.metrics.masks import CountBook
 from refseg_bench.metrics.protocols.base import Case, GreyTrack, Item, LabelMaps, ScoringProtocol
@@ -450,6 +451,10 @@ def score_one_clip(
     foreground = hook(dataset, "foreground")
     instances: MaskTrack | None = None if foreground is None else foreground(clip)
     book = CountBook(clip.size, len(clip))
+    facts = {
+        sample_id(clip.id, e.id): {**_short(e.attrs), **target_facts(clip, target, union)}
+        for e, target, union in zip(expressions, targets, unions, strict=False)
+    }
     out: list[list[_Part]] = []
     for source in sources:
         answers = source.answers(clip, expressions, labels=labels, samples=samples)
@@ -468,7 +473,7 @@ def score_one_clip(
         parts: list[_Part] = []
         for protocol in protocols:
             case = Case(clip, items, book, truth, merged or {}, instances, options.detail, options.partial)
-            scores = _described(protocol.score_clip(case), items, clip)
+            scores = _described(protocol.score_clip(case), facts)
             if protocol.compares == "labels" and answers.labels is not None:
                 known = _label_states(protocol, clip, answers.labels)
             else:
@@ -542,9 +547,18 @@ def _checked(prediction: Prediction | None, clip: Clip) -> Prediction | None:
     return dataclasses.replace(prediction, track=None, failure=failure)
 
 
-def _described(scores: Sequence[Score], items: Sequence[Item], clip: Clip) -> list[Score]:
-    """Scores of samples with the expression's own attributes beside them, for breakdowns."""
-    facts = {sample_id(clip.id, item.expression.id): item.expression.attrs for item in items}
+def _short(attrs: Mapping[str, Any]) -> dict[str, Any]:
+    """Attributes worth a column of a million rows: no texts, no lists."""
+    texts = ("sent", "raw", "exp", "exp_text", "file_name")
+    return {
+        name: value
+        for name, value in attrs.items()
+        if name not in texts and isinstance(value, (bool, int, float, str))
+    }
+
+
+def _described(scores: Sequence[Score], facts: Mapping[str, Mapping[str, Any]]) -> list[Score]:
+    """Scores of samples with the facts of their expression and target beside them."""
     return [dataclasses.replace(s, attrs={**facts.get(s.unit, {}), **s.attrs}) for s in scores]
 
 
@@ -630,7 +644,8 @@ def _outcomes(
 ) -> Iterator[list[list[_Part]]]:
     """Outcomes of all clips in the dataset's order, whichever process finishes first."""
     clips = dataset.clips()
-    jobs = min(options.jobs or cores_given(), len(clips))
+    # A process costs about as much CPU to start as scoring a few hundred frames.
+    jobs = min(options.jobs or cores_given(), len(clips), 1 + sum(map(len, clips)) // 400)
     if jobs <= 1:
         _quiet_threads()
         for clip in clips:

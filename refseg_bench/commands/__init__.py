@@ -1,3 +1,14 @@
 """One module per command: its options in ``add``, its work in ``main``."""
 
-COMMANDS = ("run", "score", "report", "data", "models", "status", "cancel", "work")
+COMMANDS = (
+    "run",
+    "score",
+    "report",
+    "compare",
+    "submission",
+    "data",
+    "models",
+    "status",
+    "cancel",
+    "work",
+)

@@ -84,7 +84,8 @@ def _get(args: argparse.Namespace) -> int:
             )
         if args.revision is not None or args.file is not None:
             raise ConfigError(
-                "--revision and --file belong to --repo.", cure="Set a component's own with segmenter.revision=…"
+                "--revision and --file belong to --repo.",
+                cure="Set a component's own with segmenter.revision=…",
             )
         wanted = []
         for need in _needs(args.what):
@@ -136,7 +137,7 @@ def _needs(what: Sequence[str]) -> Iterator[Need]:
         yield from _nodes_with_knobs(pairs)
         return
     for point in compose(overrides):
-        yield from needs_of({k: v for k, v in point.values.items() if k in (*_GROUPS, "method", "dataset")})
+        yield from needs_of(point.values)
 
 
 def _node_needs(group: str, name: str) -> Iterator[Need]:

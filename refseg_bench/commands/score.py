@@ -40,6 +40,7 @@ def add(commands: Any) -> None:
     p.add_argument("--json", type=Path, metavar="OUT", help="write metrics, units and what is missing")
     p.add_argument("--per-frame", action="store_true", help="values of every frame in --json")
     p.add_argument("--explain", metavar="SAMPLE", help="print which rule made which number of a sample")
+    p.add_argument("--by", metavar="ATTR[,ATTR]", help="metrics by attribute: type, objects, size, motion …")
     p.add_argument("--partial", action="store_true", help="score what is there, whatever is missing")
     p.add_argument("-j", "--jobs", type=int, default=0, help="processes (default: the cores given)")
     p.set_defaults(main=main)
@@ -82,33 +83,19 @@ def _score_files(args: argparse.Namespace, ids: Sequence[str] | None) -> int:
     outcomes = under_each(dataset, source, words, options)
     if args.json is not None:
         write_json(args.json, outcomes, per_frame=args.per_frame)
-    _tell(outcomes, args.explain)
+    _tell(outcomes, args.explain, args.by)
     return 2 if any(isinstance(o, ScoreError) for _, o in outcomes) else 0
 
 
 def named_dataset(name: str, root: Path | None, split: str | None) -> Dataset:
-    """A dataset by the name of its YAML, without composing a run.
+    """A dataset by its name or a common spelling of it, without composing a run.
 
     Raises:
         ConfigError: there is no such dataset or split option.
     """
-    import yaml
+    from refseg_bench.datasets.catalogue import open_dataset
 
-    from refseg_bench import schema
-    from refseg_bench.resources import resource
-
-    shipped = {path.stem: path for path in sorted((resource("conf") / "dataset").glob("*.yaml"))}
-    if name not in shipped:
-        raise ConfigError(f"No dataset '{name}'.", allowed=shipped, cure="`refseg data list` shows them.")
-    node = yaml.safe_load(shipped[name].read_text(encoding="utf-8"))
-    # What refers to the rest of a composed config (cache folders) has its own default.
-    plain = {k: v for k, v in node.items() if not (isinstance(v, str) and v.startswith("${"))}
-    plain.pop("defaults", None)
-    if root is not None:
-        plain["root"] = str(root)
-    if split is not None:
-        plain["split"] = split
-    made: Dataset = schema.build(plain, f"dataset {name}")
+    made: Dataset = open_dataset(name, root=root, split=split)
     return made
 
 
@@ -165,8 +152,8 @@ def _score_runs(args: argparse.Namespace, ids: Sequence[str] | None) -> int:
             detail=args.per_frame or bool(args.explain),
         )
         documents[store.root.name] = document(outcomes, per_frame=args.per_frame)
-        if args.explain:
-            _tell(outcomes, args.explain)
+        if args.explain or args.by:
+            _tell(outcomes, args.explain, args.by)
         for word, outcome in outcomes:
             if isinstance(outcome, ScoreError):
                 refused = True
@@ -333,7 +320,9 @@ def _say(line: str) -> None:
     print(f"  {line}", file=sys.stderr)
 
 
-def _tell(outcomes: Sequence[tuple[str, Scored | ScoreError]], explain: str | None) -> None:
+def _tell(
+    outcomes: Sequence[tuple[str, Scored | ScoreError]], explain: str | None, by: str | None = None
+) -> None:
     from refseg_bench.explain import explained
 
     for word, outcome in outcomes:
@@ -349,5 +338,22 @@ def _tell(outcomes: Sequence[tuple[str, Scored | ScoreError]], explain: str | No
             print(f"  {name:<16} {printed[name]:.10g}{interval}")
         for name, value in outcome.notes.items():
             print(f"  {name}: {value}")
+        for attribute in by.split(",") if by else ():
+            print(_by(outcome, attribute.strip()))
         if explain:
             print(explained(outcome, explain))
+
+
+def _by(scored: Scored, attribute: str) -> str:
+    from refseg_bench.metrics.breakdown import breakdown
+    from refseg_bench.metrics.stats import Bootstrap
+
+    lines = [f"  by {attribute}"]
+    headline = scored.protocol.metrics[:3]
+    for group, (n, metrics) in breakdown(scored.protocol, scored.table, attribute, Bootstrap()).items():
+        cells = "  ".join(
+            f"{name} {metrics[name].value:.4f} [{metrics[name].low:.4f}, {metrics[name].high:.4f}]"
+            for name in headline
+        )
+        lines.append(f"    {group:<22} n={n:<6} {cells}")
+    return "\n".join(lines)

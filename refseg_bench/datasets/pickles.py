@@ -88,6 +88,15 @@ for _multiarray in ("numpy.core.multiarray", "numpy._core.multiarray"):
     _CONTAINERS[_multiarray, "scalar"] = _MakeScalar()
 
 
+def admitted(module: str, name: str) -> Any:
+    """What stands for a global that a pickle may name.
+
+    Raises:
+        KeyError: it may not.
+    """
+    return _CONTAINERS[module, name]
+
+
 class _Refused(pickle.UnpicklingError):
     """The pickle names something that is not admitted."""
 
@@ -95,7 +104,7 @@ class _Refused(pickle.UnpicklingError):
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         try:
-            return _CONTAINERS[module, name]
+            return admitted(module, name)
         except KeyError:
             raise _Refused(f"{module}.{name}") from None
 

@@ -131,8 +131,8 @@ def share_captures(runs: Sequence[Planned]) -> dict[str, Planned]:
     """Find the runs that would capture the same attention.
 
     A method class may offer ``capture(clip, expressions)``, which fills a cache, and
-    ``capture_digest(values)``, which names what goes into it. Runs with equal digests over the same
-    samples share one capture.
+    ``capture_digest(values)``, which names what goes into it (``None`` = nothing to share). Runs with
+    equal digests over the same samples share one capture.
 
     Returns:
         Shared digest → the run whose config the capture uses; the runs' ``capture`` is set.
@@ -144,7 +144,10 @@ def share_captures(runs: Sequence[Planned]) -> dict[str, Planned]:
         if ask is None or not hasattr(cls, "capture") or not run.work:
             continue
         dataset = schema.lasting(Config, {key: run.values[key] for key in ("dataset", "limit")})
-        named = json.dumps([str(ask(run.values)), dataset], sort_keys=True)
+        digest = ask(run.values)
+        if digest is None:
+            continue
+        named = json.dumps([str(digest), dataset], sort_keys=True)
         groups.setdefault(hashlib.sha256(named.encode()).hexdigest()[:8], []).append(run)
     shared = {name: members for name, members in groups.items() if len(members) > 1}
     for name, members in shared.items():

@@ -194,7 +194,7 @@ class Lexical:
         if query.odd:
             score *= [_oddness(query.odd, k, things) for k in range(len(things))]
         if query.heading:
-            score *= [_heading(query.heading, thing.path, self.still_path) for thing in things]
+            score *= [_heading(query.heading, thing, self.still_path) for thing in things]
         if query.event:
             score *= [_event(query.event, k, things) for k in range(len(things))]
         if query.relation is not None:
@@ -251,13 +251,15 @@ def _oddness(kind: str, k: int, things: Sequence[Thing]) -> float:
     )
 
 
-def _heading(word: str, path: tuple[float, float], still: float) -> float:
+def _heading(word: str, thing: Thing, still: float) -> float:
+    """How clearly a thing moves that way; a glimpse of it (under a third of the clip) proves little."""
+    path, known = thing.path, min(3 * float((thing.seen_T > 0.5).mean()), 1.0)
     length = math.hypot(*path)
     moves = min(length / (2 * still), 1.0)
     if word in ("still", "moving"):
-        return 1 - moves if word == "still" else moves
+        return known * (1 - moves if word == "still" else moves)
     along = path[0] * _AHEAD[word][0] + path[1] * _AHEAD[word][1]
-    return moves * max(along / max(length, 1e-9), 0.0)
+    return known * moves * max(along / max(length, 1e-9), 0.0)
 
 
 def _along(side: str, thing: Thing) -> float:

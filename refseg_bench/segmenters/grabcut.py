@@ -49,6 +49,7 @@ class GrabCut:
         lost_area: below this share of its usual area a tracked object is absent.
         found_area: an absent object is back where its colours fill this share of its usual area.
         likely: share of object over object-plus-background colours that a pixel of it must have.
+        cut_pixels: larger areas are cut at a coarser scale: GrabCut's time grows faster than its area.
         seed: GrabCut starts its colour models from a random clustering; this fixes it.
     """
 
@@ -61,6 +62,7 @@ class GrabCut:
     lost_area: float = 0.12
     found_area: float = 0.35
     likely: float = 0.5
+    cut_pixels: int = 16000
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -184,7 +186,7 @@ class GrabCutSession(ContextSession):
             trimap[classic.erode(start, inner)] = cv2.GC_FGD
         for (row, column), label in _pixels(prompt, start.shape):
             trimap[row, column] = cv2.GC_FGD if label else cv2.GC_BGD
-        refined = _grabcut(bgr, trimap, reach + 4, self.knobs.iterations, self.knobs.seed)
+        refined = _grabcut(bgr, trimap, reach + 4, self.knobs.iterations, self.knobs)
         return _keep_clicked(refined, start, prompt)
 
     # ── through the clip ─────────────────────────────────────────────────────
@@ -256,7 +258,7 @@ class GrabCutSession(ContextSession):
             return np.zeros_like(warped)
         trimap = np.where(near, np.where(likely, cv2.GC_PR_FGD, cv2.GC_PR_BGD), cv2.GC_BGD).astype(np.uint8)
         trimap[core & likely] = cv2.GC_FGD
-        return _grabcut(bgr, trimap, 2 * self.knobs.band, 1, self.knobs.seed)
+        return _grabcut(bgr, trimap, 2 * self.knobs.band, 1, self.knobs)
 
     def _search(self, track: _Track, odds: classic.Float) -> BoolHW:
         """The likeliest region of the object's colours and about its size, or nothing."""
@@ -306,7 +308,9 @@ def _grow(bgr: NDArray[np.uint8], prompt: Prompt, blur: float, tolerance: float)
     return classic.fill_holes(np.logical_or.reduce(parts)) if parts else clicked
 
 
-def _grabcut(bgr: NDArray[np.uint8], trimap: NDArray[np.uint8], pad: int, rounds: int, seed: int) -> BoolHW:
+def _grabcut(
+    bgr: NDArray[np.uint8], trimap: NDArray[np.uint8], pad: int, rounds: int, knobs: GrabCut
+) -> BoolHW:
     """GrabCut within the padded box of what may be object; without a choice the trimap is the answer."""
     possible = trimap != cv2.GC_BGD
     out = np.zeros(trimap.shape, bool)
@@ -314,14 +318,20 @@ def _grabcut(bgr: NDArray[np.uint8], trimap: NDArray[np.uint8], pad: int, rounds
         return out
     top, left, bottom, right = classic.bounding_box(possible)
     view = np.s_[max(top - pad, 0) : bottom + pad, max(left - pad, 0) : right + pad]
-    part = np.ascontiguousarray(trimap[view])
-    object_ = (part == cv2.GC_FGD) | (part == cv2.GC_PR_FGD)
-    if object_.any() and not object_.all():
-        cv2.setRNGSeed(seed)  # the result must not depend on what was cut before
+    part, picture = np.ascontiguousarray(trimap[view]), np.ascontiguousarray(bgr[view])
+    sure, never = part == cv2.GC_FGD, part == cv2.GC_BGD
+    scale = min(1.0, (knobs.cut_pixels / part.size) ** 0.5)
+    if scale < 1:
+        small = tuple(max(round(side * scale), 1) for side in part.shape[::-1])
+        part = cv2.resize(part, small, interpolation=cv2.INTER_NEAREST)
+        picture = cv2.resize(picture, small, interpolation=cv2.INTER_AREA)
+    found = (part == cv2.GC_FGD) | (part == cv2.GC_PR_FGD)
+    if found.any() and not found.all():
+        cv2.setRNGSeed(knobs.seed)  # the result must not depend on what was cut before
         models = np.zeros((1, 65)), np.zeros((1, 65))
-        cv2.grabCut(np.ascontiguousarray(bgr[view]), part, None, *models, rounds, cv2.GC_INIT_WITH_MASK)
-        object_ = (part == cv2.GC_FGD) | (part == cv2.GC_PR_FGD)
-    out[view] = object_
+        cv2.grabCut(picture, part, None, *models, rounds, cv2.GC_INIT_WITH_MASK)
+        found = (part == cv2.GC_FGD) | (part == cv2.GC_PR_FGD)
+    out[view] = (classic.resize_mask(found, sure.shape) | sure) & ~never
     return out
 
 

@@ -477,6 +477,16 @@ def test_every_protocol_is_documented_and_named():
         assert find(protocol.name).id == protocol.id
 
 
+def test_the_docs_are_current():
+    from pathlib import Path
+
+    from refseg_bench.metrics.protocols.catalogue import page
+
+    path = Path(__file__).resolve().parents[2] / "docs" / "protocols.md"
+    text = path.read_text(encoding="utf-8")
+    assert page(text) == text, "python -m refseg_bench.metrics.protocols.catalogue --write"
+
+
 @pytest.mark.parametrize(
     ("alias", "id_"),
     [("mevis", "rvos-expr"), ("revos", "revos-visa"), ("revos.legacy255", "revos-visa"), ("ytvos", "rvos-expr"),

@@ -1,0 +1,213 @@
+"""How much CPU scoring takes: this harness, vos-benchmark and TrackEval on the same made-up case.
+
+    python benchmarks/scoring.py                 # 30 clips x 60 frames x 854x480, two lumpy objects
+    python benchmarks/scoring.py --quick         # a tenth of it
+
+Every tool runs as a process of its own, start-up included, with one worker and one thread; CPU
+seconds are what to trust, wall seconds depend on who else uses the machine. The harness is the
+command `refseg score`. The exit code is 1 if results differ or a target is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+PALETTE = [v for i in range(256) for v in ((i * 67) % 256, (i * 129) % 256, (i * 31) % 256)]
+#: Times less CPU than vos-benchmark that each way to count must reach.
+TARGETS = {"refseg, no compiled code": 7, "refseg, compiled": 30}
+
+VOSB = """
+import sys
+from vos_benchmark.benchmark import benchmark
+jf, j, f, _ = benchmark([sys.argv[1]], [sys.argv[2]], num_processes=1, verbose=False)
+print(repr((float(j[0]), float(f[0]))))
+"""
+TRACKEVAL = """
+import contextlib, io, sys
+from trackeval import Evaluator
+from trackeval.datasets import DAVIS
+from trackeval.metrics import JAndF
+quiet = {k: False for k in ("PRINT_RESULTS", "PRINT_CONFIG", "TIME_PROGRESS", "PLOT_CURVES", 
+                            "OUTPUT_SUMMARY", "OUTPUT_DETAILED", "OUTPUT_EMPTY_CLASSES")}
+data = {"GT_FOLDER": sys.argv[1], "TRACKERS_FOLDER": sys.argv[2], "TRACKER_SUB_FOLDER": "",
+        "PRINT_CONFIG": False, "TRACKERS_TO_EVAL": ["."]}
+with contextlib.redirect_stdout(io.StringIO()):
+    found, _ = Evaluator(quiet).evaluate([DAVIS(data)], [JAndF()])
+one = found["DAVIS"]["."]["COMBINED_SEQ"]["general"]["JAndF"]
+print(repr((100 * float(one["J-Mean"]), 100 * float(one["F-Mean"]))))
+"""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one tool cost and found."""
+
+    tool: str
+    cpu: float
+    wall: float
+    peak_mib: float
+    j: float
+    f: float
+
+
+def lumpy(size, centre, radius, waves, shift=(0.0, 0.0), swell=1.0):
+    """A disk whose outline is a sum of sines, as a boolean mask."""
+    middle = np.add(centre, shift)
+    low = np.clip((middle - 1.6 * radius).astype(int), 0, size)
+    high = np.clip((middle + 1.6 * radius).astype(int) + 1, 0, size)
+    y, x = np.mgrid[low[0] : high[0], low[1] : high[1]].astype(np.float32)
+    dy, dx = y - middle[0], x - middle[1]
+    turns = np.linspace(-np.pi, np.pi, 1024)
+    outline = 1 + sum(a * np.sin(k * turns + p) for k, (a, p) in enumerate(waves, start=2))
+    edge = np.interp(np.arctan2(dy, dx), turns, outline)
+    mask = np.zeros(size, bool)
+    mask[low[0] : high[0], low[1] : high[1]] = dx * dx + dy * dy < (radius * swell * edge) ** 2
+    return mask
+
+
+def make_case(folder, sequences, frames, size):
+    """Truth and predictions as id maps; about 6.6 % of the frame per object, J about 0.88."""
+    height, width = size
+    radius = math.sqrt(0.066 * height * width / math.pi)
+    for s in range(sequences):
+        rng = np.random.default_rng(s)
+        starts = np.array([[0.5 * height, 0.27 * width], [0.5 * height, 0.73 * width]])
+        speeds = rng.uniform(-0.6, 0.6, (2, 2))
+        waves = [np.stack([rng.uniform(0.01, 0.05, 9), rng.uniform(0, 6.28, 9)], 1) for _ in range(2)]
+        for t in range(frames):
+            maps = {"gt": np.zeros(size, np.uint8), "pred": np.zeros(size, np.uint8)}
+            for k in range(2):
+                centre = starts[k] + speeds[k] * t
+                maps["gt"][lumpy(size, centre, radius, waves[k])] = k + 1
+                shaken = waves[k] + np.stack([rng.normal(0, 0.02, 9), np.zeros(9)], 1)
+                shift = rng.normal(0, 5, 2)
+                maps["pred"][lumpy(size, centre, radius, shaken, shift, rng.normal(1, 0.025))] = k + 1
+            for name, labels in maps.items():
+                place = folder / name / f"clip{s:02d}"
+                place.mkdir(parents=True, exist_ok=True)
+                image = Image.fromarray(labels)
+                image.putpalette(PALETTE)
+                image.save(place / f"{t:05d}.png")
+
+
+def run(tool, command, read, **env):
+    """Run one tool to its end and say what it cost."""
+    # Byte code is compiled by the rehearsal, as it is after any installation's first use.
+    quiet = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    start = time.perf_counter()
+    child = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env={**quiet, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **env},
+    )
+    assert child.stdout is not None
+    said = child.stdout.read().decode()
+    _, status, used = os.wait4(child.pid, 0)
+    child.returncode = os.waitstatus_to_exitcode(status)
+    if child.returncode:
+        raise SystemExit(f"{tool} failed with exit code {child.returncode}")
+    wall = time.perf_counter() - start
+    return Measured(tool, used.ru_utime + used.ru_stime, wall, used.ru_maxrss / 1024, *read(said))
+
+
+def ours(tool, truth, answer, out, protocol, scale, jobs=1, **env):
+    command = [
+        sys.executable, "-m", "refseg_bench", "score", "--predictions", answer, "--dataset", "id_maps",
+        "--root", truth, "--protocol", protocol, "--json", out, "-j", str(jobs),
+    ]  # fmt: skip
+
+    def read(said):
+        metrics = json.loads(Path(out).read_text())[protocol]["metrics"]
+        return metrics["J"] * scale, metrics["F"] * scale
+
+    return run(tool, list(map(str, command)), read, **env)
+
+
+def theirs(tool, code, *folders):
+    return run(
+        tool, [sys.executable, "-c", code, *map(str, folders)], lambda said: eval(said.split("\n")[-2])
+    )
+
+
+def measure(folder):
+    truth, answer, out = folder / "gt", folder / "pred", folder / "out.json"
+    rows = [
+        theirs("vos-benchmark -n 1", VOSB, truth, answer),
+        ours("refseg, no compiled code", truth, answer, out, "vosb", 1, REFSEG_KERNEL="plain"),
+        ours("refseg, compiled", truth, answer, out, "vosb", 1, REFSEG_KERNEL="compiled"),
+    ]
+    # vos-benchmark leaves a results.csv among the predictions.
+    (answer / "results.csv").unlink(missing_ok=True)
+    rows += [
+        theirs("TrackEval, 1 process", TRACKEVAL, truth, answer),
+        ours(
+            "refseg, no compiled code (trackeval)",
+            truth,
+            answer,
+            out,
+            "trackeval",
+            100,
+            REFSEG_KERNEL="plain",
+        ),
+        ours("refseg, compiled (trackeval)", truth, answer, out, "trackeval", 100, REFSEG_KERNEL="compiled"),
+    ]
+    return rows
+
+
+def report(rows):
+    """Print the table; True if results agree and targets are met."""
+    fine = True
+    vosb = rows[0]
+    print(f"{'tool':<38}{'CPU s':>8}{'wall s':>8}{'MiB':>6}{'times less CPU':>16}   J        F")
+    for row in rows:
+        base = vosb if "trackeval" not in row.tool.lower() else rows[3]
+        times = base.cpu / row.cpu
+        same = abs(row.j - base.j) < 1e-9 and abs(row.f - base.f) < 1e-9
+        target = TARGETS.get(row.tool)
+        missed = target is not None and times < target
+        note = ("" if same else "  RESULTS DIFFER") + (f"  TARGET {target} MISSED" if missed else "")
+        fine &= same and not missed
+        print(
+            f"{row.tool:<38}{row.cpu:8.2f}{row.wall:8.2f}{row.peak_mib:6.0f}{times:16.1f}"
+            f"   {row.j:.4f}  {row.f:.4f}{note}"
+        )
+    return fine
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--sequences", type=int, default=30)
+    parser.add_argument("--frames", type=int, default=60)
+    parser.add_argument("--size", type=int, nargs=2, default=(480, 854), metavar=("H", "W"))
+    parser.add_argument("--quick", action="store_true", help="6 clips x 30 frames: start-up weighs more")
+    args = parser.parse_args()
+    if args.quick:
+        args.sequences, args.frames = 6, 30
+    with tempfile.TemporaryDirectory() as name:
+        os.environ["PYTHONPYCACHEPREFIX"] = f"{name}/bytecode"
+        folder = Path(name) / "case"
+        make_case(Path(name) / "rehearsal", 1, 4, (48, 64))
+        measure(Path(name) / "rehearsal")
+        make_case(folder, args.sequences, args.frames, tuple(args.size))
+        print(f"{args.sequences} clips x {args.frames} frames x {args.size[1]}x{args.size[0]}, 2 objects")
+        return 0 if report(measure(folder)) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,193 @@
+"""Two runs against each other: paired by unit, resampled by clip."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refseg_bench.errors import ScoreError
+from refseg_bench.metrics.protocols.catalogue import find as find_protocol
+from refseg_bench.metrics.stats import Bootstrap, Difference, difference
+from refseg_bench.metrics.table import ScoreTable
+from refseg_bench.run import frozen
+from refseg_bench.store import SAMPLES, RunStore
+
+
+@dataclass(frozen=True)
+class Moved:
+    """One unit whose headline value differs.
+
+    Attributes:
+        unit: its id.
+        first, second: the headline value in either run.
+    """
+
+    unit: str
+    first: float
+    second: float
+
+
+@dataclass(frozen=True)
+class Group:
+    """The paired difference on the units that share an attribute's value.
+
+    Attributes:
+        attribute, value: what they share; both empty for all units.
+        differences: metric → difference (second − first), in the protocol's own unit.
+    """
+
+    attribute: str
+    value: str
+    differences: Mapping[str, Difference]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What changed between two runs under one protocol.
+
+    Attributes:
+        first, second: names of the runs.
+        protocol: ``id@version``.
+        scale: 1 where metrics are fractions, 100 where percent.
+        overall: differences on all paired units.
+        groups: differences per attribute value.
+        gained, lost: the units that moved most, best or worst first.
+        config: option → (first, second), where they differ in what can change a prediction.
+        unpaired: units that only one of the runs has.
+    """
+
+    first: str
+    second: str
+    protocol: str
+    scale: float
+    overall: Group
+    groups: tuple[Group, ...]
+    gained: tuple[Moved, ...]
+    lost: tuple[Moved, ...]
+    config: Mapping[str, tuple[Any, Any]]
+    unpaired: int
+
+
+def compare(
+    first: RunStore,
+    second: RunStore,
+    protocol: str | None = None,
+    *,
+    attributes: Sequence[str] = (),
+    most: int = 10,
+    bootstrap: Bootstrap | None = None,
+) -> Comparison:
+    """Compare two scored runs on the units both have.
+
+    Args:
+        first: the run that is the base.
+        second: the run that is held against it.
+        protocol: ``id@version`` or id; by default the first both are scored under.
+        attributes: breakdowns; by default every attribute with 2 to 12 values in both runs.
+        most: how many of the units that moved most to list, either way.
+        bootstrap: how intervals are made.
+
+    Raises:
+        ScoreError: the runs share no protocol or no unit.
+    """
+    name = _shared_protocol(first, second, protocol)
+    rules = find_protocol(name)
+    tables = [ScoreTable.read_parquet(s.scores_dir(name) / SAMPLES) for s in (first, second)]
+    where = [{unit: row for row, unit in enumerate(table.units)} for table in tables]
+    units = [unit for unit in tables[0].units if unit in where[1]]
+    if not units:
+        raise ScoreError(
+            "The runs have no unit in common.", where=f"{first.root.name}, {second.root.name}",
+            cure="Compare runs of one dataset and split.",
+        )  # fmt: skip
+    a, b = (table.select([rows[u] for u in units]) for table, rows in zip(tables, where, strict=True))
+    options = bootstrap or Bootstrap()
+
+    def group(attribute: str, value: str, rows: NDArray[np.intp]) -> Group:
+        one, two = a.select(rows), b.select(rows)
+        return Group(
+            attribute,
+            value,
+            difference(
+                rules.terms(one.values, one.attrs),
+                rules.terms(two.values, two.attrs),
+                one.clusters,
+                rules.combine,
+                options,
+            ),
+        )
+
+    everything = np.arange(len(units))
+    groups = [
+        group(attribute, value, np.flatnonzero([_word(v) == value for v in a.attrs[attribute]]))
+        for attribute in attributes or _breakdowns(a)
+        for value in sorted({_word(v) for v in a.attrs[attribute]})
+    ]
+    headline = rules.metrics[0]
+    moved = _moved(units, a, b, headline)
+    return Comparison(
+        first.root.name,
+        second.root.name,
+        name,
+        rules.policy.scale,
+        group("", "", everything),
+        tuple(groups),
+        tuple(m for m in reversed(moved[-most:]) if m.second > m.first),
+        tuple(m for m in moved[:most] if m.second < m.first),
+        config_difference(frozen(first), frozen(second)),
+        len(tables[0]) + len(tables[1]) - 2 * len(units),
+    )
+
+
+def _shared_protocol(first: RunStore, second: RunStore, asked: str | None) -> str:
+    have = [list(s.results()) for s in (first, second)]
+    shared = [p for p in have[0] if p in have[1] and (asked is None or asked in (p, p.partition("@")[0]))]
+    if not shared:
+        raise ScoreError(
+            "The runs are not scored under " + (f"'{asked}'." if asked else "a common protocol."),
+            where=f"{first.root.name}: {', '.join(have[0])}; {second.root.name}: {', '.join(have[1])}",
+            cure="refseg score RUN_A RUN_B --protocol ID",
+        )
+    return shared[0]
+
+
+def _breakdowns(table: ScoreTable) -> list[str]:
+    """Attributes that sort units into a few kinds (lists of ids, stored as JSON, don't)."""
+    kinds = {name: {_word(c) for c in cells} for name, cells in table.attrs.items()}
+    return [
+        name
+        for name, words in kinds.items()
+        if 2 <= len(words) <= 12 and not any(w[:1] == "[" for w in words)
+    ]
+
+
+def _word(value: Any) -> str:
+    return "–" if value is None else str(value)
+
+
+def _moved(units: Sequence[str], a: ScoreTable, b: ScoreTable, headline: str) -> list[Moved]:
+    """Units by how far the headline moved, losses first."""
+    if headline not in a.values or headline not in b.values:
+        return []
+    before, after = a.values[headline], b.values[headline]
+    order = np.argsort(after - before, kind="stable")
+    return [Moved(units[i], float(before[i]), float(after[i])) for i in order if after[i] != before[i]]
+
+
+def config_difference(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Options that differ, dotted, among those that can change a prediction."""
+    from refseg_bench.config import lasting
+
+    flat = [dict(_flatten(lasting(values))) for values in (first, second)]
+    keys = [*flat[0], *(k for k in flat[1] if k not in flat[0])]
+    return {k: (flat[0].get(k), flat[1].get(k)) for k in keys if flat[0].get(k) != flat[1].get(k)}
+
+
+def _flatten(value: Any, path: str = "") -> list[tuple[str, Any]]:
+    if isinstance(value, Mapping) and value:
+        return [pair for k, v in value.items() for pair in _flatten(v, f"{path}.{k}" if path else str(k))]
+    return [(path, value)]
