@@ -104,9 +104,9 @@ def offline_by_environment() -> bool:
 def find(weights: Weights) -> Status:
     """Look for weights on this machine; the network is never asked."""
     if weights.local:
-        path = Path(weights.repo).expanduser()
-        path = path / weights.file if weights.file and path.is_dir() else path
-        return Status(weights, path if path.exists() else None, None, _megabytes(path))
+        place = Path(weights.repo).expanduser()
+        place = place / weights.file if weights.file and place.is_dir() else place
+        return Status(weights, place if place.exists() else None, None, _megabytes(place))
     _require_hub("Looking into the hub's cache")
     from huggingface_hub import scan_cache_dir, try_to_load_from_cache
     from huggingface_hub.errors import CacheNotFound
@@ -128,10 +128,11 @@ def find(weights: Weights) -> Status:
             wanted = weights.revision or "main"
             if wanted in revision.refs or revision.commit_hash == wanted:
                 complete = any(
-                    file.file_name.endswith((".safetensors", ".bin", ".pt", ".pth")) for file in revision.files
+                    file.file_name.endswith((".safetensors", ".bin", ".pt", ".pth"))
+                    for file in revision.files
                 )
-                path = Path(revision.snapshot_path) if complete else None
-                return Status(weights, path, revision.commit_hash, revision.size_on_disk / 1e6)
+                snapshot = Path(revision.snapshot_path) if complete else None
+                return Status(weights, snapshot, revision.commit_hash, revision.size_on_disk / 1e6)
     return Status(weights, None)
 
 

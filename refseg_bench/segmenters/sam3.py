@@ -167,8 +167,8 @@ class Sam3Session(ContextSession):
         for row in spoken:
             instances = self._detector().find(frame, str(prompts[row].text))
             if not multimask:
-                union_1HW = instances.masks_KHW.any(axis=0, keepdims=True)
-                instances = Candidates(union_1HW, instances.ious_K.max(keepdims=True))
+                union_HW = np.logical_or.reduce(instances.masks_KHW)
+                instances = Candidates(union_HW[None], instances.ious_K.max(keepdims=True))
             out[row] = instances
         return [out[row] for row in range(len(prompts))]
 
