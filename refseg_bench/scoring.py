@@ -186,8 +186,8 @@ class Coverage:
     def summary(self) -> str:
         """One line: how much is there."""
         return (
-            f"{self.expected - self.lacking} of {self.expected} samples predicted, {len(self.failed)} failed, "
-            f"{len(self.missing)} missing, {len(self.gaps)} with missing frames"
+            f"{self.expected - self.lacking} of {self.expected} samples predicted, "
+            f"{len(self.failed)} failed, {len(self.missing)} missing, {len(self.gaps)} with missing frames"
         )
 
     def lines(self) -> list[str]:
