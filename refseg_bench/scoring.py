@@ -174,15 +174,19 @@ class Coverage:
             self.gaps[name] = state.gaps
 
     @property
+    def lacking(self) -> int:
+        """Samples without a whole prediction."""
+        return len(self.failed) + len(self.missing) + len(self.gaps)
+
+    @property
     def complete(self) -> bool:
         """True if every sample has a whole prediction."""
-        return not (self.failed or self.missing or self.gaps)
+        return self.lacking == 0
 
     def summary(self) -> str:
         """One line: how much is there."""
-        whole = self.expected - len(self.failed) - len(self.missing) - len(self.gaps)
         return (
-            f"{whole} of {self.expected} samples predicted, {len(self.failed)} failed, "
+            f"{self.expected - self.lacking} of {self.expected} samples predicted, {len(self.failed)} failed, "
             f"{len(self.missing)} missing, {len(self.gaps)} with missing frames"
         )
 
@@ -377,7 +381,8 @@ def conclude(
         protocol=protocol.name,
         metrics=estimates,
         n=len(table),
-        expected=coverage.expected,
+        # Objects are known only where both sides are there; what lacks is counted by clip.
+        expected=len(table) + coverage.lacking if protocol.compares == "labels" else coverage.expected,
         failed=len(coverage.failed),
         missing=len(coverage.missing) + len(coverage.gaps),
         scale=protocol.policy.scale,

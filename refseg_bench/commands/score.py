@@ -88,28 +88,14 @@ def _score_files(args: argparse.Namespace, ids: Sequence[str] | None) -> int:
 
 
 def named_dataset(name: str, root: Path | None, split: str | None) -> Dataset:
-    """A dataset by the name of its YAML, without composing a run.
+    """A dataset by its name or a common spelling of it, without composing a run.
 
     Raises:
         ConfigError: there is no such dataset or split option.
     """
-    import yaml
+    from refseg_bench.datasets.catalogue import open_dataset
 
-    from refseg_bench import schema
-    from refseg_bench.resources import resource
-
-    shipped = {path.stem: path for path in sorted((resource("conf") / "dataset").glob("*.yaml"))}
-    if name not in shipped:
-        raise ConfigError(f"No dataset '{name}'.", allowed=shipped, cure="`refseg data list` shows them.")
-    node = yaml.safe_load(shipped[name].read_text(encoding="utf-8"))
-    # What refers to the rest of a composed config (cache folders) has its own default.
-    plain = {k: v for k, v in node.items() if not (isinstance(v, str) and v.startswith("${"))}
-    plain.pop("defaults", None)
-    if root is not None:
-        plain["root"] = str(root)
-    if split is not None:
-        plain["split"] = split
-    made: Dataset = schema.build(plain, f"dataset {name}")
+    made: Dataset = open_dataset(name, root=root, split=split)
     return made
 
 

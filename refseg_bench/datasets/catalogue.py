@@ -50,7 +50,12 @@ def resolve(name: str) -> str:
     plain = name.strip().lower().replace("+", "_plus").replace("-", "_").replace(" ", "_")
     found = ALIASES.get(plain, plain)
     if found not in known:
-        raise ConfigError(f"There is no data set '{name}'.", allowed=known, where="conf/dataset")
+        raise ConfigError(
+            f"No dataset '{name}'.",
+            where="conf/dataset",
+            allowed=known,
+            cure="`refseg data list` shows what each is and where it is found.",
+        )
     return found
 
 

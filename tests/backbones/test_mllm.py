@@ -372,6 +372,38 @@ def test_from_a_folder(tmp_path):
     assert folder_fingerprint(tmp_path) != before["files"]
 
 
+def test_identity_holds_what_outputs_depend_on(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    base = dict(path=str(tmp_path))
+    same = [
+        MLLM(**base, **knobs).identity()
+        for knobs in (
+            {},
+            {"device": "cuda"},
+            {"prompt_batch": 1},
+            {"memory_budget_gb": 1.0},
+            {"share_prefix": False},
+        )
+    ]
+    assert all(identity == same[0] for identity in same)
+    changed = [
+        MLLM(**base, **knobs).identity()
+        for knobs in (
+            {"dtype": "float32"},
+            {"attention": "flash_attention_2"},
+            {"max_new_tokens": 5},
+            {"family": "some.Family"},
+        )
+    ]
+    (tmp_path / "config.json").write_text('{"a": 1}')
+    changed.append(MLLM(**base).identity())
+    hub = [MLLM(path="a/b"), MLLM(path="a/b", revision="x"), MLLM(path="a/c")]
+    for made in hub:
+        made._config = object()  # a config without a commit: the revision as given
+    everything = [same[0], *changed, *(made.identity() for made in hub)]
+    assert len({str(identity) for identity in everything}) == len(everything)
+
+
 def test_a_model_that_is_not_there_is_told(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(ConfigError, match="can't be loaded"):

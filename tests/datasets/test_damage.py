@@ -55,6 +55,12 @@ def ytvos(root):
     return lambda: RefYoutubeVos(root=root, split="train")
 
 
+def ytvos_pickle(root):
+    words = [("it", [0], {}), ("that", [1], {})]
+    write_ref_youtube_vos_set(root, "train", [video(A, expressions=words)], masks="mask_dict.pkl")
+    return lambda: RefYoutubeVos(root=root, split="train")
+
+
 def davis(root):
     words = [(f"sentence {i}", [i // 4], {}) for i in range(8)]
     write_davis_source(root / "src", {"train": [], "val": [video("bear", expressions=words)]})
@@ -249,6 +255,9 @@ CASES = [
     Case("RLE too long for its size", mevis, edit(MASKS, lambda m: m["0"][1].update(counts=m["0"][1]["counts"] + "o7")), "torn mask", "mask_dict.json", "anno_id 0[1]"),
     Case("RLE with a letter beyond the alphabet", mevis, edit(MASKS, lambda m: m["0"][1].update(counts="é")), "torn mask", "mask_dict.json", "anno_id 0[1]"),
     Case("mask is a text", mevis, edit(MASKS, lambda m: m["0"].__setitem__(1, "mask")), "malformed mask", "mask_dict.json", "anno_id 0[1]"),
+    Case("pickled mask with a callable", ytvos_pickle, overwrite("train/mask_dict.pkl", pickle.dumps({"0": Evil()}, protocol=2)), "pickle with a callable", "mask_dict.pkl", "print"),
+    Case("pickled masks torn", ytvos_pickle, cut("train/mask_dict.pkl"), "torn pickle", "mask_dict.pkl"),
+    Case("pickled mask is a number", ytvos_pickle, repickle("train/mask_dict.pkl", lambda m: m["1"].__setitem__(2, 7)), "malformed mask", "mask_dict.pkl", "anno_id 1[2]"),
     # masks in PNGs
     Case("mask PNG missing", ytvos, remove(f"train/Annotations/{A}/00001.png"), "missing mask", "00001.png"),
     Case("mask PNG torn", ytvos, cut(f"train/Annotations/{A}/00001.png"), "torn mask", "00001.png"),
@@ -454,3 +463,14 @@ def test_run_length_check_agrees_with_pycocotools():
         assert fault(counts, (mask.shape[0] + 1, mask.shape[1])) is not None
 
     check()
+
+
+def test_a_pickle_that_names_one_mask_without_end_is_refused(tmp_path, monkeypatch):
+    from refseg_bench.datasets import masks
+
+    monkeypatch.setattr(masks, "GROWTH_FROM", 1 << 20)
+    build = ytvos_pickle(tmp_path)
+    mask = {"size": [24, 32], "counts": b"0" * 10_000}
+    (tmp_path / "train/mask_dict.pkl").write_bytes(pickle.dumps({"0": [mask] * 2000}, protocol=2))
+    with pytest.raises(DataError, match="beyond all measure"):
+        read_all(build())

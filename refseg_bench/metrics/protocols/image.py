@@ -209,7 +209,8 @@ class ReasonSegLisa(RefcocoLisa):
 
     def wants(self, expression: Expression) -> bool:
         """True for the first text."""
-        return str(expression.attrs.get("text_index", 0)) == "0"
+        index = str(expression.attrs.get("text_index", expression.id))
+        return not index.isdecimal() or int(index) == 0
 
 
 @dataclass
