@@ -26,8 +26,8 @@ from refseg_bench import schema
 from refseg_bench.config import Composed, Config, digest
 from refseg_bench.launch import freeze, launch
 from refseg_bench.launch.records import register, submissions
-from refseg_bench.launch.worker import Shard
 from refseg_bench.types import Clip, Expression, Grounding, MaskTrack
+from refseg_bench.worker import Shard
 
 LIMIT_MS = 5.0
 

@@ -32,7 +32,8 @@ class JobRecord:
 
     Attributes:
         owner: the process.
-        end: what it wrote when it ended (``seconds``, ``done``, ``failed``, ``well``), empty before.
+        end: what it wrote when it ended (``seconds``, ``done``, ``failed``, ``well``, ``error``), empty
+            before.
         beat: file time of its last sign of life.
         path: the file.
     """
@@ -113,6 +114,8 @@ class Desk:
         AT_WORK.discard(self.owner.job)
         # A process that ends by an exception leaves its claims to be taken over.
         end = {**self._end, "well": kind is None, "seconds": time.time() - self.owner.started}
+        if isinstance(error, Exception):
+            end["error"] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
         with contextlib.suppress(OSError), self.record.open("a", encoding="utf-8") as handle:
             # The claims are links to this file: this line ends all of them.
             handle.write(json.dumps(end) + "\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import platform
 import random
@@ -31,7 +32,7 @@ def record(seed: int) -> dict[str, Any]:
     """The environment of this process, as JSON values. Imports no model library by itself."""
     return {
         "refseg_bench": refseg_bench.__version__,
-        **_commit(),
+        **commit(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "host": platform.node(),
@@ -44,9 +45,15 @@ def record(seed: int) -> dict[str, Any]:
     }
 
 
-def _commit() -> dict[str, Any]:
-    """Commit of the checkout the package runs from, and whether it was changed."""
+#: In a copy of the code: the commit it was copied from.
+ORIGIN = ".refseg_origin.json"
+
+
+def commit() -> dict[str, Any]:
+    """Commit of the checkout the package runs from (or was copied from), and whether it was changed."""
     home = Path(refseg_bench.__file__).resolve().parent.parent
+    with suppress(OSError, json.JSONDecodeError):
+        return {**json.loads((home / ORIGIN).read_text()), "snapshot": str(home)}
 
     def git(*args: str) -> str | None:
         with suppress(OSError, subprocess.SubprocessError):

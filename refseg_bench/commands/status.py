@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from refseg_bench.claims import records
-from refseg_bench.errors import StoreError
+from refseg_bench.errors import RefsegError, StoreError
 from refseg_bench.joblog import log_path
-from refseg_bench.launch.records import living
-from refseg_bench.owners import BEAT
+from refseg_bench.launch.records import living, submissions
+from refseg_bench.owners import BEAT, describe
 from refseg_bench.run import dataset_of, frozen, plan
 from refseg_bench.store import RunStore, runs_in
 
@@ -55,22 +55,28 @@ def main(args: argparse.Namespace) -> int:
     stores = find(args.runs)
     busy = living(stores)
     for store in stores:
-        expected = sum(len(es) for _, es in plan(dataset_of(frozen(store))))
+        try:
+            expected: int | None = sum(len(es) for _, es in plan(dataset_of(frozen(store))))
+        except RefsegError as error:
+            # A folder that was copied here without its dataset still tells what is in it.
+            expected = None
+            notes.append(f"{store.root.name}  what is left is unknown: {error.what}")
         index = store.index()
         done = sum(line.ok for line in index.values())
         failed = len(index) - done
-        left = expected - done - failed
+        left = None if expected is None else expected - done - failed
         # A look at a few predictions is enough for a rate; reading all would decode every mask line.
         seen = [store.read(line) for line in list(index.values())[:: max(1, len(index) // 50)] if line.ok]
         rate = sum(p.seconds.get("total", 0.0) for p in seen) / len(seen) if seen else None
         peak = max((p.peak_mb for p in seen), default=None)
         jobs = records(store.root)
-        alive = [job for job in jobs if not job.end and time.time() - job.beat < 2 * BEAT]
+        quiet = [job for job in jobs if not job.end and time.time() - job.beat >= 2 * BEAT]
+        alive = [job for job in jobs if not job.end and job not in quiet]
         table.add_row(
             store.root.name,
             str(done),
             str(failed),
-            str(left),
+            "?" if left is None else str(left),
             "–" if rate is None else f"{rate:.2f}",
             "–" if rate is None or not alive or not left else duration(left * rate / len(alive)),
             f"{sum(job.gpu_hours for job in jobs):.2f}",
@@ -79,6 +85,16 @@ def main(args: argparse.Namespace) -> int:
         for submission in busy[store.root]:
             notes.append(f"{store.root.name}  at work: {submission.told()}")
             notes.append(f"  log: {store.root / 'log' / submission.id}")
+        if busy[store.root]:
+            since = busy[store.root][0].created
+            for other in submissions(store.root):
+                if other.state == "refused" and other.created >= since:
+                    notes.append(f"  made way for it: {other.told()}")
+        if left or failed:
+            for job in [j for j in jobs if "error" in j.end or j in quiet][-args.failures or len(jobs) :]:
+                why = job.end.get("error", "no sign of life")
+                notes.append(f"{store.root.name}  {describe([job.owner])}: {why}")
+                notes.append(f"  log: {store.root / 'log' / job.owner.launch}")
         for line in [line for line in index.values() if not line.ok][: args.failures]:
             failure = store.read(line).failure
             assert failure is not None

@@ -16,10 +16,10 @@ from refseg_bench.config import Composed, load, to_yaml
 from refseg_bench.errors import RefsegError
 from refseg_bench.launch import local, slurm
 from refseg_bench.launch.planning import Planned, planned, share_captures
-from refseg_bench.launch.records import Submission, living, register
-from refseg_bench.launch.worker import Shard
+from refseg_bench.launch.records import Submission, living, register, submissions
 from refseg_bench.run import Tally
 from refseg_bench.store import RunStore
+from refseg_bench.worker import Shard
 
 
 @dataclass
@@ -206,9 +206,9 @@ def _here(run: Planned, submission: Submission, say: Callable[[str], None]) -> T
             tally.failed += part.failed
         tally.elsewhere = max(0, run.samples - tally.done - tally.failed)
     _close(run.store, submission)
-    others = [s for s in living([run.store])[run.store.root] if s.id != submission.id]
-    for other in others:
-        say(f"  another submission still works on this run: {other.told()}")
+    for other in submissions(run.store.root):
+        if other.id != submission.id and other.created >= submission.created:
+            say(f"  also submitted meanwhile: {other.told()}")
     return tally
 
 
@@ -225,23 +225,32 @@ def _finish(
     roots = [str(run.store.root) for run in runs]
     made = [s for s in (answers[id(run)].submission for run in runs) if s is not None]
     if score and first.cluster.finish:
-        waits = [s.jobs["score"] for s in made if "score" in s.jobs]
-        folder = first.store.root / "log" / made[0].id
-        form = ("--format", "md", "--output", str((folder / "report.md").resolve()))
-        report = slurm.submit_command(
-            folder,
-            f"report-{first.store.root.name}",
-            ["report", *(str(run.store.root.resolve()) for run in runs), *form],
-            first.cluster,
-            waits,
-            _code(first, made[0]),
-        )
-        for run, submission in zip(runs, made, strict=True):
-            submission.jobs["report"] = report
-            submission.write(run.store)
+        try:
+            report = _report(runs, made)
+        except RefsegError as error:
+            # The work is submitted all the same.
+            say(f"no report job: {error}")
+        else:
+            for run, submission in zip(runs, made, strict=True):
+                submission.jobs["report"] = report
+                submission.write(run.store)
     for run, submission in zip(runs, made, strict=True):
         jobs = "  ".join(f"{role} {number}" for role, number in submission.jobs.items())
         say(f"{run.store.root}\n  {run.samples} samples in {run.shards} shards; jobs: {jobs}")
         say(f"  log: {run.store.root / 'log' / submission.id}")
     say(f"watch:  refseg status {' '.join(roots)}")
     say(f"result: refseg report {' '.join(roots)}")
+
+
+def _report(runs: Sequence[Planned], made: Sequence[Submission]) -> str:
+    first = runs[0]
+    folder = first.store.root / "log" / made[0].id
+    form = ("--format", "md", "--output", str((folder / "report.md").resolve()))
+    return slurm.submit_command(
+        folder,
+        f"report-{first.store.root.name}",
+        ["report", *(str(run.store.root.resolve()) for run in runs), *form],
+        first.cluster,
+        [s.jobs["score"] for s in made if "score" in s.jobs],
+        _code(first, made[0]),
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import shutil
 import subprocess
@@ -11,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import refseg_bench
+from refseg_bench import env
 from refseg_bench.config import Cluster
 from refseg_bench.errors import MissingExtra, RefsegError
-from refseg_bench.launch.worker import Command, Shard
+from refseg_bench.store import write_atomic
+from refseg_bench.worker import Command, Shard
 
 _HOME = Path(refseg_bench.__file__).resolve().parent.parent
 
@@ -80,6 +83,8 @@ def snapshot(folder: Path) -> Path:
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source, target)
+    # The copy is no checkout: what its results are traced to goes with it.
+    write_atomic(folder / env.ORIGIN, json.dumps(env.commit()) + "\n")
     return folder
 
 

@@ -95,7 +95,7 @@ CONF
   : >"$dir/gres.conf"
   for n in $(seq 1 "$nodes"); do
     echo "NodeName=n$n NodeHostname=$host NodeAddr=127.0.0.1 Port=$((port + n)) CPUs=$cpus Boards=1" \
-      "SocketsPerBoard=1 CoresPerSocket=$cpus ThreadsPerCore=1 RealMemory=4000 Gres=gpu:$gpus" >>"$dir/slurm.conf"
+      "SocketsPerBoard=1 CoresPerSocket=$cpus ThreadsPerCore=1 RealMemory=4000 Feature=fast Gres=gpu:$gpus" >>"$dir/slurm.conf"
     for g in $(seq 0 $((gpus - 1))); do
       [ -e "$dir/dev/n$n-gpu$g" ] || mknod "$dir/dev/n$n-gpu$g" c 1 3
       echo "NodeName=n$n Name=gpu File=$dir/dev/n$n-gpu$g" >>"$dir/gres.conf"

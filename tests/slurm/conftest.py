@@ -24,7 +24,7 @@ class Slurm:
 
     def __init__(self, folder: Path, port: int) -> None:
         self.folder = folder
-        self.environment = {"SLURM_TEST_DIR": str(folder), "BASE_PORT": str(port), "NODES": "3", "CPUS": "8"}
+        self.environment = {"SLURM_TEST_DIR": str(folder), "BASE_PORT": str(port), "NODES": "3", "CPUS": "12"}
 
     def script(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         # Daemons inherit the pipes: output goes to a file, or we would wait for them.

@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,12 +15,14 @@ from pathlib import Path
 
 import pytest
 
+from refseg_bench import env
 from refseg_bench.claims import records
+from refseg_bench.cli import main
 from refseg_bench.launch import launch
 from refseg_bench.launch.records import submissions
 from refseg_bench.owners import Owner
 from refseg_bench.store import RunStore
-from tests.launch.runs import CONF, lines, overrides, point, refseg, scores, undisturbed
+from tests.launch.runs import CONF, REPO, environment, lines, overrides, point, refseg, scores, undisturbed
 from tests.slurm.conftest import Slurm
 
 pytestmark = pytest.mark.slow
@@ -144,6 +147,11 @@ def lose_node(slurm: Slurm, store: RunStore) -> None:
     slurm.script("node", "n3")
 
 
+def preempt(slurm: Slurm, store: RunStore) -> None:
+    """A job of a partition that goes first wants the whole node for a moment."""
+    slurm.tell("sbatch", "-p", "high", "-w", "n2", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 1")
+
+
 def wait_for_the_limit(slurm: Slurm, store: RunStore) -> None:
     """SLURM itself does this one."""
 
@@ -154,6 +162,7 @@ ACCIDENTS = {
     "kill": kill,
     "cancel": cancel,
     "node": lose_node,
+    "preempt": preempt,
     "limit": wait_for_the_limit,
 }
 
@@ -165,13 +174,11 @@ def shaken(slurm: Slurm, tmp_path_factory: pytest.TempPathFactory) -> Shaken:
     whole = undisturbed(folder / "whole", clips=CLIPS)
     runs: dict[str, RunStore] = {}
     for name in ACCIDENTS:
-        extra: dict[str, object] = {"exclude": "n3"}
+        extra: dict[str, object] = {"nodelist": {"node": "n3", "preempt": "n2"}.get(name, "n1")}
         if name == "limit":
-            # A minute is SLURM's shortest limit; the job is told at once.
-            extra |= {"minutes": 1, "signal_seconds": 50}
-        if name == "node":
-            extra = {"nodelist": "n3"}
-        runs[name], _ = submit(folder / name, seconds=1.0, shards=2, **extra)
+            # A minute is SLURM's shortest limit; the job is told after ten to forty seconds.
+            extra |= {"minutes": 1, "signal_seconds": 20}
+        runs[name], _ = submit(folder / name, seconds=2.5 if name == "limit" else 1.0, shards=2, **extra)
     waiting = dict(runs)
 
     def shake() -> bool:
@@ -186,7 +193,7 @@ def shaken(slurm: Slurm, tmp_path_factory: pytest.TempPathFactory) -> Shaken:
     return Shaken(runs, whole)
 
 
-@pytest.mark.parametrize("accident", ["requeue", "signal", "node", "limit"])
+@pytest.mark.parametrize("accident", ["requeue", "signal", "node", "preempt", "limit"])
 def test_a_requeued_shard_goes_on_where_it_was(shaken: Shaken, accident: str) -> None:
     store = shaken.runs[accident]
     made_by = records(store.root)
@@ -207,7 +214,9 @@ def test_after_a_death_the_same_command_goes_on(slurm: Slurm, shaken: Shaken, ac
     assert scores(store) == scores(shaken.whole)
 
 
-def test_two_submissions_at_once_are_told_of_each_other(slurm: Slurm, tmp_path: Path) -> None:
+def test_two_submissions_at_once_are_told_of_each_other(
+    slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     point(tmp_path, clips=CLIPS)
     extra = ["method.seconds=5", "cluster.shards=2", "+cluster.extra.hold=''"]
     both = [refseg("run", *overrides(clips=CLIPS), *CLUSTER, *extra, cwd=tmp_path) for _ in range(2)]
@@ -224,16 +233,16 @@ def test_two_submissions_at_once_are_told_of_each_other(slurm: Slurm, tmp_path: 
     array = next(s for s in made if s.state == "open").jobs["work"]
     assert slurm.tasks(array).keys() == {"0", "1"}
     # A later one is told too, with the jobs.
-    late = refseg("run", *overrides(clips=CLIPS), *CLUSTER, *extra, cwd=tmp_path)
-    assert f"work job {array}" in late.communicate(timeout=60)[1]
-    assert late.returncode == 2
-    status = refseg("status", "runs", cwd=tmp_path)
-    assert f"work job {array}" in status.communicate(timeout=60)[0]
-    cancel = refseg("cancel", "runs", cwd=tmp_path)
-    assert array in cancel.communicate(timeout=60)[0]
+    monkeypatch.chdir(tmp_path)
+    assert main(["run", *overrides(clips=CLIPS), *CLUSTER, *extra]) == 2
+    assert f"work job {array}" in capsys.readouterr().err
+    assert main(["status", "runs"]) == 0
+    assert f"work job {array}" in capsys.readouterr().out
+    assert main(["cancel", "runs"]) == 0
+    assert array in capsys.readouterr().out
     slurm.wait(lambda: not slurm.tasks(array))
-    again = refseg("cancel", "runs", cwd=tmp_path)
-    assert "nothing works on it" in again.communicate(timeout=60)[0]
+    assert main(["cancel", "runs"]) == 0
+    assert "nothing works on it" in capsys.readouterr().out
 
 
 def test_an_array_of_two_hundred_tasks(slurm: Slurm, tmp_path: Path) -> None:
@@ -255,5 +264,73 @@ def test_an_array_of_two_hundred_tasks(slurm: Slurm, tmp_path: Path) -> None:
     script = next((store.root / "log").glob("*/*_submission.sh")).read_text()
     assert "export A=1" in script
     assert "--requeue" in script
-    refseg("cancel", "runs", cwd=tmp_path).communicate(timeout=60)
+    assert main(["cancel", str(tmp_path / "runs")]) == 0
     slurm.wait(lambda: not slurm.tasks(array))
+
+
+def test_what_is_asked_of_slurm_reaches_it(slurm: Slurm, tmp_path: Path) -> None:
+    store, _ = submit(
+        tmp_path, shards=3, parallel=1, partition="high", account="lab", constraint="fast", nodelist="n1",
+        exclude="n3", minutes=77, gpus=2, cpus=3, mem_gb=1.5, setup=["module load cuda"], conda="my env",
+        container="apptainer exec --nv image.sif", extra={"hold": "", "comment": "hello"}, snapshot=True,
+        finish=True,
+    )  # fmt: skip
+    array = job(store)
+    shown = slurm.tell("scontrol", "show", "job", f"{array}_1")
+    wanted = {
+        "Partition": "high",
+        "Account": "lab",
+        "Features": "fast",
+        "ReqNodeList": "n1",
+        "ExcNodeList": "n3",
+        "TimeLimit": "01:17:00",
+        "Requeue": "1",
+        "Comment": "hello",
+        "NumCPUs": "3",
+        "MinMemoryNode": "1.50G",
+    }
+    assert {key: re.search(rf"\b{key}=(\S+)", shown)[1] for key in wanted} == wanted  # type: ignore[index]
+    assert "gres:gpu:2" in shown
+    scripts = {p.name.split("_")[0]: p.read_text() for p in (store.root / "log").glob("*/*_submission.sh")}
+    assert "module load cuda\n" in scripts[array]
+    assert "conda activate 'my env'" in scripts[array]
+    assert "apptainer exec --nv image.sif python -u -m submitit" in scripts[array]
+    assert "#SBATCH --array=0-2%1" in scripts[array]
+    # Scoring needs no accelerator, and waits for the array, however that ends.
+    score = scripts[job(store, "score")]
+    assert "gpus" not in score
+    assert f"--dependency=afterany:{array}" in score
+    (code,) = (store.root / "launches").glob("*/code")
+    assert (code / "refseg_bench/run.py").is_file()
+    assert f"PYTHONPATH={code}" in scripts[array]
+    assert main(["cancel", str(tmp_path / "runs")]) == 0
+    slurm.wait(lambda: not slurm.tell("squeue", "-h"))
+
+
+def test_a_snapshot_is_what_runs(slurm: Slurm, tmp_path: Path) -> None:
+    store, _ = submit(tmp_path, clips=2, snapshot=True)
+    slurm.wait(lambda: over(slurm, store))
+    (log,) = store.root.glob("log/*/*_log.out")
+    assert len(store.done()) == 6, log.read_text()
+    (environment,) = store.environments().values()
+    assert "/launches/" in environment["snapshot"]
+    assert environment["commit"] == env.commit()["commit"]
+
+
+def test_sbatch_refusing_is_told_in_one_message(
+    slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["run", *overrides(), *CLUSTER, "cluster.partition=nowhere"]) == 2
+    told = capsys.readouterr().err
+    assert "invalid partition" in told
+    assert "Traceback" not in told
+
+
+def test_the_overhead_can_be_measured(slurm: Slurm) -> None:
+    done = subprocess.run(
+        [sys.executable, str(REPO / "benchmarks/overhead.py"), "--samples", "400", "--slurm", "20"],
+        capture_output=True, text=True, env=environment(),
+    )  # fmt: skip
+    assert "array of 20 tasks: submitted in" in done.stdout, done.stderr
+    assert "ms per sample of 400" in done.stdout

@@ -1,6 +1,8 @@
 """What a worker does: one shard of one submission, from frozen files alone. It never composes.
 
 SLURM gets these objects pickled by submitit; ``cluster=local`` starts ``refseg work`` with the same facts.
+Everything heavy is imported inside the calls: only when this module is loaded does submitit listen to
+SLURM's signals, and one that comes earlier ends the job.
 """
 
 from __future__ import annotations
@@ -12,12 +14,12 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from refseg_bench.config import load
 from refseg_bench.errors import RefsegError
-from refseg_bench.run import Tally, capture_on, frozen, work_on
-from refseg_bench.store import RunStore
+
+if TYPE_CHECKING:
+    from refseg_bench.run import Tally
 
 _PR_SET_PDEATHSIG = 1
 
@@ -41,6 +43,10 @@ class Shard:
 
     def __call__(self) -> Tally:
         """Do it."""
+        from refseg_bench.config import load
+        from refseg_bench.run import capture_on, frozen, work_on
+        from refseg_bench.store import RunStore
+
         store = RunStore.open(Path(self.root))
         if self.capture:
             return capture_on(store, shard=self.shard, shards=self.shards, launch=self.launch)

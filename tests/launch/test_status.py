@@ -1,0 +1,93 @@
+"""`refseg status` and `refseg cancel` on runs of this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from refseg_bench.claims import records
+from refseg_bench.cli import main
+from refseg_bench.launch import launch
+from refseg_bench.launch.records import living, submissions
+from refseg_bench.store import RunStore
+from tests.launch.runs import lines, overrides, point, quiet, refseg, undisturbed
+from tests.launch.test_kill import wait_for, workers
+
+
+@pytest.fixture(autouse=True)
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+def test_failed_samples_are_named_with_their_first_line_and_log(tmp_path: Path, capsys) -> None:
+    (answer,) = launch([point(tmp_path, method={"fail_on": ["clip1/2"]})], quiet)
+    assert main(["status", str(answer.store.root)]) == 0
+    told = capsys.readouterr().out
+    assert "clip1/2: ValueError: told to fail on clip1/2" in told
+    (log,) = (Path(line.split("log: ")[1]) for line in told.splitlines() if "log: " in line)
+    assert "Traceback" in log.read_text()
+    assert "told to fail on clip1/2" in log.read_text()
+    row = next(line for line in told.splitlines() if answer.store.root.name in line)
+    assert [cell.strip() for cell in row.split("│")[2:5]] == ["17", "1", "0"]
+
+
+def test_a_worker_that_could_not_work_is_told(tmp_path: Path, capsys) -> None:
+    every = [f"clip{c}/{e}" for c in range(6) for e in range(3)]
+    (answer,) = launch([point(tmp_path, method={"fail_on": every}, max_failures=1)], quiet)
+    main(["status", str(answer.store.root)])
+    assert "RefsegError: More samples failed than max_failures=1 allows." in capsys.readouterr().out
+
+
+def test_gpu_hours_are_summed_over_all_tries(tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    (answer,) = launch([point(tmp_path)], quiet)
+    (record,) = records(answer.store.root)
+    hour = record.path.read_text().replace(f'"seconds": {record.end["seconds"]}', '"seconds": 5400')
+    record.path.write_text(hour)
+    main(["status", str(answer.store.root)])
+    row = next(line for line in capsys.readouterr().out.splitlines() if answer.store.root.name in line)
+    assert row.split("│")[7].strip() == "3.00"
+
+
+def test_a_run_without_its_dataset_still_has_a_status(tmp_path: Path, capsys) -> None:
+    store = undisturbed(tmp_path)
+    config = store.config_path.read_text()
+    store.config_path.write_text(config.replace("tests.fakes.FakeDataset", "tests.fakes.GoneDataset"))
+    assert main(["status", str(tmp_path / "runs")]) == 0
+    assert "what is left is unknown" in capsys.readouterr().out
+
+
+def test_a_second_command_joins_a_local_run_and_both_are_told(tmp_path: Path) -> None:
+    whole = undisturbed(tmp_path / "whole", clips=8)
+    point(tmp_path, clips=8)
+    command = ["run", "--no-score", *overrides(clips=8), "method.seconds=0.6"]
+    first = refseg(*command, cwd=tmp_path)
+    (store,) = wait_for(lambda: [RunStore(p.parent) for p in tmp_path.glob("runs/*/run.json")])
+    wait_for(store.done)
+    second = refseg(*command, cwd=tmp_path)
+    told = [p.communicate(timeout=120)[1] for p in (first, second)]
+    assert "also submitted: cluster=debug" in told[1]
+    assert "also submitted meanwhile: cluster=debug" in told[0]
+    assert lines(store) == lines(whole)
+    assert len({r.owner.launch for r in records(store.root)}) == 2
+
+
+def test_cancel_ends_a_local_run_and_its_shards(tmp_path: Path, capsys) -> None:
+    point(tmp_path, clips=8)
+    started = refseg(
+        "run", "--no-score", *overrides(clips=8), "method.seconds=0.5", "cluster=local", "cluster.parallel=2",
+        cwd=tmp_path,
+    )  # fmt: skip
+    (store,) = wait_for(lambda: [RunStore(p.parent) for p in tmp_path.glob("runs/*/run.json")])
+    wait_for(store.done)
+    assert len(living([store])[store.root]) == 1
+    assert main(["cancel", str(tmp_path / "runs")]) == 0
+    assert f"interrupted process {started.pid}" in capsys.readouterr().out
+    assert started.wait(60) == 130
+    wait_for(lambda: not workers(store.root))
+    assert submissions(store.root)[-1].state == "over"
+    kept = store.done()
+    assert 0 < len(kept) < 24
+    assert main(["cancel", str(tmp_path / "runs")]) == 0
+    assert "nothing works on it" in capsys.readouterr().out
