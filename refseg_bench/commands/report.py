@@ -14,16 +14,29 @@ from rich.console import Console
 from refseg_bench.commands.status import find
 from refseg_bench.errors import StoreError
 from refseg_bench.report import tables
-from refseg_bench.store import RunStore
+from refseg_bench.resources import resource
+from refseg_bench.store import RunStore, runs_in
 
+_EXPERIMENT = "experiment="
 #: `refseg run` leaves the pages of more samples than this to `refseg report --html`.
 _AT_ONCE = 3000
 
 
 def add(commands: Any) -> None:
     """Declare the options."""
-    p = commands.add_parser("report", help="results of runs side by side")
-    p.add_argument("runs", nargs="*", type=Path, help="run folders, or a folder of them (default: runs)")
+    p = commands.add_parser(
+        "report",
+        help="results of runs side by side",
+        epilog="Examples: refseg report · refseg report experiment=decaf/table2 --format latex · "
+        "refseg report runs --html · refseg report RUN --publish",
+    )
+    p.add_argument(
+        "runs",
+        nargs="*",
+        metavar="RUN|experiment=NAME",
+        help="run folders, or a folder of them (default: runs); with experiment=NAME the paper's table it "
+        "repeats, with the runs beside it",
+    )
     p.add_argument("--format", choices=["term", *tables.FORMATS], default="term")
     p.add_argument("-o", "--output", type=Path, help="write to a file instead of standard output")
     p.add_argument(
@@ -36,12 +49,28 @@ def add(commands: Any) -> None:
     )
     p.add_argument("--frames", type=int, default=32, metavar="N", help="--html: frames of a clip to show")
     p.add_argument("--side", type=int, default=480, metavar="PX", help="--html: longest side of a frame")
+    p.add_argument("--publish", action="store_true", help="add the runs' rows to results/reproduced/*.csv")
+    p.add_argument("--to", type=Path, metavar="DIR", help="--publish: another folder of CSV files")
+    p.add_argument("--note", default="", help="--publish: kept beside the rows; needed outside the tolerance")
     p.set_defaults(main=main)
 
 
 def main(args: argparse.Namespace) -> int:
     """Run the command."""
-    stores = find(args.runs)
+    paths = [Path(word) for word in args.runs if not word.startswith(_EXPERIMENT)]
+    experiments = [word.removeprefix(_EXPERIMENT) for word in args.runs if word.startswith(_EXPERIMENT)]
+    if experiments:
+        # Without any run the published table is shown alone.
+        known = find(paths) if paths or runs_in(Path("runs")) else []
+        return _papers(experiments, known, args)
+    stores = find(paths)
+    if args.publish:
+        from refseg_bench.report.publish import publish
+
+        folder = args.to or resource("results") / "reproduced"
+        for path, rows in publish(stores, folder, args.note).items():
+            print(f"{path}: {rows} rows")
+        return 0
     if args.html is not None:
         from refseg_bench.report.html import ReportOptions, write_report
 
@@ -62,11 +91,29 @@ def main(args: argparse.Namespace) -> int:
             out = stack.enter_context(args.output.open("w", encoding="utf-8")) if args.output else None
             show(stores, Console(file=out))
         return 0
-    text = tables.FORMATS[args.format](rows)
-    if args.output:
-        args.output.write_text(text, encoding="utf-8")
+    _put(tables.FORMATS[args.format](rows), args.output)
+    return 0
+
+
+def _put(text: str, output: Path | None) -> None:
+    if output:
+        output.write_text(text, encoding="utf-8")
     else:
         sys.stdout.write(text)
+
+
+def _papers(names: Sequence[str], stores: Sequence[RunStore], args: argparse.Namespace) -> int:
+    """The published tables that experiments repeat, with the runs beside them."""
+    from refseg_bench.report import paper
+
+    laid = [paper.paper_table(*paper.experiment_table(name), stores) for name in names]
+    if args.format == "term":
+        with contextlib.ExitStack() as stack:
+            out = stack.enter_context(args.output.open("w", encoding="utf-8")) if args.output else None
+            for table in laid:
+                tables.to_terminal(paper.layout(table), Console(file=out))
+        return 0
+    _put("\n".join(paper.FORMATS[args.format](table) for table in laid), args.output)
     return 0
 
 
