@@ -41,8 +41,9 @@ def references(experiment: str) -> list[tuple[dict[str, str], dict[str, Any]]]:
         point, said = copy.deepcopy(node), {}
         OmegaConf.set_struct(point, False)
         for names, values in zip(grid, combination, strict=True):
-            row = values if isinstance(values, list) else [values]
-            for name, value in zip(str(names).split(","), row, strict=True):
+                keys = str(names).split(",")
+            row = values if len(keys) > 1 else [values]
+            for name, value in zip(keys, row, strict=True):
                 said[name] = str(value)
                 if name in ("dataset", "backbone", "method", "segmenter"):
                     member = OmegaConf.load(resource("conf") / name / f"{value}.yaml")
@@ -173,7 +174,7 @@ def check_latex(text: str, folder: Path) -> None:
     )
     tex = shutil.which("pdflatex") or shutil.which("tectonic")
     if tex is not None:
-        page = r"\documentclass{article}\usepackage[utf8]{inputenc}\usepackage{booktabs,graphicx}\begin{document}"
+        page = r"\documentclass{article}\usepackage{booktabs,graphicx}\begin{document}"
         (folder / "page.tex").write_text(f"{page}\n{text}\\end{{document}}\n")
         options = ["-interaction=nonstopmode", "-halt-on-error"] if "pdflatex" in tex else []
         done = subprocess.run([tex, *options, "page.tex"], cwd=folder, capture_output=True, text=True)
