@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from refseg_bench.commands.status import find
-from refseg_bench.errors import StoreError
+from refseg_bench.errors import ConfigError, StoreError
 from refseg_bench.report import tables
 from refseg_bench.resources import resource
 from refseg_bench.store import RunStore, runs_in
@@ -49,6 +49,16 @@ def add(commands: Any) -> None:
     )
     p.add_argument("--frames", type=int, default=32, metavar="N", help="--html: frames of a clip to show")
     p.add_argument("--side", type=int, default=480, metavar="PX", help="--html: longest side of a frame")
+    p.add_argument(
+        "--sweep",
+        nargs="?",
+        const="",
+        metavar="KEY[,KEY]",
+        help="rank the runs by a metric and draw it over the options that differ (or KEYs): one key a line, "
+        "two a heat map, more parallel coordinates; -o PICTURE.svg keeps the picture",
+    )
+    p.add_argument("--metric", metavar="NAME", help="--sweep: default the protocol's first")
+    p.add_argument("--protocol", metavar="ID", help="--sweep: default the first that all runs share")
     p.add_argument("--publish", action="store_true", help="add the runs' rows to results/reproduced/*.csv")
     p.add_argument("--to", type=Path, metavar="DIR", help="--publish: another folder of CSV files")
     p.add_argument("--note", default="", help="--publish: kept beside the rows; needed outside the tolerance")
@@ -71,6 +81,8 @@ def main(args: argparse.Namespace) -> int:
         for path, rows in publish(stores, folder, args.note).items():
             print(f"{path}: {rows} rows")
         return 0
+    if args.sweep is not None:
+        return _sweep(stores, args)
     if args.html is not None:
         from refseg_bench.report.html import ReportOptions, write_report
 
@@ -100,6 +112,23 @@ def _put(text: str, output: Path | None) -> None:
         output.write_text(text, encoding="utf-8")
     else:
         sys.stdout.write(text)
+
+
+def _sweep(stores: Sequence[RunStore], args: argparse.Namespace) -> int:
+    from refseg_bench.report import sweeps
+
+    keys = [key.strip() for key in args.sweep.split(",") if key.strip()]
+    found = sweeps.sweep_of(stores, metric=args.metric, protocol=args.protocol, keys=keys)
+    table = sweeps.ranked(found)
+    if args.format == "term":
+        tables.to_terminal(table, Console())
+    elif args.format in ("md", "latex"):
+        sys.stdout.write((tables.to_markdown if args.format == "md" else tables.to_latex)(table))
+    else:
+        raise ConfigError("--sweep is printed as term, md or latex.", where=f"--format {args.format}")
+    if args.output:
+        args.output.write_text(sweeps.draw(found), encoding="utf-8")
+    return 0
 
 
 def _papers(names: Sequence[str], stores: Sequence[RunStore], args: argparse.Namespace) -> int:

@@ -190,12 +190,13 @@ def config_difference(first: Mapping[str, Any], second: Mapping[str, Any]) -> di
     """Options that differ, dotted, among those that can change a prediction."""
     from refseg_bench.config import lasting
 
-    flat = [dict(_flatten(lasting(values))) for values in (first, second)]
+    flat = [dict(flatten(lasting(values))) for values in (first, second)]
     keys = [*flat[0], *(k for k in flat[1] if k not in flat[0])]
     return {k: (flat[0].get(k), flat[1].get(k)) for k in keys if flat[0].get(k) != flat[1].get(k)}
 
 
-def _flatten(value: Any, path: str = "") -> list[tuple[str, Any]]:
+def flatten(value: Any, path: str = "") -> list[tuple[str, Any]]:
+    """Leaves of nested mappings, by dotted key."""
     if isinstance(value, Mapping) and value:
-        return [pair for k, v in value.items() for pair in _flatten(v, f"{path}.{k}" if path else str(k))]
+        return [pair for k, v in value.items() for pair in flatten(v, f"{path}.{k}" if path else str(k))]
     return [(path, value)]

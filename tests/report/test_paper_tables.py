@@ -41,7 +41,7 @@ def references(experiment: str) -> list[tuple[dict[str, str], dict[str, Any]]]:
         point, said = copy.deepcopy(node), {}
         OmegaConf.set_struct(point, False)
         for names, values in zip(grid, combination, strict=True):
-                keys = str(names).split(",")
+            keys = str(names).split(",")
             row = values if len(keys) > 1 else [values]
             for name, value in zip(keys, row, strict=True):
                 said[name] = str(value)
