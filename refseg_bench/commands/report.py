@@ -59,6 +59,14 @@ def add(commands: Any) -> None:
     )
     p.add_argument("--metric", metavar="NAME", help="--sweep: default the protocol's first")
     p.add_argument("--protocol", metavar="ID", help="--sweep: default the first that all runs share")
+    p.add_argument("--coco", type=Path, metavar="FILE", help="write one run's predictions as COCO JSON")
+    p.add_argument(
+        "--sink",
+        action="append",
+        default=[],
+        metavar="NAME[:TARGET]",
+        help="hand the results to wandb, mlflow, tensorboard, trackio or package.module.Class",
+    )
     p.add_argument("--publish", action="store_true", help="add the runs' rows to results/reproduced/*.csv")
     p.add_argument("--to", type=Path, metavar="DIR", help="--publish: another folder of CSV files")
     p.add_argument("--note", default="", help="--publish: kept beside the rows; needed outside the tolerance")
@@ -78,9 +86,11 @@ def main(args: argparse.Namespace) -> int:
         from refseg_bench.report.publish import publish
 
         folder = args.to or resource("results") / "reproduced"
-        for path, rows in publish(stores, folder, args.note).items():
-            print(f"{path}: {rows} rows")
+        for path, count in publish(stores, folder, args.note).items():
+            print(f"{path}: {count} rows")
         return 0
+    if args.coco is not None or args.sink:
+        return _hand_over(stores, args)
     if args.sweep is not None:
         return _sweep(stores, args)
     if args.html is not None:
@@ -112,6 +122,24 @@ def _put(text: str, output: Path | None) -> None:
         output.write_text(text, encoding="utf-8")
     else:
         sys.stdout.write(text)
+
+
+def _hand_over(stores: Sequence[RunStore], args: argparse.Namespace) -> int:
+    """Give predictions or results to other tools."""
+    if args.coco is not None:
+        from refseg_bench.report.coco import write_coco
+
+        if len(stores) != 1:
+            raise ConfigError(f"--coco takes one run, not {len(stores)}.", allowed=[s.root for s in stores])
+        write_coco(stores[0], args.coco)
+        print(args.coco)
+    if args.sink:
+        from refseg_bench.report.sinks import record_of, sink_of
+
+        for sink in map(sink_of, args.sink):
+            for store in stores:
+                sink.send(record_of(store))
+    return 0
 
 
 def _sweep(stores: Sequence[RunStore], args: argparse.Namespace) -> int:

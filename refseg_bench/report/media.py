@@ -121,6 +121,13 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:20]
 
 
+def coloured(grey_HW: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """A map in the report's colours: RGB ``(H, W, 3)``, and how much it covers, in [0, 1]."""
+    ramp = np.asarray(_palette(), np.uint8).reshape(256, 3)
+    alpha = np.frombuffer(_alphas(), np.uint8).astype(np.float32) / np.float32(255)
+    return ramp[grey_HW], np.asarray(alpha[grey_HW], np.float32)
+
+
 def _palette() -> list[int]:
     at = np.linspace(0, len(_RAMP) - 1, 256)
     ramp = np.asarray(_RAMP, float)

@@ -119,6 +119,13 @@ def sweep_of(
         e = result.metrics[metric]
         estimate = Estimate(e.value * percent, e.low * percent, e.high * percent)
         points.append(Point(store.root.name, {k: known.get(k) for k in chosen}, estimate, result))
+    places = [tuple(_text(p.values[key]) for key in chosen) for p in points]
+    if len(chosen) <= 2 and len(set(places)) < len(places):
+        raise ScoreError(
+            f"Several runs have the same {' and '.join(chosen)}.",
+            allowed=differing,
+            cure="Name every option that differs, or give fewer runs.",
+        )
     return Sweep(metric, name, chosen, tuple(points))
 
 
@@ -167,7 +174,7 @@ def draw(sweep: Sweep) -> str:
 
 def _svg(marks: Sequence[str], title: str, height: int = _HEIGHT) -> str:
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" width="{_WIDTH}" role="img">'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" width="{_WIDTH}">'
         f"<title>{escape(title)}</title>{_STYLE}"
         f'<text x="{_PAD}" y="18">{escape(title)}</text>{"".join(marks)}</svg>\n'
     )
@@ -294,9 +301,11 @@ def parallel(sweep: Sweep) -> str:
     for rank, p in enumerate(ranked):
         path = " ".join(f"{_PAD + i * step:.1f},{place(key, p):.1f}" for i, key in enumerate(axes))
         best = rank == len(ranked) - 1
+        colour, stroke = (_COLOURS[1], 3.0) if best else (_COLOURS[0], 1.2)
+        seen = 1.0 if best else 0.25 + 0.5 * rank / len(ranked)
         marks.append(
-            f'<polyline points="{path}" fill="none" stroke="{_COLOURS[1 if best else 0]}" '
-            f'stroke-width="{3 if best else 1.2}" opacity="{1 if best else 0.25 + 0.5 * rank / len(ranked):.2f}">'
+            f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="{stroke}" '
+            f'opacity="{seen:.2f}">'
             f"<title>{escape(p.run)}: {p.estimate.value:.1f}</title></polyline>"
         )
     return _svg(marks, _title(sweep))
