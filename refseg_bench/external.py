@@ -6,6 +6,7 @@ converted on disk. Names that come from datasets or JSON never lead out of the f
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -64,6 +65,7 @@ def open_predictions(path: Path) -> PredictionSource:
     if path.is_file() and path.suffix == ".json":
         return JsonPredictions(path)
     if path.is_dir():
+        _beside.cache_clear()
         inside = [p for p in path.iterdir() if not p.name.startswith(".")]
         if len(inside) == 1 and inside[0].is_file() and inside[0].suffix == ".json":
             return JsonPredictions(inside[0])
@@ -180,7 +182,7 @@ class FolderPredictions:
         """Read what is wanted of a clip."""
         found = self._samples(clip, expressions)
         if found is not None:
-            predictions = {e.id: _read(found[e.id], clip, e) for e in expressions}
+            predictions = {e.id: self._extended(_read(found[e.id], clip, e), clip) for e in expressions}
             greys: dict[str, GreyTrack] = {
                 e.id: FolderGrey(found[e.id].files, clip.size) for e in expressions
             }
@@ -191,7 +193,22 @@ class FolderPredictions:
             for name, each in self._maps(clip).items()
         }
         split = _split(maps, clip, expressions) if samples else {}
-        return Answers(split, {}, maps, not maps)
+        return Answers(split, {}, maps, not maps and not self._clip_exists(clip, expressions))
+
+    def _extended(self, prediction: Prediction | None, clip: Clip) -> Prediction | None:
+        """A prediction with the flag and the point that stand in files beside the masks."""
+        if prediction is None or prediction.track is None:
+            return prediction
+        flags, points = (_beside(self.root / name) for name in ("no_target.json", "points.json"))
+        changes: dict[str, Any] = {}
+        if flags is not None:
+            flagged = (
+                flags.get(prediction.sample) if isinstance(flags, Mapping) else prediction.sample in flags
+            )
+            changes["no_target"] = bool(flagged)
+        if isinstance(points, Mapping) and prediction.sample in points:
+            changes["point"] = _point({"point": points[prediction.sample]}, clip)
+        return dataclasses.replace(prediction, **changes)
 
     def _tops(self) -> list[Path]:
         return [self.root / top if top else self.root for top in TOPS if (self.root / top).is_dir()]
@@ -239,6 +256,17 @@ class FolderPredictions:
             if names is not None and any(n.endswith(".png") for n in names):
                 return {"": _frames(top / clip.id, names, clip)}
         return {}
+
+
+@lru_cache(maxsize=8)
+def _beside(path: Path) -> Any:
+    """The JSON beside a folder's masks, or ``None`` if there is none."""
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"The file can't be read ({error}).", where=path) from error
 
 
 def _folders(clip: Clip, expression: Expression) -> Iterator[str]:

@@ -201,9 +201,14 @@ def build_method(values: Mapping[str, Any], dataset: Dataset) -> Method:
 
 
 def method_record(method: Method) -> dict[str, Any]:
-    """What a method wants remembered of this process: counters, kernels in effect."""
+    """What a method and its parts want remembered of this process: counters, kernels in effect."""
     report = getattr(method, "report", None)
-    return {"method": report()} if callable(report) else {}
+    record = {"method": report()} if callable(report) else {}
+    for name in schema.INJECTED:
+        told = getattr(getattr(method, name, None), "environment", None)
+        if callable(told):
+            record[name] = dict(told())
+    return record
 
 
 def dataset_of(values: Mapping[str, Any]) -> Dataset:

@@ -16,6 +16,11 @@ SIZE = (40, 56)
 FRAMES = ["00000", "00005", "00010", "00015"]
 
 
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("REFSEG_CACHE", str(tmp_path / "cache"))
+
+
 def refseg(*words):
     done = subprocess.run(
         [sys.executable, "-m", "refseg_bench", *map(str, words)], capture_output=True, text=True, check=False
@@ -180,6 +185,16 @@ def test_missing_work_is_listed_and_refused(mevis, tmp_path, capsys):
     assert found["rvos-expr"]["missing"] == ["vid1/2", "vid0/1"]
     code, found = scores(mevis, folder, tmp_path, "--partial", protocol="expression")
     assert (code, found["expression"]["n"]) == (0, 3)
+
+
+def test_an_empty_folder_of_a_video_is_no_missing_video(mevis, tmp_path):
+    """The tool asks whether the video's folder exists before it gives zeros."""
+    folder = write(tmp_path / "p", {k: v for k, v in mevis[2].items() if k[0] == "vid0"})
+    _, found = scores(mevis, folder, tmp_path)
+    assert found["rvos-expr"]["n"] == 6
+    (folder / "vid1").mkdir()
+    _, found = scores(mevis, folder, tmp_path)
+    assert (found["rvos-expr"]["n"], len(found["rvos-expr"]["missing"])) == (3, 3)
 
 
 def test_explain_prints_the_rules_behind_a_number(mevis, tmp_path, capsys):

@@ -37,12 +37,15 @@ _SD3 = {
     "sample_size": 128, "patch_size": 2, "in_channels": 16, "out_channels": 16, "attention_head_dim": 64,
     "joint_attention_dim": 4096, "pooled_projection_dim": 2048,
 }  # fmt: skip
-#: hub id → config of the transformer and of the VAE, as published (only what differs from diffusers' defaults).
+#: hub id → config of transformer and VAE, as published (only what differs from diffusers' defaults).
 PUBLISHED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "black-forest-labs/FLUX.1-dev": ({"guidance_embeds": True}, _KL16),
     "black-forest-labs/FLUX.1-schnell": ({}, _KL16),
     "stabilityai/stable-diffusion-3-medium-diffusers": (
-        {**_SD3, "num_layers": 24, "num_attention_heads": 24, "caption_projection_dim": 1536, "pos_embed_max_size": 192},
+        {
+            **_SD3, "num_layers": 24, "num_attention_heads": 24, "caption_projection_dim": 1536,
+            "pos_embed_max_size": 192,
+        },
         _KL16,
     ),
     "stabilityai/stable-diffusion-3.5-medium": (
@@ -111,7 +114,8 @@ class DiTEstimate:
             f"parameters (billions): {billions}",
             f"one forward pass: {self.flops / 1e12:.2f} TFLOP, {self.joint_tokens} joint tokens, "
             f"{self.activations / 1e9:.2f} GB of activations",
-            f"attention maps: {self.streamed_maps / 1e6:.2f} MB streamed ({self.dense_maps / 1e9:.2f} GB if kept dense)",
+            f"attention maps: {self.streamed_maps / 1e6:.2f} MB streamed "
+            f"({self.dense_maps / 1e9:.2f} GB if kept dense)",
             *(
                 f"{plan.bytes / 1e9:5.1f} GB of device memory: {plan.name} ({plan.options}); "
                 f"{fits(plan.bytes)}"
@@ -255,7 +259,9 @@ def _trace(
             config[name] for name in ("joint_attention_dim", "text_embed_dim", "text_dim") if name in config
         )
         states = torch.zeros(1, text, int(width_of_text))
-        pooled = torch.zeros(1, int(config.get("pooled_projection_dim") or 1)) if family.pooled_output else None
+        pooled = (
+            torch.zeros(1, int(config.get("pooled_projection_dim") or 1)) if family.pooled_output else None
+        )
         inputs = ForwardInputs(latents, states, pooled, 0.5, family.guidance_default(transformer), 0)
         tap = SdpaTap(family.schedule(transformer), wanted, lambda call: None)
         with _FullMasks(), FlopCounterMode(display=False) as counter:

@@ -137,7 +137,7 @@ def _needs(what: Sequence[str]) -> Iterator[Need]:
         yield from _nodes_with_knobs(pairs)
         return
     for point in compose(overrides):
-        yield from needs_of({k: v for k, v in point.values.items() if k in (*_GROUPS, "method", "dataset")})
+        yield from needs_of(point.values)
 
 
 def _node_needs(group: str, name: str) -> Iterator[Need]:

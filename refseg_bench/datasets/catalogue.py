@@ -50,7 +50,12 @@ def resolve(name: str) -> str:
     plain = name.strip().lower().replace("+", "_plus").replace("-", "_").replace(" ", "_")
     found = ALIASES.get(plain, plain)
     if found not in known:
-        raise ConfigError(f"There is no data set '{name}'.", allowed=known, where="conf/dataset")
+        raise ConfigError(
+            f"No dataset '{name}'.",
+            where="conf/dataset",
+            allowed=known,
+            cure="`refseg data list` shows what each is and where it is found.",
+        )
     return found
 
 
@@ -99,7 +104,6 @@ class Manifest:
         licence: in a few words.
         splits: by name.
         total: counts of the whole release, for the reader.
-        hashes: SHA-256 of files, by path relative to the set's folder.
     """
 
     name: str
@@ -108,10 +112,9 @@ class Manifest:
     licence: str
     splits: Mapping[str, SplitFacts]
     total: Mapping[str, int] = field(default_factory=dict)
-    hashes: Mapping[str, str] = field(default_factory=dict)
 
 
-_KEYS = {"title", "kind", "licence", "splits", "total", "hashes"}
+_KEYS = {"title", "kind", "licence", "splits", "total"}
 
 
 def manifest(name: str) -> Manifest | None:
@@ -150,7 +153,6 @@ def read_manifest(path: Path) -> Manifest:
         str(plain["licence"]),
         splits,
         plain.get("total", {}),
-        plain.get("hashes", {}),
     )
 
 

@@ -7,6 +7,7 @@ was not annotated (ReasonVOS) or the copy is damaged (everywhere else).
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -16,13 +17,15 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from refseg_bench.datasets.archives import GROWTH_FROM, MAX_GROWTH
 from refseg_bench.datasets.damage import UNPACK_AGAIN, Damage, Report, refuse
 from refseg_bench.datasets.files import check_link, safe_join
 from refseg_bench.datasets.offsets import Entries, open_entries, open_store
 from refseg_bench.datasets.picklestream import pickled_items
-from refseg_bench.datasets.rle import blank, checked_track
+from refseg_bench.datasets.rle import Size, blank, checked_rle, checked_track
+from refseg_bench.imageio import UNREADABLE
 from refseg_bench.types import Clip, MaskTrack, encode_rle
 
 
@@ -66,45 +69,78 @@ def open_mask_dict(path: Path, cache: Path) -> Entries:
 
 
 def _pickled(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Objects of a pickled mask dictionary as JSON; counts may be bytes or text."""
+    """Objects of a pickled mask dictionary as JSON; counts may be bytes or text.
 
-    def plain(value: object) -> str:
-        if isinstance(value, bytes):
-            return value.decode("latin1")
-        raise TypeError(f"a {type(value).__name__}")
-
+    A pickle may name one object many times, JSON spells it out each time: the growth is bounded.
+    """
+    left = max(GROWTH_FROM, MAX_GROWTH * path.stat().st_size)
     for key, entries in pickled_items(path):
-        try:
-            text = json.dumps(entries, default=plain, separators=(",", ":"))
-        except (TypeError, ValueError) as error:
+        plain = [_plain(entry) for entry in entries] if isinstance(entries, (list, tuple)) else []
+        left -= sum(len(entry["counts"]) if isinstance(entry, dict) else 8 for entry in plain)
+        if left < 0:
             raise Damage(
-                "malformed mask", f"The masks of '{key}' hold {error}.", file=path, place=f"entry '{key}'"
-            ) from error
-        yield str(key), text.encode()
+                "torn pickle",
+                "The pickle would grow beyond all measure.",
+                file=path,
+                place=f"entry '{key}'",
+                cure="Don't use this file; fetch it again from the data set's own page.",
+            )
+        yield str(key), json.dumps(plain, separators=(",", ":")).encode()
+
+
+def _plain(entry: object) -> object:
+    """A mask as JSON holds it; what is no mask becomes a text, for the check on reading to name."""
+    if entry is None:
+        return None
+    if isinstance(entry, dict) and isinstance(size := entry.get("size"), (list, tuple)) and len(size) == 2:
+        counts = entry.get("counts")
+        whole = [n if isinstance(n, int) else repr(n)[:20] for n in size]
+        if isinstance(counts, bytes):
+            return {"size": whole, "counts": counts.decode("latin1")}
+        if isinstance(counts, str) or (isinstance(counts, list) and all(isinstance(n, int) for n in counts)):
+            return {"size": whole, "counts": counts}
+    return f"a {type(entry).__name__} that is no mask"
 
 
 @dataclass
 class RunLengthMasks:
-    """``{anno_id: [RLE or null per frame]}``."""
+    """``{anno_id: [RLE or null per frame]}``.
+
+    The objects of the last clip are kept, because its expressions share them.
+    """
 
     path: Path
     entries: Entries
+    _clip: str | None = field(default=None, init=False, repr=False)
+    _tracks: dict[str, MaskTrack] = field(default_factory=dict, init=False, repr=False)
 
     def tracks(self, clip: Clip, wanted: Sequence[Wanted], report: Report = refuse) -> list[MaskTrack]:
         """See :class:`MaskSource`."""
-        out: list[MaskTrack] = []
+        if self._clip != clip.id:
+            self._clip, self._tracks = clip.id, {}
         for one in wanted:
-            try:
-                entries = self.entries.get(one.anno_id)
-            except Damage as damage:
-                report(damage)
-                out.append(MaskTrack.empty(clip.size, len(clip)))
-                continue
-            rles = checked_track(
-                entries, clip.size, len(clip), file=self.path, place=f"anno_id {one.anno_id}", report=report
-            )
-            out.append(MaskTrack(clip.size, rles))
-        return out
+            if one.anno_id not in self._tracks:
+                self._tracks[one.anno_id] = self._track(clip, one.anno_id, report)
+        return [self._tracks[one.anno_id] for one in wanted]
+
+    def _track(self, clip: Clip, anno_id: str, report: Report) -> MaskTrack:
+        try:
+            entries = self.entries.get(anno_id)
+        except Damage as damage:
+            report(damage)
+            return MaskTrack.empty(clip.size, len(clip))
+        place = f"anno_id {anno_id}"
+        rles = checked_track(entries, clip.size, len(clip), file=self.path, place=place, report=report)
+        return MaskTrack(clip.size, rles)
+
+    def size(self, anno_id: str) -> Size | None:
+        """(height, width) of an object's first mask; ``None`` if it never shows or can't be read."""
+        with contextlib.suppress(Damage):
+            for entry in self.entries.get(anno_id) or ():
+                if entry is not None:
+                    found = checked_rle(entry, None, file=self.path, place=f"anno_id {anno_id}")
+                    return found[1] if found else None
+        return None
 
     def void(self, clip: Clip, report: Report = refuse) -> MaskTrack | None:
         """These dictionaries hold no void."""
@@ -150,14 +186,14 @@ def _image(path: Path) -> Image.Image:
         return Image.open(path)
     except FileNotFoundError:
         raise Damage("missing mask", "A mask is missing.", file=path) from None
-    except (UnidentifiedImageError, OSError) as error:
+    except UNREADABLE as error:
         raise _torn(path, error) from error
 
 
 def _pixels(image: Image.Image, path: Path) -> NDArray[np.uint8]:
     try:
         return np.asarray(image).astype(np.uint8) if image.mode == "1" else np.asarray(image)
-    except (OSError, SyntaxError, ValueError) as error:
+    except UNREADABLE as error:
         raise _torn(path, error) from error
 
 

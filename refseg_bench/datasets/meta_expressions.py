@@ -9,6 +9,7 @@ Orders are the files' own (protocols average in that order); nothing here depend
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +24,6 @@ from refseg_bench.datasets.files import (
     check_link,
     data_root,
     field_of,
-    missing_file,
     read_json,
     safe_join,
     want,
@@ -117,6 +117,11 @@ class MetaExpressions:
     every_frame_listed: bool = knob(True, transient=True)
     follow_links: bool = knob(False, transient=True)
 
+    def __post_init__(self) -> None:
+        # Papers say "val", the folders say "valid".
+        if self.split == "val":
+            self.split = "valid"
+
     _state: _State | None = field(default=None, init=False, repr=False, compare=False)
 
     # ── the Dataset interface ────────────────────────────────────────────────
@@ -187,6 +192,8 @@ class MetaExpressions:
             videos = {video: videos[video] for video in videos if video in set(self.videos)}
         base = self.base()
         frames = self._frames_folder(base, videos)
+        if frames is None:
+            return _State(base, file, videos, self._clips_without_frames(base, file, videos, report))
         clips = [
             clip
             for video, record in videos.items()
@@ -319,6 +326,17 @@ class MetaExpressions:
                 )
             )
             return None
+        if not isinstance(source, LabelMaps) and "anno_ids" not in expression.attrs:
+            report(
+                Damage(
+                    "missing field",
+                    f"The expression has no 'anno_id', by which {source.path.name} names its masks.",
+                    file=self._loaded().file,
+                    place=f"videos.{clip.id}.expressions.{expression.id}",
+                    cure="Use the expression file and the masks of one release.",
+                )
+            )
+            return None
         tracks = source.tracks(clip, wanted, report)
         return Target(
             clip.size,
@@ -365,8 +383,9 @@ class MetaExpressions:
         seen: dict[Wanted, None] = {}
         for expression in expressions:
             wanted = self.wanted(expression)
-            if wanted is None:
+            if wanted is None or not (isinstance(source, LabelMaps) or "anno_ids" in expression.attrs):
                 self.target_of(clip, expression, report)
+                continue
             seen.update(dict.fromkeys(wanted or ()))
         source.tracks(clip, list(seen), report)
         if isinstance(source, LabelMaps):
@@ -400,24 +419,75 @@ class MetaExpressions:
             self._state = self.read(refuse)
         return self._state
 
-    def _frames_folder(self, base: Path, videos: Mapping[str, Any]) -> Path:
-        """The first frames folder that holds a video of the split (copies drop ``JPEGImages/``)."""
+    def _frames_folder(self, base: Path, videos: Mapping[str, Any]) -> Path | None:
+        """The first frames folder that holds a video of the split (copies drop ``JPEGImages/``).
+
+        ``None`` = there is no frames folder at all: a copy of the annotations, good for scoring.
+        """
         folders = [base / self.fill(p) for p in self.frames]
-        present = [folder for folder in folders if folder.is_dir()]
-        for folder in present:
+        for folder in folders:
             if any(bad_name(video) is None and (folder / video).is_dir() for video in videos):
                 return folder
-        if not present:
-            raise missing_file(folders[0])
-        return present[0]
+        return folders[0] if folders[0].is_dir() else None
+
+    def _clips_without_frames(
+        self, base: Path, file: Path, videos: Mapping[str, Any], report: Report
+    ) -> list[Clip]:
+        """Clips whose frames are named but not there, with sizes from the file or the masks.
+
+        Raises:
+            Damage: nothing says how large a video is.
+        """
+        frames = base / self.fill(self.frames[0])
+        masks = self.mask_source(base)
+        clips: list[Clip] = []
+        for video, record in videos.items():
+            names = self._names(video, record, frames, file, report)
+            if names is None:
+                continue
+            folder = frames / video
+            paths = tuple(Path(f"{folder}/{name}.jpg") for name in names)
+            size = self._size(record, (), file, f"videos.{video}", report) or self._mask_size(
+                masks, record, folder, names
+            )
+            if size is None:
+                report(Damage("missing video", f"The folder of video '{video}' is missing.", file=folder))
+            else:
+                clips.append(Clip(video, paths, tuple(names), size, self.clip_attributes(record)))
+        return clips
+
+    def _mask_size(
+        self, masks: MaskSource | None, record: Mapping[str, Any], folder: Path, names: Sequence[str]
+    ) -> tuple[int, int] | None:
+        if isinstance(masks, LabelMaps):
+            with contextlib.suppress(DataError):
+                return image_size(masks.path / folder.name / f"{names[0]}.png")
+        if isinstance(masks, RunLengthMasks):
+            expressions = record.get("expressions")
+            for raw in expressions.values() if isinstance(expressions, dict) else ():
+                for anno_id in id_list(raw.get("anno_id", [])) or () if isinstance(raw, dict) else ():
+                    if (size := masks.size(anno_id)) is not None:
+                        return size
+        return None
 
     def _clip(
         self, video: str, record: Any, frames: Path, base: Path, file: Path, report: Report
     ) -> Clip | None:
+        names = self._names(video, record, frames, file, report)
+        if names is None:
+            return None
+        paths = list(self._frame_paths(frames / video, names, (base, frames), report))
+        size = self._size(record, paths, file, f"videos.{video}", report)
+        if size is None:
+            return None
+        return Clip(video, tuple(paths), tuple(names), size, self.clip_attributes(record))
+
+    def _names(self, video: str, record: Any, frames: Path, file: Path, report: Report) -> list[str] | None:
+        """A video's frame names, checked; ``None`` after reporting that there are none to trust."""
         place = f"videos.{video}"
         if not want(record, dict, file=file, place=place, report=report):
             return None
-        names = field_of(record, "frames", list, file=file, place=place, report=report)
+        names: list[str] | None = field_of(record, "frames", list, file=file, place=place, report=report)
         if names is None:
             return None
         try:
@@ -440,11 +510,7 @@ class MetaExpressions:
                 )
             )
             names = list(dict.fromkeys(names))
-        paths = list(self._frame_paths(folder, names, (base, frames), report))
-        size = self._size(record, paths, file, place, report)
-        if size is None:
-            return None
-        return Clip(video, tuple(paths), tuple(names), size, self.clip_attributes(record))
+        return names or None
 
     def clip_attributes(self, record: Mapping[str, Any]) -> dict[str, Any]:
         """Facts of a video worth keeping: all scalars of its record."""

@@ -141,6 +141,10 @@ def _give_back(data: mmap.mmap, at: int, given_back: int) -> int:
     return page
 
 
+def _is_complete(value: Any) -> bool:
+    return type(value) is list and bool(value) and not isinstance(value[-1], (str, bytes))
+
+
 class _Machine:
     """The stack machine.
 
@@ -174,9 +178,9 @@ class _Machine:
                 if len(raw) != length:
                     raise EOFError("it ends early")
                 at += width + length
-                # [root, mark, key, list] below: a text can only be the next key. (Or the second half of
-                # a tuple, which no mask is; `_tuple` refuses it then.)
-                if marks == 1 and len(stack) == 4 and stack[0] is root and type(stack[3]) is list:
+                # With [root, mark, key, list of masks] below, a text can only be the next key. (Not so for
+                # a list of texts, or the second half of a tuple; no mask is either, and `_tuple` tells.)
+                if marks == 1 and len(stack) == 4 and stack[0] is root and _is_complete(stack[3]):
                     yield stack[2], stack[3]
                     del stack[2:]
                 stack.append(raw if encoding is None else str(raw, encoding))

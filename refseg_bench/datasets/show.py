@@ -16,6 +16,8 @@ from refseg_bench.types import BoolHW, Clip, Dataset, Expression, MaskTrack, Tar
 COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (204, 121, 167), (213, 94, 0), (240, 228, 66))
 VOID = (128, 128, 128)
 _MARGIN = 8
+#: Width of an outline in pixels of the picture.
+_LINE = 3
 
 
 def find_sample(dataset: Dataset, sample: str) -> tuple[Clip, Expression]:
@@ -57,17 +59,20 @@ def chosen_frames(track: MaskTrack | None, length: int, count: int) -> list[int]
     return sorted(set(chosen))
 
 
-def overlay(frame_HWC: NDArray[np.uint8], mask: BoolHW, colour: Sequence[int]) -> NDArray[np.uint8]:
-    """Tint a mask and draw its outline."""
-    out = frame_HWC.astype(np.float32)
-    out[mask] = 0.55 * out[mask] + 0.45 * np.array(colour, np.float32)
-    inner = mask.copy()
-    inner[1:] &= mask[:-1]
-    inner[:-1] &= mask[1:]
-    inner[:, 1:] &= mask[:, :-1]
-    inner[:, :-1] &= mask[:, 1:]
-    out[mask & ~inner] = colour
-    return out.astype(np.uint8)
+def overlay(
+    frame_HWC: NDArray[np.uint8], layers: Sequence[tuple[BoolHW, Sequence[int]]]
+) -> NDArray[np.uint8]:
+    """Dim what isn't meant and draw a coloured outline around each mask."""
+    out = (0.4 * frame_HWC.astype(np.float32) + 0.1 * 255).astype(np.uint8)
+    for mask, _ in layers:
+        out[mask] = frame_HWC[mask]
+    for mask, colour in layers:
+        inner = mask
+        for _ in range(_LINE):
+            padded = np.pad(inner, 1)
+            inner = inner & padded[2:, 1:-1] & padded[:-2, 1:-1] & padded[1:-1, 2:] & padded[1:-1, :-2]
+        out[mask & ~inner] = colour
+    return out
 
 
 def picture(
@@ -96,25 +101,27 @@ def picture(
     for place, index in enumerate(chosen):
         x = _MARGIN + (place % columns) * (cell + _MARGIN)
         y = _MARGIN + (place // columns) * (height + 24 + _MARGIN)
-        canvas.paste(Image.fromarray(_drawn(clip, target, index)).resize((cell, height)), (x, y))
+        canvas.paste(_drawn(clip, target, index, (cell, height)), (x, y))
         pen.text((x, y + height), clip.frame_names[index], (90, 90, 90), ImageFont.load_default(size=14))
     for number, line in enumerate(lines):
         pen.text((_MARGIN, top + 26 * number), line, (0, 0, 0), font)
     return canvas
 
 
-def _drawn(clip: Clip, target: Target | None, index: int) -> NDArray[np.uint8]:
-    frame: NDArray[np.uint8] = clip.load([index])[0]
+def _drawn(clip: Clip, target: Target | None, index: int, size: tuple[int, int]) -> Image.Image:
+    """One frame at its size in the picture (width, height); outlines are drawn at that size."""
+    frame = Image.fromarray(clip.load([index])[0]).resize(size)
     if target is None:
         return frame
-    layers = [(track, COLOURS[i % len(COLOURS)]) for i, track in enumerate(target.objects)]
+    tracks = [(track, COLOURS[i % len(COLOURS)]) for i, track in enumerate(target.objects)]
     if target.void is not None:
-        layers.append((target.void, VOID))
-    for track, colour in layers:
-        mask = track.mask(index)
-        if mask is not None and mask.any():
-            frame = overlay(frame, mask, colour)
-    return frame
+        tracks.append((target.void, VOID))
+    layers = [
+        (np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST)), colour)
+        for track, colour in tracks
+        if (mask := track.mask(index)) is not None
+    ]
+    return Image.fromarray(overlay(np.asarray(frame), layers))
 
 
 def _caption(clip: Clip, expression: Expression, target: Target | None, width: int) -> list[str]:

@@ -67,7 +67,8 @@ def prompt_of(
     """What a transformer is prompted with.
 
     Args:
-        clip, expression: the sample.
+        clip: the sample's clip.
+        expression: the sample's expression.
         mode: the clip's caption, the expression, or nothing.
         captions: the file of captions.
         missing: what to do for a clip without caption.

@@ -50,8 +50,8 @@ _MODIFIERS = DIRECTION_WORDS | word_set(
     """
 )
 _ING_NOUNS = word_set(
-    "building thing something anything everything painting ceiling king ring string wing swing sling clothing "
-    "railing awning earring king icing dressing parking crossing pudding stocking bing viking duckling "
+    "building thing something anything everything painting ceiling king ring string wing swing sling "
+    "clothing railing awning earring icing dressing parking crossing pudding stocking viking duckling "
     "sibling evening morning"
 )
 

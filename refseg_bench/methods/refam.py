@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from refseg_bench import schema
 from refseg_bench.backbones.dit import DiT
-from refseg_bench.cache import Cache
+from refseg_bench.cache import Cache, digest
 from refseg_bench.errors import ConfigError
 from refseg_bench.methods.base import peak
 from refseg_bench.methods.captions import MissingCaption, PromptMode, prompt_of
@@ -52,7 +53,22 @@ from refseg_bench.types import Clip, Expression, Grounding, HeatPoint, MaskTrack
 if TYPE_CHECKING:
     from refseg_bench.backbones.attention_maps import TokenMaps
     from refseg_bench.backbones.text_tokens import TokenSet
-    from refseg_bench.methods.token_maps import TokenMapReader
+    from refseg_bench.methods.token_maps import Ask, TokenMapReader
+
+#: Knobs that token maps depend on; all others act on finished maps.
+_MAKES_MAPS = (
+    "magnets",
+    "magnet_encoding",
+    "lowercase",
+    "overlong",
+    "prompt_mode",
+    "captions",
+    "missing_caption",
+    "mask",
+    "prompt_frame",
+    "frame_candidates",
+    "cache_logits",
+)
 
 MAGNETS: dict[str, tuple[str, ...]] = {
     "teaser": ("_", "with", "a", "the", "pink"),
@@ -210,25 +226,7 @@ class RefAM:
 
     def heats(self, clip: Clip, expressions: Sequence[Expression]) -> list[list[Heat]]:
         """The heat maps of each expression, one per frame read."""
-        from refseg_bench.backbones.text_tokens import tokenise
-        from refseg_bench.methods.token_maps import Ask, TokenMapReader
-
-        reader = TokenMapReader(self.backbone, self._open_cache(), clip, self.cache_logits)
-        asks = [
-            Ask(
-                tokenise(
-                    self.backbone.tokenizer,
-                    expression.text,
-                    self.magnet_words,
-                    encoding=self.magnet_encoding,
-                    lowercase=self.lowercase,
-                    limit=self.backbone.max_text,
-                    overlong=self.overlong,
-                ),
-                self.prompt(clip, expression),
-            )
-            for expression in expressions
-        ]
+        reader, asks = self._questions(clip, expressions)
         out: list[list[Heat]] = [[] for _ in expressions]
         for frame in self.frames(clip):
             found = reader.read(frame, asks)
@@ -238,6 +236,53 @@ class RefAM:
             for index, (expression, ask, maps) in enumerate(zip(expressions, asks, found, strict=True)):
                 out[index].append(self._heat(clip, frame, expression.text, ask.tokens, maps, sinks[index]))
         return out
+
+    def capture(self, clip: Clip, expressions: Sequence[Expression]) -> None:
+        """Fill the cache with the expressions' maps, for every run that makes something else of them."""
+        reader, asks = self._questions(clip, expressions)
+        for frame in self.frames(clip):
+            reader.read(frame, asks)
+
+    @staticmethod
+    def capture_digest(values: Mapping[str, Any]) -> str:
+        """Names what :meth:`capture` caches: runs of one digest can share it.
+
+        Args:
+            values: a run's frozen config.
+        """
+        method, backbone = values["method"], values["backbone"]
+        lasting = schema.lasting(schema.locate(str(backbone[schema.TARGET]), "backbone"), backbone)
+        return digest({"backbone": lasting, "method": {name: method[name] for name in _MAKES_MAPS}})
+
+    def cached(self, clip: Clip, texts: Sequence[str]) -> int:
+        """How many of the texts need no forward pass, by the cache. Loads no weights."""
+        reader, asks = self._questions(clip, [Expression(str(i), text) for i, text in enumerate(texts)])
+        frames = self.frames(clip)
+        return sum(all(reader.known(frame, ask) for frame in frames) for ask in asks)
+
+    def estimate(self, clip: Clip, n_expressions: int) -> dict[str, Any]:
+        """Forward passes, FLOPs and memory of a clip's attention, from configs (segmenter not counted)."""
+        from refseg_bench.backbones.dit_estimate import estimate
+
+        found = estimate(self.backbone)
+        shared = self.backbone.text_mode == "concept_stream" and self.prompt_mode != "expression"
+        group = self.backbone.expressions_per_forward if shared else 1
+        rounds = len(self.backbone.sigmas) * self.backbone.n_noise
+        passes = -(-n_expressions // group) * rounds * len(self.frames(clip))
+        return {
+            "parameters": dict(found.parameters),
+            "passes": passes,
+            "tflop": {
+                "pass": round(found.flops / 1e12, 4),
+                "clip": round(passes * found.flops / 1e12, 4),
+                "per_expression": round(passes * found.flops / 1e12 / max(1, n_expressions), 4),
+            },
+            "memory_gb": {plan.options: round(plan.bytes / 1e9, 2) for plan in found.plans},
+            "maps_mb": {
+                "streamed": round(found.streamed_maps / 1e6, 3),
+                "dense": round(found.dense_maps / 1e6, 1),
+            },
+        }
 
     @property
     def magnet_words(self) -> tuple[str, ...]:
@@ -267,11 +312,34 @@ class RefAM:
 
     # ── from token maps to a point ──
 
+    def _questions(self, clip: Clip, expressions: Sequence[Expression]) -> tuple[TokenMapReader, list[Ask]]:
+        """A reader on the clip, and what it is asked: one set of tokens per expression."""
+        from refseg_bench.backbones.text_tokens import tokenise
+        from refseg_bench.methods.token_maps import Ask, TokenMapReader
+
+        reader = TokenMapReader(self.backbone, self._open_cache(), clip, self.cache_logits)
+        asks = [
+            Ask(
+                tokenise(
+                    self.backbone.tokenizer,
+                    expression.text,
+                    self.magnet_words,
+                    encoding=self.magnet_encoding,
+                    lowercase=self.lowercase,
+                    limit=self.backbone.max_text,
+                    overlong=self.overlong,
+                ),
+                self.prompt(clip, expression),
+            )
+            for expression in expressions
+        ]
+        return reader, asks
+
     def _masked(
         self,
         reader: TokenMapReader,
         frame: int,
-        asks: Sequence[Any],
+        asks: Sequence[Ask],
         found: Sequence[TokenMaps],
         sinks: Sequence[tuple[int, ...]],
     ) -> list[TokenMaps]:

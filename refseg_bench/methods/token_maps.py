@@ -84,6 +84,12 @@ class TokenMapReader:
         """
         return self._from_logits(frame, asks) if self.cache_logits else self._from_maps(frame, asks)
 
+    def known(self, frame: int, ask: Ask) -> bool:
+        """Whether an ask needs no forward pass, by the cache alone."""
+        if not self.cache_logits:
+            return self._key("maps", frame, ask) in self.cache
+        return all(self._key("logits", frame, unit) in self.cache for unit in self._units(ask))
+
     def scene(self, frame: int) -> Scene:
         """A frame's latents, encoded at most once."""
         if frame not in self._scenes:

@@ -128,45 +128,56 @@ def prepare(mask_HW: NDArray[Any]) -> PlainRegion:
     """
     import cv2
 
-    size = (mask_HW.shape[0], mask_HW.shape[1])
     plain = mask_HW.view(np.uint8)
     left, top, width, height = cv2.boundingRect(plain)
     if width == 0:
-        return PlainRegion(size, 0, (0, 0, 0, 0), _NOTHING, _NOTHING, _NOWHERE)
-    bottom, right = top + height, left + width
-    top, left = max(top - 1, 0), max(left - 1, 0)
+        return PlainRegion((plain.shape[0], plain.shape[1]), 0, (0, 0, 0, 0), _NOTHING, _NOTHING, _NOWHERE)
+    return _region(plain, 1, (top, left, top + height, left + width))
+
+
+def _region(labels_HW: Uint8HW, number: int, tight: tuple[int, int, int, int]) -> PlainRegion:
+    """The region of one id with its tight bounding box."""
+    size = (labels_HW.shape[0], labels_HW.shape[1])
+    bottom, right = tight[2:]
+    top, left = max(tight[0] - 1, 0), max(tight[1] - 1, 0)
     # One more row and column below and right, so that the replicated edge is the frame's own.
-    wide = plain[top : min(bottom + 1, size[0]), left : min(right + 1, size[1])]
-    edge = boundary_map(wide.view(np.bool_)).view(np.uint8)[: bottom - top, : right - left]
-    pixels = np.ascontiguousarray(plain[top:bottom, left:right])
-    edge = np.ascontiguousarray(edge)
+    wide = labels_HW[top : min(bottom + 1, size[0]), left : min(right + 1, size[1])] == number
+    edge = np.ascontiguousarray(boundary_map(wide)[: bottom - top, : right - left])
+    pixels = np.ascontiguousarray(wide[: bottom - top, : right - left])
     return PlainRegion(
         size,
         int(np.count_nonzero(pixels)),
         (top, left, bottom, right),
-        pixels,
-        edge,
+        pixels.view(np.uint8),
+        edge.view(np.uint8),
         np.flatnonzero(edge),
     )
 
 
-def label_ids(labels_HW: Uint8HW) -> list[int]:
-    """The nonzero ids of an id map, ascending."""
-    flat = labels_HW.ravel()
-    if not len(flat):
-        return []
-    # Ids change at few places, and only those have to be looked at.
-    starts = np.flatnonzero(flat[1:] != flat[:-1]) + 1
-    seen = np.zeros(256, np.bool_)
-    seen[flat[starts]] = True
-    seen[flat[0]] = True
-    seen[0] = False
-    return [int(i) for i in np.flatnonzero(seen)]
-
-
 def prepare_labels(labels_HW: Uint8HW) -> dict[int, PlainRegion]:
-    """:func:`prepare` for every nonzero id of an id map."""
-    return {i: prepare(labels_HW == i) for i in label_ids(labels_HW)}
+    """:func:`prepare` for every nonzero id of an id map, by id in ascending order."""
+    labels_HW = np.ascontiguousarray(labels_HW)
+    flat, width = labels_HW.ravel(), labels_HW.shape[1]
+    if not len(flat):
+        return {}
+    # Ids change at few places; the runs between those give every id's bounding box.
+    starts = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    starts = np.concatenate([[0], starts])
+    ends = np.append(starts[1:], len(flat)) - 1
+    owners = flat[starts]
+    out: dict[int, PlainRegion] = {}
+    for number in np.flatnonzero(np.bincount(owners)).tolist():
+        if number == 0:
+            continue
+        mine = owners == number
+        first, last = starts[mine], ends[mine]
+        top, bottom = int(first[0] // width), int(last[-1] // width) + 1
+        if (first // width != last // width).any():
+            left, right = 0, width
+        else:
+            left, right = int((first % width).min()), int((last % width).max()) + 1
+        out[number] = _region(labels_HW, number, (top, left, bottom, right))
+    return out
 
 
 def prepare_rle(counts: bytes, size: tuple[int, int]) -> PlainRegion:
@@ -239,8 +250,9 @@ def _hits(points: PlainRegion, other: PlainRegion, radius: int) -> int:
     found = int(np.count_nonzero(sure))
     if not len(flat):
         return found
-    maybe = cv2.dilate(canvas, np.ones((2 * radius + 1, 2 * radius + 1), np.uint8)).ravel()[flat] != 0
-    flat = flat[maybe]
+    if len(flat) * ring.shape[1] > 100_000:
+        maybe = cv2.dilate(canvas, np.ones((2 * radius + 1, 2 * radius + 1), np.uint8)).ravel()[flat] != 0
+        flat = flat[maybe]
     offsets = ring[0] * canvas.shape[1] + ring[1]
     pixels = canvas.ravel()
     # In pieces, so that a noisy mask with a hundred thousand boundary pixels stays small in memory.

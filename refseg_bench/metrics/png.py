@@ -29,12 +29,12 @@ Uint8HW = NDArray[np.uint8]
 
 
 @cache
-def inflater() -> Callable[[bytes], bytes]:
-    """The fastest zlib at hand: zlib-ng, isal, else the standard library's."""
+def inflater() -> Callable[[bytes, int], bytes]:
+    """The fastest zlib at hand: zlib-ng, isal, else the standard library's; for raw deflate data."""
     if os.environ.get("REFSEG_KERNEL") != "plain":
         for module in ("zlib_ng.zlib_ng", "isal.isal_zlib"):
             try:
-                found: Callable[[bytes], bytes] = importlib.import_module(module).decompress
+                found: Callable[[bytes, int], bytes] = importlib.import_module(module).decompress
             except ImportError:
                 continue
             return found
@@ -154,16 +154,25 @@ def _simple(data: bytes, path: Path) -> Uint8HW | None:
     stride = (width * depth + 7) // 8
     packed: list[bytes] = []
     at = 8
-    while at + 8 <= len(data):
+    while at + 12 <= len(data):
         length = int.from_bytes(data[at : at + 4], "big")
         kind = data[at + 4 : at + 8]
         if kind == b"IDAT":
+            # The checksum of the packed bytes, not that of the (a hundred times longer) pixels.
+            if (
+                zlib.crc32(data[at + 4 : at + 8 + length]).to_bytes(4, "big")
+                != data[at + 8 + length : at + 12 + length]
+            ):
+                raise _torn(path, "its checksum is wrong")
             packed.append(data[at + 8 : at + 8 + length])
         elif kind == b"IEND":
             break
         at += 12 + length
+    stream = packed[0] if len(packed) == 1 else b"".join(packed)
+    if len(stream) < 6 or stream[0] & 15 != 8 or stream[1] & 32:
+        raise _torn(path, "it holds no pixels")
     try:
-        raw = inflater()(packed[0] if len(packed) == 1 else b"".join(packed))
+        raw = inflater()(stream[2:-4], -15)
     except Exception as error:
         # Each zlib has an error class of its own; none of them shares a base.
         if type(error).__name__ != "error" and not isinstance(error, zlib.error):

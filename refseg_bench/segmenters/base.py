@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self, runtime_checkable
 
@@ -99,7 +100,9 @@ def check_prompts(
         if any(label not in (0, 1) for label in prompt.labels):
             raise DataError(f"Point labels are {prompt.labels}.", where=where, allowed=(0, 1))
         if any(not 0 <= value <= 1 for point in prompt.points for value in point):
-            raise DataError(f"A point lies outside the frame: {prompt.points}.", where=where, allowed=("0 … 1",))
+            raise DataError(
+                f"A point lies outside the frame: {prompt.points}.", where=where, allowed=("0 … 1",)
+            )
         if prompt.box is not None:
             x0, y0, x1, y1 = prompt.box
             if not (0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1):
@@ -124,11 +127,11 @@ def check_frames(clip: Clip, frame: int, frames: Sequence[int] | None) -> tuple[
         DataError: an index outside the clip, not ascending, or without the prompted frame.
     """
     chosen = tuple(range(len(clip))) if frames is None else tuple(int(index) for index in frames)
-    if any(b <= a for a, b in zip(chosen, chosen[1:], strict=False)) or (
-        chosen and not 0 <= chosen[0] <= chosen[-1] < len(clip)
-    ):
+    if any(b <= a for a, b in pairwise(chosen)) or (chosen and not 0 <= chosen[0] <= chosen[-1] < len(clip)):
         raise DataError(
-            f"Frames {chosen} are no ascending subset of the clip.", where=clip.id, allowed=[f"0 … {len(clip) - 1}"]
+            f"Frames {chosen} are no ascending subset of the clip.",
+            where=clip.id,
+            allowed=[f"0 … {len(clip) - 1}"],
         )
     if frame not in chosen:
         raise DataError(
@@ -154,7 +157,8 @@ class Candidates:
 
     def mask(self, index: int) -> BoolHW:
         """One candidate at the clip's size."""
-        return self.masks_KHW[index]
+        mask_HW: BoolHW = self.masks_KHW[index]
+        return mask_HW
 
     def best(self) -> tuple[BoolHW, float]:
         """The candidate with the highest predicted IoU (the first on ties)."""

@@ -87,7 +87,8 @@ class HfTrackerCore:
 
     def first_look(self, features: Features, n: int) -> torch.Tensor:
         """Without memory a learned embedding takes its place."""
-        return (features[-1] + self.model.no_memory_embedding.view(1, -1, 1, 1)).expand(n, -1, -1, -1)
+        nothing: torch.Tensor = self.model.no_memory_embedding
+        return (features[-1] + nothing.view(1, -1, 1, 1)).expand(n, -1, -1, -1)
 
     def recall(
         self, features: Features, n: int, memory: Memory, position: int, length: int, *, reverse: bool
@@ -96,12 +97,13 @@ class HfTrackerCore:
         model, config = self.model, self.config
         top = features[-1]
         channels, spatial = top.shape[1], tuple(top.shape[-2:])
+        assert self._memory_positions is not None  # the prompted frame was memorised before
         tokens, positions = [], []
         for slot, step in memory.spatial(position, reverse=reverse, slots=config.num_maskmem):
             tokens.append(_sequence(step.memory_NChw))
             # Slot 0, the prompted frame, has the last of the learned temporal encodings.
             temporal = model.memory_temporal_positional_encoding[slot - 1]
-            positions.append((self._encoding_of_memory(step.memory_NChw) + temporal).expand(-1, n, -1))
+            positions.append((self._memory_positions + temporal).expand(-1, n, -1))
         n_pointer_tokens = 0
         limit = config.max_object_pointers_in_encoder
         pointers = memory.pointers(position, reverse=reverse, length=length, limit=limit)
@@ -110,7 +112,7 @@ class HfTrackerCore:
             tokens.append(pointer_tokens)
             positions.append(pointer_positions)
             n_pointer_tokens = len(pointer_tokens)
-        attended = model.memory_attention(
+        attended: torch.Tensor = model.memory_attention(
             _sequence(top).expand(-1, n, -1),
             torch.cat(tokens),
             self._positions,
@@ -135,7 +137,10 @@ class HfTrackerCore:
             points_NP2 = torch.zeros(n, 1, 2, device=self.device)
             labels_NP = -torch.ones(n, 1, dtype=torch.int32, device=self.device)
         sparse, dense = model.prompt_encoder(
-            input_points=points_NP2[:, None], input_labels=labels_NP[:, None], input_boxes=None, input_masks=masks_N1hw
+            input_points=points_NP2[:, None],
+            input_labels=labels_NP[:, None],
+            input_boxes=None,
+            input_masks=masks_N1hw,
         )
         logits, ious, mask_tokens, presence = model.mask_decoder(
             image_embeddings=top_NChw,
@@ -189,6 +194,7 @@ class HfTrackerCore:
         logits_N1SS = _resized(logits_N1SS, (4 * self._low[0], 4 * self._low[1]))
         shown = (logits_N1SS > 0).float() if from_prompt else torch.sigmoid(logits_N1SS)
         shown = shown * self.config.sigmoid_scale_for_mem_enc + self.config.sigmoid_bias_for_mem_enc
+        memory_NChw: torch.Tensor
         memory_NChw, positions = model.memory_encoder(features[-1].expand(n, -1, -1, -1), shown)
         if self._memory_positions is None:
             self._memory_positions = _sequence(positions[:1])
@@ -199,12 +205,8 @@ class HfTrackerCore:
 
     def _pointer(self, pointer_NC: torch.Tensor, present_N1: torch.Tensor) -> torch.Tensor:
         present = present_N1.to(pointer_NC.dtype)
-        return present * pointer_NC + (1 - present) * self.model.no_object_pointer
-
-    def _encoding_of_memory(self, memory_NChw: torch.Tensor) -> torch.Tensor:
-        if self._memory_positions is None:  # only a memory made elsewhere could come first
-            raise ModelError("A memory is attended to before any was encoded.")
-        return self._memory_positions.to(memory_NChw.device)
+        absent: torch.Tensor = self.model.no_object_pointer
+        return present * pointer_NC + (1 - present) * absent
 
     def _pointer_tokens(
         self, pointers: Sequence[tuple[int, Any]], limit: int, channels: int
@@ -231,9 +233,7 @@ def _resized(map_N1hw: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
     """Bilinear with antialiasing; the very input where the size is right."""
     if tuple(map_N1hw.shape[-2:]) == size:
         return map_N1hw
-    return F.interpolate(
-        map_N1hw.float(), size=size, mode="bilinear", align_corners=False, antialias=True
-    )
+    return F.interpolate(map_N1hw.float(), size=size, mode="bilinear", align_corners=False, antialias=True)
 
 
 def _sequence(map_NChw: torch.Tensor) -> torch.Tensor:

@@ -189,20 +189,23 @@ class LazyCandidates(Candidates):
     A frame may be clicked hundreds of times and only the best mask of each click be wanted.
     """
 
+    _logits_Khw: torch.Tensor
+    _size: tuple[int, int]
+
     def __init__(self, logits_Khw: torch.Tensor, ious_K: NDArray[np.float32], size: tuple[int, int]) -> None:
-        object.__setattr__(self, "_logits_Khw", logits_Khw)
-        object.__setattr__(self, "_size", size)
-        object.__setattr__(self, "ious_K", ious_K)
+        # The parent is frozen, as this is: only its constructor may set anything.
+        for name, value in (("_logits_Khw", logits_Khw), ("_size", size), ("ious_K", ious_K)):
+            object.__setattr__(self, name, value)
 
     @property
-    def masks_KHW(self) -> NDArray[np.bool_]:  # type: ignore[override]
+    def masks_KHW(self) -> NDArray[np.bool_]:
         """Boolean masks at the clip's size."""
-        return at_clip_size(self._logits_Khw[:, None], self._size)  # type: ignore[attr-defined]
+        return at_clip_size(self._logits_Khw[:, None], self._size)
 
     def mask(self, index: int) -> BoolHW:
         """One candidate at the clip's size."""
-        logits_11hw = self._logits_Khw[index][None, None]  # type: ignore[attr-defined]
-        return at_clip_size(logits_11hw, self._size)[0]  # type: ignore[attr-defined]
+        mask_HW: BoolHW = at_clip_size(self._logits_Khw[index][None, None], self._size)[0]
+        return mask_HW
 
 
 @torch.inference_mode()
@@ -286,9 +289,7 @@ class TrackingSession(ContextSession):
         self._check(prompts)
         video = check_frames(self.clip, frame, frames)
         if direction not in ("forward", "backward", "both"):
-            raise DataError(
-                f"Direction '{direction}' is unknown.", allowed=("forward", "backward", "both")
-            )
+            raise DataError(f"Direction '{direction}' is unknown.", allowed=("forward", "backward", "both"))
         return self._propagate(video.index(frame), tuple(prompts), video, direction)
 
     def _propagate(

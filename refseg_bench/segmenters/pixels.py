@@ -52,7 +52,9 @@ def choose_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ConfigError(f"device '{name}' is no torch device.", allowed=("auto", "cpu", "cuda", "cuda:N")) from error
+        raise ConfigError(
+            f"device '{name}' is no torch device.", allowed=("auto", "cpu", "cuda", "cuda:N")
+        ) from error
     if device.type == "cuda" and (
         not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()
     ):

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from refseg_bench.models import Weights, fetch
+from refseg_bench.models import Weights, fetch, identity
 from refseg_bench.schema import knob
 from refseg_bench.segmenters import holes, sam2_package
 from refseg_bench.segmenters.features import Features
@@ -111,6 +111,7 @@ class Sam2:
     def environment(self) -> Mapping[str, Any]:
         """Facts for the environment record."""
         return {
+            "weights": [identity(needed) for needed in self.weights()],
             "hole_filling": holes.report(self.fill_holes, self.hole_area),
             "precision": self.precision,
             "implementation": "sam2 package",
@@ -210,6 +211,7 @@ class _PackageCore:
         self, features: Features, logits_N1SS: torch.Tensor, presence_N1: torch.Tensor, *, from_prompt: bool
     ) -> torch.Tensor:
         """Memory encoder; a prompted mask goes in hard, a tracked one as probabilities."""
+        memory: torch.Tensor
         memory, positions = self.model._encode_new_memory(
             current_vision_feats=[_sequence(features[-1]).expand(-1, len(logits_N1SS), -1)],
             feat_sizes=[tuple(features[-1].shape[-2:])],
@@ -224,7 +226,7 @@ class _PackageCore:
     def _fuse(
         self, features: Features, n: int, position: int, outputs: dict[str, Any], length: int, **mode: bool
     ) -> torch.Tensor:
-        return self.model._prepare_memory_conditioned_features(
+        fused: torch.Tensor = self.model._prepare_memory_conditioned_features(
             frame_idx=position,
             current_vision_feats=[_sequence(features[-1]).expand(-1, n, -1)],
             current_vision_pos_embeds=[_sequence(self._positions[-1]).expand(-1, n, -1)],
@@ -233,6 +235,7 @@ class _PackageCore:
             num_frames=length,
             **mode,
         )
+        return fused
 
     def _fine(self, features: Features, n: int) -> list[torch.Tensor] | None:
         """The decoder's high-resolution inputs."""

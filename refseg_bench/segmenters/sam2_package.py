@@ -90,7 +90,7 @@ def build(architecture: Path, image_size: int | None = None) -> Any:
             where=architecture,
             cure="Leave segmenter.architecture empty for the published models.",
         )
-    node = OmegaConf.load(architecture).get("model")
+    node = OmegaConf.select(OmegaConf.load(architecture), "model")
     if node is None:
         raise ConfigError("The SAM 2 architecture file has no node 'model'.", where=architecture)
     # What the package's builder adds for video: a stable single mask or the best of three, and hard
@@ -127,7 +127,9 @@ def load_checkpoint(model: Any, path: Path) -> None:
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise ModelError("The checkpoint is missing.", where=path, cure="Correct segmenter.checkpoint.") from None
+        raise ModelError(
+            "The checkpoint is missing.", where=path, cure="Correct segmenter.checkpoint."
+        ) from None
     except (RuntimeError, pickle.UnpicklingError, EOFError, OSError) as error:
         raise ModelError(
             f"The checkpoint can't be read as tensors ({type(error).__name__}).",

@@ -109,8 +109,17 @@ def write_sam1(folder: Path, *, seed: int = 0) -> Path:
             "num_pos_feats": 16,
             "mlp_dim": 64,
         },
-        prompt_encoder_config={"hidden_size": 32, "image_size": IMAGE_SIZE, "image_embedding_size": IMAGE_SIZE // 16},
-        mask_decoder_config={"hidden_size": 32, "mlp_dim": 64, "iou_head_hidden_dim": 32, "num_attention_heads": 4},
+        prompt_encoder_config={
+            "hidden_size": 32,
+            "image_size": IMAGE_SIZE,
+            "image_embedding_size": IMAGE_SIZE // 16,
+        },
+        mask_decoder_config={
+            "hidden_size": 32,
+            "mlp_dim": 64,
+            "iou_head_hidden_dim": 32,
+            "num_attention_heads": 4,
+        },
     )
     scatter(SamModel(config), seed).save_pretrained(folder)
     return folder

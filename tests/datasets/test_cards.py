@@ -141,6 +141,6 @@ def test_common_spellings_find_their_set():
     assert resolve("refcocog") == "refcocog_umd"
     assert resolve("MeViS") == "mevis"
     assert set(ALIASES.values()) <= set(names())
-    with pytest.raises(ConfigError, match="no data set 'coco'") as caught:
+    with pytest.raises(ConfigError, match="No dataset 'coco'") as caught:
         resolve("coco")
     assert "mevis" in caught.value.allowed

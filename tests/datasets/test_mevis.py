@@ -1,9 +1,15 @@
 """MeViS' layout, which the `shapes` sample shares."""
 
-import numpy as np
+import shutil
 
+import numpy as np
+import pytest
+
+from refseg_bench.datasets.catalogue import open_dataset
 from refseg_bench.datasets.meta_expressions import MetaExpressions
+from refseg_bench.datasets.verify import verify
 from refseg_bench.datasets.writers import write_meta_expressions_set
+from refseg_bench.errors import ConfigError, DataError
 
 from .conftest import boxes, union, video
 
@@ -45,6 +51,47 @@ def test_null_in_mask_dict_means_absent_not_unannotated(tmp_path):
     data = MetaExpressions(root=tmp_path)
     clip = data.clips()[0]
     assert data.target(clip, data.expressions(clip)[0]).objects[0].area() == [36, 0, 0, 36]
+
+
+def test_annotations_without_frames_are_enough_for_scoring(tmp_path):
+    write_meta_expressions_set(tmp_path, "valid_u", [video()])
+    shutil.rmtree(tmp_path / "valid_u" / "JPEGImages")
+    data = MetaExpressions(root=tmp_path)
+    clip = data.clips()[0]
+    assert clip.size == (24, 32)
+    assert np.array_equal(union(data.target(clip, data.expressions(clip)[0])), boxes(4))
+    with pytest.raises(DataError, match="frame is missing"):
+        clip.load()
+    assert len(verify(data).kinds()["missing frame"]) == 4
+    (tmp_path / "valid_u" / "mask_dict.json").unlink()
+    with pytest.raises(DataError, match="folder of video '0123456789ab' is missing"):
+        MetaExpressions(root=tmp_path).clips()
+
+
+def test_a_split_with_hidden_masks_has_words_only(tmp_path):
+    write_meta_expressions_set(tmp_path, "valid", [video()])
+    (tmp_path / "valid" / "mask_dict.json").unlink()
+    data = MetaExpressions(root=tmp_path, split="val")
+    clip = data.clips()[0]
+    assert data.split == "valid"
+    assert data.target(clip, data.expressions(clip)[0]) is None
+
+
+def test_v2_is_the_same_layout_with_more_fields(tmp_path):
+    write_meta_expressions_set(tmp_path, "valid_u", [video(expressions=[("it", [0], {"audio": "a.wav"})])])
+    folder = tmp_path / "valid_u"
+    (folder / "meta_expressions.json").rename(folder / "meta_expressions_v2.json")
+    data = open_dataset("mevis_v2", root=tmp_path)
+    clip = data.clips()[0]
+    assert data.expressions(clip)[0].attrs["audio"] == "a.wav"
+    assert np.array_equal(union(data.target(clip, data.expressions(clip)[0])), boxes(4))
+
+
+def test_only_some_videos(tmp_path):
+    write_meta_expressions_set(tmp_path, "valid_u", [video(), video("ba9876543210", seed=1)])
+    assert [c.id for c in MetaExpressions(root=tmp_path, videos=["ba9876543210"]).clips()] == ["ba9876543210"]
+    with pytest.raises(ConfigError, match="'x'"):
+        MetaExpressions(root=tmp_path, videos=["x"]).clips()
 
 
 def test_expression_without_objects_has_a_target_that_is_absent(tmp_path):

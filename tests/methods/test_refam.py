@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from refseg_bench import config
 from refseg_bench.backbones.attention_maps import Reading, TokenMaps
 from refseg_bench.backbones.dit import Attended, DiT, Query
 from refseg_bench.backbones.sdpa_tap import AttentionError
@@ -476,6 +477,40 @@ def test_presets_and_wrong_options(make_dit):
 
 def a_clip_here(dit):
     return a_clip(Path(dit.path).parent / "clip")
+
+
+def test_runs_that_share_their_attention_capture_it_once(make_dit, tmp_path):
+    clip = a_clip(tmp_path / "clip")
+    capturing = refam(make_dit("sd3"), tmp_path / "cache")
+    texts = [e.text for e in THREE]
+    assert capturing.cached(clip, texts) == 0
+    capturing.capture(clip, THREE[:2])
+    other = refam(make_dit("sd3"), tmp_path / "cache", aggregate="max")
+    assert other.cached(clip, texts) == 2
+    assert other.backbone._loaded._transformer is None, "asking the cache loads no weights"
+    list(other.predict(clip, THREE[:2]))
+    assert other.backbone.counters.dit_forwards == 0
+
+
+def test_what_names_a_shared_capture():
+    def digest(*overrides):
+        (point,) = config.compose(["method=refam", *overrides])
+        return RefAM.capture_digest(point.values)
+
+    assert digest() == digest("method.gas.action=redistribute", "method.sb.mode=half", "segmenter=otsu")
+    assert digest() == digest("backbone.device=cpu")
+    assert digest() != digest("method.magnets=page")
+    assert digest() != digest("backbone.sigma=0.7")
+
+
+def test_estimate_before_a_run(make_dit, tmp_path):
+    clip = a_clip(tmp_path / "clip", frames=3)
+    stream = refam(make_dit("sd3", sigma=[0.3, 0.5])).estimate(clip, 9)
+    assert stream["passes"] == 4, "two batches of eight, two noise levels"
+    prompt = refam(make_dit("sd3", text_mode="prompt")).estimate(clip, 9)
+    assert prompt["passes"] == 9
+    assert prompt["tflop"]["clip"] == pytest.approx(9 * prompt["tflop"]["pass"], abs=1e-3)
+    json.dumps(prompt)
 
 
 # ── ConceptAttention on the same tap ──

@@ -3,12 +3,14 @@
 import csv
 
 import pytest
+
 from refseg_bench import config, schema
 from refseg_bench.errors import ConfigError
 from refseg_bench.resources import resource
 
 BACKBONES = [
-    "cogvideox", "flux1-dev", "flux1-schnell", "mochi1", "sd3-medium", "sd35-large", "sd35-medium", "tiny_dit", "wan",
+    "cogvideox", "flux1-dev", "flux1-schnell", "mochi1", "sd3-medium", "sd35-large", "sd35-medium",
+    "tiny_dit", "wan",
 ]  # fmt: skip
 POINTS = {
     "refcoco": 8, "ref_davis17": 1, "abl_components": 5, "beyond": 8, "control": 5, "search/1_sigma": 4,
@@ -28,7 +30,9 @@ def test_every_knob_is_listed_with_its_default(group, name):
     assert set(node) - {"_target_"} == set(schema.knobs(cls))
     full = schema.complete(node, group)
     if group == "method":
-        assert full == schema.complete({"_target_": node["_target_"]}, group), "the YAML's values are the defaults"
+        assert full == schema.complete({"_target_": node["_target_"]}, group), (
+            "the YAML's values are the defaults"
+        )
         nested = {k: v for k, v in node.items() if isinstance(v, dict)}
         for key, values in nested.items():
             assert set(values) == set(full[key])

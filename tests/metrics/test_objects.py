@@ -17,7 +17,7 @@ from refseg_bench.datasets.id_maps import IdMaps
 from refseg_bench.errors import ScoreError
 from refseg_bench.external import FolderPredictions
 from refseg_bench.metrics.protocols.catalogue import find
-from refseg_bench.metrics.protocols.objects import decay
+from refseg_bench.metrics.protocols.objects import assign, decay
 from refseg_bench.scoring import IncompleteError, Options, score
 from tests.metrics.worlds import blobs
 
@@ -156,6 +156,17 @@ def davis_unsupervised(gt, res):
     )
     rows, columns = linear_sum_assignment(-values.mean(axis=2).mean(axis=2))
     return [(c + 1, values[r, c]) for r, c in zip(rows, columns, strict=True)]
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_assignment_equals_scipys(seed):
+    rng = np.random.default_rng(seed)
+    objects = int(rng.integers(1, 5))
+    merit = rng.random((objects + int(rng.integers(0, 4)), objects))
+    if seed % 3 == 0:
+        merit = merit.round(1)
+    rows, columns = linear_sum_assignment(-merit)
+    assert assign(merit) == (rows.tolist(), columns.tolist())
 
 
 def test_davis_unsup_equals_its_rules(tree):

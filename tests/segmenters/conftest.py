@@ -86,7 +86,8 @@ model:
       pos_enc_at_cross_attn_keys: true
       pos_enc_at_cross_attn_queries: false
       self_attention: {{_target_: sam2.modeling.sam.transformer.RoPEAttention, rope_theta: 10000.0,
-                        feat_sizes: [8, 8], embedding_dim: 128, num_heads: 1, downsample_rate: 1, dropout: 0.1}}
+                        feat_sizes: [8, 8], embedding_dim: 128, num_heads: 1, downsample_rate: 1,
+                        dropout: 0.1}}
       cross_attention: {{_target_: sam2.modeling.sam.transformer.RoPEAttention, rope_theta: 10000.0,
                          feat_sizes: [8, 8], rope_k_repeat: true, embedding_dim: 128, num_heads: 1,
                          downsample_rate: 1, dropout: 0.1, kv_in_dim: 64}}
@@ -143,8 +144,10 @@ RENAMES = [
     (r"(trunk\.blocks\.\d+\.)layer_norm", r"\1norm"),
     (r"(trunk\.blocks\.\d+\.mlp\.)proj_in", r"\1layers.0"),
     (r"(trunk\.blocks\.\d+\.mlp\.)proj_out", r"\1layers.1"),
-    (r"^prompt_encoder\.shared_embedding\.positional_embedding",
-     "sam_prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"),
+    (
+        r"^prompt_encoder\.shared_embedding\.positional_embedding",
+        "sam_prompt_encoder.pe_layer.positional_encoding_gaussian_matrix",
+    ),
     (r"^prompt_encoder\.mask_embed\.conv1", "sam_prompt_encoder.mask_downscaling.0"),
     (r"^prompt_encoder\.mask_embed\.layer_norm1", "sam_prompt_encoder.mask_downscaling.1"),
     (r"^prompt_encoder\.mask_embed\.conv2", "sam_prompt_encoder.mask_downscaling.3"),
@@ -160,12 +163,18 @@ RENAMES = [
     (r"sam_mask_decoder\.upscale_conv1", "sam_mask_decoder.output_upscaling.0"),
     (r"sam_mask_decoder\.upscale_layer_norm", "sam_mask_decoder.output_upscaling.1"),
     (r"sam_mask_decoder\.upscale_conv2", "sam_mask_decoder.output_upscaling.3"),
-    (r"((?:output_hypernetworks_mlps\.\d|iou_prediction_head|pred_obj_score_head|obj_ptr_proj)\.)layers\.0",
-     r"\1layers.1"),
-    (r"((?:output_hypernetworks_mlps\.\d|iou_prediction_head|pred_obj_score_head|obj_ptr_proj)\.)proj_in",
-     r"\1layers.0"),
-    (r"((?:output_hypernetworks_mlps\.\d|iou_prediction_head|pred_obj_score_head|obj_ptr_proj)\.)proj_out",
-     r"\1layers.2"),
+    (
+        r"((?:output_hypernetworks_mlps\.\d|iou_prediction_head|pred_obj_score_head|obj_ptr_proj)\.)layers\.0",
+        r"\1layers.1",
+    ),
+    (
+        r"((?:output_hypernetworks_mlps\.\d|iou_prediction_head|pred_obj_score_head|obj_ptr_proj)\.)proj_in",
+        r"\1layers.0",
+    ),
+    (
+        r"((?:output_hypernetworks_mlps\.\d|iou_prediction_head|pred_obj_score_head|obj_ptr_proj)\.)proj_out",
+        r"\1layers.2",
+    ),
     (r"(memory_attention\.layers\.\d\.)layer_norm", r"\1norm"),
     (r"^memory_attention\.layer_norm", "memory_attention.norm"),
     (r"memory_encoder\.mask_downsampler\.final_conv", "memory_encoder.mask_downsampler.encoder.12"),

@@ -60,3 +60,13 @@ def test_missing_extension_is_refused_not_skipped(monkeypatch, clip):
     monkeypatch.setattr(holes, "extension_available", lambda: False)
     with pytest.raises(ConfigError, match="compiled kernel"):
         Sam2Hf(fill_holes="extension").open(clip)
+
+
+def test_run_record_says_which_filling_was_in_effect():
+    from types import SimpleNamespace
+
+    from refseg_bench.run import method_record
+
+    record = method_record(SimpleNamespace(segmenter=Sam2Hf(fill_holes="off")))
+    assert record["segmenter"]["hole_filling"]["in_effect"] == "none"
+    assert method_record(SimpleNamespace(segmenter=None)) == {}

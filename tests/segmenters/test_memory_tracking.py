@@ -46,7 +46,8 @@ class ScriptedCore:
             for slot, _ in memory.spatial(position, reverse=reverse, slots=SLOTS)
         ]
         pointers = [
-            distance for distance, _ in memory.pointers(position, reverse=reverse, length=length, limit=POINTERS)
+            distance
+            for distance, _ in memory.pointers(position, reverse=reverse, length=length, limit=POINTERS)
         ]
         self.recalls.append((position, reverse, spatial, pointers, n, sorted(memory.followed)))
         return features[0].expand(n, -1, -1, -1)
@@ -178,7 +179,7 @@ def test_features_are_computed_once_whatever_happens(numbered):
 def test_beyond_the_budget_frames_are_recomputed_and_results_stay(numbered):
     unlimited, _ = session(numbered)
     feature_bytes = 4 * 4 * 4
-    limited, core = session(numbered, host_mb=5 * feature_bytes / 1e6)
+    limited, _ = session(numbered, host_mb=5 * feature_bytes / 1e6)
     prompts = [Prompt.click(0.2, 0.5)]
     for _ in range(2):
         want = dict(unlimited.propagate(7, prompts))

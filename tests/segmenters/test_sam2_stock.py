@@ -74,7 +74,9 @@ def track(predictor, state, start):
     """Forward, then backward without a reset: position → logits (n, H, W)."""
     out = {}
     for reverse in (False, True):
-        for position, _, logits in predictor.propagate_in_video(state, start_frame_idx=start, reverse=reverse):
+        for position, _, logits in predictor.propagate_in_video(
+            state, start_frame_idx=start, reverse=reverse
+        ):
             out.setdefault(position, logits[:, 0].numpy())
     return out
 
@@ -136,9 +138,7 @@ def test_points_and_boxes_propagate_as_in_the_predictor(ours, stock, jpegs, tmp_
     state = state_of(stock, jpegs, tmp_path / "video")
     height, width = jpegs.size
     stock.add_new_points_or_box(state, 2, 1, points=[[0.4 * width, 0.5 * height]], labels=[1])
-    stock.add_new_points_or_box(
-        state, 2, 2, box=[0.1 * width, 0.2 * height, 0.7 * width, 0.8 * height]
-    )
+    stock.add_new_points_or_box(state, 2, 2, box=[0.1 * width, 0.2 * height, 0.7 * width, 0.8 * height])
     stock.add_new_points_or_box(
         state, 2, 3, points=[[0.4 * width, 0.5 * height], [0.9 * width, 0.1 * height]], labels=[1, 0]
     )

@@ -1,0 +1,1 @@
+"""Training of the tiny models (docs/tiny-models.md)."""

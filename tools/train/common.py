@@ -40,7 +40,7 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int) -> float:
 
 
 def shrink(frames_THWC: NDArray[np.uint8], size: tuple[int, int]) -> Tensor:
-    """uint8 RGB frames to float ``(T, 3, h, w)`` in [0, 1], bicubic with antialiasing, as the processors do."""
+    """uint8 RGB frames to float ``(T, 3, h, w)`` in [0, 1], resized as the processors do."""
     pixels = torch.from_numpy(np.ascontiguousarray(frames_THWC)).permute(0, 3, 1, 2).float()
     if tuple(pixels.shape[-2:]) != size:
         pixels = F.interpolate(pixels, size, mode="bicubic", antialias=True, align_corners=False)
@@ -105,12 +105,26 @@ class Watch:
 
 def provenance(**facts: Any) -> str:
     """A JSON text for ``provenance.json`` beside the weights: what made them."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    ).stdout.strip()
     dirty = bool(
-        subprocess.run(["git", "status", "--porcelain", "tools", "refseg_bench"], capture_output=True, text=True, check=False).stdout
+        subprocess.run(
+            ["git", "status", "--porcelain", "tools", "refseg_bench"],
+            capture_output=True,
+            text=True,
+            check=False,
+        ).stdout
     )
     import diffusers
     import transformers
 
-    versions = {"torch": torch.__version__, "transformers": transformers.__version__, "diffusers": diffusers.__version__}
-    return json.dumps({"commit": commit, "uncommitted_changes": dirty, "versions": versions, **facts}, indent=1) + "\n"
+    versions = {
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "diffusers": diffusers.__version__,
+    }
+    return (
+        json.dumps({"commit": commit, "uncommitted_changes": dirty, "versions": versions, **facts}, indent=1)
+        + "\n"
+    )

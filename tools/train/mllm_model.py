@@ -16,72 +16,58 @@ from transformers import (
 )
 
 from refseg_bench.datasets.shapes_world import COLOURS, GROUNDS, NOTHING, SEVERAL, TEXTURES
+from refseg_bench.methods import prompts
 
 PATCH, MERGE = 8, 2
 CELL = PATCH * MERGE  # pixels per visual token
 START_LAYER = 3  # of 6: the rollout's first layer, the middle one
 
 SPECIAL = (
-    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>",
-    "<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
-    "<|image_pad|>", "<|video_pad|>",
-)  # fmt: skip
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|object_ref_start|>",
+    "<|object_ref_end|>",
+    "<|box_start|>",
+    "<|box_end|>",
+    "<|quad_start|>",
+    "<|quad_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
 
 SYSTEM = "You are a helpful assistant."
 NAMES = tuple(f"{c}-{t}" for c in COLOURS for t in TEXTURES)
 ANSWERS = (*NAMES, *COLOURS, *TEXTURES, SEVERAL, NOTHING)
 
-# The prompts of DecAF (arXiv 2510.19592, section 2 and Tables 10 to 12). They are the training data's
-# form, so that the benchmark's method runs on this model unchanged.
-OBJECT = (
-    "{sent} \nWhat is the main object (or objects) referred to in the given expression or question? \nFocus on the "
-    "**primary subject or agent** involved in the described action or behavior. Respond with a single word (e.g., "
-    "'cat', 'person', 'dog') that best describes the target object(s). ",
-    "{sent} \nIdentify the primary object referred to in the expression and answer with a single word. \n",
-    "{sent} \nIdentify the primary object referred to in the expression. \nFocus on the **primary subject or agent** "
-    "involved in the described action or behavior. Respond with a single word (e.g., 'cat', 'person', 'dog') that "
-    "best describes the target object(s). ",
-    "{sent} \nDetermine the primary subject or agent mentioned in the expression or question, and provide the "
-    "object's label within a single word or phrase. ",
-)
-BACKGROUND = (
-    "Describe the background scene of the video, excluding any {obj_name}. Answer the question using a single word or "
-    "phrase.",
-    "Describe the background scene of the video. Answer the question using a single word or phrase.",
-    "Describe the background of the video while excluding any {obj_name}, using a single word or short phrase.",
-    "Describe the background scene of the video, excluding the objects referred to in the given expression or "
-    "question '{sent}'. Answer the question using a single word or phrase.",
-)
-CHOICE = (
-    "Given:\n- Expression: '{ref_query}'\n- Candidate object class list: {obj_cls_list}\nGoal: Identify the object "
-    "class referred to by the expression. Instructions:\n1. If the expression is **clear**, rely on it directly (e.g., "
-    "'a person driving a car' → 'person').\n2. If the expression is **vague**, use the object class list to support "
-    "your decision (e.g., check frequency and plausibility).\n3. Avoid defaulting to the most frequent class unless "
-    "the expression lacks clarity.\nOutput the most likely referred object class - just the label.\n",
-    "Given the expression ‘{ref_query}’ and the candidate object classes {obj_cls_list}, select the single class "  # noqa: RUF001
-    "label that best matches the object referred to in the expression.\n",
-    "Using the expression ‘{ref_query}’ and the candidate object classes {obj_cls_list}, determine which object class "  # noqa: RUF001
-    "the expression refers to.\nIf the reference is explicit, rely on the expression; if ambiguous, use the class "
-    "list as support.\nOutput only the most likely object class.\n",
-    "Given:\n- Expression: '{ref_query}'\nGoal: Identify the object class referred to by the expression. (e.g., 'a "
-    "person driving a car' → 'person').\nOutput the most likely referred object class - just the label.\n",
+# The training prompts are the method's own, so that it runs on this model unchanged; the default first.
+OBJECT, BACKGROUND, CHOICE = (
+    tuple(texts.values()) for texts in (prompts.OBJECT, prompts.BACKGROUND, prompts.CHOICE)
 )
 
 # Whatever stands between the blanks of these prompts is one token each: 15 tokens a question instead of
 # 90, which is what makes training on one core possible. Any other text is spelled by bytes and merges.
-PHRASES = (SYSTEM, *dict.fromkeys(p for t in (*OBJECT, *BACKGROUND, *CHOICE) for p in re.split(r"{\w+}", t) if len(p) > 3))
+PHRASES = (
+    SYSTEM,
+    *dict.fromkeys(p for t in (*OBJECT, *BACKGROUND, *CHOICE) for p in re.split(r"{\w+}", t) if len(p) > 3),
+)
 
 CHAT_TEMPLATE = (
     "{% set image_count = namespace(value=0) %}{% set video_count = namespace(value=0) %}"
     "{% for message in messages %}"
-    "{% if loop.first and message['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
+    "{% if loop.first and message['role'] != 'system' %}"
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
     "<|im_start|>{{ message['role'] }}\n"
     "{% if message['content'] is string %}{{ message['content'] }}<|im_end|>\n"
     "{% else %}{% for content in message['content'] %}"
     "{% if content['type'] == 'image' or 'image' in content or 'image_url' in content %}"
     "<|vision_start|><|image_pad|><|vision_end|>"
     "{% elif content['type'] == 'video' or 'video' in content %}<|vision_start|><|video_pad|><|vision_end|>"
-    "{% elif 'text' in content %}{{ content['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endif %}{% endfor %}"
+    "{% elif 'text' in content %}{{ content['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endif %}"
+    "{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
@@ -101,7 +87,9 @@ def make_tokenizer(corpus: list[str]) -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     tok.train_from_iterator(lines, trainer)
-    tok.add_tokens([AddedToken(p, normalized=False) for p in sorted((*PHRASES, *NAMES), key=len, reverse=True)])
+    tok.add_tokens(
+        [AddedToken(p, normalized=False) for p in sorted((*PHRASES, *NAMES), key=len, reverse=True)]
+    )
     return PreTrainedTokenizerFast(
         tokenizer_object=tok,
         eos_token="<|im_end|>",
@@ -134,22 +122,41 @@ def make_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2VLForConditionalGener
 
     config = Qwen2VLConfig(
         text_config={
-            "vocab_size": len(tokenizer), "hidden_size": 192, "intermediate_size": 448, "num_hidden_layers": 6,
-            "num_attention_heads": 6, "num_key_value_heads": 2, "max_position_embeddings": 8192,
+            "vocab_size": len(tokenizer),
+            "hidden_size": 192,
+            "intermediate_size": 448,
+            "num_hidden_layers": 6,
+            "num_attention_heads": 6,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 8192,
             "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]},
-            "bos_token_id": None, "eos_token_id": id_of("<|im_end|>"), "pad_token_id": id_of("<|endoftext|>"),
+            "bos_token_id": None,
+            "eos_token_id": id_of("<|im_end|>"),
+            "pad_token_id": id_of("<|endoftext|>"),
             "tie_word_embeddings": True,
         },
         vision_config={
-            "depth": 2, "embed_dim": 96, "hidden_size": 192, "num_heads": 2, "mlp_ratio": 4, "patch_size": PATCH,
-            "spatial_merge_size": MERGE, "temporal_patch_size": 2, "in_channels": 3,
+            "depth": 2,
+            "embed_dim": 96,
+            "hidden_size": 192,
+            "num_heads": 2,
+            "mlp_ratio": 4,
+            "patch_size": PATCH,
+            "spatial_merge_size": MERGE,
+            "temporal_patch_size": 2,
+            "in_channels": 3,
         },
-        image_token_id=id_of("<|image_pad|>"), video_token_id=id_of("<|video_pad|>"),
-        vision_start_token_id=id_of("<|vision_start|>"), vision_end_token_id=id_of("<|vision_end|>"),
+        image_token_id=id_of("<|image_pad|>"),
+        video_token_id=id_of("<|video_pad|>"),
+        vision_start_token_id=id_of("<|vision_start|>"),
+        vision_end_token_id=id_of("<|vision_end|>"),
         tie_word_embeddings=True,
-    )  # fmt: skip
+    )
     model = Qwen2VLForConditionalGeneration(config)
     model.generation_config = GenerationConfig(
-        eos_token_id=id_of("<|im_end|>"), pad_token_id=id_of("<|endoftext|>"), do_sample=False, max_new_tokens=8
+        eos_token_id=id_of("<|im_end|>"),
+        pad_token_id=id_of("<|endoftext|>"),
+        do_sample=False,
+        max_new_tokens=8,
     )
     return model

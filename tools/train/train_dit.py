@@ -9,8 +9,8 @@ a small VAE, learned on frames of the shapes world and captions of them:
 A caption names some of the objects, never all of a kind of word: RefAM's expressions name one.
 It is encoded as one string, or as several strings with their own end tokens, some of them bare
 function words, because that is the form in which RefAM hands an expression and its magnets over.
-A loss on the attention from image to words helps binding to appear within an hour of one core; it fades out
-over the first part of training. A stopped run goes on from its last checkpoint.
+A loss on the attention from image to words helps binding to appear within an hour of one core; it
+fades out over the first part of training. A stopped run goes on from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -56,15 +56,107 @@ MAGNETS = ("_", "with", "a", "the", "pink")
 SPICE = ("_", "with", "a", "the", "pink", ".", ",", "to", "of", "and")
 NOUNS = ("one", "object", "thing", "shape")
 WORDS = (
-    *COLOURS, *TEXTURES, *GROUNDS, *NOUNS, "ones", "objects", "things", "shapes", "big", "small", "pink", "with", "stripes",
-    "dots", "checks", "and", "the", "on", "at", "in", "of", "to", "left", "right", "top", "bottom", "middle",
-    "above", "below", "leftmost", "rightmost", "topmost", "lowest", "far", "two", "three", "all", "that", "which",
-    "moves", "move", "moving", "going", "up", "down", "does", "not", "standing", "stand", "still", "stays", "place",
-    "leaves", "enters", "picture", "goes", "out", "comes", "into", "view", "hides", "hidden", "behind", "another",
-    "for", "while", "something", "else", "covers", "back", "away", "then", "returns", "only", "other", "pattern",
-    "colour", "whose", "no", "has", "would", "need", "needs", "most", "least", "paint", "could", "cover", "any",
-    "fit", "inside", "others", "is", "it", "an", "there", "photo", "scene",
-)  # fmt: skip
+    *COLOURS,
+    *TEXTURES,
+    *GROUNDS,
+    *NOUNS,
+    *[
+        "ones",
+        "objects",
+        "things",
+        "shapes",
+        "big",
+        "small",
+        "pink",
+        "with",
+        "stripes",
+        "dots",
+        "checks",
+        "and",
+        "the",
+        "on",
+        "at",
+        "in",
+        "of",
+        "to",
+        "left",
+        "right",
+        "top",
+        "bottom",
+        "middle",
+        "above",
+        "below",
+        "leftmost",
+        "rightmost",
+        "topmost",
+        "lowest",
+        "far",
+        "two",
+        "three",
+        "all",
+        "that",
+        "which",
+        "moves",
+        "move",
+        "moving",
+        "going",
+        "up",
+        "down",
+        "does",
+        "not",
+        "standing",
+        "stand",
+        "still",
+        "stays",
+        "place",
+        "leaves",
+        "enters",
+        "picture",
+        "goes",
+        "out",
+        "comes",
+        "into",
+        "view",
+        "hides",
+        "hidden",
+        "behind",
+        "another",
+        "for",
+        "while",
+        "something",
+        "else",
+        "covers",
+        "back",
+        "away",
+        "then",
+        "returns",
+        "only",
+        "other",
+        "pattern",
+        "colour",
+        "whose",
+        "no",
+        "has",
+        "would",
+        "need",
+        "needs",
+        "most",
+        "least",
+        "paint",
+        "could",
+        "cover",
+        "any",
+        "fit",
+        "inside",
+        "others",
+        "is",
+        "it",
+        "an",
+        "there",
+        "photo",
+        "scene",
+    ],
+)
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
@@ -90,25 +182,54 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 def make_vae() -> AutoencoderKL:
     """Halves height and width; 4 latent channels."""
     return AutoencoderKL(
-        in_channels=3, out_channels=3, latent_channels=4, block_out_channels=(8, 16), layers_per_block=1,
-        norm_num_groups=4, down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
-        mid_block_add_attention=False, use_quant_conv=False, use_post_quant_conv=False, sample_size=64,
-    )  # fmt: skip
+        in_channels=3,
+        out_channels=3,
+        latent_channels=4,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        mid_block_add_attention=False,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+        sample_size=64,
+    )
 
 
 def make_models(vocab: int) -> tuple[SD3Transformer2DModel, T5EncoderModel]:
     """The transformer and the text encoder, untrained."""
     transformer = SD3Transformer2DModel(
-        sample_size=64, patch_size=4, in_channels=4, out_channels=4, num_layers=4, attention_head_dim=32,
-        num_attention_heads=4, joint_attention_dim=128, caption_projection_dim=128, pooled_projection_dim=16,
+        sample_size=64,
+        patch_size=4,
+        in_channels=4,
+        out_channels=4,
+        num_layers=4,
+        attention_head_dim=32,
+        num_attention_heads=4,
+        joint_attention_dim=128,
+        caption_projection_dim=128,
+        pooled_projection_dim=16,
         pos_embed_max_size=24,
-    )  # fmt: skip
+    )
     text = T5EncoderModel(
         T5Config(
-            vocab_size=vocab, d_model=128, d_kv=32, num_heads=4, d_ff=256, num_layers=2, dropout_rate=0.0,
-            feed_forward_proj="gated-gelu", relative_attention_num_buckets=16, relative_attention_max_distance=32,
-            pad_token_id=0, eos_token_id=1, is_encoder_decoder=False, use_cache=False, tie_word_embeddings=False,
-        )  # fmt: skip
+            vocab_size=vocab,
+            d_model=128,
+            d_kv=32,
+            num_heads=4,
+            d_ff=256,
+            num_layers=2,
+            dropout_rate=0.0,
+            feed_forward_proj="gated-gelu",
+            relative_attention_num_buckets=16,
+            relative_attention_max_distance=32,
+            pad_token_id=0,
+            eos_token_id=1,
+            is_encoder_decoder=False,
+            use_cache=False,
+            tie_word_embeddings=False,
+        )
     )
     return transformer, text
 
@@ -122,7 +243,9 @@ def phrase(rng: np.random.Generator, scene: Scene, index: int) -> str:
     words = [str(rng.choice(["a", "the", ""], p=[0.4, 0.4, 0.2]))]
     if rng.random() < 0.3:
         words.append("big" if thing.big else "small")
-    with_colour, with_texture = [(True, True), (True, False), (False, True)][int(rng.choice(3, p=[0.6, 0.2, 0.2]))]
+    with_colour, with_texture = [(True, True), (True, False), (False, True)][
+        int(rng.choice(3, p=[0.6, 0.2, 0.2]))
+    ]
     if with_colour:
         words.append(thing.colour)
     marks = {"striped": "stripes", "dotted": "dots", "checked": "checks"}.get(thing.texture)
@@ -134,7 +257,11 @@ def phrase(rng: np.random.Generator, scene: Scene, index: int) -> str:
         words += ["with", str(marks)]
     if rng.random() < 0.2:
         y, x = thing.centre_T2[0] / np.array(scene.world.size)
-        places = [p for p, holds in (("left", x < 0.33), ("right", x > 0.67), ("top", y < 0.33), ("bottom", y > 0.67)) if holds]
+        places = [
+            p
+            for p, holds in (("left", x < 0.33), ("right", x > 0.67), ("top", y < 0.33), ("bottom", y > 0.67))
+            if holds
+        ]
         if places:
             place = str(rng.choice(places))
             words += ["on", "the", place] if place in ("left", "right") else ["at", "the", place]
@@ -209,7 +336,9 @@ class TextBatch:
         """``(B, L, d)`` states without inner padding, and which of them are real ``(B, L)``."""
         unique = list(dict.fromkeys(s for sample in samples for s in sample))
         coded = self.tokenizer(unique, padding=True, return_tensors="pt")
-        states = self.encoder(input_ids=coded.input_ids, attention_mask=coded.attention_mask).last_hidden_state
+        states = self.encoder(
+            input_ids=coded.input_ids, attention_mask=coded.attention_mask
+        ).last_hidden_state
         lengths = coded.attention_mask.sum(1).tolist()
         found = {s: states[i, : lengths[i]] for i, s in enumerate(unique)}
         rows = [torch.cat([found[s] for s in sample]) for sample in samples]
@@ -260,7 +389,11 @@ def forward(transformer: SD3Transformer2DModel, noisy: Tensor, sigma: Tensor, te
     """The velocity."""
     pooled = torch.zeros(len(noisy), transformer.config.pooled_projection_dim)
     out: Tensor = transformer(
-        hidden_states=noisy, encoder_hidden_states=text, pooled_projections=pooled, timestep=1000 * sigma, return_dict=False
+        hidden_states=noisy,
+        encoder_hidden_states=text,
+        pooled_projections=pooled,
+        timestep=1000 * sigma,
+        return_dict=False,
     )[0]
     return out
 
@@ -310,7 +443,11 @@ def train_vae(work: Path, steps: int) -> AutoencoderKL:
 
 @torch.no_grad()
 def point_accuracy(
-    transformer: SD3Transformer2DModel, text: TextBatch, vae: AutoencoderKL, scenes: int = 30, sigma: float = 0.4
+    transformer: SD3Transformer2DModel,
+    text: TextBatch,
+    vae: AutoencoderKL,
+    scenes: int = 30,
+    sigma: float = 0.4,
 ) -> dict[str, float]:
     """Share of appearance expressions whose hottest cell lies on the target, on the watched scenes.
 
@@ -331,11 +468,20 @@ def point_accuracy(
         for magnets in (MAGNETS, ()):
             states, mask = text([[u.text, *magnets] for u in asked])
             with MaskedText(mask, rows * cols, keep=True) as tap:
-                forward(transformer, sigma * noise + (1 - sigma) * latents, torch.full((len(asked),), sigma), states)
+                forward(
+                    transformer,
+                    sigma * noise + (1 - sigma) * latents,
+                    torch.full((len(asked),), sigma),
+                    states,
+                )
             maps = torch.stack(tap.maps[len(tap.maps) // 2 :]).mean(0)
             for row, utterance in enumerate(asked):
                 pieces = text.tokenizer.convert_ids_to_tokens(text.tokenizer(utterance.text).input_ids)
-                naming = [i for i, p in enumerate(pieces) if p.lstrip("▁") in (*COLOURS, *TEXTURES, "stripes", "dots", "checks")]
+                naming = [
+                    i
+                    for i, p in enumerate(pieces)
+                    if p.lstrip("▁") in (*COLOURS, *TEXTURES, "stripes", "dots", "checks")
+                ]
                 heat = maps[row][:, naming].mean(1).reshape(rows, cols)
                 y, x = divmod(int(heat.argmax()), cols)
                 target = footage.masks_THW(utterance.targets[0])[0]
@@ -345,12 +491,25 @@ def point_accuracy(
                     area.append(float(target.mean()))
                     among.append(1 / len(scene.things))
     return {
-        "point": float(np.mean(hits)), "point_no_magnets": float(np.mean(plain)),
-        "chance_object": float(np.mean(among)), "chance_area": float(np.mean(area)),
-    }  # fmt: skip
+        "point": float(np.mean(hits)),
+        "point_no_magnets": float(np.mean(plain)),
+        "chance_object": float(np.mean(among)),
+        "chance_area": float(np.mean(area)),
+    }
 
 
-def train(work: Path, steps: int, batch: int, peak: float, check_every: int, binding_weight: float, binding_until: float) -> None:
+def train(
+    work: Path,
+    steps: int,
+    batch: int,
+    peak: float,
+    check_every: int,
+    check_scenes: int,
+    binding_weight: float,
+    binding_until: float,
+    first: int,
+    warm: Path | None,
+) -> None:
     """Rectified flow, with an exponential average of the weights."""
     tokenizer = make_tokenizer()
     vae = AutoencoderKL.from_pretrained(work / "vae").eval().requires_grad_(False)
@@ -358,9 +517,15 @@ def train(work: Path, steps: int, batch: int, peak: float, check_every: int, bin
     both = torch.nn.ModuleList([transformer, encoder])
     optimiser = torch.optim.AdamW(both.parameters(), lr=peak, betas=(0.9, 0.98), weight_decay=0.02)
     average = {k: v.clone() for k, v in both.state_dict().items()}
-    watch = Watch(work, ["loss", "binding", "lr", "point", "point_no_magnets", "chance_object", "chance_area"])
+    watch = Watch(
+        work, ["loss", "binding", "lr", "point", "point_no_magnets", "chance_object", "chance_area"]
+    )
     text = TextBatch(tokenizer, encoder)
     start = 0
+    if warm is not None:
+        state = torch.load(warm / "last.pt", weights_only=False)
+        both.load_state_dict(state["model"])
+        average = {k: v.clone() for k, v in state["model"].items()}
     if state := watch.resume():
         start = state["step"]
         both.load_state_dict(state["model"])
@@ -373,7 +538,7 @@ def train(work: Path, steps: int, batch: int, peak: float, check_every: int, bin
         lr = learning_rate(step, steps, peak, 60)
         for group in optimiser.param_groups:
             group["lr"] = lr
-        images, captions, owners = batch_of(TRAIN_SEEDS + step * batch, batch)
+        images, captions, owners = batch_of(TRAIN_SEEDS + (first + step) * batch, batch)
         latents = encode(vae, images)
         noise = torch.randn_like(latents)
         sigma = torch.rand(batch) * 0.97 + 0.03
@@ -398,7 +563,7 @@ def train(work: Path, steps: int, batch: int, peak: float, check_every: int, bin
         if (step + 1) % check_every == 0 or last:
             now = {k: v.clone() for k, v in both.state_dict().items()}
             both.load_state_dict(average)
-            figures = point_accuracy(transformer, text, vae)
+            figures = point_accuracy(transformer, text, vae, check_scenes)
             both.load_state_dict(now)
             watch.log(step + 1, loss=total / counted, binding=bound / counted, lr=lr, **figures)
             watch.save(step + 1, model=now, optimiser=optimiser.state_dict(), average=average)
@@ -422,18 +587,25 @@ def export(work: Path, out: Path, seed: int) -> None:
     tokenizer.save_pretrained(out / "tokenizer")
     FlowMatchEulerDiscreteScheduler(shift=1.0).save_pretrained(out / "scheduler")
     index = {
-        "_class_name": "StableDiffusion3Pipeline", "_diffusers_version": "0.35.0",
-        "transformer": ["diffusers", "SD3Transformer2DModel"], "vae": ["diffusers", "AutoencoderKL"],
+        "_class_name": "StableDiffusion3Pipeline",
+        "_diffusers_version": "0.35.0",
+        "transformer": ["diffusers", "SD3Transformer2DModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
         "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
-        "text_encoder": ["transformers", "T5EncoderModel"], "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
-    }  # fmt: skip
+        "text_encoder": ["transformers", "T5EncoderModel"],
+        "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
+    }
     (out / "model_index.json").write_text(json.dumps(index, indent=1) + "\n")
     facts = {
-        "script": "tools/train/train_dit.py", "seed": seed, "steps": state["step"],
-        "wall_s": round(state["clock"][0]), "cpu_s": round(state["clock"][1]),
-        "data": f"shapes world, scene seeds {TRAIN_SEEDS} onwards, one frame each", "log": "docs/training/tiny_dit.csv",
+        "script": "tools/train/train_dit.py",
+        "seed": seed,
+        "steps": state["step"],
+        "wall_s": round(state["clock"][0]),
+        "cpu_s": round(state["clock"][1]),
+        "data": f"shapes world, scene seeds {TRAIN_SEEDS} onwards, one frame each",
+        "log": "docs/training/tiny_dit.csv",
         "licence": "Apache-2.0",
-    }  # fmt: skip
+    }
     (out / "provenance.json").write_text(provenance(**facts))
 
 
@@ -447,14 +619,32 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=24)
     parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--check-every", type=int, default=100)
-    parser.add_argument("--binding-weight", type=float, default=0.1, help="of the loss on attention, at the start")
-    parser.add_argument("--binding-until", type=float, default=0.6, help="share of the steps at which it has faded out")
+    parser.add_argument("--warm-start", type=Path, help="work folder of an earlier run to start from")
+    parser.add_argument("--first", type=int, default=0, help="batches of scenes to skip (seen by that run)")
+    parser.add_argument("--check-scenes", type=int, default=30)
+    parser.add_argument(
+        "--binding-weight", type=float, default=0.1, help="of the loss on attention, at the start"
+    )
+    parser.add_argument(
+        "--binding-until", type=float, default=0.6, help="share of the steps at which it has faded out"
+    )
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     setup(args.seed)
     train_vae(args.work, args.vae_steps)
     setup(args.seed)
-    train(args.work, args.steps, args.batch, args.lr, args.check_every, args.binding_weight, args.binding_until)
+    train(
+        args.work,
+        args.steps,
+        args.batch,
+        args.lr,
+        args.check_every,
+        args.check_scenes,
+        args.binding_weight,
+        args.binding_until,
+        args.first,
+        args.warm_start,
+    )
     if args.out:
         export(args.work, args.out, args.seed)
 

@@ -5,8 +5,9 @@ scenes of the shapes world: the object prompt with the target's name (``red-stri
 the background prompt with the kind of ground, the choice prompt with one of the candidates. It sees clips
 (8 or 16 frames, 6 x 8 tokens for two frames) and single frames at twice that grid, as DecAF does.
 
-Training begins with pairs of frames and goes on to clips (``STAGES``). Several questions share one visual prefix: each attends to the prefix and to itself, at the positions it
-would have alone, which is exactly what separate sequences would compute.
+Training begins with pairs of frames and goes on to clips (``STAGES``). Several questions share one visual
+prefix: each attends to the prefix and to itself, at the positions it would have alone, which is exactly
+what separate sequences would compute.
 
 Two auxiliary losses help binding to appear early; their layers are dropped from the exported model:
 
@@ -26,7 +27,7 @@ import argparse
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -40,7 +41,6 @@ from refseg_bench.datasets.shapes_world import (
     COLOURS,
     GROUNDS,
     NOTHING,
-    SEVERAL,
     TEXTURES,
     Footage,
     Scene,
@@ -69,8 +69,22 @@ from tools.train.mllm_model import (
 VIDEO_SIZE, IMAGE_SIZE = (96, 128), (192, 256)
 PER_SEQUENCE = 8  # object questions per visual prefix; one background question comes on top
 MIX = {  # chance of each kind of expression, for clips and for single frames
-    "video": {"appearance": 0.3, "absent": 0.2, "motion": 0.24, "multi": 0.1, "relation": 0.06, "reasoning": 0.1},
-    "image": {"appearance": 0.46, "absent": 0.24, "motion": 0.08, "multi": 0.1, "relation": 0.08, "reasoning": 0.04},
+    "video": {
+        "appearance": 0.3,
+        "absent": 0.2,
+        "motion": 0.24,
+        "multi": 0.1,
+        "relation": 0.06,
+        "reasoning": 0.1,
+    },
+    "image": {
+        "appearance": 0.46,
+        "absent": 0.24,
+        "motion": 0.08,
+        "multi": 0.1,
+        "relation": 0.08,
+        "reasoning": 0.04,
+    },
 }
 _COLOURS, _TEXTURES, _GROUNDS = list(COLOURS), list(TEXTURES), list(GROUNDS)
 
@@ -131,7 +145,9 @@ def pool(masks_THW: NDArray[np.bool_], grid: tuple[int, int, int]) -> NDArray[np
     return blocks.mean(axis=(1, 3, 5), dtype=np.float32).ravel()
 
 
-def token_labels(scene: Scene, ids_THW: NDArray[np.uint8], steps: list[int], grid: tuple[int, int, int]) -> NDArray[np.int64]:
+def token_labels(
+    scene: Scene, ids_THW: NDArray[np.uint8], steps: list[int], grid: tuple[int, int, int]
+) -> NDArray[np.int64]:
     """What each visual token shows: colour, texture, motion (between its two frames), ground."""
     things = scene.things
     shares = np.stack([pool(ids_THW == k, grid) for k in range(len(things) + 1)])
@@ -148,13 +164,19 @@ def token_labels(scene: Scene, ids_THW: NDArray[np.uint8], steps: list[int], gri
             for cell in range(grid[0]):
                 a, b = steps[2 * cell], steps[2 * cell + 1]
                 dy, dx = thing.centre_T2[b] - thing.centre_T2[a]
-                way = 0 if max(abs(dy), abs(dx)) < 1 else (1 if dx < -1 else 2 if dx > 1 else 3 if dy < -1 else 4)
+                way = (
+                    0
+                    if max(abs(dy), abs(dx)) < 1
+                    else (1 if dx < -1 else 2 if dx > 1 else 3 if dy < -1 else 4)
+                )
                 span = slice(cell * per_cell, (cell + 1) * per_cell)
                 labels[2, span][on[span]] = way
     return labels
 
 
-def pick(rng: np.random.Generator, utterances: list[Utterance], mix: dict[str, float], count: int) -> list[Utterance]:
+def pick(
+    rng: np.random.Generator, utterances: list[Utterance], mix: dict[str, float], count: int
+) -> list[Utterance]:
     """Expressions by kind, at the chances of ``mix`` as far as the scene has them."""
     by_kind: dict[str, list[Utterance]] = {}
     for utterance in utterances:
@@ -188,7 +210,14 @@ def object_question(
     answer = utterance.word if seen else NOTHING
     # One frame does not tell who moves: such a question stays in, as DecAF asks it, but hardly counts.
     weight = 0.3 if image and utterance.dynamic else 1.0
-    return Question(version(rng, OBJECT).format(sent=utterance.text + "."), answer, cover_V, weight, utterance.kind, utterance)
+    return Question(
+        version(rng, OBJECT).format(sent=utterance.text + "."),
+        answer,
+        cover_V,
+        weight,
+        utterance.kind,
+        utterance,
+    )
 
 
 def background_question(
@@ -217,14 +246,26 @@ def choice_question(rng: np.random.Generator, utterance: Utterance) -> Question:
     texture = next((t for t in TEXTURES if t in words), None)
     right = utterance.word if utterance.word != NOTHING or rng.random() < 0.5 else str(rng.choice(NAMES))
     count = int(rng.integers(5, 18))
-    pool_ = [right] * int(rng.integers(2, 6)) + [NOTHING] * int(rng.integers(0, 4)) + [str(n) for n in rng.choice(NAMES, 3)]
+    pool_ = (
+        [right] * int(rng.integers(2, 6))
+        + [NOTHING] * int(rng.integers(0, 4))
+        + [str(n) for n in rng.choice(NAMES, 3)]
+    )
     candidates = [str(rng.choice(pool_)) for _ in range(count)]
 
     def agrees(candidate: str) -> bool:
         parts = candidate.split("-")
-        return len(parts) == 2 and (colour is None or parts[0] == colour) and (texture is None or parts[1] == texture)
+        return (
+            len(parts) == 2
+            and (colour is None or parts[0] == colour)
+            and (texture is None or parts[1] == texture)
+        )
 
-    good = [c for c in candidates if (colour or texture) and agrees(c)] or [c for c in candidates if c != NOTHING] or candidates
+    good = (
+        [c for c in candidates if (colour or texture) and agrees(c)]
+        or [c for c in candidates if c != NOTHING]
+        or candidates
+    )
     counts = {c: good.count(c) for c in good}
     best = max(counts, key=lambda c: (counts[c], -good.index(c)))
     filled = version(rng, CHOICE).format(ref_query=utterance.text + ".", obj_cls_list=",".join(candidates))
@@ -248,7 +289,9 @@ def example(seed: int, form: str) -> tuple[Example, Question]:
     rng = np.random.default_rng([seed, 98])
     shown = FORMS[form]
     length = shown if shown > 2 else int(rng.choice([8, 12, 16]))
-    scene = sample_scene(seed, World(n_frames=length, difficulty=float(rng.integers(2, 9)) / 10, objects=(3, 5)))
+    scene = sample_scene(
+        seed, World(n_frames=length, difficulty=float(rng.integers(2, 9)) / 10, objects=(3, 5))
+    )
     first = int(rng.integers(length - shown + 1))
     steps = list(range(first, first + shown))
     footage = render(scene, steps)
@@ -274,12 +317,18 @@ class Rows:
     """Where the registered attention function keeps what is asked of it (training and checks only)."""
 
     index_BK: Tensor | None = None
-    kept: dict[int, Tensor] = {}
+    kept: ClassVar[dict[int, Tensor]] = {}
     full = False
 
 
 def plain_attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling: float, **_: Any
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    **_: Any,
 ) -> tuple[Tensor, None]:
     """Attention by plain products: on a CPU faster to train than the fused kernel, and readable."""
     groups = query.shape[1] // key.shape[1]
@@ -374,7 +423,10 @@ class Packer:
         self.turn = f"{end}\n{start}assistant\n"
         self.end = tokenizer(end).input_ids
         self.pad = tokenizer.pad_token_id
-        self.pads = {True: tokenizer.convert_tokens_to_ids("<|video_pad|>"), False: tokenizer.convert_tokens_to_ids("<|image_pad|>")}
+        self.pads = {
+            True: tokenizer.convert_tokens_to_ids("<|video_pad|>"),
+            False: tokenizer.convert_tokens_to_ids("<|image_pad|>"),
+        }
 
     def suffix(self, question: Question, *, answer: bool = True) -> tuple[list[int], int]:
         """Ids of prompt, assistant turn and answer; and the prompt's length."""
@@ -395,7 +447,12 @@ class Packer:
             position = torch.cat([torch.arange(n).expand(3, n), place, torch.full((3, 1), after)], 1)
             rows.append(self._row(prefix, position, after + 1, example.questions, answer))
         packed = self._join(rows, answer)
-        covers = np.stack([[q.cover_V if q.cover_V is not None else np.zeros(visual, np.float32) for q in e.questions] for e in batch])
+        covers = np.stack(
+            [
+                [q.cover_V if q.cover_V is not None else np.zeros(visual, np.float32) for q in e.questions]
+                for e in batch
+            ]
+        )
         asked = torch.tensor([[1.0 if q.kind != "background" else 0.0 for q in e.questions] for e in batch])
         weights = torch.tensor([[q.weight for q in e.questions] for e in batch])
         n = len(self.head)
@@ -417,12 +474,27 @@ class Packer:
         rows = [self._row(self.text_head, torch.arange(n).expand(3, n), n, [q], True) for q in questions]
         none = torch.zeros(0)
         return Packed(
-            **self._join(rows, True), cover_BKV=none, asked_BK=none, visual=slice(0, 0), pixels=none, grids=none,
-            labels_CN=none, places_V2=none,
-        )  # fmt: skip
+            **self._join(rows, True),
+            cover_BKV=none,
+            asked_BK=none,
+            visual=slice(0, 0),
+            pixels=none,
+            grids=none,
+            labels_CN=none,
+            places_V2=none,
+        )
 
-    def _row(self, prefix: list[int], position: Tensor, start: int, questions: list[Question], answer: bool) -> dict[str, Any]:
-        ids, labels, weights, segment, positions, last = list(prefix), [-100] * len(prefix), [0.0] * len(prefix), [0] * len(prefix), [position], []
+    def _row(
+        self, prefix: list[int], position: Tensor, start: int, questions: list[Question], answer: bool
+    ) -> dict[str, Any]:
+        ids, labels, weights, segment, positions, last = (
+            list(prefix),
+            [-100] * len(prefix),
+            [0.0] * len(prefix),
+            [0] * len(prefix),
+            [position],
+            [],
+        )
         for number, question in enumerate(questions, 1):
             suffix, prompt = self.suffix(question, answer=answer)
             last.append(len(ids) + prompt - 1)
@@ -431,7 +503,14 @@ class Packer:
             weights += [question.weight] * len(suffix)
             segment += [number] * len(suffix)
             positions.append((torch.arange(len(suffix)) + start).expand(3, -1))
-        return {"ids": ids, "labels": labels, "weights": weights, "segment": segment, "position": torch.cat(positions, 1), "last": last}
+        return {
+            "ids": ids,
+            "labels": labels,
+            "weights": weights,
+            "segment": segment,
+            "position": torch.cat(positions, 1),
+            "last": last,
+        }
 
     def _join(self, rows: list[dict[str, Any]], answer: bool) -> dict[str, Any]:
         longest = max(len(r["ids"]) for r in rows)
@@ -441,7 +520,9 @@ class Packer:
 
         segment = fill("segment", -1, torch.long)
         order = torch.arange(longest)
-        allowed = (order[:, None] >= order[None, :]) & ((segment[:, :, None] == segment[:, None, :]) | (segment[:, None, :] == 0))
+        allowed = (order[:, None] >= order[None, :]) & (
+            (segment[:, :, None] == segment[:, None, :]) | (segment[:, None, :] == 0)
+        )
         allowed |= torch.eye(longest, dtype=torch.bool)
         position = torch.stack([F.pad(r["position"], (0, longest - r["position"].shape[1])) for r in rows], 1)
         return {
@@ -454,23 +535,37 @@ class Packer:
         }
 
 
-def run(model: Qwen2VLForConditionalGeneration, packed: Packed, *, hidden: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Last hidden states ``(B, L, D)``, those at the rollout's start, and the vision tower's output ``(N, D)``."""
+def run(
+    model: Qwen2VLForConditionalGeneration, packed: Packed, *, hidden: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Last hidden states ``(B, L, D)``, those at the rollout's start, the vision tower's ``(N, D)``."""
     inner = model.model
     embeds = inner.language_model.embed_tokens(packed.ids_BL)
     visual = None
     if len(packed.pixels):
         visual = inner.visual(packed.pixels, grid_thw=packed.grids).pooler_output
         v = packed.visual
-        embeds = torch.cat([embeds[:, : v.start], visual.view(len(embeds), -1, embeds.shape[-1]).to(embeds.dtype), embeds[:, v.stop :]], 1)
+        embeds = torch.cat(
+            [
+                embeds[:, : v.start],
+                visual.view(len(embeds), -1, embeds.shape[-1]).to(embeds.dtype),
+                embeds[:, v.stop :],
+            ],
+            1,
+        )
     out = inner.language_model(
-        inputs_embeds=embeds, position_ids=packed.positions_3BL, attention_mask={"full_attention": packed.mask_B1LL},
-        use_cache=False, output_hidden_states=hidden,
-    )  # fmt: skip
+        inputs_embeds=embeds,
+        position_ids=packed.positions_3BL,
+        attention_mask={"full_attention": packed.mask_B1LL},
+        use_cache=False,
+        output_hidden_states=hidden,
+    )
     return out.last_hidden_state, out.hidden_states[START_LAYER] if hidden else None, visual
 
 
-def losses(model: Qwen2VLForConditionalGeneration, heads: Heads, packed: Packed, attention_weight: float) -> tuple[Tensor, dict[str, float]]:
+def losses(
+    model: Qwen2VLForConditionalGeneration, heads: Heads, packed: Packed, attention_weight: float
+) -> tuple[Tensor, dict[str, float]]:
     """The weighted sum of all losses of a batch, and its parts."""
     seeing = len(packed.pixels) > 0
     Rows.index_BK = packed.last_BK if seeing and attention_weight > 0 else None
@@ -494,12 +589,16 @@ def losses(model: Qwen2VLForConditionalGeneration, heads: Heads, packed: Packed,
             asked = middle.gather(1, packed.last_BK[..., None].expand(-1, -1, middle.shape[-1]))
             match = heads.match(asked, states)
             cover = packed.cover_BKV
-            bce = F.binary_cross_entropy_with_logits(match, cover, weight=1 + 4 * cover, reduction="none").mean(-1)
+            bce = F.binary_cross_entropy_with_logits(
+                match, cover, weight=1 + 4 * cover, reduction="none"
+            ).mean(-1)
             match_loss = (bce * packed.asked_BK).sum() / packed.asked_BK.sum()
             total = total + dense + 0.2 * place + 4.0 * match_loss
             parts |= {"dense": dense.item(), "place": place.item(), "match": match_loss.item()}
             if attention_weight > 0:
-                rows = torch.stack([Rows.kept[k].mean(1) for k in sorted(Rows.kept)]).mean(0)[..., packed.visual]
+                rows = torch.stack([Rows.kept[k].mean(1) for k in sorted(Rows.kept)]).mean(0)[
+                    ..., packed.visual
+                ]
                 there = (cover > 0.3).float()
                 some = (there.sum(-1) > 0).float()
                 inside = (rows * there).sum(-1) / rows.sum(-1).clamp_min(1e-6)
@@ -536,7 +635,7 @@ def smooth(map_THW: Tensor, kernel: int) -> Tensor:
 
 @torch.no_grad()
 def check(model: Qwen2VLForConditionalGeneration, packer: Packer, scenes: int = 16) -> dict[str, float]:
-    """Answers and pointing on watched scenes: two expressions each on a clip of 16 frames and on one of its frames."""
+    """Answers and pointing on watched scenes, on clips of 16 frames and on one of their frames."""
     model.eval()
     points: dict[str, list[bool]] = {}
     answers: dict[str, list[bool]] = {}
@@ -546,7 +645,10 @@ def check(model: Qwen2VLForConditionalGeneration, packer: Packer, scenes: int = 
         scene = sample_scene(seed, World(n_frames=16, difficulty=float(rng.integers(2, 9)) / 10))
         footage = render(scene)
         utterances = describe(scene, footage)
-        by_kind = {kind: next((u for u in utterances if u.kind == kind), None) for kind in ("appearance", "motion", "absent")}
+        by_kind = {
+            kind: next((u for u in utterances if u.kind == kind), None)
+            for kind in ("appearance", "motion", "absent")
+        }
         for video in (True, False):
             rows = list(range(16)) if video else [8]
             frames = shrink(footage.frames_THWC[rows], VIDEO_SIZE if video else IMAGE_SIZE)
@@ -558,7 +660,9 @@ def check(model: Qwen2VLForConditionalGeneration, packer: Packer, scenes: int = 
                 if kind != "absent" and mask.sum() < 150:
                     continue
                 question = Question(OBJECT[0].format(sent=utterance.text + "."), "", None)
-                example = Example(frames, video, token_labels(scene, footage.ids_THW[rows], rows, grid), [question])
+                example = Example(
+                    frames, video, token_labels(scene, footage.ids_THW[rows], rows, grid), [question]
+                )
                 packed = packer.pack([example], answer=False)
                 Rows.kept.clear()
                 last, _, _ = run(model, packed, hidden=False)
@@ -569,7 +673,9 @@ def check(model: Qwen2VLForConditionalGeneration, packer: Packer, scenes: int = 
                     continue
                 attention = {k: v for k, v in Rows.kept.items()}
                 maps = {"rollout": rollout_row(attention, packed.visual)}
-                maps["late"] = torch.stack([a[0, :, -1, packed.visual].mean(0) for a in attention.values()]).mean(0)
+                maps["late"] = torch.stack(
+                    [a[0, :, -1, packed.visual].mean(0) for a in attention.values()]
+                ).mean(0)
                 for layer, a in attention.items():
                     for head in range(a.shape[1]):
                         maps[f"head{layer}.{head}"] = a[0, head, -1, packed.visual]
@@ -585,7 +691,9 @@ def check(model: Qwen2VLForConditionalGeneration, packer: Packer, scenes: int = 
                     pixel = (int((y + 0.5) * 192 / grid[1]), int((x + 0.5) * 256 / grid[2]))
                     span = mask[2 * t : 2 * t + 2] if video else mask
                     hit = bool(span[:, pixel[0], pixel[1]].any())
-                    points.setdefault(f"{name}_{key}" if kind == "appearance" else f"motion_{key}", []).append(hit)
+                    points.setdefault(
+                        f"{name}_{key}" if kind == "appearance" else f"motion_{key}", []
+                    ).append(hit)
     Rows.full = False
     Rows.kept.clear()
     model.train()
@@ -593,24 +701,36 @@ def check(model: Qwen2VLForConditionalGeneration, packer: Packer, scenes: int = 
     for name in ("image", "video", "motion"):
         for key in ("late", "rollout", "contrast"):
             out[f"{name}_{key}"] = float(np.mean(points.get(f"{name}_{key}", [0.0])))
-        out[f"{name}_head"] = max((float(np.mean(v)) for k, v in points.items() if k.startswith(f"{name}_head")), default=0.0)
+        out[f"{name}_head"] = max(
+            (float(np.mean(v)) for k, v in points.items() if k.startswith(f"{name}_head")), default=0.0
+        )
     return out
 
 
 COLUMNS = [
-    "lr", "loss", "answer", "right", "dense", "texture", "place", "match", "attention", "choice",
-    *[f"say_{m}_{k}" for m, k in (("image", "appearance"), ("image", "absent"), ("video", "appearance"), ("video", "motion"), ("video", "absent"))],
+    "lr",
+    "loss",
+    "answer",
+    "right",
+    "dense",
+    "texture",
+    "place",
+    "match",
+    "attention",
+    "choice",
+    *[f"say_image_{k}" for k in ("appearance", "absent")],
+    *[f"say_video_{k}" for k in ("appearance", "motion", "absent")],
     *[f"{n}_{k}" for n in ("image", "video", "motion") for k in ("late", "rollout", "contrast", "head")],
-]  # fmt: skip
+]
 
 
 # ── training ─────────────────────────────────────────────────────────────────
 
 
-def corpus() -> list[str]:
+def corpus(scenes: int = 160) -> list[str]:
     """Texts the tokenizer's merges are learned from: expressions of scenes that nothing else uses."""
     lines: list[str] = []
-    for seed in range(500_000, 500_160):
+    for seed in range(500_000, 500_000 + scenes):
         scene = sample_scene(seed)
         lines += [u.text + "." for u in describe(scene, render(scene))]
     return lines
@@ -618,7 +738,7 @@ def corpus() -> list[str]:
 
 def train(work: Path, args: argparse.Namespace) -> None:
     """The loop. Settings that change the data are arguments; the rest stands here."""
-    tokenizer = make_tokenizer(corpus())
+    tokenizer = make_tokenizer(corpus(args.corpus_scenes))
     torch.manual_seed(args.seed)
     model = make_model(tokenizer)
     heads = Heads(model.config.text_config.hidden_size)
@@ -672,10 +792,16 @@ def train(work: Path, args: argparse.Namespace) -> None:
         if (step + 1) % args.check_every == 0 or last:
             now = {k: v.clone() for k, v in model.state_dict().items()}
             model.load_state_dict(average)
-            figures = check(model, packer)
+            figures = check(model, packer, args.check_scenes)
             model.load_state_dict(now)
             watch.log(step + 1, lr=lr, **{k: float(np.mean(v)) for k, v in sums.items()}, **figures)
-            watch.save(step + 1, model=both.state_dict(), optimiser=optimiser.state_dict(), average=average, args=vars(args))
+            watch.save(
+                step + 1,
+                model=both.state_dict(),
+                optimiser=optimiser.state_dict(),
+                average=average,
+                args=vars(args),
+            )
             sums = {}
         elif (step + 1) % 20 == 0:
             watch.log(step + 1, lr=lr, **{k: float(np.mean(v)) for k, v in sums.items()})
@@ -684,18 +810,23 @@ def train(work: Path, args: argparse.Namespace) -> None:
 
 def export(work: Path, out: Path) -> None:
     """Write the averaged weights as an ordinary model folder, fp16."""
-    tokenizer = make_tokenizer(corpus())
-    model = make_model(tokenizer)
     state = torch.load(work / "last.pt", weights_only=False)
+    tokenizer = make_tokenizer(corpus(state["args"].get("corpus_scenes", 160)))
+    model = make_model(tokenizer)
     model.load_state_dict(state["average"])
     out.mkdir(parents=True, exist_ok=True)
     model.half().save_pretrained(out)
     make_processor(tokenizer).save_pretrained(out)
     facts = {
-        "script": "tools/train/train_mllm.py", "arguments": {k: str(v) for k, v in state["args"].items() if k not in ("work", "out")},
-        "steps": state["step"], "wall_s": round(state["clock"][0]), "cpu_s": round(state["clock"][1]),
-        "data": f"shapes world, scene seeds {TRAIN_SEEDS} onwards", "log": "docs/training/tiny_mllm.csv", "licence": "Apache-2.0",
-    }  # fmt: skip
+        "script": "tools/train/train_mllm.py",
+        "arguments": {k: v for k, v in state["args"].items() if k not in ("work", "out")},
+        "steps": state["step"],
+        "wall_s": round(state["clock"][0]),
+        "cpu_s": round(state["clock"][1]),
+        "data": f"shapes world, scene seeds {TRAIN_SEEDS} onwards",
+        "log": "docs/training/tiny_mllm.csv",
+        "licence": "Apache-2.0",
+    }
     (out / "provenance.json").write_text(provenance(**facts))
 
 
@@ -707,8 +838,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=700)
     parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--check-every", type=int, default=100)
-    parser.add_argument("--attention-weight", type=float, default=0.3, help="of the loss on attention, at the start")
-    parser.add_argument("--attention-until", type=float, default=0.5, help="share of the steps at which it has faded out")
+    parser.add_argument("--check-scenes", type=int, default=16)
+    parser.add_argument("--corpus-scenes", type=int, default=160)
+    parser.add_argument(
+        "--attention-weight", type=float, default=0.3, help="of the loss on attention, at the start"
+    )
+    parser.add_argument(
+        "--attention-until", type=float, default=0.5, help="share of the steps at which it has faded out"
+    )
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     setup(args.seed)

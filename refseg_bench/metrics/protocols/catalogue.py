@@ -103,7 +103,11 @@ def table() -> str:
     for protocol in shipped():
         p = protocol.policy
         names = ", ".join(f"`{alias}`" for alias in protocol.aliases)
-        rounding = "none" if p.rounding == "none" else f"{p.digits} decimals, {_WHEN[p.rounding]}"
+        rounding = (
+            "none"
+            if p.rounding == "none"
+            else f"{p.digits} decimal{'s' * (p.digits != 1)}, {_WHEN[p.rounding]}"
+        )
         cells = (
             f"`{protocol.name}`" + (f" ({names})" if names else ""),
             protocol.imitates,

@@ -1,0 +1,274 @@
+"""Every layout of other people's predictions, on sets written in each dataset's exact format."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from refseg_bench import cli
+from refseg_bench.datasets.davis_text import convert
+from refseg_bench.datasets.reasonvos import ReasonVos
+from refseg_bench.datasets.ref_davis17 import RefDavis17
+from refseg_bench.datasets.refcoco import RefCoco
+from refseg_bench.datasets.revos import Revos
+from refseg_bench.datasets.writers import (
+    ImageRecord,
+    write_davis_source,
+    write_label_map,
+    write_reasonseg_image,
+    write_reasonvos_set,
+    write_refcoco_set,
+    write_revos_set,
+)
+from tests.datasets.conftest import frames, video
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("REFSEG_CACHE", str(tmp_path / "cache"))
+
+
+SQUARE = [4, 4, 20, 4, 20, 16, 4, 16]
+
+
+def run(tmp_path, predictions, dataset, root, protocol, *more):
+    out = tmp_path / "out.json"
+    code = cli.main([str(w) for w in (
+        "score", "--predictions", predictions, "--dataset", dataset, "--root", root, "--protocol", protocol,
+        "--json", out, "-j", 1, *more,
+    )])  # fmt: skip
+    return code, json.loads(out.read_text()) if out.exists() else None
+
+
+def save(path, mask, value=255):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(mask * np.uint8(value)).save(path)
+
+
+def mask_at(target, t):
+    mask = target.union().mask(t)
+    return np.zeros(target.size, bool) if mask is None else mask
+
+
+def everything(data):
+    for clip in data.clips():
+        for e in data.expressions(clip):
+            target = data.target(clip, e)
+            for t, frame in enumerate(clip.frame_names):
+                yield clip, e, frame, mask_at(target, t)
+
+
+# ── Ref-DAVIS17 ──────────────────────────────────────────────────────────────
+
+WORDS = [(f"{who} {o}", [o], {}) for o in range(2) for who in "abcd"]
+
+
+@pytest.fixture
+def davis(tmp_path):
+    clips = [video(n, expressions=WORDS) for n in ("car", "dogs")]
+    write_davis_source(tmp_path / "src", {"train": [video("bear", expressions=WORDS)], "val": clips})
+    convert(tmp_path / "src" / "DAVIS", tmp_path / "src" / "davis_text_annotations", tmp_path / "davis")
+    return tmp_path / "davis"
+
+
+def merged(davis, folder, sets=range(4)):
+    data = RefDavis17(root=davis)
+    for clip in data.clips():
+        for t, frame in enumerate(clip.frame_names):
+            labels = np.zeros(clip.size, np.uint8)
+            for e in data.expressions(clip):
+                labels[mask_at(data.target(clip, e), t)] = int(e.attrs["obj_ids"][0])
+            for a in sets:
+                write_label_map(folder / f"anno_{a}" / clip.id / f"{frame}.png", labels)
+    return folder
+
+
+def test_merged_per_annotator(davis, tmp_path):
+    folder = merged(davis, tmp_path / "p")
+    code, found = run(tmp_path, folder, "ref_davis17", davis, "refdavis-anno,decaf,refdavis-visa")
+    assert code == 0
+    assert found["refdavis-anno"]["metrics"]["J&F"] == 1
+    assert found["refdavis-anno"]["n"] == 2 * 2 * 4
+    assert found["decaf"]["metrics"]["J&F"] == 100
+    assert found["decaf"]["n"] == 16
+
+
+def test_a_worse_annotator_and_a_missing_one(davis, tmp_path):
+    folder = merged(davis, tmp_path / "p")
+    for path in (folder / "anno_2").rglob("*.png"):
+        write_label_map(path, np.zeros_like(np.array(Image.open(path))))
+    _, found = run(tmp_path, folder, "ref_davis17", davis, "refdavis-anno")
+    unit = [u["values"]["J"] for u in found["refdavis-anno"]["units"] if u["attrs"]["annotator"] == 2]
+    assert found["refdavis-anno"]["metrics"]["J"] == pytest.approx((3 + np.mean(unit)) / 4, abs=1e-12)
+    code, found = run(
+        tmp_path, merged(davis, tmp_path / "q", range(3)), "ref_davis17", davis, "refdavis-anno"
+    )
+    assert code == 2
+    assert found["refdavis-anno"]["missing"] == ["anno_3/car", "anno_3/dogs"]
+
+
+def test_one_map_per_video(davis, tmp_path):
+    merged(davis, tmp_path / "p", [0])
+    code, found = run(
+        tmp_path,
+        tmp_path / "p" / "anno_0",
+        "ref_davis17",
+        davis,
+        "davis-unsup,davis-semi,vosb,trackeval,decaf",
+    )
+    assert code == 0
+    assert [found[p]["metrics"]["J"] for p in found] == [1, 1, 100, 1, 100]
+
+
+def test_objects_without_an_expression_count_in_the_object_protocols(davis, tmp_path):
+    merged(davis, tmp_path / "p", [0])
+    for path in (davis / "valid" / "Annotations" / "car").glob("*.png"):
+        labels = np.array(Image.open(path))
+        labels[:3, -3:] = 3
+        write_label_map(path, labels)
+    code, found = run(tmp_path, tmp_path / "p" / "anno_0", "ref_davis17", davis, "davis-semi,decaf")
+    assert code == 0
+    assert {u["id"]: u["values"]["J"] for u in found["davis-semi"]["units"]}["car/3"] == 0
+    assert found["decaf"]["n"] == 16
+
+
+def test_masks_per_expression_are_merged_for_the_annotators(davis, tmp_path):
+    for clip, e, frame, mask in everything(RefDavis17(root=davis)):
+        save(tmp_path / "p" / "Annotations" / clip.id / e.id / f"{frame}.png", mask)
+    code, found = run(tmp_path, tmp_path / "p", "ref_davis17", davis, "refdavis-anno,refdavis-visa")
+    assert code == 0
+    assert found["refdavis-anno"]["metrics"]["J&F"] == 1
+    assert found["refdavis-visa"]["metrics"]["J&F"] == 100
+
+
+# ── ReVOS ────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(("value", "encoding"), [(255, "0/255"), (1, "0/1"), (38, "grey 38")])
+def test_revos_names_with_slashes_and_raw_grey(tmp_path, value, encoding):
+    words = [("a", [0], {"type_id": 0}), ("b", [0, 1], {"type_id": 1}), ("c", [], {"type_id": 2})]
+    write_revos_set(tmp_path / "ReVOS", "valid", [video("UVO/all/x_1", expressions=words)])
+    data = Revos(root=tmp_path)
+    for clip, e, frame, mask in everything(data):
+        save(tmp_path / "p" / "Annotations" / clip.id / e.id / f"{frame}.png", mask, value)
+    code, found = run(tmp_path, tmp_path / "p", "revos", tmp_path, "revos-visa,revos-binary")
+    assert code == 0
+    assert found["revos-binary"]["metrics"]["A"] == 100
+    assert found["revos-binary"]["metrics"]["R"] == 100
+    raw = found["revos-visa"]
+    assert raw["metrics"]["J"] == 100
+    assert raw["notes"]["foreground"] == "the dataset's"
+    assert [u["attrs"]["encoding"] for u in raw["units"]][:2] == [encoding] * 2
+    assert (raw["metrics"]["A"] == 100) == (value == 1)
+
+
+# ── ReasonVOS ────────────────────────────────────────────────────────────────
+
+
+def test_reasonvos_folders_per_object(tmp_path):
+    words = [("a", [0], {"exp_id": 0}), ("b", [1], {"exp_id": 0}), ("c", [1], {"exp_id": 1})]
+    write_reasonvos_set(tmp_path / "ReasonVOS", [video("v1", expressions=words)])
+    data = ReasonVos(root=tmp_path)
+    for clip, e, frame, mask in everything(data):
+        folder = tmp_path / "p" / e.attrs["anno_ids"][0] / str(e.attrs["exp_id"])
+        save(folder / f"{frame}.png", mask)
+        save(tmp_path / "q" / clip.id / e.id / f"{frame}.png", mask)
+    for folder in ("p", "q"):
+        code, found = run(tmp_path, tmp_path / folder, "reasonvos", tmp_path, "reasonvos,decaf")
+        assert code == 0
+        assert found["reasonvos"]["metrics"]["J&F"] == 1
+        assert (found["reasonvos"]["n"], found["reasonvos"]["missing"]) == (3, [])
+
+
+# ── images ───────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def coco(tmp_path):
+    record = ImageRecord(
+        "COCO_train2014_000000000042.jpg",
+        frames(1, (24, 32))[0],
+        segmentations=[[SQUARE], [[12, 8, 30, 8, 30, 20, 12, 20]]],
+        refs=[([0], ["one", "it"]), ([1], ["that"])],
+    )
+    write_refcoco_set(tmp_path / "refcoco", [record])
+    return tmp_path / "refcoco"
+
+
+@pytest.mark.parametrize(
+    "name", ["{clip}/{exp}", "{clip}_{exp}", "{file}/{exp}", "{file}_{exp}", "{exp}", "{clip}/{exp}/{frame}"]
+)
+def test_images_in_every_layout(coco, tmp_path, name):
+    for clip, e, frame, mask in everything(RefCoco(root=coco)):
+        file = clip.attrs["file_name"].removesuffix(".jpg")
+        save(tmp_path / "p" / f"{name.format(clip=clip.id, exp=e.id, file=file, frame=frame)}.png", mask)
+    code, found = run(
+        tmp_path, tmp_path / "p", "refcoco_unc", coco,
+        "refcoco-oiou,refcoco-lisa,refcoco-lavt,refcoco-cris,refcoco-sa2va,refcoco-lavt:resolution=480",
+    )  # fmt: skip
+    assert code == 0
+    assert found["refcoco-oiou"]["metrics"]["oIoU"] == 1
+    assert found["refcoco-lavt:resolution=480"]["metrics"]["mIoU"] == 1
+    assert found["refcoco-lisa"]["metrics"]["cIoU"] == pytest.approx(1, abs=1e-9)
+    assert {u["id"] for u in found["refcoco-oiou"]["units"]} == {"1/0", "1/1", "1/2"}
+
+
+@pytest.mark.parametrize("form", ["by image", "by sample", "list"])
+def test_images_in_json(coco, tmp_path, form):
+    from refseg_bench.types import encode_rle
+
+    made: dict = {}
+    rows = []
+    for clip, e, _, mask in everything(RefCoco(root=coco)):
+        rle = {"size": list(mask.shape), "counts": encode_rle(mask).decode()}
+        made.setdefault(clip.id, {})[e.id] = rle if form == "by image" else {"mask": rle}
+        rows.append({"image_id": int(clip.id), "sent_id": int(e.id), "segmentation": rle,
+                     "point": {"y": 10 / 24, "x": 15 / 32}})  # fmt: skip
+    if form == "by sample":
+        made = {f"{c}/{e}": v for c, es in made.items() for e, v in es.items()}
+    path = tmp_path / "p.json"
+    path.write_text(json.dumps(rows if form == "list" else made))
+    more = ",pointing" if form == "list" else ""
+    code, found = run(tmp_path, path, "refcoco_unc", coco, f"refcoco-oiou{more}")
+    assert code == 0
+    assert found["refcoco-oiou"]["metrics"]["oIoU"] == 1
+    if more:
+        assert found["pointing"]["metrics"]["PA"] == 1
+
+
+def test_flags_and_points_beside_the_masks(coco, tmp_path):
+    for clip, e, _, mask in everything(RefCoco(root=coco)):
+        save(tmp_path / "p" / clip.id / f"{e.id}.png", mask)
+    (tmp_path / "p" / "no_target.json").write_text(json.dumps(["1/1"]))
+    spots = {f"1/{i}": {"y": 10 / 24, "x": x / 32} for i, x in enumerate((10, 25, 25))}
+    (tmp_path / "p" / "points.json").write_text(json.dumps(spots))
+    code, found = run(tmp_path, tmp_path / "p", "refcoco_unc", coco, "grefcoco-gres,pointing")
+    assert code == 0
+    assert found["grefcoco-gres"]["metrics"]["gIoU"] == pytest.approx(200 / 3)
+    assert [u["values"]["PA"] for u in found["pointing"]["units"]] == [1, 0, 1]
+
+
+def test_reasonseg_by_name(tmp_path):
+    write_reasonseg_image(
+        tmp_path / "ReasonSeg", "val", "soup", frames(1, (24, 32))[0], ("What?", "the bowl"),
+        [("target", [[4, 4], [20, 4], [20, 16]])],
+    )  # fmt: skip
+    from refseg_bench.datasets.reasonseg import ReasonSeg
+
+    for clip, _, _, mask in everything(ReasonSeg(root=tmp_path)):
+        save(tmp_path / "p" / f"{clip.id}.png", mask)
+    code, found = run(tmp_path, tmp_path / "p", "reasonseg", tmp_path, "reasonseg-lisa", "--split", "val")
+    assert code == 0
+    assert found["reasonseg-lisa"]["metrics"]["cIoU"] == pytest.approx(1, abs=1e-9)
+
+
+def test_hidden_masks_are_told(tmp_path, capsys):
+    from refseg_bench.datasets.writers import write_meta_expressions_set
+
+    write_meta_expressions_set(tmp_path / "mevis", "valid", [video("v1", expressions=[("a", [0], {})])])
+    (tmp_path / "mevis" / "valid" / "mask_dict.json").unlink()
+    save(tmp_path / "p" / "v1" / "0" / "00000.png", np.zeros((24, 32), bool))
+    code, _ = run(tmp_path, tmp_path / "p", "mevis", tmp_path / "mevis", "rvos-expr", "--split", "valid")
+    assert code == 2
+    assert "submission" in capsys.readouterr().err
