@@ -59,11 +59,13 @@ from refseg_bench.methods.tracklets import (
 )
 from refseg_bench.schema import knob
 from refseg_bench.segmenters.base import Prompt, Segmenter, SegmenterSession
-from refseg_bench.types import Clip, Expression, FloatTHW, Grounding, MaskTrack, encode_rle, union_rle
+from refseg_bench.types import BoolHW, Clip, Expression, FloatTHW, Grounding, MaskTrack, encode_rle, union_rle
 
 #: Part of every cache key: bump when a stage's result changes.
 STAGE = "decaf-attention"
 STAGE_VERSION = 1
+#: Clicks asked for at once: each offers several masks at full size.
+_CLICKS = 32
 #: Knobs that attention maps depend on; all others act on finished maps.
 _MAKES_MAPS = (
     "n_frames",
@@ -77,6 +79,7 @@ _MAKES_MAPS = (
     "end_layer",
     "residual",
     "precision",
+    "rollout_form",
     "prompt_obj",
     "prompt_bg",
     "prompt_choice",
@@ -128,6 +131,7 @@ class DecAF:
         end_layer: one past the last layer; -1 = all of the rest.
         residual: share of the identity in each layer.
         precision: of the rollout.
+        rollout_form: ``streamed``, or ``dense``: every matrix built, the oracle for small inputs.
         fusion: see :class:`Fusion`.
         tau_pq: cells of V at or above it are prompts (Table 6).
         tau_trk: tracklets scoring above it are kept (Table 6).
@@ -160,6 +164,7 @@ class DecAF:
     end_layer: int = -1
     residual: float = 0.5
     precision: Literal["float32", "float64", "bfloat16"] = "float32"
+    rollout_form: Literal["streamed", "dense"] = "streamed"
     fusion: Fusion = field(default_factory=Fusion)
     tau_pq: float = 0.8
     tau_trk: float = 0.8
@@ -358,7 +363,14 @@ class DecAF:
 
     def rollout_settings(self) -> RolloutSettings:
         """Which attention is read."""
-        return RolloutSettings(self.rollout, self.start_layer, self.end_layer, self.residual, self.precision)
+        return RolloutSettings(
+            self.rollout,
+            self.start_layer,
+            self.end_layer,
+            self.residual,
+            self.precision,
+            self.rollout_form == "dense",
+        )
 
     def _store(self) -> Cache:
         if self._cache is None:
@@ -438,10 +450,10 @@ class DecAF:
         """Click every point, drop duplicates, follow the rest through the sampled frames."""
         size = session.clip.size
         grid = (volume.shape[1], volume.shape[2])
+        place = {frame: index for index, frame in enumerate(frames)}
         tracklets: list[Tracklet] = []
         for t, here in _by_frame(points):
-            clicks = [Prompt(points=((point.x, point.y),), labels=(1,)) for point in here]
-            best = [offer.best() for offer in session.segment(frames[t], clicks, multimask=True)]
+            best = self._clicked(session, frames[t], here)
             masks_NHW = np.stack([mask for mask, _ in best])
             scores = [iou + point.value for (_, iou), point in zip(best, here, strict=True)]
             verdict = suppress(
@@ -454,19 +466,30 @@ class DecAF:
             if verdict is None:
                 continue
             kept = [Prompt(mask=masks_NHW[i]) for i in verdict.keep]
-            tracks: list[list[NDArray[Any] | None]] = [[None] * len(frames) for _ in kept]
+            tracks = [[b""] * len(frames) for _ in kept]
             cover = np.zeros((len(kept), *volume.shape), np.float32)
-            place = {frame: index for index, frame in enumerate(frames)}
             for frame, moved_NHW in session.propagate(frames[t], kept, frames=frames, direction="both"):
                 for n, mask_HW in enumerate(moved_NHW):
-                    tracks[n][place[frame]] = mask_HW
+                    tracks[n][place[frame]] = encode_rle(mask_HW)
                     cover[n, place[frame]] = coverage(mask_HW, grid)
             new = [
-                Tracklet(t, scores[i], MaskTrack.from_masks(tracks[n], size), cover[n])
+                Tracklet(t, scores[i], MaskTrack(size, tuple(tracks[n])), cover[n])
                 for n, i in enumerate(verdict.keep)
             ]
             tracklets = replace_deleted(tracklets, verdict, new)
         return tracklets
+
+    def _clicked(
+        self, session: SegmenterSession, frame: int, points: Sequence[Point]
+    ) -> list[tuple[BoolHW, float]]:
+        """Best mask and its predicted IoU for each point; candidates are dropped as soon as chosen from."""
+        best: list[tuple[BoolHW, float]] = []
+        for first in range(0, len(points), _CLICKS):
+            clicks = [
+                Prompt(points=((point.x, point.y),), labels=(1,)) for point in points[first : first + _CLICKS]
+            ]
+            best += [offer.best() for offer in session.segment(frame, clicks, multimask=True)]
+        return best
 
     def _propagate(
         self, session: SegmenterSession, frames: tuple[int, ...], chosen: Sequence[Tracklet]

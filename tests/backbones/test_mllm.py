@@ -184,8 +184,8 @@ def test_sharing_batching_and_budget_change_nothing_but_the_work(name):
     assert kept == 0
     for knobs, runs in (
         ({}, 4),
-        ({"prompt_batch": 1}, 4),
-        ({"prompt_batch": 3}, 4),
+        ({"batch_size": 1}, 4),
+        ({"batch_size": 3}, 4),
         ({"memory_budget_gb": 0.0}, 8),
     ):
         found, prefixes, kept = everything(backbone(name, **knobs))
@@ -370,6 +370,38 @@ def test_from_a_folder(tmp_path):
     blob[-1] ^= 1
     weights.write_bytes(blob)
     assert folder_fingerprint(tmp_path) != before["files"]
+
+
+def test_identity_holds_what_outputs_depend_on(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    base = dict(path=str(tmp_path))
+    same = [
+        MLLM(**base, **knobs).identity()
+        for knobs in (
+            {},
+            {"device": "cuda"},
+            {"batch_size": 1},
+            {"memory_budget_gb": 1.0},
+            {"share_prefix": False},
+        )
+    ]
+    assert all(identity == same[0] for identity in same)
+    changed = [
+        MLLM(**base, **knobs).identity()
+        for knobs in (
+            {"dtype": "float32"},
+            {"attention": "flash_attention_2"},
+            {"max_new_tokens": 5},
+            {"family": "some.Family"},
+        )
+    ]
+    (tmp_path / "config.json").write_text('{"a": 1}')
+    changed.append(MLLM(**base).identity())
+    hub = [MLLM(path="a/b"), MLLM(path="a/b", revision="x"), MLLM(path="a/c")]
+    for made in hub:
+        made._config = object()  # a config without a commit: the revision as given
+    everything = [same[0], *changed, *(made.identity() for made in hub)]
+    assert len({str(identity) for identity in everything}) == len(everything)
 
 
 def test_a_model_that_is_not_there_is_told(monkeypatch):

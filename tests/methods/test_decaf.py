@@ -452,6 +452,7 @@ def test_a_sweep_on_a_warm_cache_makes_no_call(moving, tmp_path):
         {"end_layer": 5},
         {"residual": 0.4},
         {"precision": "float64"},
+        {"rollout_form": "dense"},
         {"n_frames": 8},
         {"video_tokens": 300},
         {"frame_scale": 1},
@@ -529,10 +530,11 @@ def test_settings_reach_the_model(moving):
         end_layer=3,
         residual=0.1,
         precision="float64",
+        rollout_form="dense",
     )
     list(method.predict(moving, expressions("x")))
     assert seen["visual"] == VisualSettings(9, 3, 7, 2, False)
-    assert seen["rollout"] == RolloutSettings("plain", 1, 3, 0.1, "float64")
+    assert seen["rollout"] == RolloutSettings("plain", 1, 3, 0.1, "float64", dense=True)
     assert seen["frames"] == 4
 
 
