@@ -67,7 +67,7 @@ def clip_cost(
     *,
     bytes_per_number: int = 2,
     budget_gb: float = 8.0,
-    prompt_batch: int = 16,
+    batch_size: int = 16,
     background: bool = True,
 ) -> dict[str, Any]:
     """Tokens, FLOPs and memory of reading the attention of one clip's expressions.
@@ -81,7 +81,7 @@ def clip_cost(
         rollout: which layers are read.
         bytes_per_number: of weights and activations.
         budget_gb: what prefixes may keep.
-        prompt_batch: prompts in one pass.
+        batch_size: prompts in one pass.
         background: whether background prompts are run.
 
     Returns:
@@ -115,11 +115,11 @@ def clip_cost(
     per_token = bytes_per_number * depth * (2 * layers * groups + read * heads)
     kept = min(sum(places) * per_token, budget_gb * 2**30)
     copies = min(
-        bytes_per_number * depth * 2 * layers * groups * max(places) * min(prompt_batch, expressions),
+        bytes_per_number * depth * 2 * layers * groups * max(places) * min(batch_size, expressions),
         budget_gb * 2**30,
     )
     weights = model.total * bytes_per_number
-    scratch = 3 * BLOCK_BYTES + 4 * heads * max(places) * min(prompt_batch, expressions)
+    scratch = 3 * BLOCK_BYTES + 4 * heads * max(places) * min(batch_size, expressions)
     tera, giga = 1e12, 1e9
     total = vision + prefix + prompts + decode + scores + pulls
     return {

@@ -15,7 +15,7 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -56,7 +56,7 @@ class MLLM:
         max_new_tokens: longest answer.
         share_prefix: run the visual part once for all prompts; False runs every prompt whole.
         device: ``auto`` = the first GPU, else the CPU.
-        prompt_batch: most prompts in one forward pass.
+        batch_size: most prompts in one forward pass.
         memory_budget_gb: what visual prefixes may keep on the device.
         offline: never ask the hub.
         label: what published tables call the model, to find its rows.
@@ -70,7 +70,7 @@ class MLLM:
     max_new_tokens: int = 128
     share_prefix: bool = knob(True, transient=True)
     device: str = knob("auto", transient=True)
-    prompt_batch: int = knob(16, transient=True)
+    batch_size: int = knob(16, transient=True)
     memory_budget_gb: float = knob(8.0, transient=True)
     offline: bool = knob(False, transient=True)
     label: str = knob("", transient=True)
@@ -130,7 +130,7 @@ class MLLM:
             rollout,
             bytes_per_number=4 if self.dtype == "float32" else 2,
             budget_gb=self.memory_budget_gb,
-            prompt_batch=self.prompt_batch,
+            batch_size=self.batch_size,
             background=background,
         )
 
@@ -350,7 +350,7 @@ class Session:
         return sum(prefix.nbytes for prefix in self._kept.values())
 
     def read(self, where: Where, prompts: Sequence[str], *, answer: bool) -> list[Reading]:
-        """See the interface. Prompts run together as far as ``prompt_batch`` and the budget allow.
+        """See the interface. Prompts run together as far as ``batch_size`` and the budget allow.
 
         Raises:
             RefsegError: no visual tokens, a prompt longer than the model's context, or attention
@@ -372,7 +372,7 @@ class Session:
         """See the interface."""
         before, after = self.loaded.family.text_only()
         empty = _Prefix([], torch.zeros(0, dtype=torch.bool), None, [], [], -1, 0)
-        size = max(1, self.owner.prompt_batch)
+        size = max(1, self.owner.batch_size)
         answers: list[str] = []
         for first in range(0, len(prompts), size):
             texts = [before + prompt + after for prompt in prompts[first : first + size]]
@@ -405,7 +405,7 @@ class Session:
             self._check_length(len(ids), "the visual part of the prompt")
             head = torch.tensor([ids], device=loaded.device)
             on_device = {name: tensor.to(loaded.device) for name, tensor in visual.inputs.items()}
-            visual = Visual(on_device, visual.head, visual.tail, visual.token, visual.grid, visual.tiles)
+            visual = replace(visual, inputs=on_device)
             mask = head[0] == visual.token
             if int(mask.sum()) != int(np.prod(visual.grid)) or not bool(mask.any()):
                 raise RefsegError(
@@ -429,7 +429,7 @@ class Session:
             return _Prefix(
                 ids,
                 mask,
-                visual,
+                replace(visual, inputs={}),  # the pixels have done their work
                 [(layer.keys, layer.values) for layer in cache.layers],
                 seen.sequence(0),
                 int(positions.max()),
@@ -445,7 +445,7 @@ class Session:
         """How many prompts may carry their own copy of the prefix' keys and values."""
         copy = max(1, sum(t.numel() * t.element_size() for pair in prefix.keys_values for t in pair))
         room = self.owner.memory_budget_gb * _GIB - self.kept_bytes
-        return max(1, min(self.owner.prompt_batch, int(room // copy)))
+        return max(1, min(self.owner.batch_size, int(room // copy)))
 
     # ── prompts on a prefix ──────────────────────────────────────────────────
 

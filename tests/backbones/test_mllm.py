@@ -184,8 +184,8 @@ def test_sharing_batching_and_budget_change_nothing_but_the_work(name):
     assert kept == 0
     for knobs, runs in (
         ({}, 4),
-        ({"prompt_batch": 1}, 4),
-        ({"prompt_batch": 3}, 4),
+        ({"batch_size": 1}, 4),
+        ({"batch_size": 3}, 4),
         ({"memory_budget_gb": 0.0}, 8),
     ):
         found, prefixes, kept = everything(backbone(name, **knobs))
@@ -380,7 +380,7 @@ def test_identity_holds_what_outputs_depend_on(tmp_path):
         for knobs in (
             {},
             {"device": "cuda"},
-            {"prompt_batch": 1},
+            {"batch_size": 1},
             {"memory_budget_gb": 1.0},
             {"share_prefix": False},
         )
