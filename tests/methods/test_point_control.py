@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from refseg_bench import schema
 from refseg_bench.errors import ConfigError, RefsegError
 from refseg_bench.methods.point_control import PointControl
