@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from refseg_bench.backbones.base import RolloutSettings, VisualSettings
+from refseg_bench.backbones.base import RolloutSettings, VisualSettings, layer_range
 from refseg_bench.backbones.families import Family
-from refseg_bench.backbones.rollout import BLOCK_BYTES, layer_range
+from refseg_bench.backbones.rollout import BLOCK_BYTES
 
 #: Tokens of a prompt of the method's own wording around a usual expression.
 PROMPT_TOKENS = 100
@@ -92,8 +92,7 @@ def clip_cost(
     layers, heads = int(text.num_hidden_layers), int(text.num_attention_heads)
     depth = int(getattr(text, "head_dim", None) or text.hidden_size // heads)
     groups = int(getattr(text, "num_key_value_heads", None) or heads)
-    start = layers // 2 if rollout.start == -1 else rollout.start
-    read = len(layer_range(start, rollout.end, layers))
+    read = len(layer_range(rollout.start, rollout.end, layers))
     kinds = 2 if background else 1
 
     video = int(np.prod(family.video_grid(size, frames, visual)))

@@ -25,10 +25,17 @@ import torch
 from torch import Tensor
 
 from refseg_bench.backbones import capture
-from refseg_bench.backbones.base import MLLMCounters, Reading, RolloutSettings, VisualSettings, Where
+from refseg_bench.backbones.base import (
+    MLLMCounters,
+    Reading,
+    RolloutSettings,
+    VisualSettings,
+    Where,
+    layer_range,
+)
 from refseg_bench.backbones.families import Family, Visual, family_of
 from refseg_bench.backbones.families.base import Piece
-from refseg_bench.backbones.rollout import LayerQK, dense_rollout, layer_range, shared_rollout
+from refseg_bench.backbones.rollout import LayerQK, dense_rollout, shared_rollout
 from refseg_bench.errors import ConfigError, RefsegError
 from refseg_bench.models import Weights
 from refseg_bench.resources import weights
@@ -328,8 +335,7 @@ class Session:
         if self.frames_THWC.ndim != 4 or len(self.frames_THWC) == 0:
             raise RefsegError("There is no frame to look at.", cure="Check the clip's frame list.")
         total = int(self.loaded.family.text_config.num_hidden_layers)
-        start = total // 2 if self.rollout.start == -1 else self.rollout.start
-        self.range = layer_range(start, self.rollout.end, total)
+        self.range = layer_range(self.rollout.start, self.rollout.end, total)
         self.dtype: torch.dtype = getattr(torch, self.rollout.precision)
 
     def __enter__(self) -> Self:

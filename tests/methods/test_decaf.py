@@ -48,6 +48,9 @@ class FakeMLLM:
     def identity(self):
         return {"fake": 1, "constant": self.constant}
 
+    def layers(self):
+        return 28
+
     def open(self, frames_THWC, visual, rollout):
         self.frames = len(frames_THWC)
         return self
@@ -433,6 +436,7 @@ def test_a_sweep_on_a_warm_cache_makes_no_call(moving, tmp_path):
         {"ac": "otsu", "nms_iou": 0.5, "segmenter": ColourSegmenter()},
         {"sb": SpatialBias()},
         {"keypoints": 5},
+        {"start_layer": 14, "end_layer": 28},
     ):
         model = FakeMLLM(look=look_at_red(FRAMES_OF_20))
         method = cached(model, root, **knobs)
@@ -449,7 +453,7 @@ def test_a_sweep_on_a_warm_cache_makes_no_call(moving, tmp_path):
     [
         {"rollout": "rollout"},
         {"start_layer": 3},
-        {"end_layer": 5},
+        {"end_layer": 20},
         {"residual": 0.4},
         {"precision": "float64"},
         {"rollout_form": "dense"},
