@@ -70,7 +70,9 @@ def clip_seconds(segmenter, clip: Clip, expressions: int, *, shared: bool) -> tu
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--segmenter", help="a member of conf/segmenter; default: a small random SAM 2")
     parser.add_argument("--expressions", type=int, default=20)
     parser.add_argument("--frames", type=int, default=24)

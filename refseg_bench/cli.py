@@ -38,7 +38,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 done, 1 done but with failures, 2 refused, 130 interrupted.
     """
     words = sys.argv[1:] if argv is None else argv
-    args = parser(words).parse_args(words)
+    top = parser(words)
+    args, rest = top.parse_known_args(words)
+    # argparse takes the positional words of a command in one piece only: `run a=1 -m b=2,3` leaves some.
+    if rest and (not hasattr(args, "overrides") or any(word.startswith("-") for word in rest)):
+        top.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        args.overrides += rest
     logging.basicConfig(
         level=logging.INFO if args.verbose else logging.ERROR,
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",

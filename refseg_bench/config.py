@@ -247,7 +247,9 @@ def _axis(key: str, values: Any, fixed: Mapping[str, str]) -> list[tuple[str, ..
         row = value if len(names) > 1 else [value]
         if not isinstance(row, list) or len(row) != len(names):
             raise ConfigError(
-                f"'sweep.{key}' has the value {value!r}.", where="experiment", allowed=[f"lists of {len(names)}"]
+                f"'sweep.{key}' has the value {value!r}.",
+                where="experiment",
+                allowed=[f"lists of {len(names)}"],
             )
         said = dict(zip(names, map(_literal, row), strict=True))
         if all(fixed.get(name, text) == text for name, text in said.items()):

@@ -10,6 +10,9 @@ from PIL import Image, UnidentifiedImageError
 
 from refseg_bench.errors import DataError
 
+#: What Pillow raises on damaged files, by format and place of the damage.
+UNREADABLE = (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+
 
 def image_size(path: Path) -> tuple[int, int]:
     """(height, width) from the file's header, without decoding its pixels.
@@ -22,7 +25,7 @@ def image_size(path: Path) -> tuple[int, int]:
             return image.height, image.width
     except FileNotFoundError:
         raise _missing(path) from None
-    except (UnidentifiedImageError, OSError) as error:
+    except UNREADABLE as error:
         raise _unreadable(path, error) from error
 
 
@@ -39,7 +42,7 @@ def read_rgb(path: Path) -> NDArray[np.uint8]:
             return np.asarray(image.convert("RGB"))
     except FileNotFoundError:
         raise _missing(path) from None
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+    except UNREADABLE as error:
         raise _unreadable(path, error) from error
 
 

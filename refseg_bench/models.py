@@ -6,10 +6,13 @@ behind the user's back in offline mode (``offline: true`` of a component, or ``H
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -20,6 +23,7 @@ from refseg_bench.schema import TARGET
 T = TypeVar("T")
 
 _HUB = "https://huggingface.co"
+_TENSORS = (".safetensors", ".bin", ".pt", ".pth")
 
 
 class ModelError(RefsegError):
@@ -127,13 +131,42 @@ def find(weights: Weights) -> Status:
         for revision in repo.revisions:
             wanted = weights.revision or "main"
             if wanted in revision.refs or revision.commit_hash == wanted:
-                complete = any(
-                    file.file_name.endswith((".safetensors", ".bin", ".pt", ".pth"))
+                names = {
+                    str(file.file_path.relative_to(revision.snapshot_path)): file.file_path
                     for file in revision.files
-                )
-                snapshot = Path(revision.snapshot_path) if complete else None
+                }
+                snapshot = Path(revision.snapshot_path) if _complete(names, weights.patterns) else None
                 return Status(weights, snapshot, revision.commit_hash, revision.size_on_disk / 1e6)
     return Status(weights, None)
+
+
+def _complete(files: Mapping[str, Path], patterns: Sequence[str]) -> bool:
+    """Whether a snapshot holds tensors of the wanted kind, and every shard its indices name."""
+    wanted = [name for name in files if not patterns or any(fnmatch(name, p) for p in patterns)]
+    if not any(name.endswith(_TENSORS) for name in wanted):
+        return False
+    for name in wanted:
+        if name.endswith(".safetensors.index.json"):
+            shards = json.loads(files[name].read_text("utf-8")).get("weight_map", {}).values()
+            folder = name.rpartition("/")[0]
+            if any((f"{folder}/{shard}" if folder else shard) not in files for shard in shards):
+                return False
+    return True
+
+
+def identity(weights: Weights) -> dict[str, Any]:
+    """Which weights these are, for a run's record: repository, revision and commit, or a file's hash.
+
+    The commit is the cache's; a local file is read once through SHA-256, a local folder by its name only.
+    """
+    status = find(weights)
+    told: dict[str, Any] = {"repo": weights.repo, "revision": weights.revision, "file": weights.file}
+    if status.path is not None and weights.local and status.path.is_file():
+        with status.path.open("rb") as stream:
+            told["sha256"] = hashlib.file_digest(stream, "sha256").hexdigest()
+    elif status.commit is not None:
+        told["commit"] = status.commit
+    return told
 
 
 def _megabytes(path: Path) -> float:

@@ -174,16 +174,20 @@ class Coverage:
             self.gaps[name] = state.gaps
 
     @property
+    def lacking(self) -> int:
+        """Samples without a whole prediction."""
+        return len(self.failed) + len(self.missing) + len(self.gaps)
+
+    @property
     def complete(self) -> bool:
         """True if every sample has a whole prediction."""
-        return not (self.failed or self.missing or self.gaps)
+        return self.lacking == 0
 
     def summary(self) -> str:
         """One line: how much is there."""
-        whole = self.expected - len(self.failed) - len(self.missing) - len(self.gaps)
         return (
-            f"{whole} of {self.expected} samples predicted, {len(self.failed)} failed, "
-            f"{len(self.missing)} missing, {len(self.gaps)} with missing frames"
+            f"{self.expected - self.lacking} of {self.expected} samples predicted, "
+            f"{len(self.failed)} failed, {len(self.missing)} missing, {len(self.gaps)} with missing frames"
         )
 
     def lines(self) -> list[str]:
@@ -257,41 +261,43 @@ def cores_given() -> int:
     return max(1, min(int(asked), mask)) if asked.isdigit() and int(asked) > 0 else mask
 
 
-@dataclass(frozen=True)
-class _ClipSurvey:
-    clip: Clip
-    expressions: Sequence[Expression]
-    found: Survey
+def survey(
+    dataset: Dataset, source: PredictionSource, protocols: Sequence[ScoringProtocol] = ()
+) -> tuple[Coverage, list[Coverage]]:
+    """Completeness of a source against a dataset, before anything is scored.
 
-
-def survey(dataset: Dataset, source: PredictionSource) -> list[_ClipSurvey]:
-    """Completeness of a source against a dataset, clip by clip, before anything is scored."""
-    out = []
+    Returns:
+        What there is at all, and what each protocol lacks.
+    """
+    whole, each = Coverage(), [Coverage() for _ in protocols]
     for clip in dataset.clips():
         expressions = dataset.expressions(clip)
-        out.append(_ClipSurvey(clip, expressions, source.survey(clip, expressions)))
-    return out
+        found = source.survey(clip, expressions)
+        for coverage, protocol in zip((whole, *each), (None, *protocols), strict=True):
+            _enter_clip(coverage, protocol, clip, expressions, found)
+    return whole, each
 
 
-def coverage_of(protocol: ScoringProtocol | None, surveys: Sequence[_ClipSurvey]) -> Coverage:
-    """What one protocol lacks (``None``: what is there at all)."""
-    coverage = Coverage()
-    for entry in surveys:
-        frames = None if protocol is None else protocol.needs(entry.clip)
-        counted = None if frames is None else {entry.clip.frame_names[t] for t in frames}
-        if protocol is not None and protocol.compares == "labels" and entry.found.labels is not None:
-            for name in protocol.sets:
-                state = entry.found.labels.get(name, State("missing"))
-                coverage.enter(f"{name}/{entry.clip.id}".lstrip("/"), _only(state, counted))
-            continue
-        for expression in entry.expressions:
-            if protocol is None or protocol.wants(expression):
-                state = _only(entry.found.samples[expression.id], counted)
-                coverage.enter(sample_id(entry.clip.id, expression.id), state)
-        if protocol is None and not entry.expressions:
-            for name, state in (entry.found.labels or {}).items():
-                coverage.enter(f"{name}/{entry.clip.id}".lstrip("/"), state)
-    return coverage
+def _enter_clip(
+    coverage: Coverage,
+    protocol: ScoringProtocol | None,
+    clip: Clip,
+    expressions: Sequence[Expression],
+    found: Survey,
+) -> None:
+    frames = None if protocol is None else protocol.needs(clip)
+    counted = None if frames is None else {clip.frame_names[t] for t in frames}
+    if found.labels is not None and (
+        protocol.compares == "labels" if protocol is not None else not expressions
+    ):
+        for name in found.labels if protocol is None else protocol.sets:
+            state = found.labels.get(name, State("missing"))
+            coverage.enter(f"{name}/{clip.id}".lstrip("/"), _only(state, counted))
+        return
+    for expression in expressions:
+        if protocol is None or protocol.wants(expression):
+            state = _only(found.samples[expression.id], counted)
+            coverage.enter(sample_id(clip.id, expression.id), state)
 
 
 def _only(state: State, counted: set[str] | None) -> State:
@@ -332,10 +338,9 @@ def score(
     """
     options = options or Options()
     for source in sources:
-        surveys = survey(dataset, source)
-        report(f"{source.name}: {coverage_of(None, surveys).summary()}")
-        _refuse(source, [(p, coverage_of(p, surveys)) for p in protocols], options)
-        del surveys
+        whole, each = survey(dataset, source, protocols)
+        report(f"{source.name}: {whole.summary()}")
+        _refuse(source, list(zip(protocols, each, strict=True)), options)
     tables = [[ScoreTable() for _ in protocols] for _ in sources]
     coverages = [[Coverage() for _ in protocols] for _ in sources]
     notes: list[list[dict[str, Any]]] = [[{} for _ in protocols] for _ in sources]
@@ -377,7 +382,8 @@ def conclude(
         protocol=protocol.name,
         metrics=estimates,
         n=len(table),
-        expected=coverage.expected,
+        # Objects are known only where both sides are there; what lacks is counted by clip.
+        expected=len(table) + coverage.lacking if protocol.compares == "labels" else coverage.expected,
         failed=len(coverage.failed),
         missing=len(coverage.missing) + len(coverage.gaps),
         scale=protocol.policy.scale,

@@ -103,3 +103,11 @@ def test_the_module_is_the_command(tmp_path: Path) -> None:
     assert done.returncode == 0
     assert done.stdout.startswith("refseg ")
     assert "torch" not in refseg("run", "--cfg", "job", "method=empty", cwd=tmp_path).stderr
+
+
+def test_options_may_stand_between_overrides(in_tmp: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "--cfg", "job", "method=empty", "-m", "seed=1,2"]) == 0
+    assert capsys.readouterr().out.count("# empty-shapes-") == 2
+    with pytest.raises(SystemExit) as refused:
+        main(["run", "method=empty", "--no-such-option"])
+    assert refused.value.code == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 import subprocess
 import sys
@@ -44,6 +45,18 @@ def test_cached_snapshots_and_files_are_found(cache, monkeypatch):
     assert find(Weights("some/model", "a" * 40)).path == whole.path
     assert find(Weights("some/model", "other")).path is None
     assert find(Weights("none/model")).path is None
+    told = models.identity(Weights("some/model"))
+    assert (told["repo"], told["commit"]) == ("some/model", "a" * 40)
+
+    # A snapshot without tensors of the wanted kind, or with a shard missing, is not "here".
+    assert find(Weights("some/model", patterns=("*.bin",))).path is None
+    index = cache / "models--some--model" / "blobs" / "index"
+    index.write_text('{"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}')
+    place = whole.path / "model.safetensors.index.json"
+    place.symlink_to(index)
+    assert find(Weights("some/model", patterns=("*.json", "*.safetensors"))).path is None
+    (whole.path / "model-2.safetensors").symlink_to(whole.path / "model.safetensors")
+    assert find(Weights("some/model", patterns=("*.json", "*.safetensors"))).path is not None
 
 
 def _scan(cache):
@@ -62,6 +75,7 @@ def test_local_paths_need_no_hub(tmp_path):
     checkpoint.write_bytes(b"x" * 2_000_000)
     assert fetch(missing) == checkpoint
     assert find(missing).megabytes == pytest.approx(2.0)
+    assert models.identity(missing)["sha256"] == hashlib.sha256(b"x" * 2_000_000).hexdigest()
 
 
 def test_offline_says_what_is_missing_and_how_to_get_it(monkeypatch, tmp_path):

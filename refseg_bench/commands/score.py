@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from refseg_bench.metrics.protocols.base import ScoringProtocol
     from refseg_bench.scoring import Answers, Options, PredictionSource, Scored, Survey
     from refseg_bench.store import RunStore
-    from refseg_bench.types import Clip, Dataset, Expression
+    from refseg_bench.types import Clip, Dataset, Estimate, Expression
 
 
 def add(commands: Any) -> None:
@@ -152,12 +152,9 @@ def _score_runs(args: argparse.Namespace, ids: Sequence[str] | None) -> int:
             detail=args.per_frame or bool(args.explain),
         )
         documents[store.root.name] = document(outcomes, per_frame=args.per_frame)
-        if args.explain or args.by:
-            _tell(outcomes, args.explain, args.by)
-        for word, outcome in outcomes:
-            if isinstance(outcome, ScoreError):
-                refused = True
-                print(f"refseg score: {store.root}, {word}: {outcome}", file=sys.stderr)
+        print(store.root)
+        _tell(outcomes, args.explain, args.by)
+        refused = refused or any(isinstance(outcome, ScoreError) for _, outcome in outcomes)
     if args.json is not None:
         whole = next(iter(documents.values())) if len(documents) == 1 else documents
         args.json.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
@@ -334,14 +331,17 @@ def _tell(
         counts = f"n={result.n} of {result.expected}  failed={result.failed}  missing={result.missing}"
         print(f"{result.protocol}  {counts}")
         for name, estimate in result.metrics.items():
-            interval = f"  [{estimate.low:.4f}, {estimate.high:.4f}]" if estimate.low == estimate.low else ""
-            print(f"  {name:<16} {printed[name]:.10g}{interval}")
+            print(f"  {name:<16} {printed[name]:.10g}{_interval(estimate)}")
         for name, value in outcome.notes.items():
             print(f"  {name}: {value}")
         for attribute in by.split(",") if by else ():
             print(_by(outcome, attribute.strip()))
         if explain:
             print(explained(outcome, explain))
+
+
+def _interval(estimate: Estimate) -> str:
+    return f" [{estimate.low:.4f}, {estimate.high:.4f}]" if estimate.low == estimate.low else ""
 
 
 def _by(scored: Scored, attribute: str) -> str:
@@ -351,9 +351,6 @@ def _by(scored: Scored, attribute: str) -> str:
     lines = [f"  by {attribute}"]
     headline = scored.protocol.metrics[:3]
     for group, (n, metrics) in breakdown(scored.protocol, scored.table, attribute, Bootstrap()).items():
-        cells = "  ".join(
-            f"{name} {metrics[name].value:.4f} [{metrics[name].low:.4f}, {metrics[name].high:.4f}]"
-            for name in headline
-        )
+        cells = "  ".join(f"{name} {metrics[name].value:.4f}{_interval(metrics[name])}" for name in headline)
         lines.append(f"    {group:<22} n={n:<6} {cells}")
     return "\n".join(lines)

@@ -104,7 +104,6 @@ class Manifest:
         licence: in a few words.
         splits: by name.
         total: counts of the whole release, for the reader.
-        hashes: SHA-256 of files, by path relative to the set's folder.
     """
 
     name: str
@@ -113,10 +112,9 @@ class Manifest:
     licence: str
     splits: Mapping[str, SplitFacts]
     total: Mapping[str, int] = field(default_factory=dict)
-    hashes: Mapping[str, str] = field(default_factory=dict)
 
 
-_KEYS = {"title", "kind", "licence", "splits", "total", "hashes"}
+_KEYS = {"title", "kind", "licence", "splits", "total"}
 
 
 def manifest(name: str) -> Manifest | None:
@@ -155,7 +153,6 @@ def read_manifest(path: Path) -> Manifest:
         str(plain["licence"]),
         splits,
         plain.get("total", {}),
-        plain.get("hashes", {}),
     )
 
 

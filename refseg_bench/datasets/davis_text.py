@@ -46,7 +46,8 @@ def read_sentences(path: Path, encoding: str) -> Sentences:
         Damage: another encoding, a line of another shape, an empty sentence, or an object twice.
     """
     out: Sentences = {}
-    for number, line in enumerate(read_text(path, (encoding,)).splitlines(), start=1):
+    # Not splitlines: in Latin-1 it would also break at byte 0x85.
+    for number, line in enumerate(read_text(path, (encoding,)).replace("\r", "").split("\n"), start=1):
         if not line.strip():
             continue
         place = f"line {number}"

@@ -26,18 +26,24 @@ def cache_root(configured: Path | None = None) -> Path:
     return configured or Path(os.environ.get("REFSEG_CACHE") or "cache")
 
 
-def fingerprint(path: Path) -> str:
-    """Hex name of a file's present state: place, size, modification time and inode.
+def fingerprint(*paths: Path) -> str:
+    """``PLACE-STATE`` in hex: where files are, and their sizes, modification times and inodes.
 
     Raises:
-        Damage: there is no such file.
+        Damage: one of them is missing.
     """
-    try:
-        state = path.stat()
-    except OSError as error:
-        raise missing_file(path) from error
-    text = f"{path.resolve()}|{state.st_size}|{state.st_mtime_ns}|{state.st_ino}"
-    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:24]
+    places, states = [], []
+    for path in paths:
+        try:
+            state = path.stat()
+        except OSError as error:
+            raise missing_file(path) from error
+        places.append(str(path.resolve()))
+        states.append(f"{state.st_size} {state.st_mtime_ns} {state.st_ino}")
+    return "-".join(
+        hashlib.sha256("|".join(texts).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+        for texts in (places, states)
+    )
 
 
 def missing_file(path: Path) -> Damage:

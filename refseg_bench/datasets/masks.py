@@ -17,7 +17,7 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from refseg_bench.datasets.archives import GROWTH_FROM, MAX_GROWTH
 from refseg_bench.datasets.damage import UNPACK_AGAIN, Damage, Report, refuse
@@ -25,6 +25,7 @@ from refseg_bench.datasets.files import check_link, safe_join
 from refseg_bench.datasets.offsets import Entries, open_entries, open_store
 from refseg_bench.datasets.picklestream import pickled_items
 from refseg_bench.datasets.rle import Size, blank, checked_rle, checked_track
+from refseg_bench.imageio import UNREADABLE
 from refseg_bench.types import Clip, MaskTrack, encode_rle
 
 
@@ -185,14 +186,14 @@ def _image(path: Path) -> Image.Image:
         return Image.open(path)
     except FileNotFoundError:
         raise Damage("missing mask", "A mask is missing.", file=path) from None
-    except (UnidentifiedImageError, OSError) as error:
+    except UNREADABLE as error:
         raise _torn(path, error) from error
 
 
 def _pixels(image: Image.Image, path: Path) -> NDArray[np.uint8]:
     try:
         return np.asarray(image).astype(np.uint8) if image.mode == "1" else np.asarray(image)
-    except (OSError, SyntaxError, ValueError) as error:
+    except UNREADABLE as error:
         raise _torn(path, error) from error
 
 

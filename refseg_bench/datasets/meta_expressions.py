@@ -326,6 +326,17 @@ class MetaExpressions:
                 )
             )
             return None
+        if not isinstance(source, LabelMaps) and "anno_ids" not in expression.attrs:
+            report(
+                Damage(
+                    "missing field",
+                    f"The expression has no 'anno_id', by which {source.path.name} names its masks.",
+                    file=self._loaded().file,
+                    place=f"videos.{clip.id}.expressions.{expression.id}",
+                    cure="Use the expression file and the masks of one release.",
+                )
+            )
+            return None
         tracks = source.tracks(clip, wanted, report)
         return Target(
             clip.size,
@@ -372,8 +383,9 @@ class MetaExpressions:
         seen: dict[Wanted, None] = {}
         for expression in expressions:
             wanted = self.wanted(expression)
-            if wanted is None:
+            if wanted is None or not (isinstance(source, LabelMaps) or "anno_ids" in expression.attrs):
                 self.target_of(clip, expression, report)
+                continue
             seen.update(dict.fromkeys(wanted or ()))
         source.tracks(clip, list(seen), report)
         if isinstance(source, LabelMaps):

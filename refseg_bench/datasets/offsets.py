@@ -9,7 +9,7 @@ walked each time, in memory.
 from __future__ import annotations
 
 import contextlib
-import hashlib
+import glob
 import io
 import logging
 import os
@@ -186,7 +186,7 @@ def open_store(sources: Sequence[Path], label: str, cache: Path, make: Callable[
     Raises:
         Damage: what ``make`` raises, or a source is missing.
     """
-    mark = hashlib.sha256("|".join(fingerprint(path) for path in sources).encode()).hexdigest()[:24]
+    mark = fingerprint(*sources)
     if sum(path.stat().st_size for path in sources) < SMALL:
         return _in_memory(sources[0], make())
     data = cache / "index" / f"{label}.{mark}.v{VERSION}.json"
@@ -200,6 +200,7 @@ def open_store(sources: Sequence[Path], label: str, cache: Path, make: Callable[
         with atomic_file(data) as out:
             keys, places = _pack(make(), out)
         write_index(index, keys, places)
+        _forget(index)
     except OSError as error:
         _log.warning("No store could be kept at %s (%s); every process makes its own.", data, error)
         return _in_memory(sources[0], make())
@@ -239,7 +240,18 @@ def _indexed(path: Path, index: Path, scan: Callable[[Path], Places]) -> Places:
     except OSError as error:
         # The index only saves time; a full or read-only cache must not stop a run.
         _log.warning("No index could be kept at %s (%s); every process walks %s.", index, error, path)
+    else:
+        _forget(index)
     return keys, places
+
+
+def _forget(kept: Path) -> None:
+    """Remove the indices of earlier states of the same file."""
+    place = kept.name.rpartition("-")[0]
+    for old in kept.parent.glob(f"{glob.escape(place)}-*"):
+        if old.stem != kept.stem:
+            with contextlib.suppress(OSError):
+                old.unlink()
 
 
 def _load_index(index: Path) -> Places:

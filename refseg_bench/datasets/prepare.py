@@ -20,6 +20,7 @@ from refseg_bench.errors import DataError
 Say = Callable[[str], None]
 #: How deep below an archive's top a set's own folder may lie.
 _DEPTH = 4
+_MASKS = "Annotations_unsupervised/480p"
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,10 @@ def prepare(name: str, sources: Sequence[Path], root: Path | None, say: Say = pr
 def _davis(places: Sequence[Path], home: Path, stage: Path, say: Say) -> None:
     """Convert DAVIS and its texts; the archives may come in any number and order."""
     merged = stage / "merged"
-    davis = _find(places, lambda d: (d / "JPEGImages" / "480p").is_dir() and (d / "ImageSets").is_dir())
+    # The semantics archive may hold frames too, but not the masks that are needed.
+    davis = _find(
+        places, lambda d: all((d / part).is_dir() for part in ("JPEGImages/480p", _MASKS, "ImageSets"))
+    )
     texts = _find(places, lambda d: (d / TEXTS[0][0]).is_file())
     if davis is None or texts is None:
         lacking = (
@@ -83,7 +87,7 @@ def _davis(places: Sequence[Path], home: Path, stage: Path, say: Say) -> None:
         )
         raise Damage(
             "missing file",
-            f"Nothing given holds {'DAVIS/JPEGImages/480p' if davis is None else TEXTS[0][0]}.",
+            f"Nothing given holds {f'JPEGImages/480p with {_MASKS}' if davis is None else TEXTS[0][0]}.",
             file=places[0] if places else home,
             cure=f"Add {lacking} to --from.",
         )

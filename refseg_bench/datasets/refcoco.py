@@ -8,6 +8,7 @@ hundreds of thousands of annotations and an image needs a handful.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -158,16 +159,15 @@ class RefCoco:
         return base / self.images[0]
 
     def splits(self) -> list[str]:
-        """The splits the sentence file speaks of.
+        """The splits the sentence file speaks of; none if it can't be read.
 
         Raises:
-            DataError: the set is not found; a damaged file counts as having none.
+            DataError: the set is not found.
         """
-        self.base()
-        try:
-            return [k.partition(":")[2] for k in self._opened() if k.startswith("table:")]
-        except Damage:
-            return []
+        refs, _ = self.files()
+        with contextlib.suppress(Damage):
+            return list(dict.fromkeys(ref["split"] for ref in checked_refs(refs, lambda _: None)))
+        return []
 
     def rows(self) -> list[list[Any]]:
         """``[image_id, file_name, height, width]`` of the split's images."""

@@ -25,7 +25,7 @@ Consistency = Literal["none", "otsu", "otsu_penalty", "mean", "mean_penalty"]
 
 #: Pixels per block of the overlap product: bounds its float32 copies, and keeps every partial count
 #: far below 2**24, where float32 stops being exact on integers.
-_BLOCK = 1 << 18
+_BLOCK = 1 << 16
 #: Guards both divisions of the consistency score in the official code.
 _EPSILON = 1e-8
 

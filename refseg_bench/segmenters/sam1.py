@@ -14,7 +14,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from refseg_bench.errors import ConfigError
-from refseg_bench.models import Weights, offline_by_environment, told
+from refseg_bench.models import Weights, identity, offline_by_environment, told
 from refseg_bench.schema import knob
 from refseg_bench.segmenters.base import (
     Candidates,
@@ -78,7 +78,11 @@ class Sam1:
 
     def environment(self) -> Mapping[str, Any]:
         """Facts for the environment record."""
-        return {"precision": self.precision, "implementation": "transformers SamModel"}
+        return {
+            "weights": [identity(needed) for needed in self.weights()],
+            "precision": self.precision,
+            "implementation": "transformers SamModel",
+        }
 
 
 class Sam1Session(ContextSession):

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from refseg_bench.models import Weights, fetch
+from refseg_bench.models import Weights, fetch, identity
 from refseg_bench.schema import knob
 from refseg_bench.segmenters import holes, sam2_package
 from refseg_bench.segmenters.features import Features
@@ -111,6 +111,7 @@ class Sam2:
     def environment(self) -> Mapping[str, Any]:
         """Facts for the environment record."""
         return {
+            "weights": [identity(needed) for needed in self.weights()],
             "hole_filling": holes.report(self.fill_holes, self.hole_area),
             "precision": self.precision,
             "implementation": "sam2 package",

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from refseg_bench.models import Weights, offline_by_environment, told
+from refseg_bench.models import Weights, identity, offline_by_environment, told
 from refseg_bench.schema import knob
 from refseg_bench.segmenters import holes
 from refseg_bench.segmenters.hf_tracker import HfTrackerCore
@@ -79,6 +79,7 @@ class Sam2Hf:
     def environment(self) -> Mapping[str, Any]:
         """Facts for the environment record."""
         return {
+            "weights": [identity(needed) for needed in self.weights()],
             "hole_filling": holes.report(self.fill_holes, self.hole_area),
             "precision": self.precision,
             "implementation": "transformers Sam2VideoModel",

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from refseg_bench.errors import DataError
-from refseg_bench.models import Weights, offline_by_environment, told
+from refseg_bench.models import Weights, identity, offline_by_environment, told
 from refseg_bench.schema import knob
 from refseg_bench.segmenters import holes
 from refseg_bench.segmenters.base import (
@@ -105,6 +105,7 @@ class Sam3:
     def environment(self) -> Mapping[str, Any]:
         """Facts for the environment record."""
         return {
+            "weights": [identity(needed) for needed in self.weights()],
             "hole_filling": holes.report(self.fill_holes, self.hole_area),
             "precision": self.precision,
             "implementation": "transformers Sam3TrackerVideoModel, Sam3Model",

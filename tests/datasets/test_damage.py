@@ -1,6 +1,7 @@
 # ruff: noqa: E501 (one line per case reads as a table)
 """Forty-odd kinds of damaged input: each ends in one error that names file, place, reason and cure."""
 
+import contextlib
 import io
 import json
 import pickle
@@ -239,6 +240,7 @@ CASES = [
     Case("expression is a number", mevis, exp(A, "1", exp=7), "wrong type", "meta_expressions.json", "expressions.1.exp"),
     Case("expression id holds a slash", mevis, replace(META, b'"1": {', b'"a/1": {'), "unsafe name", "meta_expressions.json", "expressions.a/1"),
     Case("object id is an object", mevis, exp(A, "0", anno_id={"x": 1}), "bad object id", "meta_expressions.json", "expressions.0.anno_id"),
+    Case("annotation id missing", mevis, edit(META, lambda m: m["videos"][A]["expressions"]["0"].pop("anno_id") and None), "missing field", "meta_expressions.json", "expressions.0"),
     Case("unknown type", revos, edit("meta_expressions_valid_.json", lambda m: m["videos"]["UVO/a"]["expressions"]["0"].update(type_id=9)), "bad type", "meta_expressions_valid_.json", "type_id"),
     Case("annotator can't be told", davis, replace("meta_expressions/valid/meta_expressions.json", b'"3": {', b'"x": {'), "bad expression id", "meta_expressions.json", "expressions.x"),
     Case("exp_id is a word", reasonvos, edit("meta_expressions.json", lambda m: m["videos"]["v1"]["expressions"][0].update(exp_id="first")), "bad expression id", "meta_expressions.json", "exp_id"),
@@ -474,3 +476,25 @@ def test_a_pickle_that_names_one_mask_without_end_is_refused(tmp_path, monkeypat
     (tmp_path / "train/mask_dict.pkl").write_bytes(pickle.dumps({"0": [mask] * 2000}, protocol=2))
     with pytest.raises(DataError, match="beyond all measure"):
         read_all(build())
+
+
+def test_images_damaged_anywhere_are_told(tmp_path):
+    import random
+
+    from refseg_bench.datasets.masks import read_binary, read_labels
+    from refseg_bench.datasets.writers import write_label_map
+    from refseg_bench.imageio import image_size, read_rgb
+
+    rng = random.Random(0)
+    write_label_map(tmp_path / "a.png", np.random.default_rng(0).integers(0, 3, (20, 30), dtype=np.uint8))
+    Image.fromarray(frames(1)[0]).save(tmp_path / "a.jpg")
+    for sound in (tmp_path / "a.png", tmp_path / "a.jpg"):
+        data = sound.read_bytes()
+        torn = tmp_path / f"torn{sound.suffix}"
+        for _ in range(250):
+            changed = bytearray(data)
+            changed[rng.randrange(60)] = rng.randrange(256)
+            torn.write_bytes(changed[: rng.choice([len(data), rng.randrange(len(data))])])
+            for read in (read_labels, read_binary, image_size, read_rgb):
+                with contextlib.suppress(DataError):  # anything else is a bug
+                    read(torn)

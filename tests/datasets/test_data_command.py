@@ -263,3 +263,24 @@ def test_show_works_without_public_masks(tmp_path):
         )
         == 0
     )
+
+
+def test_verify_goes_through_all_splits_of_a_damaged_refcoco(tmp_path, capsys):
+    images = [
+        ImageRecord(f"{split}.jpg", frames(1)[0], [[[1, 1, 9, 1, 9, 9]]], [([0], ["it"])], split=split)
+        for split in ("val", "testA")
+    ]
+    write_refcoco_set(tmp_path, images)
+    (tmp_path / "images" / "testA.jpg").unlink()
+    path = tmp_path / "instances.json"
+    path.write_text(
+        path.read_text().replace("[[1, 1, 9, 1, 9, 9]]", "[[1,1]]").replace("[[1,1,9,1,9,9]]", "[[1,1]]", 1)
+    )
+    assert run("verify", "refcoco", "--root", tmp_path) == 1
+    out = capsys.readouterr().out
+    val, test_a = out.split("refcoco_unc testA:")
+    assert "malformed mask: 1" in val
+    assert "missing frame: 1" in test_a
+    (tmp_path / "refs(unc).p").write_bytes(b"\x80\x02]q")
+    assert run("verify", "refcoco", "--root", tmp_path) == 1
+    assert "torn pickle: 1" in capsys.readouterr().out

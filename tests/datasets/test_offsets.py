@@ -134,6 +134,7 @@ def test_a_changed_file_is_walked_again(large, tmp_path, monkeypatch):
     os.replace(other, large)
     assert open_entries(large, tmp_path / "cache").get("0") == [1] * 20
     assert len(calls) == 2
+    assert len(list((tmp_path / "cache" / "index").iterdir())) == 1  # the old index is gone
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 torn", b"not an index"])

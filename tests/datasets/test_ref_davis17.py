@@ -65,6 +65,12 @@ def test_annot1_is_utf8_and_annot2_is_latin1(tmp_path):
         read_sentences(folder / "Davis17_annot2_full_video.txt", "utf-8")
 
 
+def test_latin1_bytes_do_not_break_lines(tmp_path):
+    path = tmp_path / "Davis17_annot2.txt"
+    path.write_bytes(b'bear 1 "a bear\x85 brown"\r\nbear 2 "it\x92s "big""\n')
+    assert read_sentences(path, "latin-1") == {"bear": {"1": "a bear\x85 brown", "2": 'it\x92s "big"'}}
+
+
 @pytest.mark.parametrize(
     ("wrong", "right"),
     [("clasic-car", "classic-car"), ("dog-scale", "dogs-scale"), ("motor-bike", "motorbike")],

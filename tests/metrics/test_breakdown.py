@@ -38,7 +38,8 @@ def test_facts_by_hand():
 
 @pytest.mark.parametrize(
     ("attribute", "value", "group"),
-    [("objects", 0, "0"), ("objects", 7, "3 or more"), ("size", 0.0, "absent"), ("size", 0.01, "small, up to 1 %"),
+    [("objects", 0, "0"), ("objects", 7, "3 or more"), ("size", 0.0, "absent"),
+     ("size", 0.01, "small, up to 1 %"),
      ("size", 0.5, "large, above 10 %"), ("clip_length", 1, "image"), ("clip_length", 81, "above 80 frames"),
      ("motion", None, "unknown"), ("motion", 0.5, "fast, above 1 %"), ("type", "referring", "referring")],
 )  # fmt: skip

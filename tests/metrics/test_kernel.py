@@ -29,7 +29,8 @@ def compiled(tmp_path_factory):
     folder = tmp_path_factory.mktemp("build")
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     done = subprocess.run(
-        [sys.executable, "setup.py", "-q", "build_ext", "--build-lib", str(folder), "--build-temp", str(folder)],
+        [sys.executable, "setup.py", "-q", "build_ext", "--build-lib", str(folder),
+         "--build-temp", str(folder)],
         cwd=root, capture_output=True, text=True, check=False,
     )  # fmt: skip
     found = list(folder.rglob("_kernel*.so"))

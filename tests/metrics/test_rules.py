@@ -407,8 +407,10 @@ def test_pointing():
     truth = [tall(A, NONE)]
     rows = [({}, truth, guess(0.15, 0.15)), ({}, truth, guess(0.95, 0.95)), ({}, truth, guess(1.0, 1.0))]
     assert images("pointing", rows)["PA"] == pytest.approx(1 / 3)
-    with pytest.raises(ScoreError, match="first frame"):
-        images("pointing", [({}, truth, guess(0.5, 0.5, frame=1))])
+    # Held against its own frame, where the target is absent.
+    assert images("pointing", [({}, truth, guess(0.15, 0.15, frame=1))])["PA"] == 0
+    flagged = dataclasses.replace(guess(0.15, 0.15), point=None, no_target=True)
+    assert images("pointing", [({}, truth, guess(0.15, 0.15)), ({}, truth, flagged)])["PA"] == 0.5
     with pytest.raises(ScoreError, match="no heat-map peak"):
         images("pointing", [({}, truth, tall(A, A))])
 
@@ -477,6 +479,19 @@ def test_every_protocol_is_documented_and_named():
         assert find(protocol.name).id == protocol.id
 
 
+def test_every_yaml_lists_every_knob():
+    import yaml
+
+    from refseg_bench import schema
+    from refseg_bench.resources import resource
+
+    for path in sorted((resource("conf") / "protocol").glob("*.yaml")):
+        node = yaml.safe_load(path.read_text(encoding="utf-8"))
+        cls = schema.locate(node.pop("_target_"), path.stem)
+        assert path.stem == cls.id
+        assert set(node) == set(schema.knobs(cls)), path.stem
+
+
 def test_the_docs_are_current():
     from pathlib import Path
 
@@ -489,7 +504,8 @@ def test_the_docs_are_current():
 
 @pytest.mark.parametrize(
     ("alias", "id_"),
-    [("mevis", "rvos-expr"), ("revos", "revos-visa"), ("revos.legacy255", "revos-visa"), ("ytvos", "rvos-expr"),
+    [("mevis", "rvos-expr"), ("revos", "revos-visa"), ("revos.legacy255", "revos-visa"),
+     ("ytvos", "rvos-expr"),
      ("davis17.annotators", "refdavis-anno"), ("ref_image.ciou", "refcoco-oiou"),
      ("ref_image.giou_lisa", "refcoco-lisa"), ("rvos-expr@1", "rvos-expr")],
 )  # fmt: skip

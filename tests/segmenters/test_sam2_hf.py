@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -216,17 +218,19 @@ def test_runs_are_deterministic_and_sessions_independent(ours, clip, make_clip):
 
 
 @pytest.mark.parametrize("release", ["sam2.1"])
-def test_bf16_is_near_fp32_and_declared(ours, sam2_folder, release, clip):
-    half = Sam2Hf(model=str(sam2_folder[release]), device="cpu", precision="bf16")
-    assert half.environment()["precision"] == "bf16"
-    with ours.open(clip) as full_session, half.open(clip) as half_session:
-        full = full_session.segment(3, CLICKS)
-        rough = half_session.segment(3, CLICKS)
-        masks = dict(half_session.propagate(3, CLICKS))
-    assert masks[0].shape == (3, *clip.size)
-    for a, b in zip(full, rough, strict=True):
-        assert a.ious_K == pytest.approx(b.ious_K, abs=0.05)
-        assert not np.array_equal(a.ious_K, b.ious_K)
+def test_bf16_is_near_fp32_and_declared(both, clip):
+    prompts = [*CLICKS, Prompt(mask=box_mask(clip.size))]
+    for segmenter in both:
+        half = dataclasses.replace(segmenter, precision="bf16")
+        assert half.environment()["precision"] == "bf16"
+        with segmenter.open(clip) as full_session, half.open(clip) as half_session:
+            full = full_session.segment(3, CLICKS)
+            rough = half_session.segment(3, CLICKS)
+            masks = dict(half_session.propagate(3, prompts, frames=(1, 2, 3, 4)))
+        assert masks[1].shape == (4, *clip.size)
+        for a, b in zip(full, rough, strict=True):
+            assert a.ious_K == pytest.approx(b.ious_K, abs=0.05)
+            assert not np.array_equal(a.ious_K, b.ious_K)
 
 
 def test_image_is_a_clip_of_one_frame(ours, make_clip):

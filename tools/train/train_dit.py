@@ -507,6 +507,8 @@ def train(
     check_scenes: int,
     binding_weight: float,
     binding_until: float,
+    first: int,
+    warm: Path | None,
 ) -> None:
     """Rectified flow, with an exponential average of the weights."""
     tokenizer = make_tokenizer()
@@ -520,6 +522,10 @@ def train(
     )
     text = TextBatch(tokenizer, encoder)
     start = 0
+    if warm is not None:
+        state = torch.load(warm / "last.pt", weights_only=False)
+        both.load_state_dict(state["model"])
+        average = {k: v.clone() for k, v in state["model"].items()}
     if state := watch.resume():
         start = state["step"]
         both.load_state_dict(state["model"])
@@ -532,7 +538,7 @@ def train(
         lr = learning_rate(step, steps, peak, 60)
         for group in optimiser.param_groups:
             group["lr"] = lr
-        images, captions, owners = batch_of(TRAIN_SEEDS + step * batch, batch)
+        images, captions, owners = batch_of(TRAIN_SEEDS + (first + step) * batch, batch)
         latents = encode(vae, images)
         noise = torch.randn_like(latents)
         sigma = torch.rand(batch) * 0.97 + 0.03
@@ -613,6 +619,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=24)
     parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--check-every", type=int, default=100)
+    parser.add_argument("--warm-start", type=Path, help="work folder of an earlier run to start from")
+    parser.add_argument("--first", type=int, default=0, help="batches of scenes to skip (seen by that run)")
     parser.add_argument("--check-scenes", type=int, default=30)
     parser.add_argument(
         "--binding-weight", type=float, default=0.1, help="of the loss on attention, at the start"
@@ -634,6 +642,8 @@ def main() -> None:
         args.check_scenes,
         args.binding_weight,
         args.binding_until,
+        args.first,
+        args.warm_start,
     )
     if args.out:
         export(args.work, args.out, args.seed)

@@ -327,8 +327,11 @@ class GrefcocoGres(ImageProtocol):
 class Pointing(ScoringProtocol):
     """PA, point accuracy: share of samples whose heat-map peak lies inside the target's mask.
 
-    Needs the peak, not the mask; in a video the peak must be on the first frame. A target that is
-    absent there can't be hit.
+    Needs the peak, not the mask. The peak is held against the mask of its own frame: RefAM looks at
+    the first frame only, so that this is its rule; a method whose map spans the clip (DecAF) is not
+    forced to the frame where its target may be hidden. A target that is absent there can't be hit, and
+    an answer that flags "no target" hits nothing. An answer without a peak and without that flag comes
+    from a method that has no heat map: it is refused.
     """
 
     id: ClassVar[str] = "pointing"
@@ -344,14 +347,17 @@ class Pointing(ScoringProtocol):
         for item in case.items:
             unit = sample_id(case.clip.id, item.expression.id)
             point = None if item.prediction is None else item.prediction.point
-            if item.status != "ok" or point is None or point.frame != 0:
+            if item.prediction is not None and point is None and item.prediction.no_target:
+                scores.append(Score(unit, case.clip.id, {"PA": 0.0}, {"frames_counted": 0}))
+                continue
+            if item.status != "ok" or point is None:
                 if case.partial:
                     continue
                 raise ScoreError(
-                    f"'{unit}' has no heat-map peak on the first frame; {self.name} needs one per sample.",
+                    f"'{unit}' has no heat-map peak; {self.name} needs one per sample.",
                     cure="Use a method that makes heat maps, or leave such samples out with --partial.",
                 )
-            mask = item.union.mask(0)
+            mask = item.union.mask(point.frame)
             height, width = item.target.size
             row, column = min(int(point.y * height), height - 1), min(int(point.x * width), width - 1)
             hit = mask is not None and bool(mask[row, column])
