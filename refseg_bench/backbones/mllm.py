@@ -125,11 +125,15 @@ class MLLM:
         *,
         background: bool = True,
     ) -> dict[str, Any]:
-        """Tokens, FLOPs and memory of a clip, from the config alone; see :func:`~.estimate.clip_cost`."""
-        from refseg_bench.backbones.estimate import clip_cost
+        """Tokens, FLOPs and memory of a clip, from the config alone; see :func:`~.estimate.clip_cost`.
 
+        Known hub ids are estimated from their published architecture, so that no network is needed.
+        """
+        from refseg_bench.backbones.estimate import clip_cost, published
+
+        known = published(self.path) if self._config is None and self.family == "auto" else None
         return clip_cost(
-            self.adapter(),
+            self.adapter() if known is None else family_of(known, {}),
             size,
             frames,
             expressions,
