@@ -255,8 +255,9 @@ def _hits(points: PlainRegion, other: PlainRegion, radius: int) -> int:
         flat = flat[maybe]
     offsets = ring[0] * canvas.shape[1] + ring[1]
     pixels = canvas.ravel()
-    # In pieces, so that a noisy mask with a hundred thousand boundary pixels stays small in memory.
+    # In pieces, so that a noisy mask with a hundred thousand boundary pixels stays small in memory;
+    # offsets down and points across, which is how numpy reduces fastest.
     for start in range(0, len(flat), 4096):
-        piece = flat[start : start + 4096]
-        found += int(np.count_nonzero(pixels[piece[:, None] + offsets[None, :]].any(axis=1)))
+        around = np.take(pixels, offsets[:, None] + flat[None, start : start + 4096])
+        found += int(np.count_nonzero(np.bitwise_or.reduce(around, axis=0)))
     return found
