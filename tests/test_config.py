@@ -8,7 +8,6 @@ from hydra.core.global_hydra import GlobalHydra
 from refseg_bench import config as configs
 from refseg_bench.errors import ConfigError
 from refseg_bench.launch import freeze
-from refseg_bench.resources import resource
 
 
 def one(*overrides: str) -> configs.Composed:
