@@ -16,6 +16,7 @@ from refseg_bench import claims
 from refseg_bench.config import Composed, load, to_yaml
 from refseg_bench.errors import RefsegError
 from refseg_bench.launch import local, slurm
+from refseg_bench.launch.foresight import foreseen
 from refseg_bench.launch.planning import Planned, planned, share_captures
 from refseg_bench.launch.records import Submission, living, register, submissions
 from refseg_bench.owners import Census, describe
@@ -112,7 +113,7 @@ def launch(
 
 
 def preview(points: Sequence[Composed]) -> list[str]:
-    """What :func:`launch` would do, one line a run; nothing is written."""
+    """What :func:`launch` would do, one line a run and what it would cost; nothing is written."""
     lines: list[str] = []
     for point in points:
         run = planned(RunStore(point.path), point, lines.append)
@@ -120,6 +121,7 @@ def preview(points: Sequence[Composed]) -> list[str]:
         lines.append(
             f"{point.path}: {run.samples} samples left in {run.clips} clips, {run.shards} shards, {where}"
         )
+        lines += foreseen(run)
     return lines
 
 

@@ -28,6 +28,7 @@ from refseg_bench.backbones.base import (
     RolloutSettings,
     VisualSettings,
     Where,
+    layer_range,
     weighting,
 )
 from refseg_bench.cache import Cache, Entry, digest, fingerprint
@@ -602,7 +603,12 @@ class _Reader:
             ]
 
         settings = self.method.rollout_settings()
-        rollout = {**asdict(settings), "mode": weighting(settings.mode)}
+        rollout: dict[str, Any] = {}
+        if self._common:
+            # Two ways to say the same layers, or the same weights, are one key.
+            layers = layer_range(settings.start, settings.end, self.method.backbone.layers())
+            same = {"mode": weighting(settings.mode), "start": layers.start, "end": layers.stop}
+            rollout = {**asdict(settings), **same}
         return self._through_cache({"kind": kind, "rollout": rollout, "answer": answer}, texts, run)
 
     def choices(self, texts: Sequence[str]) -> dict[str, str]:
