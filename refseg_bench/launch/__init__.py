@@ -17,7 +17,8 @@ from refseg_bench.errors import RefsegError
 from refseg_bench.launch import local, slurm
 from refseg_bench.launch.planning import Planned, planned, share_captures
 from refseg_bench.launch.records import Submission, living, register, submissions
-from refseg_bench.run import Tally
+from refseg_bench.methods.estimate import forecast
+from refseg_bench.run import Tally, build_method, dataset_of
 from refseg_bench.store import RunStore
 from refseg_bench.worker import Shard
 
@@ -110,7 +111,7 @@ def launch(
 
 
 def preview(points: Sequence[Composed]) -> list[str]:
-    """What :func:`launch` would do, one line a run; nothing is written."""
+    """What :func:`launch` would do and cost, a few lines a run; nothing is written, no model is loaded."""
     lines: list[str] = []
     for point in points:
         run = planned(RunStore(point.path), point, lines.append)
@@ -118,6 +119,7 @@ def preview(points: Sequence[Composed]) -> list[str]:
         lines.append(
             f"{point.path}: {run.samples} samples left in {run.clips} clips, {run.shards} shards, {where}"
         )
+        lines += forecast(build_method(run.values, dataset_of(run.values)), run.work)
     return lines
 
 
