@@ -5,10 +5,10 @@ BIN    := $(VENV)/bin
 UV     := $(BIN)/uv
 
 # uv does not read pip's configuration: carry over what pip on this machine is told.
-PIP_CONFIG := $(PYTHON) -m pip config get
-export UV_INDEX          ?= $(shell $(PIP_CONFIG) global.extra-index-url 2>/dev/null)
+pip_says = $(shell $(PYTHON) -m pip config list 2>/dev/null | sed -n "s/^global\.$(1)='\(.*\)'$$/\1/p")
+export UV_INDEX          ?= $(call pip_says,extra-index-url)
 export UV_INDEX_STRATEGY ?= unsafe-best-match
-PIP_CONSTRAINT_FILE      := $(shell $(PIP_CONFIG) global.constraint 2>/dev/null)
+PIP_CONSTRAINT_FILE      := $(call pip_says,constraint)
 CONSTRAINTS              := $(if $(PIP_CONSTRAINT_FILE),-c $(PIP_CONSTRAINT_FILE))
 INSTALL := $(UV) pip install -q --python $(VENV) $(CONSTRAINTS)
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from refseg_bench.errors import ConfigError, RefsegError
-from refseg_bench.types import Clip, Expression, Method
+from refseg_bench.errors import ConfigError
+from refseg_bench.types import Clip, Method
 
 
 def estimate(method: Method, clip: Clip, n_expressions: int) -> dict[str, Any]:
@@ -31,33 +30,3 @@ def cached(method: Method, clip: Clip, texts: list[str]) -> tuple[int, int]:
     except ConfigError:
         # A model that isn't on this machine and can't be asked for has left nothing in the cache.
         return 0, len(texts)
-
-
-def forecast(method: Method, work: Sequence[tuple[Clip, Sequence[Expression]]]) -> Iterator[str]:
-    """Lines that say what is in the cache and what the heaviest clip will cost.
-
-    Args:
-        method: a built method.
-        work: clips with their open expressions.
-
-    Yields:
-        Nothing for a method that can't tell.
-    """
-    if not work:
-        return
-    if hasattr(method, "cached"):
-        found = [cached(method, clip, [expression.text for expression in es]) for clip, es in work]
-        ready, asked = (sum(column) for column in zip(*found, strict=True))
-        yield f"  cache: {ready} of {asked} expressions need no model call"
-    clip, es = max(work, key=lambda item: (len(item[1]), len(item[0])))
-    try:
-        cost = estimate(method, clip, len(es))
-    except RefsegError as error:
-        yield f"  no estimate: {error.what}"
-        return
-    if cost:
-        size = f"{clip.size[0]}x{clip.size[1]}"
-        yield f"  estimate for clip '{clip.id}' ({len(clip)} frames, {size}, {len(es)} expressions):"
-        for name, value in cost.items():
-            shown = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, Mapping) else value
-            yield f"    {name}: {shown}"

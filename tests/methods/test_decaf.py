@@ -11,7 +11,7 @@ from refseg_bench.errors import ConfigError, DataError
 from refseg_bench.methods.coarse import otsu
 from refseg_bench.methods.decaf import DecAF, Fusion
 from refseg_bench.methods.estimate import cached as in_cache
-from refseg_bench.methods.estimate import estimate, forecast
+from refseg_bench.methods.estimate import estimate
 from refseg_bench.methods.fusion import resize
 from refseg_bench.methods.points import candidate_points
 from refseg_bench.methods.spatial import SpatialBias
@@ -706,24 +706,3 @@ def test_a_capture_serves_every_run_of_its_digest(moving, tmp_path):
 def test_methods_that_cannot_tell_say_nothing(moving):
     assert estimate(object(), moving, 3) == {}
     assert in_cache(object(), moving, ["a"]) == (0, 1)
-
-
-def test_a_dry_run_tells_cache_and_cost(moving, tmp_path):
-    method = cached(FakeMLLM(), tmp_path / "cache")
-    method.backbone.estimate = lambda *a, **k: {
-        "parameters": 7,
-        "tflop": {"clip": 2.0, "per_expression": 1.0},
-    }
-    list(method.predict(moving, expressions("a")))
-    lines = list(forecast(method, [(moving, expressions("a", "b"))]))
-    assert lines[0] == "  cache: 1 of 2 expressions need no model call"
-    assert lines[1] == "  estimate for clip 'clip' (20 frames, 48x64, 2 expressions):"
-    assert lines[2:] == ["    parameters: 7", "    tflop: clip 2.0, per_expression 1.0"]
-    assert list(forecast(object(), [(moving, expressions("a"))])) == []
-    assert list(forecast(method, [])) == []
-
-    def unknown(*_, **__):
-        raise ConfigError("The model is not there.")
-
-    method.backbone.estimate = unknown
-    assert list(forecast(method, [(moving, expressions("a"))]))[1] == "  no estimate: The model is not there."
