@@ -390,6 +390,7 @@ def conclude(
         details={
             "policy": dataclasses.asdict(protocol.policy),
             "printed": protocol.printed({name: e.value for name, e in estimates.items()}),
+            "interval": dataclasses.asdict(bootstrap),
             "failed": list(coverage.failed),
             "missing": list(coverage.missing),
             "missing_frames": {name: list(frames) for name, frames in coverage.gaps.items()},
