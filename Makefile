@@ -44,7 +44,7 @@ $(VENV)/.user: pyproject.toml | $(UV)
 # sam2's own build asks for a second torch unless it may use the one that is there.
 $(VENV)/.dev: pyproject.toml | $(UV)
 	$(INSTALL) -e '.[dev]' setuptools
-	SAM2_BUILD_CUDA=0 $(INSTALL) --no-build-isolation --no-deps 'sam2>=1.1.0' iopath
+	SAM2_BUILD_CUDA=0 $(INSTALL) --no-build-isolation --no-deps 'sam2>=1.1.0' iopath portalocker
 	touch $@
 
 clean:
