@@ -367,7 +367,12 @@ def need_of(node: Mapping[str, Any], where: str) -> Need:
     asked = "revision" in values  # a mere `path` is a file of the user's, not a model
     for name in _MODEL_KNOBS:
         repo = values.get(name)
-        if asked and isinstance(repo, str):
-            repo = str(resources.weights(repo.removeprefix(_SHIPPED))) if repo.startswith(_SHIPPED) else repo
-            return Need(where, target, (Weights(repo, values["revision"], component=where),))
+        if not asked or not isinstance(repo, str):
+            continue
+        if repo.startswith(_SHIPPED):
+            try:
+                repo = str(resources.weights(repo.removeprefix(_SHIPPED)))
+            except RefsegError as error:
+                return Need(where, target, (), str(error))
+        return Need(where, target, (Weights(repo, values["revision"], component=where),))
     return Need(where, target)

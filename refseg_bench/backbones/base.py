@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self, TypeAlias
 
+from refseg_bench.errors import RefsegError
 from refseg_bench.types import FloatTHW, Uint8THWC
 
 #: How the rollout weights heads, in two spellings of the same three ways:
@@ -25,6 +26,28 @@ Where = Literal["video"] | int
 def weighting(name: HeadWeights) -> str:
     """The one spelling of a head weighting that cache keys and code use (that of Table 5a)."""
     return _SAME_AS.get(name, name)
+
+
+def layer_range(start: int, end: int, n_layers: int) -> range:
+    """Layers ``start ≤ l < end`` of a model.
+
+    Args:
+        start: first layer; -1 = the middle one.
+        end: one past the last; ≤ 0 = all of the rest.
+        n_layers: of the language model.
+
+    Raises:
+        RefsegError: the range is empty or leaves the model.
+    """
+    start = n_layers // 2 if start == -1 else start
+    stop = n_layers if end <= 0 else end
+    if not 0 <= start < stop <= n_layers:
+        raise RefsegError(
+            f"Layers {start}…{stop} are no range in a model of {n_layers} layers.",
+            allowed=[f"0 <= start < end <= {n_layers}"],
+            cure="Set method.start_layer and method.end_layer (-1 = last).",
+        )
+    return range(start, stop)
 
 
 @dataclass(frozen=True)
@@ -138,6 +161,9 @@ class GroundingMLLM(Protocol):
 
     def identity(self) -> dict[str, Any]:
         """Everything of the model that its outputs depend on, for cache keys. Loads no weights."""
+
+    def layers(self) -> int:
+        """Number of language-model layers. Loads no weights."""
 
     def estimate(
         self,

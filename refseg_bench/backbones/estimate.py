@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from refseg_bench.backbones.base import RolloutSettings, VisualSettings
+from refseg_bench.backbones.base import RolloutSettings, VisualSettings, layer_range
 from refseg_bench.backbones.families import Family
-from refseg_bench.backbones.rollout import BLOCK_BYTES, layer_range
+from refseg_bench.backbones.rollout import BLOCK_BYTES
 
 #: Tokens of a prompt of the method's own wording around a usual expression.
 PROMPT_TOKENS = 100
@@ -23,6 +23,103 @@ PROMPT_TOKENS = 100
 CHOICE_TOKENS = 250
 #: Tokens of an answer.
 ANSWER_TOKENS = 3
+
+
+def _qwen2(
+    hidden: int, inner: int, layers: int, heads: int, groups: int, vocabulary: int, *, tied: bool = False
+) -> dict[str, Any]:
+    return {
+        "hidden_size": hidden,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": groups,
+        "vocab_size": vocabulary,
+        "tie_word_embeddings": tied,
+    }
+
+
+def _qwen3(hidden: int, inner: int, *, tied: bool) -> dict[str, Any]:
+    return {**_qwen2(hidden, inner, 36, 32, 8, 151936, tied=tied), "head_dim": 128}
+
+
+_INTERN_VIT = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "image_size": [448, 448],
+    "patch_size": [14, 14],
+}
+_QWEN25_VIT = {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16}
+_SMALL, _SEVEN, _FOURTEEN = (1536, 8960, 28, 12, 2), (3584, 18944, 28, 28, 4), (5120, 13824, 48, 40, 8)
+#: hub id → config class of transformers, language part, vision part: the published architectures.
+PUBLISHED: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "Qwen/Qwen2-VL-2B-Instruct": ("Qwen2VLConfig", _qwen2(*_SMALL, 151936, tied=True), {"hidden_size": 1536}),
+    "Qwen/Qwen2-VL-7B-Instruct": ("Qwen2VLConfig", _qwen2(*_SEVEN, 152064), {"hidden_size": 3584}),
+    "Qwen/Qwen2.5-VL-3B-Instruct": (
+        "Qwen2_5_VLConfig",
+        _qwen2(2048, 11008, 36, 16, 2, 151936, tied=True),
+        {**_QWEN25_VIT, "out_hidden_size": 2048},
+    ),
+    "Qwen/Qwen2.5-VL-7B-Instruct": (
+        "Qwen2_5_VLConfig",
+        _qwen2(*_SEVEN, 152064),
+        {**_QWEN25_VIT, "out_hidden_size": 3584},
+    ),
+    "OpenGVLab/InternVL3-2B-hf": ("InternVLConfig", _qwen2(*_SMALL, 151674, tied=True), _INTERN_VIT),
+    "OpenGVLab/InternVL3-8B-hf": ("InternVLConfig", _qwen2(*_SEVEN, 151674), _INTERN_VIT),
+    "OpenGVLab/InternVL3-14B-hf": ("InternVLConfig", _qwen2(*_FOURTEEN, 151674), _INTERN_VIT),
+    "llava-hf/llava-onevision-qwen2-7b-ov-hf": (
+        "LlavaOnevisionConfig",
+        _qwen2(*_SEVEN, 152000),
+        {
+            "model_type": "siglip_vision_model",
+            "hidden_size": 1152,
+            "intermediate_size": 4304,
+            "num_hidden_layers": 26,
+            "num_attention_heads": 16,
+            "image_size": 384,
+            "patch_size": 14,
+            "vision_use_head": False,
+        },
+    ),
+    "Qwen/Qwen3-VL-4B-Instruct": (
+        "Qwen3VLConfig",
+        _qwen3(2560, 9728, tied=True),
+        {
+            "depth": 24,
+            "hidden_size": 1024,
+            "intermediate_size": 4096,
+            "num_heads": 16,
+            "out_hidden_size": 2560,
+        },
+    ),
+    "Qwen/Qwen3-VL-8B-Instruct": (
+        "Qwen3VLConfig",
+        _qwen3(4096, 12288, tied=False),
+        {
+            "depth": 27,
+            "hidden_size": 1152,
+            "intermediate_size": 4304,
+            "num_heads": 16,
+            "out_hidden_size": 4096,
+        },
+    ),
+}
+
+
+def published(path: str) -> Any | None:
+    """The config of a known hub id by its published architecture, or ``None``. Asks nobody."""
+    if path not in PUBLISHED:
+        return None
+    import transformers
+
+    name, text, vision = PUBLISHED[path]
+    if name in ("InternVLConfig", "LlavaOnevisionConfig"):
+        text = {"model_type": "qwen2", **text}
+    tied = bool(text["tie_word_embeddings"])
+    return getattr(transformers, name)(text_config=text, vision_config=vision, tie_word_embeddings=tied)
 
 
 @dataclass(frozen=True)
@@ -92,8 +189,7 @@ def clip_cost(
     layers, heads = int(text.num_hidden_layers), int(text.num_attention_heads)
     depth = int(getattr(text, "head_dim", None) or text.hidden_size // heads)
     groups = int(getattr(text, "num_key_value_heads", None) or heads)
-    start = layers // 2 if rollout.start == -1 else rollout.start
-    read = len(layer_range(start, rollout.end, layers))
+    read = len(layer_range(rollout.start, rollout.end, layers))
     kinds = 2 if background else 1
 
     video = int(np.prod(family.video_grid(size, frames, visual)))

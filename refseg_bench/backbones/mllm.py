@@ -25,10 +25,17 @@ import torch
 from torch import Tensor
 
 from refseg_bench.backbones import capture
-from refseg_bench.backbones.base import MLLMCounters, Reading, RolloutSettings, VisualSettings, Where
+from refseg_bench.backbones.base import (
+    MLLMCounters,
+    Reading,
+    RolloutSettings,
+    VisualSettings,
+    Where,
+    layer_range,
+)
 from refseg_bench.backbones.families import Family, Visual, family_of
 from refseg_bench.backbones.families.base import Piece
-from refseg_bench.backbones.rollout import LayerQK, dense_rollout, layer_range, shared_rollout
+from refseg_bench.backbones.rollout import LayerQK, dense_rollout, shared_rollout
 from refseg_bench.errors import ConfigError, RefsegError
 from refseg_bench.models import Weights
 from refseg_bench.resources import weights
@@ -79,6 +86,7 @@ class MLLM:
     _loaded: _Loaded | None = field(default=None, init=False, repr=False, compare=False)
     _config: Any = field(default=None, init=False, repr=False, compare=False)
     _identity: dict[str, Any] | None = field(default=None, init=False, repr=False, compare=False)
+    _problem: ConfigError | None = field(default=None, init=False, repr=False, compare=False)
 
     def open(self, frames_THWC: Uint8THWC, visual: VisualSettings, rollout: RolloutSettings) -> Session:
         """Start a session on the sampled frames of a clip.
@@ -118,11 +126,15 @@ class MLLM:
         *,
         background: bool = True,
     ) -> dict[str, Any]:
-        """Tokens, FLOPs and memory of a clip, from the config alone; see :func:`~.estimate.clip_cost`."""
-        from refseg_bench.backbones.estimate import clip_cost
+        """Tokens, FLOPs and memory of a clip, from the config alone; see :func:`~.estimate.clip_cost`.
 
+        Known hub ids are estimated from their published architecture, so that no network is needed.
+        """
+        from refseg_bench.backbones.estimate import clip_cost, published
+
+        known = published(self.path) if self._config is None and self.family == "auto" else None
         return clip_cost(
-            self.adapter(),
+            self.adapter() if known is None else family_of(known, {}),
             size,
             frames,
             expressions,
@@ -151,11 +163,17 @@ class MLLM:
         Raises:
             ConfigError: the model can't be found.
         """
+        if self._problem is not None:
+            raise self._problem  # a hub that didn't answer isn't asked again for every clip
         if self._config is None:
             from transformers import AutoConfig
 
-            with _found(self.path, self.revision):
-                self._config = AutoConfig.from_pretrained(self._source(), **self._hub())
+            try:
+                with _found(self.path, self.revision):
+                    self._config = AutoConfig.from_pretrained(self._source(), **self._hub())
+            except ConfigError as error:
+                self._problem = error
+                raise
         return self._config
 
     def adapter(self) -> Family:
@@ -328,8 +346,7 @@ class Session:
         if self.frames_THWC.ndim != 4 or len(self.frames_THWC) == 0:
             raise RefsegError("There is no frame to look at.", cure="Check the clip's frame list.")
         total = int(self.loaded.family.text_config.num_hidden_layers)
-        start = total // 2 if self.rollout.start == -1 else self.rollout.start
-        self.range = layer_range(start, self.rollout.end, total)
+        self.range = layer_range(self.rollout.start, self.rollout.end, total)
         self.dtype: torch.dtype = getattr(torch, self.rollout.precision)
 
     def __enter__(self) -> Self:

@@ -55,22 +55,6 @@ class LayerQK:
         return sum(t.numel() * t.element_size() for t in (self.q_HND, self.k_GND))
 
 
-def layer_range(start: int, end: int, n_layers: int) -> range:
-    """Layers ``start ≤ l < end``; ``end ≤ 0`` stands for the last layer.
-
-    Raises:
-        RefsegError: the range is empty or leaves the model.
-    """
-    stop = n_layers if end <= 0 else end
-    if not 0 <= start < stop <= n_layers:
-        raise RefsegError(
-            f"Layers {start}…{stop} are no range in a model of {n_layers} layers.",
-            allowed=[f"0 <= start < end <= {n_layers}"],
-            cure="Set method.start_layer and method.end_layer (-1 = last).",
-        )
-    return range(start, stop)
-
-
 # ── the oracle ───────────────────────────────────────────────────────────────
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from refseg_bench import config as configs
@@ -51,6 +52,7 @@ def main(args: argparse.Namespace) -> int:
     if len(launched) == 1 and launched[0].error is not None:
         raise launched[0].error
     code = 0
+    values = {point.path: point.values for point in points}
     here: list[RunStore] = []
     for item in launched:
         if item.error is not None:
@@ -64,7 +66,7 @@ def main(args: argparse.Namespace) -> int:
             else:
                 here.append(item.store)
     if here and not args.no_score:
-        code = max(code, finish(here))
+        code = max(code, finish(here, values))
         if not args.no_html:
             try:
                 print(pages(here))
@@ -73,12 +75,17 @@ def main(args: argparse.Namespace) -> int:
     return code
 
 
-def finish(stores: Sequence[RunStore]) -> int:
-    """Score the runs and print their tables; a run that can't be scored is told and left out."""
+def finish(stores: Sequence[RunStore], values: Mapping[Path, Mapping[str, Any]]) -> int:
+    """Score the runs and print their tables; a run that can't be scored is told and left out.
+
+    Args:
+        stores: the runs.
+        values: run folder → the config of the present command.
+    """
     code = 0
     for store in stores:
         try:
-            score_run(store)
+            score_run(store, values.get(store.root))
         except ScoreError as error:
             print(f"{store.root}\n  not scored: {error}", file=sys.stderr)
             code = 2

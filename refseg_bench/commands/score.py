@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -200,21 +200,18 @@ def _opened(root: Path) -> RunStore:
     return _stores[root]
 
 
-def score_run(
-    store: RunStore, protocols: Sequence[str] | None = None, *, partial: bool = False, jobs: int = 0
-) -> None:
-    """Score one run and keep its tables and result rows.
+def score_run(store: RunStore, values: Mapping[str, Any] | None = None) -> None:
+    """Score one run as its config says, and keep its tables and result rows.
 
     Args:
         store: the run.
-        protocols: ids; by default the run's own, else the dataset's.
-        partial: score although samples are failed or missing.
-        jobs: processes; 0 = the config's.
+        values: the config of the present command, whose protocols and score settings may differ from
+            those first frozen; by default the frozen ones.
 
     Raises:
         ScoreError: work is missing that a protocol does not allow, or the masks are hidden.
     """
-    outcomes = score_store(store, protocols, partial=partial, jobs=jobs)
+    outcomes = score_store(store, values=values)
     refusals = [outcome for _, outcome in outcomes if isinstance(outcome, ScoreError)]
     if refusals:
         raise refusals[0]
@@ -227,6 +224,7 @@ def score_store(
     partial: bool = False,
     jobs: int = 0,
     detail: bool = False,
+    values: Mapping[str, Any] | None = None,
 ) -> list[tuple[str, Scored | ScoreError]]:
     """Score one run, keep what could be scored, and return outcomes and refusals by protocol."""
     from refseg_bench import config as configs
@@ -234,7 +232,7 @@ def score_store(
     from refseg_bench.metrics.stats import Bootstrap
     from refseg_bench.run import dataset_of, frozen
 
-    values = frozen(store)
+    values = frozen(store) if values is None else values
     config = configs.load(values)
     dataset = dataset_of(values)
     options = scoring.Options(

@@ -131,5 +131,6 @@ def _caption(clip: Clip, expression: Expression, target: Target | None, width: i
         truth = "nothing is meant"
     else:
         truth = f"{len(target.objects)} object{'s' if len(target.objects) > 1 else ''}"
+    frames = f"{len(clip)} frames" if len(clip) > 1 else "image"
     wrapped = textwrap.wrap(f"“{expression.text}”", max(20, width // 10)) or [""]
-    return [*wrapped, f"{clip.id}/{expression.id} · {len(clip)} frames · {truth}"]
+    return [*wrapped, f"{clip.id}/{expression.id} · {frames} · {truth}"]

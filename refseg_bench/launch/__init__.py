@@ -12,11 +12,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from refseg_bench import claims
 from refseg_bench.config import Composed, load, to_yaml
 from refseg_bench.errors import RefsegError
 from refseg_bench.launch import local, slurm
+from refseg_bench.launch.foresight import foreseen
 from refseg_bench.launch.planning import Planned, planned, share_captures
 from refseg_bench.launch.records import Submission, living, register, submissions
+from refseg_bench.owners import Census, describe
 from refseg_bench.run import Tally
 from refseg_bench.store import RunStore
 from refseg_bench.worker import Shard
@@ -110,7 +113,7 @@ def launch(
 
 
 def preview(points: Sequence[Composed]) -> list[str]:
-    """What :func:`launch` would do, one line a run; nothing is written."""
+    """What :func:`launch` would do, one line a run and what it would cost; nothing is written."""
     lines: list[str] = []
     for point in points:
         run = planned(RunStore(point.path), point, lines.append)
@@ -118,6 +121,7 @@ def preview(points: Sequence[Composed]) -> list[str]:
         lines.append(
             f"{point.path}: {run.samples} samples left in {run.clips} clips, {run.shards} shards, {where}"
         )
+        lines += foreseen(run)
     return lines
 
 
@@ -206,6 +210,12 @@ def _here(run: Planned, submission: Submission, say: Callable[[str], None]) -> T
             tally.failed += part.failed
         tally.elsewhere = max(0, run.samples - tally.done - tally.failed)
     _close(run.store, submission)
+    if tally.elsewhere:
+        census = Census()
+        held = [r.owner for r in claims.records(run.store.root) if not r.end and census.alive(r.owner)]
+        if held:
+            say(f"  {tally.elsewhere} samples are with {describe(held)}")
+            say(f"  if you know that it is dead, remove {run.store.root / 'claims'} and run again")
     for other in submissions(run.store.root):
         if other.id != submission.id and other.created >= submission.created:
             say(f"  also submitted meanwhile: {other.told()}")

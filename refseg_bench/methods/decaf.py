@@ -28,6 +28,7 @@ from refseg_bench.backbones.base import (
     RolloutSettings,
     VisualSettings,
     Where,
+    layer_range,
     weighting,
 )
 from refseg_bench.cache import Cache, Entry, digest, fingerprint
@@ -286,8 +287,9 @@ class DecAF:
     def cached(self, clip: Clip, texts: Sequence[str]) -> int:
         """How many of the texts need no model call, by the cache. Loads no weights."""
         frames = sample_frames(len(clip), self.n_frames)
-        if self._store().root is None:
-            return 0
+        root = self._store().root
+        if root is None or not root.is_dir():
+            return 0  # and the model's hub need not be asked which commit it is
         ready = 0
         for text in texts:
             try:
@@ -602,7 +604,12 @@ class _Reader:
             ]
 
         settings = self.method.rollout_settings()
-        rollout = {**asdict(settings), "mode": weighting(settings.mode)}
+        rollout: dict[str, Any] = {}
+        if self._common:
+            # Two ways to say the same layers, or the same weights, are one key.
+            layers = layer_range(settings.start, settings.end, self.method.backbone.layers())
+            same = {"mode": weighting(settings.mode), "start": layers.start, "end": layers.stop}
+            rollout = {**asdict(settings), **same}
         return self._through_cache({"kind": kind, "rollout": rollout, "answer": answer}, texts, run)
 
     def choices(self, texts: Sequence[str]) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from refseg_bench.errors import ConfigError
 from refseg_bench.types import Clip, Method
 
 
@@ -22,4 +23,10 @@ def estimate(method: Method, clip: Clip, n_expressions: int) -> dict[str, Any]:
 def cached(method: Method, clip: Clip, texts: list[str]) -> tuple[int, int]:
     """(expressions whose model outputs are all in the cache, expressions asked about)."""
     ask = getattr(method, "cached", None)
-    return (int(ask(clip, texts)), len(texts)) if callable(ask) else (0, len(texts))
+    if not callable(ask):
+        return 0, len(texts)
+    try:
+        return int(ask(clip, texts)), len(texts)
+    except ConfigError:
+        # A model that isn't on this machine and can't be asked for has left nothing in the cache.
+        return 0, len(texts)

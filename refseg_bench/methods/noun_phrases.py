@@ -132,7 +132,7 @@ def spacy_parser(model: str) -> Parser:
     """A parser on an installed spaCy model.
 
     The phrase is the sentence root's noun chunk; if the root is no noun, the first chunk with a
-    nominal subject, else the first chunk.
+    nominal subject, else the first chunk, else the first noun.
 
     Raises:
         ConfigError: spaCy or the model is not installed (nothing is ever fetched).
@@ -155,7 +155,8 @@ def spacy_parser(model: str) -> Parser:
         chosen = chosen or next((c for c in chunks if "nsubj" in c.root.dep_), None)
         chosen = chosen or next(iter(chunks), None)
         if chosen is None:
-            return None
+            noun = next((t for t in doc if t.pos_ in ("NOUN", "PROPN")), None)
+            return None if noun is None else Phrase((word_of(noun),), word_of(noun), f"spacy:{model}")
         return Phrase(tuple(sorted({word_of(t) for t in chosen})), word_of(chosen.root), f"spacy:{model}")
 
     return parse

@@ -6,10 +6,10 @@ second: whatever the source's own masks are, its peak becomes one positive click
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from refseg_bench import schema
 from refseg_bench.errors import RefsegError
@@ -27,7 +27,7 @@ class PointControl:
         backbone, segmenter: handed to the source, and the segmenter used for the click.
     """
 
-    source: Any
+    source: Method  # as a config node: what the config layer checks and completes
     segmenter: Segmenter
     backbone: Any = None
     cache_root: Path | None = field(default=None, init=False, repr=False, compare=False)
@@ -61,8 +61,9 @@ class PointControl:
     def inner(self) -> Method:
         """The source, made at its first use."""
         if self._inner is None:
+            node = cast(Mapping[str, Any], self.source)
             self._inner = schema.build(
-                self.source, "method.source", backbone=self.backbone, segmenter=self.segmenter
+                node, "method.source", backbone=self.backbone, segmenter=self.segmenter
             )
             if hasattr(self._inner, "cache_root"):
                 self._inner.cache_root = self.cache_root

@@ -255,8 +255,10 @@ class RefAM:
         return digest({"backbone": lasting, "method": {name: method[name] for name in _MAKES_MAPS}})
 
     def cached(self, clip: Clip, texts: Sequence[str]) -> int:
-        """How many of the texts need no forward pass, by the cache. Loads no weights."""
-        reader, asks = self._questions(clip, [Expression(str(i), text) for i, text in enumerate(texts)])
+        """How many of the texts need no forward pass, by the cache. Loads and fetches no weights."""
+        asking = replace(self, backbone=replace(self.backbone, offline=True))
+        asking.cache_root = self.cache_root
+        reader, asks = asking._questions(clip, [Expression(str(i), text) for i, text in enumerate(texts)])
         frames = self.frames(clip)
         return sum(all(reader.known(frame, ask) for frame in frames) for ask in asks)
 

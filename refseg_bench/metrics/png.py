@@ -29,12 +29,12 @@ Uint8HW = NDArray[np.uint8]
 
 
 @cache
-def inflater() -> Callable[[bytes, int], bytes]:
+def inflater() -> Callable[[bytes, int, int], bytes]:
     """The fastest zlib at hand: zlib-ng, isal, else the standard library's; for raw deflate data."""
     if os.environ.get("REFSEG_KERNEL") != "plain":
         for module in ("zlib_ng.zlib_ng", "isal.isal_zlib"):
             try:
-                found: Callable[[bytes, int], bytes] = importlib.import_module(module).decompress
+                found: Callable[[bytes, int, int], bytes] = importlib.import_module(module).decompress
             except ImportError:
                 continue
             return found
@@ -172,7 +172,7 @@ def _simple(data: bytes, path: Path) -> Uint8HW | None:
     if len(stream) < 6 or stream[0] & 15 != 8 or stream[1] & 32:
         raise _torn(path, "it holds no pixels")
     try:
-        raw = inflater()(stream[2:-4], -15)
+        raw = inflater()(stream[2:-4], -15, height * (stride + 1))
     except Exception as error:
         # Each zlib has an error class of its own; none of them shares a base.
         if type(error).__name__ != "error" and not isinstance(error, zlib.error):

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -331,6 +332,24 @@ def test_a_prefix_lm_is_detected_while_it_runs():
             attention_mask=torch.ones_like(ids),
             token_type_ids=torch.zeros_like(ids),
         )
+
+
+def test_flash_kernels_are_told_their_own_name():
+    seen = []
+
+    def stock(module, query, key, value, attention_mask, **kwargs):
+        seen.append((module.config._attn_implementation, module.config.depth, module.layer_idx))
+        return "out"
+
+    config = SimpleNamespace(_attn_implementation="refseg_fa2", depth=7)
+    module = SimpleNamespace(config=config, layer_idx=1, is_causal=True)
+    q, k = torch.zeros(1, 2, 3, 4), torch.zeros(1, 1, 5, 4)
+    with capture.recording(range(2)) as recorder:
+        assert capture._tap(stock, "flash_attention_2")(module, q, k, k, None, scaling=0.5) == "out"
+    assert seen == [("flash_attention_2", 7, 1)]
+    assert recorder.kept[1][1].shape == (1, 1, 3, 4)
+    assert recorder.scales == {1: 0.5}
+    assert capture.tap_name("flash_attention_2") == "refseg_fa2"
 
 
 def test_a_kernel_without_a_tap_is_told():

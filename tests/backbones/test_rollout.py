@@ -6,11 +6,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from refseg_bench.backbones.base import weighting
+from refseg_bench.backbones.base import layer_range, weighting
 from refseg_bench.backbones.rollout import (
     LayerQK,
     dense_rollout,
-    layer_range,
     shared_rollout,
     streamed_rollout,
 )
@@ -148,7 +147,8 @@ def test_both_spellings_of_a_mode():
 def test_layer_ranges():
     assert layer_range(14, -1, 28) == range(14, 28)
     assert layer_range(0, 3, 28) == range(3)
-    for start, end in ((28, -1), (5, 5), (-1, 3), (0, 29)):
+    assert [layer_range(-1, -1, n).start for n in (28, 36, 48)] == [14, 18, 24]
+    for start, end in ((28, -1), (5, 5), (-2, 3), (-1, 3), (0, 29)):
         with pytest.raises(RefsegError, match="no range"):
             layer_range(start, end, 28)
 

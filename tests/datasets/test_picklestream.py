@@ -101,22 +101,25 @@ def test_memory_stays_flat(tmp_path):
     entry = [{"size": [480, 854], "counts": bytes([48 + i % 40]) * 1000} for i in range(50)]
     with path.open("wb") as out:
         pickle.dump(
-            {str(i): [dict(e, counts=e["counts"] + b"%d" % i) for e in entry] for i in range(600)},
+            {str(i): [dict(e, counts=e["counts"] + b"%d" % i) for e in entry] for i in range(1800)},
             out,
             protocol=2,
         )
     script = (
-        "import resource, sys; from pathlib import Path\n"
+        "import sys; from pathlib import Path\n"
         "from refseg_bench.datasets.masks import open_mask_dict\n"
-        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024\n"
+        # ru_maxrss of a child starts at its parent's peak; this mark starts at its own.
+        "status = lambda: Path('/proc/self/status').read_text().splitlines()\n"
+        "peak = lambda: next(int(x.split()[1]) for x in status() if x.startswith('VmHWM')) // 1024\n"
         "before = peak()\n"
         "entries = open_mask_dict(Path(sys.argv[1]), Path(sys.argv[2]))\n"
-        "assert len(entries.get('599')) == 50\n"
+        "assert len(entries.get('1799')) == 50\n"
         "print(peak() - before)"
     )
     out = subprocess.run(
         [sys.executable, "-c", script, path, tmp_path / "cache"], capture_output=True, text=True, check=True,
         env={**os.environ, "PYTHONPATH": str(Path(picklestream.__file__).parents[2])},
     )  # fmt: skip
-    assert path.stat().st_size > 29 << 20
-    assert int(out.stdout) < 25
+    assert path.stat().st_size > 85 << 20
+    # Libraries and one entry, not the file.
+    assert int(out.stdout) < 75

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from refseg_bench.claims import records
+from refseg_bench import scheduler
+from refseg_bench.claims import Desk, records
 from refseg_bench.cli import main
-from refseg_bench.launch import launch
+from refseg_bench.launch import freeze, launch
 from refseg_bench.launch.records import living, submissions
+from refseg_bench.owners import Owner
 from refseg_bench.store import RunStore
 from tests.launch.runs import lines, overrides, point, quiet, refseg, undisturbed
 from tests.launch.test_kill import wait_for, workers
@@ -91,3 +94,20 @@ def test_cancel_ends_a_local_run_and_its_shards(tmp_path: Path, capsys) -> None:
     assert 0 < len(kept) < 24
     assert main(["cancel", str(tmp_path / "runs")]) == 0
     assert "nothing works on it" in capsys.readouterr().out
+
+
+def test_clips_that_another_node_holds_are_named(tmp_path: Path, monkeypatch) -> None:
+    store = freeze(point(tmp_path))
+    far = replace(Owner.here("far", "far"), host="node9", slurm="77")
+    desk = Desk(store.root, far)
+    with desk:
+        desk.take("clip3")
+        kept = desk.record.read_text()
+    desk.record.write_text(kept)
+    monkeypatch.setattr(scheduler, "queued", lambda ids: None)
+    told: list[str] = []
+    (answer,) = launch([point(tmp_path)], told.append)
+    assert answer.tally is not None
+    assert (answer.tally.done, answer.tally.elsewhere) == (15, 3)
+    assert any("3 samples are with SLURM job 77 on node9" in line for line in told)
+    assert any("claims" in line for line in told)

@@ -48,6 +48,9 @@ class FakeMLLM:
     def identity(self):
         return {"fake": 1, "constant": self.constant}
 
+    def layers(self):
+        return 28
+
     def open(self, frames_THWC, visual, rollout):
         self.frames = len(frames_THWC)
         return self
@@ -433,6 +436,7 @@ def test_a_sweep_on_a_warm_cache_makes_no_call(moving, tmp_path):
         {"ac": "otsu", "nms_iou": 0.5, "segmenter": ColourSegmenter()},
         {"sb": SpatialBias()},
         {"keypoints": 5},
+        {"start_layer": 14, "end_layer": 28},
     ):
         model = FakeMLLM(look=look_at_red(FRAMES_OF_20))
         method = cached(model, root, **knobs)
@@ -449,7 +453,7 @@ def test_a_sweep_on_a_warm_cache_makes_no_call(moving, tmp_path):
     [
         {"rollout": "rollout"},
         {"start_layer": 3},
-        {"end_layer": 5},
+        {"end_layer": 20},
         {"residual": 0.4},
         {"precision": "float64"},
         {"rollout_form": "dense"},
@@ -614,22 +618,10 @@ def test_the_estimate_counts_the_models_own_tokens(name, tmp_path):
 
 def test_the_estimate_of_the_papers_main_model(tmp_path):
     """About 28k prompt tokens per prompt kind and 1 PFLOP per expression where nothing is shared."""
-    import transformers as t
-
-    from refseg_bench.backbones.estimate import clip_cost
+    from refseg_bench.backbones.estimate import clip_cost, published
     from refseg_bench.backbones.families import family_of
 
-    config = t.Qwen2_5_VLConfig(
-        text_config=dict(
-            hidden_size=3584,
-            intermediate_size=18944,
-            num_hidden_layers=28,
-            num_attention_heads=28,
-            num_key_value_heads=4,
-            vocab_size=152064,
-        ),
-        vision_config=dict(hidden_size=1280, out_hidden_size=3584),
-    )
+    config = published("Qwen/Qwen2.5-VL-7B-Instruct")
     family = family_of(config, {})
     one = clip_cost(family, (480, 854), 16, 1, VisualSettings(), RolloutSettings())
     eight = clip_cost(family, (480, 854), 16, 8, VisualSettings(), RolloutSettings())
@@ -638,6 +630,37 @@ def test_the_estimate_of_the_papers_main_model(tmp_path):
     assert 15 < one["memory_gb"]["weights"] < 18
     assert 400 < 2 * (one["tflop"]["vision"] + one["tflop"]["prefix"]) < 1500
     assert eight["tflop"]["per_expression"] < 0.3 * one["tflop"]["per_expression"]
+
+
+#: Billions of parameters as the model cards and the papers' tables give them.
+CARDS = {
+    "qwen2_vl_2b": 2.2,
+    "qwen2_vl_7b": 8.3,
+    "qwen2_5_vl_3b": 3.75,
+    "qwen2_5_vl_7b": 8.3,
+    "internvl3_2b": 1.9,
+    "internvl3_8b": 7.9,
+    "internvl3_14b": 15.1,
+    "llava_onevision_7b": 8.0,
+    "qwen3_vl_4b": 4.4,
+    "qwen3_vl_8b": 8.8,
+}
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_every_shipped_choice_is_estimated_without_a_network(name, moving):
+    """And with the layer counts the method's first layer rests on."""
+    from refseg_bench.backbones.estimate import published
+    from refseg_bench.config import load_node
+
+    model = schema.build(load_node("backbone", name), "backbone")
+    found = estimate(DecAF(model, mask="attention"), moving, 3)
+    assert found["parameters"] / 1e9 == pytest.approx(CARDS[name], rel=0.06)
+    layers = published(model.path).get_text_config().num_hidden_layers
+    assert layers == {"internvl3_14b": 48}.get(
+        name, 36 if name in ("qwen2_5_vl_3b",) or "qwen3" in name else 28
+    )
+    assert model._config is None
 
 
 def test_what_the_cache_holds_is_told_before_a_run(moving, tmp_path):

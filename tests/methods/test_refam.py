@@ -487,7 +487,7 @@ def test_runs_that_share_their_attention_capture_it_once(make_dit, tmp_path):
     capturing.capture(clip, THREE[:2])
     other = refam(make_dit("sd3"), tmp_path / "cache", aggregate="max")
     assert other.cached(clip, texts) == 2
-    assert other.backbone._loaded._transformer is None, "asking the cache loads no weights"
+    assert other.backbone._loaded is None, "asking the cache loads no weights"
     list(other.predict(clip, THREE[:2]))
     assert other.backbone.counters.dit_forwards == 0
 

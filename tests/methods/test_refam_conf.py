@@ -1,6 +1,7 @@
 """Every shipped config of RefAM's family composes, names every knob, and finds its published rows."""
 
 import csv
+import functools
 
 import pytest
 
@@ -50,6 +51,11 @@ def test_layers_of_the_specification():
     assert modes == {"flux1-dev": "concept_stream", "mochi1": "prompt"}
 
 
+@functools.cache
+def composed(name):
+    return config.compose([f"experiment=refam/{name}"])
+
+
 def experiments():
     folder = resource("conf") / "experiment" / "refam"
     return sorted(str(p.relative_to(folder).with_suffix("")) for p in folder.rglob("*.yaml"))
@@ -61,7 +67,7 @@ def test_every_experiment_is_known():
 
 @pytest.mark.parametrize("name", sorted(POINTS))
 def test_experiments_compose_and_can_be_built(name):
-    points = config.compose([f"experiment=refam/{name}"])
+    points = composed(name)
     assert len(points) == POINTS[name]
     assert len({point.digest for point in points}) == len(points)
     for point in points:
@@ -83,7 +89,7 @@ def test_references_resolve_to_published_rows(name):
     with (resource("results") / "paper" / "refam.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     seen = set()
-    for point in config.compose([f"experiment=refam/{name}"]):
+    for point in composed(name):
         reference = point.values["reference"]
         assert reference["file"] == "refam.csv"
         found = [
@@ -118,3 +124,19 @@ def test_the_default_run_needs_no_download():
         assert point.values["segmenter"]["_target_"].endswith("GrabCut")
     (point,) = config.compose(["method=point_control", "method@method.source=concept_attention"])
     assert point.values["method"]["source"]["_target_"].endswith("ConceptAttention")
+
+
+def test_a_dry_run_tells_cache_hits_and_costs(tmp_path, monkeypatch):
+    from refseg_bench.launch import preview
+    from tests.backbones import tiny_dits
+
+    monkeypatch.chdir(tmp_path)
+    folder = tiny_dits.save("sd3", tmp_path / "sd3")
+    small = ["limit.clips=2", "limit.expressions=2", f"paths.cache={tmp_path}/cache"]
+    lines = preview(config.compose(["method=refam", f"backbone.path={folder}", *small]))
+    assert "  cache: 0 of 4 expressions of the first 2 clips need no model call" in lines
+    said = {line.split(":")[0].strip() for line in lines}
+    assert {"parameters", "passes", "tflop", "memory_gb"} <= said
+    absent = preview(config.compose(["method=refam", "backbone=wan", "backbone.offline=true", *small]))
+    assert any("estimate: can't be made" in line for line in absent)
+    assert len(preview(config.compose(["method=lexical", *small]))) == 1

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from refseg_bench.errors import DataError
 from refseg_bench.methods import tracklets as tk
 from refseg_bench.types import MaskTrack
-
-settings.register_profile("tracklets", derandomize=True, deadline=None, max_examples=60)
-settings.load_profile("tracklets")
 
 
 def iou(a, b):

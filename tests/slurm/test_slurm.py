@@ -236,11 +236,18 @@ def test_two_submissions_at_once_are_told_of_each_other(
     monkeypatch.chdir(tmp_path)
     assert main(["run", *overrides(clips=CLIPS), *CLUSTER, *extra]) == 2
     assert f"work job {array}" in capsys.readouterr().err
+    # Asked to, it adds its workers.
+    assert main(["run", "--no-score", *overrides(clips=CLIPS), *CLUSTER, *extra, "cluster.join=true"]) == 0
+    more = job(store)
+    assert more != array
+    assert f"work job {array}" in capsys.readouterr().err
     assert main(["status", "runs"]) == 0
-    assert f"work job {array}" in capsys.readouterr().out
+    status = capsys.readouterr().out
+    assert f"work job {array}" in status
+    assert "made way for it" in status
     assert main(["cancel", "runs"]) == 0
     assert array in capsys.readouterr().out
-    slurm.wait(lambda: not slurm.tasks(array))
+    slurm.wait(lambda: not slurm.tasks(array) and not slurm.tasks(more))
     assert main(["cancel", "runs"]) == 0
     assert "nothing works on it" in capsys.readouterr().out
 
