@@ -432,6 +432,7 @@ class DecAF:
         chosen = select(scores, self.tau_trk, fallback=self.fallback_argmax)
         found = {
             "points": len(points),
+            "clicks": [[frames[point.t], round(point.x, 5), round(point.y, 5)] for point in points],
             "tracklets": [
                 {
                     "frame": frames[tracklet.frame],

@@ -593,12 +593,12 @@ def _iou(answer: bytes | None, truth: bytes | None, size: tuple[int, int]) -> fl
 def _points(details: Mapping[str, Any]) -> list[list[float]]:
     """Clicks a method tells, as rows of frame, x, y in [0, 1].
 
-    ``points`` are such rows; ``keypoints`` are rows of frame, y, x and a value, best first.
+    ``points`` and ``clicks`` are such rows; ``keypoints`` are rows of frame, y, x and a value, best first.
     """
     out = []
-    for name, x_at, y_at in (("points", 1, 2), ("keypoints", 2, 1)):
+    for name, x_at, y_at in (("points", 1, 2), ("clicks", 1, 2), ("keypoints", 2, 1)):
         rows = to_plain(details.get(name))
-        for row in rows[:50] if isinstance(rows, list) else ():
+        for row in rows[:200] if isinstance(rows, list) else ():
             if isinstance(row, list) and len(row) >= 3 and all(isinstance(v, (int, float)) for v in row[:3]):
                 out.append([int(row[0]), float(row[x_at]), float(row[y_at])])
     return out

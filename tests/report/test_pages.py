@@ -10,7 +10,9 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 from refseg_bench.report.html import ReportOptions, write_report
+from refseg_bench.run import work_on
 from refseg_bench.store import RunStore
+from tests.fakes import fake_run
 from tests.report.worlds import HOSTILE
 
 pytestmark = pytest.mark.slow
@@ -191,4 +193,26 @@ def test_phone_and_dark(small_runs: Path, browser: Any) -> None:
     dark = visit.page.evaluate("getComputedStyle(document.documentElement).backgroundColor")
     visit.page.click("#theme")
     assert visit.page.evaluate("getComputedStyle(document.documentElement).backgroundColor") != dark
+    visit.close()
+
+
+def test_every_stage_of_a_method_is_shown(browser: Any, tmp_path: Path) -> None:
+    store = fake_run(tmp_path, method={"_target_": "tests.report.worlds.StagesMethod"}, keep_maps=True)
+    work_on(store)
+    visit = Visitor(browser, write_report([store], tmp_path / "report").parent)
+    visit.go("#/sample?g=0&n=4&f=0")
+    visit.page.wait_for_selector(".panels canvas")
+    visit.page.wait_for_timeout(200)
+    captions = visit.page.locator(".panels figcaption").all_inner_texts()
+    assert len(captions) == 5, "frame, target, answer, two maps"
+    assert "object" in captions[3]
+    assert "(of frame 2)" in captions[4], "the nearest frame that the map has"
+    text = visit.text()
+    assert "1 tracklets" in text
+    assert "0.800" in text
+    assert "Candidates" in text
+    before = pixels(visit.page, 3)
+    visit.page.keyboard.press("p")
+    visit.page.wait_for_timeout(200)
+    assert pixels(visit.page, 3) != before, "the click is on this frame"
     visit.close()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from refseg_bench.types import Clip, Expression
+import numpy as np
+
+from refseg_bench.types import Clip, Expression, Grounding, HeatPoint, MaskTrack
 from tests.fakes import FakeDataset
 
 HOSTILE = [
@@ -29,3 +32,26 @@ class HostileDataset(FakeDataset):
             Expression(str(e), text, {"type": f"<i>{e % 2}</i>"})
             for e, text in enumerate(HOSTILE[: self.n_expressions])
         ]
+
+
+@dataclass
+class StagesMethod:
+    """Says all that a method may say: maps of several stages, clicks, tracklets, NaN."""
+
+    def predict(self, clip: Clip, expressions: Sequence[Expression]) -> Iterator[Grounding]:
+        rising = np.linspace(0, 1, 2 * 3 * 4, dtype=np.float32).reshape(2, 3, 4)
+        for expression in expressions:
+            yield Grounding(
+                expression,
+                MaskTrack.empty(clip.size, len(clip)),
+                point=HeatPoint(1, 0.5, 0.25, 1.0),
+                maps={"object": rising, "fused <i>": rising[:1]},
+                map_frames={"object": (0, 1), "fused <i>": (1,)},
+                details={
+                    "clicks": [[0, 0.1, 0.2], [1, 0.3, 0.4]],
+                    "tracklets": [{"frame": 1, "s_obj": 0.9, "s_trk": 0.8, "kept": True}],
+                    "scores": [0.1, 0.9],
+                    "chosen": [1],
+                    "odd": float("nan"),
+                },
+            )
