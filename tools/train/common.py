@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -103,19 +104,27 @@ class Watch:
         return state
 
 
-def provenance(**facts: Any) -> str:
-    """A JSON text for ``provenance.json`` beside the weights: what made them."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
-    dirty = bool(
-        subprocess.run(
-            ["git", "status", "--porcelain", "tools", "refseg_bench"],
-            capture_output=True,
-            text=True,
-            check=False,
-        ).stdout
+def commit() -> str:
+    """The commit of the working tree, with a mark if the code differs from it."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], capture_output=True, text=True, check=False).stdout.strip()
+
+    return git("rev-parse", "HEAD") + (
+        "+changes" if git("status", "--porcelain", "tools", "refseg_bench") else ""
     )
+
+
+def note_command(work: Path, start: int) -> None:
+    """Add this command to the list of those that made a run; a resumed run has several."""
+    work.mkdir(parents=True, exist_ok=True)
+    entry = {"from_step": start, "command": " ".join(["python", *sys.argv]), "commit": commit()}
+    with (work / "commands.jsonl").open("a") as file:
+        file.write(json.dumps(entry) + "\n")
+
+
+def provenance(work: Path, **facts: Any) -> str:
+    """A JSON text for ``provenance.json`` beside the weights: what made them."""
     import diffusers
     import transformers
 
@@ -124,7 +133,6 @@ def provenance(**facts: Any) -> str:
         "transformers": transformers.__version__,
         "diffusers": diffusers.__version__,
     }
-    return (
-        json.dumps({"commit": commit, "uncommitted_changes": dirty, "versions": versions, **facts}, indent=1)
-        + "\n"
-    )
+    with (work / "commands.jsonl").open() as file:
+        commands = [json.loads(line) for line in file]
+    return json.dumps({"commands": commands, "versions": versions, **facts}, indent=1) + "\n"

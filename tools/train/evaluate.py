@@ -29,7 +29,7 @@ from refseg_bench.datasets.shapes_world import World, describe, render, sample_s
 from refseg_bench.datasets.writers import VideoRecord, write_meta_expressions_set
 from refseg_bench.metrics.stats import Bootstrap, difference, intervals
 from refseg_bench.types import Clip, Expression, HeatPoint, MaskTrack, Target
-from tools.train.common import TEST_SEEDS, setup
+from tools.train.common import TEST_SEEDS, WATCH_SEEDS, setup
 
 #: Expressions of each kind in a scene, as far as it has them. Absent targets have no point to hit.
 PER_SCENE = {
@@ -39,11 +39,11 @@ PER_SCENE = {
 Row = dict[str, Any]
 
 
-def held_out(root: Path, what: str, n: int) -> MetaExpressions:
+def held_out(root: Path, what: str, n: int, first_seed: int) -> MetaExpressions:
     """Write scenes with ``n`` expressions in all and open them."""
 
     def records() -> Iterator[VideoRecord]:
-        seed, left = TEST_SEEDS, n
+        seed, left = first_seed, n
         while left > 0:
             world = World(n_frames=16 + seed % 3, difficulty=float(seed % 7 + 2) / 10)
             scene = sample_scene(seed, world)
@@ -289,11 +289,15 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=500, help="expressions")
     parser.add_argument("--model", help="model folder; the shipped one by default")
     parser.add_argument("--sigma", type=float, default=0.3, help="noise level (refam)")
+    parser.add_argument(
+        "--watch", action="store_true", help="scenes for choosing settings, not the held-out ones"
+    )
     parser.add_argument("--json", type=Path, help="write figures and rows here")
     args = parser.parse_args()
     setup(0)
     with tempfile.TemporaryDirectory() as folder:
-        dataset = held_out(Path(folder), args.what, args.n)
+        first = WATCH_SEEDS + 100_000 if args.watch else TEST_SEEDS
+        dataset = held_out(Path(folder), args.what, args.n, first)
         if args.what == "decaf":
             rows = list(decaf_rows(args.model or "shipped:tiny_mllm", dataset))
         else:

@@ -42,6 +42,7 @@ from tools.train.common import (
     WATCH_SEEDS,
     Watch,
     learning_rate,
+    note_command,
     provenance,
     random_world,
     setup,
@@ -492,6 +493,7 @@ def train(
     check_scenes: int,
     binding_weight: float,
     binding_until: float,
+    sigma_shift: float,
 ) -> None:
     """Rectified flow, with an exponential average of the weights."""
     tokenizer = make_tokenizer()
@@ -510,6 +512,7 @@ def train(
         both.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
         average = state["average"]
+    note_command(work, start)
     image_tokens = (SIZE[0] // 8) * (SIZE[1] // 8)
     total, bound, counted = 0.0, 0.0, 0
     for step in range(start, steps):
@@ -521,7 +524,7 @@ def train(
         latents = images  # which is what the VAE would return, to 1e-4
         noise = torch.randn_like(latents)
         sigma = torch.rand(batch) * 0.97 + 0.03
-        sigma = 2 * sigma / (1 + sigma)  # more of the high levels, where words tell something
+        sigma = sigma_shift * sigma / (1 + (sigma_shift - 1) * sigma)
         s = sigma[:, None, None, None]
         with torch.autocast("cpu", torch.bfloat16):
             states, mask = text([[" ".join(w for w, _ in words) for words in c] for c in captions])
@@ -585,7 +588,7 @@ def export(work: Path, out: Path, seed: int) -> None:
         "log": "docs/training/tiny_dit.csv",
         "licence": "Apache-2.0",
     }
-    (out / "provenance.json").write_text(provenance(**facts))
+    (out / "provenance.json").write_text(provenance(work, **facts))
 
 
 def main() -> None:
@@ -597,6 +600,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=24)
     parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--check-every", type=int, default=75)
+    parser.add_argument(
+        "--sigma-shift", type=float, default=2.0, help="above 1: more of the high noise levels"
+    )
     parser.add_argument("--check-scenes", type=int, default=30)
     parser.add_argument(
         "--binding-weight", type=float, default=0.5, help="of the loss on attention, at the start"
@@ -616,6 +622,7 @@ def main() -> None:
         args.check_scenes,
         args.binding_weight,
         args.binding_until,
+        args.sigma_shift,
     )
     if args.out:
         export(args.work, args.out, args.seed)

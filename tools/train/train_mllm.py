@@ -50,7 +50,16 @@ from refseg_bench.datasets.shapes_world import (
     render,
     sample_scene,
 )
-from tools.train.common import TRAIN_SEEDS, WATCH_SEEDS, Watch, learning_rate, provenance, setup, shrink
+from tools.train.common import (
+    TRAIN_SEEDS,
+    WATCH_SEEDS,
+    Watch,
+    learning_rate,
+    note_command,
+    provenance,
+    setup,
+    shrink,
+)
 from tools.train.mllm_model import (
     BACKGROUND,
     CELL,
@@ -756,6 +765,7 @@ def train(work: Path, args: argparse.Namespace) -> None:
         both.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
         average = state["average"]
+    note_command(work, start)
     sums: dict[str, list[float]] = {}
     model.train()
     for step in range(start, args.steps):
@@ -827,7 +837,7 @@ def export(work: Path, out: Path) -> None:
         "log": "docs/training/tiny_mllm.csv",
         "licence": "Apache-2.0",
     }
-    (out / "provenance.json").write_text(provenance(**facts))
+    (out / "provenance.json").write_text(provenance(work, **facts))
 
 
 def main() -> None:
