@@ -13,8 +13,6 @@ EXTRA_OF = {
     "accelerate": "dit",
     "sam2": "sam2",
     "submitit": "slurm",
-    "jinja2": "report",
-    "matplotlib": "report",
     "av": "report",
 }
 
