@@ -5,10 +5,10 @@ BIN    := $(VENV)/bin
 UV     := $(BIN)/uv
 
 # uv does not read pip's configuration: carry over what pip on this machine is told.
-PIP_CONFIG := $(PYTHON) -m pip config get
-export UV_INDEX          ?= $(shell $(PIP_CONFIG) global.extra-index-url 2>/dev/null)
+pip_says = $(shell $(PYTHON) -m pip config list 2>/dev/null | sed -n "s/^global\.$(1)='\(.*\)'$$/\1/p")
+export UV_INDEX          ?= $(call pip_says,extra-index-url)
 export UV_INDEX_STRATEGY ?= unsafe-best-match
-PIP_CONSTRAINT_FILE      := $(shell $(PIP_CONFIG) global.constraint 2>/dev/null)
+PIP_CONSTRAINT_FILE      := $(call pip_says,constraint)
 CONSTRAINTS              := $(if $(PIP_CONSTRAINT_FILE),-c $(PIP_CONSTRAINT_FILE))
 INSTALL := $(UV) pip install -q --python $(VENV) $(CONSTRAINTS)
 
@@ -44,7 +44,7 @@ $(VENV)/.user: pyproject.toml | $(UV)
 # sam2's own build asks for a second torch unless it may use the one that is there.
 $(VENV)/.dev: pyproject.toml | $(UV)
 	$(INSTALL) -e '.[dev]' setuptools
-	SAM2_BUILD_CUDA=0 $(INSTALL) --no-build-isolation --no-deps 'sam2>=1.1.0' iopath
+	SAM2_BUILD_CUDA=0 $(INSTALL) --no-build-isolation --no-deps 'sam2>=1.1.0' iopath portalocker
 	touch $@
 
 clean:

@@ -10,10 +10,9 @@ EXTRA_OF = {
     "torchvision": "mllm",
     "transformers": "mllm",
     "diffusers": "dit",
+    "accelerate": "dit",
     "sam2": "sam2",
     "submitit": "slurm",
-    "jinja2": "report",
-    "matplotlib": "report",
     "av": "report",
 }
 

@@ -390,6 +390,7 @@ def conclude(
         details={
             "policy": dataclasses.asdict(protocol.policy),
             "printed": protocol.printed({name: e.value for name, e in estimates.items()}),
+            "interval": dataclasses.asdict(bootstrap),
             "failed": list(coverage.failed),
             "missing": list(coverage.missing),
             "missing_frames": {name: list(frames) for name, frames in coverage.gaps.items()},
@@ -651,7 +652,8 @@ def _outcomes(
     """Outcomes of all clips in the dataset's order, whichever process finishes first."""
     clips = dataset.clips()
     # A process costs about as much CPU to start as scoring a few hundred frames.
-    jobs = min(options.jobs or cores_given(), len(clips), 1 + sum(map(len, clips)) // 400)
+    sensible = min(cores_given(), 1 + sum(map(len, clips)) // 400)
+    jobs = min(options.jobs or sensible, len(clips))
     if jobs <= 1:
         _quiet_threads()
         for clip in clips:

@@ -86,6 +86,7 @@ class MLLM:
     _loaded: _Loaded | None = field(default=None, init=False, repr=False, compare=False)
     _config: Any = field(default=None, init=False, repr=False, compare=False)
     _identity: dict[str, Any] | None = field(default=None, init=False, repr=False, compare=False)
+    _problem: ConfigError | None = field(default=None, init=False, repr=False, compare=False)
 
     def open(self, frames_THWC: Uint8THWC, visual: VisualSettings, rollout: RolloutSettings) -> Session:
         """Start a session on the sampled frames of a clip.
@@ -162,11 +163,17 @@ class MLLM:
         Raises:
             ConfigError: the model can't be found.
         """
+        if self._problem is not None:
+            raise self._problem  # a hub that didn't answer isn't asked again for every clip
         if self._config is None:
             from transformers import AutoConfig
 
-            with _found(self.path, self.revision):
-                self._config = AutoConfig.from_pretrained(self._source(), **self._hub())
+            try:
+                with _found(self.path, self.revision):
+                    self._config = AutoConfig.from_pretrained(self._source(), **self._hub())
+            except ConfigError as error:
+                self._problem = error
+                raise
         return self._config
 
     def adapter(self) -> Family:

@@ -5,6 +5,7 @@ COMMANDS = (
     "score",
     "report",
     "compare",
+    "demo",
     "submission",
     "data",
     "models",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,6 +26,14 @@ def add(commands: Any) -> None:
     p.add_argument("--protocol", metavar="ID", help="default: the first both are scored under")
     p.add_argument("--by", action="append", default=[], metavar="ATTRIBUTE", help="break down by it")
     p.add_argument("--most", type=int, default=10, metavar="N", help="samples that moved most to list")
+    p.add_argument(
+        "--html",
+        nargs="?",
+        type=Path,
+        const=Path(),
+        metavar="DIR",
+        help="write both runs' pages and open the comparison there (default: COMMON_FOLDER/report)",
+    )
     p.set_defaults(main=main)
 
 
@@ -42,31 +51,52 @@ def main(args: argparse.Namespace) -> int:
         attributes=args.by,
         most=args.most,
     )
-    show(found, Console())
+    console = Console()
+    show(found, console)
+    if args.html is not None:
+        from refseg_bench.commands.report import home
+        from refseg_bench.report.html import write_report
+
+        stores = [RunStore.open(args.run_a), RunStore.open(args.run_b)]
+        page = write_report(stores, home(stores) if args.html == Path() else args.html).resolve().as_uri()
+        names = urlencode({"a": args.run_a.name, "b": args.run_b.name})
+        console.print(f"{page}#/compare?{names}", markup=False, highlight=False, soft_wrap=True)
     return 0
 
 
 def show(found: Comparison, console: Console) -> None:
     """Print a comparison."""
-    from rich.table import Table
+    from rich import box
+    from rich.table import Column, Table
+    from rich.text import Text
 
-    console.print(f"A = {found.first}\nB = {found.second}\n{found.protocol}", markup=False, highlight=False)
-    table = Table("", "metric", "B − A", "interval", "p", "n", "clips", title="B − A, percent points")
+    def plain(text: str) -> Text:
+        # Names and options may hold brackets, which rich would take for its own.
+        return Text(text, overflow="fold")
+
+    console.print(plain(f"A = {found.first}\nB = {found.second}\n{found.protocol}"))
+    table = Table(
+        Column("", overflow="fold"), "metric", "B − A", "interval", "p", "n", "clips",
+        title="B − A, percent points", box=box.SIMPLE_HEAD, pad_edge=False,
+    )  # fmt: skip
     for group in (found.overall, *found.groups):
         for row in _rows(group, 100.0 / found.scale):
-            table.add_row(*row)
+            table.add_row(*map(plain, row))
     console.print(table)
     for title, moved in (("B is better", found.gained), ("B is worse", found.lost)):
         if moved:
-            listing = Table("sample", "A", "B", title=title)
+            listing = Table(
+                Column("sample", overflow="fold"), "A", "B", "B − A", title=title, box=box.SIMPLE_HEAD
+            )
             for m in moved:
-                scale = 100.0 / found.scale
-                listing.add_row(m.unit, f"{m.first * scale:.1f}", f"{m.second * scale:.1f}")
+                first, second = (value * 100.0 / found.scale for value in (m.first, m.second))
+                listing.add_row(plain(m.unit), f"{first:.1f}", f"{second:.1f}", f"{second - first:+.1f}")
             console.print(listing)
     if found.config:
-        options = Table("option", "A", "B", title="options that differ")
+        columns = [Column(name, overflow="fold") for name in ("option", "A", "B")]
+        options = Table(*columns, title="options that differ", box=box.SIMPLE_HEAD)
         for key, (first, second) in found.config.items():
-            options.add_row(key, str(first), str(second))
+            options.add_row(plain(key), plain(str(first)), plain(str(second)))
         console.print(options)
     if found.unpaired:
         console.print(f"{found.unpaired} units are in one of the runs only and are left out")

@@ -1,4 +1,4 @@
-"""``refseg report``: the results of runs side by side, to the terminal or as text."""
+"""``refseg report``: the results of runs side by side, to the terminal, as text, or as pages to browse."""
 
 from __future__ import annotations
 
@@ -12,23 +12,95 @@ from typing import Any
 from rich.console import Console
 
 from refseg_bench.commands.status import find
-from refseg_bench.errors import StoreError
+from refseg_bench.errors import ConfigError, StoreError
 from refseg_bench.report import tables
-from refseg_bench.store import RunStore
+from refseg_bench.resources import resource
+from refseg_bench.store import RunStore, runs_in
+
+_EXPERIMENT = "experiment="
+#: `refseg run` leaves the pages of more samples than this to `refseg report --html`.
+_AT_ONCE = 3000
 
 
 def add(commands: Any) -> None:
     """Declare the options."""
-    p = commands.add_parser("report", help="results of runs side by side")
-    p.add_argument("runs", nargs="*", type=Path, help="run folders, or a folder of them (default: runs)")
+    p = commands.add_parser(
+        "report",
+        help="results of runs side by side",
+        epilog="Examples: refseg report · refseg report experiment=decaf/table2 --format latex · "
+        "refseg report runs --html · refseg report RUN --publish",
+    )
+    p.add_argument(
+        "runs",
+        nargs="*",
+        metavar="RUN|experiment=NAME",
+        help="run folders, or a folder of them (default: runs); with experiment=NAME the paper's table it "
+        "repeats, with the runs beside it",
+    )
     p.add_argument("--format", choices=["term", *tables.FORMATS], default="term")
     p.add_argument("-o", "--output", type=Path, help="write to a file instead of standard output")
+    p.add_argument(
+        "--html",
+        nargs="?",
+        type=Path,
+        const=Path(),
+        metavar="DIR",
+        help="write pages to browse every sample (default: RUN/report of one run, runs/report of several)",
+    )
+    p.add_argument("--frames", type=int, default=32, metavar="N", help="--html: frames of a clip to show")
+    p.add_argument("--side", type=int, default=480, metavar="PX", help="--html: longest side of a frame")
+    p.add_argument(
+        "--sweep",
+        nargs="?",
+        const="",
+        metavar="KEY[,KEY]",
+        help="rank the runs by a metric and draw it over the options that differ (or KEYs): one key a line, "
+        "two a heat map, more parallel coordinates; -o PICTURE.svg keeps the picture",
+    )
+    p.add_argument("--metric", metavar="NAME", help="--sweep: default the protocol's first")
+    p.add_argument("--protocol", metavar="ID", help="--sweep: default the first that all runs share")
+    p.add_argument("--coco", type=Path, metavar="FILE", help="write one run's predictions as COCO JSON")
+    p.add_argument(
+        "--sink",
+        action="append",
+        default=[],
+        metavar="NAME[:TARGET]",
+        help="hand the results to wandb, mlflow, tensorboard, trackio or package.module.Class",
+    )
+    p.add_argument("--publish", action="store_true", help="add the runs' rows to results/reproduced/*.csv")
+    p.add_argument("--to", type=Path, metavar="DIR", help="--publish: another folder of CSV files")
+    p.add_argument("--note", default="", help="--publish: kept beside the rows; needed outside the tolerance")
     p.set_defaults(main=main)
 
 
 def main(args: argparse.Namespace) -> int:
     """Run the command."""
-    stores = find(args.runs)
+    paths = [Path(word) for word in args.runs if not word.startswith(_EXPERIMENT)]
+    experiments = [word.removeprefix(_EXPERIMENT) for word in args.runs if word.startswith(_EXPERIMENT)]
+    if experiments:
+        # Without any run the published table is shown alone.
+        known = find(paths) if paths or runs_in(Path("runs")) else []
+        return _papers(experiments, known, args)
+    stores = find(paths)
+    if args.publish:
+        from refseg_bench.report.publish import publish
+
+        folder = args.to or resource("results") / "reproduced"
+        for path, count in publish(stores, folder, args.note).items():
+            print(f"{path}: {count} rows")
+        return 0
+    if args.coco is not None or args.sink:
+        return _hand_over(stores, args)
+    if args.sweep is not None:
+        return _sweep(stores, args)
+    if args.html is not None:
+        from refseg_bench.report.html import ReportOptions, write_report
+
+        folder = home(stores) if args.html == Path() else args.html
+        print(
+            write_report(stores, folder, ReportOptions(frames=max(1, args.frames), side=max(16, args.side)))
+        )
+        return 0
     rows = tables.rows_of(stores)
     if not rows:
         raise StoreError(
@@ -41,11 +113,64 @@ def main(args: argparse.Namespace) -> int:
             out = stack.enter_context(args.output.open("w", encoding="utf-8")) if args.output else None
             show(stores, Console(file=out))
         return 0
-    text = tables.FORMATS[args.format](rows)
-    if args.output:
-        args.output.write_text(text, encoding="utf-8")
+    _put(tables.FORMATS[args.format](rows), args.output)
+    return 0
+
+
+def _put(text: str, output: Path | None) -> None:
+    if output:
+        output.write_text(text, encoding="utf-8")
     else:
         sys.stdout.write(text)
+
+
+def _hand_over(stores: Sequence[RunStore], args: argparse.Namespace) -> int:
+    """Give predictions or results to other tools."""
+    if args.coco is not None:
+        from refseg_bench.report.coco import write_coco
+
+        if len(stores) != 1:
+            raise ConfigError(f"--coco takes one run, not {len(stores)}.", allowed=[s.root for s in stores])
+        write_coco(stores[0], args.coco)
+        print(args.coco)
+    if args.sink:
+        from refseg_bench.report.sinks import record_of, sink_of
+
+        for sink in map(sink_of, args.sink):
+            for store in stores:
+                sink.send(record_of(store))
+    return 0
+
+
+def _sweep(stores: Sequence[RunStore], args: argparse.Namespace) -> int:
+    from refseg_bench.report import sweeps
+
+    keys = [key.strip() for key in args.sweep.split(",") if key.strip()]
+    found = sweeps.sweep_of(stores, metric=args.metric, protocol=args.protocol, keys=keys)
+    table = sweeps.ranked(found)
+    if args.format == "term":
+        tables.to_terminal(table, Console())
+    elif args.format in ("md", "latex"):
+        sys.stdout.write((tables.to_markdown if args.format == "md" else tables.to_latex)(table))
+    else:
+        raise ConfigError("--sweep is printed as term, md or latex.", where=f"--format {args.format}")
+    if args.output:
+        args.output.write_text(sweeps.draw(found), encoding="utf-8")
+    return 0
+
+
+def _papers(names: Sequence[str], stores: Sequence[RunStore], args: argparse.Namespace) -> int:
+    """The published tables that experiments repeat, with the runs beside them."""
+    from refseg_bench.report import paper
+
+    laid = [paper.paper_table(*paper.experiment_table(name), stores) for name in names]
+    if args.format == "term":
+        with contextlib.ExitStack() as stack:
+            out = stack.enter_context(args.output.open("w", encoding="utf-8")) if args.output else None
+            for table in laid:
+                tables.to_terminal(paper.layout(table), Console(file=out))
+        return 0
+    _put("\n".join(paper.FORMATS[args.format](table) for table in laid), args.output)
     return 0
 
 
@@ -53,3 +178,25 @@ def show(stores: Sequence[RunStore], console: Console | None = None) -> None:
     """Print the tables of the runs."""
     for table in tables.tabulate(tables.rows_of(stores)):
         tables.to_terminal(table, console or Console())
+
+
+def home(stores: Sequence[RunStore]) -> Path:
+    """Where the pages of some runs go: inside the run, or beside several."""
+    return (stores[0].root if len(stores) == 1 else stores[0].root.parent) / "report"
+
+
+def pages(stores: Sequence[RunStore]) -> str:
+    """Make the pages of runs that just finished; a line that says where they are.
+
+    Raises:
+        StoreError: the folder holds something else, or can't be written.
+    """
+    from refseg_bench.report.html import write_report
+
+    samples = sum(len(store.index()) for store in stores)
+    if samples > _AT_ONCE:
+        where = (
+            " ".join(str(store.root) for store in stores[:3]) if len(stores) <= 3 else stores[0].root.parent
+        )
+        return f"pages to browse the {samples} samples: refseg report --html {where}"
+    return f"every sample: {write_report(stores, home(stores))}"

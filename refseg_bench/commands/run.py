@@ -10,9 +10,9 @@ from typing import Any
 
 from refseg_bench import config as configs
 from refseg_bench import launch
-from refseg_bench.commands.report import show
+from refseg_bench.commands.report import pages, show
 from refseg_bench.commands.score import score_run
-from refseg_bench.errors import ScoreError
+from refseg_bench.errors import RefsegError, ScoreError
 from refseg_bench.store import RunStore
 
 
@@ -32,6 +32,7 @@ def add(commands: Any) -> None:
     p.add_argument("--cfg", choices=["job"], help="print the composed config and stop")
     p.add_argument("--dry", action="store_true", help="print what would run, and stop")
     p.add_argument("--no-score", action="store_true", help="predict only")
+    p.add_argument("--no-html", action="store_true", help="don't write the pages to browse the samples")
     p.set_defaults(main=main)
 
 
@@ -66,6 +67,11 @@ def main(args: argparse.Namespace) -> int:
                 here.append(item.store)
     if here and not args.no_score:
         code = max(code, finish(here, values))
+        if not args.no_html:
+            try:
+                print(pages(here))
+            except RefsegError as error:
+                print(f"no pages to browse: {error}", file=sys.stderr)
     return code
 
 

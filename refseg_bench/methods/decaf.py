@@ -287,8 +287,9 @@ class DecAF:
     def cached(self, clip: Clip, texts: Sequence[str]) -> int:
         """How many of the texts need no model call, by the cache. Loads no weights."""
         frames = sample_frames(len(clip), self.n_frames)
-        if self._store().root is None:
-            return 0
+        root = self._store().root
+        if root is None or not root.is_dir():
+            return 0  # and the model's hub need not be asked which commit it is
         ready = 0
         for text in texts:
             try:
@@ -431,6 +432,7 @@ class DecAF:
         chosen = select(scores, self.tau_trk, fallback=self.fallback_argmax)
         found = {
             "points": len(points),
+            "clicks": [[frames[point.t], round(point.x, 5), round(point.y, 5)] for point in points],
             "tracklets": [
                 {
                     "frame": frames[tracklet.frame],

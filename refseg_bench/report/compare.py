@@ -10,11 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refseg_bench.errors import ScoreError
+from refseg_bench.metrics.breakdown import GROUPS, group_of
 from refseg_bench.metrics.protocols.catalogue import find as find_protocol
 from refseg_bench.metrics.stats import Bootstrap, Difference, difference
 from refseg_bench.metrics.table import ScoreTable
 from refseg_bench.run import frozen
 from refseg_bench.store import SAMPLES, RunStore
+
+#: Columns of a score table that describe the scoring, not the sample.
+BOOKKEEPING = frozenset({"frames_counted", "counted_as"})
 
 
 @dataclass(frozen=True)
@@ -123,9 +127,9 @@ def compare(
 
     everything = np.arange(len(units))
     groups = [
-        group(attribute, value, np.flatnonzero([_word(v) == value for v in a.attrs[attribute]]))
+        group(attribute, value, np.flatnonzero([group_of(attribute, v) == value for v in a.attrs[attribute]]))
         for attribute in attributes or _breakdowns(a)
-        for value in sorted({_word(v) for v in a.attrs[attribute]})
+        for value in _values(attribute, a.attrs[attribute])
     ]
     headline = rules.metrics[0]
     moved = _moved(units, a, b, headline)
@@ -157,16 +161,20 @@ def _shared_protocol(first: RunStore, second: RunStore, asked: str | None) -> st
 
 def _breakdowns(table: ScoreTable) -> list[str]:
     """Attributes that sort units into a few kinds (lists of ids, stored as JSON, don't)."""
-    kinds = {name: {_word(c) for c in cells} for name, cells in table.attrs.items()}
+    kinds = {name: {group_of(name, c) for c in cells} for name, cells in table.attrs.items()}
     return [
         name
         for name, words in kinds.items()
-        if 2 <= len(words) <= 12 and not any(w[:1] == "[" for w in words)
+        if 2 <= len(words) <= 12 and name not in BOOKKEEPING and not any(w[:1] == "[" for w in words)
     ]
 
 
-def _word(value: Any) -> str:
-    return "–" if value is None else str(value)
+def _values(attribute: str, cells: Sequence[Any]) -> list[str]:
+    """The groups an attribute sorts units into: known ones in their order, others by name."""
+    order = {name: place for place, name in enumerate(GROUPS.get(attribute, ((), ()))[1])}
+    return sorted(
+        {group_of(attribute, c) for c in cells}, key=lambda word: (order.get(word, len(order)), word)
+    )
 
 
 def _moved(units: Sequence[str], a: ScoreTable, b: ScoreTable, headline: str) -> list[Moved]:
@@ -182,12 +190,13 @@ def config_difference(first: Mapping[str, Any], second: Mapping[str, Any]) -> di
     """Options that differ, dotted, among those that can change a prediction."""
     from refseg_bench.config import lasting
 
-    flat = [dict(_flatten(lasting(values))) for values in (first, second)]
+    flat = [dict(flatten(lasting(values))) for values in (first, second)]
     keys = [*flat[0], *(k for k in flat[1] if k not in flat[0])]
     return {k: (flat[0].get(k), flat[1].get(k)) for k in keys if flat[0].get(k) != flat[1].get(k)}
 
 
-def _flatten(value: Any, path: str = "") -> list[tuple[str, Any]]:
+def flatten(value: Any, path: str = "") -> list[tuple[str, Any]]:
+    """Leaves of nested mappings, by dotted key."""
     if isinstance(value, Mapping) and value:
-        return [pair for k, v in value.items() for pair in _flatten(v, f"{path}.{k}" if path else str(k))]
+        return [pair for k, v in value.items() for pair in flatten(v, f"{path}.{k}" if path else str(k))]
     return [(path, value)]

@@ -1,7 +1,7 @@
 """Results of runs as one table, and that table as text: terminal, Markdown, LaTeX, CSV, JSON.
 
 Every number stands beside its protocol and its coverage. Metrics of different protocols never share
-a column.
+a column without a mark.
 """
 
 from __future__ import annotations
@@ -10,15 +10,20 @@ import csv
 import io
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table as RichTable
+from rich.text import Text
 
 from refseg_bench.store import RunStore
 from refseg_bench.types import Estimate, Result
+
+#: Widest a name may be in a terminal before it is folded onto a second line.
+_NAME_WIDTH = 34
 
 
 @dataclass(frozen=True)
@@ -33,26 +38,42 @@ class Row:
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell: its number in print, or plain text."""
+    """One cell: its number in print, or plain text.
+
+    Attributes:
+        text: the number or words.
+        interval: printed small below or beside it.
+        delta: difference to a published number.
+        mark: letters that refer to the table's notes.
+        best: the best of its column.
+    """
 
     text: str
     interval: str = ""
     best: bool = False
+    delta: str = ""
+    mark: str = ""
 
 
 @dataclass(frozen=True)
 class ResultTable:
-    """A rectangle of cells with a caption: one dataset under one protocol.
+    """A rectangle of cells with a caption.
 
     Attributes:
-        caption: dataset, protocol, unit of the numbers.
+        caption: data set, protocol, unit of the numbers.
         header: column titles.
         rows: cells, one row per run.
+        sections: row number → title printed above it.
+        notes: what the marks mean, and anything else to be said below.
+        names: how many leading columns hold words rather than numbers.
     """
 
     caption: str
     header: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
+    sections: Mapping[int, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    names: int = 1
 
 
 def rows_of(stores: Iterable[RunStore]) -> list[Row]:
@@ -98,21 +119,32 @@ def _table(dataset: str, protocol: str, rows: list[Row]) -> ResultTable:
                 and estimate.value == top[name]
                 and not row.method.startswith("oracle")
             )
-            cells.append(_number(estimate, row.result.scale, best))
+            cells.append(number_cell(estimate, 100.0 / row.result.scale, best))
         r = row.result
         cells += [Cell(f"{r.n}"), Cell(f"{r.failed}"), Cell(f"{r.missing}")]
         body.append(tuple(cells))
+    level = level_of([row.result for row in rows])
     return ResultTable(
-        f"{dataset} · {protocol} · percent, 95 % intervals clustered by clip",
+        f"{dataset} · {protocol} · percent{f', {level} intervals clustered by clip' if level else ''}",
         ("method", *names, "n", "failed", "missing"),
         tuple(body),
     )
 
 
-def _number(estimate: Estimate | None, scale: float, best: bool) -> Cell:
+def level_of(results: Iterable[Result]) -> str:
+    """The confidence level of the results' intervals in words; empty where there are none."""
+    levels = {
+        float(r.details["interval"]["level"])
+        for r in results
+        if r.details.get("interval") and any(math.isfinite(e.low) for e in r.metrics.values())
+    }
+    return " and ".join(f"{100 * level:g} %" for level in sorted(levels))
+
+
+def number_cell(estimate: Estimate | None, percent: float, best: bool = False) -> Cell:
+    """An estimate in print; ``percent`` is what its unit is multiplied with."""
     if estimate is None or not math.isfinite(estimate.value):
         return Cell("–")
-    percent = 100.0 / scale
     interval = ""
     if math.isfinite(estimate.low) and math.isfinite(estimate.high):
         interval = f"{estimate.low * percent:.1f}–{estimate.high * percent:.1f}"
@@ -123,35 +155,92 @@ def _number(estimate: Estimate | None, scale: float, best: bool) -> Cell:
 
 
 def to_terminal(table: ResultTable, console: Console) -> None:
-    """Print with rich."""
-    shown = RichTable(title=table.caption, title_justify="left")
-    for index, title in enumerate(table.header):
-        shown.add_column(title, justify="left" if index == 0 else "right")
-    for row in table.rows:
-        shown.add_row(*(_rich(cell) for cell in row))
-    console.print(shown)
+    """Print with rich; a table too wide for the terminal continues below, with its names repeated."""
+    console.print(Text(table.caption, style="italic"), soft_wrap=True)
+    for columns in _pages(table, console.width):
+        shown = RichTable(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+        for index in columns:
+            name = index < table.names
+            shown.add_column(
+                Text(table.header[index]),
+                justify="left" if name else "right",
+                overflow="fold",
+                min_width=max(map(len, table.sections.values()), default=0) if index == 0 else None,
+                no_wrap=not name,
+                max_width=_NAME_WIDTH if name else None,
+            )
+        for number, row in enumerate(table.rows):
+            if number in table.sections:
+                shown.add_section()
+                shown.add_row(Text(table.sections[number], style="italic"))
+            shown.add_row(*(_rich(row[index]) for index in columns))
+        console.print(shown)
+    for note in table.notes:
+        console.print(Text(note, style="dim"), soft_wrap=True)
 
 
-def _rich(cell: Cell) -> str:
-    text = f"[bold]{cell.text}[/bold]" if cell.best else cell.text
-    return f"{text} [dim]{cell.interval}[/dim]" if cell.interval else text
+def _pages(table: ResultTable, width: int) -> list[list[int]]:
+    """Column numbers of each part that fits the width."""
+
+    def wide(index: int) -> int:
+        cells = [_rich(row[index]).plain for row in table.rows]
+        titles = table.sections.values() if index == 0 else ()
+        lines = [line for text in (table.header[index], *titles, *cells) for line in text.split("\n")]
+        widest = max(map(len, lines))
+        return 2 + (min(widest, _NAME_WIDTH) if index < table.names else widest)
+
+    names = list(range(table.names))
+    room = width - sum(map(wide, names)) - 2
+    pages: list[list[int]] = [list(names)]
+    used = 0
+    for index in range(table.names, len(table.header)):
+        if used and used + wide(index) > room:
+            pages.append(list(names))
+            used = 0
+        pages[-1].append(index)
+        used += wide(index)
+    return pages
+
+
+def _rich(cell: Cell) -> Text:
+    text = Text(cell.text, style="bold" if cell.best else "")
+    if cell.mark:
+        text.append(cell.mark, style="dim")
+    if cell.delta:
+        text.append(f" {cell.delta}")
+    if cell.interval:
+        text.append(f"\n{cell.interval}", style="dim")
+    return text
 
 
 def to_markdown(table: ResultTable) -> str:
     """A GitHub-flavoured table under its caption."""
 
     def cell(c: Cell) -> str:
-        text = f"**{c.text}**" if c.best else c.text.replace("|", "\\|")
+        text = f"**{markdown(c.text)}**" if c.best else markdown(c.text)
+        text += f"<sup>{c.mark}</sup>" if c.mark else ""
+        text += f" {c.delta}" if c.delta else ""
         return f"{text} ({c.interval})" if c.interval else text
 
     lines = [
-        f"**{table.caption}**",
+        f"**{markdown(table.caption)}**",
         "",
-        "| " + " | ".join(table.header) + " |",
-        "|" + "|".join(" --- " if i == 0 else " ---: " for i in range(len(table.header))) + "|",
-        *("| " + " | ".join(cell(c) for c in row) + " |" for row in table.rows),
+        "| " + " | ".join(markdown(h) for h in table.header) + " |",
+        "|" + "|".join(" --- " if i < table.names else " ---: " for i in range(len(table.header))) + "|",
     ]
+    for number, row in enumerate(table.rows):
+        if number in table.sections:
+            lines.append(f"| *{markdown(table.sections[number])}* |" + " |" * (len(table.header) - 1))
+        lines.append("| " + " | ".join(cell(c) for c in row) + " |")
+    if table.notes:
+        lines += ["", *(f"- {markdown(note)}" for note in table.notes)]
     return "\n".join(lines) + "\n"
+
+
+def markdown(text: str) -> str:
+    """Text as Markdown shows it: no markup, no HTML, on one line."""
+    text = " ".join(text.split()).replace("&", "&amp;")
+    return "".join(f"\\{character}" if character in "\\`*_[]<>|" else character for character in text)
 
 
 _TEX = {
@@ -159,7 +248,19 @@ _TEX = {
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
     "·": r"$\cdot$",
+    "−": r"$-$",
+    "Δ": r"$\Delta$",
+    "±": r"$\pm$",
+    "τ": r"$\tau$",
+    "†": r"$\dagger$",
     "–": "--",
+    "—": "---",
+    "…": r"\dots{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': "''",
+    "\n": " ",
     **{character: f"\\{character}" for character in "&%$#_{}"},
 }
 
@@ -170,24 +271,38 @@ def tex(text: str) -> str:
 
 
 def to_latex(table: ResultTable) -> str:
-    r"""A booktabs table; needs ``\usepackage{booktabs}``."""
+    r"""A booktabs table; needs ``\usepackage{booktabs}``, and ``graphicx`` from nine columns on."""
 
     def cell(c: Cell) -> str:
         text = rf"\textbf{{{tex(c.text)}}}" if c.best else tex(c.text)
+        text += rf"\textsuperscript{{{tex(c.mark)}}}" if c.mark else ""
+        text += f" {tex(c.delta)}" if c.delta else ""
         return rf"{text} {{\scriptsize {tex(c.interval)}}}" if c.interval else text
 
-    columns = "l" + "r" * (len(table.header) - 1)
+    width = len(table.header)
+    columns = "l" * table.names + "r" * (width - table.names)
+    # A table of many columns is shrunk to the text's width rather than run into the margin.
+    before, after = ([r"\resizebox{\textwidth}{!}{%"], ["}"]) if width > 8 else ([], [])
+    body = []
+    for number, row in enumerate(table.rows):
+        if number in table.sections:
+            if number:
+                body.append(r"\midrule")
+            body.append(rf"\multicolumn{{{width}}}{{l}}{{\textit{{{tex(table.sections[number])}}}}} \\")
+        body.append(" & ".join(cell(c) for c in row) + r" \\")
     lines = [
         r"\begin{table}[t]",
         r"\centering",
-        rf"\caption{{{tex(table.caption)}}}",
+        rf"\caption{{{tex(' '.join((table.caption, *table.notes)))}}}",
+        *before,
         rf"\begin{{tabular}}{{{columns}}}",
         r"\toprule",
         " & ".join(tex(h) for h in table.header) + r" \\",
         r"\midrule",
-        *(" & ".join(cell(c) for c in row) + r" \\" for row in table.rows),
+        *body,
         r"\bottomrule",
         r"\end{tabular}",
+        *after,
         r"\end{table}",
     ]
     return "\n".join(lines) + "\n"

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from refseg_bench.commands.score import score_run
+from refseg_bench.commands.score import score_store
 from refseg_bench.config import Composed, digest
 from refseg_bench.launch import launch
 from refseg_bench.store import RunStore
@@ -57,7 +57,7 @@ def lines(store: RunStore) -> dict[str, dict[str, Any]]:
 def scores(store: RunStore) -> dict[str, bytes]:
     """All files of the run's scores."""
     fresh = RunStore(store.root)
-    score_run(fresh, jobs=1)
+    score_store(fresh, jobs=1)
     folder = store.root / "scores"
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 

@@ -1,0 +1,119 @@
+"""``refseg demo``: one clip, one expression, any method; a stacked picture and an overlay video."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from refseg_bench.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from refseg_bench.types import Clip
+
+_IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+_VIDEOS = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".gif")
+
+
+def add(commands: Any) -> None:
+    """Declare the options."""
+    p = commands.add_parser(
+        "demo",
+        help="one clip and one expression through any method, as a picture and a video",
+        description="Nothing is scored and no run folder is made.",
+        epilog='Example: refseg demo clip.mp4 "the dog on the left" method=decaf backbone=qwen2_5_vl_7b',
+    )
+    p.add_argument("clip", type=Path, metavar="VIDEO_OR_FOLDER", help="a video, a folder of frames, an image")
+    p.add_argument("expression", help="what to find")
+    p.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="choices and overrides, as in refseg run"
+    )
+    p.add_argument("-o", "--output", type=Path, default=Path("demo"), metavar="DIR", help="default: demo")
+    p.add_argument("--frames", type=int, metavar="N", help="use N frames of the clip, spread evenly")
+    p.add_argument("--fps", type=float, help="of the overlay video (default: the clip's, else 12)")
+    p.add_argument("--columns", type=int, default=6, metavar="N", help="frames in the stacked picture")
+    p.set_defaults(main=main)
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run the command."""
+    from refseg_bench import config as configs
+    from refseg_bench import env
+    from refseg_bench.report.stacked import overlay_video, stack
+    from refseg_bench.run import build_method, dataset_of
+    from refseg_bench.types import Expression
+
+    if not args.expression.strip():
+        raise ConfigError("The expression is empty.", cure='refseg demo CLIP "the thing to find"')
+    (point, *more) = configs.compose(args.overrides)
+    if more:
+        raise ConfigError("A demo is one run, not a sweep.", where=" ".join(args.overrides))
+    clip, rate = open_clip(args.clip, args.output / "frames", args.frames)
+    method = build_method(point.values, dataset_of(point.values))
+    if getattr(method, "sees_targets", False):
+        raise ConfigError("This method looks at the truth, which a clip of your own has none of.")
+    env.seed_everything(int(point.values["seed"]), clip.id)
+    began = time.perf_counter()
+    (grounding,) = method.predict(clip, [Expression("0", args.expression)])
+    seconds = time.perf_counter() - began
+    args.output.mkdir(parents=True, exist_ok=True)
+    picture = args.output / "picture.png"
+    stack(clip, grounding, columns=max(1, args.columns)).save(picture)
+    print(picture)
+    if len(clip) > 1:
+        video = args.output / "overlay.mp4"
+        overlay_video(clip, grounding, video, fps=args.fps or rate)
+        print(video)
+    areas = [area for area in grounding.track.area() if area is not None]
+    share = sum(areas) / (len(areas) * clip.size[0] * clip.size[1]) if areas else 0.0
+    print(f"{len(clip)} frames in {seconds:.1f} s; the answer covers {100 * share:.1f} % of them")
+    return 0
+
+
+def open_clip(path: Path, scratch: Path, most: int | None = None) -> tuple[Clip, float]:
+    """A clip of one's own: a folder of frames in the order of their names, a video, or an image.
+
+    Args:
+        path: the video, folder or image.
+        scratch: where the frames of a video go; emptied before.
+        most: frames to take, spread evenly.
+
+    Returns:
+        The clip and the frames per second to play it at.
+
+    Raises:
+        DataError: nothing there, nothing readable, or frames of different sizes.
+    """
+    from refseg_bench.imageio import image_size
+    from refseg_bench.report.media import spread
+    from refseg_bench.report.stacked import read_video
+    from refseg_bench.types import Clip
+
+    if most is not None and most < 1:
+        raise ConfigError("--frames must be at least 1.")
+    rate = 12.0
+    if path.is_dir():
+        files = sorted(p for p in path.iterdir() if p.suffix.lower() in _IMAGES and p.is_file())
+        if not files:
+            raise DataError("The folder holds no picture.", where=path, allowed=_IMAGES)
+        files = [files[i] for i in (range(len(files)) if most is None else spread(len(files), most, ()))]
+    elif not path.exists():
+        raise DataError("There is no such file or folder.", where=path)
+    elif path.suffix.lower() in _VIDEOS:
+        shutil.rmtree(scratch, ignore_errors=True)
+        files, rate = read_video(path, scratch, most=most)
+    elif path.suffix.lower() in _IMAGES:
+        files = [path]
+    else:
+        raise DataError(
+            "The file is no video or picture by its name.", where=path, allowed=(*_VIDEOS, *_IMAGES)
+        )
+    size = image_size(files[0])
+    other = next((file for file in files if image_size(file) != size), None)
+    if other is not None:
+        raise DataError(
+            f"The frame is {image_size(other)}, the first is {size} (height, width).", where=other
+        )
+    return Clip(path.stem, tuple(files), tuple(file.stem for file in files), size), rate

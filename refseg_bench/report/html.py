@@ -1,0 +1,621 @@
+"""One folder with everything about some runs, opened from disk: numbers, samples, pictures.
+
+Not a server and not a build: pages are drawn by the scripts under ``templates/`` from data files that
+each call ``refseg.give(key, value)``. Data comes in parts (an index of the samples in chunks, one file
+per clip), so that a report of many thousand samples opens at once. All text stays data: no markup is
+ever made of it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
+
+import refseg_bench
+from refseg_bench import schema
+from refseg_bench.errors import RefsegError, StoreError
+from refseg_bench.metrics.breakdown import GROUPS, breakdown, group_of
+from refseg_bench.metrics.protocols.catalogue import find as find_protocol
+from refseg_bench.metrics.stats import Bootstrap
+from refseg_bench.metrics.table import ScoreTable
+from refseg_bench.report import tables
+from refseg_bench.report.compare import BOOKKEEPING, compare
+from refseg_bench.report.media import MediaFolder, spread
+from refseg_bench.run import dataset_of, frozen, plan
+from refseg_bench.store import SAMPLES, RunStore, to_plain, write_atomic, write_error
+from refseg_bench.types import Clip, Dataset, Expression, Prediction, Target, sample_id
+
+_TEMPLATES = Path(__file__).resolve().parent / "templates"
+_ASSETS = ("app.css", "draw.js", "app.js", "pages.js", "sample.js")
+_MARK = '<meta name="generator" content="refseg report">'
+_CHUNK = 2000
+_STATUS = {"ok": 0, "failed": 1, "missing": 2}
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """How much a report shows.
+
+    Attributes:
+        frames: of a clip at most, besides those that maps and points lie on.
+        side: longest side of a frame, in pixels.
+        pairs: pairs of runs tested against each other at most, per data set.
+        bootstrap: how intervals of breakdowns and comparisons are made.
+    """
+
+    frames: int = 32
+    side: int = 480
+    pairs: int = 6
+    bootstrap: Bootstrap = field(default_factory=Bootstrap)
+
+
+def write_report(stores: Sequence[RunStore], folder: Path, options: ReportOptions | None = None) -> Path:
+    """Write the report of some runs.
+
+    Args:
+        stores: the runs, scored or not.
+        folder: where; made anew if it holds an earlier report.
+        options: how much is shown.
+
+    Returns:
+        The page to open, ``folder/index.html``.
+
+    Raises:
+        StoreError: the folder holds something else, or can't be written.
+    """
+    options = options or ReportOptions()
+    try:
+        _clear(folder)
+        media = MediaFolder(folder, side=options.side)
+        media.prepare()
+        (folder / "data").mkdir()
+        (folder / "assets").mkdir(exist_ok=True)
+        for name in _ASSETS:
+            shutil.copyfile(_TEMPLATES / name, folder / "assets" / name)
+        groups = _grouped(stores)
+        runs = [run for group in groups for run in group]
+        pages: list[dict[str, Any]] = []
+        for index, group in enumerate(groups):
+            first_run = sum(map(len, groups[:index]))
+            pages.append(_GroupWriter(index, first_run, group, media, options).write())
+        _give(folder, "meta", _meta(groups, runs, pages, options))
+        media.sweep()
+        write_atomic(folder / "index.html", (_TEMPLATES / "index.html").read_text(encoding="utf-8"))
+    except OSError as error:
+        raise write_error(error, folder) from error
+    return folder / "index.html"
+
+
+def _clear(folder: Path) -> None:
+    """Make room for a new report; pictures stay, for most of them will be shown again."""
+    if folder.is_dir() and any(folder.iterdir()):
+        page = folder / "index.html"
+        ours = page.is_file() and _MARK in page.read_text(encoding="utf-8", errors="replace")
+        half_made = not page.exists() and {p.name for p in folder.iterdir()} <= {
+            "assets", "data", "frames", "thumbs", "maps"
+        }  # fmt: skip
+        if not ours and not half_made:
+            raise StoreError(
+                "The folder holds something that is no report.", where=folder, cure="Choose another folder."
+            )
+        shutil.rmtree(folder / "data", ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def _give(folder: Path, key: str, value: Any) -> None:
+    """Write one data file. ASCII only: it reads the same under any encoding a browser may assume."""
+    text = json.dumps(value, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    (folder / "data" / f"{key}.js").write_text(f"refseg.give({json.dumps(key)},{text});\n", encoding="ascii")
+
+
+# ── runs ─────────────────────────────────────────────────────────────────────
+
+
+@dataclass
+class _Run:
+    """A run with what its report needs of it."""
+
+    store: RunStore
+    values: Mapping[str, Any]
+    dataset: str
+    split: str
+    tables: dict[str, ScoreTable] = field(default_factory=dict)
+    seconds: float | None = None
+
+
+def _grouped(stores: Sequence[RunStore]) -> list[list[_Run]]:
+    """Runs of one data set and split together, in the order given."""
+    groups: dict[tuple[str, str], list[_Run]] = {}
+    for store in stores:
+        values = frozen(store)
+        node = values["dataset"]
+        name = str(node.get("name") or node[schema.TARGET].rpartition(".")[2])
+        run = _Run(store, values, name, str(node.get("split", "")))
+        for protocol in store.results():
+            run.tables[protocol] = ScoreTable.read_parquet(store.scores_dir(protocol) / SAMPLES)
+        groups.setdefault((run.dataset, run.split), []).append(run)
+    return list(groups.values())
+
+
+def _meta(
+    groups: Sequence[Sequence[_Run]],
+    runs: Sequence[_Run],
+    pages: Sequence[Mapping[str, Any]],
+    options: ReportOptions,
+) -> dict[str, Any]:
+    names = [run.store.root.name for run in runs]
+    group_at = {id(run): (g, place) for g, group in enumerate(groups) for place, run in enumerate(group)}
+    return {
+        "title": names[0] if len(names) == 1 else f"{len(names)} runs",
+        "made": time.strftime("%Y-%m-%d %H:%M %Z"),
+        "version": refseg_bench.__version__,
+        "level": f"{options.bootstrap.level:.0%}".replace("%", " %"),
+        "runs": [_run_record(run, *group_at[id(run)]) for run in runs],
+        "groups": list(pages),
+        "tables": [_table_record(t) for t in tables.tabulate(tables.rows_of([run.store for run in runs]))],
+        "breakdowns": [t for group in groups for t in _breakdowns(group, options)],
+        "comparisons": [c for group in groups for c in _comparisons(group, list(runs), options)],
+    }
+
+
+def _run_record(run: _Run, group: int, place: int) -> dict[str, Any]:
+    info = run.store.info()
+    done = [line.ok for line in run.store.index().values()]
+    missing = max((r.missing for r in run.store.results().values()), default=0)
+    records = list(run.store.environments().values())
+    env = records[-1] if records else {}
+    commit = str(env.get("commit") or "")[:12]
+    made = [
+        f"refseg_bench {env.get('refseg_bench', '?')}" + (f" at {commit}" if commit else ""),
+        "with changes that no commit holds" if env.get("dirty") else "",
+        f"Python {env.get('python', '?')}",
+    ]
+    return {
+        "name": run.store.root.name,
+        "group": group,
+        "place": place,
+        "method": str(info.get("choices", {}).get("method", "?")),
+        "dataset": run.dataset,
+        "split": run.split,
+        "digest": str(info.get("digest", "")),
+        "created": str(info.get("created", "")),
+        "ok": sum(done),
+        "failed": len(done) - sum(done),
+        "missing": missing,
+        "seconds": run.seconds,
+        "made": ", ".join(part for part in made if part),
+        "config": run.store.config_path.read_text(encoding="utf-8"),
+    }
+
+
+def _table_record(table: tables.ResultTable) -> dict[str, Any]:
+    rows = [[{"text": c.text, "interval": c.interval, "best": c.best} for c in row] for row in table.rows]
+    return {"caption": table.caption, "header": list(table.header), "rows": rows}
+
+
+def _breakdowns(group: Sequence[_Run], options: ReportOptions) -> list[dict[str, Any]]:
+    """Headline metric by attribute, runs side by side, one table per protocol and attribute."""
+    out = []
+    for protocol in dict.fromkeys(name for run in group for name in run.tables):
+        rules = find_protocol(protocol)
+        having = [run for run in group if protocol in run.tables and len(run.tables[protocol])]
+        for attribute in _kinds([run.tables[protocol] for run in having]):
+            columns = [
+                breakdown(rules, run.tables[protocol], attribute, options.bootstrap)
+                if attribute in run.tables[protocol].attrs
+                else {}
+                for run in having
+            ]
+            percent = 100.0 / rules.policy.scale
+            rows = []
+            for value in dict.fromkeys(value for column in columns for value in column):
+                cells = [{"text": value}]
+                cells.append({"text": str(max(column[value][0] for column in columns if value in column))})
+                for column in columns:
+                    estimate = column[value][1][rules.metrics[0]] if value in column else None
+                    cell = tables.number_cell(estimate, percent)
+                    cells.append({"text": cell.text, "interval": cell.interval})
+                rows.append(cells)
+            header = [attribute, "n", *(run.store.root.name for run in having)]
+            caption = f"{group[0].dataset} · {protocol} · {rules.metrics[0]} by {attribute}, percent"
+            out.append({"caption": caption, "header": header, "rows": rows})
+    return out
+
+
+def _kinds(score_tables: Sequence[ScoreTable]) -> list[str]:
+    """Attributes that sort units into 2 to 12 kinds."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for table in score_tables:
+        for name, cells in table.attrs.items():
+            if len(found[name]) <= 12:
+                found[name] |= {group_of(name, cell) for cell in cells}
+    return [
+        name
+        for name, words in found.items()
+        if 2 <= len(words) <= 12 and name not in BOOKKEEPING and not any(w[:1] == "[" for w in words)
+    ]
+
+
+def _comparisons(group: Sequence[_Run], runs: list[_Run], options: ReportOptions) -> list[dict[str, Any]]:
+    pairs = [(i, j) for i in range(len(group)) for j in range(i + 1, len(group))]
+    out = []
+    for i, j in pairs[: options.pairs]:
+        try:
+            found = compare(group[i].store, group[j].store, most=0, bootstrap=options.bootstrap)
+        except RefsegError:
+            # Not scored, or under no common protocol: the page says so where the pair is chosen.
+            continue
+        percent = 100.0 / found.scale
+        rows = [
+            {
+                "group": f"{part.attribute} = {part.value}" if part.attribute else "all",
+                "metric": metric,
+                "value": _finite(d.value * percent),
+                "low": _finite(d.low * percent),
+                "high": _finite(d.high * percent),
+                "p": _finite(d.p, 6),
+                "units": d.units,
+                "clusters": d.clusters,
+            }
+            for part in (found.overall, *found.groups)
+            for metric, d in part.differences.items()
+        ]
+        config = [[key, _said(a), _said(b)] for key, (a, b) in found.config.items()]
+        a, b = runs.index(group[i]), runs.index(group[j])
+        out.append({"a": a, "b": b, "protocol": found.protocol, "rows": rows, "config": config})
+    return out
+
+
+def _said(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(to_plain(value))
+
+
+def _finite(value: float, digits: int = 4) -> float | None:
+    return round(value, digits) if math.isfinite(value) else None
+
+
+# ── samples ──────────────────────────────────────────────────────────────────
+
+
+@dataclass
+class _Measure:
+    """A number every sample has in every run: a protocol's headline, by sample id."""
+
+    name: str
+    columns: list[dict[str, float]]
+
+
+class _GroupWriter:
+    """Writes index and clip files of the runs on one data set."""
+
+    def __init__(
+        self, index: int, first_run: int, runs: Sequence[_Run], media: MediaFolder, options: ReportOptions
+    ) -> None:
+        self.index = index
+        self.first_run = first_run
+        self.runs = runs
+        self.media = media
+        self.options = options
+        self.rows: list[dict[str, Any]] = []
+        self.note = ""
+
+    def write(self) -> dict[str, Any]:
+        """All files of the group; what the overview needs to know of it."""
+        measures = self._measures()
+        clips = 0
+        for number, (dataset, clip, expressions) in enumerate(self._clips()):
+            clips += 1
+            self._clip(f"clip-{self.index}-{number}", dataset, clip, expressions)
+        if not measures:
+            measures = [_Measure("mean IoU of the shown frames", [{} for _ in self.runs])]
+            for row in self.rows:
+                for column, value in zip(measures[0].columns, row["iou"], strict=True):
+                    if value is not None:
+                        column[row["id"]] = value
+        for place, run in enumerate(self.runs):
+            seconds = [row["seconds"][place] for row in self.rows if row["seconds"][place] is not None]
+            run.seconds = float(np.mean(seconds)) if seconds else None
+        attrs = self._attributes()
+        chunks = []
+        for start in range(0, max(1, len(self.rows)), _CHUNK):
+            key = f"index-{self.index}-{start // _CHUNK}"
+            _give(self.media.root, key, self._chunk(self.rows[start : start + _CHUNK], measures, attrs))
+            chunks.append(key)
+        return {
+            "name": self.runs[0].dataset,
+            "split": self.runs[0].split,
+            "runs": [self.first_run + place for place in range(len(self.runs))],
+            "n": len(self.rows),
+            "clips": clips,
+            "note": self.note,
+            "chunks": chunks,
+            "measures": [{"name": measure.name} for measure in measures],
+            "attrs": [{"name": n, "title": n.replace("_", " "), "values": v} for n, v in attrs.items()],
+            "results": self._results(),
+        }
+
+    def _results(self) -> dict[str, Any] | None:
+        """The headline metric of the first protocol that any run is scored under, for the overview."""
+        for protocol in dict.fromkeys(name for run in self.runs for name in run.tables):
+            rows = []
+            for place, run in enumerate(self.runs):
+                result = run.store.results().get(protocol)
+                if result is None:
+                    continue
+                metric, estimate = next(iter(result.metrics.items()))
+                if math.isfinite(estimate.value):
+                    percent = 100.0 / result.scale
+                    rows.append(
+                        {
+                            "run": self.first_run + place,
+                            "value": estimate.value * percent,
+                            "low": _finite(estimate.low * percent),
+                            "high": _finite(estimate.high * percent),
+                        }
+                    )
+            if rows:
+                return {"protocol": protocol, "metric": metric, "rows": rows}
+        return None
+
+    def _measures(self) -> list[_Measure]:
+        """Headlines of the protocols whose units are samples."""
+        measures = []
+        for protocol in dict.fromkeys(name for run in self.runs for name in run.tables):
+            rules = find_protocol(protocol)
+            columns: list[dict[str, float]] = []
+            for run in self.runs:
+                table = run.tables.get(protocol)
+                stored = run.store.index()
+                column: dict[str, float] = {}
+                names = (
+                    [] if table is None else [n for n in (*rules.metrics, "iou", "IoU") if n in table.values]
+                )
+                if table is not None and names:
+                    metric = names[0]
+                    values = table.values[metric] * (100.0 / rules.policy.scale)
+                    column = {u: float(v) for u, v in zip(table.units, values, strict=True) if u in stored}
+                columns.append(column)
+            if any(columns):
+                measures.append(_Measure(f"{metric}, {protocol}", columns))
+        return measures
+
+    # ── which samples ──
+
+    def _clips(self) -> list[tuple[Dataset | None, Clip | str, Sequence[Expression]]]:
+        """All clips that any run asks about, with their expressions.
+
+        Where the data set isn't found on this machine, what the runs predicted stands in for it: ids
+        instead of clips and words, and no pictures.
+        """
+        found: dict[str, tuple[Dataset, Clip, dict[str, Expression]]] = {}
+        try:
+            for run in self.runs:
+                dataset = dataset_of(run.values)
+                for clip, expressions in plan(dataset):
+                    _, _, known = found.setdefault(clip.id, (dataset, clip, {}))
+                    known.update({e.id: e for e in expressions})
+        except RefsegError as error:
+            self.note = f"The data set can't be read here, so there are no frames or targets: {error.what}"
+            ids: dict[str, dict[str, Expression]] = {}
+            for run in self.runs:
+                for line in run.store.index().values():
+                    name = line.sample[len(line.clip) + 1 :]
+                    ids.setdefault(line.clip, {})[name] = Expression(name, "")
+            return [(None, clip_id, list(known.values())) for clip_id, known in ids.items()]
+        return [(dataset, clip, list(known.values())) for dataset, clip, known in found.values()]
+
+    # ── one clip ──
+
+    def _clip(
+        self, key: str, dataset: Dataset | None, clip: Clip | str, expressions: Sequence[Expression]
+    ) -> None:
+        clip_id = clip if isinstance(clip, str) else clip.id
+        answers = [run.store.predictions(clip_id) for run in self.runs]
+        maps = {
+            (place, e.id): run.store.read_maps(sample_id(clip_id, e.id))
+            for place, run in enumerate(self.runs)
+            for e in expressions
+        }
+        length, size = _extent(clip, answers)
+        wanted = [
+            int(t) for found in maps.values() for n, v in found.items() if n.endswith(".frames") for t in v
+        ]
+        wanted += [p.point.frame for known in answers for p in known.values() if p.point is not None]
+        frames = spread(length, self.options.frames, wanted)
+        samples = {}
+        thumb = ""
+        if not isinstance(clip, str) and frames:
+            thumb = self.media.thumb(clip, frames[len(frames) // 2])
+        for e in expressions:
+            name = sample_id(clip_id, e.id)
+            target, objects = self._target(dataset, clip, e)
+            row: dict[str, Any] = {"status": [], "iou": [], "seconds": []}
+            runs = []
+            for place, known in enumerate(answers):
+                p = known.get(e.id)
+                record = None if p is None else self._answer(p, target, frames, size, maps[place, e.id])
+                runs.append(record)
+                row["status"].append(_STATUS["missing" if p is None else "ok" if p.ok else "failed"])
+                inside = [v for v in (record or {}).get("iou") or () if v is not None]
+                row["iou"].append(float(np.mean(inside)) if inside else None)
+                row["seconds"].append(None if p is None else p.seconds.get("total"))
+            attrs = _short(e.attrs)
+            samples[name] = {
+                "id": name,
+                "text": e.text,
+                "attrs": {**{k: str(v) for k, v in attrs.items()}, **objects},
+                "target": None if target is None else [_ascii(target[t]) for t in frames],
+                "runs": runs,
+            }
+            self.rows.append(
+                {"id": name, "clip": key, "text": e.text[:240], "thumb": thumb, "attrs": attrs, **row}
+            )
+        shown = [{"index": t, **self._frame(clip, t)} for t in frames]
+        record = {"key": key, "size": list(size), "length": length, "frames": shown, "samples": samples}
+        _give(self.media.root, key, record)
+
+    def _frame(self, clip: Clip | str, index: int) -> dict[str, Any]:
+        if isinstance(clip, str):
+            return {"name": str(index), "source": None}
+        return {"name": clip.frame_names[index], "source": self.media.frame(clip, index)}
+
+    def _target(
+        self, dataset: Dataset | None, clip: Clip | str, expression: Expression
+    ) -> tuple[Sequence[bytes | None] | None, dict[str, str]]:
+        """The target's union per frame, ``None`` where it is hidden or can't be read."""
+        if dataset is None or isinstance(clip, str):
+            return None, {}
+        try:
+            target: Target | None = dataset.target(clip, expression)
+        except RefsegError as error:
+            self.note = f"Some targets can't be read: {error.what}"
+            return None, {}
+        if target is None:
+            return None, {"target": "not public"}
+        return target.union().rles, {"objects": str(len(target.objects))}
+
+    def _answer(
+        self,
+        p: Prediction,
+        target: Sequence[bytes | None] | None,
+        frames: Sequence[int],
+        size: tuple[int, int],
+        maps: Mapping[str, NDArray[Any]],
+    ) -> dict[str, Any]:
+        rles = None if p.track is None else [p.track.rles[t] for t in frames]
+        iou = None
+        if rles is not None and target is not None:
+            iou = [_iou(rle, target[t], size) for rle, t in zip(rles, frames, strict=True)]
+        sprites = []
+        for name, volume in maps.items():
+            if not name.endswith(".frames"):
+                source, height, width = self.media.map_sprite(volume)
+                of = [int(t) for t in maps[f"{name}.frames"]]
+                sprites.append(
+                    {"name": name, "source": source, "height": height, "width": width, "frames": of}
+                )
+        failure = p.failure
+        details = _without_nan(to_plain(p.details))
+        return {
+            "rles": None if rles is None else [_ascii(rle) for rle in rles],
+            "iou": iou,
+            "point": None if p.point is None else [p.point.frame, p.point.y, p.point.x],
+            "points": _points(p.details),
+            "no_target": p.no_target,
+            "details": details,
+            "seconds": dict(p.seconds),
+            "peak_mb": p.peak_mb,
+            "failure": None
+            if failure is None
+            else {"kind": failure.kind, "message": failure.message, "traceback": failure.traceback},
+            "maps": sprites,
+        }
+
+    # ── the index ──
+
+    def _attributes(self) -> dict[str, list[str]]:
+        """Attributes to filter by, with their values; fills ``row["kinds"]``."""
+        facts: dict[str, dict[str, str]] = defaultdict(dict)
+        for run in self.runs:
+            for table in run.tables.values():
+                for name in (n for n in GROUPS if n in table.attrs):
+                    for unit, value in zip(table.units, table.attrs[name], strict=True):
+                        facts[unit][name] = group_of(name, value)
+        for row in self.rows:
+            row["kinds"] = {k: str(v) for k, v in row["attrs"].items()} | facts.get(row["id"], {})
+        found: dict[str, set[str]] = defaultdict(set)
+        for row in self.rows:
+            for name, value in row["kinds"].items():
+                if len(found[name]) <= 24:
+                    found[name].add(value)
+        order = {name: {v: i for i, v in enumerate(names)} for name, (_, names) in GROUPS.items()}
+        return {
+            name: sorted(values, key=lambda v: (order.get(name, {}).get(v, 0), v))
+            for name, values in found.items()
+            if name == "type" or 2 <= len(values) <= 24
+        }
+
+    def _chunk(
+        self, rows: Sequence[Mapping[str, Any]], measures: Sequence[_Measure], attrs: Mapping[str, list[str]]
+    ) -> dict[str, Any]:
+        def score(column: Mapping[str, float], sample: str) -> float | None:
+            value = column.get(sample)
+            return None if value is None else _finite(value, 2)
+
+        codes = {name: {value: code for code, value in enumerate(values)} for name, values in attrs.items()}
+        return {
+            "id": [row["id"] for row in rows],
+            "clip": [row["clip"] for row in rows],
+            "text": [row["text"] for row in rows],
+            "thumb": [row["thumb"] for row in rows],
+            "attrs": [[codes[name].get(row["kinds"].get(name), -1) for row in rows] for name in attrs],
+            "status": [[row["status"][place] for row in rows] for place in range(len(self.runs))],
+            "score": [[[score(column, row["id"]) for row in rows] for column in m.columns] for m in measures],
+        }
+
+
+def _extent(clip: Clip | str, answers: Sequence[Mapping[str, Prediction]]) -> tuple[int, tuple[int, int]]:
+    """Frames and (height, width) of a clip, by its predictions where the clip is not at hand."""
+    if not isinstance(clip, str):
+        return len(clip), clip.size
+    for known in answers:
+        for p in known.values():
+            if p.track is not None:
+                return len(p.track), p.track.size
+    return 0, (1, 1)
+
+
+def _ascii(rle: bytes | None) -> str | None:
+    return None if rle is None else rle.decode("ascii")
+
+
+def _iou(answer: bytes | None, truth: bytes | None, size: tuple[int, int]) -> float | None:
+    """Percent of the union that is common; 100 where both are empty, ``None`` where one isn't known."""
+    if answer is None or truth is None:
+        return None
+    coded: list[Any] = [{"size": list(size), "counts": counts} for counts in (answer, truth)]
+    if not coco_mask.area(coded).any():
+        return 100.0
+    return round(100 * float(coco_mask.iou([coded[0]], [coded[1]], [0])[0][0]), 1)
+
+
+def _points(details: Mapping[str, Any]) -> list[list[float]]:
+    """Clicks a method tells, as rows of frame, x, y in [0, 1].
+
+    ``points`` and ``clicks`` are such rows; ``keypoints`` are rows of frame, y, x and a value, best first.
+    """
+    out = []
+    for name, x_at, y_at in (("points", 1, 2), ("clicks", 1, 2), ("keypoints", 2, 1)):
+        rows = to_plain(details.get(name))
+        for row in rows[:200] if isinstance(rows, list) else ():
+            if isinstance(row, list) and len(row) >= 3 and all(isinstance(v, (int, float)) for v in row[:3]):
+                out.append([int(row[0]), float(row[x_at]), float(row[y_at])])
+    return out
+
+
+def _short(attrs: Mapping[str, Any]) -> dict[str, Any]:
+    """Attributes that are one plain value."""
+    return {
+        str(k): v
+        for k, v in attrs.items()
+        if isinstance(v, (bool, int, str)) and not (isinstance(v, str) and len(v) > 60)
+    }
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _without_nan(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,143 @@
+"""Pictures of a report: frames, thumbnails, attention maps. Small, and never made twice."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from refseg_bench.errors import DataError
+from refseg_bench.imageio import read_rgb
+from refseg_bench.types import Clip
+
+#: What Pillow raises on a picture it can't read.
+_UNREADABLE = (OSError, UnidentifiedImageError, SyntaxError, ValueError, DataError)
+
+#: Colours of an attention map from nothing to all, dark to light with rising luminance.
+_RAMP = ((0, 0, 4), (66, 10, 104), (147, 38, 103), (221, 81, 58), (252, 165, 10), (252, 255, 164))
+
+
+@dataclass(frozen=True)
+class MediaFolder:
+    """Where the pictures go.
+
+    Attributes:
+        root: the report's folder.
+        side: longest side of a frame, in pixels.
+        map_side: longest side of an attention map.
+        thumb_side: longest side of a thumbnail.
+    """
+
+    root: Path
+    side: int = 480
+    map_side: int = 128
+    thumb_side: int = 240
+    used: dict[str, set[str]] = field(
+        default_factory=lambda: {"frames": set(), "thumbs": set(), "maps": set()}
+    )
+
+    def frame(self, clip: Clip, index: int) -> str | None:
+        """Name of the picture of one frame, ``None`` where the frame can't be read."""
+        path = clip.frame_paths[index]
+        small = max(clip.size) <= self.side and path.suffix.lower() in (".jpg", ".jpeg")
+        return self._shrunk(path, "frames", self.side, copy=small)
+
+    def thumb(self, clip: Clip, index: int) -> str:
+        """Name (without its ending) of a clip's thumbnail, empty where the frame can't be read."""
+        name = self._shrunk(clip.frame_paths[index], "thumbs", self.thumb_side, copy=False)
+        return "" if name is None else name.removesuffix(".jpg")
+
+    def _shrunk(self, path: Path, kind: str, side: int, *, copy: bool) -> str | None:
+        try:
+            stat = path.stat()
+        except OSError:
+            return None
+        # A copy in the report is known by its source: the same frame of two runs is made once.
+        made_from = "\0".join(map(str, (path.absolute(), stat.st_size, stat.st_mtime_ns, side)))
+        name = f"{_digest(made_from)}.jpg"
+        target = self.root / kind / name
+        if name not in self.used[kind] and not target.is_file():
+            try:
+                if copy:
+                    shutil.copyfile(path, target)
+                else:
+                    picture = Image.fromarray(read_rgb(path))
+                    picture.thumbnail((side, side))
+                    picture.save(target, quality=80)
+            except _UNREADABLE:
+                target.unlink(missing_ok=True)
+                return None
+        self.used[kind].add(name)
+        return name
+
+    def map_sprite(self, volume_THW: NDArray[np.uint8]) -> tuple[str, int, int]:
+        """Draw a map's frames below each other, in colours that are clear where the map is low.
+
+        Returns:
+            File name, and height and width of one frame in it.
+        """
+        height, width = volume_THW.shape[1:]
+        shrink = min(1.0, self.map_side / max(height, width))
+        size = (max(1, round(width * shrink)), max(1, round(height * shrink)))
+        rows = [np.asarray(Image.fromarray(grey).resize(size, Image.Resampling.BOX)) for grey in volume_THW]
+        stacked = np.concatenate(rows) if rows else np.zeros((size[1], size[0]), np.uint8)
+        name = f"{hashlib.sha256(stacked.tobytes() + bytes(str(size), 'ascii')).hexdigest()[:20]}.png"
+        target = self.root / "maps" / name
+        if not target.is_file():
+            picture = Image.fromarray(stacked, "L")
+            picture.putpalette(_palette())
+            picture.save(target, transparency=_alphas(), compress_level=4)
+        self.used["maps"].add(name)
+        return name, size[1], size[0]
+
+    def prepare(self) -> None:
+        """Make the folders."""
+        for kind in self.used:
+            (self.root / kind).mkdir(parents=True, exist_ok=True)
+
+    def sweep(self) -> None:
+        """Remove pictures that this report does not show."""
+        for kind, names in self.used.items():
+            for path in (self.root / kind).iterdir():
+                if path.name not in names:
+                    path.unlink()
+
+
+def spread(length: int, count: int, wanted: Sequence[int]) -> list[int]:
+    """Frames to show: all of a short clip, else ``count`` spread evenly, and those that are wanted."""
+    if length <= count:
+        return list(range(length))
+    even = np.linspace(0, length - 1, count).round().astype(int).tolist()
+    return sorted({*even, *(index for index in wanted if 0 <= index < length)})
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:20]
+
+
+def coloured(grey_HW: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """A map in the report's colours: RGB ``(H, W, 3)``, and how much it covers, in [0, 1]."""
+    ramp = np.asarray(_palette(), np.uint8).reshape(256, 3)
+    alpha = np.frombuffer(_alphas(), np.uint8).astype(np.float32) / np.float32(255)
+    return ramp[grey_HW], np.asarray(alpha[grey_HW], np.float32)
+
+
+def _palette() -> list[int]:
+    at = np.linspace(0, len(_RAMP) - 1, 256)
+    ramp = np.asarray(_RAMP, float)
+    return (
+        np.stack([np.interp(at, range(len(_RAMP)), ramp[:, c]) for c in range(3)], 1)
+        .astype(int)
+        .ravel()
+        .tolist()
+    )
+
+
+def _alphas() -> bytes:
+    return bytes(int(235 * (value / 255) ** 0.6) for value in range(256))

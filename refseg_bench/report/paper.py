@@ -1,0 +1,298 @@
+"""A paper's table with our runs beside its numbers, laid out as it is printed.
+
+Rows keep their order, columns are data sets, splits and metrics; rows are grouped by what they need
+(attention only, no training, a trained detector, an API, tuned prompts, training). Our numbers stand in
+lines of their own below the row they repeat, with interval and difference.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+from refseg_bench.config import group_members
+from refseg_bench.errors import ConfigError
+from refseg_bench.report.reference import (
+    Held,
+    PaperRow,
+    held_against,
+    paper_rows,
+    runs_held_against,
+)
+from refseg_bench.report.tables import (
+    Cell,
+    ResultTable,
+    level_of,
+    number_cell,
+    to_latex,
+    to_markdown,
+)
+from refseg_bench.resources import resource
+from refseg_bench.run import frozen
+from refseg_bench.store import RunStore
+from refseg_bench.types import Estimate
+
+#: Kinds in the order they are shown, with their titles.
+KINDS = {
+    "attention-only": "Attention only",
+    "training-free": "Training-free",
+    "trained-detector": "With a trained detector",
+    "api-agent": "API agent",
+    "prompt-tuned": "Prompt-tuned",
+    "trained": "Trained",
+    "": "Kind not stated",
+}
+_MARKS = "abcdefghijklmnopqrstuvwxyz"
+_OTHERS = "†"
+
+Column = tuple[str, str, str]
+
+
+@dataclass
+class Line:
+    """One line of a table.
+
+    Attributes:
+        kind: group it stands in.
+        labels: method, backbone, setting.
+        cells: column → value in percent, with its interval where it is ours.
+        held: column → ours beside the published number; empty for a printed line.
+    """
+
+    kind: str
+    labels: tuple[str, str, str]
+    cells: dict[Column, Estimate] = field(default_factory=dict)
+    held: dict[Column, Held] = field(default_factory=dict)
+
+
+@dataclass
+class PaperTable:
+    """A published table and the runs held against it.
+
+    Attributes:
+        paper, table: what it is.
+        method: the method whose table it is; rows of others were scored by rules the paper doesn't state.
+        columns: data set, split, metric, in order of appearance.
+        lines: grouped, printed lines each followed by ours.
+        notes: about our runs.
+    """
+
+    paper: str
+    table: str
+    method: str
+    columns: list[Column]
+    lines: list[Line]
+    notes: list[str]
+
+
+def experiment_table(name: str) -> tuple[str, str, str]:
+    """File, table and method an experiment is held against.
+
+    Raises:
+        ConfigError: no such experiment, or it has no reference.
+    """
+    if name not in group_members("experiment"):
+        raise ConfigError(f"No experiment '{name}'.", allowed=group_members("experiment"))
+    path = resource("conf") / "experiment" / f"{name}.yaml"
+    node = yaml.safe_load(path.read_text(encoding="utf-8")).get("reference")
+    if not node:
+        raise ConfigError(
+            f"Experiment '{name}' is held against no published table.",
+            where=path,
+            cure="Report its runs as they are: refseg report runs",
+        )
+    return str(node["file"]), str(node["table"]), str(node.get("method", ""))
+
+
+def kind_of(row: PaperRow) -> str:
+    """The group of a row; a mask straight from attention is a kind of its own."""
+    if row.kind == "training-free" and (row.segmenter == "none" or row.pairs.get("mask") == "attention"):
+        return "attention-only"
+    return row.kind
+
+
+def paper_table(file: str, table: str, method: str, stores: Sequence[RunStore]) -> PaperTable:
+    """Lay out a published table with the runs that are held against it.
+
+    Raises:
+        ConfigError: the file has no such table.
+    """
+    printed = [row for row in paper_rows(file) if row.table == table]
+    if not printed:
+        have = sorted({row.table for row in paper_rows(file)})
+        raise ConfigError(f"'{file}' has no table '{table}'.", allowed=have)
+    columns = list(dict.fromkeys((row.dataset, row.split, row.metric) for row in printed))
+    lines: dict[tuple[str, ...], Line] = {}
+    for row in printed:
+        line = lines.setdefault(_key(row), Line(kind_of(row), _labels(row)))
+        line.cells[(row.dataset, row.split, row.metric)] = Estimate(row.number)
+    ours: dict[tuple[str, ...], list[Line]] = {}
+    notes = []
+    for store in runs_held_against(stores, file, table):
+        found = held_against(store)
+        for held in found:
+            column = (held.row.dataset, held.row.split, held.row.metric)
+            mine = ours.setdefault(_key(held.row), [])
+            place = next((line for line in mine if column not in line.cells), None)
+            if place is None:
+                place = Line(kind_of(held.row), ("  ours", *_labels(held.row)[1:]))
+                mine.append(place)
+            place.cells[column] = held.estimate
+            place.held[column] = held
+        notes += _coverage(store, found)
+    order = {kind: index for index, kind in enumerate(KINDS)}
+    ordered = sorted(lines.items(), key=lambda item: order.get(item[1].kind, len(order)))
+    body = [line for key, first in ordered for line in (first, *ours.get(key, ()))]
+    return PaperTable(printed[0].paper, table, method, columns, body, notes)
+
+
+def _key(row: PaperRow) -> tuple[str, ...]:
+    return (row.row, row.method, row.backbone, row.segmenter, row.kind, row.setting)
+
+
+def _labels(row: PaperRow) -> tuple[str, str, str]:
+    shown = {k: v for k, v in row.pairs.items() if k not in ("mask", "group")}
+    return row.method, row.backbone or "–", ", ".join(f"{k}={v}" for k, v in shown.items()) or "–"
+
+
+def _coverage(store: RunStore, found: Sequence[Held]) -> list[str]:
+    results = {h.protocol: h.result for h in found}
+    limit = frozen(store).get("limit") or {}
+    part = ", ".join(f"limit.{key}" for key, value in limit.items() if value)
+    return [
+        f"{store.root.name}: {protocol}, n={r.n} of {r.expected}, failed={r.failed}, missing={r.missing}"
+        + (f"; only a part of the split ({part})" if part else "")
+        for protocol, r in results.items()
+    ] or [f"{store.root.name}: not scored under a protocol that gives these metrics"]
+
+
+# ── in print ─────────────────────────────────────────────────────────────────
+
+
+def layout(table: PaperTable) -> ResultTable:
+    """The table as cells: best of each group in bold, protocols that differ within a column marked."""
+    marks = _protocol_marks(table)
+    with_setting = any(line.labels[2] != "–" for line in table.lines)
+    names = 3 if with_setting else 2
+    rows, sections, previous = [], {}, None
+    for number, line in enumerate(table.lines):
+        if line.kind != previous:
+            sections[number] = KINDS.get(line.kind, line.kind)
+            previous = line.kind
+        cells = [Cell(label) for label in line.labels[:names]]
+        for column in table.columns:
+            cells.append(_cell(table, line, column, marks))
+        rows.append(tuple(cells))
+    header = ("method", "backbone", "setting")[:names]
+    titles = ["\n".join(part for part in column if part) for column in table.columns]
+    protocols = sorted({h.protocol for line in table.lines for h in line.held.values()})
+    level = level_of(h.result for line in table.lines for h in line.held.values())
+    caption = f"{table.paper}, table {table.table}: published numbers in percent"
+    caption += (
+        f", ours below them ({', '.join(protocols)}; difference to print; {level or 'no'} intervals by clip)"
+        if protocols
+        else "; no run is held against it yet"
+    )
+    said = [f"{mark}: {protocol}" for protocol, mark in marks.items() if protocol != _OTHERS]
+    if any(c.mark == _OTHERS for row in rows for c in row):
+        said.append(f"{_OTHERS}: as printed; the paper does not state the rules")
+    return ResultTable(caption, (*header, *titles), tuple(rows), sections, (*said, *table.notes), names)
+
+
+def _protocol_marks(table: PaperTable) -> dict[str, str]:
+    """Protocol → mark, where the runs of one column were scored under different ones."""
+    mixed: dict[str, None] = {}
+    for column in table.columns:
+        here = dict.fromkeys(line.held[column].protocol for line in table.lines if column in line.held)
+        if len(here) > 1:
+            mixed.update(here)
+    return {protocol: _MARKS[index % 26] for index, protocol in enumerate(mixed)}
+
+
+def _cell(table: PaperTable, line: Line, column: Column, marks: Mapping[str, str]) -> Cell:
+    value = line.cells.get(column)
+    if value is None:
+        return Cell("–")
+    peers = [one.cells[column].value for one in table.lines if one.kind == line.kind and column in one.cells]
+    best = len(peers) > 1 and value.value == max(peers)
+    held = line.held.get(column)
+    if held is None:
+        other = bool(table.method) and line.labels[0] != table.method
+        return Cell(
+            f"{value.value:g}" if value.value % 1 else f"{value.value:.1f}",
+            "",
+            best,
+            "",
+            _OTHERS if other else "",
+        )
+    cell = number_cell(value, 1.0, best)
+    part = held.result.n < held.result.expected or held.result.failed or held.result.missing
+    return Cell(
+        cell.text,
+        cell.interval,
+        best,
+        f"({held.delta:+.1f})",
+        marks.get(held.protocol, "") + ("*" if part else ""),
+    )
+
+
+def to_records(table: PaperTable) -> list[dict[str, Any]]:
+    """One record per number, printed and ours, at full precision."""
+    out: list[dict[str, Any]] = []
+    for line in table.lines:
+        for column in table.columns:
+            if column not in line.cells:
+                continue
+            value, held = line.cells[column], line.held.get(column)
+            dataset, split, metric = column
+            out.append(
+                {
+                    "paper": table.paper,
+                    "table": table.table,
+                    "kind": line.kind,
+                    "method": held.row.method if held else line.labels[0],
+                    "backbone": line.labels[1],
+                    "setting": line.labels[2],
+                    "dataset": dataset,
+                    "split": split,
+                    "metric": metric,
+                    "by": "ours" if held else "paper",
+                    "value": value.value,
+                    "low": value.low if held and math.isfinite(value.low) else None,
+                    "high": value.high if held and math.isfinite(value.high) else None,
+                    "delta": held.delta if held else None,
+                    "within_tolerance": held.within if held else None,
+                    "run": held.run if held else None,
+                    "protocol": held.protocol if held else None,
+                    "n": held.result.n if held else None,
+                    "expected": held.result.expected if held else None,
+                    "failed": held.result.failed if held else None,
+                    "missing": held.result.missing if held else None,
+                }
+            )
+    return out
+
+
+def _csv(table: PaperTable) -> str:
+    out = io.StringIO()
+    records = to_records(table)
+    writer = csv.DictWriter(out, list(records[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
+    return out.getvalue()
+
+
+#: Format name → text of a paper's table.
+FORMATS: dict[str, Callable[[PaperTable], str]] = {
+    "md": lambda table: to_markdown(layout(table)),
+    "latex": lambda table: to_latex(layout(table)),
+    "csv": _csv,
+    "json": lambda table: json.dumps(to_records(table), indent=2, ensure_ascii=False) + "\n",
+}

@@ -1,0 +1,198 @@
+"""Write a run's numbers into ``results/reproduced``, with all that somebody needs to judge them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from refseg_bench.errors import ScoreError, StoreError
+from refseg_bench.report.reference import COLUMNS, PAPER_NAMES, Held, held_against
+from refseg_bench.run import frozen
+from refseg_bench.schema import TARGET
+from refseg_bench.store import RunStore, write_atomic, write_error
+from refseg_bench.types import Estimate, Result
+
+#: Columns after those of the published tables.
+EXTRA = (
+    "published", "low", "high", "level", "n", "expected", "failed", "missing", "protocol", "commit", "digest",
+    "environment", "date", "command", "note",
+)  # fmt: skip
+HEADER = (*(c for c in COLUMNS if c != "source"), *EXTRA)
+#: What makes a row: publishing again replaces it.
+_KEY = ("paper", "table", "row", "method", "backbone", "dataset", "split", "setting", "metric", "protocol")
+
+
+def publish(stores: Iterable[RunStore], folder: Path, note: str = "") -> dict[Path, int]:
+    """Add the runs' rows to the CSV files of a folder, replacing older rows of the same thing.
+
+    Runs of an experiment with a reference go into the file of that paper, others into ``samples.csv``.
+
+    Args:
+        stores: scored runs.
+        folder: usually ``results/reproduced``.
+        note: kept beside the rows; required where a number is outside its experiment's tolerance.
+
+    Returns:
+        File → rows written into it.
+
+    Raises:
+        ScoreError: a run is not scored, or is outside the tolerance without a note.
+        StoreError: the folder can't be written.
+    """
+    new: dict[str, list[dict[str, str]]] = {}
+    for store in stores:
+        if not store.results():
+            raise ScoreError("The run is not scored.", where=store.root, cure="refseg score RUN")
+        held = held_against(store)
+        off = [h for h in held if not h.within]
+        if off and not note:
+            worst = max(off, key=lambda h: abs(h.delta))
+            raise ScoreError(
+                f"{len(off)} numbers are outside the tolerance of {worst.tolerance:g} points; "
+                f"{worst.row.dataset} {worst.row.metric}: {worst.estimate.value:.1f}, "
+                f"published {worst.row.value}.",
+                where=store.root,
+                cure='Say why with --note "…": it is kept beside the rows.',
+            )
+        file = (frozen(store).get("reference") or {}).get("file", "samples.csv")
+        rows = [_of_paper(h, store, note) for h in held] if held else _of_run(store, note)
+        new.setdefault(str(file) if held else "samples.csv", []).extend(rows)
+    written = {}
+    for name, rows in new.items():
+        path = folder / Path(name).name
+        written[path] = len(rows)
+        _merge(path, rows)
+    return written
+
+
+def _of_paper(held: Held, store: RunStore, note: str) -> dict[str, str]:
+    row = {c: getattr(held.row, c) for c in COLUMNS if c != "source"}
+    row["value"] = _number(held.estimate.value)
+    facts = _facts(store, held.result, held.estimate, note)
+    return {**row, **facts, "published": held.row.value}
+
+
+def _of_run(store: RunStore, note: str) -> list[dict[str, str]]:
+    """Rows of a run that repeats no paper: its own name stands for the paper's."""
+    values = frozen(store)
+    choices = store.info().get("choices", {})
+    backbone, segmenter = values.get("backbone"), values.get("segmenter")
+    dataset = str(values["dataset"].get("name", "?"))
+    bound = str(values["method"].get(TARGET, "")).startswith("refseg_bench.methods.bounds.")
+    rows = []
+    for result in store.results().values():
+        percent = 100.0 / result.scale
+        for metric, estimate in result.metrics.items():
+            ours = Estimate(*(percent * v for v in (estimate.value, estimate.low, estimate.high)))
+            rows.append(
+                {
+                    "paper": "refseg_bench",
+                    "table": dataset,
+                    "row": "",
+                    "method": str(choices.get("method", "?")),
+                    "backbone": ""
+                    if not backbone
+                    else str(backbone.get("label") or choices.get("backbone", "")),
+                    "segmenter": "none" if not segmenter else str(choices.get("segmenter", "")),
+                    "kind": "bound" if bound else "training-free",
+                    "dataset": PAPER_NAMES.get(dataset, dataset),
+                    "split": str(values["dataset"].get("split", "")),
+                    "setting": ";".join(_settings(store)),
+                    "metric": metric,
+                    "value": _number(ours.value),
+                    **_facts(store, result, ours, note),
+                    "published": "",
+                }
+            )
+    return rows
+
+
+def _settings(store: RunStore) -> list[str]:
+    """What was typed beyond the choice of components."""
+    typed = [str(word) for word in store.info().get("overrides", [])]
+    return sorted(
+        word
+        for word in typed
+        if "." in word.partition("=")[0] and not word.startswith(("paths.", "cluster."))
+    )
+
+
+def _facts(store: RunStore, result: Result, ours: Estimate, note: str) -> dict[str, str]:
+    info = store.info()
+    records = list(store.environments().values())
+    env: Mapping[str, Any] = records[-1] if records else {}
+    commits = {str(r.get("commit") or "unknown") + ("+changes" if r.get("dirty") else "") for r in records}
+    level = (result.details.get("interval") or {}).get("level")
+    return {
+        "low": _number(ours.low),
+        "high": _number(ours.high),
+        "level": "" if level is None else f"{level:g}",
+        "n": str(result.n),
+        "expected": str(result.expected),
+        "failed": str(result.failed),
+        "missing": str(result.missing),
+        "protocol": result.protocol,
+        "commit": " ".join(sorted(commits)),
+        "digest": str(info.get("digest", "")),
+        "environment": environment(env),
+        "date": str(env.get("started") or info.get("created") or "")[:10],
+        "command": " ".join(["refseg run", *map(str, info.get("overrides", []))]),
+        "note": note,
+    }
+
+
+def environment(record: Mapping[str, Any]) -> str:
+    """An environment record in a line: device, Python, the packages that move numbers."""
+    device = record.get("device") or {}
+    packages = record.get("packages") or {}
+    names = ("numpy", "opencv-python-headless", "pycocotools", "torch", "transformers", "diffusers", "sam2")
+    parts = [
+        ", ".join(device.get("gpus") or ()) or f"CPU {device.get('cpu', '?')}",
+        f"Python {record.get('python', '?')}",
+        *(f"{name} {packages[name]}" for name in names if name in packages),
+    ]
+    return "; ".join(parts)
+
+
+def _number(value: float) -> str:
+    return f"{value:.4f}" if math.isfinite(value) else ""
+
+
+def read_published(path: Path) -> list[dict[str, str]]:
+    """The rows of a file that :func:`publish` wrote.
+
+    Raises:
+        StoreError: the file has other columns.
+    """
+    with path.open(encoding="utf-8", newline="") as handle:
+        reader = csv.DictReader(handle)
+        rows = list(reader)
+    if tuple(reader.fieldnames or ()) != HEADER:
+        raise StoreError("The file has other columns than published rows.", where=path, allowed=HEADER)
+    return rows
+
+
+def _merge(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
+    def key(row: Mapping[str, str]) -> tuple[str, ...]:
+        return tuple(row[name] for name in _KEY)
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        known = {key(row): dict(row) for row in read_published(path)} if path.is_file() else {}
+        known.update({key(row): dict(row) for row in rows})
+        ordered = sorted(known.values(), key=lambda r: (r["paper"], r["table"], _row_number(r), r["method"]))
+        out = io.StringIO()
+        writer = csv.DictWriter(out, HEADER, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(ordered)
+        write_atomic(path, out.getvalue())
+    except OSError as error:
+        raise write_error(error, path) from error
+
+
+def _row_number(row: Mapping[str, str]) -> tuple[int, str]:
+    return (int(row["row"]) if row["row"].isdigit() else 0, row["row"])

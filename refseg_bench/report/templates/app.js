@@ -1,0 +1,185 @@
+// Loading of data parts, routes, filters. A page's address holds all of its state, so that Back works
+// and a view can be sent to somebody.
+"use strict";
+
+// ── data: every file in data/ calls refseg.give(key, value), for fetch() is refused from disk ──
+refseg.give = (key, value) => {
+  if (key === "meta") {
+    refseg.meta = value;
+    start();
+    return;
+  }
+  const waiting = refseg.parts.get(key);
+  if (waiting) waiting.resolve(value);
+};
+refseg.load = (key) => {
+  let part = refseg.parts.get(key);
+  if (!part) {
+    part = {};
+    part.promise = new Promise((resolve, reject) => {
+      part.resolve = resolve;
+      const script = document.createElement("script");
+      script.src = `data/${key}.js`;
+      script.onerror = () => reject(new Error(`data/${key}.js is missing from the report's folder`));
+      script.onload = () => script.remove();
+      document.head.append(script);
+    });
+    refseg.parts.set(key, part);
+  }
+  return part.promise;
+};
+
+// ── samples of a group, column by column ──
+const groups = [];
+function loadGroup(index) {
+  if (!groups[index]) {
+    const head = refseg.meta.groups[index];
+    groups[index] = Promise.all(head.chunks.map((chunk) => refseg.load(chunk))).then((chunks) => {
+      const join = (pick) => chunks.flatMap(pick);
+      const size = chunks.reduce((n, c) => n + c.id.length, 0);
+      return {
+        head, size,
+        id: join((c) => c.id), clip: join((c) => c.clip), text: join((c) => c.text), thumb: join((c) => c.thumb),
+        attrs: head.attrs.map((_, a) => join((c) => c.attrs[a])),
+        status: head.runs.map((_, r) => join((c) => c.status[r])),
+        score: head.measures.map((_, m) => head.runs.map((_, r) => join((c) => c.score[m][r]))),
+      };
+    });
+  }
+  return groups[index];
+}
+const STATUS = ["ok", "failed", "missing"];
+
+function filterOf(params, head) {
+  const whole = (name, top) => Math.min(Math.max(0, parseInt(params.get(name) || "0", 10) || 0), Math.max(0, top));
+  return {
+    group: whole("g", refseg.meta.groups.length - 1),
+    a: whole("a", head.runs.length - 1),
+    b: params.has("b") ? whole("b", head.runs.length - 1) : Math.min(1, head.runs.length - 1),
+    measure: whole("m", head.measures.length - 1),
+    words: (params.get("q") || "").toLowerCase(),
+    low: params.get("lo"), high: params.get("hi"),
+    status: params.get("status") || "", order: params.get("order") || "dataset",
+    seed: parseInt(params.get("seed") || "1", 10),
+    attrs: head.attrs.map((attr) => params.get("attr." + attr.name)),
+  };
+}
+function chosen(data, filter) {
+  const score = data.score[filter.measure], out = [];
+  const one = score[filter.a], two = score[filter.b];
+  const low = filter.low ? Number(filter.low) : -Infinity, high = filter.high ? Number(filter.high) : Infinity;
+  const limited = filter.low || filter.high;
+  for (let i = 0; i < data.size; i++) {
+    if (limited && (one[i] === null || one[i] < low || one[i] > high)) continue;
+    if (filter.status && STATUS[data.status[filter.a][i]] !== filter.status) continue;
+    if (filter.words && !data.text[i].toLowerCase().includes(filter.words) &&
+        !data.id[i].toLowerCase().includes(filter.words)) continue;
+    if (filter.attrs.some((value, k) => value !== null && data.head.attrs[k].values[data.attrs[k][i]] !== value)) continue;
+    out.push(i);
+  }
+  const gap = (i) => (one[i] === null || two[i] === null ? null : two[i] - one[i]);
+  const by = (key) => {
+    const keys = new Map(out.map((i) => [i, key(i)]));
+    out.sort((p, q) => {
+      const a = keys.get(p), b = keys.get(q);
+      return a === null ? (b === null ? p - q : 1) : b === null ? -1 : a - b || p - q;
+    });
+  };
+  const none = (value, sign) => (value === null ? null : sign * value);
+  if (filter.order === "worst") by((i) => one[i]);
+  if (filter.order === "best") by((i) => none(one[i], -1));
+  if (filter.order === "moved") by((i) => (gap(i) === null ? null : -Math.abs(gap(i))));
+  if (filter.order === "gained") by((i) => none(gap(i), -1));
+  if (filter.order === "lost") by((i) => gap(i));
+  if (filter.order === "random") by((i) => mixed(i, filter.seed));
+  return out;
+}
+function mixed(index, seed) {
+  let x = Math.imul(index + 1, 2654435761) ^ Math.imul(seed + 1, 40503);
+  x = Math.imul(x ^ (x >>> 16), 2246822507);
+  x = Math.imul(x ^ (x >>> 13), 3266489909);
+  return (x ^ (x >>> 16)) >>> 0;
+}
+
+// ── routes ──
+const page = () => document.getElementById("page");
+function route() {
+  const [path, query] = location.hash.replace(/^#\/?/, "").split("?");
+  return { path: path || "overview", params: new URLSearchParams(query || "") };
+}
+function address(path, params, changes) {
+  const next = new URLSearchParams(params);
+  for (const [key, value] of Object.entries(changes || {})) {
+    if (value === null || value === "") next.delete(key);
+    else next.set(key, value);
+  }
+  const query = next.toString();
+  return `#/${path === "overview" ? "" : path}${query ? "?" + query : ""}`;
+}
+const PAGES = { overview: "Overview", tables: "Tables", samples: "Samples", compare: "Compare" };
+let leave = () => {};
+let keysHere = {};
+async function show() {
+  const { path, params } = route();
+  leave();
+  leave = () => {};
+  keysHere = {};
+  const nav = document.getElementById("nav");
+  const names = Object.entries(PAGES).filter(([name]) => name !== "compare" || refseg.meta.runs.length > 1);
+  nav.replaceChildren(...names.map(([name, title]) =>
+    h("a", { href: address(name), "aria-current": name === path || (name === "samples" && path === "sample") ? "page" : null }, title)));
+  const make = refseg.pages[path] || refseg.pages.overview;
+  try {
+    await make(params);
+  } catch (error) {
+    page().replaceChildren(h("h1", {}, "This page can't be shown"), h("p", { class: "bad" }, String(error.message || error)));
+  }
+}
+function start() {
+  document.title = `refseg report: ${refseg.meta.title}`;
+  window.addEventListener("hashchange", () => { show(); window.scrollTo(0, 0); });
+  show();
+}
+
+// ── light and dark, keys ──
+function theme(next) {
+  document.documentElement.dataset.theme = next;
+  try { localStorage.setItem("refseg-theme", next); } catch { /* private window: not remembered */ }
+}
+(() => {
+  let stored = null;
+  try { stored = localStorage.getItem("refseg-theme"); } catch { /* as above */ }
+  const dark = window.matchMedia("(prefers-color-scheme: dark)").matches;
+  document.documentElement.dataset.theme = stored || (dark ? "dark" : "light");
+})();
+const flip = () => theme(document.documentElement.dataset.theme === "dark" ? "light" : "dark");
+const KEYS = [
+  ["1 2 3 4", "overview, tables, samples, compare"], ["/", "search the expressions"],
+  ["j k", "next, previous sample (in the list: move)"], ["Enter", "open"], ["← →", "frame back, forward"],
+  ["Space", "play, pause"], ["t", "target's outline"], ["d", "right, missed and too much in colours"], ["m", "maps"],
+  ["p", "points"], ["Esc", "back to the list"], ["l", "light or dark"], ["?", "this list"],
+];
+function help() {
+  const dialog = document.getElementById("keys");
+  dialog.replaceChildren(h("h2", {}, "Keys"), h("table", {}, KEYS.map(([key, does]) =>
+    h("tr", {}, h("td", {}, key.split(" ").map((k) => [h("kbd", {}, k), " "])), h("td", { style: { textAlign: "left" } }, does)))),
+    h("form", { method: "dialog" }, h("button", {}, "Close")));
+  dialog.showModal();
+}
+document.getElementById("theme").addEventListener("click", flip);
+document.getElementById("help").addEventListener("click", help);
+document.addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.metaKey || event.altKey || document.getElementById("keys").open) return;
+  const typing = event.target.matches("input:not([type=checkbox]):not([type=range]), select, textarea");
+  if (typing) {
+    if (event.key === "Escape") event.target.blur();
+    return;
+  }
+  const numbered = Object.keys(PAGES)[Number(event.key) - 1];
+  const action = keysHere[event.key] || { l: flip, "?": help }[event.key] ||
+    (numbered ? () => { location.hash = address(numbered); } : null);
+  if (!action || (event.key === "Enter" && event.target.matches("a, button, summary"))) return;
+  if (event.key === " " && event.target.matches("button, summary")) return;
+  event.preventDefault();
+  action();
+});

@@ -1,0 +1,77 @@
+"""One clip of one's own through a method, and reading what people have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from refseg_bench.cli import main
+from refseg_bench.commands.demo import open_clip
+from refseg_bench.errors import DataError
+from refseg_bench.report.stacked import read_video, write_video
+from refseg_bench.resources import resource
+
+CLIP = resource("datasets") / "shapes" / "valid_u" / "JPEGImages" / "02a1eeed0a3c"
+
+
+def test_a_folder_a_video_and_an_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = tmp_path / "one"
+    nasty = "the [red]striped[/red] <b>one</b> " + "long " * 1000
+    assert main(["demo", str(CLIP), nasty, "method=full_frame", "--frames", "5", "-o", str(first)]) == 0
+    assert "5 frames" in capsys.readouterr().out
+    with Image.open(first / "picture.png") as picture:
+        assert picture.width == 1600
+    # What it wrote is a clip again; tinted frames come back.
+    second = tmp_path / "two"
+    assert main(["demo", str(first / "overlay.mp4"), "it", "method=empty", "-o", str(second)]) == 0
+    assert "0.0 %" in capsys.readouterr().out
+    frames = sorted((second / "frames").glob("*.png"))
+    assert len(frames) == 5
+    tinted = np.asarray(Image.open(frames[0]).convert("RGB"), float)
+    plain = np.asarray(Image.open(sorted(CLIP.glob("*.jpg"))[0]).convert("RGB"), float)
+    expected = 0.55 * plain + 0.45 * np.array([255, 140, 0])
+    assert np.abs(tinted - expected)[8:-8, 8:-8].mean() < 6
+    third = tmp_path / "three"
+    assert main(["demo", str(frames[0]), "it", "method=centre_point", "-o", str(third)]) == 0
+    assert not (third / "overlay.mp4").exists()
+    assert (third / "picture.png").is_file()
+
+
+def test_maps_are_stacked_below_the_frames(tmp_path: Path) -> None:
+    assert main(["demo", str(CLIP), "the red one", "--frames", "4", "-o", str(tmp_path / "out")]) == 0
+    with Image.open(tmp_path / "out" / "picture.png") as picture:
+        # Four frames of 192 x 256 in 1600 pixels: three rows (frames, heat, answer) of about 300.
+        assert 3 * 290 < picture.height < 3 * 340
+
+
+def test_video_round_trip_keeps_frames_and_rate(tmp_path: Path) -> None:
+    frames = [np.full((49, 65, 3), 20 * t, np.uint8) for t in range(10)]
+    write_video(tmp_path / "v.mp4", iter(frames), (49, 65), 25)
+    files, rate = read_video(tmp_path / "v.mp4", tmp_path / "f")
+    assert rate == pytest.approx(25)
+    grey = [float(np.asarray(Image.open(f)).mean()) for f in files]
+    assert grey == pytest.approx([20 * t for t in range(10)], abs=4)
+    some, slow = read_video(tmp_path / "v.mp4", tmp_path / "g", most=5)
+    assert len(some) == 5
+    assert slow == pytest.approx(12.5)
+
+
+def test_what_cannot_be_read_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "no.mp4").write_bytes(b"no video at all")
+    (tmp_path / "notes.txt").write_text("hello")
+    for name, words in [
+        ("empty", "no picture"), ("no.mp4", "can't be decoded"), ("gone.mp4", "no such file"),
+        ("notes.txt", "no video or picture"),
+    ]:  # fmt: skip
+        assert main(["demo", str(tmp_path / name), "it", "method=empty", "-o", str(tmp_path / "o")]) == 2
+        assert words in capsys.readouterr().err
+    for side in (8, 9):
+        Image.new("RGB", (side, 8)).save(tmp_path / "empty" / f"{side}.png")
+    with pytest.raises(DataError, match="first is"):
+        open_clip(tmp_path / "empty", tmp_path / "s")
+    assert main(["demo", str(CLIP), "it", "method=oracle", "-o", str(tmp_path / "o")]) == 2
+    assert "looks at the truth" in capsys.readouterr().err

@@ -1,0 +1,119 @@
+"""The files of a report, without a browser."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from refseg_bench.cli import main
+from refseg_bench.errors import StoreError
+from refseg_bench.report.html import ReportOptions, write_report
+from refseg_bench.report.media import spread
+from refseg_bench.run import work_on
+from refseg_bench.store import RunStore
+from tests.fakes import fake_run
+
+
+def part(folder: Path, key: str) -> Any:
+    """A data file as a browser reads it: one call with a key and JSON."""
+    text = (folder / "data" / f"{key}.js").read_text(encoding="ascii")
+    head = f'refseg.give("{key}",'
+    assert text.startswith(head)
+    assert text.endswith(");\n")
+    return json.loads(text[len(head) : -3])
+
+
+def stages(folder: Path) -> RunStore:
+    store = fake_run(folder, method={"_target_": "tests.report.worlds.StagesMethod"}, keep_maps=True)
+    work_on(store)
+    return store
+
+
+def test_all_that_a_method_says_is_there(tmp_path: Path) -> None:
+    page = write_report([stages(tmp_path)], tmp_path / "report")
+    clip = part(page.parent, "clip-0-0")
+    answer = clip["samples"]["clip0/0"]["runs"][0]
+    assert answer["point"] == [1, 0.5, 0.25]
+    assert answer["points"] == [[0, 0.1, 0.2], [1, 0.3, 0.4]]
+    assert answer["details"]["odd"] is None
+    assert answer["iou"] == [0, 0], "the target shows, the answer is empty"
+    maps = {m["name"]: m for m in answer["maps"]}
+    assert set(maps) == {"object", "fused <i>"}
+    assert maps["object"]["frames"] == [0, 1]
+    with Image.open(page.parent / "maps" / maps["object"]["source"]) as sprite:
+        assert sprite.size == (4, 2 * 3), "frames stand below each other"
+        alpha = np.asarray(sprite.convert("RGBA"))[..., 3]
+    assert alpha[0, 0] == 0
+    assert alpha[-1, -1] == alpha.max() > 200
+    # Runs that nobody scored have a table of nothing, and their samples all the same.
+    meta = part(page.parent, "meta")
+    assert meta["tables"] == []
+    assert meta["groups"][0]["n"] == 12
+
+
+def test_a_second_report_makes_no_picture_again(tmp_path: Path, hostile_runs: list[RunStore]) -> None:
+    page = write_report(hostile_runs, tmp_path / "report")
+    frames = {p: p.stat().st_mtime_ns for p in page.parent.glob("frames/*")}
+    assert len(frames) == 2 * 2, "two clips of two frames, once for both runs"
+    (page.parent / "frames" / "stale.jpg").write_bytes(b"")
+    write_report(hostile_runs, page.parent)
+    assert {p: p.stat().st_mtime_ns for p in page.parent.glob("frames/*")} == frames
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path, hostile_runs: list[RunStore]) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "index.html").write_text("<title>my page</title>")
+    with pytest.raises(StoreError, match="no report"):
+        write_report(hostile_runs, tmp_path / "mine")
+    assert (tmp_path / "mine" / "index.html").read_text() == "<title>my page</title>"
+
+
+def test_without_its_data_set_a_run_still_has_a_report(tmp_path: Path, capsys: Any) -> None:
+    assert (
+        main(["run", "method=empty", "dataset=shapes", "limit.clips=1", f"paths.runs={tmp_path / 'runs'}"])
+        == 0
+    )
+    (run,) = (tmp_path / "runs").glob("empty-*")
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("root: null", f"root: {tmp_path / 'gone'}"))
+    page = write_report([RunStore.open(run)], tmp_path / "report")
+    (group,) = part(page.parent, "meta")["groups"]
+    assert "can't be read here" in group["note"]
+    assert group["n"] > 0
+    clip = part(page.parent, "clip-0-0")
+    assert all(frame["source"] is None for frame in clip["frames"])
+
+
+def test_frames_that_cannot_be_read_are_left_out(tmp_path: Path) -> None:
+    store = stages(tmp_path)
+    shutil.rmtree(tmp_path / "data" / "clip1")
+    (tmp_path / "data" / "clip1").mkdir()
+    for name in ("00000.png", "00001.png"):
+        (tmp_path / "data" / "clip1" / name).write_bytes(b"torn")
+    page = write_report([store], tmp_path / "report")
+    assert [f["source"] for f in part(page.parent, "clip-0-1")["frames"]] == [None, None]
+    assert all(f["source"] for f in part(page.parent, "clip-0-0")["frames"])
+
+
+def test_frames_are_spread_and_wanted_ones_kept() -> None:
+    assert spread(5, 10, [3]) == [0, 1, 2, 3, 4]
+    assert spread(101, 3, [7, 200, -1]) == [0, 7, 50, 100]
+
+
+def test_long_clips_show_some_frames(tmp_path: Path) -> None:
+    store = fake_run(
+        tmp_path, dataset={"_target_": "tests.fakes.FakeDataset", "root": str(tmp_path / "d"), "n_frames": 9}
+    )
+    work_on(store)
+    page = write_report([store], tmp_path / "report", ReportOptions(frames=3, side=16))
+    clip = part(page.parent, "clip-0-0")
+    assert [f["index"] for f in clip["frames"]] == [0, 4, 8]
+    assert clip["length"] == 9
+    with Image.open(page.parent / "frames" / clip["frames"][0]["source"]) as frame:
+        assert max(frame.size) == 16

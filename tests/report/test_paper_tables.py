@@ -1,0 +1,258 @@
+"""Published numbers, our runs beside them, and what is published of ours."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import itertools
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+from rich.console import Console
+
+from refseg_bench import config as configs
+from refseg_bench.cli import main
+from refseg_bench.errors import ConfigError, ScoreError
+from refseg_bench.metrics.table import ScoreTable
+from refseg_bench.report import paper, tables
+from refseg_bench.report.publish import HEADER, publish, read_published
+from refseg_bench.report.reference import COLUMNS, Reference, held_against, paper_rows
+from refseg_bench.resources import resource
+from refseg_bench.store import RunStore
+from refseg_bench.types import Estimate, Result
+from tests.fakes import fake_run
+
+EXPERIMENTS = configs.group_members("experiment")
+
+
+def references(experiment: str) -> list[tuple[dict[str, str], dict[str, Any]]]:
+    """The `reference` of every point of an experiment, its swept options replaced one by one."""
+    node, _ = configs._hydra([f"experiment={experiment}"])
+    grid = OmegaConf.to_container(node.sweep) if node.get("sweep") else {}
+    assert isinstance(grid, dict)
+    out = []
+    for combination in itertools.product(*grid.values()):
+        point, said = copy.deepcopy(node), {}
+        OmegaConf.set_struct(point, False)
+        for names, values in zip(grid, combination, strict=True):
+            keys = str(names).split(",")
+            row = values if len(keys) > 1 else [values]
+            for name, value in zip(keys, row, strict=True):
+                said[name] = str(value)
+                if name in ("dataset", "backbone", "method", "segmenter"):
+                    member = OmegaConf.load(resource("conf") / name / f"{value}.yaml")
+                    member.pop("defaults", None)
+                    point[name] = member
+                else:
+                    OmegaConf.update(point, name, value)
+        if point.get("reference") is not None:
+            out.append((said, OmegaConf.to_container(point.reference, resolve=True)))
+    return out
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_reference_resolves_to_rows(experiment: str) -> None:
+    for said, node in references(experiment):
+        rows = Reference.of(node).rows()
+        assert rows, f"{experiment} at {said} is held against no row: {node}"
+        # One row of the table for each number: nothing is compared with two settings at once.
+        numbers = [(r.dataset, r.split, r.metric) for r in rows]
+        assert len(numbers) == len(set(numbers)), (experiment, said, rows)
+
+
+def test_published_numbers_are_complete() -> None:
+    counts = {"decaf.csv": 754, "refam.csv": 94, "third_party.csv": 233}
+    for file, count in counts.items():
+        rows = paper_rows(file)
+        assert len(rows) == count
+        assert all(0 <= row.number <= 100 for row in rows)
+    with pytest.raises(ConfigError, match=r"decaf\.csv"):
+        paper_rows("../paper/decaf.csv")
+
+
+def scored_run(
+    folder: Path, value: float, *, name: str = "run", tau: float = 0.8, protocol: str = "decaf@1"
+) -> RunStore:
+    """A run that says it repeats Table 6 of DecAF on Ref-DAVIS17, with a score made up for it."""
+    reference = {
+        "file": "decaf.csv",
+        "table": "6",
+        "method": "DecAF",
+        "backbone": "Qwen2.5-VL-7B",
+        "dataset": "ref_davis17",
+        "setting": f"mask=sam2;tau_trk={tau};tau_pq=0.8",
+    }
+    store = fake_run(folder / name, reference=reference)
+    details = {"interval": {"level": 0.9, "resamples": 10, "seed": 0}}
+    metrics = {"J&F": Estimate(value, value - 2, value + 2), "J": Estimate(value), "F": Estimate(value)}
+    result = Result(protocol, metrics, 240, 244, 3, 1, 100.0, details)
+    store.write_result(result, ScoreTable().write_parquet)
+    store.write_env(
+        "job", {"commit": "c" * 40, "dirty": False, "python": "3.11", "started": "2026-01-02T03:04"}
+    )
+    return store
+
+
+def test_a_run_stands_below_the_row_it_repeats(tmp_path: Path) -> None:
+    store = scored_run(tmp_path, 74.9)
+    (held,) = held_against(store)
+    printed = [r for r in paper_rows("decaf.csv") if r.table == "6" and r.dataset == "Ref-DAVIS17"]
+    wanted = next(r for r in printed if r.pairs["tau_trk"] == "0.8" and r.pairs["tau_pq"] == "0.8")
+    assert held.row == wanted
+    assert held.delta == pytest.approx(74.9 - wanted.number)
+    laid = paper.layout(paper.paper_table("decaf.csv", "6", "DecAF", [store]))
+    ours = [i for i, row in enumerate(laid.rows) if row[0].text.strip() == "ours"]
+    assert len(ours) == 1
+    assert laid.rows[ours[0] - 1][2].text == "tau_trk=0.8, tau_pq=0.8"
+    cell = laid.rows[ours[0]][3]
+    assert (cell.text, cell.interval) == ("74.9", "72.9–76.9")
+    assert cell.delta == f"({74.9 - wanted.number:+.1f})"
+    assert "90 %" in laid.caption
+    assert any("decaf@1, n=240 of 244, failed=3, missing=1" in note for note in laid.notes)
+
+
+def test_protocols_that_differ_are_marked(tmp_path: Path) -> None:
+    one = scored_run(tmp_path, 74.9, name="one")
+    two = scored_run(tmp_path, 71.0, name="two", tau=0.7, protocol="refdavis-anno@1")
+    laid = paper.layout(paper.paper_table("decaf.csv", "6", "DecAF", [one, two]))
+    marks = {row[3].mark.strip("*") for row in laid.rows if row[0].text.strip() == "ours"}
+    assert marks == {"a", "b"}
+    assert {note for note in laid.notes if note[1] == ":"} == {"a: refdavis-anno@1", "b: decaf@1"}
+
+
+def test_groups_and_bold_best() -> None:
+    laid = paper.layout(paper.paper_table("decaf.csv", "2", "DecAF", []))
+    assert list(laid.sections.values()) == ["Training-free", "Trained"]
+    cut = list(laid.sections)[1]
+    best = [row[0].text + " " + row[1].text for row in laid.rows[:cut] if row[2].best]
+    assert best == ["DecAF Qwen2.5-VL-7B"]
+    assert [row[0].text for row in laid.rows[cut:] if row[2].best] == ["VRS-HQ"]
+    attention = paper.layout(paper.paper_table("decaf.csv", "1", "DecAF", []))
+    assert list(attention.sections.values()) == ["Attention only"]
+    video = paper.layout(paper.paper_table("third_party.csv", "12.3", "", []))
+    order = [title for title in paper.KINDS.values() if title in video.sections.values()]
+    assert list(video.sections.values()) == order
+    assert "API agent" in order
+    assert "Prompt-tuned" in order
+
+
+@pytest.mark.parametrize("experiment", ["decaf/table1", "decaf/table6", "refam/refcoco", "refam/ref_davis17"])
+@pytest.mark.parametrize("form", ["term", "md", "latex", "csv", "json"])
+def test_report_experiment_in_every_form(experiment: str, form: str, in_tmp: Path) -> None:
+    assert main(["report", f"experiment={experiment}", "--format", form, "-o", "out"]) == 0
+    text = (in_tmp / "out").read_text()
+    method = "DecAF" if "decaf" in experiment else "RefAM"
+    assert method in text
+    if form == "json":
+        assert all(record["by"] == "paper" for record in json.loads(text))
+    if form == "csv":
+        file, table, _ = paper.experiment_table(experiment)
+        printed = [row for row in paper_rows(file) if row.table == table]
+        assert len(list(csv.DictReader(text.splitlines()))) == len(printed)
+    if form == "latex":
+        check_latex(text, in_tmp)
+
+
+def check_latex(text: str, folder: Path) -> None:
+    """Compile where a TeX is installed; else check that it is a rectangle of balanced cells."""
+    for block in re.findall(r"\\begin\{tabular\}\{(\w+)\}(.*?)\\end\{tabular\}", text, re.S):
+        columns, body = block
+        for line in body.splitlines():
+            if line.endswith(r"\\") and "multicolumn" not in line:
+                assert len(re.findall(r"(?<!\\)&", line)) == len(columns) - 1, line
+        assert body.index(r"\toprule") < body.index(r"\midrule") < body.index(r"\bottomrule")
+    opened = re.sub(r"\\[{}\\]", "", text)
+    assert opened.count("{") == opened.count("}")
+    assert not re.search(
+        r"(?<!\\)[#_$](?!\w*\$)(?![^$\n]*\$)", re.sub(r"\$[^$\n]*\$", "", text).replace("\\", "\\")
+    )
+    tex = shutil.which("pdflatex") or shutil.which("tectonic")
+    if tex is not None:
+        page = r"\documentclass{article}\usepackage{booktabs,graphicx}\begin{document}"
+        (folder / "page.tex").write_text(f"{page}\n{text}\\end{{document}}\n")
+        options = ["-interaction=nonstopmode", "-halt-on-error"] if "pdflatex" in tex else []
+        done = subprocess.run([tex, *options, "page.tex"], cwd=folder, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout[-2000:]
+
+
+def test_words_are_escaped_in_every_form(tmp_path: Path) -> None:
+    nasty = r"a|b <script> [red]x[/red] *y* \z {q} 50% #1 $m$ ~^& `c`"
+    table = tables.ResultTable(
+        nasty, (nasty, "J&F"), ((tables.Cell(nasty), tables.Cell("1.0", "0.5–1.5", True)),)
+    )
+    latex = tables.to_latex(table)
+    assert r"\textbar{}" in latex
+    check_latex(latex, tmp_path)
+    (row,) = [line for line in tables.to_markdown(table).splitlines() if "**1.0**" in line]
+    assert len(re.findall(r"(?<!\\)\|", row)) == 3
+    assert "<script>" not in row.replace(r"\<", "")
+    console = Console(width=200, record=True, file=(tmp_path / "out").open("w"))
+    tables.to_terminal(table, console)
+    assert "[red]x[/red]" in console.export_text()
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_nothing_is_cut_off_in_a_narrow_terminal(width: int, tmp_path: Path) -> None:
+    names = ["a_method_with_a_rather_long_name-on-a-dataset-0123abcd", "short"]
+    result = Result(
+        "p@1", {f"Pr@0.{k}": Estimate(0.1 * k, 0.05 * k, 0.15 * k) for k in range(1, 8)}, 9, 9, 0, 0
+    )
+    (table,) = tables.tabulate([tables.Row(n, n, "set", result) for n in names])
+    console = Console(width=width, record=True, file=(tmp_path / "out").open("w"))
+    tables.to_terminal(table, console)
+    text = console.export_text()
+    assert max(map(len, text.splitlines())) <= width
+    assert "…" not in text
+    for k in range(1, 8):
+        assert f"{5 * k:.1f}–{15 * k:.1f}" in text
+    assert names[0] in text.replace("\n", "").replace(" ", "") or all(
+        part in text for part in (names[0][:30],)
+    )
+
+
+# ── publishing ───────────────────────────────────────────────────────────────
+
+
+def test_publish_keeps_the_columns_and_replaces_rows(tmp_path: Path) -> None:
+    store = scored_run(tmp_path, 74.9)
+    folder = tmp_path / "reproduced"
+    assert publish([store], folder) == {folder / "decaf.csv": 1}
+    (row,) = read_published(folder / "decaf.csv")
+    assert HEADER[: len(COLUMNS) - 1] == COLUMNS[:-1]
+    assert (row["value"], row["low"], row["high"]) == ("74.9000", "72.9000", "76.9000")
+    assert (row["n"], row["failed"], row["missing"]) == ("240", "3", "1")
+    assert row["commit"] == "c" * 40
+    assert row["digest"] == store.info()["digest"]
+    assert row["date"] == "2026-01-02"
+    assert publish([store], folder, "again") == {folder / "decaf.csv": 1}
+    (again,) = read_published(folder / "decaf.csv")
+    assert again["note"] == "again"
+
+
+def test_publish_refuses_numbers_outside_the_tolerance_without_a_note(tmp_path: Path) -> None:
+    store = scored_run(tmp_path, 40.0)
+    with pytest.raises(ScoreError, match="outside the tolerance"):
+        publish([store], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    publish([store], tmp_path / "out", note="another segmenter")
+    assert read_published(tmp_path / "out" / "decaf.csv")[0]["note"] == "another segmenter"
+
+
+def test_what_is_published_here_is_in_tolerance_or_says_why() -> None:
+    files = sorted((resource("results") / "reproduced").glob("*.csv"))
+    assert files
+    for path in files:
+        for row in read_published(path):
+            assert row["commit"], row
+            assert row["digest"], row
+            assert int(row["n"]) + int(row["failed"]) + int(row["missing"]) > 0
+            if row["published"]:
+                off = abs(float(row["value"]) - float(row["published"]))
+                # Experiments may state a wider tolerance, never one beyond RefAM's 3 points.
+                assert off <= 3.0 or row["note"], row

@@ -1,0 +1,57 @@
+"""A data set whose words try to break out of every place they are shown in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from refseg_bench.types import Clip, Expression, Grounding, HeatPoint, MaskTrack
+from tests.fakes import FakeDataset
+
+HOSTILE = [
+    "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'>",
+    "\"quotes' & &amp; `ticks` </script> </table> {{ 7*7 }} ${7*7} $& \\u0041 | *bold* [red]rich[/red] %s",
+    "الشيء الأحمر الذي يتحرك إلى اليمين",
+    "the 🦆👩‍🚀 on the 🛶 é",
+    "long " * 1000,
+]
+
+
+@dataclass
+class HostileDataset(FakeDataset):
+    """Expressions that are markup, quotes, right to left, emoji, and 5,000 characters."""
+
+    n_expressions: int = 5
+    n_clips: int = 2
+    name: str = "hostile <b>name</b>"
+
+    def expressions(self, clip: Clip) -> list[Expression]:
+        return [
+            Expression(str(e), text, {"type": f"<i>{e % 2}</i>"})
+            for e, text in enumerate(HOSTILE[: self.n_expressions])
+        ]
+
+
+@dataclass
+class StagesMethod:
+    """Says all that a method may say: maps of several stages, clicks, tracklets, NaN."""
+
+    def predict(self, clip: Clip, expressions: Sequence[Expression]) -> Iterator[Grounding]:
+        rising = np.linspace(0, 1, 2 * 3 * 4, dtype=np.float32).reshape(2, 3, 4)
+        for expression in expressions:
+            yield Grounding(
+                expression,
+                MaskTrack.empty(clip.size, len(clip)),
+                point=HeatPoint(1, 0.5, 0.25, 1.0),
+                maps={"object": rising, "fused <i>": rising[:1]},
+                map_frames={"object": (0, 1), "fused <i>": (1,)},
+                details={
+                    "clicks": [[0, 0.1, 0.2], [1, 0.3, 0.4]],
+                    "tracklets": [{"frame": 1, "s_obj": 0.9, "s_trk": 0.8, "kept": True}],
+                    "scores": [0.1, 0.9],
+                    "chosen": [1],
+                    "odd": float("nan"),
+                },
+            )
