@@ -17,6 +17,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from refseg_bench import schema
 from refseg_bench.errors import DataError, ScoreError
 from refseg_bench.metrics import kernel
 from refseg_bench.metrics.breakdown import target_facts
@@ -388,6 +389,7 @@ def conclude(
         missing=len(coverage.missing) + len(coverage.gaps),
         scale=protocol.policy.scale,
         details={
+            "rules": _node(protocol),
             "policy": dataclasses.asdict(protocol.policy),
             "printed": protocol.printed({name: e.value for name, e in estimates.items()}),
             "interval": dataclasses.asdict(bootstrap),
@@ -397,6 +399,13 @@ def conclude(
             **(notes or {}),
         },
     )
+
+
+def _node(protocol: ScoringProtocol) -> dict[str, Any]:
+    """The class and knobs of a protocol, from which it can be built again."""
+    cls = type(protocol)
+    values = {name: getattr(protocol, name) for name in schema.knobs(cls)}
+    return {schema.TARGET: f"{cls.__module__}.{cls.__qualname__}", **values}
 
 
 # ── completeness ─────────────────────────────────────────────────────────────
