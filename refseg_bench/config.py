@@ -292,7 +292,8 @@ def _hydra(overrides: Sequence[str]) -> tuple[DictConfig, dict[str, str]]:
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(config_dir=str(conf), version_base="1.3"):
-            node = hydra_compose("config", overrides=list(overrides), return_hydra_config=True)
+            said = [_without(item) for item in overrides]
+            node = hydra_compose("config", overrides=said, return_hydra_config=True)
             choices = {str(k): str(v) for k, v in node.hydra.runtime.choices.items() if "hydra" not in str(k)}
             with open_dict(node):
                 node.pop("hydra")
@@ -302,6 +303,12 @@ def _hydra(overrides: Sequence[str]) -> tuple[DictConfig, dict[str, str]]:
     finally:
         # Other users of Hydra (Meta's sam2 package composes at import) must find it untouched.
         GlobalHydra.instance().clear()
+
+
+def _without(override: str) -> str:
+    """``segmenter=null`` as Hydra has it: a group can't be set to null, only be taken out."""
+    key, _, value = override.partition("=")
+    return f"~{key}" if key in schema.INJECTED and value == "null" else override
 
 
 def _told(error: Exception, overrides: Sequence[str]) -> ConfigError:

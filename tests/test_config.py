@@ -40,6 +40,14 @@ def test_a_part_the_method_does_not_take_is_not_in_its_config() -> None:
     assert one("method=empty", "segmenter=grabcut").values["segmenter"] is None
 
 
+def test_null_takes_an_optional_part_out() -> None:
+    coarse = ["method=decaf", "method.mask=attention"]
+    assert one(*coarse, "segmenter=null").values["segmenter"] is None
+    assert one(*coarse, "segmenter=null").digest == one(*coarse, "~segmenter").digest
+    with pytest.raises(ConfigError, match="needs a backbone"):
+        one(*coarse, "backbone=null")
+
+
 def test_sweeps_expand_in_order() -> None:
     points = configs.compose(["method=empty,full_frame", "seed=1,2"], multirun=True)
     assert [(p.choices["method"], p.values["seed"]) for p in points] == [

@@ -79,8 +79,8 @@ def test_a_second_command_joins_a_local_run_and_both_are_told(tmp_path: Path) ->
 def test_cancel_ends_a_local_run_and_its_shards(tmp_path: Path, capsys) -> None:
     point(tmp_path, clips=120)
     started = refseg(
-        "run", "--no-score", *overrides(clips=120), "method.seconds=0.5", "cluster=local", "cluster.parallel=2",
-        cwd=tmp_path,
+        "run", "--no-score", *overrides(clips=120), "method.seconds=0.5",
+        "cluster=local", "cluster.parallel=2", cwd=tmp_path,
     )  # fmt: skip
     (store,) = wait_for(lambda: [RunStore(p.parent) for p in tmp_path.glob("runs/*/run.json")])
     wait_for(store.done)

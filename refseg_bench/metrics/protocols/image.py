@@ -342,11 +342,11 @@ class Pointing(ScoringProtocol):
     compares: ClassVar[Literal["expressions", "labels", "points"]] = "points"
 
     def needs(self, clip: Clip) -> Sequence[int]:
-        """No frame: coarse masks of some frames come with a peak all the same."""
+        """No frame: masks are not read, so that runs without them (or on few frames) can be scored."""
         return ()
 
     def scored_frames(self, clip: Clip, item: Item) -> Sequence[int]:
-        """No frame's mask."""
+        """No frame's mask, see :meth:`needs`."""
         return ()
 
     def score_clip(self, case: Case) -> list[Score]:
