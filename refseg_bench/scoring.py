@@ -432,6 +432,14 @@ def _allowed(protocol: ScoringProtocol, coverage: Coverage, strict: bool) -> boo
     return protocol.policy.missing_clip != "error" and not (coverage.gaps or coverage.failed)
 
 
+def _acceptable(protocol: ScoringProtocol, states: Sequence[tuple[str, State]], strict: bool) -> bool:
+    """True if a clip's samples are whole, or the protocol has a rule for what is not there."""
+    coverage = Coverage()
+    for name, state in states:
+        coverage.enter(name, state)
+    return coverage.complete or _allowed(protocol, coverage, strict)
+
+
 # ── one clip ─────────────────────────────────────────────────────────────────
 
 
@@ -488,8 +496,6 @@ def score_one_clip(
             merged = merged_labels(clip, expressions, found)
         parts: list[_Part] = []
         for protocol in protocols:
-            case = Case(clip, items, book, truth, merged or {}, instances, options.detail, options.partial)
-            scores = _described(protocol.score_clip(case), facts)
             if protocol.compares == "labels" and answers.labels is not None:
                 known = _label_states(protocol, clip, answers.labels)
             else:
@@ -498,6 +504,12 @@ def score_one_clip(
                     for index, e in enumerate(expressions)
                     if protocol.wants(e)
                 ]
+            if not (options.partial or _acceptable(protocol, known, options.strict)):
+                # Refused once all clips are read, so that the refusal names everything.
+                parts.append(_Part(known, [], {}))
+                continue
+            case = Case(clip, items, book, truth, merged or {}, instances, options.detail, options.partial)
+            scores = _described(protocol.score_clip(case), facts)
             parts.append(_Part(known, scores, protocol.notes(case)))
         out.append(parts)
     return out

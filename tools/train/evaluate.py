@@ -317,7 +317,7 @@ def main() -> None:
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(
-            json.dumps({"table": figures, "claims": compared, "rows": rows}, indent=1) + "\n"
+            json.dumps({"table": figures, "claims": compared}, indent=1) + "\n"
         )
 
 

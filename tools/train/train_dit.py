@@ -392,16 +392,18 @@ class MaskedText(TorchFunctionMode):
 def binding_loss(maps: list[Tensor], image_owner_BN: Tensor, text_owner_BT: Tensor) -> Tensor:
     """How far image tokens are from looking at the words of what they show.
 
-    An object's tokens should look at the words that name it, the ground's at anything but naming words.
-    Objects that the caption leaves out are left alone.
+    An object's tokens should look at the words that name it, those of the ground and of objects that the
+    caption leaves out at anything but naming words.
     """
     heat = torch.stack(maps).mean(0)
     mine = heat * (image_owner_BN[:, :, None] == text_owner_BT[:, None, :]) * (text_owner_BT >= 0)[:, None, :]
     own = mine.sum(-1).clamp(1e-4, 1)
     named = (heat * (text_owner_BT >= 0)[:, None, :]).sum(-1).clamp(0, 1 - 1e-4)
     told = (image_owner_BN[:, :, None] == text_owner_BT[:, None, :]).any(-1) & (image_owner_BN >= 0)
-    ground = image_owner_BN == -1
-    return -own.log()[told].mean() - 0.5 * (1 - named).log()[ground].mean()
+    unnamed = ((image_owner_BN >= 0) & ~told) | (image_owner_BN == -1)
+    weight = torch.where(image_owner_BN >= 0, 8.0, 1.0)[unnamed]  # few tokens, but the ones that mislead
+    away = ((1 - named).log()[unnamed] * weight).sum() / weight.sum()
+    return -own.log()[told].mean() - away
 
 
 def forward(transformer: SD3Transformer2DModel, noisy: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
