@@ -509,8 +509,17 @@ class _Held:
         clip = next((record[k] for k in CLIP_KEYS if k in record), None)
         if clip is None:
             raise DataError(f"Entry [{index}] names no clip.", where=path, allowed=CLIP_KEYS)
-        expression = next((record[k] for k in EXPRESSION_KEYS if k in record), "0")
-        self._clips.setdefault(str(clip), {})[str(expression)] = record
+        if isinstance(record.get("expressions"), (Mapping, list)):
+            self._clips[str(clip)] = record
+            return
+        expression = str(next((record[k] for k in EXPRESSION_KEYS if k in record), "0"))
+        held = self._clips.setdefault(str(clip), {})
+        if isinstance(record.get("frame"), str):
+            # One entry per frame.
+            mask = next((record[k] for k in MASK_KEYS if k in record), None)
+            held.setdefault(expression, {})[record["frame"]] = mask
+            return
+        held[expression] = record
 
     def has_clip(self, clip: Clip) -> bool:
         """True if the file says anything about the clip."""

@@ -179,6 +179,8 @@ def test_reasonvos_folders_per_object(tmp_path):
         assert code == 0
         assert found["reasonvos"]["metrics"]["J&F"] == 1
         assert (found["reasonvos"]["n"], found["reasonvos"]["missing"]) == (3, [])
+        keys = {unit["attrs"]["key"] for unit in found["reasonvos"]["units"]}
+        assert keys == {"mose_v1_0_0", "mose_v1_1_0", "mose_v1_1_1"}
 
 
 # ── images ───────────────────────────────────────────────────────────────────
