@@ -288,7 +288,7 @@ def main() -> None:
     parser.add_argument("what", choices=["decaf", "refam"])
     parser.add_argument("--n", type=int, default=500, help="expressions")
     parser.add_argument("--model", help="model folder; the shipped one by default")
-    parser.add_argument("--sigma", type=float, default=0.3, help="noise level (refam)")
+    parser.add_argument("--sigma", type=float, default=0.1, help="noise level (refam)")
     parser.add_argument(
         "--watch", action="store_true", help="scenes for choosing settings, not the held-out ones"
     )
