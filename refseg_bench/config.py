@@ -27,11 +27,15 @@ from omegaconf.errors import OmegaConfBaseException
 
 from refseg_bench import schema
 from refseg_bench.errors import ConfigError
+from refseg_bench.metrics.protocols.catalogue import find as find_protocol
 from refseg_bench.resources import resource
 from refseg_bench.schema import TARGET, knob
 
 #: What Hydra raises on a bad override, a missing member or a torn YAML.
 _COMPOSING = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError)
+
+#: What to do about a run folder that can't be read.
+_AGAIN = "Put the run's own file back, or move the folder away and run the command again."
 
 COMPONENTS = ("dataset", "backbone", "segmenter", "method")
 
@@ -288,7 +292,8 @@ def _hydra(overrides: Sequence[str]) -> tuple[DictConfig, dict[str, str]]:
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(config_dir=str(conf), version_base="1.3"):
-            node = hydra_compose("config", overrides=list(overrides), return_hydra_config=True)
+            said = [_without(item) for item in overrides]
+            node = hydra_compose("config", overrides=said, return_hydra_config=True)
             choices = {str(k): str(v) for k, v in node.hydra.runtime.choices.items() if "hydra" not in str(k)}
             with open_dict(node):
                 node.pop("hydra")
@@ -300,12 +305,18 @@ def _hydra(overrides: Sequence[str]) -> tuple[DictConfig, dict[str, str]]:
         GlobalHydra.instance().clear()
 
 
+def _without(override: str) -> str:
+    """``segmenter=null`` as Hydra has it: a group can't be set to null, only be taken out."""
+    key, _, value = override.partition("=")
+    return f"~{key}" if key in schema.INJECTED and value == "null" else override
+
+
 def _told(error: Exception, overrides: Sequence[str]) -> ConfigError:
     text = str(error)
     for item in overrides:
         key = item.partition("=")[0].lstrip("+~")
-        if f"'{key}'" in text or f"override '{key}" in text or f"key '{key.split('.')[-1]}'" in text.lower():
-            allowed = _allowed_at(key)
+        if f"'{key}'" in text or f"key '{key.split('.')[-1]}'" in text.lower():
+            allowed = _allowed_at(key, overrides)
             return ConfigError(
                 text.splitlines()[0],
                 where=item,
@@ -319,11 +330,15 @@ def _told(error: Exception, overrides: Sequence[str]) -> ConfigError:
         ]
         text = text.split("Available options in")[0].strip()
     return ConfigError(
-        text.splitlines()[0] if text else type(error).__name__, where=" ".join(overrides), allowed=allowed
+        text.splitlines()[0] if text else type(error).__name__,
+        where=" ".join(overrides),
+        allowed=allowed,
+        cure="Options are key=value, quoted for the shell where they hold brackets or commas; "
+        "`refseg run --cfg job` prints them all.",
     )
 
 
-def _allowed_at(key: str) -> list[str] | None:
+def _allowed_at(key: str, overrides: Sequence[str]) -> list[str] | None:
     """Members of a group, or the keys beside an unknown key."""
     folder = resource("conf") / key
     if folder.is_dir():
@@ -331,7 +346,8 @@ def _allowed_at(key: str) -> list[str] | None:
     head, _, _ = key.rpartition(".")
     try:
         with initialize_config_dir(config_dir=str(resource("conf").resolve()), version_base="1.3"):
-            node = hydra_compose("config")
+            chosen = [item for item in overrides if (resource("conf") / item.partition("=")[0]).is_dir()]
+            node = hydra_compose("config", overrides=chosen if head else [])
     except _COMPOSING:
         return None
     finally:
@@ -348,6 +364,13 @@ def _finish(node: DictConfig, choices: dict[str, str], overrides: tuple[str, ...
     assert isinstance(plain, dict)
     values = schema.conform(Config, {str(k): v for k, v in plain.items()}, "")
     values["sweep"] = {}
+    for name in ("clips", "expressions"):
+        count = values["limit"][name]
+        if count is not None and count < 1:
+            raise ConfigError(
+                f"limit.{name} is {count}.", where=f"limit.{name}={count}", allowed=["null", "1 and more"],
+                cure=f"Set limit.{name}=N, or leave it out for all.",
+            )  # fmt: skip
     method_class = schema.locate(str(_node(values, "method")[TARGET]), "method")
     for part in schema.INJECTED:
         # A part the method does not take can't change its predictions, so it is not in the config.
@@ -362,12 +385,44 @@ def _finish(node: DictConfig, choices: dict[str, str], overrides: tuple[str, ...
     for part in COMPONENTS:
         if values[part] is not None:
             values[part] = schema.complete(_node(values, part), part)
+    values["protocols"] = [_protocol(str(word), overrides) for word in values["protocols"]]
+    for word in values["dataset"].get("protocols") or ():
+        find_protocol(str(word))
     experiment = choices.get("experiment", "None")
     stem = "-".join(str(choices.get(p, p)) for p in ("method", "dataset"))
     if experiment not in ("None", "null"):
         stem = f"{experiment.replace('/', '-')}-{stem}"
     name = values["name"] or stem
     return Composed(values, name, digest(values), overrides, choices)
+
+
+def _protocol(word: str, overrides: Sequence[str]) -> str:
+    """A protocol as typed, or by its class where an outside ``hydra.searchpath`` names it.
+
+    Looked up before anything is predicted; the class is what later commands, which know no search
+    path, find again.
+    """
+    try:
+        find_protocol(word)
+        return word
+    except ConfigError:
+        paths = [item for item in overrides if item.lstrip("+~").startswith("hydra.searchpath=")]
+        head, *knobs = word.split(":")
+        name, at, version = head.partition("@")
+        if not paths or not name.replace("-", "_").isidentifier():
+            raise
+        try:
+            node, _ = _hydra([*paths, f"+protocol@_protocol_={name}"])
+        except ConfigError:
+            node = None
+        if node is None:
+            raise
+    values = OmegaConf.to_container(node["_protocol_"], resolve=True)
+    assert isinstance(values, dict)
+    pairs = [f"{key!s}={json.dumps(value)}" for key, value in values.items() if key != TARGET]
+    found = ":".join([f"{values.get(TARGET)}{at}{version}", *pairs, *knobs])
+    find_protocol(found)
+    return found
 
 
 def _required(cls: type, name: str) -> bool:
@@ -420,9 +475,9 @@ def from_yaml(path: Path) -> dict[str, Any]:
     try:
         plain = OmegaConf.to_container(OmegaConf.load(path))
     except (OSError, OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"Can't read the frozen config ({error}).", where=path) from error
+        raise ConfigError(f"Can't read the frozen config ({error}).", where=path, cure=_AGAIN) from error
     if not isinstance(plain, dict):
-        raise ConfigError("The frozen config is no mapping.", where=path)
+        raise ConfigError("The frozen config is no mapping.", where=path, cure=_AGAIN)
     return {str(k): v for k, v in plain.items()}
 
 

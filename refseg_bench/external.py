@@ -182,7 +182,7 @@ class FolderPredictions:
         """Read what is wanted of a clip."""
         found = self._samples(clip, expressions)
         if found is not None:
-            predictions = {e.id: self._extended(_read(found[e.id], clip, e), clip) for e in expressions}
+            predictions = {e.id: self._extended(_read(found[e.id], clip, e), clip, e) for e in expressions}
             greys: dict[str, GreyTrack] = {
                 e.id: FolderGrey(found[e.id].files, clip.size) for e in expressions
             }
@@ -195,19 +195,26 @@ class FolderPredictions:
         split = _split(maps, clip, expressions) if samples else {}
         return Answers(split, {}, maps, not maps and not self._clip_exists(clip, expressions))
 
-    def _extended(self, prediction: Prediction | None, clip: Clip) -> Prediction | None:
+    def _extended(
+        self, prediction: Prediction | None, clip: Clip, expression: Expression
+    ) -> Prediction | None:
         """A prediction with the flag and the point that stand in files beside the masks."""
         if prediction is None or prediction.track is None:
             return prediction
         flags, points = (_beside(self.root / name) for name in ("no_target.json", "points.json"))
+        # A bare number is a sentence: an image may have the same.
+        names = [prediction.sample, *(name for name in _images(clip, expression) if name != clip.id)]
+        if "sent_id" in expression.attrs:
+            names.append(str(expression.attrs["sent_id"]))
         changes: dict[str, Any] = {}
-        if flags is not None:
-            flagged = (
-                flags.get(prediction.sample) if isinstance(flags, Mapping) else prediction.sample in flags
-            )
-            changes["no_target"] = bool(flagged)
-        if isinstance(points, Mapping) and prediction.sample in points:
-            changes["point"] = _point({"point": points[prediction.sample]}, clip)
+        if isinstance(flags, Mapping):
+            changes["no_target"] = bool(next((flags[name] for name in names if name in flags), False))
+        elif flags is not None:
+            flagged = {str(name) for name in _list(flags)}
+            changes["no_target"] = not flagged.isdisjoint(names)
+        if isinstance(points, Mapping):
+            raw = next((points[name] for name in names if name in points), None)
+            changes["point"] = None if raw is None else _point({"point": raw}, clip)
         return dataclasses.replace(prediction, **changes)
 
     def _tops(self) -> list[Path]:
@@ -229,14 +236,21 @@ class FolderPredictions:
         for top in self._tops():
             for folder in _folders(clip, expression):
                 names = _listing(str(top / folder))
-                if names is not None:
-                    return _frames(top / folder, names, clip)
+                if names is None:
+                    continue
+                found = _frames(top / folder, names, clip)
+                if len(clip) > 1 or found.files[0] is not None:
+                    return found
             if len(clip) == 1:
                 for name in _images(clip, expression):
                     folder, _, file = name.rpartition("/")
                     names = _listing(str(top / folder))
                     if names is not None and f"{file}.png" in names:
                         return _Found((top / f"{name}.png",))
+                    # <image>/<sentence>/<whatever its only frame is called>.png
+                    inside = _listing(str(top / name)) if "/" in name else None
+                    if inside is not None and len(inside) == 1 and next(iter(inside)).endswith(".png"):
+                        return _Found((top / name / next(iter(inside)),))
         return None
 
     def _maps(self, clip: Clip) -> dict[str, _Found]:
@@ -290,7 +304,7 @@ def _images(clip: Clip, expression: Expression) -> Iterator[str]:
             names += [f"{stem}/{expression.id}", f"{stem}_{expression.id}"]
     if "sent_id" in expression.attrs:
         names.append(str(expression.attrs["sent_id"]))
-    if str(expression.attrs.get("text_index", expression.id)) == "0":
+    if _is_first(expression):
         names += [clip.id, frame]
     for name in dict.fromkeys(names):
         yield from _safe(name)
@@ -495,8 +509,17 @@ class _Held:
         clip = next((record[k] for k in CLIP_KEYS if k in record), None)
         if clip is None:
             raise DataError(f"Entry [{index}] names no clip.", where=path, allowed=CLIP_KEYS)
-        expression = next((record[k] for k in EXPRESSION_KEYS if k in record), "0")
-        self._clips.setdefault(str(clip), {})[str(expression)] = record
+        if isinstance(record.get("expressions"), (Mapping, list)):
+            self._clips[str(clip)] = record
+            return
+        expression = str(next((record[k] for k in EXPRESSION_KEYS if k in record), "0"))
+        held = self._clips.setdefault(str(clip), {})
+        if isinstance(record.get("frame"), str):
+            # One entry per frame.
+            mask = next((record[k] for k in MASK_KEYS if k in record), None)
+            held.setdefault(expression, {})[record["frame"]] = mask
+            return
+        held[expression] = record
 
     def has_clip(self, clip: Clip) -> bool:
         """True if the file says anything about the clip."""
@@ -548,7 +571,11 @@ class _Held:
 
 
 def _is_first(expression: Expression) -> bool:
-    return str(expression.attrs.get("text_index", expression.id)) == "0"
+    """True for an image's first text, for which the image's own name may stand.
+
+    Sentences with an id of their own (RefCOCO) are never meant by it: image and sentence ids overlap.
+    """
+    return "sent_id" not in expression.attrs and str(expression.attrs.get("text_index", expression.id)) == "0"
 
 
 def _names(clip: Clip) -> list[str]:

@@ -17,6 +17,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from refseg_bench import schema
 from refseg_bench.errors import DataError, ScoreError
 from refseg_bench.metrics import kernel
 from refseg_bench.metrics.breakdown import target_facts
@@ -388,6 +389,7 @@ def conclude(
         missing=len(coverage.missing) + len(coverage.gaps),
         scale=protocol.policy.scale,
         details={
+            "rules": _node(protocol),
             "policy": dataclasses.asdict(protocol.policy),
             "printed": protocol.printed({name: e.value for name, e in estimates.items()}),
             "interval": dataclasses.asdict(bootstrap),
@@ -397,6 +399,13 @@ def conclude(
             **(notes or {}),
         },
     )
+
+
+def _node(protocol: ScoringProtocol) -> dict[str, Any]:
+    """The class and knobs of a protocol, from which it can be built again."""
+    cls = type(protocol)
+    values = {name: getattr(protocol, name) for name in schema.knobs(cls)}
+    return {schema.TARGET: f"{cls.__module__}.{cls.__qualname__}", **values}
 
 
 # ── completeness ─────────────────────────────────────────────────────────────
@@ -421,6 +430,14 @@ def _allowed(protocol: ScoringProtocol, coverage: Coverage, strict: bool) -> boo
         return True
     # Only whole clips may be left out under such a rule (the scoring of a clip checks its parts).
     return protocol.policy.missing_clip != "error" and not (coverage.gaps or coverage.failed)
+
+
+def _acceptable(protocol: ScoringProtocol, states: Sequence[tuple[str, State]], strict: bool) -> bool:
+    """True if a clip's samples are whole, or the protocol has a rule for what is not there."""
+    coverage = Coverage()
+    for name, state in states:
+        coverage.enter(name, state)
+    return coverage.complete or _allowed(protocol, coverage, strict)
 
 
 # ── one clip ─────────────────────────────────────────────────────────────────
@@ -479,8 +496,6 @@ def score_one_clip(
             merged = merged_labels(clip, expressions, found)
         parts: list[_Part] = []
         for protocol in protocols:
-            case = Case(clip, items, book, truth, merged or {}, instances, options.detail, options.partial)
-            scores = _described(protocol.score_clip(case), facts)
             if protocol.compares == "labels" and answers.labels is not None:
                 known = _label_states(protocol, clip, answers.labels)
             else:
@@ -489,6 +504,12 @@ def score_one_clip(
                     for index, e in enumerate(expressions)
                     if protocol.wants(e)
                 ]
+            if not (options.partial or _acceptable(protocol, known, options.strict)):
+                # Refused once all clips are read, so that the refusal names everything.
+                parts.append(_Part(known, [], {}))
+                continue
+            case = Case(clip, items, book, truth, merged or {}, instances, options.detail, options.partial)
+            scores = _described(protocol.score_clip(case), facts)
             parts.append(_Part(known, scores, protocol.notes(case)))
         out.append(parts)
     return out

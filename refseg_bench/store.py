@@ -140,7 +140,10 @@ class RunStore:
                 sorted(p.parent.name for p in root.parent.glob("*/run.json")) if root.parent.is_dir() else []
             )
             raise StoreError(
-                "No run folder.", where=root, allowed=near[:20], cure="`refseg status` lists the runs."
+                "No run folder.",
+                where=root,
+                allowed=near[:20] or None,
+                cure="`refseg status` lists the runs.",
             )
         return store
 
@@ -405,7 +408,11 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise StoreError(f"Can't read a JSON file ({error}).", where=path) from error
+        raise StoreError(
+            f"Can't read a JSON file ({error}).",
+            where=path,
+            cure="Put the file back, or move its folder away and run the command again.",
+        ) from error
     if not isinstance(value, dict):
         raise StoreError("The JSON file holds no object.", where=path)
     return value

@@ -181,7 +181,11 @@ def check(path: Path, dataset: Dataset | None = None) -> Report:
         with zipfile.ZipFile(path) as archive:
             _check(archive, dataset, report)
     except (zipfile.BadZipFile, OSError) as error:
-        raise DataError(f"This is no readable zip ({error}).", where=path) from error
+        raise DataError(
+            "There is no such file." if not path.exists() else f"This is no readable zip ({error}).",
+            where=path,
+            cure="`refseg submission RUN` writes a zip and says where.",
+        ) from error
     return report
 
 

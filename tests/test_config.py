@@ -8,6 +8,10 @@ from hydra.core.global_hydra import GlobalHydra
 from refseg_bench import config as configs
 from refseg_bench.errors import ConfigError
 from refseg_bench.launch import freeze
+from refseg_bench.metrics.protocols.catalogue import find as find_protocol
+from refseg_bench.metrics.protocols.catalogue import rules
+from refseg_bench.metrics.protocols.image import RefcocoLavt
+from refseg_bench.types import Result
 
 
 def one(*overrides: str) -> configs.Composed:
@@ -34,6 +38,14 @@ def test_the_digest_says_what_can_change_a_prediction() -> None:
 def test_a_part_the_method_does_not_take_is_not_in_its_config() -> None:
     assert one("method=empty", "segmenter=grabcut").digest == one("method=empty").digest
     assert one("method=empty", "segmenter=grabcut").values["segmenter"] is None
+
+
+def test_null_takes_an_optional_part_out() -> None:
+    coarse = ["method=decaf", "method.mask=attention"]
+    assert one(*coarse, "segmenter=null").values["segmenter"] is None
+    assert one(*coarse, "segmenter=null").digest == one(*coarse, "~segmenter").digest
+    with pytest.raises(ConfigError, match="needs a backbone"):
+        one(*coarse, "backbone=null")
 
 
 def test_sweeps_expand_in_order() -> None:
@@ -104,3 +116,54 @@ def test_every_group_member_composes() -> None:
         chosen = {group: members[turn % len(members)] for group, members in groups.items()}
         point = one(*(f"{group}={name}" for group, name in chosen.items()))
         assert {group: point.choices[group] for group in chosen} == chosen
+
+
+def test_an_outside_package_adds_a_protocol_with_a_searchpath(tmp_path: Path) -> None:
+    """It is frozen by its class, for scoring and reporting know no search path."""
+    theirs = tmp_path / "theirs/protocol"
+    theirs.mkdir(parents=True)
+    lavt = "refseg_bench.metrics.protocols.image.RefcocoLavt"
+    (theirs / "my-rules.yaml").write_text(f"_target_: {lavt}\nresolution: null\n")
+    point = one(
+        f"hydra.searchpath=[file://{tmp_path}/theirs]", "protocols=['my-rules@1:resolution=48',rvos-expr]"
+    )
+    mine, shipped = point.values["protocols"]
+    assert shipped == "rvos-expr"
+    made = find_protocol(mine)
+    assert isinstance(made, RefcocoLavt)
+    assert made.resolution == 48
+
+
+def test_an_unknown_protocol_is_told_before_anything_is_predicted() -> None:
+    with pytest.raises(ConfigError, match="No protocol 'nope'") as told:
+        one("protocols=[nope]")
+    assert "rvos-expr" in (told.value.allowed or [])
+
+
+@pytest.mark.parametrize("count", [0, -1])
+def test_a_limit_below_one_is_told(count: int) -> None:
+    with pytest.raises(ConfigError, match=r"limit\.clips"):
+        one(f"limit.clips={count}")
+
+
+def test_an_unknown_knob_beside_a_choice_is_told_as_the_knob() -> None:
+    with pytest.raises(ConfigError) as told:
+        one("method=random_point", "method.nope=1")
+    assert told.value.where == "method.nope=1"
+    assert "nope" not in (told.value.allowed or [])
+    assert set(told.value.allowed or []) == set(one("method=random_point").values["method"])
+
+
+def test_a_torn_override_has_a_cure() -> None:
+    with pytest.raises(ConfigError) as told:
+        one("method=[")
+    assert told.value.cure
+
+
+def test_a_result_names_the_rules_that_made_it() -> None:
+    """Protocols of other packages, and knobs, are found again without a search path."""
+    node = {"_target_": "refseg_bench.metrics.protocols.image.RefcocoLavt", "resolution": 48}
+    made = rules(Result("theirs@1", {}, 0, 0, 0, 0, details={"rules": node}))
+    assert isinstance(made, RefcocoLavt)
+    assert made.resolution == 48
+    assert rules(Result("rvos-expr@1", {}, 0, 0, 0, 0)).name == "rvos-expr@1"

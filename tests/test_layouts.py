@@ -179,6 +179,8 @@ def test_reasonvos_folders_per_object(tmp_path):
         assert code == 0
         assert found["reasonvos"]["metrics"]["J&F"] == 1
         assert (found["reasonvos"]["n"], found["reasonvos"]["missing"]) == (3, [])
+        keys = {unit["attrs"]["key"] for unit in found["reasonvos"]["units"]}
+        assert keys == {"mose_v1_0_0", "mose_v1_1_0", "mose_v1_1_1"}
 
 
 # ── images ───────────────────────────────────────────────────────────────────
@@ -197,7 +199,17 @@ def coco(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["{clip}/{exp}", "{clip}_{exp}", "{file}/{exp}", "{file}_{exp}", "{exp}", "{clip}/{exp}/{frame}"]
+    "name",
+    [
+        "{clip}/{exp}",
+        "{clip}_{exp}",
+        "{file}/{exp}",
+        "{file}_{exp}",
+        "{exp}",
+        "{clip}/{exp}/{frame}",
+        "{clip}/{exp}/0",
+        "Annotations/{file}/{exp}/00000",
+    ],
 )
 def test_images_in_every_layout(coco, tmp_path, name):
     for clip, e, frame, mask in everything(RefCoco(root=coco)):
@@ -235,6 +247,51 @@ def test_images_in_json(coco, tmp_path, form):
     assert found["refcoco-oiou"]["metrics"]["oIoU"] == 1
     if more:
         assert found["pointing"]["metrics"]["PA"] == 1
+
+
+def test_a_sentence_is_not_taken_for_an_image_of_the_same_number(coco, tmp_path):
+    from refseg_bench.types import encode_rle
+
+    data = RefCoco(root=coco)
+    made = {
+        e.id: {"size": list(mask.shape), "counts": encode_rle(mask).decode()}
+        for _, e, _, mask in everything(data)
+    }
+    # Image 1 holds the sentences 0, 1 and 2; 1 means another object.
+    path = tmp_path / "p.json"
+    path.write_text(json.dumps(made))
+    code, found = run(tmp_path, path, "refcoco_unc", coco, "refcoco-oiou")
+    assert code == 0
+    assert [u["values"]["IoU"] for u in found["refcoco-oiou"]["units"]] == [1, 1, 1]
+    for _, e, _, mask in everything(data):
+        if e.id != "0":
+            save(tmp_path / "p" / f"{e.id}.png", mask)
+    code, found = run(tmp_path, tmp_path / "p", "refcoco_unc", coco, "refcoco-oiou")
+    assert code == 2
+    assert found["refcoco-oiou"]["missing"] == ["1/0"]
+
+
+@pytest.mark.parametrize("flags", [{"1": True, "0": False}, {"1/1": True}, [1], ["1"]])
+def test_flags_by_sentence(coco, tmp_path, flags):
+    for clip, e, _, mask in everything(RefCoco(root=coco)):
+        save(tmp_path / "p" / clip.id / f"{e.id}.png", mask)
+    (tmp_path / "p" / "no_target.json").write_text(json.dumps(flags))
+    code, found = run(tmp_path, tmp_path / "p", "refcoco_unc", coco, "grefcoco-gres")
+    assert code == 0
+    assert [u["values"]["flagged"] for u in found["grefcoco-gres"]["units"]] == [0, 1, 0]
+
+
+def test_a_refusal_names_every_unreadable_mask(coco, tmp_path, capsys):
+    for clip, e, _, mask in everything(RefCoco(root=coco)):
+        save(tmp_path / "p" / clip.id / f"{e.id}.png", mask if e.id == "1" else np.zeros((24, 33), bool))
+    code, found = run(tmp_path, tmp_path / "p", "refcoco_unc", coco, "refcoco-oiou,refcoco-sa2va")
+    assert code == 2
+    assert found["refcoco-oiou"]["failed"] == ["1/0", "1/2"]
+    assert found["refcoco-oiou"]["metrics"] is None
+    assert found["refcoco-sa2va"]["n"] == 3
+    err = capsys.readouterr().err
+    assert "failed  1/0" in err
+    assert "failed  1/2" in err
 
 
 def test_flags_and_points_beside_the_masks(coco, tmp_path):

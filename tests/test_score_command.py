@@ -144,10 +144,22 @@ def forms(answer):
         records.append({"video_id": video, "exp_id": expression, "masks": masks})
         flat[f"{video}/{expression}"] = dict(zip(FRAMES, masks, strict=True))
     bare = {v: {"expressions": {e: d["prediction_masks"] for e, d in es.items()}} for v, es in nested.items()}
-    return {"sa2va": nested, "bare": bare, "videos": {"videos": nested}, "records": records, "flat": flat}
+    return {
+        "sa2va": nested,
+        "bare": bare,
+        "videos": {"videos": nested},
+        "records": records,
+        "flat": flat,
+        "by video": [{"video_id": video, **record} for video, record in bare.items()],
+        "by frame": [
+            {"video_id": r["video_id"], "exp_id": r["exp_id"], "frame": frame, "segmentation": mask}
+            for r in records
+            for frame, mask in zip(FRAMES, r["masks"], strict=True)
+        ],
+    }
 
 
-@pytest.mark.parametrize("form", ["sa2va", "bare", "videos", "records", "flat"])
+@pytest.mark.parametrize("form", ["sa2va", "bare", "videos", "records", "flat", "by video", "by frame"])
 def test_run_lengths_in_json(mevis, tmp_path, form):
     path = tmp_path / "p.json"
     path.write_text(json.dumps(forms(mevis[2])[form]))

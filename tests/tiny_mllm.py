@@ -169,7 +169,6 @@ def build(family, seed=0):
 def backbone(family, **knobs):
     """A backbone around a fresh tiny model."""
     made = MLLM(path=f"tiny:{family}", dtype="float32", device="cpu", **{"max_new_tokens": 6, **knobs})
-    made._identity = {"tiny": family}
     made.use(build(family), tokenizer())
     return made
 

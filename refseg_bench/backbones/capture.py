@@ -38,13 +38,14 @@ class Recorder:
         kept: (query, key) per layer, as the attention function got them, ``(B, heads, tokens, D)``;
             keys of earlier passes in the cache are left out.
         scales: factor on the scores per layer.
+        checked: kinds of attention (mask, window, causality) that were found causal.
     """
 
     layers: range
     stop_at: int | None = None
     kept: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     scales: dict[int, float] = field(default_factory=dict)
-    checked: bool = False
+    checked: list[tuple[Tensor | None, tuple[Any, ...]]] = field(default_factory=list)
 
     def sequence(self, row: int, length: int | None = None) -> list[LayerQK]:
         """The layers of one batch row, first to last, cut to its first ``length`` tokens."""
@@ -127,9 +128,12 @@ def _observe(
     layer = getattr(module, "layer_idx", None)
     if layer is None:
         return
-    if not recorder.checked:
+    # Layers of one model may differ (full and sliding attention in turn), and then so do their masks.
+    window = kwargs.get("sliding_window")
+    kind = (window, kwargs.get("is_causal", getattr(module, "is_causal", True)))
+    if not any(mask is attention_mask and kind == seen for mask, seen in recorder.checked):
         refuse_non_causal(module, query, key, attention_mask, kwargs)
-        recorder.checked = True
+        recorder.checked.append((attention_mask, kind))
     if layer in recorder.layers:
         recorder.kept[layer] = (query, key[:, :, key.shape[2] - query.shape[2] :])
         scaling = kwargs.get("scaling")

@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 TextMode = Literal["concept_stream", "prompt"]
 #: Bump when the same knobs come to mean other numbers: cached maps are then never found again.
-STAGE = 1
+STAGE = 2
 _SHIPPED = "shipped:"
 _FILES = ("model_index.json", "transformer/*", "vae/*", "scheduler/*", "text_encoder*/*", "tokenizer*/*")
 
@@ -491,7 +491,7 @@ def assemble(dit: DiT, loaded: _Loaded, queries: Sequence[Query]) -> AssembledTe
     from refseg_bench.backbones.attention_maps import HIDDEN, PROMPT
 
     family, text = loaded.family, loaded.text
-    strip = family.prompt_length if dit.t5_padding == "max_length_strip" else None
+    strip = family.pad_to(loaded.transformer) if dit.t5_padding == "max_length_strip" else None
     parts: list[Tensor] = []
     roles: list[int] = []
     width = int(loaded.text_width)
@@ -611,7 +611,7 @@ class _Loaded:
     def prompt_states(self, prompt: str, *, padded: bool) -> Tensor:
         """T5 states of the prompt as the family's pipeline makes them."""
         ids = tuple(int(i) for i in self.text.tokenizer(prompt).input_ids)
-        limit = self.family.prompt_length
+        limit = self.family.pad_to(self.transformer)
         ids = ids if len(ids) <= limit else (*ids[: limit - 1], ids[-1])
         if padded and self.family.padding_attends:
             return self.text.states(ids, limit)

@@ -157,7 +157,8 @@ def estimate(dit: DiT, *, text_tokens: int = 25) -> DiTEstimate:
         "vae": _count(vae),
         "t5": _count(t5),
     }
-    prompt = family.prompt_length if dit.text_mode == "concept_stream" and family.padding_attends else 0
+    padded = dit.text_mode == "concept_stream" and family.padding_attends
+    prompt = family.pad_to(transformer) if padded else 0
     sets = dit.expressions_per_forward if dit.text_mode == "concept_stream" else 1
     text = family.text_length(transformer) or prompt + sets * text_tokens
     flops, grid, heads, widest = _trace(dit, family, transformer, vae, text, wanted)

@@ -86,6 +86,7 @@ class MLLM:
     _loaded: _Loaded | None = field(default=None, init=False, repr=False, compare=False)
     _config: Any = field(default=None, init=False, repr=False, compare=False)
     _identity: dict[str, Any] | None = field(default=None, init=False, repr=False, compare=False)
+    _given: bool = field(default=False, init=False, repr=False, compare=False)
     _problem: ConfigError | None = field(default=None, init=False, repr=False, compare=False)
 
     def open(self, frames_THWC: Uint8THWC, visual: VisualSettings, rollout: RolloutSettings) -> Session:
@@ -101,20 +102,25 @@ class MLLM:
     def identity(self) -> dict[str, Any]:
         """What of the model its outputs depend on: for cache keys. Reads the config, not the weights."""
         if self._identity is None:
-            folder = self._folder()
-            if folder is not None:
-                source: dict[str, Any] = {"files": folder_fingerprint(folder)}
+            if self._given and self._loaded is not None:
+                # Not what `path` names: it must not share cache entries with that.
+                source: dict[str, Any] = {"memory": memory_fingerprint(self._loaded.model)}
+            elif (folder := self._folder()) is not None:
+                source = {"files": folder_fingerprint(folder)}
             else:
                 commit = getattr(self.config(), "_commit_hash", None)
                 source = {"id": self.path, "revision": commit or self.revision}
-            self._identity = {
-                **source,
-                "family": self.family,
-                "dtype": self.dtype,
-                "attention": self.attention,
-                "max_new_tokens": self.max_new_tokens,
-            }
+            self._identity = {**source, **self._choices()}
         return self._identity
+
+    def _choices(self) -> dict[str, Any]:
+        """The knobs that outputs depend on, beside the model itself."""
+        return {
+            "family": self.family,
+            "dtype": self.dtype,
+            "attention": self.attention,
+            "max_new_tokens": self.max_new_tokens,
+        }
 
     def estimate(
         self,
@@ -200,7 +206,7 @@ class MLLM:
                     attn_implementation=self.attention,
                     **self._hub(),
                 )
-            self.use(model, tokenizer, adapter)
+            self._take(model, tokenizer, adapter)
         assert self._loaded is not None
         return self._loaded
 
@@ -212,11 +218,14 @@ class MLLM:
             tokenizer: its tokenizer.
             adapter: its family adapter; chosen by its config by default.
         """
+        self._take(model, tokenizer, adapter if adapter is not None else family_of(model.config, {}))
+        self._given, self._identity = True, None
+
+    def _take(self, model: Any, tokenizer: Any, adapter: Family) -> None:
         self._config = model.config
-        chosen = adapter if adapter is not None else family_of(model.config, {})
         model.to(self._device()).eval()
         capture.install(model, self.attention)
-        self._loaded = _Loaded(model, tokenizer, chosen, answer_rules(model.generation_config))
+        self._loaded = _Loaded(model, tokenizer, adapter, answer_rules(model.generation_config))
 
     def report(self) -> dict[str, Any]:
         """For the run record: what ran, on what, how often."""
@@ -537,6 +546,13 @@ class Session:
     def _map(self, prefix: _Prefix, row: Tensor) -> FloatTHW:
         assert prefix.visual is not None
         values = row[: len(prefix.ids)][prefix.visual_P].to("cpu", torch.float32).numpy()
+        if not np.isfinite(values).all():
+            # Every comparison with NaN is false: the sample would come out as an empty mask.
+            raise RefsegError(
+                "The attention map holds NaN or infinity.",
+                where=self.owner.path,
+                cure="Half precision overflows in some models: set backbone.dtype=bfloat16 or float32.",
+            )
         return self.loaded.family.unpack(values, prefix.visual)
 
     # ── answers ──────────────────────────────────────────────────────────────
@@ -669,6 +685,16 @@ def folder_fingerprint(folder: Path) -> str:
             if size > _SAMPLE:
                 file.seek(max(_SAMPLE, size - _SAMPLE))
                 whole.update(file.read())
+    return whole.hexdigest()
+
+
+def memory_fingerprint(model: Any) -> str:
+    """32 hexadecimal digits of a model in memory: its config and every byte of its weights."""
+    whole = hashlib.blake2b(digest_size=16)
+    whole.update(json.dumps(model.config.to_dict(), sort_keys=True, default=str).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        whole.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        whole.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return whole.hexdigest()
 
 

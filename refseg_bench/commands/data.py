@@ -80,7 +80,7 @@ def list_sets(args: argparse.Namespace) -> int:
         data = open_dataset(name)
         table.add_row(
             name,
-            facts.kind if facts else "?",
+            facts.kind if facts else "–",
             ", ".join(s for s, f in facts.splits.items() if f.public) if facts else data.split,
             ", ".join(s for s, f in facts.splits.items() if not f.public) if facts else "",
             escape(_found(data, facts)),

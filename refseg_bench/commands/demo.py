@@ -97,10 +97,20 @@ def open_clip(path: Path, scratch: Path, most: int | None = None) -> tuple[Clip,
     if path.is_dir():
         files = sorted(p for p in path.iterdir() if p.suffix.lower() in _IMAGES and p.is_file())
         if not files:
-            raise DataError("The folder holds no picture.", where=path, allowed=_IMAGES)
+            raise DataError(
+                "The folder holds no picture.",
+                where=path,
+                allowed=_IMAGES,
+                cure="Give the folder that holds the frames themselves.",
+            )
         files = [files[i] for i in (range(len(files)) if most is None else spread(len(files), most, ()))]
     elif not path.exists():
-        raise DataError("There is no such file or folder.", where=path)
+        raise DataError(
+            "There is no such file or folder.",
+            where=path,
+            allowed=["a folder of frames", *_VIDEOS, *_IMAGES],
+            cure="Give the path of a clip or picture that exists.",
+        )
     elif path.suffix.lower() in _VIDEOS:
         shutil.rmtree(scratch, ignore_errors=True)
         files, rate = read_video(path, scratch, most=most)
@@ -108,12 +118,17 @@ def open_clip(path: Path, scratch: Path, most: int | None = None) -> tuple[Clip,
         files = [path]
     else:
         raise DataError(
-            "The file is no video or picture by its name.", where=path, allowed=(*_VIDEOS, *_IMAGES)
+            "The file is no video or picture by its name.",
+            where=path,
+            allowed=(*_VIDEOS, *_IMAGES),
+            cure="Convert it to one of these, or give a folder of frames.",
         )
     size = image_size(files[0])
     other = next((file for file in files if image_size(file) != size), None)
     if other is not None:
         raise DataError(
-            f"The frame is {image_size(other)}, the first is {size} (height, width).", where=other
+            f"The frame is {image_size(other)}, the first is {size} (height, width).",
+            where=other,
+            cure="Give frames of one clip, all of one size.",
         )
     return Clip(path.stem, tuple(files), tuple(file.stem for file in files), size), rate

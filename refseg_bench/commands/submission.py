@@ -43,7 +43,7 @@ def main(args: argparse.Namespace) -> int:
     if args.check is not None:
         return _tell(submission.check(args.check, _dataset(args, store)), args.check)
     if store is None:
-        raise ConfigError("Give a run folder, or a zip with --check.")
+        raise ConfigError("Give a run folder, or a zip with --check.", cure="`refseg status` lists the runs.")
     if args.dataset is not None:
         raise ConfigError("--dataset goes with --check; a run knows its dataset.")
     dataset = _of_run(store)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO
 
 from refseg_bench.datasets.damage import Damage
-from refseg_bench.datasets.files import bad_name, missing_file
+from refseg_bench.datasets.files import bad_name
 
 #: More files than any set of the field holds.
 MAX_MEMBERS = 4_000_000
@@ -54,7 +54,12 @@ def unpack(archive: Path, into: Path) -> int:
         Damage: the archive is missing, torn, or unsafe.
     """
     if not archive.is_file():
-        raise missing_file(archive)
+        raise Damage(
+            "missing file",
+            "There is no such archive.",
+            file=archive,
+            cure="Give --from the path of the archive as it was downloaded.",
+        )
     try:
         with _members(archive) as found:
             members = [m for m in found if not _is_litter(m.name)]

@@ -74,8 +74,8 @@ def not_found(name: str, root: Path | None, landmarks: Sequence[str]) -> DataErr
     return DataError(
         f"The data set '{name}' is not here: none of its files {', '.join(landmarks)} exists.",
         where=root or data_root() / name,
-        cure=f"Get it as datasets/{name}/README.md says, then set dataset.root=FOLDER or put it under "
-        "$REFSEG_DATA; `refseg data list` shows what is found where.",
+        cure=f"Get it as datasets/{name}/README.md says, then set dataset.root=FOLDER (`refseg score`: "
+        "--root FOLDER) or put it under $REFSEG_DATA; `refseg data list` shows what is found where.",
     )
 
 

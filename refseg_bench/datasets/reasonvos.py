@@ -45,7 +45,8 @@ class ReasonVos(MetaExpressions):
     """ReasonVOS, in the official form or DecAF's. It has one split, ``test``.
 
     In both, an expression has ``is_sent`` (sentence or phrase); in the official form also its
-    own ``exp_id``. Frames without a PNG of the object are not annotated and not scored.
+    own ``exp_id`` and ``key``, the official tool's name of the sample. Frames without a PNG
+    of the object are not annotated and not scored.
     """
 
     name: str = "reasonvos"
@@ -106,6 +107,8 @@ class ReasonVos(MetaExpressions):
                 )
                 continue
             extra = {k: v for k, v in raw.items() if k not in ("exp_text", "obj_id")}
+            # The official tool's name of the sample, to find it in that tool's results.
+            extra["key"] = f"{anno_id}_{raw['exp_id']}"
             readable.append({**extra, "exp": text, "obj_id": [object_id], "anno_id": [anno_id]})
         return {**record, "expressions": renumber(readable)}
 

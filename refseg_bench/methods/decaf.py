@@ -226,10 +226,13 @@ class DecAF:
                     track, found = self.prompt_segmenter(session, frames, volume)
                 seconds["segment"] = time.perf_counter() - began
                 shown = self._shown(read, volume)
+                point = highest(volume, frames)
                 yield Grounding(
                     expression=expression,
                     track=track,
-                    point=highest(volume, frames),
+                    point=point,
+                    # A constant map points at nothing, which is an answer; otherwise it can't tell.
+                    no_target=True if point is None else None,
                     maps=shown,
                     map_frames=dict.fromkeys(shown, frames),
                     details={

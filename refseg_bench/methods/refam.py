@@ -138,7 +138,7 @@ class RefAM:
 
     Attributes:
         backbone: where attention is read.
-        segmenter: what turns the point into a mask.
+        segmenter: what turns the point into a mask; needed with ``mask: segmenter``.
         magnets: preset ``teaser``, ``page``, ``pipeline``, ``none``, or the words themselves.
         magnet_encoding: each magnet by itself with its own end token, or all in one string.
         lowercase: lower-case the expression before tokenising.
@@ -169,7 +169,7 @@ class RefAM:
     """
 
     backbone: DiT
-    segmenter: Segmenter
+    segmenter: Segmenter | None = None
     magnets: list[str] | str = "teaser"
     magnet_encoding: Literal["separate", "joined"] = "separate"
     lowercase: bool = True
@@ -198,6 +198,12 @@ class RefAM:
     _cache: Cache | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        if self.mask == "segmenter" and self.segmenter is None:
+            raise ConfigError(
+                "method.mask=segmenter needs a segmenter.",
+                where="method.mask",
+                cure="Add segmenter=NAME, or do without one by method.mask=threshold or method.mask=none.",
+            )
         if isinstance(self.magnets, str) and self.magnets not in MAGNETS:
             raise ConfigError(
                 f"No magnet preset '{self.magnets}'.", where="method.magnets", allowed=[*MAGNETS, "[a list]"]
@@ -208,8 +214,8 @@ class RefAM:
         started = time.perf_counter()
         heats = self.heats(clip, expressions)
         shared = (time.perf_counter() - started) / max(len(expressions), 1)
-        needs_segmenter = self.mask == "segmenter"
-        with self.segmenter.open(clip) if needs_segmenter else nullcontext() as session:
+        segmenter = self.segmenter if self.mask == "segmenter" else None
+        with nullcontext() if segmenter is None else segmenter.open(clip) as session:
             for expression, per_frame in zip(expressions, heats, strict=True):
                 began = time.perf_counter()
                 best = max(per_frame, key=lambda heat: heat.point.value)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from refseg_bench.errors import ScoreError
 from refseg_bench.metrics.breakdown import GROUPS, group_of
-from refseg_bench.metrics.protocols.catalogue import find as find_protocol
+from refseg_bench.metrics.protocols.catalogue import rules as rules_of
 from refseg_bench.metrics.stats import Bootstrap, Difference, difference
 from refseg_bench.metrics.table import ScoreTable
 from refseg_bench.run import frozen
@@ -99,7 +99,7 @@ def compare(
         ScoreError: the runs share no protocol or no unit.
     """
     name = _shared_protocol(first, second, protocol)
-    rules = find_protocol(name)
+    rules = rules_of(first.results()[name])
     tables = [ScoreTable.read_parquet(s.scores_dir(name) / SAMPLES) for s in (first, second)]
     where = [{unit: row for row, unit in enumerate(table.units)} for table in tables]
     units = [unit for unit in tables[0].units if unit in where[1]]

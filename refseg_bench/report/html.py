@@ -26,7 +26,7 @@ import refseg_bench
 from refseg_bench import schema
 from refseg_bench.errors import RefsegError, StoreError
 from refseg_bench.metrics.breakdown import GROUPS, breakdown, group_of
-from refseg_bench.metrics.protocols.catalogue import find as find_protocol
+from refseg_bench.metrics.protocols.catalogue import rules as rules_of
 from refseg_bench.metrics.stats import Bootstrap
 from refseg_bench.metrics.table import ScoreTable
 from refseg_bench.report import tables
@@ -34,7 +34,7 @@ from refseg_bench.report.compare import BOOKKEEPING, compare
 from refseg_bench.report.media import MediaFolder, spread
 from refseg_bench.run import dataset_of, frozen, plan
 from refseg_bench.store import SAMPLES, RunStore, to_plain, write_atomic, write_error
-from refseg_bench.types import Clip, Dataset, Expression, Prediction, Target, sample_id
+from refseg_bench.types import Clip, Dataset, Expression, Prediction, Result, Target, sample_id
 
 _TEMPLATES = Path(__file__).resolve().parent / "templates"
 _ASSETS = ("app.css", "draw.js", "app.js", "pages.js", "sample.js")
@@ -131,6 +131,7 @@ class _Run:
     dataset: str
     split: str
     tables: dict[str, ScoreTable] = field(default_factory=dict)
+    results: dict[str, Result] = field(default_factory=dict)
     seconds: float | None = None
 
 
@@ -142,7 +143,8 @@ def _grouped(stores: Sequence[RunStore]) -> list[list[_Run]]:
         node = values["dataset"]
         name = str(node.get("name") or node[schema.TARGET].rpartition(".")[2])
         run = _Run(store, values, name, str(node.get("split", "")))
-        for protocol in store.results():
+        run.results = store.results()
+        for protocol in run.results:
             run.tables[protocol] = ScoreTable.read_parquet(store.scores_dir(protocol) / SAMPLES)
         groups.setdefault((run.dataset, run.split), []).append(run)
     return list(groups.values())
@@ -208,8 +210,9 @@ def _breakdowns(group: Sequence[_Run], options: ReportOptions) -> list[dict[str,
     """Headline metric by attribute, runs side by side, one table per protocol and attribute."""
     out = []
     for protocol in dict.fromkeys(name for run in group for name in run.tables):
-        rules = find_protocol(protocol)
-        having = [run for run in group if protocol in run.tables and len(run.tables[protocol])]
+        scored = [run for run in group if protocol in run.tables]
+        rules = rules_of(scored[0].results[protocol])
+        having = [run for run in scored if len(run.tables[protocol])]
         for attribute in _kinds([run.tables[protocol] for run in having]):
             columns = [
                 breakdown(rules, run.tables[protocol], attribute, options.bootstrap)
@@ -372,7 +375,7 @@ class _GroupWriter:
         """Headlines of the protocols whose units are samples."""
         measures = []
         for protocol in dict.fromkeys(name for run in self.runs for name in run.tables):
-            rules = find_protocol(protocol)
+            rules = next(rules_of(run.results[protocol]) for run in self.runs if protocol in run.tables)
             columns: list[dict[str, float]] = []
             for run in self.runs:
                 table = run.tables.get(protocol)

@@ -99,7 +99,11 @@ def experiment_table(name: str) -> tuple[str, str, str]:
         ConfigError: no such experiment, or it has no reference.
     """
     if name not in group_members("experiment"):
-        raise ConfigError(f"No experiment '{name}'.", allowed=group_members("experiment"))
+        raise ConfigError(
+            f"No experiment '{name}'.",
+            allowed=group_members("experiment"),
+            cure="Each is a file conf/experiment/NAME.yaml, and NAME may hold a slash.",
+        )
     path = resource("conf") / "experiment" / f"{name}.yaml"
     node = yaml.safe_load(path.read_text(encoding="utf-8")).get("reference")
     if not node:

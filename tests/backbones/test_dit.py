@@ -1,6 +1,7 @@
 """The backbone component: offload, schedules, latents and estimates."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,6 +22,12 @@ def read(dit, picture):
     tokens = tokenise(dit.tokenizer, "a gold fish", ["with"])
     query = Query(tokens, "cat", {"all": Reading(tuple(range(len(tokens))))})
     return dit.attend(dit.open(picture), [query])[0].maps["all"].maps_TN
+
+
+def test_prompts_are_padded_as_the_checkpoints_pipeline_does():
+    for guided, length in ((True, 512), (False, 256)):
+        assert family("flux").pad_to(SimpleNamespace(config={"guidance_embeds": guided})) == length
+    assert family("sd3").pad_to(SimpleNamespace(config={})) == 256
 
 
 @pytest.mark.parametrize("name", ["sd3", "mochi"])

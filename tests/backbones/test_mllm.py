@@ -430,3 +430,35 @@ def test_a_model_that_is_not_there_is_told(monkeypatch):
     assert MLLM(path="nobody/nothing", revision="abc").weights()[0].revision == "abc"
     with pytest.raises(ConfigError, match="No shipped weights"):
         MLLM(path="shipped:nothing").identity()
+
+
+def test_a_model_in_memory_is_named_by_its_weights():
+    one, same, other = backbone("qwen2_vl"), backbone("qwen2_vl"), backbone("qwen2_vl")
+    with torch.no_grad():
+        other.loaded().model.get_input_embeddings().weight[3, 0] += 1
+    assert one.identity() == same.identity() != other.identity()
+    one.use(other.loaded().model, tokenizer())  # another model in the same place
+    assert one.identity() == other.identity()
+
+
+def test_nan_in_a_map_is_told_instead_of_an_empty_mask():
+    made = backbone("qwen2_vl")
+    with torch.no_grad():
+        made.loaded().model.model.language_model.layers[-1].self_attn.q_proj.weight.fill_(float("nan"))
+    with (
+        made.open(clip_frames(1), VISUAL, RolloutSettings()) as session,
+        pytest.raises(RefsegError, match="NaN"),
+    ):
+        session.read("video", ["dog"], answer=False)
+
+
+def test_a_sliding_layer_behind_a_full_one_is_refused():
+    recorder = capture.Recorder(range(2))
+    q = torch.zeros(1, 1, 6, 4)
+    for layer, window in ((0, None), (1, 4)):
+        module = SimpleNamespace(layer_idx=layer, is_causal=True)
+        if window is None:
+            capture._observe(recorder, module, q, q, None, {"sliding_window": window})
+            continue
+        with pytest.raises(RefsegError, match="sliding window"):
+            capture._observe(recorder, module, q, q, None, {"sliding_window": window})

@@ -317,6 +317,7 @@ def test_a_constant_volume_gives_an_empty_prediction(moving):
         (found,) = method.predict(moving, expressions("x"))
         assert sum(a or 0 for a in found.track.area()) == 0
         assert found.point is None
+        assert found.no_target is True  # so that point accuracy counts a miss and refuses nothing
         assert found.details["constant"] is True
         assert not found.maps["fused"].any()
 

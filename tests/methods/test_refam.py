@@ -94,6 +94,16 @@ def refam(dit, cache=None, segmenter=None, **knobs):
     return method
 
 
+@pytest.mark.parametrize("mask", ["none", "threshold"])
+def test_points_and_thresholds_need_no_segmenter(mask, make_dit, tmp_path):
+    clip = a_clip(tmp_path / "clip")
+    knobs = {"mask": mask, "prompt_mode": "empty", "np": NounPhraseFilter(parser="rules")}
+    found = list(RefAM(make_dit("sd3"), **knobs).predict(clip, THREE))
+    assert all(g.point is not None and (g.track.mask(0) is None) == (mask == "none") for g in found)
+    with pytest.raises(ConfigError, match="needs a segmenter"):
+        RefAM(make_dit("sd3"))
+
+
 @pytest.mark.parametrize("family", ["flux", "sd3", "sd35m", "mochi", "cogvideox", "wan"])
 @pytest.mark.parametrize("mode", ["concept_stream", "prompt"])
 def test_every_family_grounds(family, mode, make_dit, tmp_path):

@@ -407,6 +407,10 @@ def test_pointing():
     truth = [tall(A, NONE)]
     rows = [({}, truth, guess(0.15, 0.15)), ({}, truth, guess(0.95, 0.95)), ({}, truth, guess(1.0, 1.0))]
     assert images("pointing", rows)["PA"] == pytest.approx(1 / 3)
+    # Frames without a mask don't matter.
+    hit = guess(0.15, 0.15)
+    sparse = dataclasses.replace(hit, track=MaskTrack(hit.track.size, (None,) * len(hit.track)))
+    assert images("pointing", [({}, truth, sparse)])["PA"] == 1
     # Held against its own frame, where the target is absent.
     assert images("pointing", [({}, truth, guess(0.15, 0.15, frame=1))])["PA"] == 0
     flagged = dataclasses.replace(guess(0.15, 0.15), point=None, no_target=True)

@@ -1,14 +1,17 @@
 """The scoring loop, `rvos-expr` and `refcoco-oiou` against hand calculation and other tools."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from trackeval.metrics.j_and_f import JAndF
 
 from refseg_bench.errors import ScoreError
-from refseg_bench.metrics.protocols.image import RefcocoOverall
+from refseg_bench.metrics.protocols.image import Pointing, RefcocoOverall
 from refseg_bench.metrics.protocols.rvos import RvosExpression
 from refseg_bench.metrics.stats import Bootstrap
 from refseg_bench.scoring import IncompleteError, LookupSource, Options, cores_given, score
+from refseg_bench.types import HeatPoint, MaskTrack
 from tests.metrics.worlds import Guesses, World
 
 ONE = Options(jobs=1, bootstrap=Bootstrap(resamples=200))
@@ -89,6 +92,24 @@ def test_strict_scoring_refuses_and_names_what_is_missing(protocol):
     (got,) = score(world, [source], [protocol], Options(jobs=1, strict=True, partial=True))
     assert got.result.n == 10
     assert (got.result.failed, got.result.missing) == (1, 1)
+
+
+def test_point_accuracy_needs_no_masks():
+    world = World()
+    guesses = Guesses(world)
+
+    def points(clip_id):
+        return {
+            name: dataclasses.replace(
+                p, track=MaskTrack(p.track.size, (None,) * len(p.track)), point=HeatPoint(0, 0.5, 0.5)
+            )
+            for name, p in guesses(clip_id).items()
+        }
+
+    (got,) = score(world, [LookupSource(points)], [Pointing()], Options(jobs=1, strict=True))
+    assert (got.result.n, got.result.missing, got.coverage.lacking) == (12, 0, 0)
+    with pytest.raises(IncompleteError):
+        score(world, [LookupSource(points)], [RvosExpression()], Options(jobs=1, strict=True))
 
 
 def test_hidden_masks_point_to_the_submission():

@@ -109,6 +109,10 @@ class Family(ABC):
         """Guidance embedding where none is asked for."""
         return None
 
+    def pad_to(self, transformer: nn.Module) -> int:
+        """Tokens the checkpoint's own pipeline pads a prompt to."""
+        return self.prompt_length
+
     def text_length(self, transformer: nn.Module) -> int | None:
         """The exact number of text tokens the model needs, or ``None`` for any."""
         return None

@@ -48,6 +48,10 @@ class Flux(Family):
         """2 × 2 latents make a token."""
         return latents.shape[-2] // 2, latents.shape[-1] // 2
 
+    def pad_to(self, transformer: nn.Module) -> int:
+        """512 for dev, 256 for schnell, which has no guidance embedding."""
+        return self.prompt_length if config(transformer, "guidance_embeds", False) else 256
+
     def guidance_default(self, transformer: nn.Module) -> float | None:
         """1.0 for the guidance-distilled dev model."""
         return 1.0 if config(transformer, "guidance_embeds", False) else None

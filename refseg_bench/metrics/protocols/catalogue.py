@@ -16,6 +16,7 @@ from refseg_bench import schema
 from refseg_bench.errors import ConfigError
 from refseg_bench.metrics.protocols.base import ScoringProtocol
 from refseg_bench.resources import resource
+from refseg_bench.types import Result
 
 _BEGIN, _END = "<!-- generated: begin -->", "<!-- generated: end -->"
 
@@ -54,6 +55,19 @@ def find(spec: str, folders: Sequence[Path] = ()) -> ScoringProtocol:
     return made
 
 
+def rules(result: Result) -> ScoringProtocol:
+    """The protocol that made a result, of whatever package, with the knobs it had.
+
+    Raises:
+        ConfigError: its class is not importable here, or there is no such protocol.
+    """
+    node = result.details.get("rules")
+    if not isinstance(node, dict):
+        return find(result.protocol)
+    made: ScoringProtocol = schema.build(node, result.protocol)
+    return made
+
+
 def shipped() -> list[ScoringProtocol]:
     """One instance of every shipped protocol with its defaults, in the order of their ids."""
     return [schema.build(_read(path), path.stem) for path in sorted(resource("conf").glob("protocol/*.yaml"))]
@@ -78,7 +92,9 @@ def _node(name: str, folders: Sequence[Path]) -> dict[str, Any]:
     if "." in name and name.rpartition(".")[2].isidentifier():
         return {schema.TARGET: name}
     raise ConfigError(
-        f"No protocol '{name}'.", allowed=sorted(known), cure="docs/protocols.md says what each one counts."
+        f"No protocol '{name}'.",
+        allowed=sorted(known),
+        cure="docs/protocols.md says what each one counts; one of your own goes by package.module.Class.",
     )
 
 

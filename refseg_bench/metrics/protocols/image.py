@@ -11,7 +11,7 @@ import numpy as np
 from refseg_bench.errors import ScoreError
 from refseg_bench.metrics.masks import overlap_rle, subtract_rle
 from refseg_bench.metrics.protocols.base import Case, Column, Item, Policy, ScoringProtocol, present, ratio
-from refseg_bench.types import Expression, Score, decode_rle, encode_rle, sample_id
+from refseg_bench.types import Clip, Expression, Score, decode_rle, encode_rle, sample_id
 
 #: Thresholds of Pr@X.
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
@@ -340,6 +340,14 @@ class Pointing(ScoringProtocol):
     policy: ClassVar[Policy] = Policy(frames="all")
     metrics: ClassVar[tuple[str, ...]] = ("PA",)
     compares: ClassVar[Literal["expressions", "labels", "points"]] = "points"
+
+    def needs(self, clip: Clip) -> Sequence[int]:
+        """No frame: masks are not read, so that runs without them (or on few frames) can be scored."""
+        return ()
+
+    def scored_frames(self, clip: Clip, item: Item) -> Sequence[int]:
+        """No frame's mask, see :meth:`needs`."""
+        return ()
 
     def score_clip(self, case: Case) -> list[Score]:
         """1 for a hit, 0 for a miss."""
