@@ -316,9 +316,7 @@ def main() -> None:
         )
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(
-            json.dumps({"table": figures, "claims": compared}, indent=1) + "\n"
-        )
+        args.json.write_text(json.dumps({"table": figures, "claims": compared}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
