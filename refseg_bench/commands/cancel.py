@@ -37,7 +37,8 @@ def main(args: argparse.Namespace) -> int:
                 print(f"{root}: cancelled SLURM jobs {', '.join(submission.jobs.values())}")
             elif (owner.host, owner.boot, owner.space) == (here.host, here.boot, here.space):
                 with suppress(ProcessLookupError):
-                    os.kill(owner.pid, signal.SIGINT)
+                    # Not SIGINT: a shell starts background jobs with that one ignored.
+                    os.kill(owner.pid, signal.SIGTERM)
                 print(f"{root}: interrupted process {owner.pid}")
             else:
                 print(f"{root}: process {owner.pid} runs on {owner.host}; cancel it there")

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import signal
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from refseg_bench import config as configs
@@ -48,7 +52,8 @@ def main(args: argparse.Namespace) -> int:
         for line in launch.preview(points):
             print(line)
         return 0
-    launched = launch.launch(points, score=not args.no_score)
+    with _ending_well():
+        launched = launch.launch(points, score=not args.no_score)
     if len(launched) == 1 and launched[0].error is not None:
         raise launched[0].error
     code = 0
@@ -73,6 +78,23 @@ def main(args: argparse.Namespace) -> int:
             except RefsegError as error:
                 print(f"no pages to browse: {error}", file=sys.stderr)
     return code
+
+
+@contextlib.contextmanager
+def _ending_well() -> Iterator[None]:
+    """Let SIGTERM (`refseg cancel`, a batch system) end the work as Ctrl-C does: shards too, and recorded."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def finish(stores: Sequence[RunStore], values: Mapping[Path, Mapping[str, Any]]) -> int:
