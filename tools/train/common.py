@@ -17,12 +17,21 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from refseg_bench.datasets.shapes_world import World, sample_scene
+from refseg_bench.datasets.shapes_world import World
 
 #: Disjoint ranges of scene seeds. The shipped set starts at 9,000,000 (tools/make_shapes.py).
 TRAIN_SEEDS = 1_000_000
+SEEDS_PER_RUN = 1_000_000  # a run's scenes depend on its seed, too
 WATCH_SEEDS = 7_000_000  # looked at during training: curve, choice of settings
 TEST_SEEDS = 8_000_000  # looked at once, by evaluate.py
+
+
+def train_seeds(seed: int) -> int:
+    """The first scene seed of a training run with this seed."""
+    runs = (WATCH_SEEDS - TRAIN_SEEDS) // SEEDS_PER_RUN
+    if not 0 <= seed < runs:
+        raise SystemExit(f"--seed is {seed}; 0 to {runs - 1} have scenes that nothing else uses.")
+    return TRAIN_SEEDS + seed * SEEDS_PER_RUN
 
 
 def setup(seed: int) -> None:
@@ -51,9 +60,6 @@ def shrink(frames_THWC: NDArray[np.uint8], size: tuple[int, int]) -> Tensor:
 def random_world(rng: np.random.Generator, n_frames: int) -> World:
     """A world of random difficulty, as varied as the shipped clips."""
     return World(n_frames=n_frames, difficulty=float(rng.integers(2, 9)) / 10, objects=(3, 5))
-
-
-__all__ = ["F", "Tensor", "Watch", "random_world", "sample_scene", "setup", "shrink"]
 
 
 class Watch:

@@ -1,11 +1,13 @@
-"""Train ``tiny_mllm``: ``python tools/train/train_mllm.py --work runs/tiny_mllm [--steps 700]``.
+"""Train ``tiny_mllm``: ``python tools/train/train_mllm.py --work runs/tiny_mllm [--steps 2400]``.
 
 A Qwen2-VL model (transformers' own class) of 2.8 M parameters learns to answer DecAF's prompts about
 scenes of the shapes world: the object prompt with the target's name (``red-striped``, or ``nothing``),
 the background prompt with the kind of ground, the choice prompt with one of the candidates. It sees clips
 (8 or 16 frames, 6 x 8 tokens for two frames) and single frames at twice that grid, as DecAF does.
 
-Training begins with pairs of frames and goes on to clips (``STAGES``). Several questions share one visual
+The vision tower learns first, alone, to name what each token shows (``--vision-steps``): which way a thing
+moves is seen only after some hundred steps, and without the language model a step costs an eighth. Then
+training begins with pairs of frames and goes on to clips (``STAGES``). Several questions share one visual
 prefix: each attends to the prefix and to itself, at the positions it would have alone, which is exactly
 what separate sequences would compute.
 
@@ -51,14 +53,16 @@ from refseg_bench.datasets.shapes_world import (
     sample_scene,
 )
 from tools.train.common import (
-    TRAIN_SEEDS,
+    SEEDS_PER_RUN,
     WATCH_SEEDS,
     Watch,
     learning_rate,
     note_command,
     provenance,
+    random_world,
     setup,
     shrink,
+    train_seeds,
 )
 from tools.train.mllm_model import (
     BACKGROUND,
@@ -76,12 +80,13 @@ from tools.train.mllm_model import (
 )
 
 VIDEO_SIZE, IMAGE_SIZE = (96, 128), (192, 256)
+VISION_PAIRS = 12  # pairs of frames a step while the vision tower learns alone
 PER_SEQUENCE = 8  # object questions per visual prefix; one background question comes on top
 MIX = {  # chance of each kind of expression, for clips and for single frames
     "video": {
-        "appearance": 0.3,
-        "absent": 0.2,
-        "motion": 0.24,
+        "appearance": 0.24,
+        "absent": 0.16,
+        "motion": 0.34,
         "multi": 0.1,
         "relation": 0.06,
         "reasoning": 0.1,
@@ -169,7 +174,7 @@ def token_labels(
         on = shares[k + 1] > 0.6
         labels[0, on] = _COLOURS.index(thing.colour)
         labels[1, on] = _TEXTURES.index(thing.texture)
-        if grid[0] > 1:
+        if len(steps) > 1:
             for cell in range(grid[0]):
                 a, b = steps[2 * cell], steps[2 * cell + 1]
                 dy, dx = thing.centre_T2[b] - thing.centre_T2[a]
@@ -284,32 +289,35 @@ def choice_question(rng: np.random.Generator, utterance: Utterance) -> Question:
 #: Frames of a sequence by its form: a pair of neighbours, one frame at twice the grid, clips.
 FORMS = {"pair": 2, "image": 1, "clip": 8, "long": 16}
 STAGES = (  # until this share of the steps: sequences of each form in a step
-    (0.45, {"pair": 12, "image": 4}),
-    (0.75, {"pair": 5, "image": 6, "clip": 4}),
-    (1.01, {"pair": 2, "image": 6, "clip": 4, "long": 2}),
+    (0.35, {"pair": 12, "image": 4}),
+    (0.7, {"pair": 6, "image": 5, "clip": 5}),
+    (1.01, {"pair": 2, "image": 5, "clip": 5, "long": 3}),
 )
 
 
+def look(rng: np.random.Generator, seed: int, form: str) -> tuple[Scene, Footage, Example]:
+    """A scene of its own, the frames that are shown of it, and the visual prefix they make."""
+    shown = FORMS[form]
+    length = shown if shown > 2 else int(rng.choice([8, 12, 16]))
+    scene = sample_scene(seed, random_world(rng, length))
+    first = int(rng.integers(length - shown + 1))
+    steps = list(range(first, first + shown))
+    footage = render(scene, steps)
+    video = form != "image"
+    frames = shrink(footage.frames_THWC, VIDEO_SIZE if video else IMAGE_SIZE)
+    grid = (shown // 2, 6, 8) if video else (1, 12, 16)
+    return scene, footage, Example(frames, video, token_labels(scene, footage.ids_THW, steps, grid))
+
+
 def example(seed: int, form: str) -> tuple[Example, Question]:
-    """A visual prefix of its own scene with its questions, and one choice question about that scene.
+    """A visual prefix with its questions, and one choice question about the same scene.
 
     What is asked is judged on the very frames that are shown.
     """
     rng = np.random.default_rng([seed, 98])
-    shown = FORMS[form]
-    length = shown if shown > 2 else int(rng.choice([8, 12, 16]))
-    scene = sample_scene(
-        seed, World(n_frames=length, difficulty=float(rng.integers(2, 9)) / 10, objects=(3, 5))
-    )
-    first = int(rng.integers(length - shown + 1))
-    steps = list(range(first, first + shown))
-    footage = render(scene, steps)
+    scene, footage, out = look(rng, seed, form)
     utterances = describe(scene, footage)
-    video = form != "image"
-    frames = shrink(footage.frames_THWC, VIDEO_SIZE if video else IMAGE_SIZE)
-    grid = (shown // 2, 6, 8) if video else (1, 12, 16)
-    rows = list(range(shown))
-    out = Example(frames, video, token_labels(scene, footage.ids_THW, steps, grid))
+    video, grid, rows = out.video, out.grid, list(range(FORMS[form]))
     for utterance in pick(rng, utterances, MIX["video" if video else "image"], PER_SEQUENCE):
         cover = pool(target_mask(footage, rows, utterance.targets), grid)
         out.questions.append(object_question(rng, utterance, cover, image=not video))
@@ -376,8 +384,11 @@ class Heads(nn.Module):
         self.query, self.key = nn.Linear(width, 64), nn.Linear(width, 64)
         self.bias = nn.Parameter(torch.tensor(-2.0))
 
-    def dense_loss(self, visual_NV: Tensor, labels_CN: Tensor) -> tuple[Tensor, float]:
-        """Mean over colour, texture, motion and ground; and the share of right colours on objects."""
+    def dense_loss(self, visual_NV: Tensor, labels_CN: Tensor) -> tuple[Tensor, dict[str, float]]:
+        """Mean over colour, texture, motion and ground; and how much is told rightly on objects.
+
+        ``texture`` is the share of right textures, ``motion`` the mean over the five ways of moving.
+        """
         parts = self.dense(visual_NV).float().split([7, 5, 6, 5], -1)
         weights = [torch.ones(7), torch.ones(5), torch.ones(6), torch.ones(5)]
         for w, none in zip(weights[:3], (6, 4, 5), strict=True):
@@ -386,9 +397,12 @@ class Heads(nn.Module):
         for logits, labels, weight in zip(parts, labels_CN, weights, strict=True):
             if (labels >= 0).any():
                 losses.append(F.cross_entropy(logits, labels, weight=weight))
-        on = (labels_CN[1] >= 0) & (labels_CN[1] < 4)
-        right = float((parts[1].argmax(-1) == labels_CN[1])[on].float().mean()) if on.any() else 0.0
-        return torch.stack(losses).mean(), right
+        right = [p.argmax(-1) == labels for p, labels in zip(parts, labels_CN, strict=True)]
+        told = {"texture": float(right[1][(labels_CN[1] >= 0) & (labels_CN[1] < 4)].float().mean())}
+        ways = [right[2][labels_CN[2] == way].float().mean() for way in range(5) if way in labels_CN[2]]
+        if ways:
+            told["motion"] = float(torch.stack(ways).mean())
+        return torch.stack(losses).mean(), told
 
     def match(self, asked_BKD: Tensor, visual_BVD: Tensor) -> Tensor:
         """Logits ``(B, K, V)`` of a visual token lying on a question's target."""
@@ -592,7 +606,8 @@ def losses(
         if seeing:
             assert middle is not None
             assert visual is not None
-            dense, parts["texture"] = heads.dense_loss(visual, packed.labels_CN)
+            dense, told = heads.dense_loss(visual, packed.labels_CN)
+            parts |= told
             states = middle[:, packed.visual]
             place = F.mse_loss(heads.place(states).float(), packed.places_V2.expand(len(states), -1, -1))
             asked = middle.gather(1, packed.last_BK[..., None].expand(-1, -1, middle.shape[-1]))
@@ -723,6 +738,7 @@ COLUMNS = [
     "right",
     "dense",
     "texture",
+    "motion",
     "place",
     "match",
     "attention",
@@ -743,6 +759,36 @@ def corpus(scenes: int = 160) -> list[str]:
         scene = sample_scene(seed)
         lines += [u.text + "." for u in describe(scene, render(scene))]
     return lines
+
+
+def train_vision(
+    model: Qwen2VLForConditionalGeneration, heads: Heads, watch: Watch, args: argparse.Namespace
+) -> None:
+    """The vision tower alone, on pairs of frames and the dense loss; its steps are logged below zero."""
+    tower = model.model.visual
+    parameters = [*tower.parameters(), *heads.dense.parameters()]
+    optimiser = torch.optim.AdamW(parameters, lr=args.lr, betas=(0.9, 0.98), weight_decay=0.05)
+    sums: dict[str, list[float]] = {}
+    for step in range(args.vision_steps):
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate(step, args.vision_steps, args.lr, 40)
+        seeds = range(VISION_PAIRS * step, VISION_PAIRS * (step + 1))
+        first = train_seeds(args.seed) + SEEDS_PER_RUN // 2
+        batch = [look(np.random.default_rng([first + s, 98]), first + s, "pair")[2] for s in seeds]
+        pixels = torch.cat([patches(one.frames, True) for one in batch])
+        grids = torch.tensor([[1, one.grid[1] * MERGE, one.grid[2] * MERGE] for one in batch])
+        labels = torch.from_numpy(np.concatenate([one.labels_CV for one in batch], 1))
+        with torch.autocast("cpu", torch.bfloat16):
+            dense, told = heads.dense_loss(tower(pixels, grid_thw=grids).pooler_output, labels)
+        optimiser.zero_grad()
+        dense.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimiser.step()
+        for key, value in {"dense": dense.item(), **told}.items():
+            sums.setdefault(key, []).append(value)
+        if (step + 1) % 50 == 0:
+            watch.log(step + 1 - args.vision_steps, **{k: float(np.nanmean(v)) for k, v in sums.items()})
+            sums = {}
 
 
 def train(work: Path, args: argparse.Namespace) -> None:
@@ -766,10 +812,13 @@ def train(work: Path, args: argparse.Namespace) -> None:
         optimiser.load_state_dict(state["optimiser"])
         average = state["average"]
     note_command(work, start)
+    if not state:
+        train_vision(model, heads, watch, args)
+        average = {k: v.clone() for k, v in model.state_dict().items()}
     sums: dict[str, list[float]] = {}
     model.train()
     for step in range(start, args.steps):
-        lr = learning_rate(step, args.steps, args.lr, 60)
+        lr = learning_rate(step, args.steps, args.lr, 100)
         for group in optimiser.param_groups:
             group["lr"] = lr
         progress = step / args.steps
@@ -777,7 +826,7 @@ def train(work: Path, args: argparse.Namespace) -> None:
         attention = args.attention_weight * max(0.0, 1 - progress / args.attention_until)
         optimiser.zero_grad()
         asked: list[Question] = []
-        seed = TRAIN_SEEDS + step * 32
+        seed = train_seeds(args.seed) + step * 32
         for form, count in forms.items():
             batch = []
             for _ in range(count):
@@ -804,7 +853,7 @@ def train(work: Path, args: argparse.Namespace) -> None:
             model.load_state_dict(average)
             figures = check(model, packer, args.check_scenes)
             model.load_state_dict(now)
-            watch.log(step + 1, lr=lr, **{k: float(np.mean(v)) for k, v in sums.items()}, **figures)
+            watch.log(step + 1, lr=lr, **{k: float(np.nanmean(v)) for k, v in sums.items()}, **figures)
             watch.save(
                 step + 1,
                 model=both.state_dict(),
@@ -814,7 +863,7 @@ def train(work: Path, args: argparse.Namespace) -> None:
             )
             sums = {}
         elif (step + 1) % 20 == 0:
-            watch.log(step + 1, lr=lr, **{k: float(np.mean(v)) for k, v in sums.items()})
+            watch.log(step + 1, lr=lr, **{k: float(np.nanmean(v)) for k, v in sums.items()})
             sums = {}
 
 
@@ -833,7 +882,7 @@ def export(work: Path, out: Path) -> None:
         "steps": state["step"],
         "wall_s": round(state["clock"][0]),
         "cpu_s": round(state["clock"][1]),
-        "data": f"shapes world, scene seeds {TRAIN_SEEDS} onwards",
+        "data": f"shapes world, scene seeds {train_seeds(state['args']['seed'])} onwards",
         "log": "docs/training/tiny_mllm.csv",
         "licence": "Apache-2.0",
     }
@@ -845,18 +894,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True, help="folder for log and checkpoints")
     parser.add_argument("--out", type=Path, help="folder of the finished model")
-    parser.add_argument("--steps", type=int, default=700)
-    parser.add_argument("--lr", type=float, default=1.5e-3)
-    parser.add_argument("--check-every", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=2400)
+    parser.add_argument("--vision-steps", type=int, default=1500, help="of the vision tower, beforehand")
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--check-every", type=int, default=200)
     parser.add_argument("--check-scenes", type=int, default=16)
     parser.add_argument("--corpus-scenes", type=int, default=160)
     parser.add_argument(
-        "--attention-weight", type=float, default=0.3, help="of the loss on attention, at the start"
+        "--attention-weight", type=float, default=0.6, help="of the loss on attention, at the start"
     )
     parser.add_argument(
-        "--attention-until", type=float, default=0.5, help="share of the steps at which it has faded out"
+        "--attention-until", type=float, default=1.0, help="share of the steps at which it has faded out"
     )
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of weights and scenes, 0 to 5")
     args = parser.parse_args()
     setup(args.seed)
     AttentionInterface.register("plain", plain_attention)
