@@ -1,4 +1,4 @@
-"""Train ``tiny_dit``: ``python tools/train/train_dit.py --work runs/tiny_dit [--steps 1450]``.
+"""Train ``tiny_dit``: ``python tools/train/train_dit.py --work runs/tiny_dit [--steps 1000]``.
 
 A Stable-Diffusion-3 transformer (diffusers' own class) of 2.4 M parameters with a T5 encoder and a VAE that
 passes pixels through, learned by rectified flow on frames of the shapes world and captions of them.
@@ -599,10 +599,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True, help="folder for log and checkpoints")
     parser.add_argument("--out", type=Path, help="folder of the finished model")
-    parser.add_argument("--steps", type=int, default=1450)
+    parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--batch", type=int, default=24)
     parser.add_argument("--lr", type=float, default=3e-3)
-    parser.add_argument("--check-every", type=int, default=75)
+    parser.add_argument("--check-every", type=int, default=100)
     parser.add_argument(
         "--sigma-shift", type=float, default=1.0, help="above 1: more of the high noise levels"
     )
