@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import re
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -164,6 +165,7 @@ class Config:
         score, paths, cluster: see their classes.
         reference: which published rows a run is held against.
         sweep: override key → values; expanded before anything else.
+        controls: what is run beside a single run of an attention method; see :func:`controls_of`.
     """
 
     dataset: dict[str, Any]
@@ -181,6 +183,7 @@ class Config:
     cluster: Cluster = knob(factory=Cluster, transient=True)
     reference: dict[str, Any] | None = knob(None, transient=True)
     sweep: dict[str, list[Any]] = knob(factory=dict, transient=True)
+    controls: list[str] = knob(factory=list, transient=True)
 
 
 @dataclass(frozen=True)
@@ -235,6 +238,42 @@ def compose(overrides: Sequence[str], *, multirun: bool = False) -> list[Compose
             node, choices = (first, choices) if not swept else _hydra([*typed, *swept])
             points.append(_finish(node, choices, (*typed, *swept)))
     return points
+
+
+def controls_of(point: Composed) -> list[Composed]:
+    """What stands beside a run of an attention method: its raw attention, and methods without a model.
+
+    The command line's other options hold for them, too. A method's raw attention is the method at the
+    knobs of its ``raw_knobs``; a method without them has no such row.
+
+    Args:
+        point: a run. A method that takes no backbone is a control itself and has none.
+
+    Raises:
+        ConfigError: ``controls`` names no method.
+    """
+    if point.values["backbone"] is None:
+        return []
+    method = schema.locate(str(point.values["method"][TARGET]), "method")
+    raw: Mapping[str, Any] = getattr(method, "raw_knobs", {})
+    shared = [item for item in point.overrides if _part(item) not in ("method", "backbone", "name")]
+    found: dict[str, Composed] = {point.folder: point}
+    for word in point.values["controls"]:
+        if word != "raw":
+            for one in compose([*shared, f"method={word}"]):
+                found.setdefault(one.folder, one)
+        elif raw:
+            typed = [item for item in point.overrides if _part(item) != "name"]
+            knobs = [f"method.{key}={_literal(value)}" for key, value in raw.items()]
+            name = f"{point.choices['method']}_raw-{point.choices['dataset']}"
+            for one in compose([*typed, *knobs, f"name={name}"]):
+                found.setdefault(one.folder, one)
+    return list(found.values())[1:]
+
+
+def _part(override: str) -> str:
+    """The root key or group an override is about."""
+    return re.split(r"[.@/=]", override.lstrip("+~"), maxsplit=1)[0]
 
 
 def _axis(key: str, values: Any, fixed: Mapping[str, str]) -> list[tuple[str, ...]]:

@@ -104,11 +104,10 @@ def _device() -> dict[str, Any]:
 
 
 def cores() -> int:
-    """Cores this process may use: SLURM's grant, else the affinity mask."""
+    """Cores this process may use: SLURM's grant within the affinity mask."""
+    mask = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
     granted = os.environ.get("SLURM_CPUS_PER_TASK", "")
-    if granted.isdigit() and int(granted) > 0:
-        return int(granted)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(int(granted), mask)) if granted.isdigit() and int(granted) > 0 else mask
 
 
 def gpus() -> int:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import multiprocessing
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -18,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from refseg_bench import schema
+from refseg_bench.env import cores
 from refseg_bench.errors import DataError, ScoreError
 from refseg_bench.metrics import kernel
 from refseg_bench.metrics.breakdown import target_facts
@@ -255,13 +255,6 @@ class Options:
     bootstrap: Bootstrap = field(default_factory=Bootstrap)
 
 
-def cores_given() -> int:
-    """Cores this process may use: SLURM's cpus-per-task where set, else the affinity mask."""
-    mask = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-    asked = os.environ.get("SLURM_CPUS_PER_TASK", "")
-    return max(1, min(int(asked), mask)) if asked.isdigit() and int(asked) > 0 else mask
-
-
 def survey(
     dataset: Dataset, source: PredictionSource, protocols: Sequence[ScoringProtocol] = ()
 ) -> tuple[Coverage, list[Coverage]]:
@@ -416,6 +409,15 @@ def _refuse(
 ) -> None:
     if options.partial:
         return
+    for _, coverage in pairs:
+        # Also under rules that score what is missing as 0: nothing at all is a wrong folder, not a result.
+        if coverage.expected and len(coverage.missing) == coverage.expected:
+            raise ScoreError(
+                f"None of the {coverage.expected} samples has a prediction, from {coverage.missing[0]} on.",
+                where=source.name,
+                cure="Check the folder, the dataset, its split and the file layout (docs/scoring.md); "
+                "with --partial the rules are applied all the same.",
+            )
     offended = [(p, c) for p, c in pairs if not c.complete and not _allowed(p, c, options.strict)]
     if offended:
         raise IncompleteError([p.name for p, _ in offended], source.name, offended[0][1])
@@ -673,7 +675,7 @@ def _outcomes(
     """Outcomes of all clips in the dataset's order, whichever process finishes first."""
     clips = dataset.clips()
     # A process costs about as much CPU to start as scoring a few hundred frames.
-    sensible = min(cores_given(), 1 + sum(map(len, clips)) // 400)
+    sensible = min(cores(), 1 + sum(map(len, clips)) // 400)
     jobs = min(options.jobs or sensible, len(clips))
     if jobs <= 1:
         _quiet_threads()

@@ -167,3 +167,58 @@ def test_a_result_names_the_rules_that_made_it() -> None:
     assert isinstance(made, RefcocoLavt)
     assert made.resolution == 48
     assert rules(Result("rvos-expr@1", {}, 0, 0, 0, 0)).name == "rvos-expr@1"
+
+
+# ── what stands beside a run ─────────────────────────────────────────────────
+
+
+def beside(*overrides: str) -> list[configs.Composed]:
+    return configs.controls_of(one(*overrides))
+
+
+def test_the_default_run_has_its_raw_attention_and_the_controls_beside_it() -> None:
+    point = one()
+    assert (point.choices["method"], point.choices["backbone"]) == ("decaf_tiny", "tiny_mllm")
+    raw, *others = configs.controls_of(point)
+    assert raw.name == "decaf_tiny_raw-shapes"
+    assert raw.values["method"]["fusion"]["contrast"] == "obj_only"
+    assert {**raw.values["method"], "fusion": None} == {**point.values["method"], "fusion": None}
+    assert [o.folder for o in others] == [
+        one(f"method={m}").folder for m in ("lexical", "centre_point", "oracle")
+    ]
+
+
+def test_controls_take_over_what_was_typed() -> None:
+    typed = [
+        "method=refam",
+        "backbone=tiny_dit",
+        "name=mine",
+        "seed=3",
+        "limit.clips=2",
+        "method.np.mode=off",
+    ]
+    raw, *others = beside(*typed)
+    assert raw.values["method"]["magnets"] == "none"
+    assert raw.values["method"]["np"]["mode"] == "off"
+    for control in (raw, *others):
+        assert control.values["seed"] == 3
+        assert control.values["limit"]["clips"] == 2
+        assert not control.name.startswith("mine")
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["method=lexical"],
+        ["controls=none"],
+        ["dataset=mevis"],
+        ["method=refam", "controls=[]"],
+    ],
+)
+def test_runs_without_controls(overrides: list[str]) -> None:
+    assert beside(*overrides) == []
+
+
+def test_a_control_that_is_the_run_itself_is_not_repeated() -> None:
+    raw = next(iter(beside()))
+    assert [o.choices["method"] for o in beside(*raw.overrides)] == ["lexical", "centre_point", "oracle"]

@@ -199,6 +199,19 @@ def test_missing_work_is_listed_and_refused(mevis, tmp_path, capsys):
     assert (code, found["expression"]["n"]) == (0, 3)
 
 
+def test_a_folder_where_nothing_matches_is_no_score_of_zero(mevis, tmp_path, capsys):
+    """Even under the tool that scores a missing video as 0: it is a wrong folder, or a wrong layout."""
+    other = write(tmp_path / "p", {(f"x{v}", e): mask for (v, e), mask in mevis[2].items()})
+    code, found = scores(mevis, other, tmp_path)
+    said = capsys.readouterr().err
+    assert code == 2
+    assert found["rvos-expr"]["metrics"] is None
+    assert "None of the 6 samples has a prediction, from vid0/0 on." in said
+    assert "docs/scoring.md" in said
+    code, found = scores(mevis, other, tmp_path, "--partial")
+    assert (code, found["rvos-expr"]["metrics"]["J"]) == (0, 0.0)
+
+
 def test_an_empty_folder_of_a_video_is_no_missing_video(mevis, tmp_path):
     """The tool asks whether the video's folder exists before it gives zeros."""
     folder = write(tmp_path / "p", {k: v for k, v in mevis[2].items() if k[0] == "vid0"})

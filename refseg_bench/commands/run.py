@@ -48,13 +48,16 @@ def main(args: argparse.Namespace) -> int:
             print(f"# {point.folder}")
             print(configs.to_yaml(point.values))
         return 0
+    alone = len(points) == 1
+    if alone:  # a sweep chooses its own rows
+        points += configs.controls_of(points[0])
     if args.dry:
         for line in launch.preview(points):
             print(line)
         return 0
     with _ending_well():
         launched = launch.launch(points, score=not args.no_score)
-    if len(launched) == 1 and launched[0].error is not None:
+    if alone and launched[0].error is not None:
         raise launched[0].error
     code = 0
     values = {point.path: point.values for point in points}

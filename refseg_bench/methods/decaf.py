@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -150,6 +150,13 @@ class DecAF:
         keypoints: strongest cells of V to record for PP@K; 0 = none, the paper's metric takes 100.
         use_cache: read and write the attention cache.
     """
+
+    #: The video branch's rollout for the object prompt, as it is.
+    raw_knobs: ClassVar[Mapping[str, Any]] = {
+        "fusion.contrast": "obj_only",
+        "fusion.branch": "video",
+        "fusion.video_kernel": 1,
+    }
 
     backbone: GroundingMLLM
     segmenter: Segmenter | None = None

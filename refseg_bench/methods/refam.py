@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
@@ -167,6 +167,15 @@ class RefAM:
             don't see each other) magnets reads attention again.
         keep_token_maps: hand every token's map to the report.
     """
+
+    #: The mean map of all the expression's tokens, no magnets, nothing filtered.
+    raw_knobs: ClassVar[Mapping[str, Any]] = {
+        "magnets": "none",
+        "filter_stopwords": False,
+        "gas.enabled": False,
+        "np.mode": "off",
+        "sb.mode": "off",
+    }
 
     backbone: DiT
     segmenter: Segmenter | None = None

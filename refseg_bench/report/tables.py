@@ -10,6 +10,7 @@ import csv
 import io
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,12 +29,13 @@ _NAME_WIDTH = 34
 
 @dataclass(frozen=True)
 class Row:
-    """One run under one protocol."""
+    """One run under one protocol; ``name`` is the one it was given, if any."""
 
     run: str
     method: str
     dataset: str
     result: Result
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -80,9 +82,13 @@ def rows_of(stores: Iterable[RunStore]) -> list[Row]:
     """All result rows of the runs, in the order given."""
     rows = []
     for store in stores:
-        choices = store.info().get("choices", {})
+        info = store.info()
+        choices = info.get("choices", {})
+        method, dataset = choices.get("method", "?"), choices.get("dataset", "?")
+        typed = (str(word).partition("=") for word in info.get("overrides", ()))
+        name = next((value for key, _, value in typed if key == "name"), "")
         for result in store.results().values():
-            rows.append(Row(store.root.name, choices.get("method", "?"), choices.get("dataset", "?"), result))
+            rows.append(Row(store.root.name, method, dataset, result, name))
     return rows
 
 
@@ -107,10 +113,10 @@ def _table(dataset: str, protocol: str, rows: list[Row]) -> ResultTable:
             if name in row.result.metrics and not row.method.startswith("oracle")
         ]
         top[name] = max((v for v in values if math.isfinite(v)), default=math.nan)
-    repeated = len({row.method for row in rows}) < len(rows)
+    titles = _titles(rows)
     body = []
-    for row in rows:
-        cells = [Cell(row.run if repeated else row.method)]
+    for row, title in zip(rows, titles, strict=True):
+        cells = [Cell(title)]
         for name in names:
             estimate = row.result.metrics.get(name)
             best = (
@@ -129,6 +135,13 @@ def _table(dataset: str, protocol: str, rows: list[Row]) -> ResultTable:
         ("method", *names, "n", "failed", "missing"),
         tuple(body),
     )
+
+
+def _titles(rows: Sequence[Row]) -> list[str]:
+    """What tells the rows apart: the name a run was given, or its method; its folder where that repeats."""
+    titles = [row.name.removesuffix(f"-{row.dataset}") or row.method for row in rows]
+    often = Counter(titles)
+    return [row.run if often[title] > 1 else title for row, title in zip(rows, titles, strict=True)]
 
 
 def level_of(results: Iterable[Result]) -> str:
@@ -158,7 +171,7 @@ def to_terminal(table: ResultTable, console: Console) -> None:
     """Print with rich; a table too wide for the terminal continues below, with its names repeated."""
     console.print(Text(table.caption, style="italic"), soft_wrap=True)
     for columns in _pages(table, console.width):
-        shown = RichTable(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+        shown = RichTable(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, collapse_padding=True)
         for index in columns:
             name = index < table.names
             shown.add_column(

@@ -9,7 +9,9 @@ colours until it comes back. It is a floor, not a rival of learned segmenters: i
 from __future__ import annotations
 
 import functools
+import hashlib
 import time
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -32,6 +34,8 @@ from refseg_bench.segmenters.base import (
 )
 from refseg_bench.types import BoolHW, Clip
 
+#: Cuts a session remembers, 10 KB each at the default working size.
+_MOST_CUTS = 4096
 ACCEPTED: tuple[PromptKind, ...] = ("points", "box", "mask")
 
 
@@ -90,13 +94,20 @@ class _Track:
 
 @dataclass(eq=False)
 class GrabCutSession(ContextSession):
-    """One clip; every frame is read and every flow computed at most once."""
+    """One clip; every frame is read, every flow computed and (within limits) every cut made once.
+
+    Expressions of a clip mean the same few objects: their clicks and tracks repeat each other.
+    """
 
     clip: Clip
     knobs: GrabCut
     counters: SegmenterCounters = field(default_factory=SegmenterCounters)
     _frames: dict[int, NDArray[np.uint8]] = field(default_factory=dict, init=False)
     _flows: dict[tuple[int, int], NDArray[np.float16]] = field(default_factory=dict, init=False)
+    _smooth: dict[tuple[int, float], NDArray[np.float32]] = field(default_factory=dict, init=False)
+    _cuts: OrderedDict[tuple[int, int, int, bytes], NDArray[np.uint8]] = field(
+        default_factory=OrderedDict, init=False
+    )
 
     # ── features, once per frame ─────────────────────────────────────────────
 
@@ -122,6 +133,27 @@ class GrabCutSession(ContextSession):
             with self._clock("flow"):
                 self._flows[start, end] = classic.dense_flow(*pair).astype(np.float16)
         return self._flows[start, end]
+
+    def smooth(self, index: int, blur: float) -> NDArray[np.float32]:
+        """A blurred frame in Lab (8-bit units), kept until another frame is asked for."""
+        if (index, blur) not in self._smooth:
+            for key in [key for key in self._smooth if key[0] != index]:
+                del self._smooth[key]
+            lab = cv2.cvtColor(self.frame(index), cv2.COLOR_BGR2LAB)
+            self._smooth[index, blur] = cv2.GaussianBlur(lab, (0, 0), blur).astype(np.float32)
+        return self._smooth[index, blur]
+
+    def cut(self, index: int, trimap: NDArray[np.uint8], pad: int, rounds: int) -> BoolHW:
+        """:func:`_grabcut` of a frame, from memory if it was just made."""
+        key = (index, pad, rounds, hashlib.blake2b(trimap.tobytes(), digest_size=16).digest())
+        if key in self._cuts:
+            self._cuts.move_to_end(key)
+        else:
+            found = _grabcut(self.frame(index), trimap, pad, rounds, self.knobs)
+            self._cuts[key] = np.packbits(found)
+            if len(self._cuts) > _MOST_CUTS:
+                self._cuts.popitem(last=False)
+        return np.unpackbits(self._cuts[key], count=trimap.size).view(bool).reshape(trimap.shape)
 
     @contextmanager
     def _clock(self, stage: str) -> Iterator[None]:
@@ -162,17 +194,17 @@ class GrabCutSession(ContextSession):
             starts.append(_box_mask(prompt.box, self.shape))
         else:
             for blur, tolerance in zip(self.knobs.smoothing, self.knobs.tolerances, strict=True):
-                starts.append(_grow(bgr, prompt, blur, tolerance))
+                starts.append(_grow(self.smooth(frame, blur), prompt, tolerance))
         out: list[tuple[BoolHW, float]] = []
         with self._clock("cut"):
             for start in starts:
-                refined = self._cut(bgr, start, prompt)
+                refined = self._cut(frame, start, prompt)
                 out.append((refined, _believed_iou(bgr, start, refined)))
         if prompt.mask is not None:
             out.insert(0, (starts[0], _believed_iou(bgr, out[0][0], starts[0])))
         return out
 
-    def _cut(self, bgr: NDArray[np.uint8], start: BoolHW, prompt: Prompt) -> BoolHW:
+    def _cut(self, frame: int, start: BoolHW, prompt: Prompt) -> BoolHW:
         """GrabCut from a region: its core is object, what is far outside is background."""
         if not start.any():
             return start
@@ -186,7 +218,7 @@ class GrabCutSession(ContextSession):
             trimap[classic.erode(start, inner)] = cv2.GC_FGD
         for (row, column), label in _pixels(prompt, start.shape):
             trimap[row, column] = cv2.GC_FGD if label else cv2.GC_BGD
-        refined = _grabcut(bgr, trimap, reach + 4, self.knobs.iterations, self.knobs)
+        refined = self.cut(frame, trimap, reach + 4, self.knobs.iterations)
         return _keep_clicked(refined, start, prompt)
 
     # ── through the clip ─────────────────────────────────────────────────────
@@ -244,13 +276,13 @@ class GrabCutSession(ContextSession):
             return self._search(track, odds)
         warped = classic.warp_mask(track.mask, self.flow(index, previous))
         with self._clock("cut"):
-            cut = self._recut(bgr, warped, odds)
+            cut = self._recut(index, warped, odds)
         area = int(cut.sum())
         if area < self.knobs.lost_area * track.usual:
             return np.zeros_like(cut)
         return cut
 
-    def _recut(self, bgr: NDArray[np.uint8], warped: BoolHW, odds: classic.Float) -> BoolHW:
+    def _recut(self, index: int, warped: BoolHW, odds: classic.Float) -> BoolHW:
         core = classic.erode(warped, self.knobs.band)
         near = classic.dilate(warped, self.knobs.band)
         likely = odds >= self.knobs.likely
@@ -258,7 +290,7 @@ class GrabCutSession(ContextSession):
             return np.zeros_like(warped)
         trimap = np.where(near, np.where(likely, cv2.GC_PR_FGD, cv2.GC_PR_BGD), cv2.GC_BGD).astype(np.uint8)
         trimap[core & likely] = cv2.GC_FGD
-        return _grabcut(bgr, trimap, 2 * self.knobs.band, 1, self.knobs)
+        return self.cut(index, trimap, 2 * self.knobs.band, 1)
 
     def _search(self, track: _Track, odds: classic.Float) -> BoolHW:
         """The likeliest region of the object's colours and about its size, or nothing."""
@@ -269,9 +301,11 @@ class GrabCutSession(ContextSession):
         return np.zeros(self.shape, bool) if best is None else classic.fill_holes(best)
 
     def close(self) -> None:
-        """Forget frames and flows."""
+        """Forget frames, flows and cuts."""
         self._frames.clear()
         self._flows.clear()
+        self._smooth.clear()
+        self._cuts.clear()
 
 
 # ── pure parts ───────────────────────────────────────────────────────────────
@@ -293,12 +327,12 @@ def _box_mask(box: tuple[float, float, float, float], shape: tuple[int, int]) ->
     return mask
 
 
-def _grow(bgr: NDArray[np.uint8], prompt: Prompt, blur: float, tolerance: float) -> BoolHW:
+def _grow(smooth: NDArray[np.float32], prompt: Prompt, tolerance: float) -> BoolHW:
     """The connected region around the positive points whose smoothed colour is like theirs."""
-    smooth = cv2.GaussianBlur(cv2.cvtColor(bgr, cv2.COLOR_BGR2LAB), (0, 0), blur).astype(np.float32)
-    on, off = np.full(bgr.shape[:2], np.inf, np.float32), np.full(bgr.shape[:2], np.inf, np.float32)
-    clicked = np.zeros(bgr.shape[:2], bool)
-    for (row, column), label in _pixels(prompt, bgr.shape[:2]):
+    shape = smooth.shape[:2]
+    on, off = np.full(shape, np.inf, np.float32), np.full(shape, np.inf, np.float32)
+    clicked = np.zeros(shape, bool)
+    for (row, column), label in _pixels(prompt, shape):
         distance = np.linalg.norm(smooth - smooth[row, column], axis=-1)
         target = on if label else off
         np.minimum(target, distance, out=target)

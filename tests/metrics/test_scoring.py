@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from trackeval.metrics.j_and_f import JAndF
 
+from refseg_bench.env import cores
 from refseg_bench.errors import ScoreError
 from refseg_bench.metrics.protocols.image import Pointing, RefcocoOverall
 from refseg_bench.metrics.protocols.rvos import RvosExpression
 from refseg_bench.metrics.stats import Bootstrap
-from refseg_bench.scoring import IncompleteError, LookupSource, Options, cores_given, score
+from refseg_bench.scoring import IncompleteError, LookupSource, Options, score
 from refseg_bench.types import HeatPoint, MaskTrack
 from tests.metrics.worlds import Guesses, World
 
@@ -148,6 +149,6 @@ def test_runs_and_protocols_are_scored_together():
     ]
 
 
-def test_cores_given_respects_slurm(monkeypatch):
+def test_cores_respect_slurm(monkeypatch):
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "1")
-    assert cores_given() == 1
+    assert cores() == 1
