@@ -216,6 +216,14 @@ def test_nothing_is_cut_off_in_a_narrow_terminal(width: int, tmp_path: Path) -> 
     )
 
 
+def test_rows_go_by_the_name_a_run_was_given_or_its_method() -> None:
+    result = Result("p@1", {"J": Estimate(0.5, 0.4, 0.6)}, 9, 9, 0, 0)
+    runs = [("a-set-01", ""), ("a_raw-set-02", "a_raw-set"), ("b-set-03", ""), ("b-set-04", "")]
+    rows = [tables.Row(run, run[0], "set", result, name) for run, name in runs]
+    (table,) = tables.tabulate(rows)
+    assert [row[0].text for row in table.rows] == ["a", "a_raw", "b-set-03", "b-set-04"]
+
+
 # ── publishing ───────────────────────────────────────────────────────────────
 
 
