@@ -206,6 +206,13 @@ def _plain(value: Any) -> Any:
 
 
 def _wrong(path: str, hint: Any, value: Any) -> ConfigError:
+    parts = _dataclass_of(hint)
+    if parts is not None:
+        return ConfigError(
+            f"Option '{path}' is {value!r} ({type(value).__name__}), but it has parts.",
+            allowed=[f"{path}.{f.name}" for f in dataclasses.fields(parts) if f.init],
+            cure=f"Set one of them: {path}.NAME=VALUE",
+        )
     return ConfigError(
         f"Option '{path}' is {value!r} ({type(value).__name__}).",
         allowed=[getattr(hint, "__name__", None) or str(hint)],

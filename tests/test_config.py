@@ -65,6 +65,7 @@ def test_sweeps_expand_in_order() -> None:
         (["sed=1"], ["sed=1", "seed"]),
         (["seed=one"], ["'seed'", "int"]),
         (["limit.clips=two"], ["limit.clips"]),
+        (["limit=2"], ["limit.clips", "limit.NAME=VALUE"]),
         (["cluster.kind=cloud"], ["cluster.kind", "debug, local, slurm"]),
         (["score.confidence=[1]"], ["score.confidence", "float"]),
         (["method=a,b"], ["method=a,b"]),

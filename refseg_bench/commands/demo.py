@@ -28,7 +28,10 @@ def add(commands: Any) -> None:
     p.add_argument("clip", type=Path, metavar="VIDEO_OR_FOLDER", help="a video, a folder of frames, an image")
     p.add_argument("expression", help="what to find")
     p.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="choices and overrides, as in refseg run; default: method=lexical"
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="choices and overrides, as in refseg run; default: method=lexical",
     )
     p.add_argument("-o", "--output", type=Path, default=Path("demo"), metavar="DIR", help="default: demo")
     p.add_argument("--frames", type=int, metavar="N", help="use N frames of the clip, spread evenly")

@@ -59,14 +59,36 @@ def find_base(name: str, root: Path | None, folders: Sequence[str], landmarks: S
         folders: names its archives unpack to.
         landmarks: relative paths of which one must be there.
     """
+    for base in _bases(name, root, folders):
+        if any((base / landmark).exists() for landmark in landmarks):
+            return base
+    return None
+
+
+def _bases(name: str, root: Path | None, folders: Sequence[str]) -> list[Path]:
     places = [root] if root is not None else [data_root(), resource("datasets")]
     inner = ["", *folders] if root is not None else [name, *folders]
-    for place in places:
-        for folder in inner:
-            base = place / folder
-            if any((base / landmark).exists() for landmark in landmarks):
-                return base
-    return None
+    return [place / folder for place in places for folder in inner]
+
+
+def splits_there(name: str, root: Path | None, folders: Sequence[str], patterns: Sequence[str]) -> list[str]:
+    """The splits a data set has on this disk.
+
+    Args:
+        name: the data set's name.
+        root: what the user gave, as in :func:`find_base`.
+        folders: names its archives unpack to.
+        patterns: landmarks with ``{split}`` in its place.
+    """
+    found = set()
+    for base in _bases(name, root, folders):
+        for pattern in patterns:
+            head, mark, tail = pattern.partition("{split}")
+            if mark and "{" not in head + tail and base.is_dir():
+                full = re.compile(re.escape(head) + r"([^/]+)" + re.escape(tail))
+                names = (path.relative_to(base).as_posix() for path in base.glob(f"{head}*{tail}"))
+                found |= {match[1] for match in map(full.fullmatch, names) if match}
+    return sorted(found)
 
 
 def not_found(name: str, root: Path | None, landmarks: Sequence[str]) -> DataError:
@@ -166,6 +188,14 @@ class MetaExpressions:
         landmarks = [self.fill(path) for path in self.meta]
         found = find_base(self.name, self.root, self.folders, landmarks)
         if found is None:
+            splits = splits_there(self.name, self.root, self.folders, self.meta)
+            if splits:
+                raise DataError(
+                    f"'{self.name}' has no split '{self.split}' here.",
+                    where=self.root or self.name,
+                    allowed=splits,
+                    cure="Set dataset.split (`refseg score`: --split) to one of them.",
+                )
             raise not_found(self.name, self.root, landmarks)
         return found
 

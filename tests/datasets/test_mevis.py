@@ -105,3 +105,11 @@ def test_expression_without_objects_has_a_target_that_is_absent(tmp_path):
     assert expression.attrs["type"] == "absent"
     assert target.objects == ()
     assert target.union().area() == [0, 0, 0, 0]
+
+
+def test_an_unknown_split_is_told_with_those_on_disk(tmp_path):
+    for split in ("valid", "valid_u"):
+        write_meta_expressions_set(tmp_path, split, [video()])
+    with pytest.raises(DataError, match="has no split 'train' here") as error:
+        list(open_dataset("mevis", root=tmp_path, split="train").clips())
+    assert "allowed: valid, valid_u" in str(error.value)
