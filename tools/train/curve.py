@@ -20,11 +20,12 @@ def draw(path: Path, columns: list[str]) -> str:
     """The SVG text: one line per column, values from 0 to the largest, at least 1."""
     lines = {c: series(path, c) for c in columns}
     right = WIDTH - 150
-    last = max(x for points in lines.values() for x, _ in points)
+    steps = [x for points in lines.values() for x, _ in points]
+    first, last = min(0.0, *steps), max(steps)
     top = max(1.0, *(y for points in lines.values() for _, y in points))
 
     def place(x: float, y: float) -> str:
-        across = LEFT + x / last * (right - LEFT)
+        across = LEFT + (x - first) / (last - first) * (right - LEFT)
         down = HEIGHT - BOTTOM - y / top * (HEIGHT - BOTTOM - TOP)
         return f"{across:.1f},{down:.1f}"
 
@@ -37,7 +38,7 @@ def draw(path: Path, columns: list[str]) -> str:
         out.append(f'<line x1="{x0}" y1="{y0}" x2="{right}" y2="{y0}" stroke="#ddd"/>')
         out.append(f'<text x="{LEFT - 6}" y="{float(y0) + 4}" text-anchor="end">{y:.2f}</text>')
     out.append(
-        f'<text x="{(LEFT + right) / 2}" y="{HEIGHT - 8}" text-anchor="middle">step (to {last:.0f})</text>'
+        f'<text x="{(LEFT + right) / 2}" y="{HEIGHT - 8}" text-anchor="middle">step ({first:.0f} to {last:.0f})</text>'
     )
     for k, (name, points) in enumerate(lines.items()):
         colour = COLOURS[k % len(COLOURS)]
