@@ -38,7 +38,8 @@ def draw(path: Path, columns: list[str]) -> str:
         out.append(f'<line x1="{x0}" y1="{y0}" x2="{right}" y2="{y0}" stroke="#ddd"/>')
         out.append(f'<text x="{LEFT - 6}" y="{float(y0) + 4}" text-anchor="end">{y:.2f}</text>')
     out.append(
-        f'<text x="{(LEFT + right) / 2}" y="{HEIGHT - 8}" text-anchor="middle">step ({first:.0f} to {last:.0f})</text>'
+        f'<text x="{(LEFT + right) / 2}" y="{HEIGHT - 8}" text-anchor="middle">'
+        f"step ({first:.0f} to {last:.0f})</text>"
     )
     for k, (name, points) in enumerate(lines.items()):
         colour = COLOURS[k % len(COLOURS)]
