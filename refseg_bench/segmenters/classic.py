@@ -101,6 +101,15 @@ def components(mask_HW: BoolHW, min_area: int = 1) -> list[BoolHW]:
     return [np.asarray(labels == k + 1) for k in order]
 
 
+def parts_at(mask_HW: BoolHW, pixels_HW: BoolHW) -> BoolHW:
+    """The connected parts (8-neighbours) of a mask that hold any of the pixels."""
+    _, labels = cv2.connectedComponents(mask_HW.view(np.uint8), connectivity=8)
+    kept = np.zeros(int(labels.max()) + 1, bool)
+    kept[labels[pixels_HW]] = True
+    kept[0] = False
+    return np.asarray(kept[labels])
+
+
 def bounding_box(mask_HW: BoolHW) -> tuple[int, int, int, int]:
     """(top, left, bottom, right), ends exclusive, of a mask that is not empty."""
     rows, columns = np.flatnonzero(mask_HW.any(1)), np.flatnonzero(mask_HW.any(0))

@@ -105,6 +105,7 @@ class GrabCutSession(ContextSession):
     _frames: dict[int, NDArray[np.uint8]] = field(default_factory=dict, init=False)
     _flows: dict[tuple[int, int], NDArray[np.float16]] = field(default_factory=dict, init=False)
     _smooth: dict[tuple[int, float], NDArray[np.float32]] = field(default_factory=dict, init=False)
+    _codes: dict[int, NDArray[np.int32]] = field(default_factory=dict, init=False)
     _cuts: OrderedDict[tuple[int, int, int, bytes], NDArray[np.uint8]] = field(
         default_factory=OrderedDict, init=False
     )
@@ -142,6 +143,13 @@ class GrabCutSession(ContextSession):
             lab = cv2.cvtColor(self.frame(index), cv2.COLOR_BGR2LAB)
             self._smooth[index, blur] = cv2.GaussianBlur(lab, (0, 0), blur).astype(np.float32)
         return self._smooth[index, blur]
+
+    def codes(self, index: int) -> NDArray[np.int32]:
+        """The colour bins of a frame (:func:`classic.lab_codes`), kept until another frame is asked for."""
+        if index not in self._codes:
+            self._codes.clear()
+            self._codes[index] = classic.lab_codes(self.frame(index))
+        return self._codes[index]
 
     def cut(self, index: int, trimap: NDArray[np.uint8], pad: int, rounds: int) -> BoolHW:
         """:func:`_grabcut` of a frame, from memory if it was just made."""
@@ -186,7 +194,6 @@ class GrabCutSession(ContextSession):
     def _candidates(self, frame: int, prompt: Prompt) -> list[tuple[BoolHW, float]]:
         """(mask at working size, predicted IoU) pairs."""
         self.counters.decoder_calls += 1
-        bgr = self.frame(frame)
         starts: list[BoolHW] = []
         if prompt.mask is not None:
             starts.append(classic.resize_mask(prompt.mask, self.shape))
@@ -196,12 +203,13 @@ class GrabCutSession(ContextSession):
             for blur, tolerance in zip(self.knobs.smoothing, self.knobs.tolerances, strict=True):
                 starts.append(_grow(self.smooth(frame, blur), prompt, tolerance))
         out: list[tuple[BoolHW, float]] = []
+        codes = self.codes(frame)
         with self._clock("cut"):
             for start in starts:
                 refined = self._cut(frame, start, prompt)
-                out.append((refined, _believed_iou(bgr, start, refined)))
+                out.append((refined, _believed_iou(codes, start, refined)))
         if prompt.mask is not None:
-            out.insert(0, (starts[0], _believed_iou(bgr, out[0][0], starts[0])))
+            out.insert(0, (starts[0], _believed_iou(codes, out[0][0], starts[0])))
         return out
 
     def _cut(self, frame: int, start: BoolHW, prompt: Prompt) -> BoolHW:
@@ -250,7 +258,7 @@ class GrabCutSession(ContextSession):
             mask = classic.resize_mask(prompt.mask, self.shape)
         else:
             mask = max(self._candidates(frame, prompt), key=lambda pair: pair[1])[0]
-        codes = classic.lab_codes(self.frame(frame))
+        codes = self.codes(frame)
         inside, outside = classic.colour_model(codes, mask), classic.colour_model(codes, ~mask)
         # A bin seen nowhere belongs to the background: half a pixel's worth of doubt.
         doubt = 0.5 / mask.size
@@ -270,8 +278,7 @@ class GrabCutSession(ContextSession):
         """The object's mask on the next frame."""
         if track.usual == 0:
             return track.mask
-        bgr = self.frame(index)
-        odds = cv2.GaussianBlur(track.odds[classic.lab_codes(bgr)], (0, 0), 2.0)
+        odds = cv2.GaussianBlur(track.odds[self.codes(index)], (0, 0), 2.0)
         if not track.mask.any():
             return self._search(track, odds)
         warped = classic.warp_mask(track.mask, self.flow(index, previous))
@@ -305,6 +312,7 @@ class GrabCutSession(ContextSession):
         self._frames.clear()
         self._flows.clear()
         self._smooth.clear()
+        self._codes.clear()
         self._cuts.clear()
 
 
@@ -338,8 +346,7 @@ def _grow(smooth: NDArray[np.float32], prompt: Prompt, tolerance: float) -> Bool
         np.minimum(target, distance, out=target)
         clicked[row, column] |= bool(label)
     like = ((on <= tolerance) & (on <= off)) | clicked
-    parts = [part for part in classic.components(like) if (part & clicked).any()]
-    return classic.fill_holes(np.logical_or.reduce(parts)) if parts else clicked
+    return classic.fill_holes(classic.parts_at(like, clicked)) if clicked.any() else clicked
 
 
 def _grabcut(
@@ -372,18 +379,19 @@ def _grabcut(
 def _keep_clicked(mask: BoolHW, start: BoolHW, prompt: Prompt) -> BoolHW:
     """Drop parts that neither hold a positive point nor overlap the start by half of themselves."""
     on = [pixel for pixel, label in _pixels(prompt, mask.shape) if label]
+    if on:
+        clicked = np.zeros(mask.shape, bool)
+        clicked[tuple(np.transpose(on))] = True
+        kept = classic.parts_at(mask, clicked)
+    else:
+        parts = [part for part in classic.components(mask) if (part & start).sum() * 2 >= part.sum()]
+        kept = np.logical_or.reduce(parts) if parts else np.zeros_like(mask)
+    return classic.fill_holes(kept) if kept.any() else mask
 
-    def keeps(part: BoolHW) -> bool:
-        return any(part[pixel] for pixel in on) if on else bool((part & start).sum() * 2 >= part.sum())
 
-    parts = [part for part in classic.components(mask) if keeps(part)]
-    return classic.fill_holes(np.logical_or.reduce(parts)) if parts else mask
-
-
-def _believed_iou(bgr: NDArray[np.uint8], start: BoolHW, mask: BoolHW) -> float:
+def _believed_iou(codes: NDArray[np.int32], start: BoolHW, mask: BoolHW) -> float:
     if not mask.any() or mask.all():
         return 0.0
-    codes = classic.lab_codes(bgr)
     top, left, bottom, right = classic.bounding_box(mask)
     ring = classic.dilate(mask, max((bottom - top + right - left) // 8, 2)) & ~mask
     shared = classic.overlap(classic.colour_model(codes, mask), classic.colour_model(codes, ring))
