@@ -409,15 +409,6 @@ def _refuse(
 ) -> None:
     if options.partial:
         return
-    for _, coverage in pairs:
-        # Also under rules that score what is missing as 0: nothing at all is a wrong folder, not a result.
-        if coverage.expected and len(coverage.missing) == coverage.expected:
-            raise ScoreError(
-                f"None of the {coverage.expected} samples has a prediction, from {coverage.missing[0]} on.",
-                where=source.name,
-                cure="Check the folder, the dataset, its split and the file layout (docs/scoring.md); "
-                "with --partial the rules are applied all the same.",
-            )
     offended = [(p, c) for p, c in pairs if not c.complete and not _allowed(p, c, options.strict)]
     if offended:
         raise IncompleteError([p.name for p, _ in offended], source.name, offended[0][1])

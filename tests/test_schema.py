@@ -70,7 +70,11 @@ def test_every_shipped_component_lists_exactly_its_knobs() -> None:
     for group in ("dataset", "method", "backbone", "segmenter", "protocol"):
         for path in sorted((resource("conf") / group).rglob("*.yaml")):
             node = from_yaml(path)
-            filled = _filled_by_groups(node.pop("defaults", []))
+            defaults = node.pop("defaults", [])
+            filled = _filled_by_groups(defaults)
+            for base in (entry for entry in defaults if isinstance(entry, str) and entry != "_self_"):
+                node = {**from_yaml(path.with_name(f"{base}.yaml")), **node}
+                filled |= _filled_by_groups(node.pop("defaults", []))
             cls = schema.locate(str(node.pop(schema.TARGET)), str(path))
             required = {n for n, f in schema.knobs(cls).items()}
             given = set(node) | filled

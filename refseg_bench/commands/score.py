@@ -81,10 +81,29 @@ def _score_files(args: argparse.Namespace, ids: Sequence[str] | None) -> int:
         jobs=args.jobs or None, detail=args.per_frame or bool(args.explain), partial=args.partial
     )
     outcomes = under_each(dataset, source, words, options)
+    if not args.partial:
+        outcomes = [(word, _matched(outcome, args.predictions)) for word, outcome in outcomes]
     if args.json is not None:
         write_json(args.json, outcomes, per_frame=args.per_frame)
     _tell(outcomes, args.explain, args.by)
     return 2 if any(isinstance(o, ScoreError) for _, o in outcomes) else 0
+
+
+def _matched(outcome: Scored | ScoreError, where: Path) -> Scored | ScoreError:
+    """The outcome, unless nothing at all was found: that is a wrong folder, even where missing means 0."""
+    if isinstance(outcome, ScoreError):
+        return outcome
+    coverage = outcome.coverage
+    if len(coverage.missing) < coverage.expected:
+        return outcome
+    return ScoreError(
+        f"None of the {coverage.expected} samples has a prediction, from {coverage.missing[0]} on."
+        if coverage.missing
+        else "The data set has no samples.",
+        where=where,
+        cure="Check the folder, the dataset, its split and the file layout (docs/scoring.md); "
+        "with --partial the rules are applied all the same.",
+    )
 
 
 def named_dataset(name: str, root: Path | None, split: str | None) -> Dataset:
