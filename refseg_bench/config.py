@@ -243,31 +243,37 @@ def compose(overrides: Sequence[str], *, multirun: bool = False) -> list[Compose
 def controls_of(point: Composed) -> list[Composed]:
     """What stands beside a run of an attention method: its raw attention, and methods without a model.
 
-    The command line's other options hold for them, too. A method's raw attention is the method at the
-    knobs of its ``raw_knobs``; a method without them has no such row.
+    What was typed about data, scoring and places holds for them, too, and so does the segmenter where
+    they take one. A method's raw attention is the method at the knobs of its ``raw_knobs``; a method
+    without them has no such row.
 
     Args:
-        point: a run. A method that takes no backbone is a control itself and has none.
+        point: a run. One without a backbone, of an experiment or on SLURM has no controls.
 
     Raises:
         ConfigError: ``controls`` names no method.
     """
-    if point.values["backbone"] is None:
+    experiment = point.choices.get("experiment", "None") not in ("None", "null")
+    if point.values["backbone"] is None or experiment or point.values["cluster"]["kind"] == "slurm":
         return []
     method = schema.locate(str(point.values["method"][TARGET]), "method")
     raw: Mapping[str, Any] = getattr(method, "raw_knobs", {})
-    shared = [item for item in point.overrides if _part(item) not in ("method", "backbone", "name")]
+    own = ("method", "backbone", "segmenter", "name", "controls")
+    shared = [item for item in point.overrides if _part(item) not in own]
+    segmenter = [item for item in point.overrides if _part(item) == "segmenter"]
     found: dict[str, Composed] = {point.folder: point}
     for word in point.values["controls"]:
         if word != "raw":
-            for one in compose([*shared, f"method={word}"]):
-                found.setdefault(one.folder, one)
+            (one,) = compose([*shared, f"method={word}"])
+            if one.values["segmenter"] is not None and point.values["segmenter"] is not None:
+                (one,) = compose([*shared, f"method={word}", *segmenter])
+            found.setdefault(one.folder, one)
         elif raw:
             typed = [item for item in point.overrides if _part(item) != "name"]
             knobs = [f"method.{key}={_literal(value)}" for key, value in raw.items()]
             name = f"{point.choices['method']}_raw-{point.choices['dataset']}"
-            for one in compose([*typed, *knobs, f"name={name}"]):
-                found.setdefault(one.folder, one)
+            (one,) = compose([*typed, *knobs, f"name={name}"])
+            found.setdefault(one.folder, one)
     return list(found.values())[1:]
 
 

@@ -211,7 +211,9 @@ def test_controls_take_over_what_was_typed() -> None:
     "overrides",
     [
         ["method=lexical"],
-        ["controls=none"],
+        ["controls=[]"],
+        ["cluster=slurm"],
+        ["experiment=decaf/table2", "dataset=shapes", "backbone=tiny_mllm", "segmenter=grabcut"],
         ["dataset=mevis"],
         ["method=refam", "controls=[]"],
     ],
@@ -223,3 +225,29 @@ def test_runs_without_controls(overrides: list[str]) -> None:
 def test_a_control_that_is_the_run_itself_is_not_repeated() -> None:
     raw = next(iter(beside()))
     assert [o.choices["method"] for o in beside(*raw.overrides)] == ["lexical", "centre_point", "oracle"]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["segmenter=null", "method.mask=attention"],
+        ["~segmenter", "method.mask=attention"],
+        ["segmenter.working_size=128"],
+        ["segmenter=otsu"],
+    ],
+)
+def test_controls_compose_whatever_the_run_needs(overrides: list[str]) -> None:
+    raw, lexical, centre, oracle = beside(*overrides)
+    mine = one(*overrides).values["segmenter"]
+    assert raw.values["segmenter"] == mine
+    assert lexical.values["segmenter"] == centre.values["segmenter"]
+    assert mine is None or centre.values["segmenter"] == mine
+    assert oracle.values["segmenter"] is None
+
+
+def test_controls_can_be_chosen_and_a_wrong_one_is_told() -> None:
+    assert [o.choices["method"] for o in beside("controls=[lexical]")] == ["lexical"]
+    for wrong in ("controls=[lexicl]", "controls=lexical"):
+        with pytest.raises(ConfigError) as error:
+            beside(wrong)
+        assert "lexic" in str(error.value)

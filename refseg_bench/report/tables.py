@@ -85,8 +85,9 @@ def rows_of(stores: Iterable[RunStore]) -> list[Row]:
         info = store.info()
         choices = info.get("choices", {})
         method, dataset = choices.get("method", "?"), choices.get("dataset", "?")
-        typed = (str(word).partition("=") for word in info.get("overrides", ()))
-        name = next((value for key, _, value in typed if key == "name"), "")
+        name = str(info.get("name") or "")
+        if name.endswith(f"{method}-{dataset}"):  # not given by anybody
+            name = ""
         for result in store.results().values():
             rows.append(Row(store.root.name, method, dataset, result, name))
     return rows

@@ -25,7 +25,7 @@ def draw(path: Path, columns: list[str]) -> str:
     top = max(1.0, *(y for points in lines.values() for _, y in points))
 
     def place(x: float, y: float) -> str:
-        across = LEFT + (x - first) / (last - first) * (right - LEFT)
+        across = LEFT + (x - first) / max(last - first, 1.0) * (right - LEFT)
         down = HEIGHT - BOTTOM - y / top * (HEIGHT - BOTTOM - TOP)
         return f"{across:.1f},{down:.1f}"
 

@@ -764,7 +764,7 @@ def corpus(scenes: int = 160) -> list[str]:
 def train_vision(
     model: Qwen2VLForConditionalGeneration, heads: Heads, watch: Watch, args: argparse.Namespace
 ) -> None:
-    """The vision tower alone, on pairs of frames and the dense loss; its steps are logged below zero."""
+    """The vision tower alone, on pairs of frames and the dense loss; its steps are logged up to zero."""
     tower = model.model.visual
     parameters = [*tower.parameters(), *heads.dense.parameters()]
     optimiser = torch.optim.AdamW(parameters, lr=args.lr, betas=(0.9, 0.98), weight_decay=0.05)
@@ -815,6 +815,8 @@ def train(work: Path, args: argparse.Namespace) -> None:
     if not state:
         train_vision(model, heads, watch, args)
         average = {k: v.clone() for k, v in model.state_dict().items()}
+        kept = {"model": both.state_dict(), "optimiser": optimiser.state_dict(), "average": average}
+        watch.save(0, **kept, args=vars(args))
     sums: dict[str, list[float]] = {}
     model.train()
     for step in range(start, args.steps):
