@@ -6,7 +6,7 @@ the background prompt with the kind of ground, the choice prompt with one of the
 (8 or 16 frames, 6 x 8 tokens for two frames) and single frames at twice that grid, as DecAF does.
 
 The vision tower learns first, alone, to name what each token shows (``--vision-steps``): which way a thing
-moves is seen only after some hundred steps, and without the language model a step costs an eighth. Then
+moves is seen only after some hundred steps, and without the language model a step costs a sixth. Then
 training begins with pairs of frames and goes on to clips (``STAGES``). Several questions share one visual
 prefix: each attends to the prefix and to itself, at the positions it would have alone, which is exactly
 what separate sequences would compute.
