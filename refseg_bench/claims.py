@@ -19,8 +19,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from refseg_bench.files.store_io import safe_name, write_atomic, write_error
 from refseg_bench.owners import AT_WORK, BEAT, Census, Owner
-from refseg_bench.store import safe_name, write_atomic, write_error
 
 #: A file system without hard links, or a file with as many as it may have.
 _NO_LINK = frozenset({errno.EMLINK, errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV})

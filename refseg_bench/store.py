@@ -20,28 +20,31 @@ file holds a good line of it; failed samples are tried again by the next run.
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import errno
-import hashlib
 import json
 import math
 import os
 import re
-import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
-from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
 
 from refseg_bench.errors import StoreError
+from refseg_bench.files.store_io import (
+    read_json,
+    replacing,
+    safe_name,
+    to_plain,
+    write_atomic,
+    write_error,
+)
 from refseg_bench.types import (
     Clip,
     Estimate,
@@ -259,7 +262,7 @@ class RunStore:
         path = self.maps_path(sample)
         path.parent.mkdir(exist_ok=True)
         try:
-            with _replacing(path, "wb") as handle:
+            with replacing(path) as handle:
                 np.savez_compressed(handle, allow_pickle=False, **arrays)
         except OSError as error:
             raise write_error(error, path) from error
@@ -301,7 +304,7 @@ class RunStore:
         folder = self.scores_dir(result.protocol)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with _replacing(folder / SAMPLES, "wb") as handle:
+            with replacing(folder / SAMPLES) as handle:
                 samples(handle)
             write_atomic(folder / RESULT, json.dumps(_result_record(result), indent=2) + "\n")
         except OSError as error:
@@ -387,68 +390,6 @@ def job_name() -> str:
         os.uname().nodename.split(".")[0],
     ]
     return "-".join([*parts, str(os.getpid()), uuid.uuid4().hex[:6]])
-
-
-def safe_name(text: str) -> str:
-    """A file name for any id: percent-encoded, shortened with a hash where a file system can't hold it."""
-    name = quote(text, safe="@+=,")
-    if name.startswith("."):
-        name = "%2E" + name[1:]
-    if len(name) <= 200:
-        return name
-    return f"{name[:160]}~{hashlib.sha256(text.encode()).hexdigest()[:16]}"
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a small JSON object.
-
-    Raises:
-        StoreError: missing or torn.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise StoreError(
-            f"Can't read a JSON file ({error}).",
-            where=path,
-            cure="Put the file back, or move its folder away and run the command again.",
-        ) from error
-    if not isinstance(value, dict):
-        raise StoreError("The JSON file holds no object.", where=path)
-    return value
-
-
-def write_atomic(path: Path, text: str) -> None:
-    """Replace a small file in one step: readers see the old or the new one, never a torn one."""
-    with _replacing(path, "wb") as handle:
-        handle.write(text.encode("utf-8"))
-
-
-@contextlib.contextmanager
-def _replacing(path: Path, mode: str) -> Iterator[IO[bytes]]:
-    handle = tempfile.NamedTemporaryFile(mode, dir=path.parent, prefix=f".{path.name[:40]}.", delete=False)  # noqa: SIM115
-    try:
-        with handle:
-            yield handle
-        os.chmod(handle.name, 0o644)
-        os.replace(handle.name, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(handle.name)
-        raise
-
-
-def write_error(error: OSError, where: Path) -> StoreError:
-    """An error of the file system, told to the user."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return StoreError(
-            "The disk is full. Everything finished so far is kept.",
-            where=where,
-            cure="Free space (or set paths.runs=…), then give the same command: it goes on where it stopped.",
-        )
-    return StoreError(
-        f"Can't write ({error.strerror or error}).", where=where, cure="Check the path and its rights."
-    )
 
 
 def _foreign(path: Path) -> bool:
@@ -570,20 +511,3 @@ def _result(record: Mapping[str, Any]) -> Result:
         scale=record["scale"],
         details=record["details"],
     )
-
-
-def to_plain(value: Any) -> Any:
-    """Any nesting of mappings, sequences and numpy values as JSON types."""
-    if isinstance(value, Mapping):
-        return {str(k): to_plain(v) for k, v in value.items()}
-    if isinstance(value, np.ndarray):
-        return to_plain(value.tolist())
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, bytes):
-        return base64.b64encode(value).decode("ascii")
-    if isinstance(value, (str, int, float, bool)) or value is None:
-        return value
-    if isinstance(value, Iterable):
-        return [to_plain(v) for v in value]
-    return str(value)

@@ -53,6 +53,57 @@ def decode_rle(counts: bytes, size: tuple[int, int]) -> BoolHW:
     return np.asarray(decoded, dtype=np.uint8).view(np.bool_)
 
 
+def run_lengths(counts: bytes) -> NDArray[np.int64]:
+    """Decode compressed COCO counts to run lengths (background first).
+
+    The format: each number is a little-endian sequence of 5-bit groups offset by 48, bit 6 =
+    "more follows", the last group's top bit = sign; from the fourth number on it is a
+    difference to the number two before.
+
+    Raises:
+        ValueError: a byte outside the alphabet, or a number that does not end.
+    """
+    groups = np.frombuffer(counts, np.uint8).astype(np.int64) - 48
+    if groups.size == 0:
+        raise ValueError("it is empty")
+    if groups.min() < 0 or groups.max() > 63:
+        raise ValueError("it holds a byte outside of the RLE alphabet")
+    last = (groups & 0x20) == 0
+    if not last[-1]:
+        raise ValueError("its last number does not end")
+    ends = np.flatnonzero(last)
+    starts = np.concatenate(([0], ends[:-1] + 1))
+    digit = np.arange(groups.size) - np.repeat(starts, ends - starts + 1)
+    if digit.max() > 11:
+        raise ValueError("it holds a number of more than 60 bits")
+    numbers = np.add.reduceat((groups & 0x1F) << (5 * digit), starts)
+    negative = (groups[ends] & 0x10) != 0
+    numbers = np.where(negative, numbers - (np.int64(1) << (5 * (ends - starts + 1))), numbers)
+    numbers[1::2] = np.cumsum(numbers[1::2])
+    numbers[2::2] = np.cumsum(numbers[2::2])
+    return numbers
+
+
+def rle_fault(counts: bytes, size: tuple[int, int]) -> str | None:
+    """Why compressed counts are no mask of that size, or ``None`` if they are.
+
+    pycocotools trusts its input: counts that describe more pixels than the size says make it write
+    past its buffer. So whatever was read from a file is measured before it is decoded.
+    """
+    try:
+        runs = run_lengths(counts)
+    except ValueError as error:
+        return str(error)
+    if runs.min() < 0:
+        return "it holds a negative run"
+    pixels = size[0] * size[1]
+    # The longest run first: a sum of damaged runs may overflow.
+    total = int(runs.max()) if runs.max() > pixels else int(runs.sum())
+    if total != pixels:
+        return f"its runs cover {total} pixels, the size {size[0]} x {size[1]} has {pixels}"
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class MaskTrack:
     """One mask per frame of a clip, run-length coded.

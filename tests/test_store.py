@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from refseg_bench.errors import StoreError
-from refseg_bench.store import RunStore, safe_name, to_plain
+from refseg_bench.files.store_io import safe_name, to_plain
+from refseg_bench.store import RunStore
 from refseg_bench.types import Expression, Grounding, HeatPoint, MaskTrack, Prediction, SampleFailure
 
 INFO = {"digest": "0123abcd", "name": "x"}

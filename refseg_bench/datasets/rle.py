@@ -1,7 +1,7 @@
 """Checked COCO run-length masks.
 
-pycocotools trusts its input: counts that describe more pixels than the size says make it write
-past its buffer. So every mask that comes out of a file is measured here before it is decoded.
+Every mask that comes out of a data file is measured (:func:`~refseg_bench.types.rle_fault`) before
+anything decodes it.
 """
 
 from __future__ import annotations
@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from refseg_bench.datasets.damage import Damage, Report, refuse
-from refseg_bench.types import encode_rle
+from refseg_bench.types import encode_rle, rle_fault
 
 Size = tuple[int, int]
 
@@ -25,51 +24,6 @@ Size = tuple[int, int]
 def blank(size: Size) -> bytes:
     """The mask that says "absent"."""
     return encode_rle(np.zeros(size, np.uint8))
-
-
-def run_lengths(counts: bytes) -> NDArray[np.int64]:
-    """Decode compressed COCO counts to run lengths (background first).
-
-    The format: each number is a little-endian sequence of 5-bit groups offset by 48, bit 6 =
-    "more follows", the last group's top bit = sign; from the fourth number on it is a
-    difference to the number two before.
-
-    Raises:
-        ValueError: a byte outside the alphabet, or a number that does not end.
-    """
-    groups = np.frombuffer(counts, np.uint8).astype(np.int64) - 48
-    if groups.size == 0:
-        raise ValueError("it is empty")
-    if groups.min() < 0 or groups.max() > 63:
-        raise ValueError("it holds a byte outside of the RLE alphabet")
-    last = (groups & 0x20) == 0
-    if not last[-1]:
-        raise ValueError("its last number does not end")
-    ends = np.flatnonzero(last)
-    starts = np.concatenate(([0], ends[:-1] + 1))
-    digit = np.arange(groups.size) - np.repeat(starts, ends - starts + 1)
-    if digit.max() > 11:
-        raise ValueError("it holds a number of more than 60 bits")
-    numbers = np.add.reduceat((groups & 0x1F) << (5 * digit), starts)
-    negative = (groups[ends] & 0x10) != 0
-    numbers = np.where(negative, numbers - (np.int64(1) << (5 * (ends - starts + 1))), numbers)
-    numbers[1::2] = np.cumsum(numbers[1::2])
-    numbers[2::2] = np.cumsum(numbers[2::2])
-    return numbers
-
-
-def fault(counts: bytes, size: Size) -> str | None:
-    """Why compressed counts are no mask of that size, or ``None`` if they are."""
-    try:
-        runs = run_lengths(counts)
-    except ValueError as error:
-        return str(error)
-    if runs.min() < 0:
-        return "it holds a negative run"
-    total = int(runs.sum())
-    if total != size[0] * size[1]:
-        return f"its runs cover {total} pixels, the size {size[0]} x {size[1]} has {size[0] * size[1]}"
-    return None
 
 
 def checked_rle(
@@ -124,7 +78,7 @@ def checked_rle(
     if not isinstance(counts, bytes):
         say("malformed mask", f"The mask's counts are {type(counts).__name__}.")
         return None
-    reason = fault(counts, mine)
+    reason = rle_fault(counts, mine)
     if reason is not None:
         say("torn mask", f"The mask's run-length code is damaged: {reason}.")
         return None

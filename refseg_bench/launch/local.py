@@ -17,11 +17,12 @@ from refseg_bench import env
 from refseg_bench.claims import records
 from refseg_bench.config import Cluster
 from refseg_bench.errors import ConfigError, RefsegError
+from refseg_bench.files.store_io import write_error
 from refseg_bench.launch.planning import Planned, at_once_here
 from refseg_bench.launch.records import Submission
 from refseg_bench.progress import Progress
 from refseg_bench.run import Tally
-from refseg_bench.store import RunStore, write_error
+from refseg_bench.store import RunStore
 
 #: Seconds between two looks at the processes and the store.
 _LOOK = 0.25

@@ -21,8 +21,9 @@ from typing import Any
 from refseg_bench import scheduler
 from refseg_bench.config import to_yaml
 from refseg_bench.errors import StoreError
+from refseg_bench.files.store_io import read_json, write_atomic, write_error
 from refseg_bench.owners import Census, Owner
-from refseg_bench.store import RunStore, read_json, write_atomic, write_error
+from refseg_bench.store import RunStore
 
 
 @dataclass

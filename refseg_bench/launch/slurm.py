@@ -15,7 +15,7 @@ import refseg_bench
 from refseg_bench import env
 from refseg_bench.config import Cluster
 from refseg_bench.errors import MissingExtra, RefsegError
-from refseg_bench.store import write_atomic
+from refseg_bench.files.store_io import write_atomic
 from refseg_bench.worker import Command, Shard
 
 _HOME = Path(refseg_bench.__file__).resolve().parent.parent

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from refseg_bench.files.store_io import write_atomic, write_error
 from refseg_bench.run import dataset_of, frozen, plan
-from refseg_bench.store import RunStore, write_atomic, write_error
+from refseg_bench.store import RunStore
 from refseg_bench.types import sample_id
 
 

@@ -25,6 +25,7 @@ from pycocotools import mask as coco_mask
 import refseg_bench
 from refseg_bench import schema
 from refseg_bench.errors import RefsegError, StoreError
+from refseg_bench.files.store_io import to_plain, write_atomic, write_error
 from refseg_bench.metrics.breakdown import GROUPS, breakdown, group_of
 from refseg_bench.metrics.protocols.catalogue import rules as rules_of
 from refseg_bench.metrics.stats import Bootstrap
@@ -33,7 +34,7 @@ from refseg_bench.report import tables
 from refseg_bench.report.compare import BOOKKEEPING, compare
 from refseg_bench.report.media import MediaFolder, spread
 from refseg_bench.run import dataset_of, frozen, plan
-from refseg_bench.store import SAMPLES, RunStore, to_plain, write_atomic, write_error
+from refseg_bench.store import SAMPLES, RunStore
 from refseg_bench.types import Clip, Dataset, Expression, Prediction, Result, Target, sample_id
 
 _TEMPLATES = Path(__file__).resolve().parent / "templates"

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from refseg_bench.errors import ScoreError, StoreError
+from refseg_bench.files.store_io import write_atomic, write_error
 from refseg_bench.report.reference import COLUMNS, PAPER_NAMES, Held, held_against
 from refseg_bench.run import frozen
 from refseg_bench.schema import TARGET
-from refseg_bench.store import RunStore, write_atomic, write_error
+from refseg_bench.store import RunStore
 from refseg_bench.types import Estimate, Result
 
 #: Columns after those of the published tables.

@@ -447,7 +447,7 @@ def test_run_length_check_agrees_with_pycocotools():
     from hypothesis.extra import numpy as hnp
     from pycocotools import mask as coco_mask
 
-    from refseg_bench.datasets.rle import fault, run_lengths
+    from refseg_bench.types import rle_fault, run_lengths
 
     @given(
         hnp.arrays(
@@ -456,13 +456,13 @@ def test_run_length_check_agrees_with_pycocotools():
     )
     def check(mask):
         counts = coco_mask.encode(np.asfortranarray(mask))["counts"]
-        assert fault(counts, mask.shape) is None
+        assert rle_fault(counts, mask.shape) is None
         column = mask.T.ravel()
         ends = np.flatnonzero(np.diff(column)) + 1
         runs = np.diff(np.concatenate(([0], ends, [column.size])))
         expected = runs if column[0] == 0 else np.concatenate(([0], runs))
         assert run_lengths(counts).tolist() == expected.tolist()
-        assert fault(counts, (mask.shape[0] + 1, mask.shape[1])) is not None
+        assert rle_fault(counts, (mask.shape[0] + 1, mask.shape[1])) is not None
 
     check()
 

@@ -1,0 +1,1 @@
+"""The only door from the package to the disk's formats."""

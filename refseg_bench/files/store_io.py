@@ -1,0 +1,331 @@
+"""Small files, read within bounds and written in one step; names that never leave their folder.
+
+Every record, config and list that the package reads comes through here: only regular files are opened
+(a FIFO would hang its reader), no more is read than a limit, nothing is nested deeper than a limit.
+Nothing is written or deleted through a symbolic link that leads out of the folder it is meant for.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import re
+import secrets
+import stat
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+from urllib.parse import quote
+
+import numpy as np
+import yaml
+
+from refseg_bench.errors import StoreError
+
+#: Most bytes of one record, config or list.
+MOST_BYTES = 64 << 20
+#: Deepest nesting of a JSON or YAML value.
+MOST_DEPTH = 100
+#: What to do about a record that can't be read.
+PUT_BACK = "Put the file back, or move its folder away and run the command again."
+#: A temporary file nobody can be asked about is litter after so many seconds.
+_LITTER = 24 * 3600.0
+
+_TEMPORARY = re.compile(r"^\..+\.(?P<host>[^.]+)\.(?P<pid>\d+)\.[0-9a-f]{8}\.tmp$")
+
+
+# ── reading ──────────────────────────────────────────────────────────────────
+
+
+def open_regular(path: Path) -> IO[bytes]:
+    """Open a file for reading, unless it is a folder, a FIFO, a socket or a device.
+
+    Raises:
+        OSError: missing, unreadable, or no regular file (``EINVAL``; ``EISDIR`` for a folder).
+    """
+    # A FIFO without a writer would block; O_NONBLOCK has no effect on regular files.
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        mode = os.fstat(handle).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if not stat.S_ISREG(mode):
+            raise OSError(errno.EINVAL, "no regular file", str(path))
+        return os.fdopen(handle, "rb")
+    except BaseException:
+        os.close(handle)
+        raise
+
+
+def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
+    """A file's content.
+
+    Args:
+        path: the file.
+        most: bytes above which it is refused.
+
+    Raises:
+        OSError: as :func:`open_regular`, or larger (``EFBIG``).
+    """
+    with open_regular(path) as handle:
+        data = handle.read(most + 1)
+    if len(data) > most:
+        raise OSError(errno.EFBIG, f"larger than {most} bytes", str(path))
+    return data
+
+
+def read_text(path: Path, most: int = MOST_BYTES) -> str:
+    """A UTF-8 file's text.
+
+    Raises:
+        StoreError: missing, no regular file, too large, or no UTF-8.
+    """
+    try:
+        return read_bytes(path, most).decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise _unreadable(path, error) from error
+
+
+def depth_of(text: str) -> int:
+    """Deepest nesting of brackets in a JSON text, strings left out.
+
+    >>> depth_of('{"a": [1, "]["]}')
+    2
+    """
+    deepest = now = 0
+    for bracket in re.findall(r'"(?:[^"\\]|\\.)*"|[\[\]{}]', text, re.DOTALL):
+        if bracket in "[{":
+            now += 1
+            deepest = max(deepest, now)
+        elif bracket in "]}":
+            now -= 1
+    return deepest
+
+
+def parse_json(text: str) -> Any:
+    """JSON to plain values.
+
+    Raises:
+        ValueError: malformed, or nested too deeply.
+    """
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested without end") from None
+    if text.count("[") + text.count("{") > MOST_DEPTH and depth_of(text) > MOST_DEPTH:
+        raise ValueError(f"it is nested more than {MOST_DEPTH} deep")
+    return value
+
+
+def read_json(path: Path, most: int = MOST_BYTES) -> dict[str, Any]:
+    """Read a small JSON object.
+
+    Raises:
+        StoreError: missing, no regular file, too large, torn, too deep, or no object.
+    """
+    text = read_text(path, most)
+    try:
+        value = parse_json(text)
+    except ValueError as error:
+        raise _unreadable(path, error) from error
+    if not isinstance(value, dict):
+        raise StoreError("The JSON file holds no object.", where=path, cure=PUT_BACK)
+    return value
+
+
+_YAML: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def parse_yaml(text: str) -> Any:
+    """YAML to plain values, without aliases: a few of them multiply to any size.
+
+    Raises:
+        ValueError: malformed, nested too deeply, or with an alias.
+    """
+    depth = 0
+    try:
+        # Looked through before anything is built: the builder recurses, in C too.
+        for event in yaml.parse(text, _YAML):
+            if isinstance(event, yaml.AliasEvent):
+                raise ValueError("it holds an alias (*name), which no file of this package needs")
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > MOST_DEPTH:
+                raise ValueError(f"it is nested more than {MOST_DEPTH} deep")
+        return yaml.load(text, _YAML)
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
+
+
+def read_yaml(path: Path, most: int = MOST_BYTES) -> dict[str, Any]:
+    """Read a small YAML mapping of plain values, without aliases.
+
+    Raises:
+        StoreError: missing, no regular file, too large, torn, too deep, or no mapping.
+    """
+    text = read_text(path, most)
+    try:
+        value = parse_yaml(text)
+    except ValueError as error:
+        raise _unreadable(path, error) from error
+    if not isinstance(value, dict):
+        raise StoreError("The YAML file holds no mapping.", where=path, cure=PUT_BACK)
+    return {str(k): v for k, v in value.items()}
+
+
+def _unreadable(path: Path, error: Exception) -> StoreError:
+    told = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
+    return StoreError(f"Can't read the file ({told or type(error).__name__}).", where=path, cure=PUT_BACK)
+
+
+# ── writing ──────────────────────────────────────────────────────────────────
+
+
+def within(root: Path, path: Path) -> Path:
+    """``path``, if nothing between it and ``root`` is a symbolic link that leads out of ``root``.
+
+    To be asked before anything below a run folder is written or deleted: a folder from elsewhere may
+    hold links to anywhere.
+
+    Args:
+        root: the folder that must not be left; it may be, or lie behind, a link itself.
+        path: below it; needn't exist.
+
+    Raises:
+        StoreError: the path leads elsewhere.
+    """
+    top, real = os.path.realpath(root), os.path.realpath(path)
+    if real == top or real.startswith(top + os.sep):
+        return path
+    raise StoreError(
+        f"A symbolic link leads out of the folder, to '{real}'.",
+        where=path,
+        cure="Remove the link: nothing is written or deleted through it.",
+    )
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Replace a small file in one step: readers see the old or the new one, never a torn one."""
+    with replacing(path) as handle:
+        handle.write(text.encode("utf-8"))
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """An open file that takes the place of ``path`` when the block ends well; durable from then on.
+
+    Its rights are what the umask leaves. A process that is killed meanwhile leaves a temporary file
+    that :func:`sweep` removes.
+    """
+    name = f".{path.name[:40]}.{_host()}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
+    temporary = path.with_name(name)
+    try:
+        with open(
+            os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666), "wb"
+        ) as handle:
+            yield handle
+            handle.flush()
+            # Over NFS a full disk is told here.
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def sweep(*folders: Path) -> None:
+    """Remove temporary files that processes which are no more have left in these folders."""
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            for entry in os.scandir(folder):
+                found = _TEMPORARY.match(entry.name)
+                if found is not None and not entry.is_dir(follow_symlinks=False):
+                    with contextlib.suppress(OSError):
+                        if _ownerless(found["host"], int(found["pid"]), entry.stat(follow_symlinks=False)):
+                            os.unlink(entry.path)
+
+
+def _ownerless(host: str, pid: int, state: os.stat_result) -> bool:
+    if host == _host() and pid != os.getpid():
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return True
+        except (PermissionError, OverflowError):
+            pass
+    return time.time() - state.st_mtime > _LITTER
+
+
+def _host() -> str:
+    return os.uname().nodename.split(".")[0] or "host"
+
+
+def write_error(error: OSError, where: Path) -> StoreError:
+    """An error of the file system, told to the user."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StoreError(
+            "The disk is full. Everything finished so far is kept.",
+            where=where,
+            cure="Free space (or set paths.runs=…), then give the same command: it goes on where it stopped.",
+        )
+    return StoreError(
+        f"Can't write ({error.strerror or error}).", where=where, cure="Check the path and its rights."
+    )
+
+
+# ── names and values ─────────────────────────────────────────────────────────
+
+
+def safe_name(text: str) -> str:
+    """A file name for any id: percent-encoded, shortened with a hash where a file system can't hold it.
+
+    >>> safe_name("clip/0")
+    'clip%2F0'
+    """
+    name = quote(text, safe="@+=,")
+    if name.startswith("."):
+        name = "%2E" + name[1:]
+    if len(name) <= 200:
+        return name
+    return f"{name[:160]}~{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
+def to_plain(value: Any) -> Any:
+    """Any nesting of mappings, sequences and numpy values as JSON types."""
+    if isinstance(value, Mapping):
+        return {str(k): to_plain(v) for k, v in value.items()}
+    if isinstance(value, np.ndarray):
+        return to_plain(value.tolist())
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode("ascii")
+    if isinstance(value, (str, int, float, bool)) or value is None:
+        return value
+    if isinstance(value, Iterable):
+        return [to_plain(v) for v in value]
+    return str(value)
+
+
+#: Controls (also C1), marks that turn the direction of text, separators that break lines.
+_UNPRINTABLE = re.compile(
+    "[\x00-\x08\x0a-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
+)
+
+
+def printable(text: str) -> str:
+    r"""A text from elsewhere on one line, as a terminal or a table may show it.
+
+    Control characters, turns of direction, line breaks and lone surrogates become visible escapes.
+
+    >>> printable("a\x1b[2Jb")
+    'a\\x1b[2Jb'
+    """
+    return _UNPRINTABLE.sub(
+        lambda found: found[0].encode("unicode_escape", "surrogatepass").decode("ascii"), text
+    )

@@ -1,0 +1,112 @@
+"""Small files: bounded reads, one-step writes, names and links that stay inside."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from refseg_bench.errors import StoreError
+from refseg_bench.files.store_io import (
+    MOST_DEPTH,
+    depth_of,
+    open_regular,
+    printable,
+    read_json,
+    read_yaml,
+    replacing,
+    sweep,
+    within,
+    write_atomic,
+)
+
+
+def test_fifos_and_folders_are_not_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path):
+        with pytest.raises(OSError, match="regular|directory"):
+            open_regular(path)
+    with pytest.raises(StoreError, match="no regular file"):
+        read_json(tmp_path / "pipe")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[1]",
+        '{"a": 1',
+        '{"a": ' + "[" * 5000 + "]" * 5000 + "}",
+        '{"a": ' + "[" * (MOST_DEPTH + 1) + "]" * (MOST_DEPTH + 1) + "}",
+        "\x00",
+    ],
+)
+def test_damaged_json_is_told(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(StoreError, match="a.json"):
+        read_json(tmp_path / "a.json")
+
+
+def test_bytes_that_are_no_text_and_files_too_large_are_told(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_bytes(b'{"a": "\xff"}')
+    with pytest.raises(StoreError, match="utf-8"):
+        read_json(tmp_path / "a.json")
+    (tmp_path / "a.json").write_text('{"a": "' + "x" * 100 + '"}')
+    with pytest.raises(StoreError, match="larger than 50 bytes"):
+        read_json(tmp_path / "a.json", most=50)
+
+
+def test_brackets_in_strings_don_t_nest() -> None:
+    assert depth_of('{"a": "[[[[", "b\\"[": [[]]}') == 3
+
+
+@pytest.mark.parametrize(
+    "text", ["a: &x 1\nb: *x\n", "- 1\n", "a: [", "a: !!python/object:os.system 1\n", "\x1b"]
+)
+def test_hostile_yaml_is_told(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(StoreError, match="a.yaml"):
+        read_yaml(tmp_path / "a.yaml")
+
+
+def test_links_out_of_a_folder_are_refused(tmp_path: Path) -> None:
+    run, out = tmp_path / "run", tmp_path / "out"
+    run.mkdir()
+    out.mkdir()
+    (run / "away").symlink_to(out)
+    (run / "own").symlink_to(run / "scores")
+    (tmp_path / "alias").symlink_to(run)
+    assert within(run, run / "own" / "x.json") == run / "own" / "x.json"
+    assert within(tmp_path / "alias", tmp_path / "alias" / "x")
+    for path in (run / "away", run / "away" / "x.json", run / ".." / "out"):
+        with pytest.raises(StoreError, match="symbolic link|leads out"):
+            within(run, path)
+
+
+def test_rights_follow_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        write_atomic(tmp_path / "a", "x")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o640
+
+
+def test_what_a_dead_process_left_is_swept_and_a_living_one_s_is_kept(tmp_path: Path) -> None:
+    code = (
+        "import os, sys; from pathlib import Path; from refseg_bench.files.store_io import replacing\n"
+        "with replacing(Path(sys.argv[1])) as f:\n    f.write(b'x'); f.flush(); os._exit(9)\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.json")], check=False)
+    assert len(list(tmp_path.iterdir())) == 1
+    with replacing(tmp_path / "b.json"):
+        sweep(tmp_path, tmp_path / "nowhere")
+        assert len(list(tmp_path.iterdir())) == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["b.json"]
+
+
+def test_escapes_become_visible() -> None:
+    assert printable("a\x1b[31m\u202eb\r\n") == "a\\x1b[31m\\u202eb\\r\\n"
