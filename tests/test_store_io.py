@@ -12,8 +12,10 @@ import pytest
 from refseg_bench.errors import StoreError
 from refseg_bench.files.store_io import (
     MOST_DEPTH,
+    check_output,
     depth_of,
     open_regular,
+    output,
     printable,
     read_json,
     read_yaml,
@@ -110,3 +112,29 @@ def test_what_a_dead_process_left_is_swept_and_a_living_one_s_is_kept(tmp_path: 
 
 def test_escapes_become_visible() -> None:
     assert printable("a\x1b[31m\u202eb\r\n") == "a\\x1b[31m\\u202eb\\r\\n"
+
+
+def test_an_output_is_checked_before_and_appears_whole(tmp_path: Path) -> None:
+    for path in (tmp_path / "none" / "a.md", tmp_path, tmp_path / ("x" * 300)):
+        with pytest.raises(StoreError, match="folder|directory|too long"):
+            check_output(path)
+        with pytest.raises(StoreError, match="folder|directory|too long"), output(path) as handle:
+            handle.write(b"x")
+    check_output(tmp_path / "a.md")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "a.md").write_text("old")
+    with pytest.raises(TypeError), output(tmp_path / "a.md") as handle:
+        handle.writelines([b"new", "no bytes"])  # type: ignore[list-item]
+    assert (tmp_path / "a.md").read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.md"]
+
+
+def test_devices_pipes_and_links_are_written_to_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "there")
+    for path in (Path("/dev/null"), tmp_path / "link"):
+        check_output(path)
+        with output(path) as handle:
+            handle.write(b"x")
+    assert Path("/dev/null").is_char_device()
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "there").read_bytes() == b"x"

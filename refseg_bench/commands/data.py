@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from refseg_bench.datasets.prepare import prepare
 from refseg_bench.datasets.show import find_sample, picture
 from refseg_bench.datasets.verify import Verdict, verify
 from refseg_bench.errors import DataError
+from refseg_bench.files.store_io import output, safe_name, write_error
 
 
 def add(commands: Any) -> None:
@@ -192,9 +194,15 @@ def show_sample(args: argparse.Namespace) -> int:
     data = open_dataset(name, root=args.root, split=args.split)
     clip, expression = find_sample(data, args.sample)
     image = picture(clip, expression, data.target(clip, expression), frames=args.frames)
-    out = args.out or Path(f"{name}-{clip.id}-{expression.id}.png".replace("/", "_"))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    image.save(out)
+    out = args.out or Path(safe_name(f"{name}-{clip.id}-{expression.id}".replace("/", "_")) + ".png")
+    kept = io.BytesIO()
+    image.save(kept, "PNG")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise write_error(error, out) from error
+    with output(out) as handle:
+        handle.write(kept.getvalue())
     print(f"{clip.id}/{expression.id}: {expression.text}")
     print(out)
     return 0

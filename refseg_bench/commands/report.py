@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from rich.console import Console
 
 from refseg_bench.commands.status import find
 from refseg_bench.errors import ConfigError, StoreError
+from refseg_bench.files.store_io import check_output, output
 from refseg_bench.report import tables
 from refseg_bench.resources import resource
 from refseg_bench.store import RunStore, runs_in
@@ -75,6 +77,8 @@ def add(commands: Any) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Run the command."""
+    for path in filter(None, (args.output, args.coco)):
+        check_output(path)
     paths = [Path(word) for word in args.runs if not word.startswith(_EXPERIMENT)]
     experiments = [word.removeprefix(_EXPERIMENT) for word in args.runs if word.startswith(_EXPERIMENT)]
     if experiments:
@@ -109,19 +113,28 @@ def main(args: argparse.Namespace) -> int:
             cure="refseg score RUN",
         )
     if args.format == "term":
-        with contextlib.ExitStack() as stack:
-            out = stack.enter_context(args.output.open("w", encoding="utf-8")) if args.output else None
-            show(stores, Console(file=out))
+        with _console(args.output) as console:
+            show(stores, console)
         return 0
     _put(tables.FORMATS[args.format](rows), args.output)
     return 0
 
 
-def _put(text: str, output: Path | None) -> None:
-    if output:
-        output.write_text(text, encoding="utf-8")
-    else:
+@contextlib.contextmanager
+def _console(path: Path | None) -> Iterator[Console]:
+    """A console that prints to the terminal, or into a file."""
+    text = None if path is None else io.StringIO()
+    yield Console(file=text)
+    if text is not None:
+        _put(text.getvalue(), path)
+
+
+def _put(text: str, path: Path | None) -> None:
+    if path is None:
         sys.stdout.write(text)
+        return
+    with output(path) as handle:
+        handle.write(text.encode("utf-8", "backslashreplace"))
 
 
 def _hand_over(stores: Sequence[RunStore], args: argparse.Namespace) -> int:
@@ -154,8 +167,8 @@ def _sweep(stores: Sequence[RunStore], args: argparse.Namespace) -> int:
         sys.stdout.write((tables.to_markdown if args.format == "md" else tables.to_latex)(table))
     else:
         raise ConfigError("--sweep is printed as term, md or latex.", where=f"--format {args.format}")
-    if args.output:
-        args.output.write_text(sweeps.draw(found), encoding="utf-8")
+    if args.output is not None:
+        _put(sweeps.draw(found), args.output)
     return 0
 
 
@@ -165,10 +178,9 @@ def _papers(names: Sequence[str], stores: Sequence[RunStore], args: argparse.Nam
 
     laid = [paper.paper_table(*paper.experiment_table(name), stores) for name in names]
     if args.format == "term":
-        with contextlib.ExitStack() as stack:
-            out = stack.enter_context(args.output.open("w", encoding="utf-8")) if args.output else None
+        with _console(args.output) as console:
             for table in laid:
-                tables.to_terminal(paper.layout(table), Console(file=out))
+                tables.to_terminal(paper.layout(table), console)
         return 0
     _put("\n".join(paper.FORMATS[args.format](table) for table in laid), args.output)
     return 0

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from refseg_bench.errors import ConfigError, ScoreError
+from refseg_bench.files.store_io import check_output, output
 
 if TYPE_CHECKING:
     from refseg_bench.metrics.protocols.base import ScoringProtocol
@@ -52,6 +53,8 @@ def main(args: argparse.Namespace) -> int:
     Returns:
         0 scored, 2 if a protocol refused.
     """
+    if args.json is not None:
+        check_output(args.json)
     ids = [word.strip() for word in args.protocol.split(",") if word.strip()] if args.protocol else None
     if args.predictions is not None:
         if args.runs:
@@ -176,7 +179,7 @@ def _score_runs(args: argparse.Namespace, ids: Sequence[str] | None) -> int:
         refused = refused or any(isinstance(outcome, ScoreError) for _, outcome in outcomes)
     if args.json is not None:
         whole = next(iter(documents.values())) if len(documents) == 1 else documents
-        args.json.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+        _put_json(args.json, whole)
     return 2 if refused else 0
 
 
@@ -316,13 +319,17 @@ def document(outcomes: Sequence[tuple[str, Scored | ScoreError]], *, per_frame: 
 
 
 def write_json(path: Path, outcomes: Sequence[tuple[str, Scored | ScoreError]], *, per_frame: bool) -> None:
-    """Write :func:`document` to a file."""
-    try:
-        path.write_text(
-            json.dumps(document(outcomes, per_frame=per_frame), indent=1) + "\n", encoding="utf-8"
-        )
-    except OSError as error:
-        raise ConfigError(f"Can't write the scores ({error.strerror}).", where=path) from error
+    """Write :func:`document` to a file.
+
+    Raises:
+        StoreError: it can't be written.
+    """
+    _put_json(path, document(outcomes, per_frame=per_frame))
+
+
+def _put_json(path: Path, value: Any) -> None:
+    with output(path) as handle:
+        handle.write((json.dumps(value, indent=1) + "\n").encode())
 
 
 def _finite(value: float) -> float | None:

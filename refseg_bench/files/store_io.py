@@ -16,6 +16,7 @@ import os
 import re
 import secrets
 import stat
+import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -33,6 +34,8 @@ MOST_BYTES = 64 << 20
 MOST_DEPTH = 100
 #: What to do about a record that can't be read.
 PUT_BACK = "Put the file back, or move its folder away and run the command again."
+#: A disk without room, or none left for this user.
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 #: A temporary file nobody can be asked about is litter after so many seconds.
 _LITTER = 24 * 3600.0
 
@@ -215,11 +218,16 @@ def write_atomic(path: Path, text: str) -> None:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """An open file that takes the place of ``path`` when the block ends well; durable from then on.
+def replacing(path: Path, *, durable: bool = True) -> Iterator[IO[bytes]]:
+    """An open file that takes the place of ``path`` when the block ends well.
 
     Its rights are what the umask leaves. A process that is killed meanwhile leaves a temporary file
     that :func:`sweep` removes.
+
+    Args:
+        path: the file.
+        durable: wait until the disk has it, so that it also outlives the machine; ``False`` for many
+            small files that the next command makes again.
     """
     name = f".{path.name[:40]}.{_host()}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
     temporary = path.with_name(name)
@@ -229,13 +237,64 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         ) as handle:
             yield handle
             handle.flush()
-            # Over NFS a full disk is told here.
-            os.fsync(handle.fileno())
+            if durable:
+                # Over NFS a full disk is told here.
+                os.fsync(handle.fileno())
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
+
+
+@contextlib.contextmanager
+def output(path: Path) -> Iterator[IO[bytes]]:
+    """An open file for what a user asked to have at ``path``: whole when the block ends well, else absent.
+
+    What stands there and is no file of its own (a device, a pipe, a link) is written to, not replaced.
+    The block must do nothing but write, for its ``OSError`` is told as one of the output.
+
+    Raises:
+        StoreError: it can't be written.
+    """
+    try:
+        if _in_place(path):
+            with path.open("wb") as handle:
+                yield handle
+        else:
+            sweep(path.parent)
+            with replacing(path) as handle:
+                yield handle
+    except OSError as error:
+        raise write_error(error, path) from error
+
+
+def check_output(path: Path) -> None:
+    """Refuse a path that :func:`output` can't write, before long work is done for it.
+
+    Raises:
+        StoreError: no such folder, a folder itself, or no right or space to write there.
+    """
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if not _in_place(path):
+            # Leaves no name behind, even if the process dies here.
+            with tempfile.TemporaryFile(dir=path.parent) as probe:
+                probe.write(bytes(1))
+        elif path.exists() and not os.access(path, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise write_error(error, path) from error
+
+
+def _in_place(path: Path) -> bool:
+    return path.is_symlink() or (path.exists() and not path.is_file())
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file name is one that :func:`replacing` gives while it writes."""
+    return _TEMPORARY.match(name) is not None
 
 
 def sweep(*folders: Path) -> None:
@@ -267,12 +326,15 @@ def _host() -> str:
 
 def write_error(error: OSError, where: Path) -> StoreError:
     """An error of the file system, told to the user."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in _FULL:
         return StoreError(
-            "The disk is full. Everything finished so far is kept.",
+            f"The {'quota is used up' if error.errno == errno.EDQUOT else 'disk is full'}. "
+            "Everything finished so far is kept.",
             where=where,
-            cure="Free space (or set paths.runs=…), then give the same command: it goes on where it stopped.",
+            cure="Free space, or write elsewhere; the same command then goes on where it stopped.",
         )
+    if error.errno == errno.ENOENT and not where.parent.is_dir():
+        return StoreError("There is no such folder.", where=where.parent, cure=f"mkdir -p '{where.parent}'")
     return StoreError(
         f"Can't write ({error.strerror or error}).", where=where, cure="Check the path and its rights."
     )

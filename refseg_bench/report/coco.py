@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from refseg_bench.files.store_io import write_atomic, write_error
+from refseg_bench.files.store_io import output
 from refseg_bench.run import dataset_of, frozen, plan
 from refseg_bench.store import RunStore
 from refseg_bench.types import sample_id
@@ -80,7 +80,6 @@ def write_coco(store: RunStore, path: Path) -> None:
     Raises:
         StoreError: it can't be written.
     """
-    try:
-        write_atomic(path, json.dumps(to_coco(store), separators=(",", ":")) + "\n")
-    except OSError as error:
-        raise write_error(error, path) from error
+    text = json.dumps(to_coco(store), separators=(",", ":")) + "\n"
+    with output(path) as handle:
+        handle.write(text.encode())
