@@ -1,7 +1,8 @@
-"""CUDA out of memory: tell it from other failures, and try once more with half the batch.
+"""CUDA out of memory: tell it from other failures, and try again with half the batch.
 
 A component (method, backbone, segmenter) whose work comes in batches has an attribute ``batch_size``:
-a transient knob, so results must not depend on it.
+a transient knob, so results must not depend on it. It is a bound: a pass may hold less, and then
+halving it once changes nothing.
 """
 
 from __future__ import annotations

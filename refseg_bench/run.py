@@ -255,15 +255,12 @@ def left(work: Work, done: set[str]) -> Work:
 
 
 def predict_clip(
-    method: Method, clip: Clip, expressions: Sequence[Expression], *, retry: bool = True
+    method: Method, clip: Clip, expressions: Sequence[Expression]
 ) -> Iterator[tuple[Prediction, Grounding | None]]:
     """Predict all expressions of a clip; one that fails does not take the others with it.
 
-    Args:
-        method: the method.
-        clip: the clip.
-        expressions: which of its expressions.
-        retry: try once more with half the batch where the accelerator's memory runs out.
+    Where the accelerator's memory runs out, what is left of the clip is tried again with half the
+    batch, down to batches of one.
     """
     open_ids = {e.id: e for e in expressions}
     try:
@@ -277,13 +274,13 @@ def predict_clip(
         failure = error
     if not open_ids:
         return
-    if retry and oom.is_out_of_memory(failure) and oom.batched(method):
-        log.warning("clip %s: out of memory, once more with half the batch", clip.id)
+    if oom.is_out_of_memory(failure) and oom.batched(method):
+        log.warning("clip %s: out of memory, again with half the batch", clip.id)
         # The tensors that filled the memory hang on the frames of the failure.
         traceback.clear_frames(failure.__traceback__)
         del failure
         with oom.half_batches(method):
-            yield from predict_clip(method, clip, list(open_ids.values()), retry=False)
+            yield from predict_clip(method, clip, list(open_ids.values()))
         return
     # One by one: with a single expression left, or a clip that can't be read, the culprit is known.
     alone = len(expressions) == 1 or isinstance(failure, DataError)
@@ -291,7 +288,7 @@ def predict_clip(
         if alone:
             yield _failed(clip, expression, failure), None
         else:
-            yield from predict_clip(method, clip, [expression], retry=retry)
+            yield from predict_clip(method, clip, [expression])
 
 
 def _timed(

@@ -123,7 +123,7 @@ class DiT:
         device: ``auto`` = the GPU if there is one.
         text_encoders: ``keep`` on the device, wait on the ``cpu``, ``free`` after each clip.
         offload: ``blocks`` streams the transformer's blocks through the device one by one.
-        expressions_per_forward: how many expressions share a pass in a concept stream.
+        batch_size: how many expressions share a pass in a concept stream.
         offline: never fetch weights from the hub.
     """
 
@@ -153,7 +153,7 @@ class DiT:
     device: str = knob("auto", transient=True)
     text_encoders: Literal["keep", "cpu", "free"] = knob("keep", transient=True)
     offload: Literal["none", "blocks"] = knob("none", transient=True)
-    expressions_per_forward: int = knob(8, transient=True)
+    batch_size: int = knob(8, transient=True)
     offline: bool = knob(False, transient=True)
     counters: Counters = field(default_factory=Counters, init=False, repr=False, compare=False)
     _loaded: _Loaded | None = field(default=None, init=False, repr=False, compare=False)
@@ -163,8 +163,8 @@ class DiT:
             raise ConfigError(
                 f"Noise level {self.sigma} is outside [0, 1].", where="backbone.sigma", allowed=["0…1"]
             )
-        if self.n_noise < 1 or self.expressions_per_forward < 1:
-            raise ConfigError("n_noise and expressions_per_forward must be at least 1.", where="backbone")
+        if self.n_noise < 1 or self.batch_size < 1:
+            raise ConfigError("n_noise and batch_size must be at least 1.", where="backbone")
 
     # ── what is asked of it ──
 
@@ -295,8 +295,8 @@ class DiT:
         for index, query in enumerate(queries):
             alike.setdefault((query.prompt, self.pooled_text(query.tokens, query.prompt)), []).append(index)
         for members in alike.values():
-            for start in range(0, len(members), self.expressions_per_forward):
-                yield members[start : start + self.expressions_per_forward]
+            for start in range(0, len(members), self.batch_size):
+                yield members[start : start + self.batch_size]
 
     def pooled_text(self, tokens: TokenSet, prompt: str) -> str:
         """The text whose CLIP vector conditions a pass; empty = a vector of zeros."""
@@ -522,7 +522,7 @@ def assemble(dit: DiT, loaded: _Loaded, queries: Sequence[Query]) -> AssembledTe
         if len(roles) > exact:
             raise DataError(
                 f"Prompt and extraction tokens are {len(roles)}, the model takes {exact}.",
-                cure="Lower backbone.expressions_per_forward, or use a shorter prompt.",
+                cure="Lower backbone.batch_size, or use a shorter prompt.",
             )
         parts.append(torch.zeros(exact - len(roles), width))
         roles += [HIDDEN] * (exact - len(roles))

@@ -159,7 +159,7 @@ def estimate(dit: DiT, *, text_tokens: int = 25) -> DiTEstimate:
     }
     padded = dit.text_mode == "concept_stream" and family.padding_attends
     prompt = family.pad_to(transformer) if padded else 0
-    sets = dit.expressions_per_forward if dit.text_mode == "concept_stream" else 1
+    sets = dit.batch_size if dit.text_mode == "concept_stream" else 1
     text = family.text_length(transformer) or prompt + sets * text_tokens
     flops, grid, heads, widest = _trace(dit, family, transformer, vae, text, wanted)
     image = grid[0] * grid[1]

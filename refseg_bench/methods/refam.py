@@ -283,7 +283,7 @@ class RefAM:
 
         found = estimate(self.backbone)
         shared = self.backbone.text_mode == "concept_stream" and self.prompt_mode != "expression"
-        group = self.backbone.expressions_per_forward if shared else 1
+        group = self.backbone.batch_size if shared else 1
         rounds = len(self.backbone.sigmas) * self.backbone.n_noise
         passes = -(-n_expressions // group) * rounds * len(self.frames(clip))
         return {

@@ -227,7 +227,7 @@ class TrackingSession(ContextSession):
         counters: counts encoder and decoder passes.
         device_mb: features kept on the accelerator.
         host_mb: features kept in host memory.
-        batch: largest number of objects (or clicked prompts) in one pass of the model.
+        batch_size: largest number of objects (or clicked prompts) in one pass of the model.
         fill: fills holes in low-resolution logits, or ``None``.
         autocast: context of every model pass.
         name: the segmenter's name, for errors.
@@ -241,7 +241,7 @@ class TrackingSession(ContextSession):
         *,
         device_mb: float,
         host_mb: float,
-        batch: int,
+        batch_size: int,
         fill: Callable[[torch.Tensor], torch.Tensor] | None,
         autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
         name: str = "sam2",
@@ -251,7 +251,7 @@ class TrackingSession(ContextSession):
         self.counters = counters or SegmenterCounters()
         self._core = core
         self._fill = fill
-        self._batch = batch
+        self._batch_size = batch_size
         self._autocast = autocast
         self._name = name
         self.features = FeatureStore(self._encode, core.device, device_mb, host_mb, self.counters)
@@ -387,9 +387,9 @@ class TrackingSession(ContextSession):
         for row, prompt in enumerate(prompts):
             by_shape.setdefault((prompt.mask is not None, _point_count(prompt)), []).append(row)
         return [
-            rows[first : first + self._batch]
+            rows[first : first + self._batch_size]
             for rows in by_shape.values()
-            for first in range(0, len(rows), self._batch)
+            for first in range(0, len(rows), self._batch_size)
         ]
 
     def _points(self, prompts: Sequence[Prompt]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -40,7 +40,7 @@ class Sam1:
         offline: never ask the hub, only the cache.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         precision: ``fp32``, or ``bf16`` autocast.
-        batch: prompts of an image in one pass of the decoder.
+        batch_size: prompts of an image in one pass of the decoder.
         feature_device_mb: image features kept on an accelerator; then in host memory …
         feature_host_mb: … up to this; beyond both they are computed again.
     """
@@ -50,7 +50,7 @@ class Sam1:
     offline: bool = knob(False, transient=True)
     device: str = knob("auto", transient=True)
     precision: Precision = "fp32"
-    batch: int = knob(64, transient=True)
+    batch_size: int = knob(64, transient=True)
     feature_device_mb: float = knob(1000.0, transient=True)
     feature_host_mb: float = knob(4000.0, transient=True)
     _model: Any = field(default=None, init=False, repr=False, compare=False)
@@ -114,8 +114,8 @@ class Sam1Session(ContextSession):
         began = time.perf_counter()
         out: dict[int, Candidates] = {}
         for rows in groups.values():
-            for first in range(0, len(rows), self._options.batch):
-                batch = rows[first : first + self._options.batch]
+            for first in range(0, len(rows), self._options.batch_size):
+                batch = rows[first : first + self._options.batch_size]
                 found = self._decode(features, [prompts[row] for row in batch], multimask)
                 out.update(zip(batch, found, strict=True))
         self._took("segment", began)

@@ -53,7 +53,7 @@ class Sam2:
         fill_holes: ``own`` (needs no extension), ``extension`` (the package's compiled kernel, refused
             where it is missing) or ``off``.
         hole_area: largest hole to fill, in pixels of the low-resolution mask.
-        batch: objects, or clicks of a frame, in one pass of the model.
+        batch_size: objects, or clicks of a frame, in one pass of the model.
         feature_device_mb: frame features kept on an accelerator; then in host memory …
         feature_host_mb: … up to this; beyond both they are computed again.
     """
@@ -70,7 +70,7 @@ class Sam2:
     resampling: Resampling = "bicubic"
     fill_holes: HoleFilling = "own"
     hole_area: int = 8
-    batch: int = knob(64, transient=True)
+    batch_size: int = knob(64, transient=True)
     feature_device_mb: float = knob(6000.0, transient=True)
     feature_host_mb: float = knob(12000.0, transient=True)
     _core: _PackageCore | None = field(default=None, init=False, repr=False, compare=False)
@@ -88,7 +88,7 @@ class Sam2:
             self._core,
             device_mb=self.feature_device_mb,
             host_mb=self.feature_host_mb,
-            batch=self.batch,
+            batch_size=self.batch_size,
             fill=None if fill is None else partial(fill, max_area=self.hole_area),
             autocast=autocast_for(self.precision, self._core.device),
             name="sam2",

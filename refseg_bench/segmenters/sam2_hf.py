@@ -34,7 +34,7 @@ class Sam2Hf:
         fill_holes: ``own`` (needs no extension), ``extension`` (Meta's compiled kernel, refused where
             it is missing) or ``off``.
         hole_area: largest hole to fill, in pixels of the low-resolution mask.
-        batch: objects, or clicks of a frame, in one pass of the model.
+        batch_size: objects, or clicks of a frame, in one pass of the model.
         feature_device_mb: frame features kept on an accelerator; then in host memory …
         feature_host_mb: … up to this; beyond both they are computed again.
     """
@@ -47,7 +47,7 @@ class Sam2Hf:
     resampling: Resampling = "bicubic"
     fill_holes: HoleFilling = "own"
     hole_area: int = 8
-    batch: int = knob(64, transient=True)
+    batch_size: int = knob(64, transient=True)
     feature_device_mb: float = knob(6000.0, transient=True)
     feature_host_mb: float = knob(12000.0, transient=True)
     _core: HfTrackerCore | None = field(default=None, init=False, repr=False, compare=False)
@@ -65,7 +65,7 @@ class Sam2Hf:
             self._core,
             device_mb=self.feature_device_mb,
             host_mb=self.feature_host_mb,
-            batch=self.batch,
+            batch_size=self.batch_size,
             fill=None if fill is None else partial(fill, max_area=self.hole_area),
             autocast=autocast_for(self.precision, self._core.device),
             name="sam2_hf",

@@ -66,7 +66,7 @@ class Sam3:
         text_threshold: an instance of the concept counts above this score.
         fill_holes: hole filling of tracked masks: ``own``, ``extension`` or ``off``.
         hole_area: largest hole to fill, in pixels of the low-resolution mask.
-        batch: objects, or clicks of a frame, in one pass of the model.
+        batch_size: objects, or clicks of a frame, in one pass of the model.
         feature_device_mb: frame features kept on an accelerator (detector and tracker each); then …
         feature_host_mb: … in host memory up to this (each); beyond both they are computed again.
     """
@@ -81,7 +81,7 @@ class Sam3:
     text_threshold: float = 0.5
     fill_holes: HoleFilling = "off"
     hole_area: int = 8
-    batch: int = knob(64, transient=True)
+    batch_size: int = knob(64, transient=True)
     feature_device_mb: float = knob(6000.0, transient=True)
     feature_host_mb: float = knob(12000.0, transient=True)
     _core: HfTrackerCore | None = field(default=None, init=False, repr=False, compare=False)
@@ -228,7 +228,7 @@ class Sam3Session(ContextSession):
                 core,
                 device_mb=options.feature_device_mb,
                 host_mb=options.feature_host_mb,
-                batch=options.batch,
+                batch_size=options.batch_size,
                 fill=None if fill is None else partial(fill, max_area=options.hole_area),
                 autocast=autocast_for(options.precision, core.device),
                 name="sam3",

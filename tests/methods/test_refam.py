@@ -128,7 +128,7 @@ def test_every_family_grounds(family, mode, make_dit, tmp_path):
 def test_expressions_asked_together_are_as_asked_alone(make_dit, tmp_path):
     clip = a_clip(tmp_path / "clip")
     together = refam(make_dit("sd3")).heats(clip, THREE)
-    apart = refam(make_dit("sd3", expressions_per_forward=1))
+    apart = refam(make_dit("sd3", batch_size=1))
     for expression, heats in zip(THREE, together, strict=True):
         alone = apart.heats(clip, [expression])[0][0]
         np.testing.assert_allclose(heats[0].maps.maps_TN, alone.maps.maps_TN, atol=1e-5)

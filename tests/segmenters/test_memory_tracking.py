@@ -94,7 +94,7 @@ def numbered(tmp_path_factory):
 
 
 def session(clip, core=None, **options):
-    settings = {"device_mb": 0, "host_mb": 100, "batch": 64, "fill": None} | options
+    settings = {"device_mb": 0, "host_mb": 100, "batch_size": 64, "fill": None} | options
     core = core or ScriptedCore()
     return TrackingSession(clip, core, **settings), core
 
@@ -226,7 +226,7 @@ def test_objects_of_one_kind_share_a_pass_and_come_back_in_order(numbered):
 
 
 def test_batches_are_bounded(numbered):
-    opened, core = session(numbered, batch=4)
+    opened, core = session(numbered, batch_size=4)
     prompts = [Prompt.click(0.05 + 0.1 * k, 0.5) for k in range(10)]
     assert len(opened.segment(0, prompts)) == 10
     assert [n for n, *_ in core.decoded] == [4, 4, 2]
