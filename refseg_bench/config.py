@@ -103,7 +103,7 @@ class Cluster:
         steal: a shard that is through takes clips of others that nobody has started.
         join: work on a run although another submission of it is alive.
         allow_dirty: submit although the code has changes that no commit holds.
-        snapshot: run from a copy of the code made at submission.
+        snapshot: run from a copy of the checkout's tracked files made at submission.
         partition, account, qos, constraint, nodelist, exclude: handed to sbatch.
         minutes: time limit of a shard; it is re-queued when it hits it.
         signal_seconds: how long before the limit it is told.

@@ -97,7 +97,7 @@ def launch(
             continue
         try:
             if run.cluster.kind == "slurm":
-                _submit(run, answer.submission, captured.get(run.capture or ""), score)
+                _submit(run, answer.submission, captured.get(run.capture or ""), score, say)
             else:
                 answer.tally = _here(run, answer.submission, say)
         except RefsegError as error:
@@ -164,16 +164,17 @@ def _capture(run: Planned, answer: Launched, say: Callable[[str], None]) -> str 
         except RefsegError as error:
             say(f"  {error}")
         return None
-    job = slurm.submit_array(
-        run.store.root, submission.id, run.shards, run.cluster, capture=True, code=_code(run, submission)
-    )
+    code = _code(run, submission, say)
+    job = slurm.submit_array(run.store.root, submission.id, run.shards, run.cluster, capture=True, code=code)
     submission.jobs["capture"] = job
     submission.write(run.store)
     return job
 
 
-def _submit(run: Planned, submission: Submission, after: str | None, score: bool) -> None:
-    code = _code(run, submission)
+def _submit(
+    run: Planned, submission: Submission, after: str | None, score: bool, say: Callable[[str], None]
+) -> None:
+    code = _code(run, submission, say)
     submission.jobs["work"] = slurm.submit_array(
         run.store.root, submission.id, run.shards, run.cluster, after=after, code=code
     )
@@ -190,12 +191,12 @@ def _submit(run: Planned, submission: Submission, after: str | None, score: bool
         submission.write(run.store)
 
 
-def _code(run: Planned, submission: Submission) -> Path | None:
+def _code(run: Planned, submission: Submission, say: Callable[[str], None]) -> Path | None:
     """The copy of the code a submission runs from, where it asked for one."""
     if not run.cluster.snapshot:
         return None
     folder = run.store.root / "launches" / submission.id / "code"
-    return folder if folder.is_dir() else slurm.snapshot(folder)
+    return folder if folder.is_dir() else slurm.snapshot(folder, say)
 
 
 def _here(run: Planned, submission: Submission, say: Callable[[str], None]) -> Tally:
@@ -236,7 +237,7 @@ def _finish(
     made = [s for s in (answers[id(run)].submission for run in runs) if s is not None]
     if score and first.cluster.finish:
         try:
-            report = _report(runs, made)
+            report = _report(runs, made, say)
         except RefsegError as error:
             # The work is submitted all the same.
             say(f"no report job: {error}")
@@ -252,7 +253,7 @@ def _finish(
     say(f"result: refseg report {' '.join(roots)}")
 
 
-def _report(runs: Sequence[Planned], made: Sequence[Submission]) -> str:
+def _report(runs: Sequence[Planned], made: Sequence[Submission], say: Callable[[str], None]) -> str:
     first = runs[0]
     folder = first.store.root / "log" / made[0].id
     form = ("--format", "md", "--output", str((folder / "report.md").resolve()))
@@ -262,5 +263,5 @@ def _report(runs: Sequence[Planned], made: Sequence[Submission]) -> str:
         ["report", *(str(run.store.root.resolve()) for run in runs), *form],
         first.cluster,
         [s.jobs["score"] for s in made if "score" in s.jobs],
-        _code(first, made[0]),
+        _code(first, made[0], say),
     )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import refseg_bench
 from refseg_bench import env
 from refseg_bench.config import Cluster
 from refseg_bench.errors import MissingExtra, RefsegError
-from refseg_bench.files.store_io import write_atomic
+from refseg_bench.files.store_io import printable, write_atomic, write_error
 from refseg_bench.worker import Command, Shard
 
 _HOME = Path(refseg_bench.__file__).resolve().parent.parent
@@ -60,31 +61,46 @@ def changes() -> list[str]:
     return []
 
 
-def snapshot(folder: Path) -> Path:
-    """Copy the checkout's files, so that later edits don't reach jobs that are still queued.
+def snapshot(folder: Path, say: Callable[[str], None]) -> Path:
+    """Copy the checkout's tracked files, so that later edits don't reach jobs that are still queued.
+
+    What git doesn't track (data sets, notes, new code) stays behind, and is said.
+
+    Args:
+        folder: where to.
+        say: takes lines for the user.
 
     Raises:
-        RefsegError: the package does not run from a git checkout.
+        RefsegError: the package does not run from a git checkout, or the copy can't be written.
     """
-    try:
+
+    def files(*which: str) -> list[str]:
         done = subprocess.run(
-            ["git", "-C", str(_HOME), "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-            capture_output=True,
-            timeout=60,
-            check=True,
+            ["git", "-C", str(_HOME), "ls-files", "-z", *which], capture_output=True, timeout=60, check=True
         )
+        return [os.fsdecode(name) for name in done.stdout.split(b"\0") if name]
+
+    try:
+        tracked, left_out = files(), files("--others", "--exclude-standard", "--directory")
     except (OSError, subprocess.SubprocessError) as error:
         raise RefsegError(
             "cluster.snapshot needs a git checkout.", where=_HOME, cure="Set cluster.snapshot=false."
         ) from error
-    for name in done.stdout.decode().split("\0"):
-        source = _HOME / name
-        if name and source.is_file():
-            target = folder / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(source, target)
-    # The copy is no checkout: what its results are traced to goes with it.
-    write_atomic(folder / env.ORIGIN, json.dumps(env.commit()) + "\n")
+    try:
+        for name in tracked:
+            source = _HOME / name
+            if source.is_file():
+                target = folder / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(source, target)
+        # The copy is no checkout: what its results are traced to goes with it.
+        write_atomic(folder / env.ORIGIN, json.dumps(env.commit()) + "\n")
+    except OSError as error:
+        raise write_error(error, folder) from error
+    if left_out:
+        more = f" and {len(left_out) - 8} more" if len(left_out) > 8 else ""
+        names = printable(", ".join(left_out[:8]))
+        say(f"  the snapshot leaves out what git does not track: {names}{more} (git add what the jobs need)")
     return folder
 
 

@@ -50,8 +50,16 @@ def test_changes_are_those_of_the_code(tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "refseg_bench/a.py").write_text("2\n")
     (tmp_path / "refseg_bench/b.py").write_text("3\n")
     assert slurm.changes() == ["refseg_bench/a.py", "refseg_bench/b.py"]
-    copy = slurm.snapshot(tmp_path / "copy")
+    (tmp_path / "data").mkdir()
+    for number in range(20):
+        (tmp_path / f"data/{number}.jpg").write_text("large")
+    told: list[str] = []
+    copy = slurm.snapshot(tmp_path / "copy", told.append)
+    copied = {str(path.relative_to(copy)) for path in copy.rglob("*") if path.is_file()}
+    assert copied == {"refseg_bench/a.py", ".refseg_origin.json"}
     assert (copy / "refseg_bench/a.py").read_text() == "2\n"
+    assert len(told) == 1
+    assert all(name in told[0] for name in ("data/", "notes.txt", "refseg_bench/b.py"))
 
 
 def test_no_slurm_and_no_submitit_are_told(monkeypatch) -> None:
