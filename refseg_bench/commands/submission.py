@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from refseg_bench.errors import ConfigError
 
 if TYPE_CHECKING:
     from refseg_bench.store import RunStore
-    from refseg_bench.types import Dataset
+    from refseg_bench.types import Dataset, Prediction
 
 
 def add(commands: Any) -> None:
@@ -19,12 +20,20 @@ def add(commands: Any) -> None:
     p = commands.add_parser(
         "submission",
         help="write or check the zip for an evaluation server",
-        description="Write a run's zip for the Ref-YouTube-VOS or MeViS server and check it; or check one.",
+        description="Write the zip of a run, or of other people's predictions, for the Ref-YouTube-VOS or "
+        "MeViS server and check it; or check one.",
     )
     p.add_argument("run", nargs="?", type=Path, help="run folder")
-    p.add_argument("-o", "--output", type=Path, metavar="ZIP", help="default: RUN/submission.zip")
+    p.add_argument("--predictions", type=Path, metavar="DIR_OR_JSON", help="predictions of other code")
+    p.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="ZIP",
+        help="default: RUN/submission.zip, or DIR_OR_JSON-submission.zip beside the predictions",
+    )
     p.add_argument("--check", type=Path, metavar="ZIP", help="check this zip and write nothing")
-    p.add_argument("--dataset", metavar="NAME", help="what the zip of --check answers (without a run)")
+    p.add_argument("--dataset", metavar="NAME", help="what --check or --predictions is about (without a run)")
     p.add_argument("--root", type=Path, metavar="DIR", help="where that dataset is")
     p.add_argument("--split", metavar="S", help="its split")
     p.set_defaults(main=main)
@@ -37,18 +46,51 @@ def main(args: argparse.Namespace) -> int:
         0 if the zip is fit to submit, 1 if not.
     """
     from refseg_bench import submission
+    from refseg_bench.files.store_io import within
     from refseg_bench.store import RunStore
 
+    if args.run is not None and args.predictions is not None:
+        raise ConfigError("Give a run folder or --predictions, not both.")
     store = None if args.run is None else RunStore.open(args.run)
     if args.check is not None:
+        if args.predictions is not None or args.output is not None:
+            raise ConfigError("--check writes nothing: leave out --predictions and -o.")
         return _tell(submission.check(args.check, _dataset(args, store)), args.check)
+    if args.predictions is not None:
+        return _pack_files(args)
     if store is None:
-        raise ConfigError("Give a run folder, or a zip with --check.", cure="`refseg status` lists the runs.")
+        raise ConfigError(
+            "Give a run folder, --predictions, or a zip with --check.", cure="`refseg status` lists the runs."
+        )
     if args.dataset is not None:
-        raise ConfigError("--dataset goes with --check; a run knows its dataset.")
+        raise ConfigError("--dataset goes with --check and --predictions; a run knows its dataset.")
     dataset = _of_run(store)
-    path = args.output or store.root / "submission.zip"
-    count = submission.write(path, dataset, store.predictions)
+    path = args.output or within(store.root, store.root / "submission.zip")
+    return _pack(path, dataset, store.predictions, "Finish the run (the same `refseg run` resumes it).")
+
+
+def _pack_files(args: argparse.Namespace) -> int:
+    from refseg_bench.external import open_predictions
+
+    dataset = _dataset(args, None)
+    if dataset is None:
+        raise ConfigError("--predictions needs --dataset NAME.", cure="`refseg data list` shows the names.")
+    source = open_predictions(args.predictions)
+    clips = {clip.id: clip for clip in dataset.clips()}
+
+    def lookup(clip_id: str) -> Mapping[str, Prediction]:
+        clip = clips[clip_id]
+        return source.answers(clip, dataset.expressions(clip), labels=False, samples=True).samples
+
+    given = args.predictions.resolve()
+    path = args.output or given.with_name(f"{given.name.removesuffix('.json')}-submission.zip")
+    return _pack(path, dataset, lookup, "Write what is missing; docs/scoring.md lists the layouts.")
+
+
+def _pack(path: Path, dataset: Dataset, lookup: Callable[[str], Mapping[str, Prediction]], cure: str) -> int:
+    from refseg_bench import submission
+
+    count = submission.write(path, dataset, lookup, cure=cure)
     print(f"{path}: {count} masks", file=sys.stderr)
     return _tell(submission.check(path, dataset), path)
 

@@ -219,7 +219,7 @@ def write_atomic(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path, *, durable: bool = True) -> Iterator[IO[bytes]]:
-    """An open file that takes the place of ``path`` when the block ends well.
+    """An open file that takes the place of ``path`` when the block ends well; it can be read back.
 
     Its rights are what the umask leaves. A process that is killed meanwhile leaves a temporary file
     that :func:`sweep` removes.
@@ -233,7 +233,7 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[IO[bytes]]:
     temporary = path.with_name(name)
     try:
         with open(
-            os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666), "wb"
+            os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666), "w+b"
         ) as handle:
             yield handle
             handle.flush()
