@@ -6,28 +6,46 @@ For scoring predictions of other code under the protocols whose unit is the obje
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from refseg_bench.datasets.files import bad_name, read_text
 from refseg_bench.errors import DataError
 from refseg_bench.schema import knob
 from refseg_bench.types import Clip, Expression, Target
 
+#: Where the folders of the videos may lie below the root, likeliest first.
+TOPS = (
+    "Annotations/480p",
+    "Annotations",
+    "Annotations/Full-Resolution",
+    "Annotations_unsupervised/480p",
+    "Annotations_unsupervised",
+    "Annotations_unsupervised/Full-Resolution",
+    "480p",
+    "",
+)
+#: Where lists of videos may lie (DAVIS' lists of 2016 name frames, not videos).
+LISTS = ("", "ImageSets/2017", "ImageSets")
+#: The split that means every video.
+EVERY = "all"
+
 
 @dataclass
 class IdMaps:
-    """``<root>/<video>/<frame>.png``, pixel value = object id (``Annotations/`` above it is fine).
+    """``<root>/<video>/<frame>.png``, pixel value = object id; ``Annotations/`` above it is fine.
 
     Attributes:
-        root: the folder of the videos.
-        split: only a label, unless ``<root>/<split>.txt`` lists the videos to score.
+        root: the folder of the videos, or a DAVIS tree.
+        split: ``all``, or the name of a list of videos: ``<root>/<split>.txt`` or
+            ``<root>/ImageSets/2017/<split>.txt``.
         name: name of the set.
         protocols: ids scored under unless the command says otherwise.
     """
 
     root: Path | None = knob(None, transient=True)
-    split: str = "all"
+    split: str = EVERY
     name: str = "id_maps"
     protocols: list[str] = knob(factory=lambda: ["vosb"], transient=True)
 
@@ -37,7 +55,7 @@ class IdMaps:
         """One clip per folder that holds PNG files, sorted by name.
 
         Raises:
-            DataError: there is no folder of maps.
+            DataError: there is no folder of maps, no list of that split, or a listed video has no maps.
         """
         if self._clips is None:
             self._clips = [self._clip(folder) for folder in self._folders()]
@@ -55,25 +73,86 @@ class IdMaps:
         """The id map of every frame."""
         return clip.frame_paths
 
-    def _folders(self) -> list[Path]:
+    def taken(self) -> str:
+        """Which folder and list stand as the truth, and which others lie beside them.
+
+        Raises:
+            DataError: as :meth:`clips`.
+        """
+        top, *others = self._tops()
+        number = len(self.clips())
+        count = f"{number} video{'s' * (number != 1)}"
+        lists = self._lists()
+        if self.split != EVERY:
+            count += f" of {lists[self.split]}"
+        elif lists:
+            count += f" (--split takes those of a list: {', '.join(sorted(lists))})"
+        beside = f"; also there, for --root: {', '.join(map(str, others))}" if others else ""
+        return f"{top}, {count}{beside}"
+
+    def _tops(self) -> list[Path]:
+        """The folders that hold videos, the one taken first."""
         if self.root is None or not self.root.is_dir():
             raise DataError(
                 "The folder of id maps is not there.", where=self.root, cure="Give it with --root."
             )
-        listed = self.root / f"{self.split}.txt"
-        for top in (self.root / "Annotations" / "480p", self.root / "Annotations", self.root):
-            folders = sorted(p for p in top.iterdir() if p.is_dir()) if top.is_dir() else []
-            folders = [p for p in folders if any(p.glob("*.png"))]
-            if listed.is_file():
-                names = set(listed.read_text(encoding="utf-8").split())
-                folders = [p for p in folders if p.name in names]
-            if folders:
-                return folders
-        raise DataError("No <video>/<frame>.png here.", where=self.root, cure="Check the path behind --root.")
+        tops = [top for top in (self.root / name for name in TOPS) if any(_videos(top))]
+        if not tops:
+            raise DataError(
+                "No <video>/<frame>.png here.", where=self.root, cure="Check the path behind --root."
+            )
+        return tops
+
+    def _lists(self) -> dict[str, Path]:
+        """Split → its list of videos."""
+        assert self.root is not None
+        bases = [self.root]
+        # <tree>/Annotations/480p, whose lists lie in <tree>/ImageSets.
+        for folder in (self.root, *list(self.root.resolve().parents)[:1]):
+            if folder.name.startswith("Annotations"):
+                bases.append(folder.parent)
+        found = [p for base in bases for name in reversed(LISTS) for p in sorted((base / name).glob("*.txt"))]
+        return {p.stem: p for p in found if p.is_file() and not p.name.startswith(".")}
+
+    def _folders(self) -> list[Path]:
+        videos = {folder.name: folder for folder in _videos(self._tops()[0])}
+        lists = self._lists()
+        if self.split == EVERY:
+            return list(videos.values())
+        if self.split not in lists:
+            raise DataError(
+                f"There is no list of the split '{self.split}'.",
+                where=self.root,
+                allowed=[EVERY, *sorted(lists)],
+                cure=f"Put the videos' names into {self.split}.txt there, or choose another --split.",
+            )
+        path = lists[self.split]
+        names = sorted(set(read_text(path).split()))
+        absent = [name for name in names if name not in videos]
+        if absent or not names:
+            told = ", ".join(absent[:5]) + (f" and {len(absent) - 5} more" if len(absent) > 5 else "")
+            raise DataError(
+                f"Videos of the list have no id maps: {told}." if names else "The list names no video.",
+                where=path,
+                cure=f"Put their maps into {self._tops()[0]}, or take their names off the list.",
+            )
+        return [videos[name] for name in names]
 
     def _clip(self, folder: Path) -> Clip:
         from refseg_bench.metrics.png import header
 
-        files = tuple(sorted(folder.glob("*.png")))
+        files = tuple(sorted(_maps(folder)))
         height, width, _, _ = header(files[0])
         return Clip(folder.name, files, tuple(f.stem for f in files), (height, width))
+
+
+def _videos(top: Path) -> Iterator[Path]:
+    """Folders that hold PNG files, sorted by name."""
+    for folder in sorted(top.iterdir()) if top.is_dir() else ():
+        if bad_name(folder.name) is None and folder.is_dir() and any(_maps(folder)):
+            yield folder
+
+
+def _maps(folder: Path) -> Iterator[Path]:
+    """The PNG files of a folder; hidden ones (``._00000.png``) are no maps."""
+    return (p for p in folder.glob("*.png") if not p.name.startswith("."))

@@ -14,7 +14,7 @@ from trackeval.metrics import JAndF
 from vos_benchmark.benchmark import benchmark
 
 from refseg_bench.datasets.id_maps import IdMaps
-from refseg_bench.errors import ScoreError
+from refseg_bench.errors import DataError, ScoreError
 from refseg_bench.external import FolderPredictions
 from refseg_bench.metrics.protocols.catalogue import find
 from refseg_bench.metrics.protocols.objects import assign, decay
@@ -209,6 +209,32 @@ def test_davis_semi_equals_its_rules(tree, tmp_path):
         assert values["F-Decay"][row] == pytest.approx(first[:, 1].mean() - last[:, 1].mean(), abs=1e-12)
     # The object that appears in frame 2 is the third id of clip a and unknown in frame 0: not an object.
     assert "a/3" not in expected
+
+
+def test_a_davis_tree_says_what_it_takes_and_refuses_what_is_not_there(tmp_path):
+    for top, videos in (("Annotations/480p", "ab"), ("Annotations_unsupervised/480p", "abc")):
+        write(tmp_path / top, {name: id_maps(1) for name in videos})
+    (tmp_path / top / "a" / "._00000.png").write_bytes(b"litter of a Mac")
+    (tmp_path / "ImageSets" / "2017").mkdir(parents=True)
+    lists = {"val": "b\n", "test-dev": "a\nz\n", "none": "\n"}
+    for name, text in lists.items():
+        (tmp_path / "ImageSets" / "2017" / f"{name}.txt").write_text(text)
+    found = IdMaps(tmp_path)
+    assert [c.id for c in found.clips()] == ["a", "b"]
+    for told in ("Annotations/480p, 2 videos", "none, test-dev, val", "Annotations_unsupervised/480p"):
+        assert told in found.taken()
+    assert [c.id for c in IdMaps(tmp_path, "val").clips()] == ["b"]
+    assert "1 video of" in IdMaps(tmp_path, "val").taken()
+    other = IdMaps(tmp_path / "Annotations_unsupervised" / "480p", "val")
+    assert [c.id for c in other.clips()] == ["b"]
+    assert len(IdMaps(tmp_path / "Annotations_unsupervised").clips()[0]) == 8
+    for split, told in (
+        ("vla", "no list of the split 'vla'"),
+        ("test-dev", "no id maps: z"),
+        ("none", "no video"),
+    ):
+        with pytest.raises(DataError, match=told):
+            IdMaps(tmp_path, split).clips()
 
 
 def test_davis_semi_aborts_on_an_id_too_many(tmp_path):
