@@ -267,6 +267,7 @@ class Target:
         void: pixels no protocol with ``void=ignore`` counts, or ``None``.
         overlap: doubly covered pixels per object part where the format has them (polygons that
             overlap within one COCO annotation), or ``None``.
+        deeper: pixels covered three times or more, four times or more … where there are any.
     """
 
     size: tuple[int, int]
@@ -275,6 +276,7 @@ class Target:
     object_ids: tuple[str, ...] = ()
     void: MaskTrack | None = None
     overlap: MaskTrack | None = None
+    deeper: tuple[MaskTrack, ...] = ()
 
     def union(self) -> MaskTrack:
         """All objects as one track. A frame none of them annotates stays ``None``."""

@@ -13,6 +13,7 @@ import functools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
@@ -261,10 +262,10 @@ class RefCoco:
         annotations = self._blob(clip.id)["annotations"]
         file = self.files()[1]
         tracks: list[MaskTrack] = []
-        doubles: list[bytes] = []
+        layers: list[list[bytes]] = []
         ids = expression.attrs["anno_ids"]
         for anno_id in ids:
-            mask, double = rasterise(
+            mask, *deeper = layers_of(
                 annotations[anno_id]["segmentation"],
                 clip.size,
                 file=file,
@@ -272,10 +273,14 @@ class RefCoco:
                 report=report,
             )
             tracks.append(MaskTrack(clip.size, (mask,)))
-            if double is not None:
-                doubles.append(double)
-        overlap = MaskTrack(clip.size, (union_rle(doubles, clip.size),)) if doubles else None
-        return Target(clip.size, 1, tuple(tracks), tuple(ids), overlap=overlap)
+            layers.append(deeper)
+        # Layer by layer over the annotations: what is covered twice, three times …
+        deeper_tracks = [
+            MaskTrack(clip.size, (union_rle([c for c in layer if c is not None], clip.size),))
+            for layer in zip_longest(*layers)
+        ]
+        twice = deeper_tracks[0] if deeper_tracks else None
+        return Target(clip.size, 1, tuple(tracks), tuple(ids), overlap=twice, deeper=tuple(deeper_tracks[1:]))
 
 
 # ── polygons and RLE ─────────────────────────────────────────────────────────
@@ -284,7 +289,20 @@ class RefCoco:
 def rasterise(
     segmentation: Any, size: Size, *, file: Path, place: str, report: Report = refuse
 ) -> tuple[bytes, bytes | None]:
-    """One COCO segmentation as the union of its parts.
+    """One COCO segmentation as the union of its parts, see :func:`layers_of`.
+
+    Returns:
+        Compressed counts of the union, and of the pixels that two or more parts cover (``None``
+        where no pixel is), which LISA and LAVT count as background.
+    """
+    union, *deeper = layers_of(segmentation, size, file=file, place=place, report=report)
+    return union, deeper[0] if deeper else None
+
+
+def layers_of(
+    segmentation: Any, size: Size, *, file: Path, place: str, report: Report = refuse
+) -> list[bytes]:
+    """One COCO segmentation, by how many of its parts cover a pixel.
 
     Args:
         segmentation: polygons ``[[x, y, …], …]``, one RLE, or a list of RLEs (RefCLEF).
@@ -294,8 +312,8 @@ def rasterise(
         report: receives problems; a damaged part is left out.
 
     Returns:
-        Compressed counts of the union, and of the pixels that two or more parts cover (``None``
-        where no pixel is), which LISA and LAVT count as background.
+        Compressed counts of the pixels that one part or more covers (always), two or more, three or more
+        … (as far as any pixel is).
     """
     parts: list[bytes] = []
     pieces = [segmentation] if isinstance(segmentation, Mapping) else segmentation
@@ -327,13 +345,13 @@ def rasterise(
                 )
             )
     if not parts:
-        return blank(size), None
+        return [blank(size)]
     if len(parts) == 1:
-        return parts[0], None
+        return parts
     boxes = [{"size": list(size), "counts": c} for c in parts]
     covered = np.asarray(coco_mask.decode(boxes)).sum(axis=2, dtype=np.int32)
-    double = covered >= 2
-    return union_rle(parts, size), encode_rle(double) if double.any() else None
+    deeper = [encode_rle(covered >= n) for n in range(2, int(covered.max()) + 1)]
+    return [union_rle(parts, size), *deeper]
 
 
 def _is_polygon(piece: Any) -> bool:

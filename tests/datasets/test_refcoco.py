@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
 from refseg_bench.datasets import offsets
-from refseg_bench.datasets.refcoco import RefCoco, rasterise
+from refseg_bench.datasets.refcoco import RefCoco, layers_of, rasterise
 from refseg_bench.datasets.writers import ImageRecord, write_refcoco_set
 from refseg_bench.errors import ConfigError, DataError
 from refseg_bench.types import decode_rle
@@ -137,6 +137,10 @@ def test_union_and_overlap_equal_the_sum_of_the_parts(polygons):
     assert np.array_equal(decode_rle(union, SIZE), summed > 0)
     assert double is None or np.array_equal(decode_rle(double, SIZE), summed > 1)
     assert (double is None) == (summed.max() < 2)
+    layers = layers_of(polygons, SIZE, file="", place="")
+    assert len(layers) == max(1, summed.max())
+    for n, layer in enumerate(layers, start=1):
+        assert np.array_equal(decode_rle(layer, SIZE), summed >= n)
 
 
 def test_segmentation_may_be_one_rle_or_several(tmp_path):

@@ -6,18 +6,28 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
+from pycocotools import mask as coco_mask
 
 from refseg_bench.errors import ConfigError, ScoreError
 from refseg_bench.external import FolderGrey, encoding_of
 from refseg_bench.metrics.labels import merged_labels
 from refseg_bench.metrics.protocols.base import Case
 from refseg_bench.metrics.protocols.catalogue import find, shipped
-from refseg_bench.metrics.protocols.image import resized_rle
+from refseg_bench.metrics.protocols.image import encoded_sum, resized_rle
 from refseg_bench.metrics.protocols.revos import accuracy, robustness
 from refseg_bench.metrics.protocols.rvos import percent
 from refseg_bench.metrics.stats import Bootstrap
 from refseg_bench.scoring import Answers, IncompleteError, LookupSource, Options, Survey, score
-from refseg_bench.types import Clip, Expression, HeatPoint, MaskTrack, Prediction, Target, encode_rle
+from refseg_bench.types import (
+    Clip,
+    Expression,
+    HeatPoint,
+    MaskTrack,
+    Prediction,
+    Target,
+    decode_rle,
+    encode_rle,
+)
 from tests.metrics.worlds import Guesses, World, answer, track
 
 ONE = Options(jobs=1, bootstrap=Bootstrap(0))
@@ -250,7 +260,7 @@ def test_revos_columns_by_hand():
 def test_revos_raw_grey():
     """0/255 files, and a target of two overlapping objects whose sum wraps."""
     whole = tall(box(0, 0, 10, 12))
-    got = revos(whole).scored("revos")
+    got = revos(whole).scored("revos-visa")
     assert got.protocol.name == "revos-visa@1"
     assert got.notes == {"encoding": "0/255", "foreground": "the dataset's"}
     a = got.table.values["A"].tolist()
@@ -324,9 +334,38 @@ def test_doubly_covered_pixels():
     rows = [({}, [tall(A | B)], tall(A | B))]
     both = tall(A & B)
     assert images("refcoco-oiou", rows, overlap=both)["oIoU"] == 1
-    for protocol in ("refcoco-lavt", "refcoco-lisa", "refcoco-sa2va"):
+    for protocol in ("refcoco-lavt", "refcoco-lisa"):
         metrics = images(protocol, rows, overlap=both)
         assert metrics.get("oIoU", metrics.get("cIoU")) == pytest.approx(16 / 24, abs=1e-9)
+
+
+def test_cris_compares_with_thresholds_in_float32():
+    """0.9 is 0.89999998 there and 0.6 is 0.60000002."""
+    whole = np.ones((1, 28, 20), bool)
+    at_90, at_60 = np.arange(560) < 504, np.arange(560) < 336
+    for guess, passed in ((at_90, 0.9), (at_60, 0.5)):
+        got = images("refcoco-cris", [({}, [whole], guess.reshape(1, 28, 20))])
+        assert [x for x in (0.5, 0.6, 0.7, 0.8, 0.9) if got[f"Pr@{x}"]][-1] == passed
+    assert images("refcoco-oiou", [({}, [whole], at_60.reshape(1, 28, 20))])["Pr@0.6"] == 1
+
+
+def test_sa2va_sends_the_sum_of_parts_through_encode():
+    """A new run at every change of value: from a step between 1 and 2 on, a column is inverted."""
+    size = (6, 4)
+    first, second, third = (box(*at, size) for at in ((0, 1, 4, 3), (2, 1, 4, 3), (3, 1, 4, 2)))
+    union, double, triple = first | second, first & second, first & second & third
+    for deeper in ((), (triple,)):
+        covered = union.astype(np.uint8) + double + sum(deeper, np.zeros(size, np.uint8))
+        seen = decode_rle(coco_mask.encode(np.asfortranarray(covered))["counts"], size)
+        made = encoded_sum(encode_rle(union), [track(tall(m)) for m in (double, *deeper)], size)
+        assert (decode_rle(made, size) == seen).all()
+        assert not (seen == union).all()
+        assert not (seen == (union & ~double)).all()
+    rows = [({}, [tall(union)], tall(union))]
+    corrupt = decode_rle(encoded_sum(encode_rle(union), [track(tall(double))], size), size)
+    got = images("refcoco-sa2va", rows, overlap=tall(double))
+    assert got["cIoU"] == pytest.approx((corrupt & union).sum() / (corrupt | union).sum(), abs=1e-9)
+    assert images("refcoco-sa2va", rows)["cIoU"] == pytest.approx(1, abs=1e-9)
 
 
 def test_void_is_left_out_of_both():
@@ -508,7 +547,7 @@ def test_the_docs_are_current():
 
 @pytest.mark.parametrize(
     ("alias", "id_"),
-    [("mevis", "rvos-expr"), ("revos", "revos-visa"), ("revos.legacy255", "revos-visa"),
+    [("mevis", "rvos-expr"), ("revos.legacy255", "revos-visa"),
      ("ytvos", "rvos-expr"),
      ("davis17.annotators", "refdavis-anno"), ("ref_image.ciou", "refcoco-oiou"),
      ("ref_image.giou_lisa", "refcoco-lisa"), ("rvos-expr@1", "rvos-expr")],
@@ -518,7 +557,7 @@ def test_aliases(alias, id_):
 
 
 @pytest.mark.parametrize(
-    "spec", ["nonsense", "rvos-expr@7", "vosb:all_frames", "vosb:colour=1", "../vosb", ""]
+    "spec", ["nonsense", "rvos-expr@7", "vosb:all_frames", "vosb:colour=1", "../vosb", "", "revos"]
 )
 def test_unknown_protocols_are_told(spec):
     with pytest.raises(ConfigError):

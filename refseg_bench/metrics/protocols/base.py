@@ -41,7 +41,8 @@ class Policy:
             what is printed is rounded.
         digits: decimals of that rounding.
         scale: 1 where the tool prints fractions, 100 where percent.
-        overlap: pixels covered twice by the polygon parts of one annotation.
+        overlap: pixels covered twice by the polygon parts of one annotation: foreground (``union``),
+            ``background``, or what pycocotools' ``encode`` makes of the parts' sum (``encode``).
     """
 
     unit: Literal["expression", "object"] = "expression"
@@ -54,7 +55,7 @@ class Policy:
     rounding: Literal["none", "unit", "final"] = "none"
     digits: int | None = None
     scale: float = 1.0
-    overlap: Literal["union", "background"] = "union"
+    overlap: Literal["union", "background", "encode"] = "union"
 
 
 class LabelMaps(Protocol):

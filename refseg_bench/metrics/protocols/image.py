@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+from pycocotools import mask as coco_mask
 
 from refseg_bench.errors import ScoreError
 from refseg_bench.metrics.masks import overlap_rle, subtract_rle
 from refseg_bench.metrics.protocols.base import Case, Column, Item, Policy, ScoringProtocol, present, ratio
-from refseg_bench.types import Clip, Expression, Score, decode_rle, encode_rle, sample_id
+from refseg_bench.types import Clip, Expression, MaskTrack, Score, decode_rle, encode_rle, sample_id
 
 #: Thresholds of Pr@X.
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
@@ -28,6 +29,25 @@ def resized_rle(counts: bytes, size: tuple[int, int], side: int) -> bytes:
 
     mask = Image.fromarray(decode_rle(counts, size).view(np.uint8))
     return encode_rle(np.asarray(mask.resize((side, side), Image.Resampling.NEAREST)))
+
+
+def encoded_sum(union: bytes, deeper: Sequence[MaskTrack], size: tuple[int, int]) -> bytes:
+    """What pycocotools' ``encode`` makes of the uint8 sum of overlapping polygon parts.
+
+    It starts a new run at every change of *value*, so that from a step between 1 and 2 on, foreground
+    and background are swapped, column after column, until the next such step.
+
+    Args:
+        union: pixels that any part covers.
+        deeper: pixels that two or more, three or more … parts cover.
+        size: (height, width).
+    """
+    covered = decode_rle(union, size).astype(np.uint8)
+    for track in deeper:
+        mask = track.mask(0)
+        if mask is not None:
+            covered += mask
+    return bytes(coco_mask.encode(np.asfortranarray(covered))["counts"])
 
 
 @dataclass
@@ -75,6 +95,8 @@ class ImageProtocol(ScoringProtocol):
         double = item.target.overlap
         if self.policy.overlap == "background" and double is not None and double.rles[0]:
             truth = subtract_rle(truth, double.rles[0], size)
+        elif self.policy.overlap == "encode" and double is not None:
+            truth = encoded_sum(truth, (double, *item.target.deeper), size)
         void = item.target.void
         if self.policy.void == "ignore" and void is not None and void.rles[0]:
             truth = subtract_rle(truth, void.rles[0], size)
@@ -102,7 +124,7 @@ class RefcocoOverall(ImageProtocol):
     imitates: ClassVar[str] = "none (harness default)"
     policy: ClassVar[Policy] = Policy()
     metrics: ClassVar[tuple[str, ...]] = ("oIoU", "mIoU", *precision_names())
-    #: how a sample's IoU is held against X in Pr@X.
+    #: how a sample's IoU is held against X in Pr@X: >= X, or > X in float32.
     strictly_above: ClassVar[bool] = False
 
     def terms(self, values: Mapping[str, Column], attrs: Mapping[str, Sequence[Any]]) -> dict[str, Column]:
@@ -110,7 +132,7 @@ class RefcocoOverall(ImageProtocol):
         iou = values.get("IoU", np.zeros(0))
         out = {"I": values.get("I", np.zeros(0)), "U": values.get("U", np.zeros(0)), "IoU": iou}
         for name, threshold in zip(precision_names(), THRESHOLDS, strict=True):
-            reached = iou > threshold if self.strictly_above else iou >= threshold
+            reached = iou > np.float64(np.float32(threshold)) if self.strictly_above else iou >= threshold
             out[name] = reached.astype(np.float64)
         out["n"] = np.ones(len(iou))
         return out
@@ -148,9 +170,14 @@ class RefcocoLavt(RefcocoOverall):
 
 @dataclass
 class RefcocoCris(RefcocoOverall):
-    """CRIS: mean of I / (U + 1e-6) and Pr@X with >, at the original size; polygon parts are united."""
+    """CRIS: mean of I / (U + 1e-6) and Pr@X with >, at the original size; polygon parts are united.
+
+    X is a float32 in the tool (0.9 is 0.89999998 there), so that an IoU of exactly 0.9 passes Pr@0.9
+    and one of exactly 0.6 does not pass Pr@0.6.
+    """
 
     id: ClassVar[str] = "refcoco-cris"
+    version: ClassVar[int] = 2
     aliases: ClassVar[tuple[str, ...]] = ()
     imitates: ClassVar[str] = "CRIS"
     citation: ClassVar[str] = "Wang et al., CVPR 2022; DerrickWang005/CRIS.pytorch @ e596332"
@@ -215,12 +242,16 @@ class ReasonSegLisa(RefcocoLisa):
 
 @dataclass
 class RefcocoSa2va(RefcocoLisa):
-    """Sa2VA: as ``refcoco-lisa`` with the plain count under gIoU.
+    """Sa2VA: as ``refcoco-lisa`` with the plain count under gIoU, and with other doubly covered pixels.
 
     A missing prediction adds nothing to I and U (cIoU ignores the miss) but counts under gIoU.
+    Overlapping polygon parts are summed as uint8 and the sum goes through pycocotools' ``encode``, which
+    starts a new run at every change of value (0, 1, 2): a column with doubly covered pixels is inverted
+    from there on (``overlap=encode``).
     """
 
     id: ClassVar[str] = "refcoco-sa2va"
+    version: ClassVar[int] = 2
     aliases: ClassVar[tuple[str, ...]] = ()
     imitates: ClassVar[str] = "Sa2VA on RefCOCO"
     citation: ClassVar[str] = "Yuan et al., 2025; magic-research/Sa2VA @ d01bf3f"
@@ -229,7 +260,7 @@ class RefcocoSa2va(RefcocoLisa):
         missing_clip="zero",
         missing_why="0 in gIoU, left out of cIoU",
         void="ignore",
-        overlap="background",
+        overlap="encode",
     )
     count_epsilon: ClassVar[float] = 0.0
 

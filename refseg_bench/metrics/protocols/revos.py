@@ -62,7 +62,7 @@ class RevosVisa(RvosExpression):
     encoding: Literal["0/255", "0/1"] = "0/255"
 
     id: ClassVar[str] = "revos-visa"
-    aliases: ClassVar[tuple[str, ...]] = ("revos", "revos.legacy255")
+    aliases: ClassVar[tuple[str, ...]] = ("revos.legacy255",)
     imitates: ClassVar[str] = "VISA, DecAF on ReVOS"
     citation: ClassVar[str] = "Yan et al., ECCV 2024; cilinyan/VISA @ ec158fd"
     policy: ClassVar[Policy] = Policy(
