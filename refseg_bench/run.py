@@ -7,7 +7,7 @@ import logging
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,11 @@ from refseg_bench.claims import Desk, forget
 from refseg_bench.config import Config, Limit, from_yaml, load
 from refseg_bench.datasets.limited import Limited
 from refseg_bench.errors import ConfigError, DataError, RefsegError, StoreError
+from refseg_bench.inputs import Present
 from refseg_bench.joblog import logged
 from refseg_bench.owners import Owner
 from refseg_bench.progress import Progress
-from refseg_bench.store import RunStore, job_name
+from refseg_bench.store import Line, RunStore, job_name
 from refseg_bench.types import (
     Clip,
     Dataset,
@@ -82,7 +83,8 @@ def work_on(
     parts = share(work, shards)
     order = queue(parts, shard) if steal else parts[shard]
     tally = Tally()
-    todo = left(order, store.done())
+    present = Present()
+    todo = left(order, store.index(), present)
     if not todo:
         return tally
     job = job or job_name()
@@ -105,7 +107,8 @@ def work_on(
                 bar.expect(-len(expressions) if mine else 0)
                 continue
             # A former owner may have stored some of them since.
-            fresh = store.open_of(clip, expressions)
+            index = store.index()
+            fresh = present.open(index, clip, expressions)
             bar.expect(len(fresh) - (len(expressions) if mine else 0))
             if not fresh:
                 continue
@@ -113,12 +116,15 @@ def work_on(
                 store.write_env(job, env.record(config.seed))
                 method = build_method(values, dataset)
             env.seed_everything(config.seed, clip.id)
+            before = {e.id: present.inputs(clip, e) for e in fresh}
             for prediction, grounding in predict_clip(method, clip, fresh):
                 if desk.lost:
                     raise StoreError("Another process has taken over.", where=f"{store.root}, clip {clip.id}")
                 if grounding is not None and config.keep_maps:
                     store.write_maps(grounding, prediction.sample)
-                out.append(prediction)
+                known = index.get(prediction.sample)
+                turn = 0 if known is None else known.turn + known.ok
+                out.append(replace(prediction, inputs=before[prediction.expression], turn=turn))
                 tally.done += prediction.ok
                 tally.failed += not prediction.ok
                 bar.advance(prediction.ok)
@@ -133,7 +139,7 @@ def work_on(
             # Written again: by now the model's libraries are loaded and can be asked for their kernels.
             store.write_env(job, {**env.record(config.seed), **method_record(method)})
         desk.finish(done=tally.done, failed=tally.failed, gpus=env.gpus())
-    if not left(work, store.done()):
+    if not left(work, store.index(), present):
         forget(store.root)
     return tally
 
@@ -161,7 +167,7 @@ def capture_on(store: RunStore, *, shard: int, shards: int, launch: str) -> Tall
     config = load(values)
     dataset = dataset_of(values)
     work = plan(dataset)
-    todo = left(share(work, shards)[shard], store.done())
+    todo = left(share(work, shards)[shard], store.index(), Present())
     tally = Tally()
     job = job_name()
     owner = Owner.here(job, launch, shard=shard, shards=shards)
@@ -248,10 +254,10 @@ def queue(parts: Sequence[Work], shard: int) -> Work:
     return [*parts[shard], *(item for items in rounds for item in items if item is not None)]
 
 
-def left(work: Work, done: set[str]) -> Work:
-    """The work less the samples that have a prediction."""
-    open_work = ((clip, tuple(e for e in es if sample_id(clip.id, e.id) not in done)) for clip, es in work)
-    return [(clip, es) for clip, es in open_work if es]
+def left(work: Work, index: Mapping[str, Line], present: Present) -> Work:
+    """The work less the samples that have a prediction on what the data set holds now."""
+    open_work = ((clip, present.open(index, clip, expressions)) for clip, expressions in work)
+    return [(clip, expressions) for clip, expressions in open_work if expressions]
 
 
 def predict_clip(

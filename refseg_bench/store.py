@@ -21,13 +21,15 @@ file holds a good line of it; failed samples are tried again by the next run.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
 import re
+import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -46,21 +48,22 @@ from refseg_bench.files.store_io import (
     write_error,
 )
 from refseg_bench.types import (
-    Clip,
     Estimate,
-    Expression,
     Grounding,
     HeatPoint,
+    Inputs,
     MaskTrack,
     Prediction,
     Result,
     SampleFailure,
     Status,
-    sample_id,
 )
 
 # Every line starts with these keys in this order, so that an index is made without parsing masks.
-_HEAD = re.compile(rb'\{"sample": ("(?:[^"\\]|\\.)*"), "clip": ("(?:[^"\\]|\\.)*"), "ok": (true|false)')
+_HEAD = re.compile(
+    rb'\{"sample": ("(?:[^"\\]|\\.)*"), "clip": ("(?:[^"\\]|\\.)*"), "ok": (true|false)'
+    rb'(?:, "turn": (\d{1,9}), "inputs": \["([0-9a-f]{0,32})", "([0-9a-f]{0,32})", "([0-9a-f]{0,32})"\])?'
+)
 
 #: Folders that freezing makes.
 _PARTS = ("predictions", "env", "log")
@@ -71,7 +74,13 @@ SAMPLES, RESULT = "samples.parquet", "result.json"
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """Where one stored sample lies."""
+    """Where one stored sample lies.
+
+    Attributes:
+        inputs: ``facts``, ``files`` and ``state`` of its :class:`~refseg_bench.types.Inputs`; ``None`` =
+            not known.
+        turn: as in its :class:`~refseg_bench.types.Prediction`.
+    """
 
     sample: str
     clip: str
@@ -79,6 +88,8 @@ class Line:
     path: Path
     offset: int
     length: int
+    inputs: tuple[str, str, str] | None = None
+    turn: int = 0
 
 
 @dataclass
@@ -175,7 +186,10 @@ class RunStore:
         return PredictionWriter(self.root, job or job_name())
 
     def index(self) -> Mapping[str, Line]:
-        """Sample id → its best line: a good one before a failed one, the first good one, the last failed one.
+        """Sample id → its best line.
+
+        What was predicted last on other data comes first; then a good one before a failed one, the first
+        good one, the last failed one.
 
         Every call looks at the files again, but reads only what was appended since the last one.
         """
@@ -198,12 +212,6 @@ class RunStore:
     def done(self) -> set[str]:
         """Ids of the samples that have a prediction."""
         return {sample for sample, line in self.index().items() if line.ok}
-
-    def open_of(self, clip: Clip, expressions: Sequence[Expression]) -> tuple[Expression, ...]:
-        """Those expressions of a clip that have no prediction yet."""
-        index = self.index()
-        lines = ((e, index.get(sample_id(clip.id, e.id))) for e in expressions)
-        return tuple(e for e, line in lines if line is None or not line.ok)
 
     def read(self, line: Line) -> Prediction:
         """Load one stored sample.
@@ -330,6 +338,7 @@ class PredictionWriter:
         self.path = root / "predictions" / f"{job}.jsonl"
         self._handle: IO[bytes] | None = None
         self._synced = -math.inf
+        self._durable = 0
 
     def __enter__(self) -> Self:
         return self
@@ -337,9 +346,16 @@ class PredictionWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._handle is not None:
+        if self._handle is None:
+            return
+        try:
             self._synced = -math.inf
             self.sync()
+        except StoreError:
+            # An error that is under way already says more.
+            if kind is None:
+                raise
+        finally:
             self._handle.close()
             self._handle = None
 
@@ -368,12 +384,26 @@ class PredictionWriter:
             raise write_error(error, self.path) from error
 
     def sync(self) -> None:
-        """Make what was appended durable against the death of the machine, at most once a second."""
+        """Make what was appended durable against the death of the machine, at most once a second.
+
+        Raises:
+            StoreError: it can't be made so (NFS tells of a full disk here). What was appended since the
+                last time is cut off again: those samples stay open.
+        """
         now = time.monotonic()
-        if self._handle is not None and now - self._synced >= 1.0:
-            self._synced = now
+        if self._handle is None or now - self._synced < 1.0:
+            return
+        end = self._handle.tell()
+        try:
+            os.fsync(self._handle.fileno())
+        except OSError as error:
+            if error.errno in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
+                return  # the file system has no such thing
             with contextlib.suppress(OSError):
-                os.fsync(self._handle.fileno())
+                self._handle.truncate(self._durable)
+                self._handle.seek(self._durable)
+            raise write_error(error, self.path) from error
+        self._synced, self._durable = now, end
 
 
 def runs_in(folder: Path) -> list[RunStore]:
@@ -400,6 +430,8 @@ def _foreign(path: Path) -> bool:
 
 
 def _better(line: Line, known: Line) -> bool:
+    if line.turn != known.turn:
+        return line.turn > known.turn
     if line.ok != known.ok:
         return line.ok
     # By file and place, whatever order the files grew in: two readers agree on the best line.
@@ -417,14 +449,29 @@ def _scan(path: Path, offset: int) -> Iterator[Line]:
             if raw.endswith(b"\n") and raw.rstrip().endswith(b"}"):
                 head = _HEAD.match(raw)
                 if head is not None:
-                    yield Line(
-                        json.loads(head[1]), json.loads(head[2]), head[3] == b"true", path, offset, length
-                    )
+                    yield _line(head, path, offset, length)
             offset += length
 
 
+def _line(head: re.Match[bytes], path: Path, offset: int, length: int) -> Line:
+    inputs = None
+    if head[4] is not None:
+        # Samples of one clip share their digests.
+        inputs = (head[5].decode(), sys.intern(head[6].decode()), sys.intern(head[7].decode()))
+    sample, clip = json.loads(head[1]), sys.intern(json.loads(head[2]))
+    return Line(sample, clip, head[3] == b"true", path, offset, length, inputs, int(head[4] or 0))
+
+
 def _record(p: Prediction) -> dict[str, Any]:
-    record: dict[str, Any] = {"sample": p.sample, "clip": p.clip, "ok": p.ok, "expression": p.expression}
+    record: dict[str, Any] = {"sample": p.sample, "clip": p.clip, "ok": p.ok}
+    if p.inputs is not None:
+        record["turn"] = p.turn
+        record["inputs"] = [p.inputs.facts, p.inputs.files, p.inputs.state]
+    record["expression"] = p.expression
+    if p.inputs is not None:
+        record["text"] = p.inputs.text
+        record["frames"] = list(p.inputs.frames)
+        record["size"] = list(p.inputs.size)
     if p.track is not None:
         record["size"] = list(p.track.size)
         record["rles"] = [None if r is None else r.decode("ascii") for r in p.track.rles]
@@ -446,6 +493,11 @@ def _record(p: Prediction) -> dict[str, Any]:
 
 
 def _prediction(r: Mapping[str, Any]) -> Prediction:
+    inputs = None
+    if "inputs" in r:
+        (facts, files, state), (count, first, last), (height, width) = r["inputs"], r["frames"], r["size"]
+        size = (int(height), int(width))
+        inputs = Inputs(r["text"], (int(count), first, last), size, facts, files, state)
     track = None
     if "rles" in r:
         height, width = r["size"]
@@ -471,6 +523,8 @@ def _prediction(r: Mapping[str, Any]) -> Prediction:
         details=r.get("details", {}),
         seconds=r.get("seconds", {}),
         peak_mb=float(r.get("peak_mb", 0.0)),
+        inputs=inputs,
+        turn=int(r.get("turn", 0)),
     )
 
 

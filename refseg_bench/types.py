@@ -351,9 +351,36 @@ class SampleFailure:
     traceback: str
 
 
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What one sample was predicted on.
+
+    Attributes:
+        text: the expression's words.
+        frames: how many frames, and the names of the first and the last.
+        size: (height, width) of the clip.
+        facts: digest of the words, all frame names and the size.
+        files: digest of the bytes of all frames; empty where they couldn't be read.
+        state: digest of the frame files' sizes and times, by which the same files are known without
+            reading them.
+    """
+
+    text: str
+    frames: tuple[int, str, str]
+    size: tuple[int, int]
+    facts: str
+    files: str
+    state: str
+
+
 @dataclass(frozen=True)
 class Prediction:
-    """What the store keeps of one sample: a track or a failure, never both."""
+    """What the store keeps of one sample: a track or a failure, never both.
+
+    Attributes:
+        inputs: what it was predicted on; ``None`` = not known (a record of an older version).
+        turn: how often the sample had been predicted before, on other data.
+    """
 
     sample: str
     clip: str
@@ -365,6 +392,8 @@ class Prediction:
     details: Mapping[str, Any] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     peak_mb: float = 0.0
+    inputs: Inputs | None = None
+    turn: int = 0
 
     @property
     def ok(self) -> bool:

@@ -17,7 +17,7 @@ from refseg_bench.config import Composed, load, to_yaml
 from refseg_bench.errors import RefsegError
 from refseg_bench.launch import local, slurm
 from refseg_bench.launch.foresight import foreseen
-from refseg_bench.launch.planning import Planned, planned, share_captures
+from refseg_bench.launch.planning import Planned, planned, share_captures, tally_of
 from refseg_bench.launch.records import Submission, living, register, submissions
 from refseg_bench.owners import Census, describe
 from refseg_bench.run import Tally
@@ -204,12 +204,11 @@ def _here(run: Planned, submission: Submission, say: Callable[[str], None]) -> T
     if run.cluster.kind == "local":
         tally = local.work(run, submission, say)
     else:
-        tally = Tally()
+        before = dict(run.store.index())
         for shard in range(run.shards):
-            part = Shard(str(run.store.root), submission.id, shard, run.shards)()
-            tally.done += part.done
-            tally.failed += part.failed
-        tally.elsewhere = max(0, run.samples - tally.done - tally.failed)
+            Shard(str(run.store.root), submission.id, shard, run.shards)()
+        # Others may have worked on it too: what is there counts, not what was done here.
+        tally = tally_of(run, before)
     _close(run.store, submission)
     if tally.elsewhere:
         census = Census()

@@ -14,15 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from refseg_bench import env
-from refseg_bench.claims import records
 from refseg_bench.config import Cluster
 from refseg_bench.errors import ConfigError, RefsegError
 from refseg_bench.files.store_io import write_error
-from refseg_bench.launch.planning import Planned, at_once_here
+from refseg_bench.launch.planning import Planned, at_once_here, outcomes, tally_of
 from refseg_bench.launch.records import Submission
 from refseg_bench.progress import Progress
 from refseg_bench.run import Tally
-from refseg_bench.store import RunStore
+from refseg_bench.store import Line
 
 #: Seconds between two looks at the processes and the store.
 _LOOK = 0.25
@@ -75,7 +74,7 @@ def work(run: Planned, submission: Submission, say: Callable[[str], None], *, ca
         raise write_error(error, folder) from error
     waiting, running, bad = deque(range(run.shards)), list[_Process](), list[tuple[_Process, int]]()
     total = 0 if capture else run.samples
-    before = run.store.done()
+    before = dict(run.store.index())
     with Progress(total, label=run.store.root.name) as bar:
         try:
             while waiting or running:
@@ -90,10 +89,10 @@ def work(run: Planned, submission: Submission, say: Callable[[str], None], *, ca
                         bad.append((process, process.popen.returncode))
                         say(f"  shard {process.shard} {_end(process.popen.returncode)}; log: {process.log}")
                 if not capture:
-                    _advance(bar, run.store, before)
+                    _advance(bar, run, before)
         finally:
             _stop(running)
-    tally = _tally(run, submission, before)
+    tally = tally_of(run, before)
     if bad and (tally.elsewhere or capture):
         process, code = bad[0]
         raise RefsegError(
@@ -131,9 +130,10 @@ def _start(
     return _Process(shard, popen, device, log)
 
 
-def _advance(bar: Progress, store: RunStore, before: set[str]) -> None:
-    stored = [line.ok for sample, line in store.index().items() if sample not in before]
-    for ok in stored[bar.done :]:
+def _advance(bar: Progress, run: Planned, before: Mapping[str, Line]) -> None:
+    stored = list(outcomes(run, before).values())
+    good, bad = stored.count(True), stored.count(False)
+    for ok in [True] * (good - bar.done + bar.failed) + [False] * (bad - bar.failed):
         bar.advance(ok)
 
 
@@ -144,14 +144,6 @@ def _stop(running: list[_Process]) -> None:
     for process in running:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.popen.wait(timeout=20)
-
-
-def _tally(run: Planned, submission: Submission, before: set[str]) -> Tally:
-    ours = {r.owner.job for r in records(run.store.root) if r.owner.launch == submission.id}
-    index = run.store.index()
-    failed = sum(1 for line in index.values() if not line.ok and line.path.stem in ours)
-    done = sum(1 for sample, line in index.items() if line.ok and sample not in before)
-    return Tally(done, failed, max(0, run.samples - done - failed))
 
 
 def _end(code: int) -> str:

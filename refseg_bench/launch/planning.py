@@ -13,9 +13,11 @@ from typing import Any
 from refseg_bench import env, schema
 from refseg_bench.config import Cluster, Composed, Config, load
 from refseg_bench.errors import RefsegError
-from refseg_bench.run import Work, dataset_of, frozen, left, plan
+from refseg_bench.inputs import Present, stale, told
+from refseg_bench.run import Tally, Work, dataset_of, frozen, left, plan
 from refseg_bench.schema import TARGET
-from refseg_bench.store import RunStore, runs_in
+from refseg_bench.store import Line, RunStore, runs_in
+from refseg_bench.types import sample_id
 
 #: Stored samples looked at to measure a run.
 _LOOKS = 50
@@ -62,10 +64,54 @@ def planned(store: RunStore, point: Composed, say: Callable[[str], None]) -> Pla
     """
     config = load(point.values)
     whole = plan(dataset_of(point.values))
-    work = left(whole, store.done())
+    present = Present()
+    work = left(whole, store.index(), present)
+    _tell_of_data(store, whole, present, say)
     run = Planned(store, point.values, config, work, len(whole))
     run.shards = max(1, min(_wanted(run, say), run.clips))
     return run
+
+
+def _tell_of_data(store: RunStore, whole: Work, present: Present, say: Callable[[str], None]) -> None:
+    """Say what was predicted on other data, or on data nobody knows any more."""
+    found = stale(store, whole, present)
+    if found:
+        say(
+            f"{store.root}\n  {len(found)} samples were predicted on other data and are predicted again: "
+            f"{told(found)}"
+        )
+    unknown = sum(line.ok and line.inputs is None for line in store.index().values())
+    if unknown:
+        say(
+            f"{store.root}\n  {unknown} samples don't tell what they were predicted on (an older version "
+            "wrote them): they are taken to be of the present data"
+        )
+
+
+def outcomes(run: Planned, before: Mapping[str, Line]) -> dict[str, bool | None]:
+    """What became of the samples that were left, whoever worked on them.
+
+    Args:
+        run: the run, with what was left of it.
+        before: the store's index at that time.
+
+    Returns:
+        Sample id → predicted, failed (False), or not done (``None``).
+    """
+    index = run.store.index()
+    found: dict[str, bool | None] = {}
+    for clip, expressions in run.work:
+        for expression in expressions:
+            sample = sample_id(clip.id, expression.id)
+            line = index.get(sample)
+            found[sample] = None if line is None or line == before.get(sample) else line.ok
+    return found
+
+
+def tally_of(run: Planned, before: Mapping[str, Line]) -> Tally:
+    """The same, counted."""
+    found = list(outcomes(run, before).values())
+    return Tally(found.count(True), found.count(False), found.count(None))
 
 
 def _wanted(run: Planned, say: Callable[[str], None]) -> int:
