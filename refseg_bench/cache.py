@@ -21,9 +21,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refseg_bench.errors import RefsegError
+from refseg_bench.files.store_io import read_bytes
 
 Value: TypeAlias = NDArray[Any] | str
 Entry: TypeAlias = dict[str, Value]
+
+#: Most bytes of one frame's file.
+_MOST_OF_A_FRAME = 1 << 30
 
 #: Bump when the file layout changes: old files are then never found again.
 FORMAT = 1
@@ -49,19 +53,23 @@ def digest(key: Mapping[str, Any]) -> str:
     return hashlib.blake2b(canonical(key).encode(), digest_size=20).hexdigest()
 
 
-def fingerprint(paths: Iterable[Path]) -> str:
+def fingerprint(paths: Iterable[Path], *, upright: bool = False) -> str:
     """32 hexadecimal digits of the files' bytes, in order: what a key says of a clip's frames.
 
     The content counts, not name, place or time stamp: a dataset that moves keeps its entries, a
     frame that changes loses them.
 
+    Args:
+        paths: the files.
+        upright: they are read as their headers turn them (``Clip.upright``).
+
     Raises:
         RefsegError: a file can't be read.
     """
-    whole = hashlib.blake2b(digest_size=16)
+    whole = hashlib.blake2b(b"upright" if upright else b"", digest_size=16)
     for path in paths:
         try:
-            whole.update(hashlib.blake2b(path.read_bytes(), digest_size=16).digest())
+            whole.update(hashlib.blake2b(read_bytes(path, _MOST_OF_A_FRAME), digest_size=16).digest())
         except OSError as error:
             raise RefsegError(
                 f"A frame can't be read ({type(error).__name__}).",

@@ -1,7 +1,12 @@
-"""Decode frames. One reader for all datasets, with errors that name the file."""
+"""Decode pictures. One reader for all frames and photos, with errors that name the file."""
 
 from __future__ import annotations
 
+import contextlib
+import io
+import struct
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,54 +14,142 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from refseg_bench.errors import DataError
+from refseg_bench.files.store_io import MOST_PIXELS, open_regular
+
+#: What is decoded, whatever a file is called. Other formats never reach their decoder: that of
+#: PostScript would run a program.
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")
 
 #: What Pillow raises on damaged files, by format and place of the damage.
-UNREADABLE = (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+UNREADABLE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    LookupError,
+    TypeError,
+    OverflowError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+
+#: EXIF orientation → what brings the stored picture upright; 5 to 8 swap its sides.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
-def image_size(path: Path) -> tuple[int, int]:
+@contextlib.contextmanager
+def open_image(source: Path | bytes) -> Iterator[Image.Image]:
+    """A picture of an allowed format and size; its pixels are decoded in the block.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: another format, too many pixels, or several pictures in one file.
+        Exception: any of :data:`UNREADABLE`, also from the block.
+    """
+    with contextlib.ExitStack() as stack:
+        handle = stack.enter_context(
+            io.BytesIO(source) if isinstance(source, bytes) else open_regular(source)
+        )
+        try:
+            image = stack.enter_context(Image.open(handle, formats=FORMATS))
+        except UnidentifiedImageError:
+            raise ValueError(f"it is no {', '.join(FORMATS[:-1])} or {FORMATS[-1]}") from None
+        if image.height * image.width > MOST_PIXELS:
+            raise ValueError(f"{image.height} x {image.width} are more than {MOST_PIXELS} pixels")
+        # The second picture of a camera's JPEG (MPO) is a preview.
+        if getattr(image, "is_animated", False) and image.format != "MPO":
+            raise ValueError("it holds several pictures, one was expected")
+        yield image
+
+
+def image_size(path: Path, *, upright: bool = False) -> tuple[int, int]:
     """(height, width) from the file's header, without decoding its pixels.
+
+    Args:
+        path: the file.
+        upright: after the turn that the header asks for (EXIF orientation).
 
     Raises:
         DataError: the file is missing or no image.
     """
-    try:
-        with Image.open(path) as image:
-            return image.height, image.width
-    except FileNotFoundError:
-        raise _missing(path) from None
-    except UNREADABLE as error:
-        raise _unreadable(path, error) from error
+    with _told(path), open_image(path) as image:
+        swapped = upright and _orientation(image) >= 5
+        return (image.width, image.height) if swapped else (image.height, image.width)
 
 
-def read_rgb(path: Path) -> NDArray[np.uint8]:
-    """Decode an image of any mode to RGB uint8 ``(height, width, 3)``.
+def read_rgb(path: Path, *, upright: bool = False) -> NDArray[np.uint8]:
+    """Decode an image of any mode to RGB uint8 ``(height, width, 3)``; an alpha channel is left out.
 
-    EXIF rotation is *not* applied: annotations are drawn on the stored pixels.
+    Args:
+        path: the file.
+        upright: turn the picture as its header asks for (EXIF orientation). Not for frames of video
+            sets: their annotations are drawn on the stored pixels.
 
     Raises:
         DataError: the file is missing, truncated or no image.
     """
+    with _told(path), open_image(path) as image:
+        turn = _TURNS.get(_orientation(image)) if upright else None
+        plain = _rgb(image)
+        return np.asarray(plain if turn is None else plain.transpose(turn))
+
+
+def stored_upright(path: Path) -> bool:
+    """True for a JPEG without a turn in its header: what a browser shows is what is stored.
+
+    Raises:
+        DataError: the file is missing or no image.
+    """
+    with _told(path), open_image(path) as image:
+        return image.format == "JPEG" and image.mode in ("L", "RGB") and _orientation(image) == 1
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        # Pillow would cut 16-bit values at 255: all white.
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise ValueError(f"its pixels are 32-bit values (mode {image.mode}) without a known range")
+    if image.mode in ("P", "PA") or "transparency" in image.info:
+        # The alpha channel goes its own way: Pillow would blend or warn.
+        image = image.convert("RGBA")
+    return image.convert("RGB")
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8; 1 where there is none or the header is damaged."""
+    exif = Image.Exif()
     try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
+        exif.load(image.info.get("exif") or b"")
+        found = exif.get(0x0112)
+    except UNREADABLE:
+        return 1
+    return found if isinstance(found, int) and found in _TURNS else 1
+
+
+@contextlib.contextmanager
+def _told(path: Path) -> Iterator[None]:
+    try:
+        yield
     except FileNotFoundError:
-        raise _missing(path) from None
+        raise DataError(
+            "A frame is missing.",
+            where=path,
+            cure="Unpack the dataset again; `refseg data verify NAME` lists everything that is missing.",
+        ) from None
     except UNREADABLE as error:
-        raise _unreadable(path, error) from error
-
-
-def _missing(path: Path) -> DataError:
-    return DataError(
-        "A frame is missing.",
-        where=path,
-        cure="Unpack the dataset again; `refseg data verify NAME` lists everything that is missing.",
-    )
-
-
-def _unreadable(path: Path, error: Exception) -> DataError:
-    return DataError(
-        f"A frame can't be decoded ({type(error).__name__}: {error}).",
-        where=path,
-        cure="Replace the file; `refseg data verify NAME` lists every unreadable frame.",
-    )
+        told = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise DataError(
+            f"A frame can't be decoded ({told or type(error).__name__}).",
+            where=path,
+            cure="Replace the file; `refseg data verify NAME` lists every unreadable frame.",
+        ) from error

@@ -185,6 +185,8 @@ class Clip:
         frame_names: the frames' names as the dataset spells them (``"00005"``).
         size: (height, width) of the original frames in pixels.
         attrs: facts of the clip worth keeping (source, COCO image id …).
+        upright: files are turned as their headers ask for (EXIF orientation); ``size`` is the size
+            after that. Frames of video sets stay as they are stored.
     """
 
     id: str
@@ -192,6 +194,7 @@ class Clip:
     frame_names: tuple[str, ...]
     size: tuple[int, int]
     attrs: Mapping[str, Any] = field(default_factory=dict)
+    upright: bool = False
 
     def __len__(self) -> int:
         return len(self.frame_paths)
@@ -210,7 +213,7 @@ class Clip:
         chosen = range(len(self.frame_paths)) if indices is None else indices
         out = np.empty((len(chosen), *self.size, 3), np.uint8)
         for row, index in enumerate(chosen):
-            frame = read_rgb(self.frame_paths[index])
+            frame = read_rgb(self.frame_paths[index], upright=self.upright)
             if frame.shape[:2] != self.size:
                 raise DataError(
                     f"Frame is {frame.shape[:2]}, its clip '{self.id}' is {self.size} (height, width).",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import shutil
 import time
 from pathlib import Path
@@ -78,7 +79,9 @@ def main(args: argparse.Namespace) -> int:
 
 
 def open_clip(path: Path, scratch: Path, most: int | None = None) -> tuple[Clip, float]:
-    """A clip of one's own: a folder of frames in the order of their names, a video, or an image.
+    """A clip of one's own: a folder of frames in the order of their numbers, a video, or an image.
+
+    Pictures are read upright, as their headers turn them; names that begin with a dot are left out.
 
     Args:
         path: the video, folder or image.
@@ -89,7 +92,7 @@ def open_clip(path: Path, scratch: Path, most: int | None = None) -> tuple[Clip,
         The clip and the frames per second to play it at.
 
     Raises:
-        DataError: nothing there, nothing readable, or frames of different sizes.
+        DataError: nothing there, nothing readable, two frames of one number, or of different sizes.
     """
     from refseg_bench.imageio import image_size
     from refseg_bench.report.media import spread
@@ -100,7 +103,19 @@ def open_clip(path: Path, scratch: Path, most: int | None = None) -> tuple[Clip,
         raise ConfigError("--frames must be at least 1.")
     rate = 12.0
     if path.is_dir():
-        files = sorted(p for p in path.iterdir() if p.suffix.lower() in _IMAGES and p.is_file())
+        numbered = sorted(
+            (_number(p.stem), p)
+            for p in path.iterdir()
+            if p.suffix.lower() in _IMAGES and p.is_file() and not p.name.startswith(".")
+        )
+        files = [p for _, p in numbered]
+        twice = next((i for i in range(1, len(files)) if numbered[i - 1][0] == numbered[i][0]), None)
+        if twice is not None:
+            raise DataError(
+                f"'{files[twice - 1].name}' and '{files[twice].name}' would be one frame.",
+                where=path,
+                cure="Give a folder that holds every frame once and nothing else.",
+            )
         if not files:
             raise DataError(
                 "The folder holds no picture.",
@@ -116,6 +131,8 @@ def open_clip(path: Path, scratch: Path, most: int | None = None) -> tuple[Clip,
             allowed=["a folder of frames", *_VIDEOS, *_IMAGES],
             cure="Give the path of a clip or picture that exists.",
         )
+    elif not path.is_file():
+        raise DataError("This is no regular file.", where=path, allowed=[*_VIDEOS, *_IMAGES])
     elif path.suffix.lower() in _VIDEOS:
         shutil.rmtree(scratch, ignore_errors=True)
         files, rate = read_video(path, scratch, most=most)
@@ -128,12 +145,17 @@ def open_clip(path: Path, scratch: Path, most: int | None = None) -> tuple[Clip,
             allowed=(*_VIDEOS, *_IMAGES),
             cure="Convert it to one of these, or give a folder of frames.",
         )
-    size = image_size(files[0])
-    other = next((file for file in files if image_size(file) != size), None)
+    size = image_size(files[0], upright=True)
+    other = next((file for file in files if image_size(file, upright=True) != size), None)
     if other is not None:
         raise DataError(
-            f"The frame is {image_size(other)}, the first is {size} (height, width).",
+            f"The frame is {image_size(other, upright=True)}, the first is {size} (height, width).",
             where=other,
             cure="Give frames of one clip, all of one size.",
         )
-    return Clip(path.stem, tuple(files), tuple(file.stem for file in files), size), rate
+    return Clip(path.stem, tuple(files), tuple(file.stem for file in files), size, upright=True), rate
+
+
+def _number(name: str) -> tuple[tuple[str, int], ...]:
+    """A name's parts, to sort by: ``frame_2`` before ``frame_10``, ``9999`` before ``10000``."""
+    return tuple((text, int(digits or -1)) for text, digits in re.findall(r"([^0-9]*)([0-9]*)", name)[:-1])

@@ -147,7 +147,8 @@ class ReasonSeg:
             ):
                 continue
             try:
-                clips.append(Clip(name, (path,), (name,), image_size(path)))
+                # Annotators saw, and LISA's tool (OpenCV) reads, the picture as its header turns it.
+                clips.append(Clip(name, (path,), (name,), image_size(path, upright=True), upright=True))
             except DataError as error:
                 report(Damage("unreadable frame", error.what, file=path))
         return clips

@@ -189,6 +189,7 @@ class RefCoco:
         path = safe_join(folder, file_name, file=self.files()[1], place=f"image {image_id}")
         if path.is_symlink():
             check_link(path, folder, follow=self.follow_links, report=report)
+        # Not turned by their headers: COCO's sizes and polygons are those of the stored pixels.
         return Clip(
             str(image_id),
             (path,),

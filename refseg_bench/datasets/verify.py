@@ -103,7 +103,9 @@ def verify(
                 continue
             known = {where for _, where in seen}
             paths = [p for p in clip.frame_paths if str(p) not in known]
-            for damages in pool.map(lambda p, size=clip.size: list(frame_problems(p, size, decode)), paths):
+            for damages in pool.map(
+                lambda p, c=clip: list(frame_problems(p, c.size, decode, c.upright)), paths
+            ):
                 for damage in damages:
                     report(damage)
             if getattr(dataset, "every_frame_listed", False):
@@ -183,13 +185,15 @@ def _compare(verdict: Verdict, facts: SplitFacts, report: Report) -> None:
         )
 
 
-def frame_problems(path: Path, size: tuple[int, int], decode: bool = False) -> Iterator[Damage]:
+def frame_problems(
+    path: Path, size: tuple[int, int], decode: bool = False, upright: bool = False
+) -> Iterator[Damage]:
     """What is wrong with one frame file: missing, unreadable, cut off, or of another size."""
     if not path.is_file():
         yield Damage("missing frame", f"Frame '{path.stem}' is missing.", file=path)
         return
     try:
-        found = image_size(path)
+        found = image_size(path, upright=upright)
         if decode:
             read_rgb(path)
         elif not _ends(path):

@@ -32,6 +32,8 @@ from refseg_bench.errors import StoreError
 MOST_BYTES = 64 << 20
 #: Deepest nesting of a JSON or YAML value.
 MOST_DEPTH = 100
+#: Most pixels of one picture or mask; larger ones are refused before memory is taken.
+MOST_PIXELS = 1 << 26
 #: What to do about a record that can't be read.
 PUT_BACK = "Put the file back, or move its folder away and run the command again."
 #: A disk without room, or none left for this user.

@@ -585,7 +585,7 @@ class _Reader:
                 "model": method.backbone.identity(),
                 "visual": asdict(method.visual_settings()),
                 "frames": list(frames),
-                "clip": fingerprint(clip.frame_paths[index] for index in frames),
+                "clip": fingerprint((clip.frame_paths[index] for index in frames), upright=clip.upright),
             }
             if caching
             else {}

@@ -180,7 +180,8 @@ class TokenMapReader:
 
     def _key(self, kind: str, frame: int, ask: Ask) -> dict[str, Any]:
         if frame not in self._frames:
-            self._frames[frame] = fingerprint([self.clip.frame_paths[frame]])
+            path, upright = self.clip.frame_paths[frame], self.clip.upright
+            self._frames[frame] = fingerprint([path], upright=upright)
         identity = {**self.backbone.identity(), "space": self.space}
         if kind == "logits":
             rest = self.options.needs_rest

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from refseg_bench.errors import DataError
-from refseg_bench.imageio import read_rgb
+from refseg_bench.imageio import read_rgb, stored_upright
 from refseg_bench.types import Clip
 
 #: What Pillow raises on a picture it can't read.
@@ -45,29 +45,31 @@ class MediaFolder:
     def frame(self, clip: Clip, index: int) -> str | None:
         """Name of the picture of one frame, ``None`` where the frame can't be read."""
         path = clip.frame_paths[index]
-        small = max(clip.size) <= self.side and path.suffix.lower() in (".jpg", ".jpeg")
-        return self._shrunk(path, "frames", self.side, copy=small)
+        return self._shrunk(path, "frames", self.side, upright=clip.upright, copy=max(clip.size) <= self.side)
 
     def thumb(self, clip: Clip, index: int) -> str:
         """Name (without its ending) of a clip's thumbnail, empty where the frame can't be read."""
-        name = self._shrunk(clip.frame_paths[index], "thumbs", self.thumb_side, copy=False)
+        name = self._shrunk(
+            clip.frame_paths[index], "thumbs", self.thumb_side, upright=clip.upright, copy=False
+        )
         return "" if name is None else name.removesuffix(".jpg")
 
-    def _shrunk(self, path: Path, kind: str, side: int, *, copy: bool) -> str | None:
+    def _shrunk(self, path: Path, kind: str, side: int, *, upright: bool, copy: bool) -> str | None:
         try:
             stat = path.stat()
         except OSError:
             return None
         # A copy in the report is known by its source: the same frame of two runs is made once.
-        made_from = "\0".join(map(str, (path.absolute(), stat.st_size, stat.st_mtime_ns, side)))
+        made_from = "\0".join(map(str, (path.absolute(), stat.st_size, stat.st_mtime_ns, side, upright)))
         name = f"{_digest(made_from)}.jpg"
         target = self.root / kind / name
         if name not in self.used[kind] and not target.is_file():
             try:
-                if copy:
+                # A browser turns pictures as their headers ask for, whatever the clip does.
+                if copy and stored_upright(path):
                     shutil.copyfile(path, target)
                 else:
-                    picture = Image.fromarray(read_rgb(path))
+                    picture = Image.fromarray(read_rgb(path, upright=upright))
                     picture.thumbnail((side, side))
                     picture.save(target, quality=80)
             except _UNREADABLE:

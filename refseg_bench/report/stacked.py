@@ -135,7 +135,7 @@ def write_video(path: Path, frames: Iterator[NDArray[np.uint8]], size: tuple[int
 
 
 def read_video(path: Path, folder: Path, *, most: int | None = None) -> tuple[list[Path], float]:
-    """Decode a video into PNG files.
+    """Decode a video into PNG files, turned as the video's header asks for.
 
     Args:
         path: the video.
@@ -152,8 +152,10 @@ def read_video(path: Path, folder: Path, *, most: int | None = None) -> tuple[li
     require("av", "Reading a video")
     import av
 
+    # A playlist must not fetch from elsewhere, and a name with a colon is no address.
+    source, only_files = f"file:{path.absolute()}", {"protocol_whitelist": "file"}
     try:
-        with av.open(str(path)) as container:
+        with av.open(source, options=only_files) as container:
             if not container.streams.video:
                 raise DataError("The file has no video in it.", where=path)
             rate = float(container.streams.video[0].average_rate or 12)
@@ -161,11 +163,12 @@ def read_video(path: Path, folder: Path, *, most: int | None = None) -> tuple[li
         wanted = set(range(count) if most is None else spread(count, most, ())) if count else set()
         files = []
         folder.mkdir(parents=True, exist_ok=True)
-        with av.open(str(path)) as container:
+        with av.open(source, options=only_files) as container:
             for index, frame in enumerate(container.decode(video=0)):
                 if index in wanted:
                     files.append(folder / f"{index:05d}.png")
-                    Image.fromarray(frame.to_ndarray(format="rgb24")).save(files[-1], compress_level=1)
+                    picture = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
+                    Image.fromarray(picture).save(files[-1], compress_level=1)
     except (av.error.FFmpegError, OSError) as error:
         raise DataError(
             f"The video can't be decoded ({error}).", where=path, cure="Give a folder of its frames instead."

@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from refseg_bench.datasets.reasonseg import ReasonSeg, label_map
+from refseg_bench.datasets.verify import verify
 from refseg_bench.datasets.writers import write_reasonseg_image
 
 from .conftest import frames
@@ -120,3 +122,20 @@ def test_found_from_above(tmp_path, root):
     write(tmp_path / "reason_seg", [])
     assert len(ReasonSeg(root=tmp_path / "reason_seg" / root).clips()) == 1
     assert len(ReasonSeg(root=tmp_path).clips()) == 1
+
+
+@pytest.mark.parametrize(("orientation", "size"), [(3, (40, 60)), (6, (60, 40)), (8, (60, 40))])
+def test_pictures_are_read_as_their_header_turns_them(tmp_path, orientation, size):
+    picture = np.zeros((*SIZE, 3), np.uint8)
+    picture[:16, :16] = 255
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    write(tmp_path, [("target", [[0, 0], [9, 0], [9, 9]])])
+    path = tmp_path / "ReasonSeg" / "val" / "a.jpg"
+    Image.fromarray(picture).save(path, exif=exif, quality=95)
+    data = ReasonSeg(root=tmp_path)
+    (clip,) = data.clips()
+    assert clip.size == size == data.target(clip, data.expressions(clip)[0]).size
+    # OpenCV turns it too; LISA's tool reads with it.
+    assert np.array_equal(clip.load()[0] > 128, cv2.imread(str(path)) > 128)
+    assert verify(data).problems == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -75,3 +76,53 @@ def test_what_cannot_be_read_is_told(tmp_path: Path, capsys: pytest.CaptureFixtu
         open_clip(tmp_path / "empty", tmp_path / "s")
     assert main(["demo", str(CLIP), "it", "method=oracle", "-o", str(tmp_path / "o")]) == 2
     assert "looks at the truth" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        [f"{i}.jpg" for i in range(8, 13)],
+        [f"frame_{i}.jpg" for i in range(98, 103)],
+        [f"{i:04d}.JPG" for i in range(9997, 10002)],
+        [f"{i:05d}.png" for i in range(5)],
+        [f"take2-{i}x.jpg" for i in (1, 9, 10, 11, 100)],
+    ],
+)
+def test_frames_come_in_the_order_of_their_numbers(tmp_path: Path, names: list[str]) -> None:
+    for level, name in enumerate(names):
+        Image.new("L", (8, 8), 40 * level).save(tmp_path / name)
+    (tmp_path / "._1.jpg").write_bytes(b"\0\5\x16\7" + bytes(60))
+    (tmp_path / ".DS_Store.png").write_bytes(b"\0")
+    clip, _ = open_clip(tmp_path, tmp_path / "s")
+    assert [path.name for path in clip.frame_paths] == names
+    assert np.abs(clip.load()[:, 4, 4, 0] - 40 * np.arange(5)).max() <= 1
+
+
+@pytest.mark.parametrize("other", ["1.png", "01.jpg"])
+def test_two_frames_of_one_number_are_refused(tmp_path: Path, other: str) -> None:
+    for name in ("1.jpg", "2.jpg", other):
+        Image.new("L", (8, 8)).save(tmp_path / name)
+    with pytest.raises(DataError, match="would be one frame"):
+        open_clip(tmp_path, tmp_path / "s")
+
+
+def test_photos_and_videos_are_read_upright(tmp_path: Path) -> None:
+    stored = np.zeros((48, 80, 3), np.uint8)
+    stored[:24, :40] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(stored).save(tmp_path / "a.jpg", exif=exif)
+    write_video(tmp_path / "v.mp4", iter([stored] * 3), (48, 80), 10)
+    video = bytearray((tmp_path / "v.mp4").read_bytes())
+    # The track header's matrix: a quarter turn to the right.
+    at = video.index(b"tkhd") + 4
+    at += 40 if video[at] == 0 else 52
+    one = 1 << 16
+    video[at : at + 36] = struct.pack(">9i", 0, one, 0, -one, 0, 0, 48 * one, 0, 1 << 30)
+    (tmp_path / "v:1.mp4").write_bytes(video)
+    for name in ("a.jpg", "v:1.mp4"):
+        clip, _ = open_clip(tmp_path / name, tmp_path / "s")
+        assert clip.size == (80, 48)
+        assert np.array_equal(
+            clip.load([0])[0][8::16, 6::12, 0] > 128, np.rot90(stored, -1)[8::16, 6::12, 0] > 128
+        )
