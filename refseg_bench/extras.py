@@ -11,6 +11,7 @@ EXTRA_OF = {
     "transformers": "mllm",
     "diffusers": "dit",
     "accelerate": "dit",
+    "sentencepiece": "dit",
     "sam2": "sam2",
     "submitit": "slurm",
     "av": "report",

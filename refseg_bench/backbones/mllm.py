@@ -11,6 +11,7 @@ Family differences live in ``families``, the algebra in ``rollout``, the hook in
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import time
 from collections.abc import Iterator, Sequence
@@ -61,6 +62,8 @@ class MLLM:
         dtype: of weights and activations; ``auto`` = the checkpoint's own.
         attention: kernel of the language model. Greedy answers may differ between kernels.
         max_new_tokens: longest answer.
+        positions: rule of the Qwen families' token positions: ``fixed`` as in transformers 4.52.1, on
+            which the papers' code ran, or ``transformers`` = that of the installed version.
         share_prefix: run the visual part once for all prompts; False runs every prompt whole.
         device: ``auto`` = the first GPU, else the CPU.
         batch_size: most prompts in one forward pass.
@@ -75,6 +78,7 @@ class MLLM:
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "bfloat16"
     attention: Literal["sdpa", "flash_attention_2", "flash_attention_3"] = "sdpa"
     max_new_tokens: int = 128
+    positions: Literal["fixed", "transformers"] = "fixed"
     share_prefix: bool = knob(True, transient=True)
     device: str = knob("auto", transient=True)
     batch_size: int = knob(16, transient=True)
@@ -120,6 +124,7 @@ class MLLM:
             "dtype": self.dtype,
             "attention": self.attention,
             "max_new_tokens": self.max_new_tokens,
+            "positions": self.positions,
         }
 
     def estimate(
@@ -223,6 +228,7 @@ class MLLM:
 
     def _take(self, model: Any, tokenizer: Any, adapter: Family) -> None:
         self._config = model.config
+        adapter.positions = self.positions
         model.to(self._device()).eval()
         capture.install(model, self.attention)
         self._loaded = _Loaded(model, tokenizer, adapter, answer_rules(model.generation_config))
@@ -293,6 +299,11 @@ class _Loaded:
         """Where the model is."""
         device: torch.device = self.model.device
         return device
+
+    def on(self, cache: Any) -> dict[str, Any]:
+        """Arguments of a pass that goes on from a cache: transformers 5.24 gave the argument a new name."""
+        names = inspect.signature(self.model.forward).parameters
+        return {"cache" if "cache" in names else "past_key_values": cache, "use_cache": True}
 
     def tokens(self, text: str) -> list[int]:
         """Token ids of literal text, special tokens written out included, none added."""
@@ -447,8 +458,7 @@ class Session:
                 loaded.model(
                     **family.forward_inputs(loaded.model, head, visual),
                     position_ids=positions,
-                    past_key_values=cache,
-                    use_cache=True,
+                    **loaded.on(cache),
                     logits_to_keep=1,
                 )
             self.owner.counters.visual_prefixes += 1
@@ -520,8 +530,7 @@ class Session:
         out = loaded.model(
             input_ids=ids.to(loaded.device),
             position_ids=loaded.family.text_positions(first, longest),
-            past_key_values=cache,
-            use_cache=True,
+            **loaded.on(cache),
             logits_to_keep=ends,
         )
         rows = torch.tensor([int((ends == len(tail) - 1).nonzero()) for tail in tails], device=loaded.device)
@@ -598,8 +607,7 @@ class Session:
                 input_ids=chosen[:, None].to(device),
                 attention_mask=mask,
                 position_ids=loaded.family.text_positions(position, 1),
-                past_key_values=cache,
-                use_cache=True,
+                **loaded.on(cache),
             )
             logits = out.logits[:, -1]
             position = position + 1

@@ -6,12 +6,14 @@ import torch
 import transformers as t
 from hypothesis import given
 from hypothesis import strategies as st
+from packaging import version
 
 from refseg_bench.backbones import pixels
-from refseg_bench.backbones.base import VisualSettings
+from refseg_bench.backbones.base import RolloutSettings, VisualSettings
 from refseg_bench.backbones.families import family_of
+from refseg_bench.backbones.families.base import Visual
 from refseg_bench.errors import ConfigError, DataError
-from tests.tiny_mllm import FAMILIES, build, clip_frames, tokenizer
+from tests.tiny_mllm import FAMILIES, backbone, build, clip_frames, tokenizer
 
 #: height, width: Qwen video h, w, tokens of 16 frames; Qwen frame; InternVL columns, rows, grid;
 #: LLaVA-OneVision canvas in pixels, grid.
@@ -30,7 +32,8 @@ def real():
     """Adapters around the families' configs at their published sizes."""
     configs = {
         "qwen2_vl": t.Qwen2VLConfig(),
-        "qwen2_5_vl": t.Qwen2_5_VLConfig(),
+        # The published checkpoints say 2; the class says 4.
+        "qwen2_5_vl": t.Qwen2_5_VLConfig(vision_config={"tokens_per_second": 2}),
         "internvl": t.InternVLConfig(),
         "llava_onevision": t.LlavaOnevisionConfig(),
     }
@@ -250,3 +253,77 @@ def test_an_unknown_type_is_told():
     with pytest.raises(ConfigError, match="type 'paligemma'") as told:
         family_of(t.PaliGemmaConfig(), {})
     assert "qwen2_5_vl" in str(told.value)
+
+
+#: Family, temporal cells, rows, columns, start of the block → time of the last cell, first position after.
+#: By hand from the rule of transformers 4.52.1; the lines below the middle have more time than space.
+POSITIONS = [
+    ("qwen2_vl", 8, 15, 27, 4, 7, 4 + 27),
+    ("qwen2_vl", 8, 7, 8, 4, 7, 4 + 8),
+    ("qwen2_5_vl", 8, 15, 27, 4, 14, 4 + 27),
+    ("qwen2_5_vl", 8, 13, 15, 4, 14, 4 + 15),
+    ("qwen2_vl", 8, 6, 7, 4, 7, 4 + 8),
+    ("qwen2_vl", 16, 7, 9, 4, 15, 4 + 16),
+    ("qwen2_5_vl", 8, 7, 9, 4, 14, 4 + 15),
+    ("qwen2_5_vl", 16, 15, 27, 4, 30, 4 + 31),
+    ("qwen2_5_vl", 90, 7, 9, 4, 178, 4 + 179),
+]
+
+
+@pytest.mark.parametrize(("name", "cells", "rows", "columns", "start", "last", "after"), POSITIONS)
+def test_video_positions_are_those_the_models_were_trained_with(
+    real, name, cells, rows, columns, start, last, after
+):
+    family = real[name]
+    token = int(family.config.video_token_id)
+    ids = torch.tensor([[7] * start + [token] * (cells * rows * columns)])
+    visual = Visual({}, (), ("", ""), token, (cells, rows, columns))
+    positions, first = family.head_positions(None, ids, visual)
+    assert positions.shape == (3, 1, ids.shape[1])
+    assert positions[:, 0, :start].tolist() == [list(range(start))] * 3
+    assert positions[:, 0, start].tolist() == [start] * 3
+    assert positions[:, 0, -1].tolist() == [start + last, start + rows - 1, start + columns - 1]
+    assert first == after
+
+
+@pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+@pytest.mark.parametrize("where", ["video", 1])
+def test_positions_are_the_installed_ones_where_the_rules_agree(name, where):
+    """More space than time: every version of transformers numbers alike (2.5 where the rate is handed in)."""
+    model = build(name)
+    family = family_of(model.config, {})
+    frames, settings = clip_frames(5, (120, 168)), VisualSettings()
+    visual = family.video(frames, settings) if where == "video" else family.frame(frames[where], settings)
+    made = backbone(name).loaded()
+    ids = torch.tensor([made.pieces(visual.head)])
+    fixed = family.head_positions(model, ids, visual)
+    family.positions = "transformers"
+    installed = family.head_positions(model, ids, visual)
+    assert torch.equal(fixed[0], installed[0])
+    assert fixed[1] == installed[1]
+
+
+def test_the_rule_of_positions_reaches_the_map_and_its_key():
+    """Small frames, long time: where the rules part, the option moves the map, and the cache knows."""
+    frames = clip_frames(16, (28, 42))
+    maps, keys = [], []
+    for rule in ("fixed", "transformers"):
+        made = backbone("qwen2_5_vl", positions=rule)
+        with made.open(frames, VisualSettings(), RolloutSettings()) as session:
+            maps.append(session.read("video", ["where?"], answer=False)[0].map_Thw)
+        keys.append(made.identity())
+    assert keys[0] != keys[1]
+    # Up to 5.2 transformers had the rule that is fixed here.
+    assert np.array_equal(*maps) == (version.parse(t.__version__) < version.parse("5.3"))
+
+
+def test_llava_video_pixels_are_the_processors():
+    family = family_of(t.LlavaOnevisionConfig(), {})
+    frames = clip_frames(3, (120, 200))
+    half = [0.5, 0.5, 0.5]
+    processor = t.LlavaOnevisionVideoProcessor(
+        size={"height": 384, "width": 384}, image_mean=half, image_std=half
+    )
+    expected = processor(videos=[torch.from_numpy(frames).permute(0, 3, 1, 2)], return_tensors="pt")
+    found = family.video(frames, VisualSettings()).inputs["pixel_values"]
+    torch.testing.assert_close(found, expected["pixel_values_videos"][0], rtol=0, atol=1e-6)

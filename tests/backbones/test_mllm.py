@@ -23,7 +23,8 @@ torch.set_num_threads(1)
 
 @functools.cache
 def shared(name):
-    return backbone(name)
+    # The oracle is transformers' own pass, positions included.
+    return backbone(name, positions="transformers")
 
 
 @functools.cache
@@ -113,7 +114,8 @@ def test_maps_equal_the_eager_oracle(name, where):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_logits_are_bit_equal_with_capture(name):
     frames = clip_frames(4)
-    stock, tapped = build(name), shared(name).loaded().model
+    made = shared(name).loaded()
+    stock, tapped = build(name), made.model
     assert not stock.config.get_text_config()._attn_implementation.startswith("refseg")
     with torch.no_grad():
         inputs, _, _ = whole_inputs(name, stock, "video", PROMPTS[0], frames)
@@ -125,9 +127,9 @@ def test_logits_are_bit_equal_with_capture(name):
         assert torch.equal(off.logits, on.logits)
         assert sorted(seen.kept) == list(range(LAYERS))
         step = torch.tensor([[7]])
-        a = stock(input_ids=step, past_key_values=off.past_key_values)
+        a = stock(input_ids=step, **made.on(off.past_key_values))
         with capture.recording(range(LAYERS)) as seen:
-            b = tapped(input_ids=step, past_key_values=on.past_key_values)
+            b = tapped(input_ids=step, **made.on(on.past_key_values))
         assert torch.equal(a.logits, b.logits)
         assert all(q.shape[2] == k.shape[2] == 1 for q, k in seen.kept.values())
 
@@ -135,7 +137,7 @@ def test_logits_are_bit_equal_with_capture(name):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_answers_are_those_of_generate(name):
     frames = clip_frames(5)
-    made = backbone(name, max_new_tokens=8)
+    made = backbone(name, max_new_tokens=8, positions="transformers")
     model = made.loaded().model
     model.generation_config.repetition_penalty = 1.3
     made.loaded().rules = answer_rules(model.generation_config)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -53,10 +53,13 @@ class Family(ABC):
     Attributes:
         config: the checkpoint's config.
         preprocessing: the checkpoint's image-processor settings (mean, deviation); may be empty.
+        positions: whose rule numbers the tokens, where transformers has changed its own: ``fixed`` (the
+            one written here) or ``transformers`` (that of the installed version).
     """
 
     config: Any
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
+    positions: Literal["fixed", "transformers"] = "fixed"
 
     #: ``model_type`` of the configs this adapter serves.
     model_types: ClassVar[tuple[str, ...]]

@@ -61,7 +61,8 @@ class LlavaOnevision(Family):
 
     def video(self, frames_THWC: Uint8THWC, visual: VisualSettings) -> Visual:
         """All frames in one run of tokens."""
-        frames = [pixels.resize_pil(frame, (self.tile, self.tile)) for frame in frames_THWC]
+        # The official video processor resizes tensors; its image processor takes Pillow.
+        frames = pixels.resize_tensor(pixels.to_tensor(list(frames_THWC)), (self.tile, self.tile))
         grid = self.video_grid(frames_THWC.shape[1:3], len(frames_THWC), visual)
         return self._visual(frames, grid, int(self.config.video_token_id), (1, 1))
 
@@ -73,7 +74,7 @@ class LlavaOnevision(Family):
         rows, columns = canvas[0] // self.tile, canvas[1] // self.tile
         tiles = padded.reshape(rows, self.tile, columns, self.tile, 3).swapaxes(1, 2)
         return self._visual(
-            list(tiles.reshape(-1, self.tile, self.tile, 3)),
+            pixels.to_tensor(list(tiles.reshape(-1, self.tile, self.tile, 3))),
             (1, *self.frame_grid(size, visual)),
             int(self.config.image_token_id),
             (rows, columns),
@@ -107,13 +108,13 @@ class LlavaOnevision(Family):
 
     def _visual(
         self,
-        frames: list[NDArray[np.uint8]],
+        frames_TCHW: Tensor,
         grid: tuple[int, int, int],
         token: int,
         tiles: tuple[int, int],
         size: tuple[int, int] = (1, 1),
     ) -> Visual:
-        values = pixels.normalise(pixels.to_tensor(frames), self.mean(), self.std())
+        values = pixels.normalise(frames_TCHW, self.mean(), self.std())
         return Visual(
             {"pixel_values": values, "image_sizes": torch.tensor([size])},
             (_HEAD, (token, grid[0] * grid[1] * grid[2])),

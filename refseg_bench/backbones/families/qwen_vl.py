@@ -113,11 +113,41 @@ class QwenVL(Family):
         return {"input_ids": ids, "mm_token_type_ids": self._kinds(ids), **visual.inputs}
 
     def head_positions(self, model: Any, ids: Tensor, visual: Visual) -> tuple[Tensor, int]:
-        """3-D positions by the model's own rule; text goes on from the block's larger side."""
-        grids = {k: v for k, v in visual.inputs.items() if k.endswith("grid_thw")}
+        """3-D positions; text goes on from the largest position so far, of any axis.
+
+        transformers has changed the rule between its versions (from 5.3 on, text goes on from the
+        block's larger *side*, which moves maps wherever time is longer than that), so it stands here
+        as the models were trained with it and as DecAF's code met it in 4.52.1.
+        """
+        if self.positions == "transformers":
+            return self._installed_positions(model, ids, visual)
+        h, w = visual.grid[1:]
+        blocks: list[Tensor] = []
+        first = 0
+        runs, lengths = torch.unique_consecutive(ids[0] == visual.token, return_counts=True)
+        for seen, length in zip(runs.tolist(), lengths.tolist(), strict=True):
+            if seen:
+                cells = torch.floor(torch.arange(length // (h * w)) * self.cell_step).long()
+                block = torch.stack(torch.meshgrid(cells, torch.arange(h), torch.arange(w), indexing="ij"))
+            else:
+                block = torch.arange(length).expand(3, -1)
+            blocks.append(block.reshape(3, -1) + first)
+            first = int(blocks[-1].max()) + 1
+        return torch.cat(blocks, dim=1)[:, None].to(ids.device), first
+
+    @property
+    def cell_step(self) -> float:
+        """How far apart two temporal cells of a video lie on the time axis."""
+        return 1.0
+
+    def _installed_positions(self, model: Any, ids: Tensor, visual: Visual) -> tuple[Tensor, int]:
+        """By the rule of the transformers version that is installed."""
+        given: dict[str, Any] = {k: v for k, v in visual.inputs.items() if k.endswith("grid_thw")}
+        if self.cell_step != 1.0 and "video_grid_thw" in given:
+            given["second_per_grid_ts"] = torch.tensor([1.0])
         # One text token more tells where the text goes on.
         longer = torch.cat([ids, ids[:, :1]], dim=1)
-        positions, _ = model.model.get_rope_index(longer, mm_token_type_ids=self._kinds(longer), **grids)
+        positions, _ = model.model.get_rope_index(longer, mm_token_type_ids=self._kinds(longer), **given)
         return positions[..., :-1], int(positions[0, 0, -1])
 
     def text_positions(self, first: Tensor, length: int) -> Tensor:
@@ -144,15 +174,10 @@ class Qwen25VL(QwenVL):
 
     model_types: ClassVar[tuple[str, ...]] = ("qwen2_5_vl",)
 
-    def head_positions(self, model: Any, ids: Tensor, visual: Visual) -> tuple[Tensor, int]:
-        """As Qwen2-VL, temporal steps of ``tokens_per_second``."""
-        grids = {k: v for k, v in visual.inputs.items() if k.endswith("grid_thw")}
-        longer = torch.cat([ids, ids[:, :1]], dim=1)
-        seconds = {"second_per_grid_ts": torch.tensor([1.0])} if "video_grid_thw" in grids else {}
-        positions, _ = model.model.get_rope_index(
-            longer, mm_token_type_ids=self._kinds(longer), **grids, **seconds
-        )
-        return positions[..., :-1], int(positions[0, 0, -1])
+    @property
+    def cell_step(self) -> float:
+        """``tokens_per_second``, for one second per cell."""
+        return float(self.config.vision_config.tokens_per_second)
 
 
 @dataclass
