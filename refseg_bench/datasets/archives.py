@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import lzma
+import os
+import re
 import shutil
 import stat
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -12,10 +16,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from refseg_bench.datasets.damage import Damage
 from refseg_bench.datasets.files import bad_name
+from refseg_bench.files.store_io import open_regular
 
 #: More files than any set of the field holds.
 MAX_MEMBERS = 4_000_000
@@ -25,7 +30,41 @@ MAX_GROWTH = 200
 GROWTH_FROM = 64 << 20
 #: Left free on the disk.
 SPARE = 256 << 20
+#: Most bytes of a tar's headers for one member: long names and attributes.
+_MOST_HEADER = 1 << 20
+#: Longest name of one file or folder, and of a whole path, in bytes.
+_MOST_NAME, _MOST_PATH = 255, 2048
 _DONT = "Don't use this archive; fetch it again from the data set's own page."
+_UNPACK_IT = (
+    "Unpack it with the program that made it, and give dataset.root the folder, or pack it as .zip or .tar."
+)
+#: What Python's readers unpack; anything else is told by name.
+_METHODS = {0: "stored", 8: "deflate", 12: "bzip2", 14: "LZMA"}
+_OTHER_METHODS = {9: "Deflate64", 93: "Zstandard", 95: "XZ", 98: "PPMd", 99: "AES encryption"}
+#: First bytes of what people take for a zip or tar.
+_OTHERS = (
+    (b"Rar!", "a RAR archive"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive"),
+    (b"\x28\xb5\x2f\xfd", "a Zstandard file"),
+    (b"\x1f\x8b", "a gzip file that holds no tar"),
+    (b"<", "a web page"),
+)
+#: What a damaged archive makes the readers raise.
+_TORN = (
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    EOFError,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    # A damaged header is any number, in any encoding.
+    ValueError,
+    OverflowError,
+    IndexError,
+    NotImplementedError,
+    RuntimeError,
+    MemoryError,
+)
 
 
 @dataclass(frozen=True)
@@ -36,12 +75,30 @@ class _Member:
     open: Callable[[], IO[bytes]]
 
 
+def check_archive(archive: Path) -> None:
+    """Refuse what is no file at all, before other archives are unpacked.
+
+    Raises:
+        Damage: missing, unreadable, or no regular file.
+    """
+    try:
+        open_regular(archive).close()
+    except OSError as error:
+        there = os.path.lexists(archive)
+        raise Damage(
+            "unreadable file" if there else "missing file",
+            f"The archive can't be read ({error.strerror})." if there else "There is no such archive.",
+            file=archive,
+            cure="Give --from the path of the archive as it was downloaded.",
+        ) from error
+
+
 def unpack(archive: Path, into: Path) -> int:
     """Unpack an archive below a folder.
 
-    Everything is checked before anything is written: names that lead out of the folder, links,
-    devices, names given twice, encrypted files, and sizes that the disk can't hold or that no real
-    archive has.
+    Everything is checked before anything is written: names that lead out of the folder or are too
+    long, links, devices, names given twice or to a file and a folder, encrypted files, unknown
+    methods, and sizes that the disk can't hold or that no real archive has.
 
     Args:
         archive: ``.zip``, ``.tar``, ``.tar.gz``, ``.tgz``, ``.tar.bz2`` or ``.tar.xz``.
@@ -52,54 +109,119 @@ def unpack(archive: Path, into: Path) -> int:
 
     Raises:
         Damage: the archive is missing, torn, or unsafe.
+        OSError: the disk can't be written.
     """
-    if not archive.is_file():
-        raise Damage(
-            "missing file",
-            "There is no such archive.",
-            file=archive,
-            cure="Give --from the path of the archive as it was downloaded.",
-        )
-    try:
-        with _members(archive) as found:
-            members = [m for m in found if not _is_litter(m.name)]
-            _check(members, archive, into)
-            written = 0
-            for member in members:
-                target = into / member.name
-                if member.folder:
-                    target.mkdir(parents=True, exist_ok=True)
-                    continue
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with member.open() as source, target.open("xb") as out:
-                    _copy(source, out, member, archive)
-                written += 1
-            return written
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
-        raise Damage(
-            "torn archive",
-            f"The archive is torn or damaged ({type(error).__name__}: {error}).",
-            file=archive,
-            cure="Fetch it again and compare its size or hash with the page it comes from.",
-        ) from error
+    check_archive(archive)
+    with _damage_told(archive), _members(archive) as found:
+        members = _checked(found, archive)
+        _check_space(members, into)
+        written = 0
+        for member in members:
+            target = into / member.name
+            if member.folder:
+                target.mkdir(parents=True, exist_ok=True)
+                continue
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                out = target.open("xb")
+            except FileExistsError:
+                raise _unsafe(archive, member.name, "stands twice (this disk ignores case)") from None
+            with out, member.open() as source:
+                _copy(source, out, member, archive)
+            written += 1
+        return written
 
 
 @contextmanager
-def _members(archive: Path) -> Iterator[list[_Member]]:
-    if zipfile.is_zipfile(archive):
-        with zipfile.ZipFile(archive) as packed:
-            yield [_zipped(packed, info, archive) for info in packed.infolist()]
-    elif tarfile.is_tarfile(archive):
-        with tarfile.open(archive) as packed_tar:
-            yield [_tarred(packed_tar, info, archive) for info in packed_tar]
-    else:
-        raise Damage(
-            "torn archive",
-            "The file is no zip and no tar archive.",
-            file=archive,
-            allowed=[".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz"],
-            cure="Fetch it again: a download page may have been saved in its place.",
-        )
+def _damage_told(archive: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        # The unpackers' own have no number (a bad gzip or bzip2 stream). A seek to before the file's
+        # begin (EINVAL) is what a lying header asks for.
+        if error.errno in (None, errno.EINVAL):
+            raise _torn(archive, error) from error
+        raise
+    except _Oversized as error:
+        raise _unsafe(archive, "a member", str(error)) from error
+    except _TORN as error:
+        raise _torn(archive, error) from error
+
+
+def _torn(archive: Path, error: Exception) -> Damage:
+    return Damage(
+        "torn archive",
+        f"The archive is torn or damaged ({type(error).__name__}: {error}).",
+        file=archive,
+        cure="Fetch it again and compare its size or hash with the page it comes from.",
+    )
+
+
+@contextmanager
+def _members(archive: Path) -> Iterator[Iterator[_Member]]:
+    with open_regular(archive) as file:
+        head = file.read(16)
+    if not head.startswith(b"PK"):
+        try:
+            packed_tar = tarfile.open(archive, tarinfo=_BoundedTarInfo)  # noqa: SIM115
+        except tarfile.ReadError:
+            # A program that unpacks itself is a zip behind other bytes.
+            if not zipfile.is_zipfile(archive):
+                raise _no_archive(archive, head) from None
+        else:
+            with packed_tar:
+                yield (_tarred(packed_tar, info, archive) for info in packed_tar)
+            return
+    with zipfile.ZipFile(archive) as packed:
+        yield (_zipped(packed, info, archive) for info in packed.infolist())
+
+
+def _no_archive(archive: Path, head: bytes) -> Damage:
+    told = next(
+        (name for start, name in _OTHERS if head.lstrip().startswith(start)), "no zip and no tar archive"
+    )
+    cure = "Fetch it again: a download page may have been saved in its place."
+    if "page" not in told and not told.startswith("no "):
+        cure = _UNPACK_IT
+    elif re.fullmatch(r"(\.z\d\d|\.\d{2,3}|\.[a-z]{2}|\.part\w*)", archive.suffix):
+        cure = "If it is one piece of a split archive, join the pieces first: cat NAME.* > NAME."
+    return Damage(
+        "torn archive",
+        f"The file is {told}.",
+        file=archive,
+        allowed=[".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz"],
+        cure=cure,
+    )
+
+
+_EXTENSIONS = (
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)
+
+
+class _Oversized(tarfile.TarError):
+    """A header that would be read whole, without bound."""
+
+
+class _BoundedTarInfo(tarfile.TarInfo):
+    """Headers of a bounded size: ``tarfile`` reads long names and attributes whole, however long."""
+
+    def _proc_member(self, archive: tarfile.TarFile) -> Any:
+        # Called for every header before what belongs to it is read.
+        if self.type == tarfile.GNUTYPE_SPARSE:
+            raise _Oversized("is a sparse file")
+        if self.type in _EXTENSIONS and not 0 <= self.size <= _MOST_HEADER:
+            raise _Oversized(f"has a header of {self.size} bytes")
+        return super()._proc_member(archive)  # type: ignore[misc]
+
+    def _proc_gnusparse_10(self, *_: object) -> None:
+        raise _Oversized("is a sparse file")
+
+    _proc_gnusparse_00 = _proc_gnusparse_01 = _proc_gnusparse_10
 
 
 def _zipped(packed: zipfile.ZipFile, info: zipfile.ZipInfo, archive: Path) -> _Member:
@@ -110,6 +232,16 @@ def _zipped(packed: zipfile.ZipFile, info: zipfile.ZipInfo, archive: Path) -> _M
         raise _unsafe(archive, name, "is a link or a device")
     if info.flag_bits & 0x1:
         raise _unsafe(archive, name, "is encrypted")
+    if info.compress_type not in _METHODS:
+        method = _OTHER_METHODS.get(info.compress_type, f"method {info.compress_type}")
+        raise Damage(
+            "unknown packing",
+            f"The member {_shown(name)} is packed with {method}, which can't be unpacked here.",
+            file=archive,
+            place=f"member {_shown(name)}",
+            allowed=_METHODS.values(),
+            cure=_UNPACK_IT,
+        )
     return _Member(_plain(name), info.file_size, info.is_dir(), lambda: packed.open(info))
 
 
@@ -135,35 +267,75 @@ def _plain(name: str) -> str:
 def _is_litter(name: str) -> bool:
     """The tar's own root, and what macOS adds to every archive."""
     parts = name.split("/")
-    return name in ("", ".") or "__MACOSX" in parts or parts[-1] in (".DS_Store", "Thumbs.db")
-
-
-def _unsafe(archive: Path, name: str, reason: str) -> Damage:
-    return Damage(
-        "unsafe archive", f"The member {name!r} {reason}.", file=archive, place=f"member {name!r}", cure=_DONT
+    return (
+        name in ("", ".")
+        or "__MACOSX" in parts
+        or parts[-1] in (".DS_Store", "Thumbs.db")
+        or parts[-1].startswith("._")
     )
 
 
-def _check(members: list[_Member], archive: Path, into: Path) -> None:
-    if len(members) > MAX_MEMBERS:
-        raise Damage("unsafe archive", f"The archive holds {len(members)} files.", file=archive, cure=_DONT)
-    seen: set[str] = set()
-    for member in members:
-        reason = bad_name(member.name)
+def _unsafe(archive: Path, name: str, reason: str) -> Damage:
+    shown = _shown(name)
+    return Damage(
+        "unsafe archive", f"The member {shown} {reason}.", file=archive, place=f"member {shown}", cure=_DONT
+    )
+
+
+def _shown(name: str) -> str:
+    return repr(name if len(name) <= 80 else f"{name[:77]}...")
+
+
+def _checked(found: Iterator[_Member], archive: Path) -> list[_Member]:
+    """All members, each looked at before the next is asked for: a packed tar is unpacked to list it."""
+    members: list[_Member] = []
+    files: set[str] = set()
+    folders: set[str] = set()
+    packed = max(1, archive.stat().st_size)
+    total = 0
+    for number, member in enumerate(found, start=1):
+        total += member.size + 512
+        if number > MAX_MEMBERS:
+            raise Damage(
+                "unsafe archive",
+                f"The archive holds more than {MAX_MEMBERS} files.",
+                file=archive,
+                cure=_DONT,
+            )
+        if member.size < 0:
+            raise _unsafe(archive, member.name, "has a negative size")
+        if total > GROWTH_FROM and total > MAX_GROWTH * packed:
+            raise Damage(
+                "unsafe archive",
+                f"{packed} bytes would grow to {total} or more: that is a bomb, not a data set.",
+                file=archive,
+                cure=_DONT,
+            )
+        if _is_litter(member.name):
+            continue
+        reason = bad_name(member.name) or _too_long(member.name)
         if reason is not None:
             raise _unsafe(archive, member.name, reason)
-        if member.name in seen and not member.folder:
+        if member.name in files:
             raise _unsafe(archive, member.name, "stands twice")
-        seen.add(member.name)
+        folders.update(member.name[: at.start()] for at in re.finditer("/", member.name))
+        (folders if member.folder else files).add(member.name)
+        members.append(member)
+    both = files & folders
+    if both:
+        raise _unsafe(archive, min(both), "is a file and a folder at once")
+    return members
+
+
+def _too_long(name: str) -> str | None:
+    longest = max(len(os.fsencode(part)) for part in name.split("/"))
+    if longest > _MOST_NAME or len(os.fsencode(name)) > _MOST_PATH:
+        return "is a name longer than a disk can hold"
+    return None
+
+
+def _check_space(members: list[_Member], into: Path) -> None:
     total = sum(member.size for member in members)
-    packed = max(1, archive.stat().st_size)
-    if total > GROWTH_FROM and total > MAX_GROWTH * packed:
-        raise Damage(
-            "unsafe archive",
-            f"{packed} bytes would grow to {total}: that is a bomb, not a data set.",
-            file=archive,
-            cure=_DONT,
-        )
     into.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(into).free - SPARE
     if total > free:
@@ -186,7 +358,7 @@ def _copy(source: IO[bytes], out: IO[bytes], member: _Member, archive: Path) -> 
     if left:
         raise Damage(
             "torn archive",
-            f"The member {member.name!r} ends early.",
+            f"The member {_shown(member.name)} ends early.",
             file=archive,
             cure="Fetch it again.",
         )

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from refseg_bench.datasets.damage import UNPACK_AGAIN, Damage, Report, refuse
+from refseg_bench.files.store_io import printable
 
 
 def data_root() -> Path:
@@ -57,8 +58,8 @@ def bad_name(name: object) -> str | None:
         return f"is {type(name).__name__}, not text"
     if not name.strip():
         return "is empty"
-    if "\0" in name or "\\" in name or "\n" in name:
-        return "holds a backslash, line break or NUL"
+    if "\\" in name or printable(name) != name:
+        return "holds a backslash, line break or control character"
     if name.startswith("/"):
         return "is an absolute path"
     if any(part in ("", ".", "..") for part in name.split("/")):

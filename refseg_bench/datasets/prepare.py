@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import errno
+import filecmp
+import itertools
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from refseg_bench.datasets.archives import unpack
+from refseg_bench.datasets.archives import check_archive, unpack
 from refseg_bench.datasets.catalogue import manifest, open_dataset
 from refseg_bench.datasets.damage import Damage
 from refseg_bench.datasets.davis_text import TEXTS, convert
 from refseg_bench.datasets.files import data_root
+from refseg_bench.datasets.refcoco import COCO_FOLDERS, coco_number
 from refseg_bench.errors import DataError
+from refseg_bench.files.store_io import replacing, sweep, temporary_name, write_error
 
 Say = Callable[[str], None]
 #: How deep below an archive's top a set's own folder may lie.
-_DEPTH = 4
+_DEPTH = 6
 _MASKS = "Annotations_unsupervised/480p"
 
 
@@ -39,7 +43,9 @@ class Prepared:
 def prepare(name: str, sources: Sequence[Path], root: Path | None, say: Say = print) -> Prepared:
     """Unpack (and where needed convert) the archives of a set and make its indices.
 
-    Nothing that is there already is overwritten; archives of further splits may be added later.
+    No file that is there already is overwritten: one with the same bytes is left as it is, so that a call
+    that was cut off can be given again. Archives of further splits, or further parts of one folder, may
+    be added later.
 
     Args:
         name: the set.
@@ -48,38 +54,89 @@ def prepare(name: str, sources: Sequence[Path], root: Path | None, say: Say = pr
         say: receives progress, one line at a time.
 
     Raises:
-        Damage: an archive is torn or unsafe, lacks the set, or would overwrite a file.
+        Damage: an archive is torn or unsafe, lacks the set, or would overwrite another file.
+        StoreError: the disk is full or can't be written.
     """
     home = root or data_root() / name
-    home.parent.mkdir(parents=True, exist_ok=True)
-    # Beside the target, so that moving is renaming.
-    stage = Path(tempfile.mkdtemp(dir=home.parent, prefix=f".prepare-{name}-"))
-    try:
-        places: list[Path] = []
-        for number, source in enumerate(sources):
-            if source.is_dir():
-                places.append(source)
-                continue
-            place = stage / str(number)
-            say(f"unpacking {source}")
-            say(f"  {unpack(source, place)} files")
-            places.append(place)
-        if name == "ref_davis17":
-            _davis(places, home, stage, say)
+    for source in sources:
+        if source.is_dir():
+            if name != "ref_davis17":
+                raise _is_folder(source)
         else:
-            _arrange(name, places, home, stage, say)
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
+            check_archive(source)
+    made = None
+    try:
+        made = (
+            next((p for p in (home, *home.parents) if p.parent.exists()), None) if not home.exists() else None
+        )
+        home.mkdir(parents=True, exist_ok=True)
+        sweep(home)
+        # Within the target, so that moving is renaming, also where that is a disk or a link to one.
+        stage = temporary_name(home / "prepare")
+        stage.mkdir()
+        try:
+            _fill(name, sources, home, stage, say)
+        finally:
+            shutil.rmtree(stage, ignore_errors=True)
+            # What failed before anything was moved leaves nothing behind.
+            for folder in (home, *home.parents) if made is not None else ():
+                if any(folder.iterdir()):
+                    break
+                folder.rmdir()
+                if folder == made:
+                    break
+    except OSError as error:
+        raise write_error(error, home) from error
     return Prepared(home, _index(name, home, say))
+
+
+def _is_folder(source: Path) -> DataError:
+    packed = sorted(p.name for p in source.iterdir() if p.suffix in (".zip", ".tar", ".gz", ".tgz", ".xz"))
+    if packed:
+        return DataError(
+            f"'{source}' is a folder of archives.",
+            where=source,
+            cure=f"Name the archives themselves: --from {source}/{packed[0]} … (or {source}/*).",
+        )
+    return DataError(
+        f"'{source}' is a folder: this set needs no conversion.",
+        where=source,
+        cure=f"Use it as it is with dataset.root={source}, or give the archives.",
+    )
+
+
+def _fill(name: str, sources: Sequence[Path], home: Path, stage: Path, say: Say) -> None:
+    places: list[Path] = []
+    for number, source in enumerate(sources):
+        if source.is_dir():
+            places.append(source)
+            continue
+        place = stage / str(number)
+        say(f"unpacking {source}")
+        place.mkdir()
+        say(f"  {unpack(source, place)} files")
+        places.append(place)
+    if name == "ref_davis17":
+        _davis(places, home, stage, say)
+    else:
+        _arrange(name, sources, places, home, say)
 
 
 def _davis(places: Sequence[Path], home: Path, stage: Path, say: Say) -> None:
     """Convert DAVIS and its texts; the archives may come in any number and order."""
     merged = stage / "merged"
     # The semantics archive may hold frames too, but not the masks that are needed.
-    davis = _find(
-        places, lambda d: all((d / part).is_dir() for part in ("JPEGImages/480p", _MASKS, "ImageSets"))
-    )
+    needed = ("JPEGImages/480p", _MASKS, "ImageSets")
+    davis = _find(places, lambda d: all((d / part).is_dir() for part in needed))
+    if davis is None:
+        # The parts of one folder, packed apart.
+        together = stage / "DAVIS"
+        together.mkdir()
+        for place in places:
+            part = _find([place], lambda d: any((d / p).is_dir() for p in needed))
+            if part is not None and part.is_relative_to(stage):
+                _move(part, together)
+        davis = _find([together], lambda d: all((d / part).is_dir() for part in needed))
     texts = _find(places, lambda d: (d / TEXTS[0][0]).is_file())
     if davis is None or texts is None:
         lacking = (
@@ -103,49 +160,60 @@ def _davis(places: Sequence[Path], home: Path, stage: Path, say: Say) -> None:
     _move(merged, home)
 
 
-def _arrange(name: str, places: Sequence[Path], home: Path, stage: Path, say: Say) -> None:
+def _arrange(name: str, sources: Sequence[Path], places: Sequence[Path], home: Path, say: Say) -> None:
     """Move what was unpacked to where the loader looks; keep the layout below the set's own folder."""
-    marks = landmarks(name)
-    moved = 0
-    for place in places:
-        if not place.is_relative_to(stage):
-            raise DataError(
-                f"'{place}' is a folder: this set needs no conversion.",
-                where=place,
-                cure=f"Use it as it is with dataset.root={place}, or give the archives.",
-            )
-        base = _find([place], lambda d: any((d / mark).exists() for mark in marks))
-        images = _find([place], lambda d: d.name == "train2014" and any(d.glob("COCO_*.jpg")))
-        if images is not None and (base is None or not images.is_relative_to(base)):
-            _move(images, home / "images" / "train2014")
-            moved += 1
-        if base is not None:
-            say(f"  found {base.relative_to(place) if base != place else 'the set'}")
-            _move(base, home)
-            moved += 1
-        elif images is None:
-            # A part without a landmark (frames of one split alone) keeps its own layout.
-            inner = [p for p in place.iterdir()]
-            part = (
-                inner[0]
-                if len(inner) == 1 and inner[0].name.lower() in {f.lower() for f in _folders(name)}
-                else place
-            )
-            _move(part, home)
-            moved += 1
-    if not moved:
-        raise Damage(
-            "missing file",
-            f"None of the archives holds a file of '{name}'.",
-            file=places[0] if places else home,
-            allowed=marks,
-            cure=f"See datasets/{name}/README.md for the archives' names.",
-        )
+    marks, parts = landmarks(name), layout(name)
+    # Archives may share a folder: some hold its frames alone.
+    bases = [
+        _find([place], lambda d: any((d / mark).exists() for mark in marks))
+        or _find([place], lambda d: any((d / part).exists() for part in parts if part != "."))
+        for place in places
+    ]
+    names = {folder.lower() for folder in _folders(name)}
+    names |= {n.lower() for p, b in zip(places, bases, strict=True) if b for n in b.relative_to(p).parts}
+    for number, (source, place) in enumerate(zip(sources, places, strict=True)):
+        if bases[number] is None:
+            bases[number] = _inner(place, names)
+            if bases[number] == place and parts and "." not in parts:
+                raise Damage(
+                    "missing file",
+                    f"The archive holds nothing of '{name}', but {', '.join(sorted(os.listdir(place))[:5])}.",
+                    file=source,
+                    allowed=[*marks, *(part for part in parts if part not in marks)][:12],
+                    cure=f"See datasets/{name}/README.md for the archives' names and what is in them.",
+                )
+    for place, base in zip(places, bases, strict=True):
+        while (images := _find([place], _holds_coco_images)) is not None:
+            _move(images, home / "images" / images.name)
+            shutil.rmtree(images)
+            # What is empty now is no layout of its own.
+            while images.parent != place and not any(images.parent.iterdir()):
+                images = images.parent
+                images.rmdir()
+        assert base is not None
+        if base != place:
+            say(f"  found {base.relative_to(place)}")
+        _move(base, home)
+
+
+def _inner(place: Path, names: set[str]) -> Path:
+    """The folder below those that bear the set's own name and nothing else lies beside."""
+    while True:
+        inside = list(place.iterdir())
+        if len(inside) != 1 or not inside[0].is_dir() or inside[0].name.lower() not in names:
+            return place
+        place = inside[0]
+
+
+def _holds_coco_images(folder: Path) -> bool:
+    return folder.name in COCO_FOLDERS and any(
+        coco_number(entry.name) for entry in itertools.islice(os.scandir(folder), 100)
+    )
 
 
 def _folders(name: str) -> list[str]:
     folders: list[str] = list(open_dataset(name).folders)
-    return [Path(folder).name for folder in folders]
+    return [part for folder in folders for part in Path(folder).parts]
 
 
 def landmarks(name: str) -> list[str]:
@@ -158,6 +226,20 @@ def landmarks(name: str) -> list[str]:
     if not hasattr(data, "meta"):
         return splits
     return [path.replace("{split}", split) for path in data.meta for split in splits or [data.split]]
+
+
+def layout(name: str) -> list[str]:
+    """All paths that the loader reads below a set's folder, for all of its splits."""
+    facts = manifest(name)
+    data = open_dataset(name)
+    splits = list(facts.splits) if facts is not None else [data.split]
+    options = (
+        getattr(data, option, []) for option in ("frames", "masks", "test", "foreground_masks", "meta")
+    )
+    patterns = [path for paths in options for path in paths]
+    # A folder of the layout alone (`meta_expressions`) is a part too.
+    patterns += [path.split("/")[0] for path in patterns]
+    return list(dict.fromkeys(path.replace("{split}", split) for path in patterns for split in splits))
 
 
 def _find(places: Sequence[Path], fits: Callable[[Path], bool]) -> Path | None:
@@ -184,26 +266,50 @@ def _folders_below(top: Path) -> Iterator[Path]:
 
 
 def _move(source: Path, target: Path) -> None:
-    """Merge a folder into another; an existing file is an error, and nothing has moved then."""
+    """Merge a folder into another; another file in a file's place is an error, and nothing has moved then."""
+    same: set[Path] = set()
     for folder, _, files in os.walk(source):
+        here = target / Path(folder).relative_to(source)
+        if here.exists() and not here.is_dir():
+            raise _exists(here)
         for file in files:
-            place = target / Path(folder).relative_to(source) / file
-            if place.exists():
-                raise Damage(
-                    "file exists",
-                    "The file is there already.",
-                    file=place,
-                    cure="Prepare to another folder with --to, or take the old copy away first.",
-                )
+            place = here / file
+            if os.path.lexists(place):
+                if not place.is_file() or not filecmp.cmp(Path(folder) / file, place, shallow=False):
+                    raise _exists(place)
+                same.add(place)
     for folder, folders, files in os.walk(source):
         here = target / Path(folder).relative_to(source)
         here.mkdir(parents=True, exist_ok=True)
         for inner in list(folders):
             if not (here / inner).exists():
-                os.rename(Path(folder) / inner, here / inner)
-                folders.remove(inner)
+                _rename(Path(folder) / inner, here / inner)
+                if not (Path(folder) / inner).exists():
+                    folders.remove(inner)
         for file in files:
-            os.rename(Path(folder) / file, here / file)
+            if here / file not in same:
+                _rename(Path(folder) / file, here / file)
+
+
+def _rename(source: Path, target: Path) -> None:
+    try:
+        os.rename(source, target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        # A folder of the set lies on another disk; its files come one by one.
+        if source.is_file():
+            with source.open("rb") as file, replacing(target) as out:
+                shutil.copyfileobj(file, out)
+
+
+def _exists(place: Path) -> Damage:
+    return Damage(
+        "file exists",
+        "Another file is there already.",
+        file=place,
+        cure="Prepare to another folder with --to, or take the old copy away first.",
+    )
 
 
 def _index(name: str, home: Path, say: Say) -> dict[str, int]:

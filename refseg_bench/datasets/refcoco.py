@@ -11,10 +11,13 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -22,6 +25,7 @@ from pycocotools import mask as coco_mask
 
 from refseg_bench.datasets.damage import Damage, Report, refuse
 from refseg_bench.datasets.files import (
+    bad_name,
     cache_root,
     check_link,
     field_of,
@@ -41,6 +45,10 @@ from refseg_bench.schema import knob
 from refseg_bench.types import Clip, Expression, MaskTrack, Target, encode_rle, union_rle
 
 _AUTHORS = ("unc", "google", "umd")
+#: Folders of COCO's pictures. RefCOCO's are of train2014; COCO 2017 shares them out among both of its own.
+COCO_FOLDERS = ("train2014", "train2017", "val2017")
+#: A picture's name as COCO 2014 or 2017 spells it, with the running number that gRefCOCO adds.
+_COCO_NAME = re.compile(r"(?:COCO_(?:train|val)2014_)?(\d{12})(?:_\d+)?\.jpe?g", re.IGNORECASE)
 _MIXED = "Use refs and instances.json of one release."
 
 
@@ -105,8 +113,9 @@ class RefCoco:
             DataError: the set is not found, or its files are damaged.
         """
         if self._clips is None:
-            folder = self.image_folder()
-            self._clips = [self.clip(row, folder, refuse) for row in self.rows()]
+            rows, folder = self.rows(), self.image_folder()
+            pictures = self.elsewhere(folder, [row[1] for row in rows])
+            self._clips = [self.clip(row, folder, refuse, pictures) for row in rows]
         return self._clips
 
     def expressions(self, clip: Clip) -> Sequence[Expression]:
@@ -153,11 +162,43 @@ class RefCoco:
     def image_folder(self) -> Path:
         """The first image folder that exists, else the first."""
         base = self.base()
-        for folder in self.images:
-            if (base / folder).is_dir():
-                return base / folder
+        for folder in (base / name for name in self.images):
+            if folder.is_dir() or (
+                folder.name in COCO_FOLDERS and any((folder.parent / name).is_dir() for name in COCO_FOLDERS)
+            ):
+                return folder
         # A copy of the annotations alone is good for scoring: the sizes are in instances.json.
         return base / self.images[0]
+
+    def elsewhere(self, folder: Path, names: Sequence[str] | None = None) -> dict[str, Path]:
+        """Where pictures are whose names are spelled otherwise on this disk than in instances.json.
+
+        COCO 2017 spells ``COCO_train2014_000000000009.jpg`` as ``000000000009.jpg`` and keeps a part
+        of them in ``val2017``; an ending may be in capitals. One look at the first picture is enough
+        where no such folder lies beside.
+
+        Args:
+            folder: the folder of the pictures.
+            names: their names; ``None`` = whatever is there.
+
+        Returns:
+            Path by :func:`spelling`; empty where all are found under their own names.
+        """
+        others = [p for name in COCO_FOLDERS if (p := folder.parent / name) != folder and p.is_dir()]
+        wanted: set[str] | None = None
+        if names is not None:
+            looked = names if others else names[:1]
+            if all((folder / name).exists() for name in looked if bad_name(name) is None):
+                return {}
+            wanted = {spelling(name) for name in names}
+        there: dict[str, Path] = {}
+        for place in (folder, *others):
+            with contextlib.suppress(OSError), os.scandir(place) as entries:
+                for entry in entries:
+                    key = spelling(entry.name)
+                    if wanted is None or key in wanted:
+                        there.setdefault(key, place / entry.name)
+        return there
 
     def splits(self) -> list[str]:
         """The splits the sentence file speaks of; none if it can't be read.
@@ -183,17 +224,25 @@ class RefCoco:
         rows: list[list[Any]] = store.get(f"table:{self.split}")
         return rows
 
-    def clip(self, row: Sequence[Any], folder: Path, report: Report) -> Clip:
+    def clip(
+        self,
+        row: Sequence[Any],
+        folder: Path,
+        report: Report,
+        pictures: Mapping[str, Path] = MappingProxyType({}),
+    ) -> Clip:
         """The clip of one image; its file is only looked at by ``verify`` and when it is read."""
         image_id, file_name, height, width = row
         path = safe_join(folder, file_name, file=self.files()[1], place=f"image {image_id}")
+        if pictures and not path.exists():
+            path = pictures.get(spelling(file_name), path)
         if path.is_symlink():
-            check_link(path, folder, follow=self.follow_links, report=report)
+            check_link(path, folder, path.parent, follow=self.follow_links, report=report)
         # Not turned by their headers: COCO's sizes and polygons are those of the stored pixels.
         return Clip(
             str(image_id),
             (path,),
-            (path.stem,),
+            (Path(file_name).stem,),
             (height, width),
             {"image_id": image_id, "file_name": file_name},
         )
@@ -236,6 +285,7 @@ class RefCoco:
             refs, instances = self.files()
             folder = self.image_folder()
             found = False
+            pictures: dict[str, Path] | None = None
             for key, text in join(refs, instances, report):
                 kind, split, image_id = (*key.split(":"), "")[:3]
                 if kind != "image" or split != self.split:
@@ -243,7 +293,10 @@ class RefCoco:
                 found = True
                 blob = json.loads(text)
                 self._last = image_id, blob
-                yield self.clip(blob["image"], folder, report), list(self._expressions(blob))
+                name = blob["image"][1]
+                if pictures is None and not (folder / name).exists():
+                    pictures = self.elsewhere(folder)
+                yield self.clip(blob["image"], folder, report, pictures or {}), list(self._expressions(blob))
             if not found:
                 report(Damage("missing split", f"There is no sentence of split '{self.split}'.", file=refs))
         except Damage as damage:
@@ -282,6 +335,20 @@ class RefCoco:
         ]
         twice = deeper_tracks[0] if deeper_tracks else None
         return Target(clip.size, 1, tuple(tracks), tuple(ids), overlap=twice, deeper=tuple(deeper_tracks[1:]))
+
+
+# ── names of pictures ──
+
+
+def coco_number(name: str) -> str | None:
+    """The number of a COCO picture, however its name is spelled; ``None`` for other names."""
+    found = _COCO_NAME.fullmatch(name)
+    return found[1] if found else None
+
+
+def spelling(name: str) -> str:
+    """What all spellings of a picture's name share."""
+    return coco_number(name) or name.rpartition(".")[0].lower()
 
 
 # ── polygons and RLE ─────────────────────────────────────────────────────────

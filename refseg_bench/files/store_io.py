@@ -15,6 +15,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import stat
 import tempfile
 import time
@@ -231,8 +232,7 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[IO[bytes]]:
         durable: wait until the disk has it, so that it also outlives the machine; ``False`` for many
             small files that the next command makes again.
     """
-    name = f".{path.name[:40]}.{_host()}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
-    temporary = path.with_name(name)
+    temporary = temporary_name(path)
     try:
         with open(
             os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666), "w+b"
@@ -299,15 +299,26 @@ def is_temporary(name: str) -> bool:
     return _TEMPORARY.match(name) is not None
 
 
+def temporary_name(path: Path) -> Path:
+    """A name beside ``path`` for what this process makes; :func:`sweep` removes what a dead one has left."""
+    return path.with_name(f".{path.name[:40]}.{_host()}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+
+
 def sweep(*folders: Path) -> None:
-    """Remove temporary files that processes which are no more have left in these folders."""
+    """Remove temporary files and folders that processes which are no more have left in these folders."""
     for folder in folders:
         with contextlib.suppress(OSError):
             for entry in os.scandir(folder):
                 found = _TEMPORARY.match(entry.name)
-                if found is not None and not entry.is_dir(follow_symlinks=False):
+                if found is not None:
                     with contextlib.suppress(OSError):
-                        if _ownerless(found["host"], int(found["pid"]), entry.stat(follow_symlinks=False)):
+                        if not _ownerless(
+                            found["host"], int(found["pid"]), entry.stat(follow_symlinks=False)
+                        ):
+                            continue
+                        if entry.is_dir(follow_symlinks=False):
+                            shutil.rmtree(entry.path, ignore_errors=True)
+                        else:
                             os.unlink(entry.path)
 
 

@@ -1,7 +1,10 @@
 """``refseg data``: list, prepare, verify, show."""
 
+import errno
 import json
+import os
 import shutil
+import signal
 import tarfile
 import zipfile
 from pathlib import Path
@@ -11,6 +14,7 @@ import pytest
 from PIL import Image
 
 from refseg_bench.cli import main
+from refseg_bench.datasets import prepare
 from refseg_bench.datasets.catalogue import open_dataset
 from refseg_bench.datasets.verify import verify, wrong_sums
 from refseg_bench.datasets.writers import (
@@ -86,7 +90,7 @@ def test_prepare_says_which_archive_lacks(tmp_path, capsys):
     texts = zipped(tmp_path / "src", "davis_text_annotations", tmp_path / "texts.zip")
     assert run("prepare", "ref_davis17", "--from", texts) == 2
     assert "DAVIS-2017-Unsupervised-trainval-480p.zip" in capsys.readouterr().err
-    assert not list((tmp_path / "data").iterdir())
+    assert not (tmp_path / "data").exists()
 
 
 def test_prepare_adds_split_after_split_and_overwrites_nothing(tmp_path, capsys):
@@ -97,8 +101,11 @@ def test_prepare_adds_split_after_split_and_overwrites_nothing(tmp_path, capsys)
     home = tmp_path / "data" / "mevis"
     assert sorted(p.name for p in home.iterdir()) == ["train", "valid_u"]
     capsys.readouterr()
+    assert run("prepare", "mevis", "--from", tmp_path / "train.zip") == 0
+    (home / "train" / "meta_expressions.json").write_text("{}")
     assert run("prepare", "mevis", "--from", tmp_path / "train.zip") == 2
     assert "there already" in capsys.readouterr().err
+    shutil.copy(tmp_path / "src/train/meta_expressions.json", home / "train")
     assert len(open_dataset("mevis", split="train").clips()) == 1
 
 
@@ -148,7 +155,128 @@ def test_prepare_refuses_a_climbing_archive_and_leaves_nothing(tmp_path, capsys)
         out.writestr("../../escaped", "x")
     assert run("prepare", "mevis", "--from", tmp_path / "mevis.zip") == 2
     assert "leaves its folder" in capsys.readouterr().err
-    assert not list((tmp_path / "data").iterdir())
+    assert not (tmp_path / "data").exists()
+
+
+def drive_parts(folder, *, top="MeViS_release", cut=(2, 1)):
+    """One folder as two archives that share it, as Google Drive hands it out."""
+    write_meta_expressions_set(folder / "src", "valid_u", [video()])
+    files = sorted(p for p in (folder / "src").rglob("*") if p.is_file())
+    frames = [p for p in files if p.suffix == ".jpg"]
+    rest = [p for p in files if p.suffix != ".jpg"]
+    archives = []
+    for number, part in enumerate((frames[: cut[0]] + rest[: cut[1]], frames[cut[0] :] + rest[cut[1] :])):
+        archives.append(folder / f"{top}-20260101T000000Z-1-{number + 1:03d}.zip")
+        with zipfile.ZipFile(archives[-1], "w") as out:
+            for path in part:
+                out.write(path, Path(top) / path.relative_to(folder / "src"))
+    return archives
+
+
+def tree(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.mark.parametrize("top", ["MeViS_release", "MeViS", "from a friend"])
+@pytest.mark.parametrize("cut", [(2, 1), (0, 2), (4, 0)])
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("calls", [1, 2])
+def test_parts_of_one_folder_end_up_in_one_tree(tmp_path, top, cut, order, calls):
+    archives = drive_parts(tmp_path, top=top, cut=cut)[::order]
+    home = tmp_path / "home"
+    for part in [archives] if calls == 1 else [[a] for a in archives]:
+        run("prepare", "mevis", "--from", *part, "--to", home)
+    assert tree(home) == tree(tmp_path / "src")
+    # Given again, nothing changes.
+    assert run("prepare", "mevis", "--from", *archives, "--to", home) == 0
+    assert tree(home) == tree(tmp_path / "src")
+
+
+@pytest.mark.parametrize(("place", "name"), [("prepare", "_rename"), ("archives", "_copy")])
+def test_prepare_goes_on_after_a_kill_and_leaves_no_litter(tmp_path, place, name):
+    import importlib
+
+    module = importlib.import_module(f"refseg_bench.datasets.{place}")
+    archives = drive_parts(tmp_path)
+    home = tmp_path / "home"
+    plain = getattr(module, name)
+    for count in range(4):
+        child = os.fork()
+        if child == 0:
+            left = [count]
+
+            def killed(*args, left=left):
+                if not left[0]:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                left[0] -= 1
+                return plain(*args)
+
+            setattr(module, name, killed)
+            run("prepare", "mevis", "--from", *archives, "--to", home)
+            os._exit(0)
+        os.waitpid(child, 0)
+        assert run("prepare", "mevis", "--from", *archives, "--to", home) == 0
+        assert tree(home) == tree(tmp_path / "src")
+        shutil.rmtree(home)
+
+
+def test_prepare_writes_to_a_set_on_another_disk(tmp_path, monkeypatch):
+    archives = drive_parts(tmp_path)
+
+    def other_disk(source, target):
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+    monkeypatch.setattr(prepare.os, "rename", other_disk)
+    assert run("prepare", "mevis", "--from", *archives, "--to", tmp_path / "home") == 0
+    assert tree(tmp_path / "home") == tree(tmp_path / "src")
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("a folder of archives", "--from"),
+        ("a folder", "dataset.root"),
+        ("a FIFO", "no regular file"),
+        ("nothing", "no such archive"),
+        ("another set", "holds nothing of 'mevis', but photos"),
+        ("a file as home", "Can't write"),
+    ],
+)
+def test_prepare_refuses_before_it_moves_anything(tmp_path, capsys, given, words):
+    good, home, source = drive_parts(tmp_path)[0], tmp_path / "home", tmp_path / "given"
+    if given == "a folder of archives":
+        source.mkdir()
+        shutil.copy(good, source / "a.zip")
+    elif given == "a folder":
+        source.mkdir()
+    elif given == "a FIFO":
+        os.mkfifo(source)
+    elif given == "another set":
+        with zipfile.ZipFile(source, "w") as out:
+            out.writestr("photos/a.jpg", "x")
+    elif given == "a file as home":
+        home, source = good / "home", good
+    assert run("prepare", "mevis", "--from", good, source, "--to", home) == 2
+    assert words in capsys.readouterr().err
+    assert not home.exists()
+
+
+def test_prepare_coco_pictures_of_either_year_and_layout(tmp_path):
+    src = tmp_path / "src"
+    names = [f"COCO_train2014_{n:012d}.jpg" for n in (1, 2, 3)]
+    records = [ImageRecord(n, frames(1)[0], [[[1, 1, 9, 1, 9, 9]]], [([0], ["it"])]) for n in names]
+    write_refcoco_set(src / "refcoco", records, split_by="unc", image_folder="images/mscoco/images/train2014")
+    pictures = src / "refcoco/images/mscoco/images/train2014"
+    for number, folder in ((2, "train2017"), (3, "val2017")):
+        (src / folder).mkdir()
+        (pictures / names[number - 1]).rename(src / folder / f"{number:012d}.jpg")
+    archives = [zipped(src, n, tmp_path / f"{n}.zip") for n in ("refcoco", "train2017", "val2017")]
+    for archive in archives:
+        run("prepare", "refcoco", "--from", archive)
+    home = tmp_path / "data/refcoco_unc"
+    assert sorted(p.name for p in (home / "images").iterdir()) == ["train2014", "train2017", "val2017"]
+    data = open_dataset("refcoco_unc")
+    assert [clip.load().shape[0] for clip in data.clips()] == [1, 1, 1]
     assert not list(tmp_path.rglob("escaped"))
 
 

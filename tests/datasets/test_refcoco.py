@@ -1,7 +1,9 @@
 """Every quirk of the RefCOCO family."""
 
+import contextlib
 import json
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -183,3 +185,29 @@ def test_the_joined_store_on_disk_says_the_same_as_memory(tmp_path, monkeypatch)
     assert len(stored) == 2
     monkeypatch.setattr("refseg_bench.datasets.refcoco.join", lambda *_: pytest.fail("joined again"))
     assert all_of(RefCoco(root=tmp_path)) == expected
+
+
+@pytest.mark.parametrize(
+    ("listed", "stored"),
+    [
+        ("COCO_train2014_000000000009.jpg", "train2014/000000000009.jpg"),
+        ("000000000009.jpg", "train2014/COCO_train2014_000000000009.jpg"),
+        ("COCO_train2014_000000000009_3.jpg", "train2014/COCO_train2014_000000000009.jpg"),
+        ("COCO_train2014_000000000009.jpg", "train2014/COCO_train2014_000000000009.JPG"),
+        ("COCO_train2014_000000000009.jpg", "train2017/000000000009.jpg"),
+        ("COCO_train2014_000000000009.jpg", "val2017/000000000009.jpg"),
+        ("a picture.jpg", "train2014/A picture.JPEG"),
+    ],
+)
+def test_a_picture_is_found_under_the_other_spelling_of_its_name(tmp_path, listed, stored):
+    record = ImageRecord(listed, frames(1)[0], [[[1, 1, 9, 1, 9, 9]]], [([0], ["it"])])
+    write_refcoco_set(tmp_path, [record], split_by="unc", image_folder="images/train2014")
+    target = tmp_path / "images" / stored
+    target.parent.mkdir(exist_ok=True)
+    (tmp_path / "images/train2014" / listed).rename(target)
+    with contextlib.suppress(OSError):
+        (tmp_path / "images/train2014").rmdir()
+    data = RefCoco(root=tmp_path, cache=tmp_path / "cache")
+    assert data.clips()[0].frame_paths == (target,)
+    assert data.clips()[0].frame_names == (Path(listed).stem,)
+    assert [clip.frame_paths for clip, _ in RefCoco(root=tmp_path).survey(print)] == [(target,)]
