@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from refseg_bench.datasets.files import bad_name
 from refseg_bench.datasets.rle import checked_rle
 from refseg_bench.errors import DataError, RefsegError, ScoreError
+from refseg_bench.files.store_io import parse_json, printable, read_bytes
 from refseg_bench.metrics import png
 from refseg_bench.metrics.kernel import encode_mask
 from refseg_bench.metrics.labels import FolderLabels
@@ -36,6 +37,10 @@ from refseg_bench.types import (
     sample_id,
 )
 
+#: Ends of names of files with run lengths.
+JSON = (".json", ".jsonl")
+#: Most bytes of such a file; the largest split of the field makes about 1 GB.
+MOST_BYTES = 2 << 30
 #: Folders that archives put above the videos.
 TOPS = ("", "Annotations", "480p", "Annotations/480p")
 #: Names of merged sets, one per annotator (ReferFormer's layout).
@@ -53,6 +58,7 @@ MASK_KEYS = (
     "segmentation",
 )
 CLIP_KEYS = ("video_id", "video", "video_name", "vid", "clip", "image_id", "image", "img_id", "name")
+FLAG_KEYS = ("no_target", "empty", "pred_nt")
 EXPRESSION_KEYS = ("exp_id", "expression_id", "expression", "sent_id", "exp", "id")
 
 
@@ -62,21 +68,25 @@ def open_predictions(path: Path) -> PredictionSource:
     Raises:
         DataError: there is nothing readable.
     """
-    if path.is_file() and path.suffix == ".json":
+    if path.is_file() and path.suffix.lower() in JSON:
         return JsonPredictions(path)
     if path.is_dir():
         _beside.cache_clear()
-        inside = [p for p in path.iterdir() if not p.name.startswith(".")]
-        if len(inside) == 1 and inside[0].is_file() and inside[0].suffix == ".json":
+        try:
+            inside = [p for p in path.iterdir() if not p.name.startswith(".")]
+        except OSError as error:
+            raise DataError(f"The folder can't be read ({error.strerror}).", where=path) from error
+        if len(inside) == 1 and inside[0].is_file() and inside[0].suffix.lower() in JSON:
             return JsonPredictions(inside[0])
         if not inside:
             raise DataError("The folder of predictions is empty.", where=path)
         return FolderPredictions(path)
+    packed = path.is_file() and path.suffix.lower() in (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z")
     raise DataError(
-        "There are no predictions here.",
+        "The predictions are packed." if packed else "There are no predictions here.",
         where=path,
-        allowed=("a folder of PNG files", "a .json file of run lengths"),
-        cure="Check the path behind --predictions.",
+        allowed=("a folder of PNG files", "a .json or .jsonl file of run lengths"),
+        cure="Unpack them and give the folder." if packed else "Check the path behind --predictions.",
     )
 
 
@@ -208,13 +218,15 @@ class FolderPredictions:
             names.append(str(expression.attrs["sent_id"]))
         changes: dict[str, Any] = {}
         if isinstance(flags, Mapping):
-            changes["no_target"] = bool(next((flags[name] for name in names if name in flags), False))
+            said = next((flags[name] for name in names if name in flags), False)
+            changes["no_target"] = _flag(said, f"{self.root / 'no_target.json'}: {prediction.sample}")
         elif flags is not None:
-            flagged = {str(name) for name in _list(flags)}
+            flagged = {str(name) for name in flags}
             changes["no_target"] = not flagged.isdisjoint(names)
-        if isinstance(points, Mapping):
+        if points is not None:
             raw = next((points[name] for name in names if name in points), None)
-            changes["point"] = None if raw is None else _point({"point": raw}, clip)
+            place = f"{self.root / 'points.json'}: {prediction.sample}"
+            changes["point"] = None if raw is None else _point({"point": raw}, clip, place)
         return dataclasses.replace(prediction, **changes)
 
     def _tops(self) -> list[Path]:
@@ -275,12 +287,17 @@ class FolderPredictions:
 @lru_cache(maxsize=8)
 def _beside(path: Path) -> Any:
     """The JSON beside a folder's masks, or ``None`` if there is none."""
-    if not path.is_file():
+    if not os.path.lexists(path):
         return None
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"The file can't be read ({error}).", where=path) from error
+    value = _load(path)
+    kinds = (Mapping,) if path.name == "points.json" else (Mapping, list)
+    if not isinstance(value, kinds):
+        raise DataError(
+            f"'{path.name}' is neither an object nor a list." if len(kinds) > 1 else "It is no object.",
+            where=path,
+            cure="docs/scoring.md says what may stand in it.",
+        )
+    return value
 
 
 def _folders(clip: Clip, expression: Expression) -> Iterator[str]:
@@ -461,9 +478,11 @@ class JsonPredictions:
             more = entry if isinstance(entry, Mapping) else {}
             try:
                 track = self._track(masks, clip, unit)
-                said = more.get("no_target", more.get("empty", more.get("pred_nt")))
-                flag = None if said is None else bool(said)
-                out[e.id] = Prediction(unit, clip.id, e.id, track, point=_point(more, clip), no_target=flag)
+                said = next((more[k] for k in FLAG_KEYS if k in more), None)
+                place = f"{self.path}: {unit}"
+                flag = None if said is None else _flag(said, place)
+                point = _point(more, clip, place)
+                out[e.id] = Prediction(unit, clip.id, e.id, track, point=point, no_target=flag)
                 greys[e.id] = ConstantGrey(track)
             except RefsegError as error:
                 out[e.id] = Prediction(unit, clip.id, e.id, failure=_failure(error))
@@ -477,97 +496,200 @@ class JsonPredictions:
             if mask is None:
                 rles.append(None)
                 continue
-            checked = checked_rle(mask, clip.size, file=self.path, place=f"{unit}[{t}]")
-            rles.append(None if checked is None else checked[0])
+            rles.append(_measured(mask, clip.size, self.path, f"{unit}[{t}]"))
         return MaskTrack(clip.size, tuple(rles))
+
+
+def _load(path: Path) -> Any:
+    """The value of a JSON file, or the list of the lines of JSON lines; UTF-8 or UTF-16, with BOM or without.
+
+    Raises:
+        DataError: unreadable, torn, too deep, or an object that says two things of one key.
+    """
+    try:
+        data = read_bytes(path, MOST_BYTES)
+        text = data.decode(json.detect_encoding(data))
+        try:
+            return parse_json(text, _once)
+        except json.JSONDecodeError as error:
+            if error.msg != "Extra data" or not text[: error.pos].strip().endswith("}"):
+                raise
+        return [_line(line, number) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    except (OSError, ValueError) as error:
+        told = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise DataError(
+            f"The predictions can't be read ({printable(str(told))}).",
+            where=path,
+            cure="Write the JSON again.",
+        ) from error
+
+
+def _line(line: str, number: int) -> Any:
+    try:
+        return parse_json(line, _once)
+    except ValueError as error:
+        raise ValueError(f"line {number} of JSON lines: {error}") from error
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object whose keys stand once, or twice with the same value."""
+    out = dict(pairs)
+    if len(out) != len(pairs):
+        for key, value in pairs:
+            if out[key] != value:
+                raise ValueError(f"'{key}' stands twice in one object, with different values")
+    return out
 
 
 class _Held:
     """A parsed predictions file, looked up by clip and expression."""
 
     def __init__(self, path: Path) -> None:
-        try:
-            loaded = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise DataError(
-                f"The predictions can't be read ({error}).", where=path, cure="Write the JSON again."
-            ) from error
-        if isinstance(loaded, Mapping) and isinstance(loaded.get("videos"), Mapping):
+        self.path = path
+        loaded = _load(path)
+        if isinstance(loaded, Mapping) and isinstance(loaded.get("videos"), (Mapping, list)):
             loaded = loaded["videos"]
-        self._clips: dict[str, Any] = {}
+        if (
+            isinstance(loaded, Mapping)
+            and any(k in loaded for k in CLIP_KEYS)
+            and _mask_in(loaded) is not None
+        ):
+            # JSON lines of one line.
+            loaded = [loaded]
+        self.clips: dict[str, Any] = {}
         if isinstance(loaded, Mapping):
-            self._clips = dict(loaded)
+            self.clips = dict(loaded)
         elif isinstance(loaded, list):
             for index, record in enumerate(loaded):
-                self._enter(record, index, path)
+                self._enter(record, index)
         else:
             raise DataError("The predictions are neither an object nor a list.", where=path)
+        self._joined = {key.rpartition("/")[0] for key in self.clips}
 
-    def _enter(self, record: Any, index: int, path: Path) -> None:
+    def _enter(self, record: Any, index: int) -> None:
         if not isinstance(record, Mapping):
-            raise DataError(f"Entry [{index}] is no object.", where=path)
+            raise DataError(f"Entry [{index}] is no object.", where=self.path)
         clip = next((record[k] for k in CLIP_KEYS if k in record), None)
         if clip is None:
-            raise DataError(f"Entry [{index}] names no clip.", where=path, allowed=CLIP_KEYS)
+            if not record or not all(isinstance(value, (Mapping, list)) for value in record.values()):
+                raise DataError(f"Entry [{index}] names no clip.", where=self.path, allowed=CLIP_KEYS)
+            # JSON lines, each with a piece of one object.
+            for key, value in record.items():
+                self._put(self.clips, key, value, key)
+            return
+        clip = str(clip)
         if isinstance(record.get("expressions"), (Mapping, list)):
-            self._clips[str(clip)] = record
+            self._put(self.clips, clip, record, clip)
             return
-        expression = str(next((record[k] for k in EXPRESSION_KEYS if k in record), "0"))
-        held = self._clips.setdefault(str(clip), {})
-        if isinstance(record.get("frame"), str):
+        named = next((record[k] for k in EXPRESSION_KEYS if k in record), None)
+        expression = "0" if named is None else str(named)
+        held = self.clips.setdefault(clip, {})
+        if not isinstance(held, dict) or "expressions" in held:
+            raise self._twice(clip)
+        if "frame" in record:
             # One entry per frame.
-            mask = next((record[k] for k in MASK_KEYS if k in record), None)
-            held.setdefault(expression, {})[record["frame"]] = mask
+            frame = record["frame"]
+            if not isinstance(frame, str):
+                raise DataError(
+                    f"Entry [{index}] has the frame {printable(repr(frame)[:40])}, which is no text.",
+                    where=self.path,
+                    cure="Write the frame's name as the data set's own list has it.",
+                )
+            frames = held.setdefault(expression, {})
+            if not isinstance(frames, dict) or _mask_in(frames) is not None:
+                raise self._twice(f"{clip}/{expression}")
+            self._put(frames, frame, _mask_in(record), f"{clip}/{expression}, frame {frame}")
             return
-        held[expression] = record
+        more = "" if named is not None else f" (without {', '.join(EXPRESSION_KEYS)} it is taken for '0')"
+        self._put(held, expression, record, f"{clip}/{expression}{more}")
+
+    def _put(self, into: dict[str, Any], key: str, value: Any, name: str) -> None:
+        if _told(into.setdefault(key, value)) != _told(value):
+            raise self._twice(name)
+
+    def _twice(self, name: str) -> DataError:
+        return DataError(
+            f"The sample {printable(name)} stands twice, with different masks.",
+            where=self.path,
+            cure="Keep one of the two: which one is meant can't be told.",
+        )
 
     def has_clip(self, clip: Clip) -> bool:
         """True if the file says anything about the clip."""
-        prefix = f"{clip.id}/"
-        return any(name in self._clips for name in _names(clip)) or any(
-            key.startswith(prefix) for key in self._clips
-        )
+        return clip.id in self._joined or any(name in self.clips for name in _names(clip))
 
     def find(self, clip: Clip, expression: Expression) -> Any:
-        """The entry of a sample, or ``None``."""
+        """The entry of a sample, or ``None``.
+
+        Raises:
+            DataError: there are two, and they differ.
+        """
         keys = [expression.id]
         for attr in ("exp_id", "sent_id"):
             if attr in expression.attrs:
                 keys.append(str(expression.attrs[attr]))
-        for name in _names(clip):
-            held = self._clips.get(name)
-            if isinstance(held, Mapping) and isinstance(held.get("expressions"), (Mapping, list)):
-                held = held["expressions"]
-            if isinstance(held, list) and held and isinstance(held[0], Mapping) and "counts" not in held[0]:
-                held = {
-                    str(next((r[k] for k in EXPRESSION_KEYS if k in r), i)): r for i, r in enumerate(held)
-                }
-            if isinstance(held, Mapping):
-                for key in keys:
-                    if key in held and key not in MASK_KEYS:
-                        return held[key]
-                if (
-                    len(clip) == 1
-                    and any(k in held for k in (*MASK_KEYS, "counts"))
-                    and _is_first(expression)
-                ):
-                    return held
-        for name in _names(clip):
-            for key in keys:
-                for joined in (f"{name}/{key}", f"{name}_{key}"):
-                    if joined in self._clips:
-                        return self._clips[joined]
+        names = _names(clip)
+        nested = next(
+            (e for e in (self._within(n, keys, clip, expression) for n in names) if e is not None), None
+        )
+        joined = next(
+            (
+                self.clips[key]
+                for key in (f"{n}{sign}{k}" for n in names for k in keys for sign in "/_")
+                if key in self.clips
+            ),
+            None,
+        )
+        if nested is not None and joined is not None and _told(nested) != _told(joined):
+            raise self._twice(sample_id(clip.id, expression.id))
+        if nested is not None or joined is not None:
+            return joined if nested is None else nested
         for anno in _list(expression.attrs.get("anno_ids")):
             for key in reversed(keys):
-                for joined in (f"{anno}_{key}", f"{anno}/{key}"):
-                    if joined in self._clips:
-                        return self._clips[joined]
-                held = self._clips.get(str(anno))
+                for name in (f"{anno}_{key}", f"{anno}/{key}"):
+                    if name in self.clips:
+                        return self.clips[name]
+                held = self.clips.get(str(anno))
                 if isinstance(held, Mapping) and key in held:
                     return held[key]
         if len(clip) == 1 and "sent_id" in expression.attrs:
-            return self._clips.get(str(expression.attrs["sent_id"]))
+            return self.clips.get(str(expression.attrs["sent_id"]))
         return None
+
+    def _within(self, name: str, keys: Sequence[str], clip: Clip, expression: Expression) -> Any:
+        """The entry of an expression within the entry of its clip."""
+        held = self.clips.get(name)
+        if isinstance(held, Mapping) and isinstance(held.get("expressions"), (Mapping, list)):
+            held = held["expressions"]
+        if (
+            isinstance(held, list)
+            and held
+            and all(isinstance(r, Mapping) and "counts" not in r for r in held)
+        ):
+            by_id: dict[str, Any] = {}
+            for index, record in enumerate(held):
+                key = str(next((record[k] for k in EXPRESSION_KEYS if k in record), index))
+                self._put(by_id, key, record, f"{name}/{key}")
+            held = by_id
+        if not isinstance(held, Mapping):
+            return None
+        for key in keys:
+            if key in held and key not in MASK_KEYS:
+                return held[key]
+        if len(clip) == 1 and any(k in held for k in (*MASK_KEYS, "counts")) and _is_first(expression):
+            return held
+        return None
+
+
+def _mask_in(record: Mapping[str, Any]) -> Any:
+    return next((record[k] for k in MASK_KEYS if k in record), None)
+
+
+def _told(entry: Any) -> Any:
+    """What an entry says of its sample, without what else stands there."""
+    if not isinstance(entry, Mapping) or "counts" in entry or _mask_in(entry) is None:
+        return entry
+    return [_mask_in(entry), *(entry.get(k) for k in (*FLAG_KEYS, "point"))]
 
 
 def _is_first(expression: Expression) -> bool:
@@ -593,7 +715,7 @@ def _parsed(path: Path) -> _Held:
 def _masks_of(entry: Any, clip: Clip) -> list[Any] | None:
     """The run lengths of an entry, one per frame; ``None`` if it has none."""
     if isinstance(entry, Mapping) and "counts" not in entry:
-        found = next((entry[k] for k in MASK_KEYS if k in entry), None)
+        found = _mask_in(entry)
         if found is None and any(name in entry for name in clip.frame_names):
             found = entry
         entry = found
@@ -606,15 +728,71 @@ def _masks_of(entry: Any, clip: Clip) -> list[Any] | None:
     return list(entry) if isinstance(entry, list) else None
 
 
-def _point(entry: Mapping[str, Any], clip: Clip) -> HeatPoint | None:
+def _measured(mask: Any, size: tuple[int, int], file: Path, place: str) -> bytes | None:
+    """The counts of a mask that may have whole numbers written as floats.
+
+    Raises:
+        DataError: it is no mask of that size.
+    """
+    if isinstance(mask, Mapping):
+        mask = {k: _whole(v) if k in ("size", "counts") else v for k, v in mask.items()}
+    try:
+        found = checked_rle(mask, size, file=file, place=place)
+    except DataError as error:
+        raise DataError(
+            f"{error.what}{_slip(mask, size)}", where=error.where, cure="Write the JSON again."
+        ) from None
+    return None if found is None else found[0]
+
+
+def _whole(value: Any) -> Any:
+    if isinstance(value, list) and any(isinstance(n, float) for n in value):
+        return [int(n) if isinstance(n, float) and n.is_integer() else n for n in value]
+    return value
+
+
+def _slip(mask: Any, size: tuple[int, int]) -> str:
+    """What was probably meant by a mask that is none."""
+    if isinstance(mask, list):
+        return " Polygons are not taken." if mask and isinstance(mask[0], (int, float, list)) else ""
+    if not isinstance(mask, Mapping):
+        return ""
+    own, counts = mask.get("size"), mask.get("counts")
+    if own == [size[1], size[0]]:
+        return " That is [width, height]: write [height, width], and counts that go column by column."
+    if isinstance(own, str):
+        return " The size is text: write a list of two numbers."
+    if isinstance(counts, str) and counts[:2] in ("b'", 'b"'):
+        return " The counts are Python's text of bytes: write counts.decode('ascii')."
+    if isinstance(counts, str) and counts[:1] in "[(a" and " " in counts:
+        return " The counts are a list as text: write a JSON list."
+    return ""
+
+
+def _flag(said: Any, where: str) -> bool:
+    """A flag that is true or false, or 1 or 0.
+
+    Raises:
+        DataError: it is anything else (the text "false" is true to Python).
+    """
+    if isinstance(said, (bool, int, float)) and said in (0, 1):
+        return bool(said)
+    raise DataError(f"A flag is {printable(repr(said)[:40])}.", where=where, allowed=("true", "false"))
+
+
+def _point(entry: Mapping[str, Any], clip: Clip, where: str) -> HeatPoint | None:
     """The heat map's peak: ``{"point": {"y", "x", "frame"}}`` in [0, 1] from the top left corner."""
     raw = entry.get("point")
     if raw is None:
         return None
     try:
         point = HeatPoint(int(raw.get("frame", 0)), float(raw["y"]), float(raw["x"]))
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise DataError(f"'point' is {raw!r}.", allowed=('{"y": 0..1, "x": 0..1, "frame": 0}',)) from error
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
+        raise DataError(
+            f"'point' is {printable(repr(raw)[:60])}.", allowed=('{"y": 0..1, "x": 0..1, "frame": 0}',)
+        ) from error
     if not (0 <= point.y <= 1 and 0 <= point.x <= 1 and 0 <= point.frame < len(clip)):
-        raise DataError(f"'point' {raw!r} lies outside of the clip.", allowed=("0 to 1",))
+        raise DataError(
+            f"'point' {printable(repr(raw)[:60])} lies outside of the clip.", where=where, allowed=("0 to 1",)
+        )
     return point

@@ -1,12 +1,14 @@
 """Every layout of other people's predictions, on sets written in each dataset's exact format."""
 
 import json
+import os
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from refseg_bench import cli
+from refseg_bench.datasets.catalogue import open_dataset
 from refseg_bench.datasets.davis_text import convert
 from refseg_bench.datasets.reasonvos import ReasonVos
 from refseg_bench.datasets.ref_davis17 import RefDavis17
@@ -16,11 +18,13 @@ from refseg_bench.datasets.writers import (
     ImageRecord,
     write_davis_source,
     write_label_map,
+    write_meta_expressions_set,
     write_reasonseg_image,
     write_reasonvos_set,
     write_refcoco_set,
     write_revos_set,
 )
+from refseg_bench.types import encode_rle, run_lengths
 from tests.datasets.conftest import frames, video
 
 
@@ -228,8 +232,6 @@ def test_images_in_every_layout(coco, tmp_path, name):
 
 @pytest.mark.parametrize("form", ["by image", "by sample", "list"])
 def test_images_in_json(coco, tmp_path, form):
-    from refseg_bench.types import encode_rle
-
     made: dict = {}
     rows = []
     for clip, e, _, mask in everything(RefCoco(root=coco)):
@@ -250,8 +252,6 @@ def test_images_in_json(coco, tmp_path, form):
 
 
 def test_a_sentence_is_not_taken_for_an_image_of_the_same_number(coco, tmp_path):
-    from refseg_bench.types import encode_rle
-
     data = RefCoco(root=coco)
     made = {
         e.id: {"size": list(mask.shape), "counts": encode_rle(mask).decode()}
@@ -321,11 +321,144 @@ def test_reasonseg_by_name(tmp_path):
 
 
 def test_hidden_masks_are_told(tmp_path, capsys):
-    from refseg_bench.datasets.writers import write_meta_expressions_set
-
     write_meta_expressions_set(tmp_path / "mevis", "valid", [video("v1", expressions=[("a", [0], {})])])
     (tmp_path / "mevis" / "valid" / "mask_dict.json").unlink()
     save(tmp_path / "p" / "v1" / "0" / "00000.png", np.zeros((24, 32), bool))
     code, _ = run(tmp_path, tmp_path / "p", "mevis", tmp_path / "mevis", "rvos-expr", "--split", "valid")
     assert code == 2
     assert "submission" in capsys.readouterr().err
+
+
+# ── a JSON as strangers write it ─────────────────────────────────────────────
+
+
+@pytest.fixture
+def told(tmp_path):
+    """A MeViS set of one clip and two expressions, and its true masks as run lengths."""
+    write_meta_expressions_set(tmp_path / "mevis", "valid_u", [video("v1")])
+    data = open_dataset("mevis", root=tmp_path / "mevis")
+    masks = {}
+    for _, e, frame, mask in everything(data):
+        rle = {"size": list(mask.shape), "counts": encode_rle(mask).decode()}
+        masks.setdefault(e.id, {})[frame] = rle
+    return tmp_path, masks
+
+
+def scored(place, text, name="p.json"):
+    path = place / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return run(place, path, "mevis", place / "mevis", "expression")
+
+
+def rows(masks):
+    return [{"video_id": "v1", "exp_id": e, "masks": list(by.values())} for e, by in masks.items()]
+
+
+def plain(rle, make=int):
+    runs = [make(n) for n in run_lengths(rle["counts"].encode())]
+    return {"size": [make(n) for n in rle["size"]], "counts": runs}
+
+
+FORMS = {
+    "BOM": lambda m: "\ufeff" + json.dumps(rows(m)),
+    "UTF-16 with BOM": lambda m: json.dumps(rows(m)).encode("utf-16"),
+    "JSON lines": lambda m: "\n".join(json.dumps(row) for row in rows(m)) + "\n\n",
+    "lines of one object": lambda m: "\n".join(
+        json.dumps({f"v1/{e}": list(by.values())}) for e, by in m.items()
+    ),
+    "lines per frame": lambda m: "\r\n".join(
+        json.dumps({"video": "v1", "expression_id": int(e), "frame": f, "rle": rle})
+        for e, by in m.items()
+        for f, rle in by.items()
+    ),
+    "the same twice": lambda m: json.dumps(rows(m) + rows(m)),
+    "the same key twice": lambda m: (
+        "{" + ", ".join(f'"v1/{e}": {json.dumps(list(by.values()))}' for e, by in [*m.items()] * 2) + "}"
+    ),
+    "uncompressed": lambda m: json.dumps({"v1": {e: [plain(r) for r in by.values()] for e, by in m.items()}}),
+    "whole floats": lambda m: json.dumps(
+        {"v1": {e: [plain(r, float) for r in by.values()] for e, by in m.items()}}
+    ),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_json_in_many_spellings(told, form):
+    place, masks = told
+    code, found = scored(place, FORMS[form](masks))
+    assert code == 0
+    assert found["expression"]["metrics"]["J&F"] == 1
+
+
+def edited(masks, **changes):
+    """The masks with fields of every run-length code replaced."""
+    out = {e: [{**rle, **changes} for rle in by.values()] for e, by in masks.items()}
+    return json.dumps({"v1": out})
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda m: json.dumps([*rows(m), {**rows(m)[0], "masks": [None] * 4}]), "v1/0 stands twice"),
+        (lambda m: json.dumps({"v1": {"0": [], "1": []}, "v1/0": [None]}), "v1/0 stands twice"),
+        (lambda m: '{"v1": {"0": [], "0": [null]}}', "'0' stands twice"),
+        (lambda m: json.dumps([{"video": "v1", "masks": [e]} for e in (1, 2)]), "taken for '0'"),
+        (lambda m: json.dumps([{"video": "v1", "exp_id": 0, "frame": 5, "rle": None}]), "frame 5"),
+        (lambda m: json.dumps(rows(m)) + "\n]", "Extra data"),
+        (lambda m: '{"video_id": "v1"}\n{"video_id": ', "line 2 of JSON lines"),
+        (lambda m: "[" * 200 + "]" * 200, "nested more than 100 deep"),
+        (lambda m: "[" * 100_000, "nested without end"),
+        (lambda m: b"\x80\x81[", "codec can't decode"),
+        (lambda m: '"text"', "neither an object nor a list"),
+        (lambda m: "[1]", r"[0] is no object"),
+        (lambda m: '[{"a": 1}]', "names no clip"),
+        (lambda m: '[{"video_id": "v1", "masks": [], "exp_id": "\\u001b[2J"}, '
+                   '{"video_id": "v1", "masks": [1], "exp_id": "\\u001b[2J"}]', r"v1/\x1b[2J stands twice"),
+        (lambda m: edited(m, size=[32, 24]), "[width, height]: write [height, width]"),
+        (lambda m: edited(m, size="[24, 32]"), "The size is text"),
+        (lambda m: edited(m, size=[24.5, 32]), "is no [height, width]"),
+        (lambda m: edited(m, size=[1e9, 1e9]), "is no [height, width]"),
+        (lambda m: edited(m, size=[10**9, 10**9], counts="11"), "is no [height, width]"),
+        (lambda m: edited(m, counts="b'PPYo1'"), "write counts.decode('ascii')"),
+        (lambda m: edited(m, counts="[700 68]"), "a list as text"),
+        (lambda m: edited(m, counts="11"), "the size 24 x 32 has 768"),
+        (lambda m: edited(m, counts=[1e400, 5]), "not whole numbers"),
+        (lambda m: edited(m, counts=[700.5, 67.5]), "not whole numbers"),
+        (lambda m: edited(m, counts=[800, -32]), "not whole numbers"),
+        (lambda m: edited(m, counts={"a": 1}), "counts are dict"),
+        (lambda m: json.dumps({"v1": {e: [[1.5, 2, 3, 4]] * 4 for e in m}}), "Polygons are not taken"),
+        (lambda m: json.dumps([{**row, "no_target": "false"} for row in rows(m)]), "A flag is 'false'"),
+        (lambda m: json.dumps([{**row, "point": {"y": 1e400, "x": 0}} for row in rows(m)]), "lies outside"),
+        (lambda m: json.dumps([{**row, "point": {"y": 0, "x": 0, "frame": 1e400}} for row in rows(m)]),
+         "'point' is"),
+    ],
+)  # fmt: skip
+def test_a_json_that_says_nothing_clear_is_refused_in_words(told, capsys, make, words):
+    place, masks = told
+    code, found = scored(place, make(masks))
+    assert code == 2
+    assert found is None or found["expression"]["metrics"] is None
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("no_target.json", '{"1/1": "false"}', "A flag is 'false'"),
+        ("no_target.json", '"1/1"', "neither an object nor a list"),
+        ("no_target.json", "[", "Expecting value"),
+        ("points.json", "[]", "no object"),
+        ("points.json", '{"1/1": [1, 2]}', "'point' is [1, 2]"),
+        ("points.json", None, "no regular file"),
+    ],
+)
+def test_files_beside_the_masks_are_checked(coco, tmp_path, capsys, name, text, words):
+    for clip, e, _, mask in everything(RefCoco(root=coco)):
+        save(tmp_path / "p" / clip.id / f"{e.id}.png", mask)
+    if text is None:
+        os.mkfifo(tmp_path / "p" / name)
+    else:
+        (tmp_path / "p" / name).write_text(text)
+    code, _ = run(tmp_path, tmp_path / "p", "refcoco_unc", coco, "grefcoco-gres,pointing")
+    assert code == 2
+    assert words in capsys.readouterr().err

@@ -13,7 +13,6 @@ from refseg_bench.errors import StoreError
 from refseg_bench.files.store_io import (
     MOST_DEPTH,
     check_output,
-    depth_of,
     open_regular,
     output,
     printable,
@@ -21,6 +20,7 @@ from refseg_bench.files.store_io import (
     read_yaml,
     replacing,
     sweep,
+    too_deep,
     within,
     write_atomic,
 )
@@ -61,8 +61,12 @@ def test_bytes_that_are_no_text_and_files_too_large_are_told(tmp_path: Path) -> 
         read_json(tmp_path / "a.json", most=50)
 
 
-def test_brackets_in_strings_don_t_nest() -> None:
-    assert depth_of('{"a": "[[[[", "b\\"[": [[]]}') == 3
+@pytest.mark.parametrize(("depth", "deep"), [(100, False), (101, True)])
+def test_depth_counts_lists_and_objects_alike(depth: int, deep: bool) -> None:
+    value: object = {}
+    for level in range(depth - 1):
+        value = {"[[": value} if level % 2 else ["]", value]
+    assert too_deep(value) == deep
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import quote
@@ -97,33 +97,41 @@ def read_text(path: Path, most: int = MOST_BYTES) -> str:
         raise _unreadable(path, error) from error
 
 
-def depth_of(text: str) -> int:
-    """Deepest nesting of brackets in a JSON text, strings left out.
+def too_deep(value: Any) -> bool:
+    """Whether lists and mappings are nested more than :data:`MOST_DEPTH` deep.
 
-    >>> depth_of('{"a": [1, "]["]}')
-    2
+    >>> too_deep([[{"a": []}]])
+    False
     """
-    deepest = now = 0
-    for bracket in re.findall(r'"(?:[^"\\]|\\.)*"|[\[\]{}]', text, re.DOTALL):
-        if bracket in "[{":
-            now += 1
-            deepest = max(deepest, now)
-        elif bracket in "]}":
-            now -= 1
-    return deepest
+    level = [value]
+    for _ in range(MOST_DEPTH):
+        level = [
+            part
+            for held in level
+            if isinstance(held, (dict, list))
+            for part in (held.values() if isinstance(held, dict) else held)
+            if isinstance(part, (dict, list))
+        ]
+        if not level:
+            return False
+    return True
 
 
-def parse_json(text: str) -> Any:
+def parse_json(text: str, pairs: Callable[[list[tuple[str, Any]]], dict[str, Any]] | None = None) -> Any:
     """JSON to plain values.
+
+    Args:
+        text: the JSON.
+        pairs: makes an object of its keys and values; may raise ``ValueError``.
 
     Raises:
         ValueError: malformed, or nested too deeply.
     """
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=pairs)
     except RecursionError:
         raise ValueError("it is nested without end") from None
-    if text.count("[") + text.count("{") > MOST_DEPTH and depth_of(text) > MOST_DEPTH:
+    if too_deep(value):
         raise ValueError(f"it is nested more than {MOST_DEPTH} deep")
     return value
 
