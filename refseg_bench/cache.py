@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refseg_bench.errors import RefsegError
-from refseg_bench.files.store_io import read_bytes
+from refseg_bench.files.store_io import read_bytes, replacing, sweep, tell_unwritten
 
 Value: TypeAlias = NDArray[Any] | str
 Entry: TypeAlias = dict[str, Value]
@@ -91,6 +89,7 @@ class Cache:
     root: Path | None
     hits: int = field(default=0, init=False, compare=False)
     misses: int = field(default=0, init=False, compare=False)
+    _swept: bool = field(default=False, init=False, compare=False, repr=False)
 
     def path(self, key: Mapping[str, Any]) -> Path | None:
         """Where the entry of a key is or would be."""
@@ -122,14 +121,14 @@ class Cache:
         return entry
 
     def put(self, key: Mapping[str, Any], entry: Mapping[str, Value]) -> None:
-        """Store an entry. Safe against other writers and against being killed half-way.
+        """Store an entry, if it can be. Safe against other writers and against being killed half-way.
+
+        A cache that can't be written (a full disk) only costs time: it is logged once per process, and
+        what an expensive model pass made is not lost for it.
 
         Args:
             key: see :meth:`get`.
             entry: arrays and strings by name.
-
-        Raises:
-            RefsegError: the folder can't be written.
         """
         from safetensors.numpy import save
 
@@ -146,13 +145,14 @@ class Cache:
             arrays, metadata={"key": canonical(key), "texts": json.dumps(texts), "check": _checksum(arrays)}
         )
         try:
-            _write_atomically(path, blob)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if not self._swept:
+                self._swept = True
+                sweep(*path.parent.parent.iterdir())
+            with replacing(path) as handle:
+                handle.write(blob)
         except OSError as error:
-            raise RefsegError(
-                f"The cache can't be written ({type(error).__name__}: {error.strerror}).",
-                where=path,
-                cure="Point the cache at a writable folder with space, or switch it off with null.",
-            ) from error
+            tell_unwritten(path, error)
 
     def _read(self, key: Mapping[str, Any]) -> Entry | None:
         from safetensors import SafetensorError, safe_open
@@ -179,20 +179,6 @@ def _checksum(arrays: Mapping[str, NDArray[Any]]) -> str:
         whole.update(f"{name}|{arrays[name].dtype}|{arrays[name].shape}|".encode())
         whole.update(np.ascontiguousarray(arrays[name]).tobytes())
     return whole.hexdigest()
-
-
-def _write_atomically(path: Path, blob: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=".writing-", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(blob)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(scratch, path)
-    except BaseException:
-        Path(scratch).unlink(missing_ok=True)
-        raise
 
 
 def _jsonable(value: object) -> object:

@@ -8,8 +8,13 @@ established before anything is scored.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import logging
 import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -636,9 +641,35 @@ def _start_worker(
     options: Options,
 ) -> None:
     global _worker
+    _end_with_parent()
+    # The parent opens the same files, and says what there is to say about them.
+    logging.disable()
     _quiet_threads()
     dataset = portable.build()
     _worker = _Worker(dataset, dataset.clips(), sources, protocols, options)
+
+
+def _end_with_parent() -> None:
+    """A pool's process would wait for its next clip for ever once its parent has been killed."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()
+
+
+@contextlib.contextmanager
+def _deaf_children() -> Iterator[None]:
+    """Processes started here don't hear Ctrl-C, which a terminal sends to all: their parent ends them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _work(index: int) -> list[list[_Part]]:
@@ -681,7 +712,8 @@ def _outcomes(
     try:
         # A bounded window: results in flight stay few however many clips there are.
         for index in range(len(clips)):
-            waiting.append(pool.submit(_work, index))
+            with _deaf_children():
+                waiting.append(pool.submit(_work, index))
             if len(waiting) >= 4 * jobs:
                 yield waiting.pop(0).result()
         while waiting:
@@ -690,5 +722,10 @@ def _outcomes(
         raise ScoreError(
             "A scoring process was killed (out of memory?).", cure="Use fewer processes: -j 1"
         ) from error
+    except BaseException:
+        # Nobody waits for what they are at.
+        for process in multiprocessing.active_children():
+            process.terminate()
+        raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

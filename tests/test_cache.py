@@ -2,6 +2,8 @@
 
 import multiprocessing
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from hypothesis.extra import numpy as hnp
 
 from refseg_bench.cache import Cache, canonical, digest, fingerprint
 from refseg_bench.errors import RefsegError
+from refseg_bench.files import store_io
 
 KEY = {"stage": "demo", "version": 1, "model": {"id": "a/b", "revision": "main"}, "frames": (0, 3, 7)}
 
@@ -142,11 +145,31 @@ def test_concurrent_writers_never_show_a_torn_entry(tmp_path):
     assert not list(tmp_path.rglob("*.tmp"))
 
 
-def test_a_folder_that_cannot_be_written_is_told(tmp_path):
+def test_a_cache_that_cannot_be_written_is_told_once_and_costs_nothing_else(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(store_io, "_unwritten", set())
     blocked = tmp_path / "file"
     blocked.write_text("")
-    with pytest.raises(RefsegError, match="cache can't be written"):
-        Cache(blocked).put(KEY, {"x": np.arange(3)})
+    cache = Cache(blocked)
+    for number in range(3):
+        cache.put(KEY | {"n": number}, {"x": np.arange(3)})
+    assert [r.levelname for r in caplog.records] == ["ERROR"]
+    assert "cache can't be written (Not a directory)" in caplog.text
+    assert cache.get(KEY) is None
+
+
+def test_what_a_killed_writer_left_is_swept(tmp_path):
+    first = Cache(tmp_path)
+    first.put(KEY, {"x": np.arange(3)})
+    left = subprocess.run(
+        [sys.executable, "-c", "import os, sys; from pathlib import Path\n"
+         "from refseg_bench.files.store_io import replacing\n"
+         "with replacing(Path(sys.argv[1])) as handle: handle.write(b'x'); handle.flush(); os._exit(9)",
+         str(first.path(KEY))], check=False)  # fmt: skip
+    assert left.returncode == 9
+    assert len(list(tmp_path.rglob("*.tmp"))) == 1
+    Cache(tmp_path).put(KEY | {"n": 1}, {"x": np.arange(3)})
+    assert not list(tmp_path.rglob("*.tmp"))
+    assert first.get(KEY) is not None
 
 
 def test_fingerprint_follows_content_and_order(tmp_path):

@@ -11,9 +11,6 @@ from __future__ import annotations
 import contextlib
 import glob
 import io
-import logging
-import os
-import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -26,30 +23,12 @@ from numpy.typing import NDArray
 from refseg_bench.datasets.damage import Damage
 from refseg_bench.datasets.files import fingerprint, missing_file, parse_json
 from refseg_bench.datasets.jsonstream import JsonStream
-
-_log = logging.getLogger(__name__)
+from refseg_bench.files.store_io import replacing, sweep, tell_unwritten
 
 #: Below this many bytes an index on disk costs more than it saves.
 SMALL = 4 << 20
 #: Part of every index's name: a new way of indexing never reads an old index.
 VERSION = 1
-
-
-@contextlib.contextmanager
-def atomic_file(path: Path) -> Iterator[IO[bytes]]:
-    """Write a file that appears complete or not at all, whoever else writes it too."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.")
-    try:
-        with os.fdopen(handle, "wb") as out:
-            yield out
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(name, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
-        raise
 
 
 @dataclass
@@ -197,12 +176,13 @@ def open_store(sources: Sequence[Path], label: str, cache: Path, make: Callable[
         if data.stat().st_size == int(places.sum(axis=1).max(initial=0)):
             return _entries(data, sources[0], keys, places)
     try:
-        with atomic_file(data) as out:
+        data.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(data) as out:
             keys, places = _pack(make(), out)
         write_index(index, keys, places)
         _forget(index)
     except OSError as error:
-        _log.warning("No store could be kept at %s (%s); every process makes its own.", data, error)
+        tell_unwritten(data, error)
         return _in_memory(sources[0], make())
     return _entries(data, sources[0], keys, places)
 
@@ -239,14 +219,15 @@ def _indexed(path: Path, index: Path, scan: Callable[[Path], Places]) -> Places:
         write_index(index, keys, places)
     except OSError as error:
         # The index only saves time; a full or read-only cache must not stop a run.
-        _log.warning("No index could be kept at %s (%s); every process walks %s.", index, error, path)
+        tell_unwritten(index, error)
     else:
         _forget(index)
     return keys, places
 
 
 def _forget(kept: Path) -> None:
-    """Remove the indices of earlier states of the same file."""
+    """Remove the indices of earlier states of the same file, and what killed processes left."""
+    sweep(kept.parent)
     place = kept.name.rpartition("-")[0]
     for old in kept.parent.glob(f"{glob.escape(place)}-*"):
         if old.stem != kept.stem:
@@ -265,6 +246,7 @@ def _load_index(index: Path) -> Places:
 
 
 def write_index(index: Path, keys: list[str], places: NDArray[np.int64]) -> None:
-    """Store keys and places atomically."""
-    with atomic_file(index) as out:
+    """Store keys and places in one step."""
+    index.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(index) as out:
         np.savez(out, keys=np.frombuffer("\n".join(keys).encode("utf-8"), np.uint8), places=places)

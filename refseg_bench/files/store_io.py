@@ -12,6 +12,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import logging
 import os
 import re
 import secrets
@@ -28,6 +29,8 @@ import numpy as np
 import yaml
 
 from refseg_bench.errors import StoreError
+
+_log = logging.getLogger(__name__)
 
 #: Most bytes of one record, config or list.
 MOST_BYTES = 64 << 20
@@ -343,6 +346,17 @@ def _ownerless(host: str, pid: int, state: os.stat_result) -> bool:
 
 def _host() -> str:
     return os.uname().nodename.split(".")[0] or "host"
+
+
+_unwritten: set[str] = set()
+
+
+def tell_unwritten(path: Path, error: OSError) -> None:
+    """Log that a cache can't keep a file, once per process and kind of trouble: the work goes on without."""
+    told = error.strerror or type(error).__name__
+    if told not in _unwritten:
+        _unwritten.add(told)
+        _log.error("the cache can't be written (%s), so this work is done without it: %s", told, path)
 
 
 def write_error(error: OSError, where: Path) -> StoreError:

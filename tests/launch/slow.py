@@ -67,3 +67,18 @@ class SlowMethod:
                 point=HeatPoint(0, y / 255, x / 255, 1.0),
                 seconds={"sleep": self.seconds},
             )
+
+
+@dataclass(frozen=True)
+class SlowAnswers:
+    """Nothing predicted, found out slowly; each process that looks leaves its id in a folder."""
+
+    folder: str
+
+    def __call__(self, clip_id: str) -> dict[str, Any]:
+        (Path(self.folder) / str(os.getpid())).touch()
+        time.sleep(0.2)
+        return {}
+
+    def statuses(self, clip_id: str) -> dict[str, Any]:
+        return {}

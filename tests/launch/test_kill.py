@@ -84,6 +84,46 @@ def test_kill_9_of_the_command_takes_its_shards_along(tmp_path: Path) -> None:
     assert scores(store) == scores(whole)
 
 
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_scoring_processes_end_with_their_parent(tmp_path: Path, number: signal.Signals) -> None:
+    code = (
+        "from pathlib import Path\n"
+        "from refseg_bench.metrics.protocols.catalogue import find\n"
+        "from refseg_bench.scoring import LookupSource, Options, score\n"
+        "from tests.fakes import FakeDataset\n"
+        "from tests.launch.slow import SlowAnswers\n"
+        "if __name__ == '__main__':\n"
+        f"    data = FakeDataset(root=Path({str(tmp_path / 'data')!r}), n_clips=60)\n"
+        "    data.clips()\n"
+        f"    slow = SlowAnswers({str(tmp_path)!r})\n"
+        "    source = LookupSource(slow, statuses=slow.statuses)\n"
+        "    score(data, [source], [find('rvos-expr')], Options(jobs=2, partial=True))\n"
+    )
+    (tmp_path / "score.py").write_text(code)
+    command = [sys.executable, str(tmp_path / "score.py")]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    run = subprocess.Popen(command, env=environment(), text=True, start_new_session=True, **pipes)
+
+    def at_work() -> list[int]:
+        found = [int(p.name) for p in tmp_path.iterdir() if p.name.isdigit()]
+        return [pid for pid in found if pid != run.pid and alive(pid)]
+
+    wait_for(lambda: len(at_work()) == 2)
+    # A terminal sends Ctrl-C to all of them.
+    (os.kill if number == signal.SIGKILL else os.killpg)(run.pid, number)
+    told = run.communicate(timeout=30)[1]
+    wait_for(lambda: not at_work(), seconds=10)
+    assert told.count("Traceback") == (number == signal.SIGINT)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process is there, and no zombie."""
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+
+
 def workers(root: Path) -> list[str]:
     """Processes that still work on a run."""
     found = subprocess.run(
