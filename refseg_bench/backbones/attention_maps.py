@@ -5,7 +5,7 @@ heads at a time, turned to probabilities in float32, added to accumulators and d
 is one map per token (``A``), one token × token matrix (``B``) and three numbers per token and layer.
 
 Axes: ``L`` layers, ``H`` heads, ``N`` image tokens (row-major over the grid), ``T`` extraction
-tokens, ``D`` channels of a head. Formulas: specification of RefAM, §3 (`docs/refam.md`).
+tokens, ``D`` channels of a head. Formulas: `docs/refam.md`.
 """
 
 from __future__ import annotations
@@ -486,7 +486,7 @@ def replay(
 
 
 def one_way_mask(roles: Sequence[int], image: int, *, text_first: bool, cross: bool = False) -> Tensor:
-    """The mask that lets extraction tokens watch without being seen (§11.4 of the specification).
+    """The mask that lets extraction tokens watch without being seen (ConceptAttention, arXiv 2502.04320).
 
     Image and prompt tokens see image and prompt, as if nothing had been added. An extraction token
     sees the image and the extraction tokens of its own group. Hidden tokens are seen by nobody.

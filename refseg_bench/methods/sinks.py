@@ -1,7 +1,7 @@
 """Global attention sinks: finding them, and what to do with them. Pure functions of token maps.
 
 A sink is a token on which all text and all image queries put disproportionate, nearly uniform
-attention (RefAM; rule and calibration: specification §5).
+attention (RefAM; rule and calibration: `docs/refam.md`).
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ def kept_tokens(
     """The kept set K: the expression's tokens less specials, punctuation, stop words and sinks.
 
     If nothing is left, all expression tokens but specials and sinks; if that is empty too, whatever
-    the expression has, first without its end token (specification of RefAM, §4).
+    the expression has, first without its end token (RefAM, arXiv 2509.22650).
 
     Args:
         tokens: the extraction tokens.
