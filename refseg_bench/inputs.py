@@ -11,13 +11,20 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 
+from refseg_bench.errors import ScoreError
 from refseg_bench.files.store_io import open_regular
 from refseg_bench.store import Line, RunStore
-from refseg_bench.types import Clip, Expression, Inputs, Prediction, sample_id
+from refseg_bench.types import Clip, Expression, Inputs, Prediction, SampleFailure, sample_id
 
 #: What helps where samples were predicted on other data.
 CURE = "The same `refseg run` predicts them again; or put the former data back."
+
+
+class StaleError(ScoreError):
+    """Samples of a run were predicted on other data than the data set holds now."""
 
 
 class Present:
@@ -114,6 +121,37 @@ class Present:
         lines = ((e, index.get(sample_id(clip.id, e.id))) for e in expressions)
         return tuple(e for e, line in lines if line is None or not line.ok or not self.same(line, clip, e))
 
+    def marks(self, work: Iterable[tuple[Clip, Sequence[Expression]]]) -> dict[str, str]:
+        """Digests of all that :meth:`inputs` would tell of some work, without reading a file.
+
+        Returns:
+            ``facts``, ``state``, and ``files`` (empty where the content of a clip's frames isn't known).
+        """
+        facts, states, files = [], [], []
+        for clip, expressions in work:
+            facts += [f"{sample_id(clip.id, e.id)} {self.facts(clip, e)}" for e in expressions]
+            states.append(self.state(clip))
+            files.append(self._files.get(clip.id, ""))
+        return {
+            "facts": _digest(facts),
+            "state": _digest(states) if all(states) else "",
+            "files": _digest(files) if all(files) else "",
+        }
+
+    def unlike(self, marks: Mapping[str, str], work: Sequence[tuple[Clip, Sequence[Expression]]]) -> str:
+        """Which of the data differ from those that :meth:`marks` told of; empty if none do.
+
+        Frames are read only where the state of their files differs.
+        """
+        now = self.marks(work)
+        if now["facts"] != marks["facts"]:
+            return "samples, texts, frame names or sizes"
+        if marks["state"] == now["state"] or not (marks["files"] and now["state"]):
+            return ""
+        for clip, _ in work:
+            self.files(clip)
+        return "the pixels of frames" if self.marks(work)["files"] not in ("", marks["files"]) else ""
+
     def difference(self, prediction: Prediction, clip: Clip, expression: Expression) -> str:
         """In which field a stored sample's data differ from the present ones; empty if in none."""
         made = prediction.inputs
@@ -154,6 +192,37 @@ def stale(
             if line is not None and line.ok and not present.same(line, clip, expression):
                 found[line.sample] = present.difference(store.read(line), clip, expression)
     return found
+
+
+def without(
+    found: Mapping[str, Prediction], clip: Clip, differing: Mapping[str, str]
+) -> dict[str, Prediction]:
+    """A clip's predictions; one that is of other data or of another size is a failure that says so.
+
+    Args:
+        found: expression id → prediction.
+        clip: the clip as it is now.
+        differing: what :func:`stale` found.
+    """
+    out = dict(found)
+    for name, prediction in found.items():
+        why = differing.get(prediction.sample, "")
+        if prediction.track is not None:
+            why = why or prediction.track.misfit(clip.size, len(clip))
+            if why:
+                failure = SampleFailure("StaleError", f"Predicted on other data: {why}. {CURE}", "")
+                out[name] = replace(prediction, track=None, point=None, no_target=None, failure=failure)
+    return out
+
+
+def refusal(differing: Mapping[str, str], where: Path) -> StaleError:
+    """The error of a run that has samples of other data."""
+    return StaleError(
+        f"{len(differing)} samples were predicted on other data than the data set holds now: "
+        f"{told(differing, first=20)}.",
+        where=where,
+        cure=CURE,
+    )
 
 
 def told(differences: Mapping[str, str], first: int = 3) -> str:

@@ -219,6 +219,10 @@ class IncompleteError(ScoreError):
         self.protocols = tuple(protocols)
 
 
+class HiddenTruthError(ScoreError):
+    """The masks of the data set are not public: there is nothing to score against."""
+
+
 @dataclass(frozen=True)
 class Scored:
     """One run under one protocol.
@@ -530,11 +534,18 @@ def _targets(dataset: Dataset, clip: Clip, expressions: Sequence[Expression]) ->
     for expression in expressions:
         target = dataset.target(clip, expression)
         if target is None:
-            raise ScoreError(
+            raise HiddenTruthError(
                 f"The masks of '{sample_id(clip.id, expression.id)}' are not public.",
                 where=f"{dataset.name}, split {dataset.split}",
                 cure="Make a zip for the evaluation server with `refseg submission RUN`.",
             )
+        for track in (*target.objects, *([] if target.void is None else [target.void])):
+            if why := track.misfit(clip.size, len(clip)):
+                raise DataError(
+                    f"The truth of '{sample_id(clip.id, expression.id)}' doesn't fit its clip: {why}.",
+                    where=f"{dataset.name}, split {dataset.split}",
+                    cure="Use frames and masks of one release; `refseg data verify` tells what differs.",
+                )
         targets.append(target)
     return targets
 
@@ -562,14 +573,10 @@ def _checked(prediction: Prediction | None, clip: Clip) -> Prediction | None:
     """A prediction whose masks don't fit its clip is a failure, told as such."""
     if prediction is None or prediction.track is None:
         return prediction
-    track = prediction.track
-    if track.size == clip.size and len(track) == len(clip):
+    why = prediction.track.misfit(clip.size, len(clip))
+    if not why:
         return prediction
-    error = DataError(
-        f"The prediction has {len(track)} masks of {track.size}, its clip {len(clip)} frames of {clip.size} "
-        "(height, width)."
-    )
-    failure = SampleFailure("DataError", str(error), "")
+    failure = SampleFailure("DataError", f"The prediction doesn't fit its clip: {why}.", "")
     return dataclasses.replace(prediction, track=None, failure=failure)
 
 

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import math
 import os
@@ -98,9 +99,11 @@ class RunStore:
 
     Attributes:
         root: the folder.
+        outdated: protocols whose stored result is not to be shown.
     """
 
     root: Path
+    outdated: set[str] = field(default_factory=set, init=False, repr=False)
     _index: dict[str, Line] = field(default_factory=dict, init=False, repr=False)
     _seen: dict[Path, int] = field(default_factory=dict, init=False, repr=False)
     _clips: dict[str, list[Line]] | None = field(default=None, init=False, repr=False)
@@ -208,6 +211,12 @@ class RunStore:
                     self._index[line.sample] = line
                     self._clips = None
         return self._index
+
+    def mark(self) -> str:
+        """A digest of the predictions' files; it stays the same as long as nothing is appended or cut."""
+        files = sorted((self.root / "predictions").glob("*.jsonl"))
+        told = "\n".join(f"{path.name} {path.stat().st_size}" for path in files)
+        return hashlib.blake2b(told.encode(), digest_size=8).hexdigest()
 
     def done(self) -> set[str]:
         """Ids of the samples that have a prediction."""
@@ -319,11 +328,12 @@ class RunStore:
             raise write_error(error, folder) from error
 
     def results(self) -> dict[str, Result]:
-        """Protocol → result row, for every protocol the run was scored under."""
+        """Protocol → result row, for every protocol the run was scored under but :attr:`outdated`."""
         found = {}
         for path in sorted((self.root / "scores").glob(f"*/{RESULT}")):
             result = _result(read_json(path))
-            found[result.protocol] = result
+            if result.protocol not in self.outdated:
+                found[result.protocol] = result
         return found
 
 

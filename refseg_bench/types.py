@@ -149,6 +149,18 @@ class MaskTrack:
         counts = self.rles[frame]
         return None if counts is None else decode_rle(counts, self.size)
 
+    def misfit(self, size: tuple[int, int], length: int) -> str:
+        """Why the masks can't be those of a clip of that size and length; empty if they can.
+
+        To be asked before masks of two sources meet: run lengths of another size are no masks of this one.
+        """
+        if self.size == tuple(size) and len(self.rles) == length:
+            return ""
+        return (
+            f"there are {len(self.rles)} masks of {self.size}, the clip has {length} frames of "
+            f"{tuple(size)} (height, width)"
+        )
+
     def masks(self) -> Iterator[BoolHW | None]:
         """Decode frame by frame (never the whole clip at once)."""
         for frame in range(len(self.rles)):

@@ -14,13 +14,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from refseg_bench import cli
+from refseg_bench.commands.run import finish
+from refseg_bench.commands.score import score_store
 from refseg_bench.config import Composed, digest
-from refseg_bench.errors import StoreError
-from refseg_bench.inputs import Present, stale
-from refseg_bench.launch import Launched, launch
-from refseg_bench.run import dataset_of, frozen, plan, work_on
+from refseg_bench.errors import ScoreError, StoreError
+from refseg_bench.inputs import Present, StaleError, stale
+from refseg_bench.launch import Launched, freeze, launch
+from refseg_bench.launch.planning import planned, tally_of
+from refseg_bench.report.coco import to_coco
+from refseg_bench.report.current import leave_out_outdated
+from refseg_bench.report.html import write_report
+from refseg_bench.run import Tally, dataset_of, frozen, plan, work_on
+from refseg_bench.scoring import Scored
 from refseg_bench.store import RunStore
-from refseg_bench.types import Clip, Expression
+from refseg_bench.types import Clip, Expression, MaskTrack, Target
 from tests.fakes import FakeDataset, fake_run, fake_values
 
 
@@ -41,6 +49,18 @@ class Written(FakeDataset):
     def expressions(self, clip: Clip) -> list[Expression]:
         text = self.facts().get("text") if clip.id == "clip1" else None
         return [Expression(e.id, text or e.text) for e in super().expressions(clip)]
+
+    def target(self, clip: Clip, expression: Expression) -> Target:
+        masks = [np.ones(clip.size, bool)] * len(clip)
+        return Target(clip.size, len(clip), (MaskTrack.from_masks(masks, clip.size),), ("1",))
+
+
+@dataclass
+class Hidden(Written):
+    """The same with its truth on a server."""
+
+    def target(self, clip: Clip, expression: Expression) -> None:  # type: ignore[override]
+        return None
 
 
 WRITTEN = {"_target_": "tests.test_inputs.Written"}
@@ -151,3 +171,108 @@ def test_a_failing_fsync_is_told_and_its_samples_stay_open(
     assert len(RunStore(store.root).done()) == 3
     monkeypatch.setattr(os, "fsync", works)
     assert work_on(store).done == 9
+
+
+@pytest.mark.parametrize("kind", CHANGES)
+def test_what_was_predicted_on_other_data_is_not_scored(tmp_path: Path, kind: str) -> None:
+    made, expected, words = CHANGES[kind]
+    store = a_run(tmp_path)[0].store
+    ((_, before),) = score_store(store)
+    assert isinstance(before, Scored)
+    made(tmp_path / "data")
+    ((_, refused),) = score_store(RunStore(store.root))
+    assert isinstance(refused, StaleError)
+    assert f"{expected} samples were predicted on other data" in refused.what
+    assert words in refused.what
+    assert "refseg run" in str(refused.cure)
+    found = to_coco(RunStore(store.root))
+    assert len(found["info"]["without_prediction"]) == expected
+    ((_, part),) = score_store(RunStore(store.root), partial=True)
+    assert isinstance(part, ScoreError) or len(part.coverage.failed) == expected
+
+
+@pytest.mark.parametrize("kind", CHANGES)
+def test_a_result_of_other_data_is_not_shown(tmp_path: Path, kind: str) -> None:
+    store = a_run(tmp_path)[0].store
+    score_store(store)
+    shutil.copytree(tmp_path / "data", tmp_path / "copy")
+    shutil.rmtree(tmp_path / "data")
+    shutil.copytree(tmp_path / "copy", tmp_path / "data")
+    said: list[str] = []
+    leave_out_outdated([store], said.append)
+    assert (said, list(store.results())) == ([], ["rvos-expr@1"])
+    CHANGES[kind][0](tmp_path / "data")
+    leave_out_outdated([store], said.append)
+    assert "the result under rvos-expr@1 is not shown" in said[0]
+    assert store.results() == {}
+    # The pages come to an end, and say of each sample what differs.
+    write_report([store], tmp_path / "report")
+    texts = [path.read_text() for path in (tmp_path / "report/data").glob("clip-*.js")]
+    assert sum(text.count("Predicted on other data: ") for text in texts) == CHANGES[kind][1]
+
+
+def test_a_result_of_fewer_predictions_is_not_shown(tmp_path: Path) -> None:
+    store = fake_run(tmp_path)
+    work_on(store, shard=0, shards=2)
+    score_store(store, partial=True)
+    assert store.results()["rvos-expr@1"].n
+    work_on(store, shard=1, shards=2)
+    said: list[str] = []
+    leave_out_outdated([store], said.append)
+    assert "for predictions have changed since" in said[0]
+    assert store.results() == {}
+    score_store(store)
+    again = RunStore(store.root)
+    leave_out_outdated([again], said.append)
+    assert again.results()["rvos-expr@1"].n == 12
+
+
+def test_masks_of_another_size_never_meet(tmp_path: Path) -> None:
+    """Records of an older version don't tell their data, but their size is seen."""
+    store = a_run(tmp_path)[0].store
+    (file,) = (store.root / "predictions").glob("*.jsonl")
+    records = [json.loads(line) for line in file.read_text().splitlines()]
+    for record in records:
+        del record["turn"], record["inputs"], record["text"], record["frames"]
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
+    change(tmp_path / "data", size="26 32")
+    ((_, refused),) = score_store(RunStore(store.root))
+    assert isinstance(refused, ScoreError)
+    assert "there are 2 masks of (24, 32), the clip has 2 frames of (26, 32)" in str(refused)
+    write_report([RunStore(store.root)], tmp_path / "report")
+
+
+def test_the_last_of_two_commands_to_finish_sees_that_all_is_there(tmp_path: Path) -> None:
+    """Both work on the same run; what the other one did is not counted as missing."""
+    values = fake_values(tmp_path)
+    point = Composed(values, "fake", digest(values), (), {})
+    other = planned(freeze(point), point, lambda line: None)
+    before = dict(other.store.index())
+    (answer,) = launch([point], lambda line: None)
+    assert answer.tally == Tally(12, 0, 0)
+    assert tally_of(other, before) == Tally(12, 0, 0)
+
+
+def test_hidden_masks_end_a_run_well(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = a_run(tmp_path)[0].store
+    score_store(store)
+    values = dict(frozen(store))
+    values["dataset"] = {**values["dataset"], "_target_": "tests.test_inputs.Hidden"}
+    assert finish([store], {store.root: values}) == 0
+    said = capsys.readouterr()
+    assert f"`refseg submission {store.root}`" in said.err
+    assert "rvos-expr" not in said.out, "an earlier result stands in for the one that can't be made"
+
+
+def test_a_run_without_predictions_keeps_no_other_from_scoring(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = a_run(tmp_path)[0].store
+    ghost = fake_run(tmp_path, seed=3)
+    assert cli.main(["score", str(tmp_path / "runs")]) == 0
+    said = capsys.readouterr()
+    assert f"{ghost.root}: skipped, for nothing was predicted" in said.err
+    assert store.results()["rvos-expr@1"].n == 12
+    assert cli.main(["score", str(ghost.root)]) == 2
+    shutil.rmtree(store.root)
+    assert cli.main(["score", str(tmp_path / "runs")]) == 2

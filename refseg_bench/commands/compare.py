@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
@@ -42,11 +43,14 @@ def main(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from refseg_bench.report.compare import compare
+    from refseg_bench.report.current import leave_out_outdated
     from refseg_bench.store import RunStore
 
+    stores = first, second = RunStore.open(args.run_a), RunStore.open(args.run_b)
+    leave_out_outdated(stores, lambda line: print(line, file=sys.stderr))
     found = compare(
-        RunStore.open(args.run_a),
-        RunStore.open(args.run_b),
+        first,
+        second,
         args.protocol,
         attributes=args.by,
         most=args.most,
@@ -57,7 +61,6 @@ def main(args: argparse.Namespace) -> int:
         from refseg_bench.commands.report import home
         from refseg_bench.report.html import write_report
 
-        stores = [RunStore.open(args.run_a), RunStore.open(args.run_b)]
         page = write_report(stores, home(stores) if args.html == Path() else args.html).resolve().as_uri()
         names = urlencode({"a": args.run_a.name, "b": args.run_b.name})
         console.print(f"{page}#/compare?{names}", markup=False, highlight=False, soft_wrap=True)

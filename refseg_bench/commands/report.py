@@ -16,6 +16,7 @@ from refseg_bench.commands.status import find
 from refseg_bench.errors import ConfigError, StoreError
 from refseg_bench.files.store_io import check_output, output
 from refseg_bench.report import tables
+from refseg_bench.report.current import leave_out_outdated
 from refseg_bench.resources import resource
 from refseg_bench.store import RunStore, runs_in
 
@@ -84,8 +85,10 @@ def main(args: argparse.Namespace) -> int:
     if experiments:
         # Without any run the published table is shown alone.
         known = find(paths) if paths or runs_in(Path("runs")) else []
+        leave_out_outdated(known, _say)
         return _papers(experiments, known, args)
     stores = find(paths)
+    leave_out_outdated(stores, _say)
     if args.publish:
         from refseg_bench.report.publish import publish
 
@@ -127,6 +130,10 @@ def _console(path: Path | None) -> Iterator[Console]:
     yield Console(file=text)
     if text is not None:
         _put(text.getvalue(), path)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def _put(text: str, path: Path | None) -> None:

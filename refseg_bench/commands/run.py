@@ -15,7 +15,7 @@ from typing import Any
 from refseg_bench import config as configs
 from refseg_bench import launch
 from refseg_bench.commands.report import pages, show
-from refseg_bench.commands.score import score_run
+from refseg_bench.commands.score import score_store
 from refseg_bench.errors import RefsegError, ScoreError
 from refseg_bench.store import RunStore
 
@@ -107,13 +107,28 @@ def finish(stores: Sequence[RunStore], values: Mapping[Path, Mapping[str, Any]])
     Args:
         stores: the runs.
         values: run folder → the config of the present command.
+
+    Returns:
+        0, or 2 if a protocol refused; masks that are hidden on a server are no reason to.
     """
+    from refseg_bench.metrics.protocols.catalogue import find
+    from refseg_bench.scoring import HiddenTruthError
+
     code = 0
     for store in stores:
-        try:
-            score_run(store, values.get(store.root))
-        except ScoreError as error:
-            print(f"{store.root}\n  not scored: {error}", file=sys.stderr)
-            code = 2
+        for word, outcome in score_store(store, values=values.get(store.root)):
+            if not isinstance(outcome, ScoreError):
+                continue
+            # No earlier result stands in for the one that was refused.
+            store.outdated.add(find(word).name)
+            if isinstance(outcome, HiddenTruthError):
+                print(
+                    f"{store.root}\n  predicted. {outcome.what} `refseg submission {store.root}` makes the "
+                    "zip for the evaluation server.",
+                    file=sys.stderr,
+                )
+            else:
+                print(f"{store.root}\n  not scored: {outcome}", file=sys.stderr)
+                code = 2
     show(stores)
     return code

@@ -6,15 +6,17 @@ Scores run folders of this harness, or (``--predictions``) files made by other p
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from refseg_bench.errors import ConfigError, ScoreError
+from refseg_bench.errors import ConfigError, RefsegError, ScoreError, StoreError
 from refseg_bench.files.store_io import check_output, output
+from refseg_bench.types import sample_id
 
 if TYPE_CHECKING:
     from refseg_bench.metrics.protocols.base import ScoringProtocol
@@ -165,29 +167,54 @@ def _score_runs(args: argparse.Namespace, ids: Sequence[str] | None) -> int:
 
     refused = False
     documents: dict[str, Any] = {}
-    for store in find_runs(args.runs):
-        outcomes = score_store(
-            store,
-            ids,
-            partial=args.partial,
-            jobs=args.jobs,
-            detail=args.per_frame or bool(args.explain),
-        )
+    stores = find_runs(args.runs)
+    for store in stores:
+        if store.root not in args.runs and not store.index():
+            # A run that ended before its first prediction doesn't keep the others in its folder from scoring.
+            print(f"{store.root}: skipped, for nothing was predicted", file=sys.stderr)
+            continue
+        try:
+            outcomes = score_store(
+                store,
+                ids,
+                partial=args.partial,
+                jobs=args.jobs,
+                detail=args.per_frame or bool(args.explain),
+            )
+        except RefsegError as error:
+            if len(stores) == 1:
+                raise
+            print(f"{store.root}\n  not scored: {error}", file=sys.stderr)
+            documents[store.root.name] = {"error": str(error)}
+            refused = True
+            continue
         documents[store.root.name] = document(outcomes, per_frame=args.per_frame)
         print(store.root)
         _tell(outcomes, args.explain, args.by)
         refused = refused or any(isinstance(outcome, ScoreError) for _, outcome in outcomes)
+    if not documents:
+        raise StoreError(
+            "Nothing was predicted in any of the runs.",
+            where=", ".join(str(store.root) for store in stores[:5]),
+            cure="`refseg run` again: it tells what kept it from predicting.",
+        )
     if args.json is not None:
-        whole = next(iter(documents.values())) if len(documents) == 1 else documents
+        whole = next(iter(documents.values())) if len(stores) == 1 else documents
         _put_json(args.json, whole)
     return 2 if refused else 0
 
 
 @dataclass(frozen=True)
 class StoreSource:
-    """The predictions of a run folder; each process opens its own index."""
+    """The predictions of a run folder; each process opens its own index.
+
+    Attributes:
+        root: the folder.
+        stale: samples that were predicted on other data → in which field. They count as failed.
+    """
 
     root: Path
+    stale: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -199,15 +226,20 @@ class StoreSource:
         from refseg_bench.scoring import State, Survey
 
         statuses = _opened(self.root).statuses(clip.id)
-        return Survey({e.id: State(statuses.get(e.id, "missing")) for e in expressions})
+        states = {e.id: State(statuses.get(e.id, "missing")) for e in expressions}
+        for e in expressions if self.stale else ():
+            if why := self.stale.get(sample_id(clip.id, e.id)):
+                states[e.id] = State("failed", why=f"predicted on other data: {why}")
+        return Survey(states)
 
     def answers(
         self, clip: Clip, expressions: Sequence[Expression], *, labels: bool, samples: bool
     ) -> Answers:
         """The clip's predictions."""
+        from refseg_bench.inputs import without
         from refseg_bench.scoring import Answers
 
-        found = _opened(self.root).predictions(clip.id)
+        found = without(_opened(self.root).predictions(clip.id), clip, self.stale)
         return Answers({e.id: found[e.id] for e in expressions if e.id in found})
 
 
@@ -250,9 +282,9 @@ def score_store(
 ) -> list[tuple[str, Scored | ScoreError]]:
     """Score one run, keep what could be scored, and return outcomes and refusals by protocol."""
     from refseg_bench import config as configs
-    from refseg_bench import scoring
+    from refseg_bench import inputs, scoring
     from refseg_bench.metrics.stats import Bootstrap
-    from refseg_bench.run import dataset_of, frozen
+    from refseg_bench.run import dataset_of, frozen, plan
 
     values = frozen(store) if values is None else values
     config = configs.load(values)
@@ -265,10 +297,19 @@ def score_store(
         bootstrap=Bootstrap(config.score.bootstrap, config.score.confidence, config.score.seed),
     )
     words = list(protocols or config.protocols or dataset.protocols)
-    outcomes = under_each(dataset, StoreSource(store.root), words, options)
+    # Before anything is read: what is appended meanwhile makes the result outdated.
+    made_from = {"predictions": store.mark()}
+    work, present = plan(dataset), inputs.Present()
+    differing = inputs.stale(store, work, present)
+    if differing and not options.partial:
+        return [(word, inputs.refusal(differing, store.root)) for word in words]
+    made_from |= present.marks(work)
+    outcomes = under_each(dataset, StoreSource(store.root, differing), words, options)
     for _, outcome in outcomes:
         if isinstance(outcome, scoring.Scored):
-            store.write_result(outcome.result, outcome.table.write_parquet)
+            result = outcome.result
+            kept = dataclasses.replace(result, details={**result.details, "made_from": made_from})
+            store.write_result(kept, outcome.table.write_parquet)
     return outcomes
 
 

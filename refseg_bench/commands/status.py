@@ -12,6 +12,7 @@ from rich.table import Column, Table
 
 from refseg_bench.claims import records
 from refseg_bench.errors import RefsegError, StoreError
+from refseg_bench.inputs import Present, stale, told
 from refseg_bench.joblog import log_path
 from refseg_bench.launch.records import living, submissions
 from refseg_bench.owners import BEAT, describe
@@ -55,15 +56,23 @@ def main(args: argparse.Namespace) -> int:
     stores = find(args.runs)
     busy = living(stores)
     for store in stores:
+        differing: dict[str, str] = {}
         try:
-            expected: int | None = sum(len(es) for _, es in plan(dataset_of(frozen(store))))
+            work = plan(dataset_of(frozen(store)))
+            expected: int | None = sum(len(es) for _, es in work)
+            differing = stale(store, work, Present())
         except RefsegError as error:
             # A folder that was copied here without its dataset still tells what is in it.
             expected = None
             notes.append(f"{store.root.name}  what is left is unknown: {error.what}")
         index = store.index()
-        done = sum(line.ok for line in index.values())
-        failed = len(index) - done
+        good = sum(line.ok for line in index.values())
+        done, failed = good - len(differing), len(index) - good
+        if differing:
+            notes.append(
+                f"{store.root.name}  {len(differing)} samples were predicted on other data and are left: "
+                f"{told(differing)}"
+            )
         left = None if expected is None else expected - done - failed
         # A look at a few predictions is enough for a rate; reading all would decode every mask line.
         seen = [store.read(line) for line in list(index.values())[:: max(1, len(index) // 50)] if line.ok]

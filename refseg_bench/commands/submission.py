@@ -47,6 +47,8 @@ def main(args: argparse.Namespace) -> int:
     """
     from refseg_bench import submission
     from refseg_bench.files.store_io import within
+    from refseg_bench.inputs import Present, refusal, stale
+    from refseg_bench.run import plan
     from refseg_bench.store import RunStore
 
     if args.run is not None and args.predictions is not None:
@@ -65,6 +67,8 @@ def main(args: argparse.Namespace) -> int:
     if args.dataset is not None:
         raise ConfigError("--dataset goes with --check and --predictions; a run knows its dataset.")
     dataset = _of_run(store)
+    if differing := stale(store, plan(dataset), Present()):
+        raise refusal(differing, store.root)
     path = args.output or within(store.root, store.root / "submission.zip")
     return _pack(path, dataset, store.predictions, "Finish the run (the same `refseg run` resumes it).")
 

@@ -2,7 +2,7 @@
 
 Each frame is an image, each mask an annotation with its compressed run lengths; the expression is the
 annotation's ``expression``. COCO has no word for a sample without a prediction: those are left out and
-counted in ``info``.
+named in ``info``, as are samples that were predicted on other data than the data set holds now.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from refseg_bench.files.store_io import output
+from refseg_bench.inputs import Present, stale, without
 from refseg_bench.run import dataset_of, frozen, plan
 from refseg_bench.store import RunStore
 from refseg_bench.types import sample_id
@@ -25,8 +26,10 @@ def to_coco(store: RunStore) -> dict[str, Any]:
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     left_out: list[str] = []
-    for clip, expressions in plan(dataset_of(frozen(store))):
-        found = store.predictions(clip.id)
+    work = plan(dataset_of(frozen(store)))
+    differing = stale(store, work, Present())
+    for clip, expressions in work:
+        found = without(store.predictions(clip.id), clip, differing)
         first = len(images) + 1
         height, width = clip.size
         for index, (path, name) in enumerate(zip(clip.frame_paths, clip.frame_names, strict=True)):

@@ -26,6 +26,7 @@ import refseg_bench
 from refseg_bench import schema
 from refseg_bench.errors import RefsegError, StoreError
 from refseg_bench.files.store_io import to_plain, write_atomic, write_error
+from refseg_bench.inputs import Present, stale, without
 from refseg_bench.metrics.breakdown import GROUPS, breakdown, group_of
 from refseg_bench.metrics.protocols.catalogue import rules as rules_of
 from refseg_bench.metrics.stats import Bootstrap
@@ -313,6 +314,8 @@ class _GroupWriter:
         self.options = options
         self.rows: list[dict[str, Any]] = []
         self.note = ""
+        #: Per run, its samples that were predicted on other data than there are now.
+        self.stale: list[dict[str, str]] = [{} for _ in runs]
 
     def write(self) -> dict[str, Any]:
         """All files of the group; what the overview needs to know of it."""
@@ -404,9 +407,11 @@ class _GroupWriter:
         """
         found: dict[str, tuple[Dataset, Clip, dict[str, Expression]]] = {}
         try:
-            for run in self.runs:
+            for place, run in enumerate(self.runs):
                 dataset = dataset_of(run.values)
-                for clip, expressions in plan(dataset):
+                work = plan(dataset)
+                self.stale[place] = stale(run.store, work, Present())
+                for clip, expressions in work:
                     _, _, known = found.setdefault(clip.id, (dataset, clip, {}))
                     known.update({e.id: e for e in expressions})
         except RefsegError as error:
@@ -425,7 +430,9 @@ class _GroupWriter:
         self, key: str, dataset: Dataset | None, clip: Clip | str, expressions: Sequence[Expression]
     ) -> None:
         clip_id = clip if isinstance(clip, str) else clip.id
-        answers = [run.store.predictions(clip_id) for run in self.runs]
+        answers: list[Mapping[str, Prediction]] = [run.store.predictions(clip_id) for run in self.runs]
+        if not isinstance(clip, str):
+            answers = [without(a, clip, s) for a, s in zip(answers, self.stale, strict=True)]
         maps = {
             (place, e.id): run.store.read_maps(sample_id(clip_id, e.id))
             for place, run in enumerate(self.runs)
@@ -448,7 +455,11 @@ class _GroupWriter:
             runs = []
             for place, known in enumerate(answers):
                 p = known.get(e.id)
-                record = None if p is None else self._answer(p, target, frames, size, maps[place, e.id])
+                record = (
+                    None
+                    if p is None
+                    else self._answer(p, target, frames, size, maps[place, e.id] if p.ok else {})
+                )
                 runs.append(record)
                 row["status"].append(_STATUS["missing" if p is None else "ok" if p.ok else "failed"])
                 inside = [v for v in (record or {}).get("iou") or () if v is not None]
@@ -465,8 +476,8 @@ class _GroupWriter:
             self.rows.append(
                 {"id": name, "clip": key, "text": e.text[:240], "thumb": thumb, "attrs": attrs, **row}
             )
-        shown = [{"index": t, **self._frame(clip, t)} for t in frames]
-        record = {"key": key, "size": list(size), "length": length, "frames": shown, "samples": samples}
+        pictures = [{"index": t, **self._frame(clip, t)} for t in frames]
+        record = {"key": key, "size": list(size), "length": length, "frames": pictures, "samples": samples}
         _give(self.media.root, key, record)
 
     def _frame(self, clip: Clip | str, index: int) -> dict[str, Any]:
@@ -487,6 +498,10 @@ class _GroupWriter:
             return None, {}
         if target is None:
             return None, {"target": "not public"}
+        for track in target.objects:
+            if why := track.misfit(clip.size, len(clip)):
+                self.note = f"Some targets don't fit their clips: {why}"
+                return None, {}
         return target.union().rles, {"objects": str(len(target.objects))}
 
     def _answer(
