@@ -370,7 +370,7 @@ def _read(found: _Found, clip: Clip, expression: Expression) -> Prediction | Non
             if file is None:
                 rles.append(None)
                 continue
-            mask = png.read_binary(file)
+            mask = png.read_mask(file)[0]
             if mask.shape != clip.size:
                 raise ScoreError(
                     f"The mask is {mask.shape}, its frame {clip.size} (height, width).",

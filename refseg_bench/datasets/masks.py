@@ -17,7 +17,6 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from refseg_bench.datasets.archives import GROWTH_FROM, MAX_GROWTH
 from refseg_bench.datasets.damage import UNPACK_AGAIN, Damage, Report, refuse
@@ -25,7 +24,7 @@ from refseg_bench.datasets.files import check_link, safe_join
 from refseg_bench.datasets.offsets import Entries, open_entries, open_store
 from refseg_bench.datasets.picklestream import pickled_items
 from refseg_bench.datasets.rle import Size, blank, checked_rle, checked_track
-from refseg_bench.imageio import UNREADABLE
+from refseg_bench.metrics import png
 from refseg_bench.types import Clip, MaskTrack, encode_rle
 
 
@@ -156,49 +155,37 @@ def read_labels(path: Path) -> NDArray[np.uint8]:
     Raises:
         Damage: missing, torn, or an image whose pixels are no labels.
     """
-    with _image(path) as image:
-        if image.mode not in ("P", "L", "1"):
-            raise Damage(
-                "mask of another mode",
-                f"A label map must be a palette or grey PNG, this one is {image.mode}.",
-                file=path,
-                cure="Restore the original: colours can't be turned back into object ids safely.",
-            )
-        return _pixels(image, path)
+    with _told(path):
+        return png.read_labels(path)
 
 
 def read_binary(path: Path) -> NDArray[np.bool_]:
-    """A mask in which any nonzero pixel is foreground, in mode 1, L, P, RGB or with alpha.
+    """A mask as the tools read it (:func:`refseg_bench.metrics.png.read_mask`); any nonzero value of a
+    file in which that reading sees nothing but one level, as the data sets define their masks.
 
     Raises:
-        Damage: missing or torn.
+        Damage: missing or torn, or a mask in an alpha channel.
     """
-    with _image(path) as image:
-        if image.mode in ("RGBA", "LA"):
-            image = image.convert("RGB")
-        pixels = _pixels(image, path)
-    found = pixels != 0
-    return found if found.ndim == 2 else np.asarray(found.any(axis=2))
+    with _told(path):
+        try:
+            return png.read_mask(path)[0]
+        except png.MaskFault as fault:
+            if fault.kind != "flat":
+                raise
+            return np.asarray(png.read_labels(path) != 0)
 
 
-def _image(path: Path) -> Image.Image:
+_KINDS = {"missing": "missing mask", "torn": "torn mask"}
+
+
+@contextlib.contextmanager
+def _told(path: Path) -> Iterator[None]:
     try:
-        return Image.open(path)
-    except FileNotFoundError:
-        raise Damage("missing mask", "A mask is missing.", file=path) from None
-    except UNREADABLE as error:
-        raise _torn(path, error) from error
-
-
-def _pixels(image: Image.Image, path: Path) -> NDArray[np.uint8]:
-    try:
-        return np.asarray(image).astype(np.uint8) if image.mode == "1" else np.asarray(image)
-    except UNREADABLE as error:
-        raise _torn(path, error) from error
-
-
-def _torn(path: Path, error: Exception) -> Damage:
-    return Damage("torn mask", f"A mask can't be decoded ({type(error).__name__}: {error}).", file=path)
+        yield
+    except png.MaskFault as fault:
+        kind = _KINDS.get(fault.kind)
+        cure = UNPACK_AGAIN if kind or not fault.cure else fault.cure
+        raise Damage(kind or "mask of another mode", fault.what, file=path, cure=cure) from fault
 
 
 @dataclass
@@ -271,7 +258,8 @@ class LabelMaps:
     def extra(self, clip: Clip) -> list[Path]:
         """Maps that belong to no frame of the clip."""
         known = set(clip.frame_names)
-        return sorted(p for p in (self.path / clip.id).glob("*.png") if p.stem not in known)
+        folder = self.path / clip.id
+        return sorted(p for p in folder.glob("*.png") if p.stem not in known and p.name[0] != ".")
 
     def _read(self, clip: Clip, report: Report) -> None:
         if self._clip == clip.id:
@@ -356,7 +344,8 @@ class ObjectFolders:
                 Damage("missing mask", f"The object's mask folder '{one.anno_id}' is missing.", file=folder)
             )
             return MaskTrack(clip.size, tuple(rles))
-        present = {entry.name[:-4] for entry in os.scandir(folder) if entry.name.endswith(".png")}
+        names = (entry.name for entry in os.scandir(folder))
+        present = {name[:-4] for name in names if name.endswith(".png") and name[0] != "."}
         for name in sorted(present - set(clip.frame_names)):
             report(
                 Damage(

@@ -82,7 +82,11 @@ def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
         OSError: as :func:`open_regular`, or larger (``EFBIG``).
     """
     with open_regular(path) as handle:
-        data = handle.read(most + 1)
+        size = os.fstat(handle.fileno()).st_size
+        data = handle.read(min(size, most) + 1)
+        if len(data) > size:
+            # It grew, or is of the kind that tells no size.
+            data += handle.read(most + 1 - len(data))
     if len(data) > most:
         raise OSError(errno.EFBIG, f"larger than {most} bytes", str(path))
     return data

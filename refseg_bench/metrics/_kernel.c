@@ -510,12 +510,47 @@ static PyObject *unfilter(PyObject *self, PyObject *args) {
     return PyBool_FromLong(fine);
 }
 
+PyDoc_STRVAR(split_doc,
+             "split(values, out): write where values are not 0; return (the only other value, -1 for "
+             "several, 0 for none; whether there is a 0).");
+
+static PyObject *split(PyObject *self, PyObject *args) {
+    PyObject *source, *target;
+    Py_buffer in, out;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "OO", &source, &target)) return NULL;
+    if (pixels_of(source, &in, 0)) return NULL;
+    if (pixels_of(target, &out, PyBUF_WRITABLE)) { PyBuffer_Release(&in); return NULL; }
+    int fine = in.shape[0] == out.shape[0] && in.shape[1] == out.shape[1];
+    uint8_t any = 0, all = 255, low = 255;
+    if (fine) {
+        const uint8_t *from = in.buf;
+        uint8_t *to = out.buf;
+        Py_ssize_t n = in.shape[0] * in.shape[1];
+        for (Py_ssize_t i = 0; i < n; i++) {
+            uint8_t v = from[i], none = (uint8_t)(v ? 0 : 255);
+            to[i] = (uint8_t)(v != 0);
+            any |= v;
+            all &= v | none;
+            low = v < low ? v : low;
+        }
+    }
+    PyBuffer_Release(&in);
+    PyBuffer_Release(&out);
+    if (!fine) {
+        PyErr_SetString(PyExc_ValueError, "the two arrays have different shapes");
+        return NULL;
+    }
+    return Py_BuildValue("iN", !any || any == all ? any : -1, PyBool_FromLong(!low));
+}
+
 static PyMethodDef methods[] = {
     {"compare", compare, METH_VARARGS, compare_doc},
     {"from_labels", from_labels, METH_O, from_labels_doc},
     {"from_mask", from_mask, METH_O, from_mask_doc},
     {"from_rle", from_rle, METH_VARARGS, from_rle_doc},
     {"encode", encode, METH_O, encode_doc},
+    {"split", split, METH_VARARGS, split_doc},
     {"unfilter", unfilter, METH_VARARGS, unfilter_doc},
     {NULL, NULL, 0, NULL},
 };

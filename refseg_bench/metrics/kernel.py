@@ -88,6 +88,18 @@ def encode_mask(mask_HW: NDArray[np.bool_]) -> bytes:
     return encode_rle(mask_HW)
 
 
+def split(values_HW: NDArray[np.uint8]) -> tuple[NDArray[np.bool_], int, bool]:
+    """Where values are not 0; the only other value (0 if there is none, -1 for several); is there a 0?"""
+    # An extension built before this function existed counts on.
+    if _KERNEL is not None and hasattr(_KERNEL, "split"):
+        out = np.empty(values_HW.shape, np.bool_)
+        return (out, *_KERNEL.split(np.ascontiguousarray(values_HW), out.view(np.uint8)))
+    mask = values_HW != 0
+    top, covered = int(values_HW.max()), int(np.count_nonzero(mask))
+    several = top and covered != np.count_nonzero(values_HW == top)
+    return mask, -1 if several else top, covered < mask.size
+
+
 def unfilter(raw: bytes, height: int, width: int) -> NDArray[np.uint8] | None:
     """Pixels ``(height, width)`` of inflated 8-bit one-channel PNG rows.
 

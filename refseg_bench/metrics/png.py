@@ -1,9 +1,9 @@
-"""Read mask PNGs: exact, and several times faster than an image library where the file is simple.
+"""Read mask files: exact, and several times faster than an image library where the file is simple.
 
-Three readings of one file, because the evaluators differ: the *label* (palette index or grey
-level), the *binary* mask (nonzero = foreground) and the *grey* level OpenCV would give (the
-luminance of a palette's colour). Palette, 8-bit grey and 1-bit files are inflated and unfiltered
-here; everything else (interlaced, 2/4/16-bit grey, RGB) goes through Pillow or OpenCV.
+Two readings of one file, because the evaluators differ: the *label* (palette index or grey level,
+as Pillow gives it) and the *grey* level OpenCV gives (the luminance of a palette's colour), of which
+a binary mask is the part above 0. Palette, 8-bit grey and 1-bit files are inflated and unfiltered
+here; everything else (interlaced, 2/4/16-bit grey, RGB, other formats) goes through Pillow and OpenCV.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import importlib
 import os
 import struct
 import zlib
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Iterator
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,38 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refseg_bench.errors import DataError
+from refseg_bench.files.store_io import MOST_PIXELS, read_bytes
 from refseg_bench.metrics import kernel
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _GREY, _PALETTE = 0, 3
+#: Inflated bytes that no small file can pass: deflate packs at most 1032 into one.
+_MUCH, _DENSEST = 1 << 28, 1032
 Uint8HW = NDArray[np.uint8]
+
+#: How a mask of a mode is read, in words.
+_READ_AS = {
+    "1": "1-bit grey",
+    "L": "grey",
+    "P": "palette, luminance",
+    "I;16": "16-bit grey, upper byte",
+    "LA": "grey, alpha ignored",
+    "RGB": "RGB, luminance",
+    "RGBA": "RGB, luminance, alpha ignored",
+}
+_IDENTITY = np.arange(256, dtype=np.uint8)
+_ONE_BIT = np.where(_IDENTITY, 255, 0).astype(np.uint8)
+
+
+class MaskFault(DataError):
+    """A mask file that can't be read.
+
+    Attributes:
+        kind: ``missing``, ``torn``, of another ``mode`` than the reading allows, or ``flat`` where the
+            tools' reading sees one level though the stored pixels differ.
+    """
+
+    kind = "torn"
 
 
 @cache
@@ -45,35 +72,53 @@ def read_labels(path: Path) -> Uint8HW:
     """The id map of a file: palette index or grey level, ``(height, width)``.
 
     Raises:
-        DataError: the file is missing, torn, or holds colours instead of ids.
+        MaskFault: the file is missing, torn, or holds colours instead of ids.
     """
     data = _bytes(path)
     simple = _simple(data, path)
     if simple is not None:
-        return simple
-    pixels, mode = _pillow(data, path)
-    if pixels.ndim != 2 or mode == "I;16":
-        raise DataError(
-            f"An id map must have one 8-bit channel; this PNG has mode {mode}.",
-            where=path,
-            allowed=("palette (P)", "grey (L)", "1"),
-            cure="Write object ids as palette indices, not as colours.",
+        return simple[0]
+    pixels, mode, form = _pillow(data, path)
+    if mode not in ("P", "L", "1", "I;16") or form in ("JPEG", "MPO") or pixels.max() > 255:
+        raise _fault(
+            "mode",
+            f"An id map must have one 8-bit channel, stored without loss; this {form} has mode {mode}.",
+            path,
+            "Write object ids as palette indices or grey levels of an 8-bit PNG: colours can't be turned "
+            "back into object ids safely.",
         )
-    return pixels
+    return pixels.astype(np.uint8)
 
 
-def read_binary(path: Path) -> NDArray[np.bool_]:
-    """The mask of a file of mode 1, L, P or RGB: nonzero = foreground (an alpha channel is ignored).
+def read_mask(path: Path, above: int = 0) -> tuple[NDArray[np.bool_], str]:
+    """The mask of a file as the tools read it: where the grey level OpenCV gives is above a value.
+
+    Args:
+        path: the file.
+        above: the highest grey level that is background; 0 in all tools.
+
+    Returns:
+        The mask, and the encoding found: ``"0/255 grey"``, ``"0/38 palette, luminance"`` …; ``"soft
+        grey"`` where there are many values between.
 
     Raises:
-        DataError: the file is missing or torn.
+        MaskFault: the file is missing or torn, or its pixels differ only in what that reading leaves
+            out (alpha channel, palette entries of one luminance, the lower byte of 16 bits).
     """
-    data = _bytes(path)
-    simple = _simple(data, path)
-    if simple is not None:
-        return np.asarray(simple != 0)
-    pixels, _ = _pillow(data, path)
-    return np.asarray(pixels != 0 if pixels.ndim == 2 else (pixels != 0).any(axis=2))
+    stored, levels, kind = _stored(_bytes(path), path)
+    mask, value, background = kernel.split(stored)
+    # Nearly all masks hold one value besides 0; finding all values takes a hundred times as long.
+    present = [0] * background + [value] * (value > 0)
+    if value < 0:
+        present = np.flatnonzero(np.bincount(stored.ravel(), minlength=256)).tolist()
+    seen = [int(levels[v]) for v in present]
+    if len(seen) > 1 and len(set(seen)) == 1:
+        raise _flat(path, kind)
+    if any((level > above) != (v > 0) for level, v in zip(seen, present, strict=True)):
+        mask = (levels > above)[stored]
+    values = sorted(set(seen) - {0})
+    named = "soft" if len(values) > 4 else "/".join(map(str, (0, *values))) if values else "empty"
+    return mask, f"{named} {kind}"
 
 
 def read_grey(path: Path) -> Uint8HW:
@@ -82,19 +127,51 @@ def read_grey(path: Path) -> Uint8HW:
     A palette file therefore gives the *luminance* of its colours, a 1-bit file 0 and 255.
 
     Raises:
-        DataError: the file is missing or torn.
+        MaskFault: as :func:`read_mask`.
     """
+    stored, levels, _ = _stored(_bytes(path), path)
+    return stored if levels is _IDENTITY else np.asarray(levels[stored])
+
+
+def _stored(data: bytes, path: Path) -> tuple[Uint8HW, Uint8HW, str]:
+    """Stored values, the grey level of each value ``(256,)``, and how the file is read, in words."""
+    simple = _simple(data, path)
+    # OpenCV turns a picture as its header asks for; what is transparent is looked at closely.
+    if simple is None or simple[1].keys() & {b"eXIf", b"tRNS"}:
+        grey, mode = _opencv(data, path)
+        return grey, _IDENTITY, mode
+    pixels, chunks = simple
+    if data[25] == _GREY:
+        return (pixels, _IDENTITY, _READ_AS["L"]) if data[24] == 8 else (pixels, _ONE_BIT, _READ_AS["1"])
+    if b"PLTE" not in chunks:
+        raise _torn(path, "it has no palette")
+    return pixels, _luminances(data[slice(*chunks[b"PLTE"])]), _READ_AS["P"]
+
+
+@lru_cache(maxsize=64)
+def _luminances(palette: bytes) -> Uint8HW:
+    """The grey level of every palette index as OpenCV (libpng) weighs it; 0 beyond the palette's end."""
+    colours = np.zeros((256, 3), np.int64)
+    found = np.frombuffer(palette[: len(palette) // 3 * 3][:768], np.uint8).reshape(-1, 3)
+    colours[: len(found)] = found
+    return (colours @ (9797, 19234, 3737) >> 15).astype(np.uint8)
+
+
+def _opencv(data: bytes, path: Path) -> tuple[Uint8HW, str]:
+    """Grey levels of a file that is not simple, and how it is read, in words."""
     import cv2
 
-    data = _bytes(path)
-    if _header(data, path)[2:] == (8, _GREY):
-        simple = _simple(data, path)
-        if simple is not None:
-            return simple
-    grey = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
-    if grey is None:
-        raise _torn(path, "OpenCV can't decode it")
-    return np.asarray(grey, np.uint8)
+    # First: OpenCV takes any format, fills what is cut off, and hands back nothing else on an error.
+    pixels, mode, form = _pillow(data, path)
+    known = _READ_AS.get(mode)
+    grey = None if known is None else cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
+    if grey is None or known is None:
+        cure = "Write masks as 8-bit grey PNG, 0 and 255."
+        raise _fault("mode", f"This {form} of mode {mode} is no mask.", path, cure)
+    kind = known if form == "PNG" else f"{form}, {known}"
+    if grey.min() == grey.max() and (pixels != pixels[0, 0]).any():
+        raise _flat(path, kind)
+    return np.asarray(grey, np.uint8), kind
 
 
 def parse_header(start: bytes, name: str) -> tuple[int, int, int, int]:
@@ -113,7 +190,7 @@ def values_of(data: bytes, name: str) -> list[int]:
         DataError: the file is torn.
     """
     simple = _simple(data, Path(name))
-    pixels = _pillow(data, Path(name))[0] if simple is None else simple
+    pixels = _pillow(data, Path(name))[0] if simple is None else simple[0]
     return [int(v) for v in np.flatnonzero(np.bincount(pixels.ravel(), minlength=256))]
 
 
@@ -121,14 +198,9 @@ def header(path: Path) -> tuple[int, int, int, int]:
     """(height, width, bit depth, colour type) from the file's first bytes.
 
     Raises:
-        DataError: the file is missing or no PNG.
+        MaskFault: the file is missing or no PNG.
     """
-    try:
-        with path.open("rb") as handle:
-            start = handle.read(33)
-    except OSError as error:
-        raise _absent(path, error) from error
-    return _header(start, path)
+    return _header(_bytes(path), path)
 
 
 def _header(data: bytes, path: Path) -> tuple[int, int, int, int]:
@@ -140,50 +212,65 @@ def _header(data: bytes, path: Path) -> tuple[int, int, int, int]:
 
 def _bytes(path: Path) -> bytes:
     try:
-        with open(path, "rb", buffering=0) as handle:
-            return handle.read()
+        return read_bytes(path)
+    except FileNotFoundError:
+        raise _fault("missing", "A mask is missing.", path) from None
     except OSError as error:
-        raise _absent(path, error) from error
+        raise _torn(path, error.strerror or str(error)) from error
 
 
-def _simple(data: bytes, path: Path) -> Uint8HW | None:
-    """Stored values of a palette, 8-bit or 1-bit grey file without interlace, else ``None``."""
+def _chunks(data: bytes) -> Iterator[tuple[bytes, tuple[int, int]]]:
+    """Kind, and begin and end of the content, of every chunk of a PNG."""
+    at = len(_SIGNATURE)
+    while at + 12 <= len(data):
+        end = at + 8 + int.from_bytes(data[at : at + 4], "big")
+        yield data[at + 4 : at + 8], (at + 8, end)
+        at = end + 4
+
+
+def _simple(data: bytes, path: Path) -> tuple[Uint8HW, dict[bytes, tuple[int, int]]] | None:
+    """Stored values and chunks of a palette, 8-bit or 1-bit grey PNG without interlace, else ``None``."""
+    if not data.startswith(_SIGNATURE):
+        return None
     height, width, depth, colour = _header(data, path)
+    if not 0 < height * width <= MOST_PIXELS:
+        raise _torn(path, f"{height} x {width} are no pixels or more than {MOST_PIXELS}")
     if data[28] or not (colour == _PALETTE or (colour == _GREY and depth in (1, 8))):
         return None
     stride = (width * depth + 7) // 8
     packed: list[bytes] = []
-    at = 8
-    while at + 12 <= len(data):
-        length = int.from_bytes(data[at : at + 4], "big")
-        kind = data[at + 4 : at + 8]
+    chunks: dict[bytes, tuple[int, int]] = {}
+    for kind, (begin, end) in _chunks(data):
+        chunks[kind] = begin, end
         if kind == b"IDAT":
             # The checksum of the packed bytes, not that of the (a hundred times longer) pixels.
-            if (
-                zlib.crc32(data[at + 4 : at + 8 + length]).to_bytes(4, "big")
-                != data[at + 8 + length : at + 12 + length]
-            ):
+            if zlib.crc32(data[begin - 4 : end]).to_bytes(4, "big") != data[end : end + 4]:
                 raise _torn(path, "its checksum is wrong")
-            packed.append(data[at + 8 : at + 8 + length])
+            packed.append(data[begin:end])
         elif kind == b"IEND":
             break
-        at += 12 + length
     stream = packed[0] if len(packed) == 1 else b"".join(packed)
     if len(stream) < 6 or stream[0] & 15 != 8 or stream[1] & 32:
         raise _torn(path, "it holds no pixels")
+    size = height * (stride + 1)
     try:
-        raw = inflater()(stream[2:-4], -15, height * (stride + 1))
+        if len(stream) * _DENSEST <= max(_MUCH, 4 * size):
+            raw = inflater()(stream[2:-4], -15, size)
+        else:
+            raw = zlib.decompressobj(-15).decompress(stream[2:-4], size + 1)
     except Exception as error:
         # Each zlib has an error class of its own; none of them shares a base.
         if type(error).__name__ != "error" and not isinstance(error, zlib.error):
             raise
         raise _torn(path, str(error)) from error
-    if len(raw) != height * (stride + 1):
-        raise _torn(path, f"{len(raw)} bytes of pixels instead of {height * (stride + 1)}")
+    if len(raw) != size:
+        raise _torn(path, f"{len(raw)} bytes of pixels instead of {size}")
     rows = kernel.unfilter(raw, height, stride)
-    if rows is None or depth == 8:
-        return rows
-    return np.ascontiguousarray(_unpacking(depth)[rows].reshape(height, -1)[:, :width])
+    if rows is None:
+        return None
+    if depth < 8:
+        rows = np.ascontiguousarray(_unpacking(depth)[rows].reshape(height, -1)[:, :width])
+    return rows, chunks
 
 
 @cache
@@ -193,29 +280,32 @@ def _unpacking(depth: int) -> Uint8HW:
     return ((np.arange(256)[:, None] >> shifts) & ((1 << depth) - 1)).astype(np.uint8)
 
 
-def _pillow(data: bytes, path: Path) -> tuple[NDArray[Any], str]:
-    import io
-
-    from PIL import Image, UnidentifiedImageError
+def _pillow(data: bytes, path: Path) -> tuple[NDArray[Any], str, str]:
+    """Stored pixels, mode and format of a whole picture."""
+    from refseg_bench.imageio import UNREADABLE, open_image
 
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            mode = image.mode
-            plain = mode in ("1", "L", "P", "RGB", "I;16", "I")
-            wanted = mode[:-1] if mode in ("RGBA", "LA") else "RGB"
-            pixels = np.asarray(image if plain else image.convert(wanted))
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        with open_image(data) as image:
+            return np.asarray(image), image.mode, str(image.format)
+    except UNREADABLE as error:
         raise _torn(path, str(error)) from error
-    if mode.startswith("I"):
-        return pixels, "I;16"
-    return (pixels.view(np.uint8) if pixels.dtype == np.bool_ else pixels), mode
 
 
-def _absent(path: Path, error: OSError) -> DataError:
-    if isinstance(error, FileNotFoundError):
-        return DataError("A mask is missing.", where=path)
-    return DataError(f"A mask can't be read ({error.strerror}).", where=path)
+def _fault(kind: str, what: str, path: Path, cure: str | None = None) -> MaskFault:
+    fault = MaskFault(what, where=path, cure=cure)
+    fault.kind = kind
+    return fault
 
 
-def _torn(path: Path, why: str) -> DataError:
-    return DataError(f"A mask can't be decoded: {why}.", where=path, cure="Write the file again.")
+def _flat(path: Path, kind: str) -> MaskFault:
+    return _fault(
+        "flat",
+        f"Read as the tools read it ({kind}), this mask is one flat level, though its pixels differ.",
+        path,
+        "Write masks as 8-bit grey PNG, 0 and 255: tools see neither an alpha channel, nor palette entries "
+        "of one luminance, nor 16-bit values below 256.",
+    )
+
+
+def _torn(path: Path, why: str) -> MaskFault:
+    return _fault("torn", f"A mask can't be decoded: {why}.", path, "Write the file again.")

@@ -167,7 +167,7 @@ def test_every_row_filter_is_undone(compiled, tmp_path, monkeypatch, mode, which
         path.write_bytes(png_bytes(pixels, rng.choice(which, 20), colour))
         assert (np.array(Image.open(path)) == pixels).all()
         assert (png.read_labels(path) == pixels).all()
-        assert (png.read_binary(path) == (pixels != 0)).all()
+        assert (png.read_mask(path)[0] == (pixels != 0)).all()
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA", "I;16"])
@@ -181,7 +181,7 @@ def test_modes_of_binary_masks(tmp_path, mode):
         image = Image.fromarray(mask * np.uint8(255)).convert(mode if mode != "P" else "L")
         image = image.convert("P") if mode == "P" else image
     image.save(tmp_path / "m.png")
-    assert (png.read_binary(tmp_path / "m.png") == mask).all()
+    assert (png.read_mask(tmp_path / "m.png")[0] == mask).all()
 
 
 def test_packed_palettes_keep_their_indices(tmp_path):
@@ -203,7 +203,7 @@ def test_colours_are_no_ids(tmp_path):
 def test_torn_files_are_told(tmp_path, keep):
     path = tmp_path / "m.png"
     path.write_bytes(png_bytes(np.arange(400, dtype=np.uint8).reshape(20, 20), [0] * 20)[:keep])
-    for read in (png.read_labels, png.read_binary, png.read_grey):
+    for read in (png.read_labels, png.read_mask, png.read_grey):
         with pytest.raises(DataError, match=r"m\.png"):
             read(path)
     with pytest.raises(DataError, match="missing"):

@@ -1,0 +1,191 @@
+"""Masks as the world writes them, held against OpenCV's reading, or refused by name."""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from refseg_bench.metrics import kernel, png
+
+MASK = np.zeros((20, 33), bool)
+MASK[4:15, 7:20] = True
+GREY = MASK * np.uint8(255)
+
+
+def palette(index: np.ndarray, *colours: tuple[int, int, int]) -> Image.Image:
+    picture = Image.fromarray(index.astype(np.uint8), "P")
+    picture.putpalette([v for colour in colours for v in colour])
+    return picture
+
+
+def rgb() -> Image.Image:
+    return Image.fromarray(GREY).convert("RGB")
+
+
+def with_alpha(grey: np.ndarray, alpha: np.ndarray) -> Image.Image:
+    return Image.fromarray(np.stack([grey, alpha], 2).astype(np.uint8), "LA")
+
+
+BLACK, WHITE, MAROON = (0, 0, 0), (255, 255, 255), (128, 0, 0)
+
+READ = {
+    "grey": (Image.fromarray(GREY), {}, "0/255 grey"),
+    "0/1": (Image.fromarray(MASK.astype(np.uint8)), {}, "0/1 grey"),
+    "1 bit": (Image.fromarray(MASK), {}, "0/255 1-bit grey"),
+    "nothing": (Image.fromarray(GREY * 0), {}, "empty grey"),
+    "everything": (Image.fromarray(GREY * 0 + 255), {}, "0/255 grey"),
+    "palette of the field": (palette(MASK, BLACK, MAROON), {}, "0/38 palette, luminance"),
+    "packed palette": (palette(MASK, BLACK, MAROON), {"bits": 1}, "0/38 palette, luminance"),
+    "several objects": (
+        palette(MASK + MASK.cumsum(1).clip(0, 1), BLACK, MAROON, (0, 128, 0)),
+        {},
+        "0/38/75 palette, luminance",
+    ),
+    "white first": (palette(~MASK, WHITE, BLACK), {}, "0/255 palette, luminance"),
+    "black in the middle": (palette(MASK + 1, WHITE, BLACK, WHITE), {}, "0/255 palette, luminance"),
+    "quantised": (rgb().quantize(2), {}, "0/255 palette, luminance"),
+    "adaptive": (rgb().convert("P", palette=Image.Palette.ADAPTIVE, colors=8), {}, "palette, luminance"),
+    "RGB": (rgb(), {}, "0/255 RGB, luminance"),
+    "opaque": (rgb().convert("RGBA"), {}, "0/255 RGB, luminance, alpha ignored"),
+    "grey under alpha": (with_alpha(GREY, 255 - GREY // 2), {}, "0/255 grey, alpha ignored"),
+    "transparent palette": (
+        palette(MASK, BLACK, WHITE),
+        {"transparency": b"\0\xff"},
+        "0/255 palette, luminance",
+    ),
+    "16 bits": (Image.fromarray(MASK * np.uint16(65535)), {}, "0/255 16-bit grey, upper byte"),
+    "soft": (Image.fromarray(cv2.GaussianBlur(GREY, (0, 0), 2)), {}, "soft grey"),
+    "soft 16 bits": (
+        Image.fromarray(cv2.GaussianBlur(GREY, (0, 0), 2) * np.uint16(257)),
+        {},
+        "soft 16-bit grey, upper byte",
+    ),
+    "BMP": (Image.fromarray(GREY), {"format": "BMP"}, "0/255 BMP, grey"),
+    "palette BMP": (palette(~MASK, WHITE, BLACK), {"format": "BMP"}, "BMP, palette"),
+    "JPEG": (Image.fromarray(GREY), {"format": "JPEG"}, "soft JPEG, grey"),
+    "WebP": (rgb(), {"format": "WEBP", "lossless": True}, "0/255 WEBP, RGB"),
+}
+
+
+@pytest.mark.parametrize("case", READ)
+@pytest.mark.parametrize("mode", ["plain", "chosen"])
+def test_masks_are_what_opencv_sees(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str, mode: str
+) -> None:
+    if mode == "plain":
+        monkeypatch.setattr(kernel, "_KERNEL", None)
+    picture, how, words = READ[case]
+    path = tmp_path / "m.png"
+    picture.save(path, **{"format": "PNG", **how})
+    grey = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+    mask, found = png.read_mask(path)
+    assert np.array_equal(mask, grey > 0)
+    assert np.array_equal(png.read_grey(path), grey)
+    assert np.array_equal(png.read_mask(path, above=127)[0], grey > 127)
+    assert found.startswith(words) or words in found
+    if "soft" not in found and case not in ("nothing", "everything", "several objects"):
+        assert np.array_equal(mask, MASK)
+
+
+def test_luminances_are_opencvs(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for colours in (2, 9, 256):
+        index = np.arange(256).reshape(8, 32) % colours
+        palette(index, *map(tuple, rng.integers(0, 256, (colours, 3)).tolist())).save(tmp_path / "m.png")
+        expected = cv2.imread(str(tmp_path / "m.png"), cv2.IMREAD_GRAYSCALE)
+        assert np.array_equal(png.read_grey(tmp_path / "m.png"), expected)
+
+
+FLAT = {
+    "in the alpha channel": with_alpha(GREY * 0, GREY),
+    "in the alpha channel of white": with_alpha(GREY * 0 + 255, GREY),
+    "in the alpha channel of colours": Image.fromarray(np.stack([GREY * 0 + 9] * 3 + [GREY], 2), "RGBA"),
+    "black palette": palette(MASK, BLACK, BLACK),
+    "palette of one luminance": palette(MASK, WHITE, WHITE),
+    "16 bits from 0 to 1": Image.fromarray(MASK.astype(np.uint16)),
+    "16 bits from 0 to 255": Image.fromarray(MASK * np.uint16(255)),
+    "almost black": Image.fromarray(np.stack([MASK * np.uint8(1), GREY * 0, GREY * 0], 2)),
+}
+
+
+@pytest.mark.parametrize("case", FLAT)
+def test_a_mask_that_tools_cannot_see_is_refused(tmp_path: Path, case: str) -> None:
+    path = tmp_path / "m.png"
+    FLAT[case].save(path)
+    assert len(np.unique(cv2.imread(str(path), cv2.IMREAD_GRAYSCALE))) == 1
+    with pytest.raises(png.MaskFault, match="one flat level") as told:
+        png.read_mask(path)
+    assert told.value.where == str(path)
+
+
+@pytest.mark.parametrize(
+    ("picture", "how", "expected"),
+    [
+        (palette(MASK * 2, WHITE, BLACK, BLACK), {}, MASK * 2),
+        (Image.fromarray(MASK * np.uint8(3)), {"format": "BMP"}, MASK * 3),
+        (Image.fromarray(MASK * np.uint16(3)), {}, MASK * 3),
+        (Image.fromarray(MASK), {}, MASK),
+        (Image.fromarray(MASK * np.uint16(300)), {}, "mode I;16"),
+        (Image.fromarray(GREY), {"format": "JPEG"}, "JPEG"),
+        (rgb(), {}, "mode RGB"),
+        (with_alpha(GREY, GREY), {}, "mode LA"),
+    ],
+)
+def test_id_maps_keep_their_ids_or_are_refused(
+    tmp_path: Path, picture: Image.Image, how: dict[str, str], expected: object
+) -> None:
+    path = tmp_path / "m.png"
+    picture.save(path, **{"format": "PNG", **how})
+    if isinstance(expected, str):
+        with pytest.raises(png.MaskFault, match=expected):
+            png.read_labels(path)
+    else:
+        assert np.array_equal(png.read_labels(path), np.asarray(expected))
+
+
+def packed(height: int, width: int, pixels: bytes, kind: int = 0) -> bytes:
+    chunks = [b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, kind, 0, 0, 0), b"IDAT" + pixels, b"IEND"]
+    framed = (struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(framed)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (packed(2**31 - 1, 2**31 - 1, b""), "pixels or more"),
+        (packed(2**31 - 1, 2**31 - 1, b"", 2), "pixels"),
+        (packed(0, 9, b""), "no pixels"),
+        (packed(9, 9, zlib.compress(bytes(1 << 29), 9)), "pixels instead of 90"),
+        (packed(9, 9, zlib.compress(bytes(90)), 3), "no palette"),
+        (b"GIF89a" + bytes(60), "it is no JPEG, PNG"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "it is no JPEG, PNG"),
+        (b"", "it is no JPEG, PNG"),
+    ],
+)
+def test_hostile_files_are_told_and_cost_nothing(tmp_path: Path, data: bytes, words: str) -> None:
+    import resource
+
+    path = tmp_path / "m.png"
+    path.write_bytes(data)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for read in (png.read_mask, png.read_grey):
+        with pytest.raises(png.MaskFault, match=words):
+            read(path)
+    if "palette" not in words:
+        with pytest.raises(png.MaskFault, match=words):
+            png.read_labels(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10
+
+
+def test_only_regular_files_are_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "m.png")
+    for path in (tmp_path / "m.png", tmp_path, Path("/dev/zero")):
+        with pytest.raises(png.MaskFault, match="no regular file|directory"):
+            png.read_mask(path)
