@@ -44,7 +44,9 @@ from refseg_bench.files.store_io import (
     read_json,
     replacing,
     safe_name,
+    sweep,
     to_plain,
+    within,
     write_atomic,
     write_error,
 )
@@ -118,6 +120,7 @@ class RunStore:
             StoreError: the folder holds a run of another config, or can't be written.
         """
         store = cls(root)
+        store.sweep()
         try:
             if store.info_path.is_file():
                 known = store.info()
@@ -163,6 +166,14 @@ class RunStore:
                 cure="`refseg status` lists the runs.",
             )
         return store
+
+    def sweep(self) -> None:
+        """Remove what killed processes left half-written; no link is followed out of the folder."""
+        parts = [self.root / part for part in ("env", "jobs", "maps")]
+        for folder in (*parts, *self.root.glob("scores/*"), *self.root.glob("launches/*")):
+            with contextlib.suppress(StoreError):
+                sweep(within(self.root, folder))
+        sweep(self.root)
 
     @property
     def info_path(self) -> Path:

@@ -296,6 +296,7 @@ def score_store(
         strict=True,
         bootstrap=Bootstrap(config.score.bootstrap, config.score.confidence, config.score.seed),
     )
+    store.sweep()
     words = list(protocols or config.protocols or dataset.protocols)
     # Before anything is read: what is appended meanwhile makes the result outdated.
     made_from = {"predictions": store.mark()}

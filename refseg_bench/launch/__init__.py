@@ -85,6 +85,8 @@ def launch(
     for run in runs:
         if not run.work:
             answers[id(run)].tally = Tally()
+            # A process that was killed when all was done may have left its claims.
+            claims.forget(run.store.root)
             say(f"{run.store.root}\n  complete: nothing left to predict")
         elif _admitted(run, answers[id(run)], busy[run.store.root], say):
             going.append(run)

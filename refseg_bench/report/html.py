@@ -25,7 +25,7 @@ from pycocotools import mask as coco_mask
 import refseg_bench
 from refseg_bench import schema
 from refseg_bench.errors import RefsegError, StoreError
-from refseg_bench.files.store_io import to_plain, write_atomic, write_error
+from refseg_bench.files.store_io import is_temporary, sweep, to_plain, write_atomic, write_error
 from refseg_bench.inputs import Present, stale, without
 from refseg_bench.metrics.breakdown import GROUPS, breakdown, group_of
 from refseg_bench.metrics.protocols.catalogue import rules as rules_of
@@ -101,12 +101,13 @@ def write_report(stores: Sequence[RunStore], folder: Path, options: ReportOption
 
 def _clear(folder: Path) -> None:
     """Make room for a new report; pictures stay, for most of them will be shown again."""
-    if folder.is_dir() and any(folder.iterdir()):
+    sweep(folder)
+    names = {p.name for p in folder.iterdir() if not is_temporary(p.name)} if folder.is_dir() else set()
+    if names:
         page = folder / "index.html"
         ours = page.is_file() and _MARK in page.read_text(encoding="utf-8", errors="replace")
-        half_made = not page.exists() and {p.name for p in folder.iterdir()} <= {
-            "assets", "data", "frames", "thumbs", "maps"
-        }  # fmt: skip
+        # What a report that was killed leaves: its page comes last.
+        half_made = names <= {"assets", "data", "frames", "thumbs", "maps"}
         if not ours and not half_made:
             raise StoreError(
                 "The folder holds something that is no report.", where=folder, cure="Choose another folder."

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from refseg_bench.errors import DataError
+from refseg_bench.files.store_io import is_temporary, read_bytes, replacing, sweep
 from refseg_bench.imageio import read_rgb, stored_upright
 from refseg_bench.types import Clip
 
@@ -63,18 +65,18 @@ class MediaFolder:
         made_from = "\0".join(map(str, (path.absolute(), stat.st_size, stat.st_mtime_ns, side, upright)))
         name = f"{_digest(made_from)}.jpg"
         target = self.root / kind / name
-        if name not in self.used[kind] and not target.is_file():
+        if name not in self.used[kind] and not _whole(target):
             try:
                 # A browser turns pictures as their headers ask for, whatever the clip does.
                 if copy and stored_upright(path):
-                    shutil.copyfile(path, target)
+                    kept = read_bytes(path)
                 else:
                     picture = Image.fromarray(read_rgb(path, upright=upright))
                     picture.thumbnail((side, side))
-                    picture.save(target, quality=80)
+                    kept = _encoded(picture, "JPEG", quality=80)
             except _UNREADABLE:
-                target.unlink(missing_ok=True)
                 return None
+            _keep(target, kept)
         self.used[kind].add(name)
         return name
 
@@ -91,24 +93,26 @@ class MediaFolder:
         stacked = np.concatenate(rows) if rows else np.zeros((size[1], size[0]), np.uint8)
         name = f"{hashlib.sha256(stacked.tobytes() + bytes(str(size), 'ascii')).hexdigest()[:20]}.png"
         target = self.root / "maps" / name
-        if not target.is_file():
+        if not _whole(target):
             picture = Image.fromarray(stacked, "L")
             picture.putpalette(_palette())
-            picture.save(target, transparency=_alphas(), compress_level=4)
+            _keep(target, _encoded(picture, "PNG", transparency=_alphas(), compress_level=4))
         self.used["maps"].add(name)
         return name, size[1], size[0]
 
     def prepare(self) -> None:
-        """Make the folders."""
+        """Make the folders, free of what killed reports left."""
         for kind in self.used:
             (self.root / kind).mkdir(parents=True, exist_ok=True)
+            sweep(self.root / kind)
 
     def sweep(self) -> None:
         """Remove pictures that this report does not show."""
         for kind, names in self.used.items():
             for path in (self.root / kind).iterdir():
-                if path.name not in names:
-                    path.unlink()
+                # What another report is writing just now is its own.
+                if path.name not in names and not is_temporary(path.name):
+                    path.unlink(missing_ok=True)
 
 
 def spread(length: int, count: int, wanted: Sequence[int]) -> list[int]:
@@ -117,6 +121,23 @@ def spread(length: int, count: int, wanted: Sequence[int]) -> list[int]:
         return list(range(length))
     even = np.linspace(0, length - 1, count).round().astype(int).tolist()
     return sorted({*even, *(index for index in wanted if 0 <= index < length)})
+
+
+def _whole(target: Path) -> bool:
+    """Whether a picture is there. An empty one is what a machine that died left."""
+    return target.is_file() and target.stat().st_size > 0
+
+
+def _encoded(picture: Image.Image, kind: str, **options: Any) -> bytes:
+    # In memory: Pillow tells nothing of why a file can't be written.
+    out = io.BytesIO()
+    picture.save(out, kind, **options)
+    return out.getvalue()
+
+
+def _keep(target: Path, data: bytes) -> None:
+    with replacing(target, durable=False) as handle:
+        handle.write(data)
 
 
 def _digest(text: str) -> str:
