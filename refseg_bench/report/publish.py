@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from refseg_bench.errors import ScoreError, StoreError
-from refseg_bench.files.store_io import write_atomic, write_error
+from refseg_bench.files.store_io import output, write_error
 from refseg_bench.report.reference import COLUMNS, PAPER_NAMES, Held, held_against
 from refseg_bench.run import frozen
 from refseg_bench.schema import TARGET
@@ -190,7 +190,8 @@ def _merge(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
         writer = csv.DictWriter(out, HEADER, lineterminator="\n")
         writer.writeheader()
         writer.writerows(ordered)
-        write_atomic(path, out.getvalue())
+        with output(path) as handle:
+            handle.write(out.getvalue().encode())
     except OSError as error:
         raise write_error(error, path) from error
 
