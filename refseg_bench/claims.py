@@ -10,16 +10,26 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from refseg_bench.files.store_io import safe_name, write_atomic, write_error
+from refseg_bench import schema
+from refseg_bench.errors import ConfigError, StoreError
+from refseg_bench.files.store_io import (
+    parse_json,
+    read_bytes,
+    safe_name,
+    sealed,
+    unsealed,
+    within,
+    write_atomic,
+    write_error,
+)
 from refseg_bench.owners import AT_WORK, BEAT, Census, Owner
 
 #: A file system without hard links, or a file with as many as it may have.
@@ -54,21 +64,48 @@ class JobRecord:
         return int(self.end.get("gpus", self.owner.gpus)) * self.seconds / 3600
 
 
+#: Most bytes of a process's record.
+_MOST = 1 << 20
+_DROP = "Delete the file: it only tells who worked on the run, and since when."
+
+
+@dataclass
+class _End:
+    """What is used of the line that a process ends its record with."""
+
+    seconds: float = 0.0
+    well: bool = False
+    error: str = ""
+    gpus: int = 0
+    done: int = 0
+    failed: int = 0
+
+
 def read_record(path: Path) -> JobRecord | None:
-    """Read a process's record (or a claim, which is the same file); ``None`` while it is being made."""
+    """Read a process's record (or a claim, which is the same file); ``None`` while it is being made.
+
+    Raises:
+        StoreError: the record is damaged.
+    """
     try:
         beat = path.stat().st_mtime
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError:
+        # A line without its end is still being written.
+        lines = read_bytes(path, _MOST).decode("utf-8").split("\n")[:-1]
+        parts = [unsealed(parse_json(line), path) for line in lines[:2]]
+        end = parts[1] if len(parts) > 1 else {}
+        schema.conform(_End, {name: end[name] for name in schema.knobs(_End) if name in end}, "end")
+    except FileNotFoundError:
         return None
-    owner = Owner.from_json(lines[0]) if lines else None
-    if owner is None:
+    except (OSError, ValueError, ConfigError) as error:
+        told = error.what if isinstance(error, ConfigError) else str(error)
+        raise StoreError(
+            f"The record of a process can't be read ({told}).", where=path, cure=_DROP
+        ) from error
+    if not parts:
         return None
-    end: dict[str, Any] = {}
-    if len(lines) > 1:
-        with contextlib.suppress(json.JSONDecodeError):
-            end = dict(json.loads(lines[1]))
-    return JobRecord(owner, end, beat, path)
+    if end:
+        end.setdefault("seconds", 0.0)
+    return JobRecord(Owner.read(parts[0], path), end, beat, path)
 
 
 def records(root: Path) -> list[JobRecord]:
@@ -98,9 +135,11 @@ class Desk:
 
     def __enter__(self) -> Self:
         try:
+            for folder in ("jobs", "claims", "log", "launches"):
+                within(self.root, self.root / folder)
             for folder in ("jobs", "claims"):
                 (self.root / folder).mkdir(exist_ok=True)
-            write_atomic(self.record, self.owner.to_json() + "\n")
+            write_atomic(self.record, sealed(asdict(self.owner)))
         except OSError as error:
             raise write_error(error, self.record) from error
         AT_WORK.add(self.owner.job)
@@ -118,7 +157,7 @@ class Desk:
             end["error"] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
         with contextlib.suppress(OSError), self.record.open("a", encoding="utf-8") as handle:
             # The claims are links to this file: this line ends all of them.
-            handle.write(json.dumps(end) + "\n")
+            handle.write(sealed(end))
 
     def finish(self, **facts: Any) -> None:
         """What to remember of this process when it ends well."""
@@ -198,7 +237,7 @@ class Desk:
         """The same where no link can be made: O_EXCL is atomic too."""
         try:
             with path.open("x", encoding="utf-8") as handle:
-                handle.write(self.owner.to_json() + "\n")
+                handle.write(sealed(asdict(self.owner)))
             return True
         except FileExistsError:
             return False
@@ -221,5 +260,5 @@ class Desk:
 def forget(root: Path) -> None:
     """Drop the claims of a run whose samples are all there: nobody needs them any more."""
     with contextlib.suppress(OSError):
-        for path in (root / "claims").glob("*"):
+        for path in within(root, root / "claims").glob("*"):
             path.unlink(missing_ok=True)

@@ -28,6 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from refseg_bench import schema
 from refseg_bench.errors import ConfigError
+from refseg_bench.files.store_io import read_sealed_yaml, read_yaml
 from refseg_bench.metrics.protocols.catalogue import find as find_protocol
 from refseg_bench.resources import resource
 from refseg_bench.schema import TARGET, knob
@@ -495,7 +496,21 @@ def lasting(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def digest(values: Mapping[str, Any]) -> str:
     """8 hex digits of :func:`lasting`, stable across machines and key orders."""
-    canonical = json.dumps(lasting(values), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return digest_of(lasting(values))
+
+
+def covers(values: Any, part: Any) -> bool:
+    """Whether every option of ``part`` has the same value among ``values``."""
+    if isinstance(part, Mapping):
+        return isinstance(values, Mapping) and all(
+            k in values and covers(values[k], v) for k, v in part.items()
+        )
+    return bool(values == part)
+
+
+def digest_of(lasting: Mapping[str, Any]) -> str:
+    """The digest of options that can change a prediction."""
+    canonical = json.dumps(lasting, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(canonical.encode()).hexdigest()[:8]
 
 
@@ -512,18 +527,28 @@ def to_yaml(values: Mapping[str, Any]) -> str:
 
 
 def from_yaml(path: Path) -> dict[str, Any]:
-    """Read a frozen config back.
+    """Read a frozen config back, as it stands.
 
     Raises:
-        ConfigError: the file is torn or no mapping.
+        StoreError: the file is torn, was changed, or is no mapping.
+    """
+    return read_sealed_yaml(path)
+
+
+def checked(values: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """A frozen config's values whose parts are what :class:`Config` says. Nothing is imported for it.
+
+    Raises:
+        ConfigError: an option is unknown or of the wrong type, or a component has no class.
     """
     try:
-        plain = OmegaConf.to_container(OmegaConf.load(path))
-    except (OSError, OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"Can't read the frozen config ({error}).", where=path, cure=_AGAIN) from error
-    if not isinstance(plain, dict):
-        raise ConfigError("The frozen config is no mapping.", where=path, cure=_AGAIN)
-    return {str(k): v for k, v in plain.items()}
+        plain = schema.conform(Config, values, "")
+        for part in COMPONENTS:
+            if plain[part] is not None and not isinstance(plain[part].get(TARGET), str):
+                raise ConfigError(f"Config node '{part}' has no {TARGET}.")
+    except ConfigError as error:
+        raise ConfigError(error.what, where=path, allowed=error.allowed, cure=_AGAIN) from error
+    return plain
 
 
 def group_members(group: str) -> list[str]:
@@ -543,7 +568,7 @@ def load_node(group: str, name: str, overrides: Mapping[str, Any] | None = None)
     path = resource("conf") / group / f"{name}.yaml"
     if name not in group_members(group):
         raise ConfigError(f"No {group} '{name}'.", where=path.parent, allowed=group_members(group))
-    node = from_yaml(path)
+    node = read_yaml(path)
     node.pop("defaults", None)
     node.update(overrides or {})
     return schema.complete(node, group)

@@ -7,15 +7,18 @@ no scheduler) does a heartbeat that has stopped for long stand in.
 
 from __future__ import annotations
 
-import json
 import os
+import shlex
 import time
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from refseg_bench import env, scheduler
+from refseg_bench import env, scheduler, schema
+from refseg_bench.errors import ConfigError, StoreError
+from refseg_bench.files.store_io import PUT_BACK, safe_name
 
 #: Seconds between two signs of life of a worker.
 BEAT = 30.0
@@ -79,20 +82,20 @@ class Owner:
         )
 
     @classmethod
-    def from_json(cls, text: str) -> Owner | None:
-        """Undo :meth:`to_json`; ``None`` for a line that is still being written."""
-        try:
-            values = json.loads(text)
-        except json.JSONDecodeError:
-            return None
-        names = {f.name for f in fields(cls)}
-        if not isinstance(values, dict) or not names <= set(values):
-            return None
-        return cls(**{name: values[name] for name in names})
+    def read(cls, values: Any, path: Path) -> Owner:
+        """An owner from plain values.
 
-    def to_json(self) -> str:
-        """One line of JSON."""
-        return json.dumps(asdict(self))
+        Raises:
+            StoreError: one is missing or not what it has to be.
+        """
+        try:
+            owner = schema.construct(cls, schema.typed(dict[str, Any], values, "owner"), "owner")
+        except ConfigError as error:
+            raise StoreError(error.what, where=path, allowed=error.allowed, cure=PUT_BACK) from error
+        named = owner.slurm is None or scheduler.is_job(owner.slurm)
+        if owner.pid < 1 or not named or safe_name(owner.job) != owner.job or not moment(owner.started):
+            raise StoreError("The record names no process.", where=path, cure=PUT_BACK)
+        return owner
 
 
 class Census:
@@ -150,9 +153,15 @@ def describe(owners: Iterable[Owner]) -> str:
     told = []
     for o in owners:
         what = f"SLURM job {o.slurm}" if o.slurm else f"process {o.pid}"
-        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(o.started))
-        told.append(f"{what} on {o.host} since {when}")
+        told.append(f"{what} on {o.host} since {moment(o.started)}")
     return "; ".join(told)
+
+
+def moment(seconds: float) -> str:
+    """Seconds since the epoch as local date and time; empty where there is no such date."""
+    with suppress(ValueError, OverflowError, OSError):
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+    return ""
 
 
 def lives(pid: int, born: int) -> bool:
@@ -168,6 +177,21 @@ def lives(pid: int, born: int) -> bool:
                 return False
         return True
     return stat[0] not in ("Z", "X") and (born == 0 or int(stat[19]) == born)
+
+
+def runs_command(pid: int, born: int, command: str) -> bool:
+    """Whether the process started at that time and runs that `refseg` command line; in doubt, no.
+
+    A record from elsewhere may name any process.
+    """
+    try:
+        said = shlex.split(command)[1:]
+        line = os.fsdecode(Path(f"/proc/{pid}/cmdline").read_bytes()).split("\0")[:-1]
+    except (OSError, ValueError):
+        return False
+    program, words = line[: len(line) - len(said)], line[len(line) - len(said) :]
+    ours = any(Path(word).name in ("refseg", "refseg_bench") for word in program)
+    return born > 0 and lives(pid, born) and words == said and ours
 
 
 def _stat(pid: int) -> list[str] | None:

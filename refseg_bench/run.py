@@ -13,7 +13,7 @@ from typing import Any
 
 from refseg_bench import env, oom, schema
 from refseg_bench.claims import Desk, forget
-from refseg_bench.config import Config, Limit, from_yaml, load
+from refseg_bench.config import Config, Limit, checked, covers, digest_of, from_yaml, load
 from refseg_bench.datasets.limited import Limited
 from refseg_bench.errors import ConfigError, DataError, RefsegError, StoreError
 from refseg_bench.inputs import Present
@@ -186,8 +186,23 @@ def capture_on(store: RunStore, *, shard: int, shards: int, launch: str) -> Tall
 
 
 def frozen(store: RunStore, launch: str | None = None) -> dict[str, Any]:
-    """The frozen config of a run, or of one submission of it."""
-    return from_yaml(store.config_path if launch is None else store.launch_config(launch))
+    """The frozen config of a run, or of one submission of it.
+
+    Raises:
+        StoreError: the file is torn, or was changed since.
+        ConfigError: it is no config, or not the one that the run's digest is of.
+    """
+    path = store.config_path if launch is None else store.launch_config(launch)
+    values = checked(from_yaml(path), path)
+    info = store.info()
+    kept = info["lasting"]
+    if kept and not (covers(values, kept) and digest_of(kept) == info["digest"]):
+        raise StoreError(
+            f"The config is not the one that the run's digest {info['digest']} is of.",
+            where=path,
+            cure="Put the file back. Options are changed by `refseg run` with the same words and KEY=VALUE.",
+        )
+    return values
 
 
 def build_method(values: Mapping[str, Any], dataset: Dataset) -> Method:

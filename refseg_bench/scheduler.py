@@ -5,6 +5,7 @@ Submitting lives in :mod:`refseg_bench.launch.slurm`.
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from collections.abc import Iterable
@@ -34,6 +35,11 @@ class JobState:
         return self.state in _ACTIVE
 
 
+def is_job(number: str) -> bool:
+    """Whether a text is a job id and nothing else: digits, for a task of an array ``_`` and more of them."""
+    return re.fullmatch(r"[0-9]{1,18}(_[0-9]{1,18})?", number) is not None
+
+
 def queued(job_ids: Iterable[str]) -> dict[str, JobState] | None:
     """Which of the jobs are not over, asked in one call.
 
@@ -43,7 +49,7 @@ def queued(job_ids: Iterable[str]) -> dict[str, JobState] | None:
     Returns:
         Raw job id → state, also of every listed array's tasks; ``None`` where SLURM can't be asked.
     """
-    wanted = sorted(set(job_ids))
+    wanted = sorted(filter(is_job, set(job_ids)))
     if not wanted:
         return {}
     if shutil.which("squeue") is None:
@@ -79,11 +85,11 @@ def cancel(job_ids: Iterable[str]) -> None:
     Raises:
         RefsegError: SLURM refused or can't be asked.
     """
-    wanted = sorted(set(job_ids))
+    wanted = sorted(filter(is_job, set(job_ids)))
     if not wanted:
         return
     try:
-        done = subprocess.run(["scancel", *wanted], capture_output=True, text=True, timeout=60)
+        done = subprocess.run(["scancel", "--", *wanted], capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise RefsegError(
             f"Can't ask SLURM ({error}).", where=" ".join(wanted), cure="Cancel from a login node."

@@ -10,6 +10,7 @@ A knob that can't change a result (a path, a device, a batch size) is declared w
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import types as pytypes
@@ -116,7 +117,7 @@ def conform(cls: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
     """
     fields = knobs(cls)
     hints = typing.get_type_hints(cls)
-    given = {key: value for key, value in values.items() if key != TARGET}
+    given = {str(key): value for key, value in values.items() if key != TARGET}
     unknown = sorted(set(given) - set(fields))
     if unknown:
         raise ConfigError(
@@ -220,6 +221,15 @@ def _wrong(path: str, hint: Any, value: Any) -> ConfigError:
     )
 
 
+def typed(hint: Any, value: Any, where: str) -> Any:
+    """A plain value, if it is what the annotation says; dataclasses become mappings of all their fields.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    return _check(hint, value, where)
+
+
 def _check(hint: Any, value: Any, path: str) -> Any:
     origin, arms = get_origin(hint), get_args(hint)
     if hint is Any:
@@ -272,7 +282,8 @@ def _check(hint: Any, value: Any, path: str) -> Any:
             return value
     elif hint is float:
         if isinstance(value, (int, float)) and not isinstance(value, bool):
-            return float(value)
+            with contextlib.suppress(OverflowError):
+                return float(value)
     elif hint is str:
         if isinstance(value, str):
             return value

@@ -15,7 +15,9 @@ Layout of one run::
       log/                   one log per process
 
 A line is durable once it ends in a newline: a torn last line is ignored. A sample is *done* when any
-file holds a good line of it; failed samples are tried again by the next run.
+file holds a good line of it; failed samples are tried again by the next run. Every record and line ends
+with a checksum of its content, and so does ``config.yaml``; ``result.json`` holds the one of its table.
+What a folder holds is checked when it is read, for it may come from anywhere.
 """
 
 from __future__ import annotations
@@ -39,13 +41,24 @@ from typing import IO, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from refseg_bench.errors import StoreError
+from refseg_bench import schema
+from refseg_bench.errors import ConfigError, StoreError
 from refseg_bench.files.store_io import (
-    read_json,
+    PUT_BACK,
+    UNCHECKED,
+    checksum,
+    open_regular,
+    parse_json,
+    read_bytes,
+    read_npz,
+    read_record,
     replacing,
     safe_name,
+    sealed,
+    sealed_text,
     sweep,
     to_plain,
+    unreadable,
     within,
     write_atomic,
     write_error,
@@ -60,6 +73,8 @@ from refseg_bench.types import (
     Result,
     SampleFailure,
     Status,
+    rle_fault,
+    sample_id,
 )
 
 # Every line starts with these keys in this order, so that an index is made without parsing masks.
@@ -68,8 +83,17 @@ _HEAD = re.compile(
     rb'(?:, "turn": (\d{1,9}), "inputs": \["([0-9a-f]{0,32})", "([0-9a-f]{0,32})", "([0-9a-f]{0,32})"\])?'
 )
 
+# And ends with the checksum of all bytes before.
+_TAIL = re.compile(rb', "check": "([0-9a-f]{16})"\}\s*\Z')
+#: Most bytes of a line.
+_LONGEST = 256 << 20
+
 #: Folders that freezing makes.
 _PARTS = ("predictions", "env", "log")
+
+#: Most bytes of a table of scores.
+_MOST_SAMPLES = 4 << 30
+_RESCORE = "Score the run again: refseg score RUN"
 
 #: File names inside a protocol's scores folder.
 SAMPLES, RESULT = "samples.parquet", "result.json"
@@ -96,6 +120,77 @@ class Line:
 
 
 @dataclass
+class RunInfo:
+    """What ``run.json`` holds: all that reading commands need to know of a run's config.
+
+    Attributes:
+        digest: of what can change a prediction.
+        name: the folder's name without it.
+        overrides: the command line.
+        choices: group → member.
+        created: when it was frozen.
+        samples: what the data set had to predict when the run was last worked on.
+        lasting: the options that the digest is made of.
+    """
+
+    digest: str
+    name: str | None = None
+    overrides: list[str] = field(default_factory=list)
+    choices: dict[str, str] = field(default_factory=dict)
+    created: str = ""
+    samples: int | None = None
+    lasting: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class EnvRecord:
+    """The part of an environment record that is shown; the rest is kept as it is."""
+
+    refseg_bench: str = "?"
+    commit: str | None = None
+    dirty: bool | None = None
+    python: str = "?"
+    started: str = ""
+    packages: dict[str, str] = field(default_factory=dict)
+    device: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class ResultRecord:
+    """What ``result.json`` holds; see :class:`~refseg_bench.types.Result`."""
+
+    protocol: str
+    metrics: dict[str, dict[str, float | None]]
+    n: int
+    expected: int
+    failed: int
+    missing: int
+    scale: float
+    details: dict[str, Any]
+
+
+@dataclass
+class _Interval:
+    """The part of a result's ``details.interval`` that is shown."""
+
+    level: float = 0.95
+
+
+def _typed(kind: type, record: Any, path: Path) -> dict[str, Any]:
+    """A record whose known values are what a dataclass says; the others stay as they are.
+
+    Raises:
+        StoreError: one is missing or of another type.
+    """
+    known = schema.knobs(kind)
+    try:
+        schema.typed(dict[str, Any], record, kind.__name__)
+        return {**record, **schema.conform(kind, {k: v for k, v in record.items() if k in known}, "")}
+    except ConfigError as error:
+        raise StoreError(error.what, where=path, allowed=error.allowed, cure=PUT_BACK) from error
+
+
+@dataclass
 class RunStore:
     """One run folder.
 
@@ -109,6 +204,7 @@ class RunStore:
     _index: dict[str, Line] = field(default_factory=dict, init=False, repr=False)
     _seen: dict[Path, int] = field(default_factory=dict, init=False, repr=False)
     _clips: dict[str, list[Line]] | None = field(default=None, init=False, repr=False)
+    _lost: set[tuple[Path, int]] = field(default_factory=set, init=False, repr=False)
 
     # ── making and opening ────────────────────────────────────────────────
 
@@ -139,10 +235,10 @@ class RunStore:
                     cure="Choose another name=… or paths.runs=…",
                 )
             for part in _PARTS:
-                (root / part).mkdir(parents=True, exist_ok=True)
-            write_atomic(root / "config.yaml", config_yaml)
+                store.place(part).mkdir(parents=True, exist_ok=True)
+            write_atomic(root / "config.yaml", sealed_text(config_yaml))
             # Written last: a run folder without run.json was never completely frozen.
-            write_atomic(store.info_path, json.dumps(dict(info), indent=2) + "\n")
+            write_atomic(store.info_path, sealed(to_plain(info), 2))
         except OSError as error:
             raise write_error(error, root) from error
         return store
@@ -175,6 +271,14 @@ class RunStore:
                 sweep(within(self.root, folder))
         sweep(self.root)
 
+    def place(self, *names: str) -> Path:
+        """A path of the folder to write to or delete.
+
+        Raises:
+            StoreError: a symbolic link on the way leads out of the folder.
+        """
+        return within(self.root, self.root.joinpath(*names))
+
     @property
     def info_path(self) -> Path:
         """The file that makes a folder a run."""
@@ -190,13 +294,18 @@ class RunStore:
         return self.root / "launches" / launch / "config.yaml"
 
     def info(self) -> dict[str, Any]:
-        """Name, digest, overrides and choices of the run."""
-        return read_json(self.info_path)
+        """What is known of the run as data: see :class:`RunInfo`.
+
+        Raises:
+            StoreError: the file is damaged, or a value is not what it has to be.
+        """
+        return _typed(RunInfo, read_record(self.info_path), self.info_path)
 
     # ── predictions ───────────────────────────────────────────────────────
 
     def writer(self, job: str | None = None) -> PredictionWriter:
         """A new predictions file of this process."""
+        self.place("predictions")
         return PredictionWriter(self.root, job or job_name())
 
     def index(self) -> Mapping[str, Line]:
@@ -207,15 +316,18 @@ class RunStore:
 
         Every call looks at the files again, but reads only what was appended since the last one.
         """
-        sizes = {p: p.stat().st_size for p in sorted((self.root / "predictions").glob("*.jsonl"))}
+        try:
+            sizes = {p: p.stat().st_size for p in sorted((self.root / "predictions").glob("*.jsonl"))}
+        except OSError as error:
+            raise unreadable(self.root / "predictions", error) from error
         if any(sizes.get(path, -1) < seen for path, seen in self._seen.items()):
             # A file was cut or removed by hand: what we knew of it may be gone.
-            self._index, self._seen, self._clips = {}, {}, None
+            self._index, self._seen, self._clips, self._lost = {}, {}, None, set()
         for path, size in sizes.items():
             seen = self._seen.get(path, 0)
             if size == seen:
                 continue
-            for line in _scan(path, seen):
+            for line in _scan(path, seen, lambda at, path=path: self._lost.add((path, at))):  # type: ignore[misc]
                 self._seen[path] = line.offset + line.length
                 known = self._index.get(line.sample)
                 if known is None or _better(line, known):
@@ -229,6 +341,22 @@ class RunStore:
         told = "\n".join(f"{path.name} {path.stat().st_size}" for path in files)
         return hashlib.blake2b(told.encode(), digest_size=8).hexdigest()
 
+    def damage(self) -> StoreError | None:
+        """The lines that are no whole record, told as one error; ``None`` if there is none.
+
+        They matter where a sample is missing: it may be one of theirs.
+        """
+        self.index()
+        if not self._lost:
+            return None
+        told = [f"{path} at byte {at}" for path, at in sorted(self._lost)]
+        more = f" and {len(told) - 3} more" if len(told) > 3 else ""
+        return StoreError(
+            f"{len(told)} stored lines don't fit their checksum, or are no records.",
+            where=", ".join(told[:3]) + more,
+            cure="Give the same `refseg run` again: what they held is predicted anew.",
+        )
+
     def done(self) -> set[str]:
         """Ids of the samples that have a prediction."""
         return {sample for sample, line in self.index().items() if line.ok}
@@ -239,17 +367,22 @@ class RunStore:
         Raises:
             StoreError: the file changed under us.
         """
-        with line.path.open("rb") as handle:
-            handle.seek(line.offset)
-            raw = handle.read(line.length)
         try:
-            return _prediction(json.loads(raw))
-        except (json.JSONDecodeError, KeyError, ValueError) as error:
+            with open_regular(line.path) as handle:
+                handle.seek(line.offset)
+                raw = handle.read(line.length)
+        except OSError as error:
+            raise unreadable(line.path, error) from error
+        try:
+            found = _prediction(parse_json(raw.decode("ascii")))
+            _expect((found.sample, found.clip, found.ok) == (line.sample, line.clip, line.ok), "sample")
+        except ValueError as error:
             raise StoreError(
-                f"A prediction can't be read ({error}).",
+                f"The prediction of '{line.sample}' can't be read ({error}).",
                 where=f"{line.path} at byte {line.offset}",
                 cure="Delete that line and run again: only this sample is predicted anew.",
             ) from error
+        return found
 
     def predictions(self, clip_id: str) -> dict[str, Prediction]:
         """Expression id → prediction or failure, of one clip."""
@@ -288,7 +421,7 @@ class RunStore:
                 grounding.map_frames.get(name, tuple(range(len(volume_THW)))), np.int32
             )
         path = self.maps_path(sample)
-        path.parent.mkdir(exist_ok=True)
+        self.place("maps").mkdir(exist_ok=True)
         try:
             with replacing(path) as handle:
                 np.savez_compressed(handle, allow_pickle=False, **arrays)
@@ -296,12 +429,24 @@ class RunStore:
             raise write_error(error, path) from error
 
     def read_maps(self, sample: str) -> dict[str, NDArray[Any]]:
-        """The kept maps of one sample (uint8 volumes and their ``NAME.frames``), empty if none."""
+        """The kept maps of one sample (uint8 volumes and their ``NAME.frames``), empty if none.
+
+        Raises:
+            StoreError: the file is damaged. Its format checks every byte.
+        """
         path = self.maps_path(sample)
         if not path.is_file():
             return {}
-        with np.load(path, allow_pickle=False) as data:
-            return {name: data[name] for name in data.files}
+        found = read_npz(path)
+        for name, volume in found.items():
+            if name.endswith(".frames"):
+                fit = volume.dtype == np.int32 and volume.ndim == 1
+            else:
+                frames = found.get(f"{name}.frames", volume)
+                fit = volume.dtype == np.uint8 and volume.ndim == 3 and frames.shape == volume.shape[:1]
+            if not fit:
+                raise StoreError("The maps are not such as a run keeps.", where=path, cure="Delete the file.")
+        return found
 
     def maps_path(self, sample: str) -> Path:
         """The file of one sample's maps."""
@@ -309,14 +454,17 @@ class RunStore:
 
     def write_env(self, job: str, record: Mapping[str, Any]) -> None:
         """Keep the environment record of one process."""
-        (self.root / "env").mkdir(exist_ok=True)
-        write_atomic(
-            self.root / "env" / f"{job}.json", json.dumps(dict(record), indent=2, sort_keys=True) + "\n"
-        )
+        self.place("env").mkdir(exist_ok=True)
+        write_atomic(self.root / "env" / f"{job}.json", sealed(to_plain(record), 2))
 
     def environments(self) -> dict[str, dict[str, Any]]:
-        """Job → environment record."""
-        return {p.stem: read_json(p) for p in sorted((self.root / "env").glob("*.json"))}
+        """Job → environment record.
+
+        Raises:
+            StoreError: one is damaged.
+        """
+        paths = sorted((self.root / "env").glob("*.json"))
+        return {p.stem: _typed(EnvRecord, read_record(p), p) for p in paths}
 
     def scores_dir(self, protocol: str) -> Path:
         """The folder of one protocol's scores; ``protocol`` is ``id@version``."""
@@ -330,22 +478,52 @@ class RunStore:
             samples: writes the table as Parquet into the open file it is given.
         """
         folder = self.scores_dir(result.protocol)
+        self.place("scores", folder.name)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with replacing(folder / SAMPLES) as handle:
                 samples(handle)
-            write_atomic(folder / RESULT, json.dumps(_result_record(result), indent=2) + "\n")
+            told = {
+                **_result_record(result),
+                "samples": checksum(read_bytes(folder / SAMPLES, _MOST_SAMPLES)),
+            }
+            write_atomic(folder / RESULT, sealed(told, 2))
         except OSError as error:
             raise write_error(error, folder) from error
 
     def results(self) -> dict[str, Result]:
-        """Protocol → result row, for every protocol the run was scored under but :attr:`outdated`."""
+        """Protocol → result row, for every protocol the run was scored under but :attr:`outdated`.
+
+        Raises:
+            StoreError: a row is damaged.
+        """
         found = {}
         for path in sorted((self.root / "scores").glob(f"*/{RESULT}")):
-            result = _result(read_json(path))
-            if result.protocol not in self.outdated:
-                found[result.protocol] = result
+            record = _typed(ResultRecord, read_record(path), path)
+            _typed(_Interval, record["details"].get("interval") or {}, path)
+            if safe_name(record["protocol"]) != path.parent.name:
+                raise StoreError("The row is of another protocol than its folder.", where=path, cure=_RESCORE)
+            if record["protocol"] not in self.outdated:
+                found[record["protocol"]] = _result(record)
         return found
+
+    def samples(self, protocol: str) -> tuple[Path, bytes]:
+        """The table behind a result row: its file and the content, which belongs to that row.
+
+        Raises:
+            StoreError: it is missing or damaged, or is of another scoring than the row.
+        """
+        path = self.scores_dir(protocol) / SAMPLES
+        known = read_record(path.with_name(RESULT)).get("samples")
+        try:
+            data = read_bytes(path, _MOST_SAMPLES)
+        except OSError as error:
+            raise unreadable(path, error) from error
+        if known is None:
+            UNCHECKED.add(path)
+        elif checksum(data) != known:
+            raise StoreError("The scores don't belong to their result row.", where=path, cure=_RESCORE)
+        return path, data
 
 
 class PredictionWriter:
@@ -386,7 +564,8 @@ class PredictionWriter:
         Raises:
             StoreError: the line can't be written.
         """
-        line = (json.dumps(_record(prediction), ensure_ascii=True) + "\n").encode()
+        text = json.dumps(_record(prediction), ensure_ascii=True)[:-1].encode()
+        line = text + f', "check": "{checksum(text)}"}}\n'.encode()
         good = 0
         try:
             if self._handle is None:
@@ -460,18 +639,57 @@ def _better(line: Line, known: Line) -> bool:
     return earlier if line.ok else not earlier
 
 
-def _scan(path: Path, offset: int) -> Iterator[Line]:
-    """The good lines of a predictions file from an offset on."""
-    with path.open("rb") as handle:
-        handle.seek(offset)
-        for raw in handle:
-            length = len(raw)
-            # A line without its newline is still being written, or was torn.
-            if raw.endswith(b"\n") and raw.rstrip().endswith(b"}"):
-                head = _HEAD.match(raw)
-                if head is not None:
-                    yield _line(head, path, offset, length)
-            offset += length
+def _scan(path: Path, offset: int, damaged: Callable[[int], None]) -> Iterator[Line]:
+    """The good lines of a predictions file from an offset on.
+
+    Args:
+        path: the file.
+        offset: where a line begins.
+        damaged: receives the offset of every line that is no whole record.
+    """
+    try:
+        with open_regular(path) as handle:
+            handle.seek(offset)
+            for raw in iter(lambda: handle.readline(_LONGEST), b""):
+                if not raw.endswith(b"\n"):
+                    if _sound(raw[:-1], path) is False and len(raw) < _LONGEST:
+                        # Still being written, or torn.
+                        return
+                    # Whole but for its newline, or without an end.
+                    damaged(offset)
+                    return
+                length = len(raw)
+                line = _headed(raw, path, offset)
+                if line is not None:
+                    yield line
+                elif not raw.isspace():
+                    damaged(offset)
+                offset += length
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
+def _headed(raw: bytes, path: Path, offset: int) -> Line | None:
+    """A line by its first keys, if it fits its checksum."""
+    head = _HEAD.match(raw)
+    if head is None or _sound(raw, path) is False:
+        return None
+    try:
+        line = _line(head, path, offset, len(raw))
+    except ValueError:
+        return None
+    return line if line.sample.startswith(f"{line.clip}/") else None
+
+
+def _sound(raw: bytes, path: Path) -> bool | None:
+    """Whether a line fits the checksum at its end; ``None`` if it ends like a line and has none."""
+    tail = _TAIL.search(raw)
+    if tail is not None:
+        return checksum(raw[: tail.start()]) == tail[1].decode()
+    if not raw.rstrip().endswith(b"}"):
+        return False
+    UNCHECKED.add(path)
+    return None
 
 
 def _line(head: re.Match[bytes], path: Path, offset: int, length: int) -> Line:
@@ -513,26 +731,46 @@ def _record(p: Prediction) -> dict[str, Any]:
     return record
 
 
-def _prediction(r: Mapping[str, Any]) -> Prediction:
+def _prediction(r: Any) -> Prediction:
+    """Undo :func:`_record`.
+
+    Raises:
+        ValueError: a value is not what it has to be.
+    """
+    _expect(isinstance(r, dict), "line")
+    for name in ("sample", "clip", "expression"):
+        _expect(isinstance(r.get(name), str), name)
+    _expect(r["sample"] == sample_id(r["clip"], r["expression"]), "sample")
     inputs = None
     if "inputs" in r:
-        (facts, files, state), (count, first, last), (height, width) = r["inputs"], r["frames"], r["size"]
-        size = (int(height), int(width))
-        inputs = Inputs(r["text"], (int(count), first, last), size, facts, files, state)
-    track = None
-    if "rles" in r:
-        height, width = r["size"]
-        track = MaskTrack(
-            (int(height), int(width)), tuple(None if c is None else c.encode("ascii") for c in r["rles"])
-        )
+        said, frames, size = r["inputs"], r.get("frames"), r.get("size")
+        _expect(isinstance(said, list) and [type(part) for part in said] == [str] * 3, "inputs")
+        _expect(isinstance(frames, list) and [type(part) for part in frames] == [int, str, str], "frames")
+        _expect(isinstance(r.get("text"), str), "text")
+        inputs = Inputs(r["text"], tuple(frames), _size(size), *said)
+    _expect(type(r.get("turn", 0)) is int, "turn")
+    track = _track(r["size"], r["rles"]) if "rles" in r and "size" in r else None
     failure = None
     if "failure" in r:
         f = r["failure"]
-        failure = SampleFailure(f["kind"], f["message"], f["traceback"])
+        _expect(isinstance(f, dict), "failure")
+        words = [f.get(name) for name in ("kind", "message", "traceback")]
+        _expect(all(isinstance(word, str) for word in words), "failure")
+        failure = SampleFailure(*words)
+    _expect((track is None) != (failure is None), "failure")
+    _expect(r.get("ok") is (failure is None), "ok")
     point = None
     if "point" in r:
+        _expect(isinstance(r["point"], list) and len(r["point"]) == 4, "point")
         frame, y, x, value = r["point"]
+        _expect(all(map(_finite, (frame, y, x))) and isinstance(value, (int, float)), "point")
+        _expect(track is not None and 0 <= frame < len(track), "point")
         point = HeatPoint(int(frame), float(y), float(x), float(value))
+    details, seconds = r.get("details", {}), r.get("seconds", {})
+    _expect(isinstance(details, dict), "details")
+    _expect(isinstance(seconds, dict) and all(map(_finite, seconds.values())), "seconds")
+    _expect(r.get("no_target") in (None, True, False), "no_target")
+    _expect(_finite(r.get("peak_mb", 0.0)), "peak_mb")
     return Prediction(
         sample=r["sample"],
         clip=r["clip"],
@@ -541,12 +779,38 @@ def _prediction(r: Mapping[str, Any]) -> Prediction:
         failure=failure,
         point=point,
         no_target=r.get("no_target"),
-        details=r.get("details", {}),
-        seconds=r.get("seconds", {}),
+        details=details,
+        seconds=seconds,
         peak_mb=float(r.get("peak_mb", 0.0)),
         inputs=inputs,
         turn=int(r.get("turn", 0)),
     )
+
+
+def _track(size: Any, rles: Any) -> MaskTrack:
+    shape = _size(size)
+    _expect(isinstance(rles, list) and all(c is None or isinstance(c, str) for c in rles), "rles")
+    counts = tuple(None if c is None else c.encode("ascii", "replace") for c in rles)
+    # Equal masks (a static object, empty frames) are measured once.
+    for code in {c for c in counts if c is not None}:
+        fault = rle_fault(code, shape)
+        if fault is not None:
+            raise ValueError(f"the mask of frame {counts.index(code)}: {fault}")
+    return MaskTrack(shape, counts)
+
+
+def _size(size: Any) -> tuple[int, int]:
+    _expect(isinstance(size, list) and [type(n) for n in size] == [int, int], "size")
+    return size[0], size[1]
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e15
+
+
+def _expect(met: bool, what: str) -> None:
+    if not met:
+        raise ValueError(f"'{what}' is missing or not what it has to be")
 
 
 def _result_record(r: Result) -> dict[str, Any]:

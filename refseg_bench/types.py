@@ -7,7 +7,8 @@ reading files, models and metrics live elsewhere. Array names carry their axes a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import importlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -84,19 +85,38 @@ def run_lengths(counts: bytes) -> NDArray[np.int64]:
     return numbers
 
 
+#: Most pixels of a frame: more is a damaged size, and would be memory taken for nothing.
+MOST_PIXELS = 1 << 28
+
+
+def _measurer() -> Callable[[bytes, int], bool] | None:
+    """The compiled kernel's own measurement, where it was built: a run-length code costs a microsecond."""
+    try:
+        return getattr(importlib.import_module("refseg_bench.metrics._kernel"), "sound", None)
+    except ImportError:
+        return None
+
+
+_SOUND = _measurer()
+
+
 def rle_fault(counts: bytes, size: tuple[int, int]) -> str | None:
     """Why compressed counts are no mask of that size, or ``None`` if they are.
 
     pycocotools trusts its input: counts that describe more pixels than the size says make it write
     past its buffer. So whatever was read from a file is measured before it is decoded.
     """
+    pixels = size[0] * size[1]
+    if min(size) < 1 or pixels > MOST_PIXELS:
+        return f"no frame has the size {size[0]} x {size[1]}"
+    if _SOUND is not None and _SOUND(counts, pixels):
+        return None
     try:
         runs = run_lengths(counts)
     except ValueError as error:
         return str(error)
     if runs.min() < 0:
         return "it holds a negative run"
-    pixels = size[0] * size[1]
     # The longest run first: a sum of damaged runs may overflow.
     total = int(runs.max()) if runs.max() > pixels else int(runs.sum())
     if total != pixels:

@@ -6,7 +6,7 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 
 from refseg_bench import config as configs
-from refseg_bench.errors import ConfigError
+from refseg_bench.errors import ConfigError, StoreError
 from refseg_bench.launch import freeze
 from refseg_bench.metrics.protocols.catalogue import find as find_protocol
 from refseg_bench.metrics.protocols.catalogue import rules
@@ -91,7 +91,7 @@ def test_frozen_config_round_trips(tmp_path: Path) -> None:
 
 def test_a_torn_frozen_config_is_told(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("a: [1\n")
-    with pytest.raises(ConfigError, match="config.yaml"):
+    with pytest.raises(StoreError, match="config.yaml"):
         configs.from_yaml(tmp_path / "config.yaml")
 
 

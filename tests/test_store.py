@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from refseg_bench.errors import StoreError
-from refseg_bench.files.store_io import safe_name, to_plain
+from refseg_bench.files.store_io import read_sealed_yaml, safe_name, to_plain
 from refseg_bench.store import RunStore
 from refseg_bench.types import Expression, Grounding, HeatPoint, MaskTrack, Prediction, SampleFailure
 
@@ -89,7 +89,7 @@ def test_a_good_line_beats_a_failure_and_the_first_good_one_stays(tmp_path: Path
 
 def test_a_run_folder_of_another_config_is_refused(tmp_path: Path) -> None:
     a_store(tmp_path)
-    assert RunStore.create(tmp_path / "run", "b: 2\n", INFO).config_path.read_text() == "a: 1\n"
+    assert read_sealed_yaml(RunStore.create(tmp_path / "run", "b: 2\n", INFO).config_path) == {"a": 1}
     with pytest.raises(StoreError, match="another config"):
         RunStore.create(tmp_path / "run", "a: 1\n", {"digest": "ffffffff"})
 

@@ -11,8 +11,9 @@ from typing import Any
 
 from refseg_bench import scheduler
 from refseg_bench.commands.status import find
+from refseg_bench.files.store_io import printable
 from refseg_bench.launch.records import living
-from refseg_bench.owners import Owner
+from refseg_bench.owners import Owner, runs_command
 
 
 def add(commands: Any) -> None:
@@ -26,7 +27,7 @@ def main(args: argparse.Namespace) -> int:
     """Run the command."""
     stores = {store.root: store for store in find(args.runs)}
     here = Owner.here("", "")
-    elsewhere = 0
+    left = 0
     for root, found in living(stores.values()).items():
         if not found:
             print(f"{root}: nothing works on it")
@@ -35,15 +36,21 @@ def main(args: argparse.Namespace) -> int:
             if submission.jobs:
                 scheduler.cancel(submission.jobs.values())
                 print(f"{root}: cancelled SLURM jobs {', '.join(submission.jobs.values())}")
-            elif (owner.host, owner.boot, owner.space) == (here.host, here.boot, here.space):
+            elif (owner.host, owner.boot, owner.space) != (here.host, here.boot, here.space):
+                print(printable(f"{root}: process {owner.pid} runs on {owner.host}; cancel it there"))
+                left += 1
+                continue
+            elif not runs_command(owner.pid, owner.born, submission.command):
+                print(
+                    f"{root}: process {owner.pid} is not the command that the run's record names; left alone"
+                )
+                left += 1
+                continue
+            else:
                 with suppress(ProcessLookupError):
                     # Not SIGINT: a shell starts background jobs with that one ignored.
                     os.kill(owner.pid, signal.SIGTERM)
                 print(f"{root}: interrupted process {owner.pid}")
-            else:
-                print(f"{root}: process {owner.pid} runs on {owner.host}; cancel it there")
-                elsewhere += 1
-                continue
             submission.state = "over"
             submission.write(stores[root])
-    return 1 if elsewhere else 0
+    return 1 if left else 0

@@ -11,22 +11,29 @@ import base64
 import contextlib
 import errno
 import hashlib
+import io
 import json
 import logging
+import math
 import os
 import re
 import secrets
 import shutil
 import stat
+import struct
 import tempfile
 import time
+import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from tokenize import TokenError
 from typing import IO, Any
 from urllib.parse import quote
 
 import numpy as np
 import yaml
+from numpy.typing import NDArray
 
 from refseg_bench.errors import StoreError
 
@@ -101,7 +108,7 @@ def read_text(path: Path, most: int = MOST_BYTES) -> str:
     try:
         return read_bytes(path, most).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
 
 
 def too_deep(value: Any) -> bool:
@@ -153,13 +160,23 @@ def read_json(path: Path, most: int = MOST_BYTES) -> dict[str, Any]:
     try:
         value = parse_json(text)
     except ValueError as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
     if not isinstance(value, dict):
         raise StoreError("The JSON file holds no object.", where=path, cure=PUT_BACK)
     return value
 
 
-_YAML: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """What Hydra's files mean by a plain word: ``1e-4`` is a number, a date is a text."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, form) for tag, form in known if not tag.endswith(":timestamp")]
+    for first, known in _Loader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
 
 
 def parse_yaml(text: str) -> Any:
@@ -171,13 +188,13 @@ def parse_yaml(text: str) -> Any:
     depth = 0
     try:
         # Looked through before anything is built: the builder recurses, in C too.
-        for event in yaml.parse(text, _YAML):
+        for event in yaml.parse(text, _Loader):
             if isinstance(event, yaml.AliasEvent):
                 raise ValueError("it holds an alias (*name), which no file of this package needs")
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > MOST_DEPTH:
                 raise ValueError(f"it is nested more than {MOST_DEPTH} deep")
-        return yaml.load(text, _YAML)
+        return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise ValueError(str(error)) from error
 
@@ -192,13 +209,126 @@ def read_yaml(path: Path, most: int = MOST_BYTES) -> dict[str, Any]:
     try:
         value = parse_yaml(text)
     except ValueError as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
     if not isinstance(value, dict):
         raise StoreError("The YAML file holds no mapping.", where=path, cure=PUT_BACK)
     return {str(k): v for k, v in value.items()}
 
 
-def _unreadable(path: Path, error: Exception) -> StoreError:
+def read_npz(path: Path, most: int = 1 << 30) -> dict[str, NDArray[Any]]:
+    """The arrays of an ``.npz`` file, which holds a checksum of each.
+
+    Args:
+        path: the file.
+        most: bytes above which it is refused, packed or unpacked.
+
+    Raises:
+        StoreError: missing, too large, torn or damaged, or with arrays of objects.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(read_bytes(path, most))) as archive:
+            members = archive.infolist()
+            if sum(member.file_size for member in members) > most:
+                raise ValueError(f"it unpacks to more than {most} bytes")
+            return {m.filename.removesuffix(".npy"): _npy(archive.read(m)) for m in members}
+    except (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error) as error:
+        raise unreadable(path, error) from error
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, TokenError) as error:
+        raise unreadable(path, error) from error
+
+
+def _npy(data: bytes) -> NDArray[Any]:
+    file = io.BytesIO(data)
+    if np.lib.format.read_magic(file) != (1, 0):
+        raise ValueError("an array of an unknown version")
+    shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+    held = data[file.tell() :]
+    if dtype.hasobject or min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != len(held):
+        raise ValueError("an array of another size than it says")
+    return np.frombuffer(held, dtype).reshape(shape, order="F" if fortran else "C")
+
+
+# ── checksums ────────────────────────────────────────────────────────────────
+
+#: Files that carry no checksum and were read all the same, as those of older versions.
+UNCHECKED: set[Path] = set()
+
+
+def checksum(data: bytes) -> str:
+    """16 hex digits of a file's or a record's content."""
+    return hashlib.blake2b(data, digest_size=8).hexdigest()
+
+
+def _sum_of(record: Mapping[str, Any]) -> str:
+    return checksum(json.dumps(record, sort_keys=True, separators=(",", ":")).encode())
+
+
+def sealed(record: Mapping[str, Any], indent: int | None = None) -> str:
+    """A record as JSON, with the checksum of its values as the last of them; ends in a newline."""
+    return json.dumps({**record, "check": _sum_of(record)}, indent=indent) + "\n"
+
+
+def unsealed(value: Any, path: Path) -> dict[str, Any]:
+    """The values of a record that :func:`sealed` made.
+
+    Raises:
+        StoreError: no object, or its values don't fit its checksum. One without a checksum is taken,
+            and its file kept in :data:`UNCHECKED`.
+    """
+    if not isinstance(value, dict):
+        raise StoreError("The JSON holds no object.", where=path, cure=PUT_BACK)
+    found = value.pop("check", None)
+    if found is None:
+        UNCHECKED.add(path)
+    elif found != _sum_of(value):
+        raise changed(path)
+    return value
+
+
+def read_record(path: Path, most: int = MOST_BYTES) -> dict[str, Any]:
+    """Read a JSON object that :func:`sealed` made.
+
+    Raises:
+        StoreError: as :func:`read_json`, or it doesn't fit its checksum.
+    """
+    return unsealed(read_json(path, most), path)
+
+
+_CHECK = re.compile(r"(?m)^# check: ([0-9a-f]{16})\n\Z")
+
+
+def sealed_text(text: str) -> str:
+    """YAML with its checksum as a comment at the end."""
+    return f"{text}# check: {checksum(text.encode())}\n"
+
+
+def read_sealed_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML mapping that :func:`sealed_text` made.
+
+    Raises:
+        StoreError: as :func:`read_yaml`, or it doesn't fit its checksum.
+    """
+    text = read_text(path)
+    found = _CHECK.search(text)
+    if found is None:
+        UNCHECKED.add(path)
+    elif checksum(text[: found.start()].encode()) != found[1]:
+        raise changed(path)
+    return read_yaml(path)
+
+
+def changed(path: Path | str) -> StoreError:
+    """What to say of content that doesn't fit its checksum."""
+    return StoreError(
+        "The content doesn't fit its checksum: it was damaged, or changed by hand.",
+        where=path,
+        cure="Put the file back, or move its folder away. Options are changed by `refseg run` with the "
+        "same words and KEY=VALUE, not in a run's files.",
+    )
+
+
+def unreadable(path: Path, error: Exception) -> StoreError:
+    """An error that came up when a file was read, told to the user."""
     told = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
     return StoreError(f"Can't read the file ({told or type(error).__name__}).", where=path, cure=PUT_BACK)
 

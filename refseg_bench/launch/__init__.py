@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from refseg_bench import claims
-from refseg_bench.config import Composed, load, to_yaml
+from refseg_bench.config import Composed, lasting, load, to_yaml
 from refseg_bench.errors import RefsegError
 from refseg_bench.launch import local, slurm
 from refseg_bench.launch.foresight import foreseen
@@ -55,6 +55,7 @@ def freeze(point: Composed) -> RunStore:
         "overrides": list(point.overrides),
         "choices": point.choices,
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "lasting": lasting(point.values),
     }
     return RunStore.create(point.path, to_yaml(point.values), info)
 

@@ -7,7 +7,6 @@ so that of two at the same time at least the later one sees the earlier.
 from __future__ import annotations
 
 import getpass
-import json
 import shlex
 import sys
 import time
@@ -18,12 +17,21 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from refseg_bench import scheduler
+from refseg_bench import scheduler, schema
 from refseg_bench.config import to_yaml
-from refseg_bench.errors import StoreError
-from refseg_bench.files.store_io import read_json, write_atomic, write_error
-from refseg_bench.owners import Census, Owner
+from refseg_bench.errors import ConfigError, StoreError
+from refseg_bench.files.store_io import (
+    read_record,
+    sealed,
+    sealed_text,
+    within,
+    write_atomic,
+    write_error,
+)
+from refseg_bench.owners import Census, Owner, moment
 from refseg_bench.store import RunStore
+
+_DROP = "Remove its folder: it only tells of one `refseg run`."
 
 
 @dataclass
@@ -57,16 +65,16 @@ class Submission:
         folder = store.root / "launches" / self.id
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            write_atomic(folder / "launch.json", json.dumps(asdict(self), indent=2) + "\n")
+            within(store.root, folder)
+            write_atomic(folder / "launch.json", sealed(asdict(self), 2))
         except OSError as error:
             raise write_error(error, folder) from error
 
     def told(self) -> str:
         """The submission in one line, for another one's user."""
-        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.created))
         jobs = ", ".join(f"{role} job {number}" for role, number in self.jobs.items())
         where = jobs or f"process {self.owner.pid} on {self.owner.host}"
-        return f"cluster={self.kind} by {self.user} at {when} ({where})"
+        return f"cluster={self.kind} by {self.user} at {moment(self.created)} ({where})"
 
 
 def register(store: RunStore, values: Mapping[str, Any], kind: str, shards: int) -> Submission:
@@ -83,8 +91,8 @@ def register(store: RunStore, values: Mapping[str, Any], kind: str, shards: int)
     )
     path = store.launch_config(name)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, to_yaml(values))
+        within(store.root, path.parent).mkdir(parents=True, exist_ok=True)
+        write_atomic(path, sealed_text(to_yaml(values)))
     except OSError as error:
         raise write_error(error, path) from error
     submission.write(store)
@@ -92,13 +100,22 @@ def register(store: RunStore, values: Mapping[str, Any], kind: str, shards: int)
 
 
 def submissions(root: Path) -> list[Submission]:
-    """All submissions of a run, the oldest first."""
+    """All submissions of a run, the oldest first.
+
+    Raises:
+        StoreError: the record of one is damaged.
+    """
     found = []
     for path in sorted((root / "launches").glob("*/launch.json")):
-        with suppress(StoreError, TypeError, KeyError):
-            values = read_json(path)
-            values["owner"] = Owner(**values["owner"])
-            found.append(Submission(**values))
+        values = read_record(path)
+        try:
+            known = {name: values[name] for name in schema.knobs(Submission) if name in values}
+            plain = schema.conform(Submission, known, "")
+        except ConfigError as error:
+            raise StoreError(error.what, where=path, allowed=error.allowed, cure=_DROP) from error
+        if not (plain["id"] == path.parent.name and all(map(scheduler.is_job, plain["jobs"].values()))):
+            raise StoreError("The record is of another submission, or names no job.", where=path, cure=_DROP)
+        found.append(Submission(**{**plain, "owner": Owner.read(values["owner"], path)}))
     return sorted(found, key=lambda s: (s.created, s.id))
 
 

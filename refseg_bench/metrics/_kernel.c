@@ -339,6 +339,20 @@ static Py_ssize_t runs_of(const char *text, Py_ssize_t length, int64_t total, in
     return sum == total ? n : -1;
 }
 
+PyDoc_STRVAR(sound_doc, "sound(counts, pixels): whether COCO run lengths are whole and cover so many pixels.");
+
+static PyObject *sound(PyObject *self, PyObject *args) {
+    const char *text;
+    Py_ssize_t length, pixels;
+    int64_t few[256], *runs = few;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "y#n", &text, &length, &pixels)) return NULL;
+    if (length > 256 && !(runs = PyMem_RawMalloc((size_t)length * sizeof *runs))) return PyErr_NoMemory();
+    Py_ssize_t n = runs_of(text, length, pixels, runs);
+    if (runs != few) PyMem_RawFree(runs);
+    return PyBool_FromLong(n > 0);
+}
+
 static void set_bits(word *row, Py_ssize_t low, Py_ssize_t high) {
     Py_ssize_t a = low / 64, b = high / 64;
     word from = ~(word)0 << (low % 64), to = ~(word)0 >> (63 - high % 64);
@@ -550,6 +564,7 @@ static PyMethodDef methods[] = {
     {"from_mask", from_mask, METH_O, from_mask_doc},
     {"from_rle", from_rle, METH_VARARGS, from_rle_doc},
     {"encode", encode, METH_O, encode_doc},
+    {"sound", sound, METH_VARARGS, sound_doc},
     {"split", split, METH_VARARGS, split_doc},
     {"unfilter", unfilter, METH_VARARGS, unfilter_doc},
     {NULL, NULL, 0, NULL},

@@ -14,7 +14,11 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from refseg_bench.errors import StoreError
 from refseg_bench.types import Score
+
+#: Most rows of a table that is read back.
+_MOST_ROWS = 1 << 26
 
 
 class ScoreTable:
@@ -110,21 +114,44 @@ class ScoreTable:
         pq.write_table(self.to_arrow(), file)
 
     @classmethod
-    def read_parquet(cls, path: Path) -> ScoreTable:
-        """Undo :meth:`write_parquet`, without per-frame values."""
+    def read_parquet(cls, path: Path, data: bytes | None = None) -> ScoreTable:
+        """Undo :meth:`write_parquet`, without per-frame values.
+
+        Args:
+            path: the file.
+            data: its content, where that was read already.
+
+        Raises:
+            StoreError: the file is damaged or no such table.
+        """
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
-        stored = pq.read_table(path)
         out = cls()
-        for name in stored.column_names:
-            cells = stored.column(name)
-            if name == "unit":
-                out.units = cells.to_pylist()
-            elif name == "cluster":
-                out.clusters = cells.to_pylist()
-            elif name.startswith("attr."):
-                out.attrs[name.removeprefix("attr.")] = cells.to_pylist()
-            else:
-                out._values[name] = array("d", cells.to_numpy().astype(np.float64).tobytes())
+        try:
+            stored = pq.ParquetFile(path if data is None else pa.BufferReader(data))
+            if stored.metadata.num_rows > _MOST_ROWS:
+                raise ValueError(f"it has more than {_MOST_ROWS} rows")
+            if len(set(stored.schema_arrow.names)) < len(stored.schema_arrow.names):
+                raise ValueError("a column stands twice")
+            table = stored.read()
+            for name in table.column_names:
+                cells = table.column(name)
+                if name in ("unit", "cluster"):
+                    setattr(out, f"{name}s", cells.cast(pa.string()).to_pylist())
+                elif name.startswith("attr."):
+                    out.attrs[name.removeprefix("attr.")] = cells.to_pylist()
+                else:
+                    out._values[name] = array("d", cells.cast(pa.float64()).to_numpy().tobytes())
+            if not (None not in out.units and None not in out.clusters and len(out.units) == table.num_rows):
+                raise ValueError("a unit has no name")
+            if len(out.units) != len(out.clusters):
+                raise ValueError("a unit has no clip")
+        except (OSError, ValueError, KeyError, NotImplementedError, pa.ArrowException) as error:
+            raise StoreError(
+                f"The scores can't be read ({str(error).splitlines()[0] if str(error) else type(error)}).",
+                where=path,
+                cure="Score the run again: refseg score RUN",
+            ) from error
         out.frames = [None] * len(out.units)
         return out

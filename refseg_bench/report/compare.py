@@ -15,7 +15,7 @@ from refseg_bench.metrics.protocols.catalogue import rules as rules_of
 from refseg_bench.metrics.stats import Bootstrap, Difference, difference
 from refseg_bench.metrics.table import ScoreTable
 from refseg_bench.run import frozen
-from refseg_bench.store import SAMPLES, RunStore
+from refseg_bench.store import RunStore
 
 #: Columns of a score table that describe the scoring, not the sample.
 BOOKKEEPING = frozenset({"frames_counted", "counted_as"})
@@ -100,7 +100,7 @@ def compare(
     """
     name = _shared_protocol(first, second, protocol)
     rules = rules_of(first.results()[name])
-    tables = [ScoreTable.read_parquet(s.scores_dir(name) / SAMPLES) for s in (first, second)]
+    tables = [ScoreTable.read_parquet(*s.samples(name)) for s in (first, second)]
     where = [{unit: row for row, unit in enumerate(table.units)} for table in tables]
     units = [unit for unit in tables[0].units if unit in where[1]]
     if not units:

@@ -35,7 +35,7 @@ from refseg_bench.report import tables
 from refseg_bench.report.compare import BOOKKEEPING, compare
 from refseg_bench.report.media import MediaFolder, spread
 from refseg_bench.run import dataset_of, frozen, plan
-from refseg_bench.store import SAMPLES, RunStore
+from refseg_bench.store import RunStore
 from refseg_bench.types import Clip, Dataset, Expression, Prediction, Result, Target, sample_id
 
 _TEMPLATES = Path(__file__).resolve().parent / "templates"
@@ -148,7 +148,7 @@ def _grouped(stores: Sequence[RunStore]) -> list[list[_Run]]:
         run = _Run(store, values, name, str(node.get("split", "")))
         run.results = store.results()
         for protocol in run.results:
-            run.tables[protocol] = ScoreTable.read_parquet(store.scores_dir(protocol) / SAMPLES)
+            run.tables[protocol] = ScoreTable.read_parquet(*store.samples(protocol))
         groups.setdefault((run.dataset, run.split), []).append(run)
     return list(groups.values())
 

@@ -10,6 +10,7 @@ import pytest
 from refseg_bench import scheduler
 from refseg_bench.claims import Desk, records
 from refseg_bench.cli import main
+from refseg_bench.files.store_io import sealed
 from refseg_bench.launch import freeze, launch
 from refseg_bench.launch.records import living, submissions
 from refseg_bench.owners import Owner
@@ -46,8 +47,8 @@ def test_gpu_hours_are_summed_over_all_tries(tmp_path: Path, capsys, monkeypatch
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     (answer,) = launch([point(tmp_path)], quiet)
     (record,) = records(answer.store.root)
-    hour = record.path.read_text().replace(f'"seconds": {record.end["seconds"]}', '"seconds": 5400')
-    record.path.write_text(hour)
+    owner = record.path.read_text().splitlines(keepends=True)[0]
+    record.path.write_text(owner + sealed({**record.end, "seconds": 5400}))
     main(["status", str(answer.store.root)])
     row = next(line for line in capsys.readouterr().out.splitlines() if answer.store.root.name in line)
     assert row.split("│")[7].strip() == "3.00"

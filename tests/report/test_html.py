@@ -13,6 +13,7 @@ from PIL import Image
 
 from refseg_bench.cli import main
 from refseg_bench.errors import StoreError
+from refseg_bench.files.store_io import sealed_text
 from refseg_bench.report.html import ReportOptions, write_report
 from refseg_bench.report.media import spread
 from refseg_bench.run import work_on
@@ -81,7 +82,8 @@ def test_without_its_data_set_a_run_still_has_a_report(tmp_path: Path, capsys: A
     )
     (run,) = (tmp_path / "runs").glob("empty-*")
     config = run / "config.yaml"
-    config.write_text(config.read_text().replace("root: null", f"root: {tmp_path / 'gone'}"))
+    text, _, _ = config.read_text().partition("# check")
+    config.write_text(sealed_text(text.replace("root: null", f"root: {tmp_path / 'gone'}")))
     page = write_report([RunStore.open(run)], tmp_path / "report")
     (group,) = part(page.parent, "meta")["groups"]
     assert "can't be read here" in group["note"]
