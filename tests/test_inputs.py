@@ -140,7 +140,7 @@ def test_frames_that_are_not_here_and_records_of_older_versions_are_taken_to_be_
     (file,) = (store.root / "predictions").glob("*.jsonl")
     records = [json.loads(line) for line in file.read_text().splitlines()]
     for record in records[:5]:
-        del record["turn"], record["inputs"], record["text"], record["frames"]
+        del record["turn"], record["inputs"], record["text"], record["frames"], record["check"]
     file.write_text("".join(json.dumps(record) + "\n" for record in records))
     _, said = a_run(tmp_path)
     assert "5 samples don't tell what they were predicted on" in said[0]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -9,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from refseg_bench.errors import StoreError
-from refseg_bench.files.store_io import read_sealed_yaml, safe_name, to_plain
+from refseg_bench.files.store_io import UNCHECKED, checksum, read_sealed_yaml, safe_name, to_plain
 from refseg_bench.store import RunStore
-from refseg_bench.types import Expression, Grounding, HeatPoint, MaskTrack, Prediction, SampleFailure
+from refseg_bench.types import Expression, Grounding, HeatPoint, MaskTrack, Prediction, Result, SampleFailure
 
 INFO = {"digest": "0123abcd", "name": "x"}
 
@@ -134,3 +135,120 @@ def test_plain_values_are_json() -> None:
         "c": [1, {"d": "x"}],
         "e": "AA==",
     }
+
+
+def test_no_flipped_byte_changes_a_prediction(tmp_path: Path) -> None:
+    store = a_store(tmp_path)
+    with store.writer("a") as out:
+        out.append(good("c", "0"))
+        out.append(bad("c", "1"))
+    (path,) = (store.root / "predictions").glob("*")
+    whole, right = path.read_bytes(), store.predictions("c")
+    for at in range(len(whole)):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0x04]) + whole[at + 1 :])
+        damaged = RunStore(store.root)
+        with contextlib.suppress(StoreError):
+            found = damaged.predictions("c")
+            assert all(found[name] == right[name] for name in found)
+            assert len(found) == 2 or damaged.damage() is not None
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("rles", ["11", None]), ("rles", ["\u00e9", None]), ("rles", [1, None]), ("rles", "04"),
+        ("size", [5, 4, 1]), ("size", [10**9, 10**9]), ("size", [4.0, 5]), ("size", None),
+        ("expression", "1"), ("point", [0, "a", 0, 0]),
+        ("point", [7, 0.5, 0.5, 0]), ("details", []), ("seconds", {"total": "soon"}), ("peak_mb", None),
+        ("failure", {}), ("no_target", "yes"), ("clip", ["c"]), ("sample", None),
+    ],
+)  # fmt: skip
+def test_a_line_of_other_values_is_refused_by_name(tmp_path: Path, key: str, value: object) -> None:
+    store = a_store(tmp_path)
+    with store.writer("a") as out:
+        out.append(good("c", "0"))
+    (path,) = (store.root / "predictions").glob("*")
+    record = {**json.loads(path.read_text()), key: value}
+    del record["check"]
+    path.write_text(sealed_line(record))
+    store = RunStore(store.root)
+    if store.damage() is None:
+        with pytest.raises(StoreError, match="a.jsonl"):
+            store.predictions("c")
+
+
+def sealed_line(record: dict[str, object]) -> str:
+    text = json.dumps(record)[:-1]
+    return f'{text}, "check": "{checksum(text.encode())}"}}\n'
+
+
+def test_lines_of_an_older_version_are_read_and_told(tmp_path: Path) -> None:
+    store = a_store(tmp_path)
+    with store.writer("a") as out:
+        out.append(good("c", "0"))
+    (path,) = (store.root / "predictions").glob("*")
+    record = json.loads(path.read_text())
+    del record["check"]
+    path.write_text(json.dumps(record) + "\n")
+    assert RunStore(store.root).predictions("c") == {"0": good("c", "0")}
+    assert path in UNCHECKED
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{",
+        "[" * 10**5,
+        '{"digest": 1}',
+        '{"digest": "a", "choices": [1]}',
+        "\xff",
+        '{"digest": "a"}',
+    ],
+)
+def test_a_damaged_record_of_the_run_is_told(tmp_path: Path, text: str) -> None:
+    store = a_store(tmp_path)
+    text = text.replace("}", ', "check": "0"}') if text == '{"digest": "a"}' else text
+    store.info_path.write_text(text, encoding="latin-1")
+    with pytest.raises(StoreError, match=r"run\.json"):
+        store.info()
+
+
+def test_damaged_maps_are_told(tmp_path: Path) -> None:
+    store = a_store(tmp_path)
+    maps = {"v": np.linspace(0, 1, 24, dtype=np.float32).reshape(2, 3, 4)}
+    store.write_maps(Grounding(Expression("0", "x"), MaskTrack.empty((4, 5), 1), maps=maps), "a/0")
+    path = store.maps_path("a/0")
+    whole, right = path.read_bytes(), store.read_maps("a/0")
+    for at in range(0, len(whole), 3):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0x10]) + whole[at + 1 :])
+        with contextlib.suppress(StoreError):
+            found = store.read_maps("a/0")
+            assert {k: v.tolist() for k, v in found.items()} == {k: v.tolist() for k, v in right.items()}
+
+
+@pytest.mark.parametrize("part", ["predictions", "maps", "env", "scores", "scores/p@1"])
+def test_nothing_is_written_through_a_link_out_of_the_folder(tmp_path: Path, part: str) -> None:
+    store = a_store(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    place = store.root / part
+    if place.is_dir():
+        place.rmdir()
+    place.parent.mkdir(exist_ok=True)
+    place.symlink_to(tmp_path / "elsewhere")
+    maps = {"v": np.zeros((1, 2, 2), np.float32)}
+    grounding = Grounding(Expression("0", "x"), MaskTrack.empty((4, 5), 1), maps=maps)
+    refused = 0
+    for write in (
+        lambda: store.write_maps(grounding, "a/0"),
+        lambda: store.write_env("j", {}),
+        lambda: store.write_result(Result("p@1", {}, 0, 0, 0, 0), lambda handle: None),
+        lambda: store.writer("j"),
+    ):
+        try:
+            write()
+        except StoreError:
+            refused += 1
+    assert refused == 1
+    assert not list((tmp_path / "elsewhere").iterdir())
