@@ -144,9 +144,9 @@ class Present:
         Frames are read only where the state of their files differs.
         """
         now = self.marks(work)
-        if now["facts"] != marks["facts"]:
+        if now["facts"] != marks.get("facts"):
             return "samples, texts, frame names or sizes"
-        if marks["state"] == now["state"] or not (marks["files"] and now["state"]):
+        if marks.get("state") == now["state"] or not (marks.get("files") and now["state"]):
             return ""
         for clip, _ in work:
             self.files(clip)

@@ -170,10 +170,11 @@ class ResultRecord:
 
 
 @dataclass
-class _Interval:
-    """The part of a result's ``details.interval`` that is shown."""
+class _Details:
+    """What is used of a result's details, beside the rules, which are checked where they are built."""
 
-    level: float = 0.95
+    interval: dict[str, float] | None = None
+    made_from: dict[str, str] = field(default_factory=dict)
 
 
 def _typed(kind: type, record: Any, path: Path) -> dict[str, Any]:
@@ -184,7 +185,6 @@ def _typed(kind: type, record: Any, path: Path) -> dict[str, Any]:
     """
     known = schema.knobs(kind)
     try:
-        schema.typed(dict[str, Any], record, kind.__name__)
         return {**record, **schema.conform(kind, {k: v for k, v in record.items() if k in known}, "")}
     except ConfigError as error:
         raise StoreError(error.what, where=path, allowed=error.allowed, cure=PUT_BACK) from error
@@ -500,7 +500,7 @@ class RunStore:
         found = {}
         for path in sorted((self.root / "scores").glob(f"*/{RESULT}")):
             record = _typed(ResultRecord, read_record(path), path)
-            _typed(_Interval, record["details"].get("interval") or {}, path)
+            _typed(_Details, record["details"], path)
             if safe_name(record["protocol"]) != path.parent.name:
                 raise StoreError("The row is of another protocol than its folder.", where=path, cure=_RESCORE)
             if record["protocol"] not in self.outdated:

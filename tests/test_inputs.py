@@ -233,7 +233,7 @@ def test_masks_of_another_size_never_meet(tmp_path: Path) -> None:
     (file,) = (store.root / "predictions").glob("*.jsonl")
     records = [json.loads(line) for line in file.read_text().splitlines()]
     for record in records:
-        del record["turn"], record["inputs"], record["text"], record["frames"]
+        del record["turn"], record["inputs"], record["text"], record["frames"], record["check"]
     file.write_text("".join(json.dumps(record) + "\n" for record in records))
     change(tmp_path / "data", size="26 32")
     ((_, refused),) = score_store(RunStore(store.root))

@@ -31,7 +31,7 @@ def leave_out_outdated(stores: Sequence[RunStore], say: Callable[[str], None]) -
             if not made:
                 continue
             cure = "makes it again"
-            why = "predictions" if made["predictions"] != store.mark() else ""
+            why = "predictions" if made.get("predictions") != store.mark() else ""
             if not why:
                 why = _data(store, made, known)
                 cure = "tells where, the same `refseg run` makes it again"

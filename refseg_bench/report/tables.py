@@ -150,7 +150,8 @@ def level_of(results: Iterable[Result]) -> str:
     levels = {
         float(r.details["interval"]["level"])
         for r in results
-        if r.details.get("interval") and any(math.isfinite(e.low) for e in r.metrics.values())
+        if "level" in (r.details.get("interval") or {})
+        and any(math.isfinite(e.low) for e in r.metrics.values())
     }
     return " and ".join(f"{100 * level:g} %" for level in sorted(levels))
 
