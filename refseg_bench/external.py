@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -62,14 +63,20 @@ FLAG_KEYS = ("no_target", "empty", "pred_nt")
 EXPRESSION_KEYS = ("exp_id", "expression_id", "expression", "sent_id", "exp", "id")
 
 
-def open_predictions(path: Path) -> PredictionSource:
+def open_predictions(path: Path, *, above: int = 0, sides: Sequence[int] = ()) -> PredictionSource:
     """The source a path means: a folder of PNG files, or a JSON file (also alone in a folder).
+
+    Args:
+        path: the folder or file.
+        above: the highest grey level of a mask file that is background; 0 in all tools.
+        sides: squares that masks of images may have instead of the original size (a protocol's
+            ``resolution``).
 
     Raises:
         DataError: there is nothing readable.
     """
     if path.is_file() and path.suffix.lower() in JSON:
-        return JsonPredictions(path)
+        return JsonPredictions(path, tuple(sides))
     if path.is_dir():
         _beside.cache_clear()
         try:
@@ -77,10 +84,10 @@ def open_predictions(path: Path) -> PredictionSource:
         except OSError as error:
             raise DataError(f"The folder can't be read ({error.strerror}).", where=path) from error
         if len(inside) == 1 and inside[0].is_file() and inside[0].suffix.lower() in JSON:
-            return JsonPredictions(inside[0])
+            return JsonPredictions(inside[0], tuple(sides))
         if not inside:
             raise DataError("The folder of predictions is empty.", where=path)
-        return FolderPredictions(path)
+        return FolderPredictions(path, above, tuple(sides))
     packed = path.is_file() and path.suffix.lower() in (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z")
     raise DataError(
         "The predictions are packed." if packed else "There are no predictions here.",
@@ -99,6 +106,7 @@ class FolderGrey:
 
     files: tuple[Path | None, ...]
     size: tuple[int, int]
+    above: int = 0
     _seen: set[int] = field(default_factory=set, init=False, repr=False)
 
     def frame(self, index: int) -> NDArray[np.uint8]:
@@ -107,6 +115,8 @@ class FolderGrey:
         if file is None:
             return np.zeros(self.size, np.uint8)
         grey = png.read_grey(file)
+        if self.above:
+            grey = np.where(grey > self.above, grey, np.uint8(0))
         self._seen.update(np.flatnonzero(np.bincount(grey.ravel(), minlength=256)).tolist())
         return grey
 
@@ -161,9 +171,12 @@ class FolderPredictions:
 
     Attributes:
         root: the folder.
+        above, sides: see :func:`open_predictions`.
     """
 
     root: Path
+    above: int = 0
+    sides: tuple[int, ...] = ()
 
     @property
     def name(self) -> str:
@@ -192,18 +205,47 @@ class FolderPredictions:
         """Read what is wanted of a clip."""
         found = self._samples(clip, expressions)
         if found is not None:
-            predictions = {e.id: self._extended(_read(found[e.id], clip, e), clip, e) for e in expressions}
+            tally: Counter[str] = Counter()
+            read = {e.id: self._read(found[e.id], clip, e, tally) for e in expressions}
+            predictions = {e.id: self._extended(read[e.id], clip, e) for e in expressions}
             greys: dict[str, GreyTrack] = {
-                e.id: FolderGrey(found[e.id].files, clip.size) for e in expressions
+                e.id: FolderGrey(found[e.id].files, clip.size, self.above) for e in expressions
             }
             present = {k: v for k, v in predictions.items() if v is not None}
-            return Answers(present, greys, None, not self._clip_exists(clip, expressions))
+            return Answers(present, greys, None, not self._clip_exists(clip, expressions), tally)
         maps: dict[str, LabelMaps] = {
             name: FolderLabels(each.files, clip.frame_names, clip.size, each.surplus)
             for name, each in self._maps(clip).items()
         }
+        if maps and self.above:
+            raise ScoreError(
+                "These are id maps, whose values are ids: there is no threshold.",
+                where=self.root,
+                cure="Leave out --threshold.",
+            )
         split = _split(maps, clip, expressions) if samples else {}
         return Answers(split, {}, maps, not maps and not self._clip_exists(clip, expressions))
+
+    def _read(
+        self, found: _Found, clip: Clip, expression: Expression, tally: Counter[str]
+    ) -> Prediction | None:
+        """The masks of an expression, their encodings counted; ``None`` where it has no file at all."""
+        if all(file is None for file in found.files):
+            return None
+        unit = sample_id(clip.id, expression.id)
+        size, rles = clip.size, list[bytes | None]()
+        try:
+            for file in found.files:
+                if file is None:
+                    rles.append(None)
+                    continue
+                mask, encoding = png.read_mask(file, self.above)
+                tally[encoding] += 1
+                size = fitting(mask.shape, clip, self.sides, file)
+                rles.append(encode_mask(mask))
+        except RefsegError as error:
+            return Prediction(unit, clip.id, expression.id, failure=_failure(error))
+        return Prediction(unit, clip.id, expression.id, MaskTrack(size, tuple(rles)))
 
     def _extended(
         self, prediction: Prediction | None, clip: Clip, expression: Expression
@@ -359,28 +401,22 @@ def _frames(folder: Path, names: frozenset[str], clip: Clip) -> _Found:
     return _Found(files, tuple(surplus))
 
 
-def _read(found: _Found, clip: Clip, expression: Expression) -> Prediction | None:
-    """The masks of an expression; ``None`` where it has no file at all."""
-    if all(file is None for file in found.files):
-        return None
-    unit = sample_id(clip.id, expression.id)
-    rles: list[bytes | None] = []
-    try:
-        for file in found.files:
-            if file is None:
-                rles.append(None)
-                continue
-            mask = png.read_mask(file)[0]
-            if mask.shape != clip.size:
-                raise ScoreError(
-                    f"The mask is {mask.shape}, its frame {clip.size} (height, width).",
-                    where=file,
-                    cure="Write masks at the original size; no evaluator resizes them.",
-                )
-            rles.append(encode_mask(mask))
-    except RefsegError as error:
-        return Prediction(unit, clip.id, expression.id, failure=_failure(error))
-    return Prediction(unit, clip.id, expression.id, MaskTrack(clip.size, tuple(rles)))
+def fitting(shape: tuple[int, ...], clip: Clip, sides: Sequence[int], file: str | Path) -> tuple[int, int]:
+    """The size of a mask, if it is its clip's or, for an image, one of the squares allowed.
+
+    Raises:
+        ScoreError: with both sizes.
+    """
+    if shape == clip.size or (len(clip) == 1 and shape in [(side, side) for side in sides]):
+        return shape[0], shape[1]
+    raise ScoreError(
+        f"The mask is {shape}, its frame {clip.size} (height, width).",
+        where=file,
+        cure="Write masks at the original size; no evaluator resizes them. Masks at the square that a model "
+        "works on are scored there by a protocol that has it: --protocol refcoco-lavt:resolution=480"
+        if len(clip) == 1 and shape[0] == shape[1]
+        else "Write masks at the original size; no evaluator resizes them.",
+    )
 
 
 def _failure(error: RefsegError) -> SampleFailure:
@@ -439,9 +475,11 @@ class JsonPredictions:
 
     Attributes:
         path: the file.
+        sides: see :func:`open_predictions`.
     """
 
     path: Path
+    sides: tuple[int, ...] = ()
 
     @property
     def name(self) -> str:
@@ -491,13 +529,16 @@ class JsonPredictions:
     def _track(self, masks: Sequence[Any], clip: Clip, unit: str) -> MaskTrack:
         if len(masks) != len(clip):
             raise DataError(f"{len(masks)} masks for {len(clip)} frames.", where=f"{self.path}: {unit}")
+        said = masks[0].get("size") if len(clip) == 1 and isinstance(masks[0], Mapping) else None
+        squares = [(side, side) for side in self.sides if said == [side, side]]
+        size = squares[0] if squares else clip.size
         rles: list[bytes | None] = []
         for t, mask in enumerate(masks):
             if mask is None:
                 rles.append(None)
                 continue
-            rles.append(_measured(mask, clip.size, self.path, f"{unit}[{t}]"))
-        return MaskTrack(clip.size, tuple(rles))
+            rles.append(_measured(mask, size, self.path, f"{unit}[{t}]"))
+        return MaskTrack(size, tuple(rles))
 
 
 def _load(path: Path) -> Any:

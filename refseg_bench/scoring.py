@@ -15,6 +15,7 @@ import multiprocessing
 import os
 import signal
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -84,6 +85,7 @@ class Answers:
         greys: expression id → raw grey values, for predictions that came as PNG files.
         labels: merged id maps by set, for predictions that came as such; ``None`` = put them
             together from ``samples`` where a protocol wants them.
+        encodings: how the mask files read are stored, in words → number of files.
         clip_missing: True if there is nothing at all for this clip; ``None`` = nothing if no
             sample is ok.
     """
@@ -92,6 +94,7 @@ class Answers:
     greys: Mapping[str, GreyTrack] = field(default_factory=dict)
     labels: Mapping[str, LabelMaps] | None = None
     clip_missing: bool | None = None
+    encodings: Mapping[str, int] = field(default_factory=dict)
 
 
 class PredictionSource(Protocol):
@@ -473,6 +476,8 @@ def score_one_clip(
     targets = _targets(dataset, clip, expressions) if samples or (labels and truth is None) else []
     if labels and truth is None:
         truth = truth_labels(clip, targets)
+    encodings = hook(dataset, "encodings")
+    truth_read: Mapping[str, int] = {} if encodings is None else encodings()
     unions = [target.union() for target in targets]
     foreground = hook(dataset, "foreground")
     instances: MaskTrack | None = None if foreground is None else foreground(clip)
@@ -484,20 +489,24 @@ def score_one_clip(
     out: list[list[_Part]] = []
     for source in sources:
         answers = source.answers(clip, expressions, labels=labels, samples=samples)
-        found = {e.id: _checked(answers.samples.get(e.id), clip) for e in expressions}
-        states = {e.id: state_of(found[e.id], clip) for e in expressions}
-        nothing = answers.clip_missing
-        if nothing is None:
-            nothing = all(state.status != "ok" for state in states.values())
-        items = [
-            Item(e, target, found[e.id], states[e.id].status, nothing, answers.greys.get(e.id), union)
-            for e, target, union in zip(expressions, targets, unions, strict=False)
-        ]
+        views: dict[int | None, tuple[dict[str, Prediction | None], dict[str, State], list[Item]]] = {}
+        for side in {None, *(protocol.side for protocol in protocols)}:
+            found = {e.id: _checked(answers.samples.get(e.id), clip, side) for e in expressions}
+            states = {e.id: state_of(found[e.id], clip) for e in expressions}
+            nothing = answers.clip_missing
+            if nothing is None:
+                nothing = all(state.status != "ok" for state in states.values())
+            items = [
+                Item(e, target, found[e.id], states[e.id].status, nothing, answers.greys.get(e.id), union)
+                for e, target, union in zip(expressions, targets, unions, strict=False)
+            ]
+            views[side] = found, states, items
         merged = answers.labels
         if labels and merged is None:
-            merged = merged_labels(clip, expressions, found)
+            merged = merged_labels(clip, expressions, views[None][0])
         parts: list[_Part] = []
         for protocol in protocols:
+            _, states, items = views[protocol.side]
             if protocol.compares == "labels" and answers.labels is not None:
                 known = _label_states(protocol, clip, answers.labels)
             else:
@@ -512,7 +521,11 @@ def score_one_clip(
                 continue
             case = Case(clip, items, book, truth, merged or {}, instances, options.detail, options.partial)
             scores = _described(protocol.score_clip(case), facts)
-            parts.append(_Part(known, scores, protocol.notes(case)))
+            read = _encodings(answers.encodings, *(answers.labels or {}).values())
+            notes = {"predictions_read": read, "truth_read": _encodings(truth_read, truth)}
+            parts.append(
+                _Part(known, scores, {**protocol.notes(case), **{k: v for k, v in notes.items() if v}})
+            )
         out.append(parts)
     return out
 
@@ -521,7 +534,8 @@ def hook(dataset: Any, name: str) -> Callable[..., Any] | None:
     """An optional method of a dataset, also of the one a part was taken from.
 
     ``annotation_files(clip)`` gives one id-map PNG (or ``None``) per frame, ``foreground(clip)`` the
-    union of all annotated instances.
+    union of all annotated instances, ``encodings()`` how the mask files read since its last call are
+    stored.
     """
     found = getattr(dataset, name, None)
     if found is None and hasattr(dataset, "inner"):
@@ -569,9 +583,20 @@ def _label_states(
     return out
 
 
-def _checked(prediction: Prediction | None, clip: Clip) -> Prediction | None:
-    """A prediction whose masks don't fit its clip is a failure, told as such."""
+def _encodings(read: Mapping[str, int], *maps: LabelMaps | None) -> dict[str, int]:
+    """How mask files are stored, in words → number of files, id maps included."""
+    found = Counter(read)
+    for each in maps:
+        if isinstance(each, FolderLabels):
+            found.update(each.encodings.values())
+    return dict(found)
+
+
+def _checked(prediction: Prediction | None, clip: Clip, side: int | None = None) -> Prediction | None:
+    """A prediction whose masks don't fit its clip (or, for an image, ``side``) is a failure, told as such."""
     if prediction is None or prediction.track is None:
+        return prediction
+    if len(clip) == len(prediction.track) == 1 and prediction.track.size == (side, side):
         return prediction
     why = prediction.track.misfit(clip.size, len(clip))
     if not why:
@@ -597,6 +622,9 @@ def _described(scores: Sequence[Score], facts: Mapping[str, Mapping[str, Any]]) 
 
 def _merge_notes(into: dict[str, Any], new: Mapping[str, Any]) -> None:
     for key, value in new.items():
+        if isinstance(value, Mapping):
+            into[key] = dict(Counter(into.get(key, {})) + Counter(value))
+            continue
         known = into.setdefault(key, value)
         if known != value:
             into[key] = "mixed"

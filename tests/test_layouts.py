@@ -230,6 +230,27 @@ def test_images_in_every_layout(coco, tmp_path, name):
     assert {u["id"] for u in found["refcoco-oiou"]["units"]} == {"1/0", "1/1", "1/2"}
 
 
+@pytest.mark.parametrize("form", ["png", "json"])
+def test_masks_at_the_square_of_a_protocol(coco, tmp_path, capsys, form):
+    made = {}
+    for clip, e, _, mask in everything(RefCoco(root=coco)):
+        square = np.asarray(Image.fromarray(mask).resize((480, 480), Image.Resampling.NEAREST))
+        save(tmp_path / "p" / clip.id / f"{e.id}.png", square)
+        text = encode_rle(square).decode()
+        made[f"{clip.id}/{e.id}"] = [{"size": [480, 480], "counts": text}]
+    (tmp_path / "p.json").write_text(json.dumps(made))
+    code, found = run(
+        tmp_path, tmp_path / ("p" if form == "png" else "p.json"), "refcoco_unc", coco,
+        "refcoco-lavt:resolution=480,refcoco-lavt",
+    )  # fmt: skip
+    assert code == 2
+    assert found["refcoco-lavt:resolution=480"]["metrics"]["mIoU"] == 1
+    assert found["refcoco-lavt"]["failed"] == ["1/0", "1/1", "1/2"]
+    code, found = run(tmp_path, tmp_path / "p", "refcoco_unc", coco, "refcoco-lavt")
+    assert code == 2
+    assert found["refcoco-lavt"]["metrics"] is None
+
+
 @pytest.mark.parametrize("form", ["by image", "by sample", "list"])
 def test_images_in_json(coco, tmp_path, form):
     made: dict = {}

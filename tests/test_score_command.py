@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -133,6 +134,41 @@ def test_every_way_to_write_a_mask_scores_the_same(mevis, tmp_path, mode, top):
     assert code == 0
     expected = np.mean([iou(mevis[1][k], mevis[2][k]).mean() for k in mevis[1]])
     assert found["rvos-expr"]["metrics"]["J"] == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("protocol", ["rvos-expr", "decaf", "mevis-visa", "expression"])
+def test_the_encoding_found_is_told_once(mevis, tmp_path, capsys, protocol):
+    folder = write(tmp_path / "p", mevis[2], "P")
+    t = int(np.argmax(mevis[2]["vid0", "0"].sum((1, 2))))
+    soft = cv2.GaussianBlur(mevis[2]["vid0", "0"][t] * np.uint8(255), (0, 0), 1.5)
+    Image.fromarray(soft).save(folder / "vid0" / "0" / f"{FRAMES[t]}.png")
+    _, found = scores(mevis, folder, tmp_path, protocol=f"{protocol},decaf-coarse")
+    files = sum(int(mask.any()) for stack in mevis[2].values() for mask in stack)
+    read = {"0/38 palette, luminance": files - 1, "soft grey, above 0": 1}
+    assert {k: n for k, n in found[protocol]["notes"]["predictions_read"].items() if "empty" not in k} == read
+    shown = capsys.readouterr().out
+    assert shown.count("predictions_read: 0/38 palette, luminance") == 1
+    assert "soft grey, above 0 (1 file)" in shown
+
+
+def test_a_threshold_is_taken_only_where_asked(mevis, tmp_path):
+    _, truth, answer = mevis
+    halo = {key: cv2_dilated(stack) for key, stack in answer.items()}
+    for (clip, e), stack in halo.items():
+        for name, wide, mask in zip(FRAMES, stack, answer[clip, e], strict=True):
+            path = tmp_path / "p" / clip / e / f"{name}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.where(mask, 200, wide * 90).astype(np.uint8)).save(path)
+    for words, expected in (((), halo), (("--threshold", 89), halo), (("--threshold", 127), answer)):
+        code, found = scores(mevis, tmp_path / "p", tmp_path, *words)
+        assert code == 0
+        mean = np.mean([iou(truth[k], expected[k]).mean() for k in truth])
+        assert found["rvos-expr"]["metrics"]["J"] == pytest.approx(mean, abs=1e-12)
+    assert any(", above 127" in name for name in found["rvos-expr"]["notes"]["predictions_read"])
+
+
+def cv2_dilated(stack):
+    return np.stack([cv2.dilate(m.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0 for m in stack])
 
 
 def forms(answer):
@@ -292,7 +328,8 @@ def test_options_that_do_not_go_together(tmp_path):
     parser = argparse.ArgumentParser()
     score.add(parser.add_subparsers())
     for words in (["score", "runs/a", "--predictions", "x"], ["score", "--dataset", "mevis"],
-                  ["score", "--predictions", "x"]):  # fmt: skip
+                  ["score", "--predictions", "x"], ["score", "--threshold", "9"],
+                  ["score", "--predictions", "x", "--dataset", "mevis", "--threshold", "255"]):  # fmt: skip
         args = parser.parse_args(words)
         with pytest.raises(ConfigError):
             args.main(args)

@@ -40,6 +40,12 @@ def add(commands: Any) -> None:
     p.add_argument("--dataset", metavar="NAME", help="what --predictions are about")
     p.add_argument("--root", type=Path, metavar="DIR", help="where that dataset is")
     p.add_argument("--split", metavar="S", help="its split (default: the dataset's own)")
+    p.add_argument(
+        "--threshold",
+        type=int,
+        metavar="N",
+        help="grey values of mask files above N are foreground (default: 0, as in all tools; 127 = half)",
+    )
     p.add_argument("--json", type=Path, metavar="OUT", help="write metrics, units and what is missing")
     p.add_argument("--per-frame", action="store_true", help="values of every frame in --json")
     p.add_argument("--explain", metavar="SAMPLE", help="print which rule made which number of a sample")
@@ -66,7 +72,7 @@ def main(args: argparse.Namespace) -> int:
                 "--predictions needs --dataset NAME.", cure="`refseg data list` shows the names."
             )
         return _score_files(args, ids)
-    for name in ("dataset", "root", "split"):
+    for name in ("dataset", "root", "split", "threshold"):
         if getattr(args, name) is not None:
             raise ConfigError(f"--{name} goes with --predictions; a run knows its dataset.")
     return _score_runs(args, ids)
@@ -77,11 +83,17 @@ def main(args: argparse.Namespace) -> int:
 
 def _score_files(args: argparse.Namespace, ids: Sequence[str] | None) -> int:
     from refseg_bench.external import open_predictions
+    from refseg_bench.metrics.protocols.catalogue import find
     from refseg_bench.scoring import Options
 
     dataset = named_dataset(args.dataset, args.root, args.split)
     words = list(ids or dataset.protocols)
-    source = open_predictions(args.predictions)
+    if args.threshold is not None and not 0 <= args.threshold < 255:
+        raise ConfigError(f"--threshold is {args.threshold}.", allowed=("0 to 254",))
+    sides = sorted({side for word in words if (side := find(word).side) is not None})
+    source = open_predictions(args.predictions, above=args.threshold or 0, sides=sides)
+    if args.threshold is not None and args.predictions.is_file():
+        raise ConfigError("--threshold is for mask files; run lengths have no grey values.")
     options = Options(
         jobs=args.jobs or None, detail=args.per_frame or bool(args.explain), partial=args.partial
     )
@@ -388,6 +400,7 @@ def _tell(
 ) -> None:
     from refseg_bench.explain import explained
 
+    told: set[str] = set()
     for word, outcome in outcomes:
         if isinstance(outcome, ScoreError):
             print(f"refseg score: {word}: {outcome}", file=sys.stderr)
@@ -399,11 +412,22 @@ def _tell(
         for name, estimate in result.metrics.items():
             print(f"  {name:<16} {printed[name]:.10g}{_interval(estimate)}")
         for name, value in outcome.notes.items():
-            print(f"  {name}: {value}")
+            line = f"  {name}: {_counted(value) if isinstance(value, Mapping) else value}"
+            # What was read is the same under every protocol.
+            if line not in told or not isinstance(value, Mapping):
+                print(line)
+            told.add(line)
         for attribute in by.split(",") if by else ():
             print(_by(outcome, attribute.strip()))
         if explain:
             print(explained(outcome, explain))
+
+
+def _counted(files: Mapping[str, int]) -> str:
+    """Encodings, the most frequent first, in the words of a line."""
+    ranked = sorted(files.items(), key=lambda item: (-item[1], item[0]))
+    more = [f"{len(ranked) - 6} other encodings"] if len(ranked) > 6 else []
+    return "; ".join([f"{name} ({n} file{'s' * (n > 1)})" for name, n in ranked[:6]] + more)
 
 
 def _interval(estimate: Estimate) -> str:

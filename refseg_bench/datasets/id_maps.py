@@ -142,7 +142,7 @@ class IdMaps:
         from refseg_bench.metrics.png import header
 
         files = tuple(sorted(_maps(folder)))
-        height, width, _, _ = header(files[0])
+        height, width = header(files[0])
         return Clip(folder.name, files, tuple(f.stem for f in files), (height, width))
 
 

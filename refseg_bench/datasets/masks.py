@@ -10,8 +10,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -42,9 +44,15 @@ class Wanted:
 
 
 class MaskSource(Protocol):
-    """Gives the annotated tracks of a clip's objects."""
+    """Gives the annotated tracks of a clip's objects.
+
+    Attributes:
+        path: where they are.
+        encodings: how mask files read so far are stored, in words → number of files.
+    """
 
     path: Path
+    encodings: Counter[str]
 
     def tracks(self, clip: Clip, wanted: Sequence[Wanted], report: Report = refuse) -> list[MaskTrack]:
         """One track per wanted object, in that order."""
@@ -110,6 +118,7 @@ class RunLengthMasks:
 
     path: Path
     entries: Entries
+    encodings: Counter[str] = field(default_factory=Counter, init=False, repr=False)
     _clip: str | None = field(default=None, init=False, repr=False)
     _tracks: dict[str, MaskTrack] = field(default_factory=dict, init=False, repr=False)
 
@@ -149,30 +158,45 @@ class RunLengthMasks:
 # ── folders of PNGs ──────────────────────────────────────────────────────────
 
 
-def read_labels(path: Path) -> NDArray[np.uint8]:
+def read_labels(path: Path, tally: Counter[str] | None = None) -> NDArray[np.uint8]:
     """A label map: the palette *index* (or grey value) per pixel.
+
+    Args:
+        path: the file.
+        tally: counts how files are stored.
 
     Raises:
         Damage: missing, torn, or an image whose pixels are no labels.
     """
     with _told(path):
-        return png.read_labels(path)
+        labels, encoding = png.read_labels(path)
+    if tally is not None:
+        tally[encoding] += 1
+    return labels
 
 
-def read_binary(path: Path) -> NDArray[np.bool_]:
+def read_binary(path: Path, tally: Counter[str] | None = None) -> NDArray[np.bool_]:
     """A mask as the tools read it (:func:`refseg_bench.metrics.png.read_mask`); any nonzero value of a
     file in which that reading sees nothing but one level, as the data sets define their masks.
+
+    Args:
+        path: the file.
+        tally: counts how files are stored.
 
     Raises:
         Damage: missing or torn, or a mask in an alpha channel.
     """
     with _told(path):
         try:
-            return png.read_mask(path)[0]
+            mask, encoding = png.read_mask(path)
         except png.MaskFault as fault:
             if fault.kind != "flat":
                 raise
-            return np.asarray(png.read_labels(path) != 0)
+            labels, encoding = png.read_labels(path)
+            mask, encoding = labels != 0, f"{encoding}, all nonzero"
+    if tally is not None:
+        tally[encoding] += 1
+    return mask
 
 
 _KINDS = {"missing": "missing mask", "torn": "torn mask"}
@@ -206,6 +230,7 @@ class LabelMaps:
     home: Path
     void_label: int | None = None
     follow_links: bool = False
+    encodings: Counter[str] = field(default_factory=Counter, init=False, repr=False)
     _clip: str | None = field(default=None, init=False, repr=False)
     _labels: dict[int, MaskTrack] = field(default_factory=dict, init=False, repr=False)
 
@@ -267,7 +292,8 @@ class LabelMaps:
         self._clip = None
         rles: dict[int, list[bytes]] = {}
         folder = safe_join(self.path, clip.id, file=self.path, place=clip.id)
-        for index, labels in frame_masks(folder, clip, read_labels, self.home, self.follow_links, report):
+        read = partial(read_labels, tally=self.encodings)
+        for index, labels in frame_masks(folder, clip, read, self.home, self.follow_links, report):
             for label in np.unique(labels).tolist():
                 if label:
                     track = rles.setdefault(label, [blank(clip.size)] * len(clip))
@@ -327,6 +353,7 @@ class ObjectFolders:
     path: Path
     home: Path
     follow_links: bool = False
+    encodings: Counter[str] = field(default_factory=Counter, init=False, repr=False)
 
     def tracks(self, clip: Clip, wanted: Sequence[Wanted], report: Report = refuse) -> list[MaskTrack]:
         """See :class:`MaskSource`."""
@@ -364,6 +391,7 @@ class ObjectFolders:
             clip.size,
         )
         places = {name: index for index, name in enumerate(clip.frame_names)}
-        for index, mask in frame_masks(folder, annotated, read_binary, self.home, self.follow_links, report):
+        read = partial(read_binary, tally=self.encodings)
+        for index, mask in frame_masks(folder, annotated, read, self.home, self.follow_links, report):
             rles[places[annotated.frame_names[index]]] = encode_rle(mask)
         return MaskTrack(clip.size, tuple(rles))

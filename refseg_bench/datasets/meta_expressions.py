@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -176,6 +177,14 @@ class MetaExpressions:
         """The id map of every frame (``None`` where it is missing), where the set keeps such maps."""
         source = self._loaded().masks(self)
         return source.files(clip) if isinstance(source, LabelMaps) else None
+
+    def encodings(self) -> Counter[str]:
+        """How the mask files read since the last call are stored, in words → number of files."""
+        source = self._loaded().masks(self)
+        if source is None:
+            return Counter()
+        found, source.encodings = source.encodings, Counter()
+        return found
 
     # ── the same with every problem told (for ``refseg data verify``) ────────
 

@@ -29,12 +29,14 @@ class FolderLabels:
         names: the frames' names.
         size: (height, width) the maps must have.
         surplus: names of files that belong to no frame.
+        encodings: frame read so far → how its file is stored, in words.
     """
 
     files: tuple[Path | None, ...]
     names: tuple[str, ...]
     size: tuple[int, int]
     surplus: tuple[str, ...] = ()
+    encodings: dict[int, str] = field(default_factory=dict, init=False, compare=False)
 
     def missing(self) -> Sequence[str]:
         """Names of frames without a file."""
@@ -53,7 +55,7 @@ class FolderLabels:
         file = self.files[index]
         if file is None:
             raise ScoreError(f"Frame {self.names[index]} has no id map.")
-        labels = read_labels(file)
+        labels, self.encodings[index] = read_labels(file)
         if labels.shape != self.size:
             raise ScoreError(
                 f"The id map is {labels.shape}, the clip is {self.size} (height, width).",

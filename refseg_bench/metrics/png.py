@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refseg_bench.errors import DataError
-from refseg_bench.files.store_io import MOST_PIXELS, read_bytes
+from refseg_bench.files.store_io import MOST_PIXELS, open_regular, read_bytes
 from refseg_bench.metrics import kernel
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -68,8 +68,8 @@ def inflater() -> Callable[[bytes, int, int], bytes]:
     return zlib.decompress
 
 
-def read_labels(path: Path) -> Uint8HW:
-    """The id map of a file: palette index or grey level, ``(height, width)``.
+def read_labels(path: Path) -> tuple[Uint8HW, str]:
+    """The id map of a file, ``(height, width)``, and how it is read: palette index or grey level.
 
     Raises:
         MaskFault: the file is missing, torn, or holds colours instead of ids.
@@ -77,7 +77,7 @@ def read_labels(path: Path) -> Uint8HW:
     data = _bytes(path)
     simple = _simple(data, path)
     if simple is not None:
-        return simple[0]
+        return simple[0], "ids, palette index" if data[25] == _PALETTE else "ids, grey level"
     pixels, mode, form = _pillow(data, path)
     if mode not in ("P", "L", "1", "I;16") or form in ("JPEG", "MPO") or pixels.max() > 255:
         raise _fault(
@@ -87,7 +87,7 @@ def read_labels(path: Path) -> Uint8HW:
             "Write object ids as palette indices or grey levels of an 8-bit PNG: colours can't be turned "
             "back into object ids safely.",
         )
-    return pixels.astype(np.uint8)
+    return pixels.astype(np.uint8), "ids, palette index" if mode == "P" else "ids, grey level"
 
 
 def read_mask(path: Path, above: int = 0) -> tuple[NDArray[np.bool_], str]:
@@ -99,7 +99,7 @@ def read_mask(path: Path, above: int = 0) -> tuple[NDArray[np.bool_], str]:
 
     Returns:
         The mask, and the encoding found: ``"0/255 grey"``, ``"0/38 palette, luminance"`` …; ``"soft
-        grey"`` where there are many values between.
+        grey, above 0"`` where there are many values between.
 
     Raises:
         MaskFault: the file is missing or torn, or its pixels differ only in what that reading leaves
@@ -118,7 +118,7 @@ def read_mask(path: Path, above: int = 0) -> tuple[NDArray[np.bool_], str]:
         mask = (levels > above)[stored]
     values = sorted(set(seen) - {0})
     named = "soft" if len(values) > 4 else "/".join(map(str, (0, *values))) if values else "empty"
-    return mask, f"{named} {kind}"
+    return mask, f"{named} {kind}" + (f", above {above}" if above or named == "soft" else "")
 
 
 def read_grey(path: Path) -> Uint8HW:
@@ -194,13 +194,21 @@ def values_of(data: bytes, name: str) -> list[int]:
     return [int(v) for v in np.flatnonzero(np.bincount(pixels.ravel(), minlength=256))]
 
 
-def header(path: Path) -> tuple[int, int, int, int]:
-    """(height, width, bit depth, colour type) from the file's first bytes.
+def header(path: Path) -> tuple[int, int]:
+    """(height, width) from the file's first bytes.
 
     Raises:
-        MaskFault: the file is missing or no PNG.
+        MaskFault: the file is missing or no picture.
     """
-    return _header(_bytes(path), path)
+    start = _bytes(path, 33)
+    if start.startswith(_SIGNATURE):
+        return _header(start, path)[:2]
+    from refseg_bench.imageio import image_size
+
+    try:
+        return image_size(path)
+    except DataError as error:
+        raise _torn(path, error.what) from error
 
 
 def _header(data: bytes, path: Path) -> tuple[int, int, int, int]:
@@ -210,9 +218,12 @@ def _header(data: bytes, path: Path) -> tuple[int, int, int, int]:
     return height, width, depth, colour
 
 
-def _bytes(path: Path) -> bytes:
+def _bytes(path: Path, first: int | None = None) -> bytes:
     try:
-        return read_bytes(path)
+        if first is None:
+            return read_bytes(path)
+        with open_regular(path) as handle:
+            return handle.read(first)
     except FileNotFoundError:
         raise _fault("missing", "A mask is missing.", path) from None
     except OSError as error:

@@ -163,6 +163,11 @@ class ScoringProtocol:
         """``id@version``."""
         return f"{self.id}@{self.version}"
 
+    @property
+    def side(self) -> int | None:
+        """Side of the square at which masks of images are compared; ``None`` = original size."""
+        return None
+
     def wants(self, expression: Expression) -> bool:
         """True if the protocol scores this sample at all."""
         return True

@@ -78,11 +78,6 @@ class ImageProtocol(ScoringProtocol):
         """Attributes of a sample that ``terms`` needs."""
         return {"frames_counted": 1}
 
-    @property
-    def side(self) -> int | None:
-        """Side of the square that masks are resized to before counting; ``None`` = original size."""
-        return None
-
     def overlap(self, item: Item) -> tuple[int, int]:
         """Intersection and union in pixels after the rules for void and doubly covered pixels."""
         if item.prediction is None or item.prediction.track is None:
@@ -102,8 +97,11 @@ class ImageProtocol(ScoringProtocol):
             truth = subtract_rle(truth, void.rles[0], size)
             answer = subtract_rle(answer, void.rles[0], size)
         if self.side is not None:
-            truth, answer = (resized_rle(counts, size, self.side) for counts in (truth, answer))
+            truth = resized_rle(truth, size, self.side)
+            # A model's own output may come at that size already.
             size = (self.side, self.side)
+            if item.prediction.track.size != size:
+                answer = resized_rle(answer, item.prediction.track.size, self.side)
         return overlap_rle(truth, answer, size)
 
     def unit_values(self, item: Item, inter: int, union: int) -> dict[str, float]:
