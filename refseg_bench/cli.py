@@ -6,19 +6,23 @@ Bad input is told in one message on standard error with exit code 2; a bug keeps
 
 from __future__ import annotations
 
-import argparse
-import importlib
-import logging
 import sys
-from collections.abc import Sequence
 
-import refseg_bench
-from refseg_bench.commands import COMMANDS
-from refseg_bench.errors import RefsegError
+# All else, typing too, is imported inside the calls: Ctrl-C may come while it is.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
 
 
 def parser(words: Sequence[str] = ()) -> argparse.ArgumentParser:
     """The whole command line; only the command that ``words`` begin with is loaded, if they name one."""
+    import argparse
+    import importlib
+
+    import refseg_bench
+    from refseg_bench.commands import COMMANDS
+
     top = argparse.ArgumentParser(
         prog="refseg", description="Benchmark harness for referring and reasoning segmentation."
     )
@@ -37,7 +41,55 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0 done, 1 done but with failures, 2 refused, 130 interrupted.
     """
-    words = sys.argv[1:] if argv is None else argv
+    try:
+        return _told(sys.argv[1:] if argv is None else argv)
+    except KeyboardInterrupt:
+        print("interrupted; what was finished is kept, the same command goes on", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # `refseg … | head` closed the pipe: nothing is wrong.
+        _drop_output()
+        return 0
+
+
+def _told(words: Sequence[str]) -> int:
+    """Run a command, and tell what it refuses and a full disk."""
+    from refseg_bench.errors import RefsegError
+
+    try:
+        code = _run(words)
+        # What can't be printed is told here, not by the interpreter after the last line.
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return code
+    except RefsegError as error:
+        told: Exception = error
+    except OSError as error:
+        import errno
+        from pathlib import Path
+
+        from refseg_bench.files.store_io import write_error
+
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        if not error.filename:
+            _drop_output()
+        told = write_error(error, Path(error.filename or "standard output"))
+    name = next((word for word in words if not word.startswith("-")), "")
+    print(f"refseg {name}: {told}", file=sys.stderr)
+    return 2
+
+
+def _drop_output() -> None:
+    """Let what is still to be printed go nowhere, or the interpreter would try again at its end."""
+    import os
+
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _run(words: Sequence[str]) -> int:
+    import logging
+
     top = parser(words)
     args, rest = top.parse_known_args(words)
     # argparse takes the positional words of a command in one piece only: `run a=1 -m b=2,3` leaves some.
@@ -50,15 +102,4 @@ def main(argv: Sequence[str] | None = None) -> int:
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
         stream=sys.stderr,
     )
-    try:
-        return int(args.main(args))
-    except RefsegError as error:
-        print(f"refseg {args.command}: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; what was finished is kept, the same command goes on", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        # `refseg … | head` closed the pipe: nothing is wrong, and nothing more can be said.
-        sys.stderr.close()
-        return 0
+    return int(args.main(args))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -111,3 +112,35 @@ def test_options_may_stand_between_overrides(in_tmp: Path, capsys: pytest.Captur
     with pytest.raises(SystemExit) as refused:
         main(["run", "method=empty", "--no-such-option"])
     assert refused.value.code == 2
+
+
+def test_ctrl_c_while_a_command_is_imported_is_one_line(monkeypatch, capsys):
+    def interrupted(name):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("importlib.import_module", interrupted)
+    assert main(["status"]) == 130
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_nothing_is_imported_before_ctrl_c_is_listened_to():
+    code = "import sys; old = set(sys.modules); import refseg_bench.cli; print(*set(sys.modules) - old)"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert set(told.stdout.split()) <= {"refseg_bench", "refseg_bench.cli", "__future__"}
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_below_the_standard_output_is_told():
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "refseg_bench", "data", "list"]
+        told = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert told.returncode == 2
+    assert "disk is full" in told.stderr
+    assert "Traceback" not in told.stderr
+    assert "ignored" not in told.stderr
+
+
+def test_a_closed_pipe_is_no_error():
+    command = f"{shlex.quote(sys.executable)} -m refseg_bench data list | true; echo ${{PIPESTATUS[0]}}"
+    told = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    assert told.stderr == ""
