@@ -227,6 +227,7 @@ def compose(overrides: Sequence[str], *, multirun: bool = False) -> list[Compose
         ConfigError: unknown group member, unknown key, wrong type or broken YAML.
     """
     points: list[Composed] = []
+    overrides = [quoted(item, multirun) for item in overrides]
     for typed in _expand(overrides) if multirun else [list(overrides)]:
         first, choices = _hydra(typed)
         grid = OmegaConf.to_container(first.sweep, resolve=True) if first.get("sweep") else {}
@@ -311,6 +312,36 @@ def _literal(value: Any) -> str:
     if value is None:
         return "null"
     return value if isinstance(value, str) else json.dumps(value)
+
+
+def quoted(override: str, multirun: bool = False) -> str:
+    """An override with its value quoted where Hydra's grammar lacks a character of it (``[``, ``#``, ``ü``).
+
+    What the grammar reads is left as it is, but a path (it begins with ``/``, ``./``, ``../`` or ``~``) is
+    taken to the letter, unless it escapes (a backslash) or refers (``${``) or, with ``multirun``, is a list.
+
+    >>> quoted("dataset.root=/x/[a] b#=ü")
+    "dataset.root='/x/[a] b#=ü'"
+    """
+    key, equals, value = override.partition("=")
+    if re.fullmatch(r"[\w./:-]*", value, re.ASCII) or value.startswith(("[", "{", "=")) or "${" in value:
+        return override
+    try:
+        parsed = OverridesParser.create().parse_override(override)
+    except _COMPOSING:
+        pass
+    else:
+        plain = multirun if parsed.is_sweep_override() else parsed.value() == value
+        if plain or not value.startswith(("/", "./", "../", "~")) or "\\" in value:
+            return override
+    # Backslashes count only before a quote.
+    inner = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), value)
+    try:
+        again = f"{key}{equals}'{inner}'"
+        OverridesParser.create().parse_override(again)
+    except _COMPOSING:
+        return override
+    return again
 
 
 def _expand(overrides: Sequence[str]) -> Iterator[list[str]]:

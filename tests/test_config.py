@@ -251,3 +251,30 @@ def test_controls_can_be_chosen_and_a_wrong_one_is_told() -> None:
         with pytest.raises(ConfigError) as error:
             beside(wrong)
         assert "lexic" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/x/[a] b#=ü", "/x/a b", "/x/a=b", "/x/a,b", "/x/a(b)", "/x/a'b", "/x/a\\'b", "/x/a{b}", "/x/a ",
+        "./日本", "../a!", "/x/a&b;c", '/x/a"b', "/x/a`b", "ü/b", "/x/a\tb",
+    ],
+)  # fmt: skip
+def test_a_path_needs_no_quotes(path):
+    (point,) = configs.compose(["dataset=shapes", "method=empty", f"dataset.root={path}"])
+    assert str(point.values["dataset"]["root"]) == path
+
+
+def test_what_hydra_reads_is_left_to_it():
+    for item in (
+        "a=[1,2]",
+        "a=1,2",
+        "a={b: 1}",
+        "a='x y'",
+        "~a",
+        "a=${b}/[c]",
+        "a=/x/\\[a\\]",
+        "hydra.searchpath=[/x]",
+    ):
+        assert configs.quoted(item) == item
+    assert configs.quoted("a=/x,/y", multirun=True) == "a=/x,/y"

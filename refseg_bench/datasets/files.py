@@ -11,10 +11,11 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from refseg_bench.datasets.damage import UNPACK_AGAIN, Damage, Report, refuse
-from refseg_bench.files.store_io import printable
+from refseg_bench.files import store_io
+from refseg_bench.files.store_io import open_regular, printable
 
 
 def data_root() -> Path:
@@ -122,32 +123,75 @@ def check_link(path: Path, *homes: Path, follow: bool, report: Report = refuse) 
     return False
 
 
-def read_bytes(path: Path) -> bytes:
-    """A file's content.
+#: Most bytes of a file that is read whole. gRefCOCO's sentences, the largest, take a fifth.
+MOST_BYTES = 1 << 30
+#: First bytes of what is found in place of a data file.
+_INSTEAD = (
+    (b"\x1f\x8b", "packed with gzip", "Unpack it: gunzip."),
+    (b"PK\x03\x04", "a zip archive", "Unpack it."),
+    (b"Rar!", "a RAR archive", "Unpack it with the program that made it."),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive", "Unpack it with the program that made it."),
+    (b"\x28\xb5\x2f\xfd", "packed with Zstandard", "Unpack it: zstd -d."),
+    (b"<", "a web page", "Fetch the file itself: a download page was saved in its place."),
+    (b"version https://git-lfs", "a pointer of Git LFS", "Fetch the file itself: git lfs pull."),
+    (b"\xff\xfe", "text in UTF-16", "Convert it to UTF-8."),
+    (b"\xfe\xff", "text in UTF-16", "Convert it to UTF-8."),
+)
+
+
+def found_instead(head: bytes) -> tuple[str, str] | None:
+    """What a file holds in place of data, by its first bytes, and what helps; ``None`` if not known."""
+    return next((entry[1:] for entry in _INSTEAD if head.lstrip().startswith(entry[0])), None)
+
+
+def open_data(path: Path) -> IO[bytes]:
+    """Open a data file, if it is a regular one and nothing else was saved in its place.
 
     Raises:
-        Damage: missing or unreadable.
+        Damage: missing, unreadable, no regular file, or something else by its first bytes.
     """
     try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise missing_file(path) from None
+        file = open_regular(path)
+        instead = found_instead(file.read(32))
+        file.seek(0)
     except OSError as error:
-        raise Damage(
-            "unreadable file",
-            f"The file can't be read ({error.strerror}).",
-            file=path,
-            cure="Check its permissions.",
-        ) from error
+        raise unreadable(path, error) from error
+    if instead is not None:
+        file.close()
+        raise Damage("another file", f"The file is {instead[0]}.", file=path, cure=instead[1])
+    return file
+
+
+def unreadable(path: Path, error: OSError) -> Damage:
+    """The error of a file that can't be read."""
+    if isinstance(error, FileNotFoundError):
+        return missing_file(path)
+    return Damage(
+        "unreadable file",
+        f"The file can't be read ({error.strerror or error}).",
+        file=path,
+        cure="Check its permissions, and that it is a plain file.",
+    )
 
 
 def read_text(path: Path, encodings: tuple[str, ...] = ("utf-8-sig",)) -> str:
     """A file's text in the first encoding that fits.
 
     Raises:
-        Damage: missing, or in none of the encodings.
+        Damage: missing, no regular file, too large, or in none of the encodings.
     """
-    data = read_bytes(path)
+    with open_data(path) as file:
+        try:
+            data = file.read(MOST_BYTES + 1)
+        except OSError as error:
+            raise unreadable(path, error) from error
+    if len(data) > MOST_BYTES:
+        raise Damage(
+            "another file",
+            f"The file is larger than {MOST_BYTES >> 20} MB.",
+            file=path,
+            cure="Restore the original file.",
+        )
     problem: UnicodeDecodeError | None = None
     for encoding in encodings:
         try:
@@ -182,10 +226,10 @@ def parse_json(text: str, file: Path, place: str | None = None) -> Any:
     """JSON to plain values; a repeated key is an error, not a silent loss.
 
     Raises:
-        Damage: torn or malformed text, or a repeated key.
+        Damage: torn or malformed text, a repeated key, or nesting that no data file has.
     """
     try:
-        return json.loads(text, object_pairs_hook=_unique)
+        return store_io.parse_json(text, _unique)
     except _Repeated as error:
         raise Damage(
             "duplicate id",
@@ -196,15 +240,21 @@ def parse_json(text: str, file: Path, place: str | None = None) -> Any:
         ) from None
     except json.JSONDecodeError as error:
         at = f"line {error.lineno}, column {error.colno}"
+        told, cure = error.msg, UNPACK_AGAIN
+        if error.msg == "Extra data" and text[error.pos - 1 : error.pos] == "\n":
+            told = "more than one value, as in JSON lines"
+            cure = "Make it one JSON value, as the original is."
         raise Damage(
             "torn JSON",
-            f"The JSON is torn or malformed: {error.msg}.",
+            f"The JSON is torn or malformed: {told}.",
             file=file,
             place=at if place is None else f"{place}, {at}",
-            cure=UNPACK_AGAIN,
+            cure=cure,
         ) from error
-    except RecursionError as error:
-        raise Damage("torn JSON", "The JSON is nested without end.", file=file, place=place) from error
+    except ValueError as error:
+        raise Damage(
+            "torn JSON", f"The JSON is torn or malformed: {error}.", file=file, place=place
+        ) from error
 
 
 def read_json(path: Path, encodings: tuple[str, ...] = ("utf-8-sig",)) -> Any:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from refseg_bench.datasets.damage import Damage
-from refseg_bench.datasets.files import missing_file
+from refseg_bench.datasets.files import open_data, unreadable
 
 _CHUNK = 4 << 20
 _DEPTH = 8
@@ -46,10 +46,7 @@ class JsonStream:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            self._file = path.open("rb")
-        except OSError as error:
-            raise missing_file(path) from error
+        self._file = open_data(path)
         self._buffer = b""
         self._at = 0
         self._base = 0
@@ -80,7 +77,10 @@ class JsonStream:
 
     def _more(self) -> bool:
         # Doubling keeps a value longer than the buffer linear: each retry looks at twice as much.
-        piece = self._file.read(max(_CHUNK, len(self._buffer) - self._at))
+        try:
+            piece = self._file.read(max(_CHUNK, len(self._buffer) - self._at))
+        except OSError as error:
+            raise unreadable(self.path, error) from error
         if not piece:
             return False
         self._base += self._at

@@ -20,11 +20,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from refseg_bench.datasets.archives import GROWTH_FROM, MAX_GROWTH
 from refseg_bench.datasets.damage import UNPACK_AGAIN, Damage, Report, refuse
 from refseg_bench.datasets.files import check_link, safe_join
 from refseg_bench.datasets.offsets import Entries, open_entries, open_store
-from refseg_bench.datasets.picklestream import pickled_items
+from refseg_bench.datasets.pickles import pickled_items
 from refseg_bench.datasets.rle import Size, blank, checked_rle, checked_track
 from refseg_bench.metrics import png
 from refseg_bench.types import Clip, MaskTrack, encode_rle
@@ -72,41 +71,9 @@ def open_mask_dict(path: Path, cache: Path) -> Entries:
     """
     if path.suffix == ".json":
         return open_entries(path, cache)
-    return open_store((path,), path.name, cache, lambda: _pickled(path))
-
-
-def _pickled(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Objects of a pickled mask dictionary as JSON; counts may be bytes or text.
-
-    A pickle may name one object many times, JSON spells it out each time: the growth is bounded.
-    """
-    left = max(GROWTH_FROM, MAX_GROWTH * path.stat().st_size)
-    for key, entries in pickled_items(path):
-        plain = [_plain(entry) for entry in entries] if isinstance(entries, (list, tuple)) else []
-        left -= sum(len(entry["counts"]) if isinstance(entry, dict) else 8 for entry in plain)
-        if left < 0:
-            raise Damage(
-                "torn pickle",
-                "The pickle would grow beyond all measure.",
-                file=path,
-                place=f"entry '{key}'",
-                cure="Don't use this file; fetch it again from the data set's own page.",
-            )
-        yield str(key), json.dumps(plain, separators=(",", ":")).encode()
-
-
-def _plain(entry: object) -> object:
-    """A mask as JSON holds it; what is no mask becomes a text, for the check on reading to name."""
-    if entry is None:
-        return None
-    if isinstance(entry, dict) and isinstance(size := entry.get("size"), (list, tuple)) and len(size) == 2:
-        counts = entry.get("counts")
-        whole = [n if isinstance(n, int) else repr(n)[:20] for n in size]
-        if isinstance(counts, bytes):
-            return {"size": whole, "counts": counts.decode("latin1")}
-        if isinstance(counts, str) or (isinstance(counts, list) and all(isinstance(n, int) for n in counts)):
-            return {"size": whole, "counts": counts}
-    return f"a {type(entry).__name__} that is no mask"
+    return open_store(
+        (path,), path.name, cache, lambda: ((key, json.dumps(v).encode()) for key, v in pickled_items(path))
+    )
 
 
 @dataclass

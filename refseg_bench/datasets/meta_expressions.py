@@ -10,8 +10,10 @@ Orders are the files' own (protocols average in that order); nothing here depend
 from __future__ import annotations
 
 import contextlib
+import difflib
 import os
 import re
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -57,7 +59,7 @@ def find_base(name: str, root: Path | None, folders: Sequence[str], landmarks: S
         name: the data set's name, also a folder tried.
         root: what the user gave; ``None`` looks in ``$REFSEG_DATA`` (or ``data``) and then among
             the samples that ship with the package.
-        folders: names its archives unpack to.
+        folders: names its archives unpack to, tried in any case and with any of ``-``, ``_`` and space.
         landmarks: relative paths of which one must be there.
     """
     for base in _bases(name, root, folders):
@@ -66,10 +68,27 @@ def find_base(name: str, root: Path | None, folders: Sequence[str], landmarks: S
     return None
 
 
-def _bases(name: str, root: Path | None, folders: Sequence[str]) -> list[Path]:
-    places = [root] if root is not None else [data_root(), resource("datasets")]
-    inner = ["", *folders] if root is not None else [name, *folders]
-    return [place / folder for place in places for folder in inner]
+def _bases(name: str, root: Path | None, folders: Sequence[str]) -> Iterator[Path]:
+    for place in [root] if root is not None else [data_root(), resource("datasets")]:
+        homes = [place] if root is not None else list(_spelled(place, name))
+        yield from homes
+        for home in dict.fromkeys((*homes, place)):
+            for folder in folders:
+                yield from _spelled(home, folder)
+
+
+def _spelled(place: Path, folder: str) -> Iterator[Path]:
+    """The folder as it is named, and as others write such a name."""
+    yield place / folder
+    plain = _plainly(folder)
+    with contextlib.suppress(OSError):
+        for entry in sorted(os.listdir(place)):
+            if entry != folder and _plainly(entry) == plain:
+                yield place / entry
+
+
+def _plainly(name: str) -> str:
+    return re.sub("[-_ ]", "", name.lower())
 
 
 def splits_there(name: str, root: Path | None, folders: Sequence[str], patterns: Sequence[str]) -> list[str]:
@@ -93,12 +112,40 @@ def splits_there(name: str, root: Path | None, folders: Sequence[str], patterns:
 
 
 def not_found(name: str, root: Path | None, landmarks: Sequence[str]) -> DataError:
-    """The error of a data set that isn't where it is looked for."""
+    """The error of a data set that isn't where it is looked for; says where it is, if it is near."""
+    place = root or data_root() / name
+    holds = ""
+    try:
+        inside = sorted(entry.name for entry in os.scandir(place) if not entry.name.startswith("."))
+        holds = f" The folder holds {', '.join(inside[:8]) + (' …' if len(inside) > 8 else '') or 'nothing'}."
+    except FileNotFoundError:
+        inside = []
+        holds = " There is no such folder." if root is not None else ""
+    except OSError as error:
+        inside = []
+        holds = f" It can't be read as a folder ({error.strerror})."
+    cure = (
+        f"Get it as datasets/{name}/README.md says, then set dataset.root=FOLDER (`refseg score`: "
+        "--root FOLDER) or put it under $REFSEG_DATA; `refseg data list` shows what is found where."
+    )
+    near = [place / one for one in inside[:1000]] + [place.parent, place.parent.parent]
+    for folder in near:
+        if any((folder / landmark).exists() for landmark in landmarks):
+            cure = f"It lies in {folder}: set {shlex.quote(f'dataset.root={folder}')} (elsewhere: --root)."
+            break
+    else:
+        # The same file under another spelling of its name.
+        for landmark in landmarks:
+            folder, wanted = (place / landmark).parent, Path(landmark).name
+            with contextlib.suppress(OSError):
+                there = [p for p in os.listdir(folder) if Path(p).suffix == Path(wanted).suffix]
+                close = difflib.get_close_matches(wanted, there, 1, 0.7)
+                if close:
+                    cure = f"If {folder / close[0]} is that file, rename it to {wanted}."
     return DataError(
-        f"The data set '{name}' is not here: none of its files {', '.join(landmarks)} exists.",
-        where=root or data_root() / name,
-        cure=f"Get it as datasets/{name}/README.md says, then set dataset.root=FOLDER (`refseg score`: "
-        "--root FOLDER) or put it under $REFSEG_DATA; `refseg data list` shows what is found where.",
+        f"The data set '{name}' is not here: none of its files {', '.join(landmarks)} exists.{holds}",
+        where=place,
+        cure=cure,
     )
 
 

@@ -21,9 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refseg_bench.datasets.damage import Damage
-from refseg_bench.datasets.files import fingerprint, missing_file, parse_json
+from refseg_bench.datasets.files import fingerprint, parse_json, unreadable
 from refseg_bench.datasets.jsonstream import JsonStream
-from refseg_bench.files.store_io import replacing, sweep, tell_unwritten
+from refseg_bench.files.store_io import open_regular, replacing, sweep, tell_unwritten
 
 #: Below this many bytes an index on disk costs more than it saves.
 SMALL = 4 << 20
@@ -72,11 +72,11 @@ class Entries:
         if self._memory is not None:
             return self._memory[start : start + length]
         try:
-            with self.path.open("rb") as file:
+            with open_regular(self.path) as file:
                 file.seek(start)
                 text = file.read(length)
         except OSError as error:
-            raise missing_file(self.path) from error
+            raise unreadable(self.path, error) from error
         if len(text) != length:
             raise Damage(
                 "torn JSON", "The file ends early.", file=self.file, place=f"byte {start + len(text)}"
@@ -149,7 +149,10 @@ def open_entries(path: Path, cache: Path) -> Entries:
 
 
 def _entries(path: Path, file: Path, keys: list[str], places: NDArray[np.int64]) -> Entries:
-    return Entries(path, file, {k: (a, b) for k, (a, b) in zip(keys, places.tolist(), strict=True)})
+    found = {k: (a, b) for k, (a, b) in zip(keys, places.tolist(), strict=True)}
+    if len(found) != len(keys):
+        raise Damage("duplicate id", "A key stands twice.", file=file, cure="Restore the original file.")
+    return Entries(path, file, found)
 
 
 def open_store(sources: Sequence[Path], label: str, cache: Path, make: Callable[[], Items]) -> Entries:
@@ -236,7 +239,7 @@ def _forget(kept: Path) -> None:
 
 
 def _load_index(index: Path) -> Places:
-    with np.load(index, allow_pickle=False) as stored:
+    with open_regular(index) as file, np.load(file, allow_pickle=False) as stored:
         places: NDArray[np.int64] = stored["places"]
         text = stored["keys"].tobytes().decode("utf-8")
         keys = text.split("\n") if places.size else []

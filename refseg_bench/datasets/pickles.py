@@ -2,143 +2,92 @@
 
 ``refs(unc).p``, ``grefs(unc).p`` and ``mask_dict.pkl`` hold lists, dicts, texts, numbers, and at
 times numpy scalars. Anything else a pickle can name (it can name any function) is refused by name.
+They are read by a process with bounded memory and time
+(:mod:`~refseg_bench.datasets.unpickle`), which hands out entry by entry.
 """
 
 from __future__ import annotations
 
-import io
-import pickle
-import re
-from collections import OrderedDict
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
-
+from refseg_bench.datasets import unpickle
+from refseg_bench.datasets.archives import GROWTH_FROM, MAX_GROWTH
 from refseg_bench.datasets.damage import Damage
-from refseg_bench.datasets.files import read_bytes
+from refseg_bench.datasets.files import open_data, parse_json
 
-_SCALAR = re.compile(r"[<>=|]?([biufc?])(\d{1,2})?")
-
-
-class _Dtype:
-    """Stands for a numpy dtype while a pickle is read: only plain numbers and truth values."""
-
-    __slots__ = ("code",)
-
-    def __init__(self, code: object = None, *_: object) -> None:
-        if isinstance(code, bytes):
-            code = code.decode("ascii", "replace")
-        if not isinstance(code, str) or _SCALAR.fullmatch(code) is None:
-            raise pickle.UnpicklingError(f"the numpy type {code!r}")
-        self.code = code.lstrip("<>=|")
-
-    def __setstate__(self, state: object) -> None:
-        # (version, byte order, …): the order is all that matters for a number.
-        order = state[1] if isinstance(state, tuple) and len(state) > 1 else "<"
-        order = order.decode("ascii", "replace") if isinstance(order, bytes) else order
-        if order in ("<", ">"):
-            self.code = f"{order}{self.code}"
+_FETCH = "Don't use this file; fetch it again from the data set's own page."
 
 
-# Callables of a pickle are instances without attributes, so that a pickle can't set any on them.
-class _MakeDtype:
-    __slots__ = ()
+def pickled_items(path: Path) -> Iterator[tuple[str, Any]]:
+    """Key (as text) and value of every entry of a pickled dictionary, in the order of the file.
 
-    def __call__(self, *args: object) -> _Dtype:
-        return _Dtype(*args)
-
-
-class _MakeScalar:
-    __slots__ = ()
-
-    def __call__(self, dtype: object, data: object = b"") -> Any:
-        if not isinstance(dtype, _Dtype):
-            raise pickle.UnpicklingError("a numpy scalar without a numeric type")
-        raw = data.encode("latin1") if isinstance(data, str) else data
-        kind = np.dtype(dtype.code)
-        if not isinstance(raw, bytes) or len(raw) != kind.itemsize:
-            raise pickle.UnpicklingError("a numpy scalar of another length than its type")
-        return np.frombuffer(raw, kind)[0].item()
-
-
-class _MakeBytes:
-    """Python 3 writes ``bytes`` into protocol 2 as ``_codecs.encode(text, "latin1")`` or ``bytes()``."""
-
-    __slots__ = ()
-
-    def __call__(self, text: object = "", encoding: object = "latin1") -> bytes:
-        if not isinstance(text, str) or encoding not in ("latin1", "latin-1", b"latin1"):
-            raise pickle.UnpicklingError("bytes that are not spelled as Latin-1 text")
-        return text.encode("latin1")
-
-
-_CONTAINERS: dict[tuple[str, str], Any] = {
-    ("collections", "OrderedDict"): OrderedDict,
-    ("_codecs", "encode"): _MakeBytes(),
-    ("numpy", "dtype"): _MakeDtype(),
-}
-for _builtins in ("builtins", "__builtin__"):
-    _CONTAINERS |= {
-        (_builtins, "bytes"): _MakeBytes(),
-        (_builtins, "set"): set,
-        (_builtins, "frozenset"): frozenset,
-    }
-for _multiarray in ("numpy.core.multiarray", "numpy._core.multiarray"):
-    _CONTAINERS[_multiarray, "scalar"] = _MakeScalar()
-
-
-def admitted(module: str, name: str) -> Any:
-    """What stands for a global that a pickle may name.
+    Values are what JSON knows: bytes come as Latin-1 text, tuples as lists, numpy scalars as numbers.
 
     Raises:
-        KeyError: it may not.
+        Damage: missing or torn file, no dictionary, or one that names more than plain data.
     """
-    return _CONTAINERS[module, name]
+    return ((key, value) for key, value in _entries(path, "dict"))
 
 
-class _Refused(pickle.UnpicklingError):
-    """The pickle names something that is not admitted."""
-
-
-class _Unpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        try:
-            return admitted(module, name)
-        except KeyError:
-            raise _Refused(f"{module}.{name}") from None
-
-    def persistent_load(self, pid: object) -> Any:
-        raise _Refused("a persistent id")
-
-
-def load_pickle(path: Path) -> Any:
-    """Read a pickle of plain containers, texts, numbers and numpy scalars.
-
-    Texts written by Python 2 are read as Latin-1; numpy scalars come as plain numbers.
+def pickled_list(path: Path) -> Iterator[Any]:
+    """The items of a pickled list, in its order; else as :func:`pickled_items`.
 
     Raises:
-        Damage: missing or torn file, or one that names anything else.
+        Damage: missing or torn file, no list, or one that names more than plain data.
     """
-    data = read_bytes(path)
-    try:
-        return _Unpickler(io.BytesIO(data), encoding="latin1").load()
-    except _Refused as error:
-        raise refused(path, str(error)) from error
-    except Exception as error:
-        # A damaged pickle can make its own opcodes raise anything; it is one kind of damage.
+    return _entries(path, "list")
+
+
+def _entries(path: Path, kind: Literal["dict", "list"]) -> Iterator[Any]:
+    with open_data(path) as file, tempfile.TemporaryFile() as told:
+        size = os.fstat(file.fileno()).st_size
+        # The other process begins where this one's buffer ended.
+        os.lseek(file.fileno(), 0, os.SEEK_SET)
+        # A pickle may name one object many times, JSON spells it out each time.
+        left = max(GROWTH_FROM, MAX_GROWTH * size)
+        command = [sys.executable, "-I", "-S", str(unpickle.__file__), kind, str(size)]
+        with subprocess.Popen(command, stdin=file, stdout=subprocess.PIPE, stderr=told) as child:
+            assert child.stdout is not None
+            try:
+                number = 0
+                while (line := child.stdout.readline(left + 1)).endswith(b"\n"):
+                    yield parse_json(line.decode("ascii"), path, f"entry {number}")
+                    left -= len(line)
+                    number += 1
+                if len(line) > left:
+                    raise _torn(path, "it would grow beyond all measure")
+            except BaseException:
+                # Nobody wants the rest.
+                child.kill()
+                raise
+        told.seek(0)
+        words = told.read(1000).decode("utf-8", "replace")
+    if child.returncode == unpickle.REFUSED:
         raise Damage(
-            "torn pickle", f"The pickle is torn or damaged ({type(error).__name__}: {error}).", file=path
-        ) from error
+            "pickle with a callable",
+            f"The pickle names '{words}', which plain data never does; it was not run.",
+            file=path,
+            place=f"global '{words}'",
+            allowed=[".".join(pair) for pair in sorted(unpickle.ADMITTED)],
+            cure=_FETCH,
+        )
+    if child.returncode == unpickle.OTHER_TYPE:
+        holds = "dictionary" if kind == "dict" else "list"
+        raise Damage("wrong type", f"The pickle holds no {holds}.", file=path, place="the file")
+    if child.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
+        raise _torn(path, "reading it takes more time or memory than any real one")
+    if child.returncode < 0:
+        raise _torn(path, "it is nested without end")
+    if child.returncode:
+        raise _torn(path, words or f"its reader ended with status {child.returncode}")
 
 
-def refused(path: Path, name: str) -> Damage:
-    """The error of a pickle that names something beyond plain data."""
-    return Damage(
-        "pickle with a callable",
-        f"The pickle names '{name}', which plain data never does; it was not run.",
-        file=path,
-        place=f"global '{name}'",
-        allowed=[".".join(pair) for pair in sorted(_CONTAINERS)],
-        cure="Don't use this file; fetch it again from the data set's own page.",
-    )
+def _torn(path: Path, how: str) -> Damage:
+    return Damage("torn pickle", f"The pickle is torn or damaged ({how}).", file=path, cure=_FETCH)

@@ -31,14 +31,13 @@ from refseg_bench.datasets.files import (
     field_of,
     missing_file,
     parse_json,
-    read_json,
     safe_join,
     want,
 )
 from refseg_bench.datasets.jsonstream import JsonStream
 from refseg_bench.datasets.meta_expressions import find_base, not_found
 from refseg_bench.datasets.offsets import Entries, open_store
-from refseg_bench.datasets.pickles import load_pickle
+from refseg_bench.datasets.pickles import pickled_list
 from refseg_bench.datasets.rle import Size, blank, checked_rle
 from refseg_bench.errors import ConfigError, DataError
 from refseg_bench.schema import knob
@@ -434,9 +433,15 @@ def _is_polygon(piece: Any) -> bool:
 # ── joining the two files ────────────────────────────────────────────────────
 
 
-def read_refs(path: Path) -> Any:
-    """The sentence file, pickle or JSON."""
-    return read_json(path) if path.suffix == ".json" else load_pickle(path)
+def _raw_refs(path: Path) -> Iterator[Any]:
+    """The items of the sentence file, pickle or JSON."""
+    if path.suffix != ".json":
+        yield from pickled_list(path)
+        return
+    with JsonStream(path) as stream:
+        for number in stream.elements():
+            yield parse_json(stream.value()[1].decode("utf-8"), path, f"[{number}]")
+        stream.finish()
 
 
 def checked_refs(path: Path, report: Report) -> Iterator[dict[str, Any]]:
@@ -446,11 +451,8 @@ def checked_refs(path: Path, report: Report) -> Iterator[dict[str, Any]]:
         ``{ref_id, image_id, split, anno_ids, category_ids, no_target, sentences}``; ``ann_id`` and
         ``category_id`` may be numbers or lists (gRefCOCO), ``-1`` = nothing is meant.
     """
-    whole = read_refs(path)
-    if not want(whole, list, file=path, place="the file", report=report):
-        return
     seen: dict[Any, int] = {}
-    for index, ref in enumerate(whole):
+    for index, ref in enumerate(_raw_refs(path)):
         place = f"[{index}]"
         if not want(ref, dict, file=path, place=place, report=report):
             continue

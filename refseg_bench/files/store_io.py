@@ -131,6 +131,10 @@ def too_deep(value: Any) -> bool:
     return True
 
 
+#: An escaped surrogate: half of a character, or a half that lacks the other.
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")
+
+
 def parse_json(text: str, pairs: Callable[[list[tuple[str, Any]]], dict[str, Any]] | None = None) -> Any:
     """JSON to plain values.
 
@@ -139,12 +143,17 @@ def parse_json(text: str, pairs: Callable[[list[tuple[str, Any]]], dict[str, Any
         pairs: makes an object of its keys and values; may raise ``ValueError``.
 
     Raises:
-        ValueError: malformed, or nested too deeply.
+        ValueError: malformed, nested too deeply, or with a half character, which no file can hold.
     """
     try:
         value = json.loads(text, object_pairs_hook=pairs)
+        if _HALF.search(text):
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
     except RecursionError:
         raise ValueError("it is nested without end") from None
+    except UnicodeEncodeError as error:
+        half = error.object[error.start].encode("unicode_escape").decode("ascii")
+        raise ValueError(f"the half character {half} in a text") from None
     if too_deep(value):
         raise ValueError(f"it is nested more than {MOST_DEPTH} deep")
     return value

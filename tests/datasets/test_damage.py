@@ -210,7 +210,7 @@ CASES = [
     # the set as a whole
     Case("expression file missing", mevis, remove(META), "not here", ""),
     Case("torn JSON", mevis, cut(META), "torn JSON", "meta_expressions.json", "line"),
-    Case("not JSON at all", mevis, overwrite(META, b"<html>quota exceeded</html>"), "torn JSON", "meta_expressions.json", "line 1"),
+    Case("not JSON at all", mevis, overwrite(META, b"<html>quota exceeded</html>"), "another file", "meta_expressions.json", ""),
     Case("text is not UTF-8", mevis, replace(META, b"the first", b"caf\xe9 one"), "text in another encoding", "meta_expressions.json", "byte"),
     Case("no videos object", mevis, edit(META, lambda m: {"clips": {}}), "missing field", "meta_expressions.json", "the file"),
     Case("videos is a list", mevis, edit(META, lambda m: {"videos": []}), "wrong type", "meta_expressions.json", "videos"),
@@ -468,9 +468,9 @@ def test_run_length_check_agrees_with_pycocotools():
 
 
 def test_a_pickle_that_names_one_mask_without_end_is_refused(tmp_path, monkeypatch):
-    from refseg_bench.datasets import masks
+    from refseg_bench.datasets import pickles
 
-    monkeypatch.setattr(masks, "GROWTH_FROM", 1 << 20)
+    monkeypatch.setattr(pickles, "GROWTH_FROM", 1 << 20)
     build = ytvos_pickle(tmp_path)
     mask = {"size": [24, 32], "counts": b"0" * 10_000}
     (tmp_path / "train/mask_dict.pkl").write_bytes(pickle.dumps({"0": [mask] * 2000}, protocol=2))

@@ -1,15 +1,25 @@
-"""Pickles are read without running anything."""
+"""Pickles are read without running anything, by a process that may die of them."""
 
+import json
+import os
 import pickle
 import pickletools
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from refseg_bench.datasets import unpickle
 from refseg_bench.datasets.damage import Damage
-from refseg_bench.datasets.pickles import load_pickle
+from refseg_bench.datasets.pickles import pickled_items, pickled_list
+from refseg_bench.datasets.writers import write_python2_pickle
+
+keys = st.text(max_size=4) | st.integers(-(2**40), 2**40)
 
 plain = st.recursive(
     st.none()
@@ -32,10 +42,35 @@ def path(tmp_path_factory):
     return tmp_path_factory.mktemp("pickles") / "refs(unc).p"
 
 
-@given(plain, st.integers(0, pickle.HIGHEST_PROTOCOL))
+def as_json(value):
+    """What a value is after its way through JSON."""
+    return json.loads(json.dumps(value, default=lambda v: v.decode("latin1")))
+
+
+def load_pickle(path):
+    """The only item of a pickled list."""
+    (item,) = pickled_list(path)
+    return item
+
+
+# A process each: few examples are enough, the reading itself is Python's.
+@settings(max_examples=15)
+@given(st.lists(plain, max_size=3), st.integers(0, pickle.HIGHEST_PROTOCOL))
 def test_plain_data_of_every_protocol(path, value, protocol):
     path.write_bytes(pickle.dumps(value, protocol=protocol))
-    assert load_pickle(path) == value
+    assert list(pickled_list(path)) == as_json(value)
+
+
+@settings(max_examples=15)
+@given(st.dictionaries(keys, plain, max_size=6), st.integers(0, pickle.HIGHEST_PROTOCOL))
+def test_the_entries_of_a_dictionary(path, value, protocol):
+    path.write_bytes(pickle.dumps(value, protocol=protocol))
+    assert list(pickled_items(path)) == [(str(k), as_json(v)) for k, v in value.items()]
+
+
+def test_texts_of_python2(path):
+    write_python2_pickle(path, {"0": [{"size": [2, 3], "counts": "06"}], "caf\xe9": None})
+    assert list(pickled_items(path)) == [("0", [{"size": [2, 3], "counts": "06"}]), ("caf\xe9", None)]
 
 
 @pytest.mark.parametrize("protocol", [2, 4])
@@ -43,14 +78,14 @@ def test_plain_data_of_every_protocol(path, value, protocol):
     "scalar", [np.int64(-7), np.uint8(255), np.float32(0.5), np.bool_(True), np.float64(1e300)]
 )
 def test_numpy_scalars_become_numbers(path, scalar, protocol):
-    path.write_bytes(pickle.dumps({"a": scalar}, protocol=protocol))
+    path.write_bytes(pickle.dumps([{"a": scalar}], protocol=protocol))
     found = load_pickle(path)["a"]
     assert found == scalar.item()
     assert type(found) is type(scalar.item())
 
 
 def test_numpy_scalars_as_old_numpy_and_python2_named_them(path):
-    data = pickle.dumps(np.int64(300), protocol=2).replace(
+    data = pickle.dumps([np.int64(300)], protocol=2).replace(
         b"numpy._core.multiarray", b"numpy.core.multiarray"
     )
     path.write_bytes(data)
@@ -99,7 +134,7 @@ def test_the_admitted_callables_admit_no_abuse(path):
         (bytes, (10**12,)),
         (__import__("_codecs").encode, ("x", "rot13")),
     ]:
-        path.write_bytes(pickle.dumps(_Evil(function, *args), protocol=2))
+        path.write_bytes(pickle.dumps([_Evil(function, *args)], protocol=2))
         with pytest.raises(Damage, match="torn or damaged"):
             load_pickle(path)
 
@@ -114,21 +149,105 @@ def test_objects_arrays_and_persistent_ids_are_refused(path):
         load_pickle(path)
 
 
-@given(st.binary(max_size=40))
-def test_arbitrary_bytes_end_in_damage_or_plain_data(path, data):
-    path.write_bytes(b"\x80\x02" + data)
+@settings(max_examples=40)
+@given(st.binary(max_size=40), st.sampled_from([b"", b"}(", b"]("]))
+def test_arbitrary_bytes_end_in_damage_or_plain_data(path, data, before):
+    path.write_bytes(b"\x80\x02" + before + data)
     told = "refs(unc).p"
     try:
-        load_pickle(path)
+        list(pickled_items(path))
     except Damage as damage:
         told = str(damage)
     assert "refs(unc).p" in told
 
 
 def test_every_truncation_is_told(path):
-    data = pickle.dumps([{"ref_id": i, "sent": "words"} for i in range(3)], protocol=2)
+    data = pickle.dumps([{"ref_id": i, "sent": "words"} for i in range(2)], protocol=2)
     assert sum(1 for _ in pickletools.genops(data)) > 10
     for end in range(len(data) - 1):
         path.write_bytes(data[:end])
         with pytest.raises(Damage, match="torn"):
-            load_pickle(path)
+            list(pickled_list(path))
+
+
+@pytest.mark.parametrize("value", [[1, 2], "text", None, ({},)])
+def test_anything_but_a_dictionary_is_told(path, value):
+    path.write_bytes(pickle.dumps(value, protocol=2))
+    with pytest.raises(Damage, match="no dictionary"):
+        list(pickled_items(path))
+
+
+@pytest.mark.parametrize("stored", [b"<html>", b"\x1f\x8b\x08", b"version https://git-lfs.github.com/spec"])
+def test_what_was_saved_in_its_place_is_named(path, stored):
+    path.write_bytes(stored)
+    with pytest.raises(Damage, match="web page|gzip|LFS"):
+        list(pickled_list(path))
+
+
+#: Streams of plain data that no reader of plain data survives.
+CRAFTED = {
+    "tuples without end": b"]" + b")" + b"\x85" * 3_000_000 + b"a.",
+    "lists without end": b"](" + b"]" * 300_000 + b"a" * 300_000 + b".",
+    "a hash without end": b"]}" + b")" + b"\x85" * 3_000_000 + b"Nsa.",
+    "a set of tuples without end": b"]c__builtin__\nfrozenset\n](" + b")" + b"\x85" * 3_000_000 + b"e\x85Ra.",
+    "a hash that takes for ever": b"]})" + b"2\x86" * 50 + b"Nsa.",
+    "a text that takes for ever": b"](K\x01" + b"2\x86" * 60 + b"e.",
+    "a list in itself": b"]2a.",
+    "a number of many digits": b"](\x8b" + (500_000).to_bytes(4, "little") + b"\x7f" * 500_000 + b"e.",
+    "half a character": b"](X\x03\x00\x00\x00\xed\xa0\x80e.",
+    "memory": b"](" + b"K\x00" + b"\x8e\xff\xff\xff\xff\x7f\x00\x00\x00" + b"e.",
+    "no key at all": b"](}]Nsae.",
+    "no frame": b"\x80\x04\x95\xff\xff\xff\xff\xff\xff\xff\x7f].",
+    "a place far off in the memo": b"]r\xff\xff\xff\x7f.",
+}
+
+
+@pytest.mark.parametrize("name", CRAFTED)
+def test_crafted_streams_end_in_one_error(path, name, monkeypatch):
+    # Ten seconds are allowed to a real file; a test needn't wait for them.
+    monkeypatch.setattr(unpickle, "__file__", str(path.with_name("quick.py")))
+    text = Path(unpickle.__spec__.origin).read_text()
+    path.with_name("quick.py").write_text(text.replace("seconds = 10 +", "seconds = 2 +"))
+    path.write_bytes(CRAFTED[name])
+    start = time.monotonic()
+    with pytest.raises(Damage, match="torn or damaged|torn or malformed"):
+        list(pickled_list(path))
+    assert time.monotonic() - start < 20
+
+
+def test_a_reader_that_stops_leaves_no_process(path):
+    path.write_bytes(pickle.dumps([["x" * 1000]] * 20_000, protocol=2))
+    items = pickled_list(path)
+    assert next(items) == ["x" * 1000]
+    items.close()
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+
+
+def test_memory_stays_flat(tmp_path):
+    path = tmp_path / "mask_dict.pkl"
+    entry = [{"size": [480, 854], "counts": bytes([48 + i % 40]) * 1000} for i in range(50)]
+    with path.open("wb") as out:
+        pickle.dump(
+            {str(i): [dict(e, counts=e["counts"] + b"%d" % i) for e in entry] for i in range(900)},
+            out,
+            protocol=2,
+        )
+    script = (
+        "import sys; from pathlib import Path\n"
+        "from refseg_bench.datasets.masks import open_mask_dict\n"
+        # ru_maxrss of a child starts at its parent's peak; this mark starts at its own.
+        "status = lambda: Path('/proc/self/status').read_text().splitlines()\n"
+        "peak = lambda: next(int(x.split()[1]) for x in status() if x.startswith('VmHWM')) // 1024\n"
+        "before = peak()\n"
+        "entries = open_mask_dict(Path(sys.argv[1]), Path(sys.argv[2]))\n"
+        "assert len(entries.get('899')) == 50\n"
+        "print(peak() - before)"
+    )
+    out = subprocess.run(
+        [sys.executable, "-c", script, path, tmp_path / "cache"], capture_output=True, text=True, check=True,
+        env={**os.environ, "PYTHONPATH": str(Path(unpickle.__file__).parents[2])},
+    )  # fmt: skip
+    assert path.stat().st_size > 42 << 20
+    # Libraries and one entry, not the file.
+    assert int(out.stdout) < 30
