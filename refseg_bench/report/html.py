@@ -14,7 +14,7 @@ import shutil
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ from refseg_bench.report.compare import BOOKKEEPING, compare
 from refseg_bench.report.media import MediaFolder, spread
 from refseg_bench.run import dataset_of, frozen, plan
 from refseg_bench.store import RunStore
-from refseg_bench.types import Clip, Dataset, Expression, Prediction, Result, Target, sample_id
+from refseg_bench.types import Clip, Dataset, Expression, Prediction, Result, SampleFailure, Target, sample_id
 
 _TEMPLATES = Path(__file__).resolve().parent / "templates"
 _ASSETS = ("app.css", "draw.js", "app.js", "pages.js", "sample.js")
@@ -440,6 +440,8 @@ class _GroupWriter:
             for e in expressions
         }
         length, size = _extent(clip, answers)
+        if isinstance(clip, str):
+            answers = [_alike(known, size, length) for known in answers]
         wanted = [
             int(t) for found in maps.values() for n, v in found.items() if n.endswith(".frames") for t in v
         ]
@@ -594,6 +596,16 @@ def _extent(clip: Clip | str, answers: Sequence[Mapping[str, Prediction]]) -> tu
             if p.track is not None:
                 return len(p.track), p.track.size
     return 0, (1, 1)
+
+
+def _alike(found: Mapping[str, Prediction], size: tuple[int, int], length: int) -> dict[str, Prediction]:
+    """The predictions that can be shown on one clip; the others are failures that say so."""
+    out = dict(found)
+    for name, p in found.items():
+        if p.track is not None and (why := p.track.misfit(size, length)):
+            failure = SampleFailure("DataError", f"It is no answer on the first run's clip: {why}.", "")
+            out[name] = replace(p, track=None, point=None, failure=failure)
+    return out
 
 
 def _ascii(rle: bytes | None) -> str | None:

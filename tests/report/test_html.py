@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from refseg_bench.cli import main
-from refseg_bench.errors import StoreError
+from refseg_bench.errors import DataError, StoreError
 from refseg_bench.files.store_io import sealed_text
 from refseg_bench.report.html import ReportOptions, write_report
 from refseg_bench.report.media import spread
@@ -90,6 +90,26 @@ def test_without_its_data_set_a_run_still_has_a_report(tmp_path: Path, capsys: A
     assert group["n"] > 0
     clip = part(page.parent, "clip-0-0")
     assert all(frame["source"] is None for frame in clip["frames"])
+
+
+def test_answers_on_clips_of_another_length_stand_beside_each_other_as_failures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(values: Any) -> Any:
+        raise DataError("The data set is not here.")
+
+    stores = []
+    for frames in (3, 2):
+        root = tmp_path / str(frames)
+        data = {"_target_": "tests.fakes.FakeDataset", "root": str(root / "data"), "n_frames": frames}
+        stores.append(fake_run(root, dataset=data))
+        work_on(stores[-1])
+    monkeypatch.setattr("refseg_bench.report.html.dataset_of", gone)
+    page = write_report(stores, tmp_path / "report")
+    long, short = part(page.parent, "clip-0-0")["samples"]["clip0/0"]["runs"]
+    assert len(long["rles"]) == 3
+    assert short["rles"] is None
+    assert "2 masks" in short["failure"]["message"]
 
 
 def test_frames_that_cannot_be_read_are_left_out(tmp_path: Path) -> None:
