@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from refseg_bench.datasets.archives import _is_litter
 from refseg_bench.datasets.files import bad_name
 from refseg_bench.errors import ConfigError, DataError, ScoreError
-from refseg_bench.files.store_io import check_output, open_regular, printable, replacing, write_error
+from refseg_bench.files.store_io import check_output, open_regular, printable, replacing, sweep, write_error
 from refseg_bench.metrics import png
 from refseg_bench.types import Clip, Dataset, Prediction, rle_fault, sample_id
 
@@ -111,6 +111,7 @@ def write(
     written = 0
     try:
         # What a link leads to is replaced, not the link.
+        sweep(path.resolve().parent)
         with replacing(path.resolve()) as handle:
             # PNG files are compressed already.
             with zipfile.ZipFile(handle, "w", zipfile.ZIP_STORED) as archive:

@@ -138,7 +138,9 @@ class _Injector:
 
     def _before(self, kind: str, real: Callable[..., Any]) -> Callable[..., Any]:
         def call(place: Any, *rest: Any, **named: Any) -> Any:
-            self.step(kind, place)
+            # A folder that is there needs no room.
+            if kind != "mkdir" or not os.path.isdir(place):
+                self.step(kind, place)
             return real(place, *rest, **named)
 
         return call

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import io
 from pathlib import Path
 from typing import Any
 
@@ -190,19 +189,19 @@ def _report(console: Console, name: str, split: str, verdict: Verdict, first: in
 
 def show_sample(args: argparse.Namespace) -> int:
     """``refseg data show``."""
+    from refseg_bench.report.media import encoded
+
     name = resolve(args.name)
     data = open_dataset(name, root=args.root, split=args.split)
     clip, expression = find_sample(data, args.sample)
     image = picture(clip, expression, data.target(clip, expression), frames=args.frames)
     out = args.out or Path(safe_name(f"{name}-{clip.id}-{expression.id}".replace("/", "_")) + ".png")
-    kept = io.BytesIO()
-    image.save(kept, "PNG")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise write_error(error, out) from error
     with output(out) as handle:
-        handle.write(kept.getvalue())
+        handle.write(encoded(image, "PNG"))
     print(f"{clip.id}/{expression.id}: {expression.text}")
     print(out)
     return 0

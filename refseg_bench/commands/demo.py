@@ -45,6 +45,8 @@ def main(args: argparse.Namespace) -> int:
     """Run the command."""
     from refseg_bench import config as configs
     from refseg_bench import env
+    from refseg_bench.files.store_io import output, write_error
+    from refseg_bench.report.media import encoded
     from refseg_bench.report.stacked import overlay_video, stack
     from refseg_bench.run import build_method, dataset_of
     from refseg_bench.types import Expression
@@ -56,6 +58,10 @@ def main(args: argparse.Namespace) -> int:
     (point, *more) = configs.compose(args.overrides if chosen else ["method=lexical", *args.overrides])
     if more:
         raise ConfigError("A demo is one run, not a sweep.", where=" ".join(args.overrides))
+    try:
+        args.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise write_error(error, args.output) from error
     clip, rate = open_clip(args.clip, args.output / "frames", args.frames)
     method = build_method(point.values, dataset_of(point.values))
     if getattr(method, "sees_targets", False):
@@ -64,9 +70,9 @@ def main(args: argparse.Namespace) -> int:
     began = time.perf_counter()
     (grounding,) = method.predict(clip, [Expression("0", args.expression)])
     seconds = time.perf_counter() - began
-    args.output.mkdir(parents=True, exist_ok=True)
     picture = args.output / "picture.png"
-    stack(clip, grounding, columns=max(1, args.columns)).save(picture)
+    with output(picture) as handle:
+        handle.write(encoded(stack(clip, grounding, columns=max(1, args.columns)), "PNG"))
     print(picture)
     if len(clip) > 1:
         video = args.output / "overlay.mp4"

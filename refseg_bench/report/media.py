@@ -73,7 +73,7 @@ class MediaFolder:
                 else:
                     picture = Image.fromarray(read_rgb(path, upright=upright))
                     picture.thumbnail((side, side))
-                    kept = _encoded(picture, "JPEG", quality=80)
+                    kept = encoded(picture, "JPEG", quality=80)
             except _UNREADABLE:
                 return None
             _keep(target, kept)
@@ -96,7 +96,7 @@ class MediaFolder:
         if not _whole(target):
             picture = Image.fromarray(stacked, "L")
             picture.putpalette(_palette())
-            _keep(target, _encoded(picture, "PNG", transparency=_alphas(), compress_level=4))
+            _keep(target, encoded(picture, "PNG", transparency=_alphas(), compress_level=4))
         self.used["maps"].add(name)
         return name, size[1], size[0]
 
@@ -128,8 +128,8 @@ def _whole(target: Path) -> bool:
     return target.is_file() and target.stat().st_size > 0
 
 
-def _encoded(picture: Image.Image, kind: str, **options: Any) -> bytes:
-    # In memory: Pillow tells nothing of why a file can't be written.
+def encoded(picture: Image.Image, kind: str, **options: Any) -> bytes:
+    """A picture as the bytes of its file, in memory: Pillow tells nothing of why a file can't be written."""
     out = io.BytesIO()
     picture.save(out, kind, **options)
     return out.getvalue()

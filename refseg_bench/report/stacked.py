@@ -13,7 +13,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from refseg_bench.errors import DataError
 from refseg_bench.extras import require
-from refseg_bench.report.media import coloured, spread
+from refseg_bench.files.store_io import output, replacing, write_error
+from refseg_bench.report.media import coloured, encoded, spread
 from refseg_bench.types import BoolHW, Clip, FloatTHW, Grounding
 
 _COLOUR = (255, 140, 0)
@@ -104,6 +105,7 @@ def overlay_video(clip: Clip, grounding: Grounding, path: Path, *, fps: float = 
     """Write the whole clip with its masks drawn in as an mp4.
 
     Raises:
+        StoreError: it can't be written.
         MissingExtra: PyAV is not installed.
     """
     write_video(path, _overlaid(clip, grounding), clip.size, fps)
@@ -121,7 +123,7 @@ def write_video(path: Path, frames: Iterator[NDArray[np.uint8]], size: tuple[int
 
     height, width = (max(2, side - side % 2) for side in size)
     codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
-    with av.open(str(path), "w") as container:
+    with output(path) as handle, av.open(handle, "w", format="mp4") as container:
         stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1000))
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         for frame_HWC in frames:
@@ -147,6 +149,7 @@ def read_video(path: Path, folder: Path, *, most: int | None = None) -> tuple[li
 
     Raises:
         DataError: no video, or one without frames.
+        StoreError: a frame can't be written.
         MissingExtra: PyAV is not installed.
     """
     require("av", "Reading a video")
@@ -162,13 +165,12 @@ def read_video(path: Path, folder: Path, *, most: int | None = None) -> tuple[li
             count = sum(1 for _ in container.decode(video=0))
         wanted = set(range(count) if most is None else spread(count, most, ())) if count else set()
         files = []
-        folder.mkdir(parents=True, exist_ok=True)
         with av.open(source, options=only_files) as container:
             for index, frame in enumerate(container.decode(video=0)):
                 if index in wanted:
                     files.append(folder / f"{index:05d}.png")
                     picture = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
-                    Image.fromarray(picture).save(files[-1], compress_level=1)
+                    _keep(files[-1], encoded(Image.fromarray(picture), "PNG", compress_level=1))
     except (av.error.FFmpegError, OSError) as error:
         raise DataError(
             f"The video can't be decoded ({error}).", where=path, cure="Give a folder of its frames instead."
@@ -176,3 +178,12 @@ def read_video(path: Path, folder: Path, *, most: int | None = None) -> tuple[li
     if not files:
         raise DataError("The video holds no frame.", where=path)
     return files, rate * len(files) / count
+
+
+def _keep(path: Path, data: bytes) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path, durable=False) as handle:
+            handle.write(data)
+    except OSError as error:
+        raise write_error(error, path) from error
