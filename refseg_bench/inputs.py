@@ -206,12 +206,15 @@ def without(
     """
     out = dict(found)
     for name, prediction in found.items():
-        why = differing.get(prediction.sample, "")
-        if prediction.track is not None:
-            why = why or prediction.track.misfit(clip.size, len(clip))
-            if why:
-                failure = SampleFailure("StaleError", f"Predicted on other data: {why}. {CURE}", "")
-                out[name] = replace(prediction, track=None, point=None, no_target=None, failure=failure)
+        if prediction.track is None:
+            continue
+        cure = CURE
+        why = differing.get(prediction.sample) or prediction.track.misfit(clip.size, len(clip))
+        if prediction.inputs is None:
+            cure = "An older version wrote it without its data: move the run folder away and run again."
+        if why:
+            failure = SampleFailure("StaleError", f"Predicted on other data: {why}. {cure}", "")
+            out[name] = replace(prediction, track=None, point=None, no_target=None, failure=failure)
     return out
 
 

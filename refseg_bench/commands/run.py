@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import shlex
 import signal
 import sys
 import threading
@@ -115,6 +116,7 @@ def finish(stores: Sequence[RunStore], values: Mapping[Path, Mapping[str, Any]])
     from refseg_bench.scoring import HiddenTruthError
 
     code = 0
+    hidden: dict[Path, str] = {}
     for store in stores:
         for word, outcome in score_store(store, values=values.get(store.root)):
             if not isinstance(outcome, ScoreError):
@@ -122,13 +124,12 @@ def finish(stores: Sequence[RunStore], values: Mapping[Path, Mapping[str, Any]])
             # No earlier result stands in for the one that was refused.
             store.outdated.add(find(word).name)
             if isinstance(outcome, HiddenTruthError):
-                print(
-                    f"{store.root}\n  predicted. {outcome.what} `refseg submission {store.root}` makes the "
-                    "zip for the evaluation server.",
-                    file=sys.stderr,
-                )
+                hidden[store.root] = outcome.what
             else:
                 print(f"{store.root}\n  not scored: {outcome}", file=sys.stderr)
                 code = 2
+    for root, what in hidden.items():
+        command = f"refseg submission {shlex.quote(str(root))}"
+        print(f"{root}\n  predicted. {what} `{command}` makes the zip for its server.", file=sys.stderr)
     show(stores)
     return code

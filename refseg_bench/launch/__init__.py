@@ -217,7 +217,7 @@ def _here(run: Planned, submission: Submission, say: Callable[[str], None]) -> T
         census = Census()
         held = [r.owner for r in claims.records(run.store.root) if not r.end and census.alive(r.owner)]
         if held:
-            say(f"  {tally.elsewhere} samples are with {describe(held)}")
+            say(f"  {tally.elsewhere} samples are with {describe(held)}; who ends last scores the run")
             say(f"  if you know that it is dead, remove {run.store.root / 'claims'} and run again")
     for other in submissions(run.store.root):
         if other.id != submission.id and other.created >= submission.created:

@@ -6,6 +6,7 @@ Not for: what was predicted on other data (``refseg_bench.inputs`` tells, and sc
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Sequence
 
 from refseg_bench.errors import RefsegError
@@ -39,7 +40,7 @@ def leave_out_outdated(stores: Sequence[RunStore], say: Callable[[str], None]) -
                 store.outdated.add(protocol)
                 say(
                     f"{store.root}: the result under {protocol} is not shown, for {why} have changed since; "
-                    f"`refseg score {store.root}` {cure}"
+                    f"`refseg score {shlex.quote(str(store.root))}` {cure}"
                 )
 
 
