@@ -27,9 +27,20 @@ from refseg_bench.metrics import png
 from refseg_bench.metrics.kernel import encode_mask
 from refseg_bench.metrics.labels import FolderLabels
 from refseg_bench.metrics.protocols.base import GreyTrack, LabelMaps
-from refseg_bench.scoring import Answers, PredictionSource, State, Survey
+from refseg_bench.misplaced import (
+    counted_from_1,
+    few,
+    frames_instead,
+    image_instead,
+    meant,
+    numbers,
+    tree,
+    video_instead,
+)
+from refseg_bench.scoring import Answers, State, Survey
 from refseg_bench.types import (
     Clip,
+    Dataset,
     Expression,
     HeatPoint,
     MaskTrack,
@@ -63,7 +74,9 @@ FLAG_KEYS = ("no_target", "empty", "pred_nt")
 EXPRESSION_KEYS = ("exp_id", "expression_id", "expression", "sent_id", "exp", "id")
 
 
-def open_predictions(path: Path, *, above: int = 0, sides: Sequence[int] = ()) -> PredictionSource:
+def open_predictions(
+    path: Path, *, above: int = 0, sides: Sequence[int] = ()
+) -> FolderPredictions | JsonPredictions:
     """The source a path means: a folder of PNG files, or a JSON file (also alone in a folder).
 
     Args:
@@ -79,6 +92,7 @@ def open_predictions(path: Path, *, above: int = 0, sides: Sequence[int] = ()) -
         return JsonPredictions(path, tuple(sides))
     if path.is_dir():
         _beside.cache_clear()
+        tree.cache_clear()
         try:
             inside = [p for p in path.iterdir() if not p.name.startswith(".")]
         except OSError as error:
@@ -156,13 +170,14 @@ class _Found:
 
     files: tuple[Path | None, ...]
     surplus: tuple[str, ...] = ()
+    why: str = ""
 
     def gaps(self, clip: Clip) -> tuple[str, ...]:
         return tuple(n for n, f in zip(clip.frame_names, self.files, strict=True) if f is None)
 
     def state(self, clip: Clip) -> State:
         gaps = self.gaps(clip)
-        return State("missing") if len(gaps) == len(clip) else State("ok", gaps)
+        return State("missing", why=self.why) if len(gaps) == len(clip) else State("ok", gaps, self.why)
 
 
 @dataclass(frozen=True)
@@ -187,17 +202,66 @@ class FolderPredictions:
         """States from the folder listings alone."""
         found = self._samples(clip, expressions)
         if found is not None:
-            return Survey({e.id: found[e.id].state(clip) for e in expressions})
+            states = {e.id: found[e.id].state(clip) for e in expressions}
+            return Survey({e.id: self._explained(states[e.id], clip, e) for e in expressions})
         maps = self._maps(clip)
-        if maps:
-            labels = {name: each.state(clip) for name, each in maps.items()}
+        labels = {name: each.state(clip) for name, each in maps.items()}
+        if any(state.status == "ok" for state in labels.values()):
             return Survey({e.id: _via(labels, e) for e in expressions}, labels)
-        if any((top / name).is_dir() for top in self._tops() for name in SETS):
-            return Survey(
-                {e.id: State("missing") for e in expressions}, dict.fromkeys(SETS, State("missing"))
+        # A folder without a map is looked at as what it probably is: masks in the wrong place.
+        states = {e.id: self._explained(State("missing"), clip, e) for e in expressions}
+        if not labels and any((top / name).is_dir() for top in self._tops() for name in SETS):
+            labels = dict.fromkeys(SETS, State("missing"))
+        if not labels and not expressions:
+            labels = {"": State("missing")}
+        return Survey(states, labels or None)
+
+    def _explained(self, state: State, clip: Clip, expression: Expression) -> State:
+        """A state that says what lies where the masks were expected."""
+        if state.status != "missing":
+            return state
+        if len(clip) == 1:
+            names = list(_images(clip, expression))
+            why = image_instead(self.root, names, clip.id, expression.id, expression.text)
+        else:
+            first = clip.frame_names[0]
+            why = state.why or video_instead(self.root, clip.id, expression.id, expression.text, first)
+        return dataclasses.replace(state, why=why)
+
+    def notes(self, dataset: Dataset) -> list[str]:
+        """What lies in the folder and belongs to no sample of a dataset, in a few lines."""
+        known: dict[str, set[str]] = {"": {"no_target.json", "points.json"}}
+        leaves: dict[str, set[str]] = {}
+        for clip in dataset.clips():
+            pngs = {f"{name}.png" for name in clip.frame_names}
+            for folder in (clip.id, *(f"{name}/{clip.id}" for name in SETS)):
+                if bad_name(folder) is None:
+                    leaves[folder] = set(pngs)
+            for e in dataset.expressions(clip):
+                for folder in _folders(clip, e):
+                    leaves[folder] = pngs
+                if len(clip) == 1:
+                    for name in _images(clip, e):
+                        above, _, file = name.rpartition("/")
+                        known.setdefault(above, set()).add(f"{file}.png")
+        for leaf in (*leaves, *known):
+            parts = leaf.split("/")
+            for depth, part in enumerate(parts):
+                known.setdefault("/".join(parts[:depth]), set()).add(part)
+        surplus: list[str] = []
+        twice: list[str] = []
+        seen: dict[str, Path] = {}
+        for top in self._tops():
+            _surplus(top, "", known, leaves, surplus, twice, seen)
+        told = [str(Path(path).relative_to(self.root)) for path in surplus]
+        out = []
+        if told:
+            out.append(f"note: names in the folder that no sample has, not read ({len(told)}): {few(told)}")
+        if twice:
+            out.append(
+                f"note: samples that lie in two places, the first is read ({len(twice)}): {few(twice)}"
             )
-        labels_or_none = None if expressions else {"": State("missing")}
-        return Survey({e.id: State("missing") for e in expressions}, labels_or_none)
+        return [printable(line) for line in out]
 
     def answers(
         self, clip: Clip, expressions: Sequence[Expression], *, labels: bool, samples: bool
@@ -284,17 +348,30 @@ class FolderPredictions:
         if all(each is None for each in found.values()):
             return None
         nothing = _Found((None,) * len(clip))
+        if None in found.values() and (folder := self._counted_from_1(clip, list(found))):
+            return dict.fromkeys(found, dataclasses.replace(nothing, why=folder))
         return {key: each or nothing for key, each in found.items()}
 
+    def _counted_from_1(self, clip: Clip, ids: Sequence[str]) -> str:
+        """Why none of a clip's expressions is read where all of them are one off."""
+        if len(clip) > 1 and bad_name(clip.id) is None:
+            for top in self._tops():
+                if counted_from_1(_listing(str(top / clip.id)) or (), ids):
+                    return f"the expressions in '{top / clip.id}' are counted from 1: they are {few(ids)}"
+        return ""
+
     def _of(self, clip: Clip, expression: Expression) -> _Found | None:
+        empty: _Found | None = None
         for top in self._tops():
             for folder in _folders(clip, expression):
                 names = _listing(str(top / folder))
                 if names is None:
                     continue
                 found = _frames(top / folder, names, clip)
-                if len(clip) > 1 or found.files[0] is not None:
+                if any(file is not None for file in found.files):
                     return found
+                if len(clip) > 1:
+                    empty = empty or found
             if len(clip) == 1:
                 for name in _images(clip, expression):
                     folder, _, file = name.rpartition("/")
@@ -305,7 +382,7 @@ class FolderPredictions:
                     inside = _listing(str(top / name)) if "/" in name else None
                     if inside is not None and len(inside) == 1 and next(iter(inside)).endswith(".png"):
                         return _Found((top / name / next(iter(inside)),))
-        return None
+        return empty
 
     def _maps(self, clip: Clip) -> dict[str, _Found]:
         """Merged id maps of a clip by set."""
@@ -397,8 +474,38 @@ def _frames(folder: Path, names: frozenset[str], clip: Clip) -> _Found:
         for name in clip.frame_names
     )
     wanted = {f"{name}.png" for name in clip.frame_names}
-    surplus = sorted(n.removesuffix(".png") for n in names - wanted if n.endswith(".png"))
-    return _Found(files, tuple(surplus))
+    stems = [n.removesuffix(".png") for n in names if n.endswith(".png")]
+    if None in files and counted_from_1(stems, clip.frame_names):
+        files = (None,) * len(clip)
+    surplus = sorted({f"{n}.png" for n in stems} - wanted)
+    why = frames_instead(names, clip.frame_names) if None in files else ""
+    return _Found(files, tuple(n.removesuffix(".png") for n in surplus), why and f"{why} (in '{folder}')")
+
+
+def _surplus(
+    top: Path,
+    below: str,
+    known: Mapping[str, set[str]],
+    leaves: Mapping[str, set[str]],
+    surplus: list[str],
+    twice: list[str],
+    seen: dict[str, Path],
+) -> None:
+    """Gather names below a folder that no sample has, and samples that another folder had before."""
+    names = _listing(str(top / below)) or frozenset()
+    inside = known.get(below, set())
+    pngs = leaves.get(below, set())
+    if names & pngs and seen.setdefault(below, top) != top:
+        twice.append(below)
+    for name in sorted(names):
+        if name in ("Annotations", "480p") and not below:
+            # Looked at as a top of its own.
+            continue
+        path = f"{below}/{name}".lstrip("/")
+        if name in inside and (path in known or path in leaves) and not name.endswith(".png"):
+            _surplus(top, path, known, leaves, surplus, twice, seen)
+        elif name not in inside and name not in pngs and not name.startswith("."):
+            surplus.append(str(top / path))
 
 
 def fitting(shape: tuple[int, ...], clip: Clip, sides: Sequence[int], file: str | Path) -> tuple[int, int]:
@@ -441,29 +548,53 @@ def _split(
     out: dict[str, Prediction] = {}
     for name, each in maps.items():
         mine = [e for e in expressions if _set_of(e, maps) == name]
-        rles: dict[str, list[bytes | None]] = {e.id: [] for e in mine}
-        absent = set(each.missing())
+        if len(each.missing()) == len(clip):
+            continue
         try:
-            for t, frame in enumerate(clip.frame_names):
-                labels = None if frame in absent else each.frame(t)
-                for e in mine:
-                    if labels is None:
-                        rles[e.id].append(None)
-                        continue
-                    ids = [int(i) for i in _list(e.attrs.get("obj_ids")) if str(i).isdecimal()]
-                    rles[e.id].append(
-                        encode_mask(np.isin(labels, ids) if len(ids) != 1 else labels == ids[0])
-                    )
+            ids = {e.id: _pixel_values(clip, e) for e in mine}
+            tracks = _split_one(each, clip, ids)
+            found = {
+                e.id: Prediction(sample_id(clip.id, e.id), clip.id, e.id, MaskTrack(clip.size, tracks[e.id]))
+                for e in mine
+            }
         except RefsegError as error:
             failure = _failure(error)
-            out.update(
-                {e.id: Prediction(sample_id(clip.id, e.id), clip.id, e.id, failure=failure) for e in mine}
-            )
-            continue
-        for e in mine:
-            track = MaskTrack(clip.size, tuple(rles[e.id]))
-            out[e.id] = Prediction(sample_id(clip.id, e.id), clip.id, e.id, track)
+            found = {e.id: Prediction(sample_id(clip.id, e.id), clip.id, e.id, failure=failure) for e in mine}
+        out.update(found)
     return out
+
+
+def _pixel_values(clip: Clip, expression: Expression) -> list[int]:
+    ids = [str(i) for i in _list(expression.attrs.get("obj_ids"))]
+    pixels = {str(value) for value in range(1, 256)}
+    if "obj_ids" not in expression.attrs or not pixels.issuperset(ids):
+        raise DataError(
+            f"'{sample_id(clip.id, expression.id)}' names no objects from 1 to 255, so id maps hold no mask "
+            f"of it: its masks lie in '{clip.id}/{expression.id}/<frame>.png'."
+        )
+    return [int(i) for i in ids]
+
+
+def _split_one(
+    maps: LabelMaps, clip: Clip, ids: Mapping[str, Sequence[int]]
+) -> dict[str, tuple[bytes | None, ...]]:
+    """Counts per expression and frame, ``None`` where there is no map."""
+    rles: dict[str, list[bytes | None]] = {key: [] for key in ids}
+    absent = set(maps.missing())
+    values: set[int] = set()
+    for t, frame in enumerate(clip.frame_names):
+        labels = None if frame in absent else maps.frame(t)
+        if labels is not None and values <= {0, 255}:
+            values.update(np.flatnonzero(np.bincount(labels.ravel(), minlength=256)).tolist())
+        for key, own in ids.items():
+            mask = None if labels is None else np.isin(labels, own) if len(own) != 1 else labels == own[0]
+            rles[key].append(None if mask is None else encode_mask(mask))
+    if values - {0} == {255} and not any(255 in own for own in ids.values()):
+        raise DataError(
+            f"The maps of '{clip.id}' hold only 0 and 255, so they are masks, not id maps: the masks of one "
+            f"expression lie in '{clip.id}/<expression>/<frame>.png'."
+        )
+    return {key: tuple(counts) for key, counts in rles.items()}
 
 
 # ── JSON of run lengths ──────────────────────────────────────────────────────
@@ -490,15 +621,39 @@ class JsonPredictions:
         """States from the parsed file."""
         held = _parsed(self.path)
         states: dict[str, State] = {}
+        shifted = held.counted_from_1(clip, expressions)
         for e in expressions:
-            entry = held.find(clip, e)
+            entry = None if shifted else held.find(clip, e)
             masks = None if entry is None else _masks_of(entry, clip)
             if masks is None:
-                states[e.id] = State("missing")
+                states[e.id] = State("missing", why=shifted or held.instead(clip, e))
             else:
                 gaps = tuple(n for n, m in zip(clip.frame_names, masks, strict=False) if m is None)
                 states[e.id] = State("ok", gaps if len(masks) == len(clip) else ())
         return Survey(states)
+
+    def notes(self, dataset: Dataset) -> list[str]:
+        """What the file holds of no sample of a dataset, in a line."""
+        held = _parsed(self.path)
+        known: dict[str, set[str]] = {}
+        for clip in dataset.clips():
+            keys = {key for e in dataset.expressions(clip) for key in _keys(e)}
+            annos = {str(a) for e in dataset.expressions(clip) for a in _list(e.attrs.get("anno_ids"))}
+            for name in (*_names(clip), *annos):
+                known.setdefault(name, set()).update(keys)
+            known.update({key: set() for key in keys if len(clip) == 1})
+            known.update(
+                {f"{n}{sign}{k}": set() for n in (*_names(clip), *annos) for k in keys for sign in "/_"}
+            )
+        surplus = sorted(name for name in held.clips if name not in known)
+        for name in held.clips.keys() & known.keys():
+            within = held.expressions(name)
+            if isinstance(within, Mapping) and "counts" not in within and _mask_in(within) is None:
+                surplus += sorted(f"{name}/{key}" for key in within if known[name] and key not in known[name])
+        if not surplus:
+            return []
+        told = f"note: names in the file that no sample has, not read ({len(surplus)}): {few(surplus)}"
+        return [printable(told)]
 
     def answers(
         self, clip: Clip, expressions: Sequence[Expression], *, labels: bool, samples: bool
@@ -507,6 +662,8 @@ class JsonPredictions:
         held = _parsed(self.path)
         out: dict[str, Prediction] = {}
         greys: dict[str, GreyTrack] = {}
+        if held.counted_from_1(clip, expressions):
+            expressions = ()
         for e in expressions:
             entry = held.find(clip, e)
             masks = None if entry is None else _masks_of(entry, clip)
@@ -665,11 +822,7 @@ class _Held:
         Raises:
             DataError: there are two, and they differ.
         """
-        keys = [expression.id]
-        for attr in ("exp_id", "sent_id"):
-            if attr in expression.attrs:
-                keys.append(str(expression.attrs[attr]))
-        names = _names(clip)
+        keys, names = _keys(expression), _names(clip)
         nested = next(
             (e for e in (self._within(n, keys, clip, expression) for n in names) if e is not None), None
         )
@@ -697,8 +850,8 @@ class _Held:
             return self.clips.get(str(expression.attrs["sent_id"]))
         return None
 
-    def _within(self, name: str, keys: Sequence[str], clip: Clip, expression: Expression) -> Any:
-        """The entry of an expression within the entry of its clip."""
+    def expressions(self, name: str) -> Any:
+        """What stands under a clip's name, by expression if it is a list of them."""
         held = self.clips.get(name)
         if isinstance(held, Mapping) and isinstance(held.get("expressions"), (Mapping, list)):
             held = held["expressions"]
@@ -712,6 +865,62 @@ class _Held:
                 key = str(next((record[k] for k in EXPRESSION_KEYS if k in record), index))
                 self._put(by_id, key, record, f"{name}/{key}")
             held = by_id
+        return held
+
+    def counted_from_1(self, clip: Clip, expressions: Sequence[Expression]) -> str:
+        """Why none of a clip's expressions is read where all of them are one off."""
+        ids = [e.id for e in expressions]
+        if len(clip) > 1 and ids and any(self.find(clip, e) is None for e in expressions):
+            held = self.expressions(clip.id)
+            joined = [key.removeprefix(f"{clip.id}/") for key in self.clips if key.startswith(f"{clip.id}/")]
+            for names in (held if isinstance(held, Mapping) else (), joined):
+                if counted_from_1(names, ids):
+                    return f"the expressions of '{clip.id}' are counted from 1: they are {few(ids)}"
+        return ""
+
+    def instead(self, clip: Clip, expression: Expression) -> str:
+        """What stands in the place of a sample that is missing, and what to do."""
+        entry = self.find(clip, expression)
+        if isinstance(entry, Mapping):
+            if len(clip) > 1 and all(map(numbers, entry)):
+                return frames_instead(entry, clip.frame_names, "")
+            return f"its entry holds {few(entry)}, none of them masks ({', '.join(MASK_KEYS)})"
+        if entry is not None:
+            return "its entry is no list of masks"
+        wanted = sample_id(clip.id, expression.id)
+        for name in _names(clip):
+            held = self.expressions(name)
+            if isinstance(held, list):
+                return f"the entry '{name}' is a list without names: put each expression's masks under its id"
+            if isinstance(held, Mapping):
+                near = meant(expression.id, held, expression.text)
+                cure = f": rename it to '{expression.id}'"
+                return (
+                    f"'{name}' holds {few(held)}, no '{expression.id}'"
+                    if near is None
+                    else f"found '{name}', '{near}'{cure}"
+                )
+        swapped = self.clips.get(expression.id)
+        if isinstance(swapped, Mapping) and clip.id in swapped:
+            return f"found '{expression.id}', '{clip.id}': the levels are swapped, the clip comes first"
+        for key, value in self.clips.items():
+            if isinstance(value, (Mapping, list)) and len(self.clips) < 10:
+                inside = (
+                    value
+                    if isinstance(value, Mapping)
+                    else {str(r.get(k)) for r in value if isinstance(r, Mapping) for k in CLIP_KEYS}
+                )
+                if clip.id in inside:
+                    return f"found below '{key}': write what stands there alone"
+        for name, cure in ((wanted, wanted), (clip.id, clip.id)):
+            near = meant(name, self.clips)
+            if near is not None:
+                return f"found '{near}': rename it to '{cure}'"
+        return ""
+
+    def _within(self, name: str, keys: Sequence[str], clip: Clip, expression: Expression) -> Any:
+        """The entry of an expression within the entry of its clip."""
+        held = self.expressions(name)
         if not isinstance(held, Mapping):
             return None
         for key in keys:
@@ -731,6 +940,12 @@ def _told(entry: Any) -> Any:
     if not isinstance(entry, Mapping) or "counts" in entry or _mask_in(entry) is None:
         return entry
     return [_mask_in(entry), *(entry.get(k) for k in (*FLAG_KEYS, "point"))]
+
+
+def _keys(expression: Expression) -> list[str]:
+    """What an expression may be called in a JSON, likeliest first."""
+    own = (str(expression.attrs[attr]) for attr in ("exp_id", "sent_id") if attr in expression.attrs)
+    return [expression.id, *own]
 
 
 def _is_first(expression: Expression) -> bool:
@@ -765,6 +980,8 @@ def _masks_of(entry: Any, clip: Clip) -> list[Any] | None:
     if isinstance(entry, Mapping):
         if "counts" in entry:
             return [entry]
+        if any(name not in entry for name in clip.frame_names) and counted_from_1(entry, clip.frame_names):
+            return None
         return [entry.get(name) for name in clip.frame_names]
     return list(entry) if isinstance(entry, list) else None
 

@@ -23,18 +23,24 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
-from refseg_bench.datasets.archives import _is_litter
+from refseg_bench.datasets.archives import is_litter
 from refseg_bench.datasets.files import bad_name
 from refseg_bench.errors import ConfigError, DataError, ScoreError
-from refseg_bench.files.store_io import check_output, open_regular, printable, replacing, sweep, write_error
+from refseg_bench.files.store_io import (
+    MOST_PIXELS,
+    check_output,
+    open_regular,
+    printable,
+    replacing,
+    sweep,
+    write_error,
+)
 from refseg_bench.metrics import png
 from refseg_bench.types import Clip, Dataset, Prediction, rle_fault, sample_id
 
 #: Name of a dataset → folder above its videos in the zip.
 TOPS = {"ref_youtube_vos": "Annotations", "mevis": "", "mevis_v2": ""}
 _EPOCH = (1980, 1, 1, 0, 0, 0)
-#: Most pixels of a mask that is looked at; the largest frames of the field have 8 million.
-MOST_PIXELS = 1 << 26
 # The zip's comment ends in the SHA-256 of all bytes before it: no flipped byte goes unseen.
 _SEAL = b"refseg-bench sha256 "
 _DIGITS = 64
@@ -289,6 +295,8 @@ def _check(archive: zipfile.ZipFile, dataset: Dataset | None, report: Report) ->
     if expected is None:
         _held_against_itself(inside, report)
     _check_files(archive, inside, sizes, report)
+    if not report.masks:
+        report.problems["no mask"].append("<video>/<expression>/<frame>.png is wanted")
 
 
 def _plain_names(archive: zipfile.ZipFile, report: Report) -> list[str]:
@@ -302,7 +310,7 @@ def _plain_names(archive: zipfile.ZipFile, report: Report) -> list[str]:
         if reason is not None:
             made = " (made by an old packer of Windows: use another)" if "\\" in name else ""
             report.problems[f"unsafe name{made}"].append(name)
-        elif _is_litter(name):
+        elif is_litter(name):
             report.problems["litter of macOS or Windows: leave it out of the zip"].append(name)
         elif not name.endswith("/"):
             out.append(name)

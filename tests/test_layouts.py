@@ -24,6 +24,7 @@ from refseg_bench.datasets.writers import (
     write_refcoco_set,
     write_revos_set,
 )
+from refseg_bench.external import open_predictions
 from refseg_bench.types import encode_rle, run_lengths
 from tests.datasets.conftest import frames, video
 
@@ -483,3 +484,124 @@ def test_files_beside_the_masks_are_checked(coco, tmp_path, capsys, name, text, 
     code, _ = run(tmp_path, tmp_path / "p", "refcoco_unc", coco, "grefcoco-gres,pointing")
     assert code == 2
     assert words in capsys.readouterr().err
+
+
+# ── nearly right ─────────────────────────────────────────────────────────────
+
+WORDS_OF_TWO = [("the red dog", [0], {}), ("both, of them!", [0, 1], {})]
+ALMOST = {
+    "{e}/{c}/{f}.png": "levels swapped: rename it to 'v1/0'",
+    "my/out/{c}/{e}/{f}.png": "found below 'my/out': give that folder instead",
+    "res/Annotations/{c}/{e}/{f}.png": "found below 'res/Annotations'",
+    "{c}/{e}/{i1:05d}.png": "00000.png is missing, 00004.png is surplus: counted from 1?",
+    "{c}/{e}/{i}.png": "'0.png' lies there for '00000.png': pad the numbers",
+    "{c}/{e}/{f}.jpg": "masks must be PNG files",
+    "{c}/{e}/{f}_mask.png": "'00000_mask.png' lies there for '00000.png': rename it",
+    "{c}/{e}/frame_{f}.png": "'frame_00000.png' lies there",
+    "{c}/{e}/masks/{f}.png": "there is 'masks'",
+    "{c}/{t}/{f}.png": "found 'v1/the red dog': rename it to 'v1/0'",
+    "{c}/the_red_dog{e}/{f}.png": "found 'v1/the_red_dog0': rename it to 'v1/0'",
+    "{c}/{e:0>3}/{f}.png": "found 'v1/000': rename it to 'v1/0'",
+    "{c}/{e1}/{f}.png": "counted from 1: they are '0', '1'",
+    "{c}_{e}/{f}.png": "found 'v1_0': rename it to 'v1/0'",
+    "{c}_{e}_{f}.png": "found 'v1_0_00000.png': make it 'v1/0/00000.png'",
+    "{c}/{e}_{f}.png": "found 'v1/0_00000.png': make it 'v1/0/00000.png'",
+    "{c}/{f}/{e}.png": "levels swapped: it belongs to 'v1/0/00000.png'",
+    "{c}/{e}.png": "'v1/0' is a folder of one PNG per frame",
+    "V1/{e}/{f}.png": "found 'V1/0': rename it to 'v1/0'",
+}
+
+
+@pytest.mark.parametrize("layout", ALMOST)
+def test_a_layout_that_is_nearly_right_is_told_with_what_helps(tmp_path, layout):
+    write_meta_expressions_set(tmp_path / "mevis", "valid_u", [video("v1", expressions=WORDS_OF_TWO)])
+    data = open_dataset("mevis", root=tmp_path / "mevis")
+    for clip, e, frame, mask in everything(data):
+        i = clip.frame_names.index(frame)
+        name = layout.format(c=clip.id, e=e.id, f=frame, t=e.text, i=i, i1=i + 1, e1=int(e.id) + 1)
+        save(tmp_path / "p" / name, mask)
+    (clip,) = data.clips()
+    source = open_predictions(tmp_path / "p")
+    states = source.survey(clip, data.expressions(clip)).samples
+    assert {state.status for state in states.values()} == {"missing"}
+    assert ALMOST[layout] in states["0"].why
+    assert not source.answers(clip, data.expressions(clip), labels=False, samples=True).samples
+    code, _ = run(tmp_path, tmp_path / "p", "mevis", tmp_path / "mevis", "expression,mevis-visa,decaf")
+    assert code == 2
+
+
+ALMOST_IMAGES = {
+    "{e}/{c}.png": "levels swapped: rename it to '1/0.png'",
+    "out/{c}/{e}.png": "found below 'out'",
+    "{c:0>6}_{e:0>3}.png": "found '000001_000.png': rename it to '1/0.png'",
+    "img{c}_sent{e}.png": "found 'img1_sent0.png'",
+    "{c}/{t}.png": "found '1/one.png': rename it to '1/0.png'",
+    "{c}/{e}.jpg": "found '1/0.jpg' for '1/0.png': write a PNG file",
+    "{c}/{e}/masks/m.png": "the folder '1/0' holds 'masks'",
+}
+
+
+@pytest.mark.parametrize("layout", ALMOST_IMAGES)
+def test_the_same_for_images(coco, tmp_path, layout):
+    data = RefCoco(root=coco)
+    for clip, e, _, mask in everything(data):
+        save(tmp_path / "p" / layout.format(c=clip.id, e=e.id, t=e.text), mask)
+    (clip,) = data.clips()
+    states = open_predictions(tmp_path / "p").survey(clip, data.expressions(clip)).samples
+    assert ALMOST_IMAGES[layout] in states["0"].why
+
+
+ALMOST_JSON = {
+    "found below 'results'": lambda m: {"results": {"v1": {e: [*by.values()] for e, by in m.items()}}},
+    "below 'predictions'": lambda m: {"predictions": rows(m)},
+    "levels are swapped": lambda m: {e: {"v1": [*by.values()]} for e, by in m.items()},
+    "'00': rename it to '0'": lambda m: {"v1": {f"0{e}": [*by.values()] for e, by in m.items()}},
+    "'the first': rename it": lambda m: {"v1": {"the first": [*m["0"].values()], "x": []}},
+    "counted from 1: they": lambda m: {"v1": {str(int(e) + 1): [*by.values()] for e, by in m.items()}},
+    "surplus: counted from 1?": lambda m: {"v1": {
+        e: {f"{i:05d}": rle for i, rle in enumerate(by.values(), 1)} for e, by in m.items()}},
+    "pad the numbers": lambda m: {"v1": {e: dict(enumerate(by.values())) for e, by in m.items()}},
+    "'00000.jpg' lies there": lambda m: {"v1": {
+        e: {f"{f}.jpg": rle for f, rle in by.items()} for e, by in m.items()}},
+    "its entry holds 'output'": lambda m: {"v1": {e: {"output": [*by.values()]} for e, by in m.items()}},
+    "is a list without names": lambda m: {"v1": [[*by.values()] for by in m.values()]},
+    "found 'V1': rename it": lambda m: {"V1": {e: [*by.values()] for e, by in m.items()}},
+    "its entry is no list": lambda m: {"v1": {e: json.dumps([*by.values()]) for e, by in m.items()}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("words", ALMOST_JSON)
+def test_the_same_for_a_json(told, words):
+    place, masks = told
+    data = open_dataset("mevis", root=place / "mevis")
+    (place / "q.json").write_text(json.dumps(ALMOST_JSON[words](masks)))
+    (clip,) = data.clips()
+    states = open_predictions(place / "q.json").survey(clip, data.expressions(clip)).samples
+    assert {state.status for state in states.values()} == {"missing"}
+    assert words in states["0"].why
+    code, _ = scored(place, json.dumps(ALMOST_JSON[words](masks)))
+    assert code == 2
+
+
+def test_masks_of_255_are_no_id_maps(davis, tmp_path, capsys):
+    for clip, _, frame, mask in everything(RefDavis17(root=davis)):
+        save(tmp_path / "p" / clip.id / f"{frame}.png", mask)
+    code, _ = run(tmp_path, tmp_path / "p", "ref_davis17", davis, "expression")
+    assert code == 2
+    assert "masks, not id maps" in capsys.readouterr().err
+
+
+def test_what_no_sample_has_is_noted(told, capsys):
+    place, masks = told
+    for e, by in masks.items():
+        for frame in by:
+            save(place / "p" / "v1" / e / f"{frame}.png", np.zeros((24, 32), bool))
+    for name in ("v1/0/99999", "v1/7/00000", "v\x1b2/0/00000", "Annotations/v1/1/00000"):
+        save(place / "p" / f"{name}.png", np.ones((24, 32), bool))
+    run(place, place / "p", "mevis", place / "mevis", "expression")
+    told_words = capsys.readouterr().err
+    assert r"not read (3): 'v\x1b2', 'v1/0/99999.png', 'v1/7'" in told_words
+    assert "two places, the first is read (1): 'v1/1'" in told_words
+    made = {"v1": {**{e: [*by.values()] for e, by in masks.items()}, "9": []}, "v2": {}}
+    scored(place, json.dumps(made))
+    assert "not read (2): 'v1/9', 'v2'" in capsys.readouterr().err

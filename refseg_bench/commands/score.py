@@ -94,6 +94,8 @@ def _score_files(args: argparse.Namespace, ids: Sequence[str] | None) -> int:
     source = open_predictions(args.predictions, above=args.threshold or 0, sides=sides)
     if args.threshold is not None and args.predictions.is_file():
         raise ConfigError("--threshold is for mask files; run lengths have no grey values.")
+    for note in source.notes(dataset):
+        _say(note)
     options = Options(
         jobs=args.jobs or None, detail=args.per_frame or bool(args.explain), partial=args.partial
     )

@@ -80,6 +80,8 @@ def _pack_files(args: argparse.Namespace) -> int:
     if dataset is None:
         raise ConfigError("--predictions needs --dataset NAME.", cure="`refseg data list` shows the names.")
     source = open_predictions(args.predictions)
+    for note in source.notes(dataset):
+        print(f"  {note}", file=sys.stderr)
     clips = {clip.id: clip for clip in dataset.clips()}
 
     def lookup(clip_id: str) -> Mapping[str, Prediction]:

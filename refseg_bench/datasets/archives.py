@@ -264,13 +264,13 @@ def _plain(name: str) -> str:
     return name[:-1] if name.endswith("/") else name
 
 
-def _is_litter(name: str) -> bool:
-    """The tar's own root, and what macOS adds to every archive."""
+def is_litter(name: str) -> bool:
+    """The tar's own root, and what macOS and Windows add to every archive."""
     parts = name.split("/")
     return (
         name in ("", ".")
         or "__MACOSX" in parts
-        or parts[-1] in (".DS_Store", "Thumbs.db")
+        or parts[-1] in (".DS_Store", "Thumbs.db", "desktop.ini")
         or parts[-1].startswith("._")
     )
 
@@ -311,7 +311,7 @@ def _checked(found: Iterator[_Member], archive: Path) -> list[_Member]:
                 file=archive,
                 cure=_DONT,
             )
-        if _is_litter(member.name):
+        if is_litter(member.name):
             continue
         reason = bad_name(member.name) or _too_long(member.name)
         if reason is not None:
