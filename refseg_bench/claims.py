@@ -21,6 +21,7 @@ from typing import Any, Self
 from refseg_bench import schema
 from refseg_bench.errors import ConfigError, StoreError
 from refseg_bench.files.store_io import (
+    leave_out,
     parse_json,
     read_bytes,
     safe_name,
@@ -109,9 +110,16 @@ def read_record(path: Path) -> JobRecord | None:
 
 
 def records(root: Path) -> list[JobRecord]:
-    """Every process that ever worked on the run, in the order they started."""
-    found = (read_record(path) for path in sorted((root / "jobs").glob("*.json")))
-    return [record for record in found if record is not None]
+    """Every process that ever worked on the run, in the order they started; damaged records are left out."""
+    found: list[JobRecord] = []
+    for path in sorted((root / "jobs").glob("*.json")):
+        try:
+            record = read_record(path)
+        except StoreError as error:
+            leave_out(error)
+        else:
+            found += [] if record is None else [record]
+    return found
 
 
 class Desk:

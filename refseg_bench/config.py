@@ -439,6 +439,8 @@ def _finish(node: DictConfig, choices: dict[str, str], overrides: tuple[str, ...
     except OmegaConfBaseException as error:
         raise ConfigError(str(error).splitlines()[0], where=" ".join(overrides)) from error
     assert isinstance(plain, dict)
+    # What is composed was typed, or is a file of this package or of a search path that was typed.
+    schema.allow(*schema.targets(plain))
     values = schema.conform(Config, {str(k): v for k, v in plain.items()}, "")
     values["sweep"] = {}
     for name in ("clips", "expressions"):
@@ -464,7 +466,7 @@ def _finish(node: DictConfig, choices: dict[str, str], overrides: tuple[str, ...
             values[part] = schema.complete(_node(values, part), part)
     values["protocols"] = [_protocol(str(word), overrides) for word in values["protocols"]]
     for word in values["dataset"].get("protocols") or ():
-        find_protocol(str(word))
+        _protocol(str(word), ())
     experiment = choices.get("experiment", "None")
     stem = "-".join(str(choices.get(p, p)) for p in ("method", "dataset"))
     if experiment not in ("None", "null"):
@@ -480,6 +482,7 @@ def _protocol(word: str, overrides: Sequence[str]) -> str:
     path, find again.
     """
     try:
+        schema.allow(*([word] if "." in word.partition(":")[0] else []))
         find_protocol(word)
         return word
     except ConfigError:
@@ -495,6 +498,7 @@ def _protocol(word: str, overrides: Sequence[str]) -> str:
         if node is None:
             raise
     values = OmegaConf.to_container(node["_protocol_"], resolve=True)
+    schema.allow(*schema.targets(values))
     assert isinstance(values, dict)
     pairs = [f"{key!s}={json.dumps(value)}" for key, value in values.items() if key != TARGET]
     found = ":".join([f"{values.get(TARGET)}{at}{version}", *pairs, *knobs])

@@ -13,7 +13,7 @@ from typing import Any
 
 from refseg_bench import env, oom, schema
 from refseg_bench.claims import Desk, forget
-from refseg_bench.config import Config, Limit, checked, covers, digest_of, from_yaml, load
+from refseg_bench.config import Config, Limit, checked, covers, digest_of, from_yaml, lasting, load
 from refseg_bench.datasets.limited import Limited
 from refseg_bench.errors import ConfigError, DataError, RefsegError, StoreError
 from refseg_bench.inputs import Present
@@ -203,6 +203,12 @@ def frozen(store: RunStore, launch: str | None = None) -> dict[str, Any]:
             cure="Put the file back. Options are changed by `refseg run` with the same words and KEY=VALUE.",
         )
     return values
+
+
+def lasting_of(store: RunStore) -> dict[str, Any]:
+    """The options of a run that can change a prediction, as data: nothing is imported to know them."""
+    values = frozen(store)
+    return store.info()["lasting"] or lasting(values)
 
 
 def build_method(values: Mapping[str, Any], dataset: Dataset) -> Method:

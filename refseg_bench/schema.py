@@ -13,9 +13,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib
+import os
 import types as pytypes
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -24,6 +25,17 @@ from refseg_bench.errors import ConfigError
 TARGET = "_target_"
 #: Fields of a method that are handed in ready-made, not read from its YAML.
 INJECTED = ("backbone", "segmenter")
+
+#: The environment variable that names packages whose components may be built beside this one's, by commas.
+ALLOW = "REFSEG_ALLOW"
+_OWN = "refseg_bench"
+#: Where this package's own components of a kind live.
+_HOMES = {
+    "dataset": f"{_OWN}.datasets.",
+    "method": f"{_OWN}.methods.",
+    "backbone": f"{_OWN}.backbones.",
+    "segmenter": f"{_OWN}.segmenters.",
+}
 
 T = TypeVar("T")
 
@@ -44,15 +56,52 @@ def knob(default: Any = dataclasses.MISSING, *, transient: bool = False, factory
     return dataclasses.field(default=default, metadata=metadata)
 
 
+def allowed() -> set[str]:
+    """The packages whose components may be imported and built."""
+    return {_OWN, *filter(None, (name.strip() for name in os.environ.get(ALLOW, "").split(",")))}
+
+
+def allow(*targets: str) -> None:
+    """Let components of the packages that these dotted paths begin with be built.
+
+    To be called for what the present command line names, never for what a file of a run folder says.
+    Processes that are started from here inherit it.
+    """
+    named = {target.partition(".")[0] for target in targets} | allowed()
+    os.environ[ALLOW] = ",".join(sorted(named - {_OWN}))
+
+
+def targets(value: Any) -> Iterator[str]:
+    """Every ``_target_`` in a nest of plain values."""
+    if isinstance(value, Mapping):
+        if isinstance(value.get(TARGET), str):
+            yield value[TARGET]
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        for item in value:
+            yield from targets(item)
+
+
 def locate(target: str, where: str) -> type:
-    """Import the class a ``_target_`` names.
+    """Import the class a ``_target_`` names, if its package may be.
 
     Raises:
-        ConfigError: the module or class doesn't exist, or is no dataclass.
+        ConfigError: nobody has named the package, the module or class doesn't exist, is no dataclass, or
+            is another kind of component.
     """
     module_name, _, class_name = target.rpartition(".")
-    if not module_name:
+    if not module_name or not all(word.isidentifier() for word in target.split(".")):
         raise ConfigError(f"_target_ '{target}' is no dotted path to a class.", where=where)
+    package = target.partition(".")[0]
+    if package not in allowed():
+        raise ConfigError(
+            f"_target_ '{target}' is code of the package '{package}', which you haven't named.",
+            where=where,
+            allowed=sorted(allowed()),
+            cure=f"If you trust that package: export {ALLOW}={package} (several: by commas).",
+        )
+    if package == _OWN and not target.startswith(_HOMES.get(where, _OWN)):
+        raise ConfigError(f"_target_ '{target}' is no {where}.", where=where)
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:

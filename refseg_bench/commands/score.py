@@ -14,12 +14,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from refseg_bench import schema
 from refseg_bench.errors import ConfigError, RefsegError, ScoreError, StoreError
 from refseg_bench.files.store_io import check_output, output
 from refseg_bench.types import sample_id
 
 if TYPE_CHECKING:
     from refseg_bench.metrics.protocols.base import ScoringProtocol
+    from refseg_bench.run import Work
     from refseg_bench.scoring import Answers, Options, PredictionSource, Scored, Survey
     from refseg_bench.store import RunStore
     from refseg_bench.types import Clip, Dataset, Estimate, Expression
@@ -64,6 +66,7 @@ def main(args: argparse.Namespace) -> int:
     if args.json is not None:
         check_output(args.json)
     ids = [word.strip() for word in args.protocol.split(",") if word.strip()] if args.protocol else None
+    schema.allow(*(word for word in ids or () if "." in word.partition(":")[0]))
     if args.predictions is not None:
         if args.runs:
             raise ConfigError("Give run folders or --predictions, not both.")
@@ -315,6 +318,8 @@ def score_store(
     # Before anything is read: what is appended meanwhile makes the result outdated.
     made_from = {"predictions": store.mark()}
     work, present = plan(dataset), inputs.Present()
+    if not options.partial:
+        refuse_damage(store, work)
     differing = inputs.stale(store, work, present)
     if differing and not options.partial:
         return [(word, inputs.refusal(differing, store.root)) for word in words]
@@ -326,6 +331,17 @@ def score_store(
             kept = dataclasses.replace(result, details={**result.details, "made_from": made_from})
             store.write_result(kept, outcome.table.write_parquet)
     return outcomes
+
+
+def refuse_damage(store: RunStore, work: Work) -> None:
+    """See to it that no sample is missing because its line was damaged: such a sample is no zero.
+
+    Raises:
+        StoreError: samples are missing, and lines are damaged.
+    """
+    damage, done = store.damage(), store.done()
+    if damage is not None and any(sample_id(c.id, e.id) not in done for c, es in work for e in es):
+        raise damage
 
 
 # ── telling ──────────────────────────────────────────────────────────────────

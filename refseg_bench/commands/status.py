@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ from rich.table import Column, Table
 
 from refseg_bench.claims import records
 from refseg_bench.errors import RefsegError, StoreError
+from refseg_bench.files.store_io import printable
 from refseg_bench.inputs import Present, stale, told
 from refseg_bench.joblog import log_path
-from refseg_bench.launch.records import living, submissions
+from refseg_bench.launch.records import Submission, living, submissions
 from refseg_bench.owners import BEAT, describe
 from refseg_bench.run import dataset_of, frozen, plan
 from refseg_bench.store import RunStore, runs_in
@@ -55,65 +57,79 @@ def main(args: argparse.Namespace) -> int:
     notes: list[str] = []
     stores = find(args.runs)
     busy = living(stores)
+    code = 0
     for store in stores:
-        differing: dict[str, str] = {}
         try:
-            work = plan(dataset_of(frozen(store)))
-            expected: int | None = sum(len(es) for _, es in work)
-            differing = stale(store, work, Present())
+            _tell(store, busy[store.root], args.failures, table, notes)
         except RefsegError as error:
-            # A folder that was copied here without its dataset still tells what is in it.
-            expected = None
-            notes.append(f"{store.root.name}  what is left is unknown: {error.what}")
-        index = store.index()
-        good = sum(line.ok for line in index.values())
-        done, failed = good - len(differing), len(index) - good
-        if differing:
-            notes.append(
-                f"{store.root.name}  {len(differing)} samples were predicted on other data and are left: "
-                f"{told(differing)}"
-            )
-        left = None if expected is None else expected - done - failed
-        # A look at a few predictions is enough for a rate; reading all would decode every mask line.
-        seen = [store.read(line) for line in list(index.values())[:: max(1, len(index) // 50)] if line.ok]
-        rate = sum(p.seconds.get("total", 0.0) for p in seen) / len(seen) if seen else None
-        peak = max((p.peak_mb for p in seen), default=None)
-        jobs = records(store.root)
-        quiet = [job for job in jobs if not job.end and time.time() - job.beat >= 2 * BEAT]
-        alive = [job for job in jobs if not job.end and job not in quiet]
-        table.add_row(
-            store.root.name,
-            str(done),
-            str(failed),
-            "?" if left is None else str(left),
-            "–" if rate is None else f"{rate:.2f}",
-            "–" if rate is None or not alive or not left else duration(left * rate / len(alive)),
-            f"{sum(job.gpu_hours for job in jobs):.2f}",
-            "–" if peak is None else f"{peak:.0f}",
-        )
-        for submission in busy[store.root]:
-            notes.append(f"{store.root.name}  at work: {submission.told()}")
-            notes.append(f"  log: {store.root / 'log' / submission.id}")
-        if busy[store.root]:
-            since = busy[store.root][0].created
-            for other in submissions(store.root):
-                if other.state == "refused" and other.created >= since:
-                    notes.append(f"  made way for it: {other.told()}")
-        if left or failed:
-            for job in [j for j in jobs if "error" in j.end or j in quiet][-args.failures or len(jobs) :]:
-                why = job.end.get("error", "no sign of life")
-                notes.append(f"{store.root.name}  {describe([job.owner])}: {why}")
-                notes.append(f"  log: {store.root / 'log' / job.owner.launch}")
-        for line in [line for line in index.values() if not line.ok][: args.failures]:
-            failure = store.read(line).failure
-            assert failure is not None
-            first = failure.message.splitlines()[0] if failure.message else ""
-            notes.append(f"{store.root.name}  {line.sample}: {failure.kind}: {first}")
-            notes.append(f"  log: {log_path(store.root, line.path.stem)}")
+            # A run that can't be read doesn't hide the others.
+            notes.append(f"{store.root.name}  {error}")
+            code = 2
     console.print(table)
     for note in notes:
-        console.print(note, markup=False, highlight=False, soft_wrap=True)
-    return 0
+        for line in note.split("\n"):
+            console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
+    return code
+
+
+def _tell(store: RunStore, busy: Sequence[Submission], failures: int, table: Table, notes: list[str]) -> None:
+    """One run: its row, and what there is to say below."""
+    differing: dict[str, str] = {}
+    try:
+        work = plan(dataset_of(frozen(store)))
+        expected: int | None = sum(len(es) for _, es in work)
+        differing = stale(store, work, Present())
+    except RefsegError as error:
+        # A folder that was copied here without its dataset still tells what is in it.
+        expected = None
+        notes.append(f"{store.root.name}  what is left is unknown: {error.what}")
+    index = store.index()
+    if damage := store.damage():
+        notes.append(f"{store.root.name}  {damage}")
+    good = sum(line.ok for line in index.values())
+    done, failed = good - len(differing), len(index) - good
+    if differing:
+        notes.append(
+            f"{store.root.name}  {len(differing)} samples were predicted on other data and are left: "
+            f"{told(differing)}"
+        )
+    left = None if expected is None else expected - done - failed
+    # A look at a few predictions is enough for a rate; reading all would decode every mask line.
+    seen = [store.read(line) for line in list(index.values())[:: max(1, len(index) // 50)] if line.ok]
+    rate = sum(p.seconds.get("total", 0.0) for p in seen) / len(seen) if seen else None
+    peak = max((p.peak_mb for p in seen), default=None)
+    jobs = records(store.root)
+    quiet = [job for job in jobs if not job.end and time.time() - job.beat >= 2 * BEAT]
+    alive = [job for job in jobs if not job.end and job not in quiet]
+    table.add_row(
+        printable(store.root.name),
+        str(done),
+        str(failed),
+        "?" if left is None else str(left),
+        "–" if rate is None else f"{rate:.2f}",
+        "–" if rate is None or not alive or not left else duration(left * rate / len(alive)),
+        f"{sum(job.gpu_hours for job in jobs):.2f}",
+        "–" if peak is None else f"{peak:.0f}",
+    )
+    for submission in busy:
+        notes.append(f"{store.root.name}  at work: {submission.told()}")
+        notes.append(f"  log: {store.root / 'log' / submission.id}")
+    if busy:
+        since = busy[0].created
+        for other in submissions(store.root):
+            if other.state == "refused" and other.created >= since:
+                notes.append(f"  made way for it: {other.told()}")
+    if left or failed:
+        for job in [j for j in jobs if "error" in j.end or j in quiet][-failures or len(jobs) :]:
+            why = job.end.get("error", "no sign of life")
+            notes.append(f"{store.root.name}  {describe([job.owner])}: {why}")
+            notes.append(f"  log: {store.root / 'log' / job.owner.launch}")
+    for line in [line for line in index.values() if not line.ok][:failures]:
+        failure = store.read(line).failure
+        assert failure is not None
+        first = failure.message.splitlines()[0] if failure.message else ""
+        notes.append(f"{store.root.name}  {line.sample}: {failure.kind}: {first}")
+        notes.append(f"  log: {log_path(store.root, line.path.stem)}")
 
 
 def duration(seconds: float) -> str:

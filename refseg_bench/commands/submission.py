@@ -46,6 +46,7 @@ def main(args: argparse.Namespace) -> int:
         0 if the zip is fit to submit, 1 if not.
     """
     from refseg_bench import submission
+    from refseg_bench.commands.score import refuse_damage
     from refseg_bench.files.store_io import within
     from refseg_bench.inputs import Present, refusal, stale
     from refseg_bench.run import plan
@@ -67,8 +68,10 @@ def main(args: argparse.Namespace) -> int:
     if args.dataset is not None:
         raise ConfigError("--dataset goes with --check and --predictions; a run knows its dataset.")
     dataset = _of_run(store)
-    if differing := stale(store, plan(dataset), Present()):
+    work = plan(dataset)
+    if differing := stale(store, work, Present()):
         raise refusal(differing, store.root)
+    refuse_damage(store, work)
     path = args.output or within(store.root, store.root / "submission.zip")
     return _pack(path, dataset, store.predictions, "Finish the run (the same `refseg run` resumes it).")
 

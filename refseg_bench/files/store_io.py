@@ -21,6 +21,7 @@ import secrets
 import shutil
 import stat
 import struct
+import sys
 import tempfile
 import time
 import zipfile
@@ -324,6 +325,17 @@ def read_sealed_yaml(path: Path) -> dict[str, Any]:
     elif checksum(text[: found.start()].encode()) != found[1]:
         raise changed(path)
     return read_yaml(path)
+
+
+_LEFT_OUT: set[str] = set()
+
+
+def leave_out(error: StoreError) -> None:
+    """Say once, on standard error, which record is left out and why."""
+    told = printable(f"left out: {error.what} {error.where} — {error.cure or ''}")
+    if told not in _LEFT_OUT:
+        _LEFT_OUT.add(told)
+        print(told, file=sys.stderr)
 
 
 def changed(path: Path | str) -> StoreError:

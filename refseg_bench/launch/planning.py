@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -166,10 +167,12 @@ def _siblings(run: Planned) -> float | None:
         return [(values.get(part) or {}).get(TARGET) for part in ("method", "backbone", "segmenter")]
 
     for other in runs_in(Path(run.config.paths.runs)):
-        if other.root != run.store.root and parts(frozen(other)) == parts(run.values):
-            measured = seconds_per_frame(other)
-            if measured is not None:
-                return measured
+        # A neighbour that can't be read is no reason not to go on here.
+        with contextlib.suppress(RefsegError):
+            if other.root != run.store.root and parts(frozen(other)) == parts(run.values):
+                measured = seconds_per_frame(other)
+                if measured is not None:
+                    return measured
     return None
 
 

@@ -21,6 +21,7 @@ from refseg_bench import scheduler, schema
 from refseg_bench.config import to_yaml
 from refseg_bench.errors import ConfigError, StoreError
 from refseg_bench.files.store_io import (
+    leave_out,
     read_record,
     sealed,
     sealed_text,
@@ -100,23 +101,26 @@ def register(store: RunStore, values: Mapping[str, Any], kind: str, shards: int)
 
 
 def submissions(root: Path) -> list[Submission]:
-    """All submissions of a run, the oldest first.
-
-    Raises:
-        StoreError: the record of one is damaged.
-    """
+    """All submissions of a run, the oldest first; damaged records are left out."""
     found = []
     for path in sorted((root / "launches").glob("*/launch.json")):
-        values = read_record(path)
         try:
-            known = {name: values[name] for name in schema.knobs(Submission) if name in values}
-            plain = schema.conform(Submission, known, "")
-        except ConfigError as error:
-            raise StoreError(error.what, where=path, allowed=error.allowed, cure=_DROP) from error
-        if not (plain["id"] == path.parent.name and all(map(scheduler.is_job, plain["jobs"].values()))):
-            raise StoreError("The record is of another submission, or names no job.", where=path, cure=_DROP)
-        found.append(Submission(**{**plain, "owner": Owner.read(values["owner"], path)}))
+            found.append(_read(path))
+        except StoreError as error:
+            leave_out(error)
     return sorted(found, key=lambda s: (s.created, s.id))
+
+
+def _read(path: Path) -> Submission:
+    values = read_record(path)
+    try:
+        known = {name: values[name] for name in schema.knobs(Submission) if name in values}
+        plain = schema.conform(Submission, known, "")
+    except ConfigError as error:
+        raise StoreError(error.what, where=path, allowed=error.allowed, cure=_DROP) from error
+    if plain["id"] != path.parent.name or not all(map(scheduler.is_job, plain["jobs"].values())):
+        raise StoreError("The record is of another submission, or names no job.", where=path, cure=_DROP)
+    return Submission(**{**plain, "owner": Owner.read(values["owner"], path)})
 
 
 def living(stores: Iterable[RunStore]) -> dict[Path, list[Submission]]:

@@ -14,7 +14,7 @@ from refseg_bench.metrics.breakdown import GROUPS, group_of
 from refseg_bench.metrics.protocols.catalogue import rules as rules_of
 from refseg_bench.metrics.stats import Bootstrap, Difference, difference
 from refseg_bench.metrics.table import ScoreTable
-from refseg_bench.run import frozen
+from refseg_bench.run import lasting_of
 from refseg_bench.store import RunStore
 
 #: Columns of a score table that describe the scoring, not the sample.
@@ -142,7 +142,7 @@ def compare(
         tuple(groups),
         tuple(m for m in reversed(moved[-most:]) if m.second > m.first),
         tuple(m for m in moved[:most] if m.second < m.first),
-        config_difference(frozen(first), frozen(second)),
+        config_difference(lasting_of(first), lasting_of(second)),
         len(tables[0]) + len(tables[1]) - 2 * len(units),
     )
 
@@ -187,10 +187,8 @@ def _moved(units: Sequence[str], a: ScoreTable, b: ScoreTable, headline: str) ->
 
 
 def config_difference(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Options that differ, dotted, among those that can change a prediction."""
-    from refseg_bench.config import lasting
-
-    flat = [dict(flatten(lasting(values))) for values in (first, second)]
+    """Options that differ, dotted."""
+    flat = [dict(flatten(values)) for values in (first, second)]
     keys = [*flat[0], *(k for k in flat[1] if k not in flat[0])]
     return {k: (flat[0].get(k), flat[1].get(k)) for k in keys if flat[0].get(k) != flat[1].get(k)}
 

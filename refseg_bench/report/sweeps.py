@@ -17,7 +17,7 @@ from typing import Any
 from refseg_bench.errors import ScoreError
 from refseg_bench.report.compare import flatten
 from refseg_bench.report.tables import Cell, ResultTable, level_of, number_cell
-from refseg_bench.run import frozen
+from refseg_bench.run import lasting_of
 from refseg_bench.store import RunStore
 from refseg_bench.types import Estimate, Result
 
@@ -131,13 +131,11 @@ def sweep_of(
 
 def _options(store: RunStore) -> dict[str, Any]:
     """The options that can change a prediction; a component chosen by name goes by that name first."""
-    from refseg_bench.config import lasting
-
     choices = store.info().get("choices", {})
     named = {part: choices.get(part) for part in ("dataset", "method", "backbone", "segmenter")}
     return {
         **{k: v for k, v in named.items() if v not in (None, "None")},
-        **dict(flatten(lasting(frozen(store)))),
+        **dict(flatten(lasting_of(store))),
     }
 
 

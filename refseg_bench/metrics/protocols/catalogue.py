@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from refseg_bench import schema
 from refseg_bench.errors import ConfigError
+from refseg_bench.files.store_io import parse_yaml, read_yaml
 from refseg_bench.metrics.protocols.base import ScoringProtocol
 from refseg_bench.resources import resource
 from refseg_bench.types import Result
@@ -32,8 +33,6 @@ def find(spec: str, folders: Sequence[Path] = ()) -> ScoringProtocol:
     Raises:
         ConfigError: there is no such protocol, version or knob.
     """
-    import yaml
-
     head, *pairs = spec.strip().split(":")
     name, _, version = head.partition("@")
     values: dict[str, Any] = {}
@@ -41,11 +40,11 @@ def find(spec: str, folders: Sequence[Path] = ()) -> ScoringProtocol:
         key, equals, text = pair.partition("=")
         if not equals:
             raise ConfigError(f"'{pair}' in protocol '{spec}' is no knob=value.")
-        values[key.strip()] = yaml.safe_load(text)
-    node = _node(name, folders)
-    made = schema.build({**node, **values}, name)
-    if not isinstance(made, ScoringProtocol):
-        raise ConfigError(f"'{name}' is no protocol.", where=node[schema.TARGET])
+        try:
+            values[key.strip()] = parse_yaml(text)
+        except ValueError as error:
+            raise ConfigError(f"'{pair}' in protocol '{spec}' can't be read ({error}).") from error
+    made = _built({**_node(name, folders), **values}, name)
     if version and version != str(made.version):
         raise ConfigError(
             f"Protocol '{name}' has no version {version}.",
@@ -64,7 +63,14 @@ def rules(result: Result) -> ScoringProtocol:
     node = result.details.get("rules")
     if not isinstance(node, dict):
         return find(result.protocol)
-    made: ScoringProtocol = schema.build(node, result.protocol)
+    return _built(node, result.protocol)
+
+
+def _built(node: Mapping[str, Any], name: str) -> ScoringProtocol:
+    target = str(node.get(schema.TARGET))
+    if not issubclass(schema.locate(target, name), ScoringProtocol):
+        raise ConfigError(f"'{name}' is no protocol.", where=target)
+    made: ScoringProtocol = schema.build(node, name)
     return made
 
 
@@ -99,10 +105,8 @@ def _node(name: str, folders: Sequence[Path]) -> dict[str, Any]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    import yaml
-
-    node = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if not isinstance(node, dict) or schema.TARGET not in node:
+    node = read_yaml(path)
+    if schema.TARGET not in node:
         raise ConfigError("A protocol's YAML needs a _target_.", where=path)
     return node
 
