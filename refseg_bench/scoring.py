@@ -548,11 +548,16 @@ def _targets(dataset: Dataset, clip: Clip, expressions: Sequence[Expression]) ->
     for expression in expressions:
         target = dataset.target(clip, expression)
         if target is None:
-            raise HiddenTruthError(
-                f"The masks of '{sample_id(clip.id, expression.id)}' are not public.",
-                where=f"{dataset.name}, split {dataset.split}",
-                cure="Make a zip for the evaluation server with `refseg submission RUN`.",
+            told = hook(dataset, "no_truth")
+            what, cure = (
+                told(clip, expression)
+                if told is not None
+                else (
+                    f"The masks of '{sample_id(clip.id, expression.id)}' are not public.",
+                    "`refseg submission RUN` makes the zip for the evaluation server.",
+                )
             )
+            raise HiddenTruthError(what, where=f"{dataset.name}, split {dataset.split}", cure=cure)
         for track in (*target.objects, *([] if target.void is None else [target.void])):
             if why := track.misfit(clip.size, len(clip)):
                 raise DataError(

@@ -124,12 +124,12 @@ def finish(stores: Sequence[RunStore], values: Mapping[Path, Mapping[str, Any]])
             # No earlier result stands in for the one that was refused.
             store.outdated.add(find(word).name)
             if isinstance(outcome, HiddenTruthError):
-                hidden[store.root] = outcome.what
+                cure = (outcome.cure or "").replace("RUN", shlex.quote(str(store.root)))
+                hidden[store.root] = f"{outcome.what}\n  {cure}"
             else:
                 print(f"{store.root}\n  not scored: {outcome}", file=sys.stderr)
                 code = 2
     for root, what in hidden.items():
-        command = f"refseg submission {shlex.quote(str(root))}"
-        print(f"{root}\n  predicted. {what} `{command}` makes the zip for its server.", file=sys.stderr)
+        print(f"{root}\n  predicted. {what}", file=sys.stderr)
     show(stores)
     return code

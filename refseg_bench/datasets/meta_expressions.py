@@ -42,7 +42,7 @@ from refseg_bench.errors import ConfigError, DataError
 from refseg_bench.imageio import image_size
 from refseg_bench.resources import resource
 from refseg_bench.schema import knob
-from refseg_bench.types import Clip, Expression, Target
+from refseg_bench.types import Clip, Expression, Target, sample_id
 
 #: Fields of an expression that have a place of their own; all others become attributes as they are.
 _OWN = ("exp", "obj_id", "anno_id")
@@ -177,7 +177,7 @@ class MetaExpressions:
     split: str = "valid_u"
     root: Path | None = knob(None, transient=True)
     cache: Path | None = knob(None, transient=True)
-    folders: list[str] = knob(factory=lambda: ["mevis", "MeViS"], transient=True)
+    folders: list[str] = knob(factory=lambda: ["mevis", "MeViS", "MeViS_release"], transient=True)
     meta: list[str] = field(default_factory=lambda: ["{split}/meta_expressions.json"])
     frames: list[str] = field(default_factory=lambda: ["{split}/JPEGImages", "{split}"])
     masks: list[str] = field(default_factory=lambda: ["{split}/mask_dict.json", "{split}/mask_dict.pkl"])
@@ -219,6 +219,24 @@ class MetaExpressions:
             DataError: the masks are missing or damaged.
         """
         return self.target_of(clip, expression, refuse)
+
+    def no_truth(self, clip: Clip, expression: Expression) -> tuple[str, str]:
+        """Why :meth:`target` has none for a sample of a hidden split, and what helps."""
+        state = self._loaded()
+        source, sample = state.masks(self), sample_id(clip.id, expression.id)
+        zipped = "`refseg submission RUN` makes the zip for the evaluation server, where there is one"
+        if source is not None and (not isinstance(source, LabelMaps) or any(source.files(clip))):
+            return (
+                f"There are masks in {source.path}, but {state.file} doesn't say which of them '{sample}' "
+                "means: it has no 'obj_id'.",
+                f"Use the expression file that was released with the masks (datasets/{self.name}/README.md); "
+                f"{zipped}.",
+            )
+        return (
+            f"The masks of '{sample}' are not here: split '{self.split}' came out without.",
+            f"Where they were released later, as datasets/{self.name}/README.md says, put them at "
+            f"{state.base / self.fill(self.masks[0])}, with an expression file that has 'obj_id'; {zipped}.",
+        )
 
     def annotation_files(self, clip: Clip) -> list[Path | None] | None:
         """The id map of every frame (``None`` where it is missing), where the set keeps such maps."""

@@ -74,7 +74,7 @@ class RefYoutubeVos(RunningNumbers):
     name: str = "ref_youtube_vos"
     split: str = "valid"
     folders: list[str] = knob(
-        factory=lambda: ["ref-youtube-vos", "refytvos", "ref_youtube_vos", "rvos"], transient=True
+        factory=lambda: ["ref-youtube-vos", "refer-youtube-vos", "refytvos", "rvos"], transient=True
     )
     meta: list[str] = field(default_factory=lambda: ["meta_expressions/{split}/meta_expressions.json"])
     frames: list[str] = field(default_factory=lambda: ["{split}/JPEGImages", "{split}"])

@@ -1,6 +1,7 @@
 """MeViS' layout, which the `shapes` sample shares."""
 
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -113,3 +114,70 @@ def test_an_unknown_split_is_told_with_those_on_disk(tmp_path):
     with pytest.raises(DataError, match="has no split 'train' here") as error:
         list(open_dataset("mevis", root=tmp_path, split="train").clips())
     assert "allowed: valid, valid_u" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("place", "root", "words"),
+    [
+        ("data/mevis", None, None),
+        ("data/MeViS_release", None, None),
+        ("data/mevis/MeViS_release", None, None),
+        ("data/MEVIS", None, None),
+        ("here", "here", None),
+        ("here/MeViS_release", "here", None),
+        ("here/mevis release", "here", None),
+        ("here/something", "here", "here/something: set dataset.root="),
+        ("here", "here/valid_u", "here: set dataset.root="),
+        ("there", "here", "no such folder"),
+    ],
+)
+def test_the_set_is_found_where_its_archive_laid_it_or_told_where_it_is(
+    tmp_path, monkeypatch, place, root, words
+):
+    monkeypatch.chdir(tmp_path)
+    write_meta_expressions_set(tmp_path / place, "valid_u", [video()])
+    data = MetaExpressions(root=None if root is None else Path(root))
+    if words is None:
+        assert data.base().resolve() == (tmp_path / place)
+    else:
+        with pytest.raises(DataError, match=words):
+            data.base()
+
+
+def test_another_spelling_of_the_expression_file_is_told(tmp_path):
+    write_meta_expressions_set(tmp_path, "valid_u", [video()])
+    (tmp_path / "valid_u/meta_expressions.json").rename(tmp_path / "valid_u/meta_expression.json")
+    with pytest.raises(DataError, match="rename it to meta_expressions.json"):
+        MetaExpressions(root=tmp_path).base()
+
+
+@pytest.mark.parametrize(
+    ("stored", "words"),
+    [
+        ('{"videos": {}}\n{"videos": {}}', "JSON lines"),
+        ('{"videos": {}}'.encode("utf-16"), "UTF-16"),
+        (b"\x1f\x8b\x08\x00", "gzip"),
+        ("version https://git-lfs.github.com/spec/v1", "LFS"),
+        ("[" * 200_000, "nested|torn"),
+        ("[" * 200 + "]" * 200, "nested"),
+        ('{"videos": ' + "9" * 5000 + "}", "malformed"),
+        ('{"videos": {"a": "\\ud800"}}', "half character"),
+        ("", "malformed"),
+    ],
+)
+def test_what_stands_in_the_expression_file_instead_is_told(tmp_path, stored, words):
+    write_meta_expressions_set(tmp_path, "valid_u", [video()])
+    file = tmp_path / "valid_u/meta_expressions.json"
+    file.write_bytes(stored if isinstance(stored, bytes) else stored.encode())
+    with pytest.raises(DataError, match=words) as caught:
+        MetaExpressions(root=tmp_path).clips()
+    assert "meta_expressions.json" in caught.value.where
+
+
+def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path):
+    write_meta_expressions_set(tmp_path, "valid_u", [video()])
+    for file in (tmp_path / "valid_u").glob("*.json"):
+        file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    data = MetaExpressions(root=tmp_path)
+    clip = data.clips()[0]
+    assert data.target(clip, data.expressions(clip)[0]) is not None

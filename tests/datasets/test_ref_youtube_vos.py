@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from refseg_bench.datasets.ref_youtube_vos import RefYoutubeVos, running_numbers
-from refseg_bench.datasets.writers import write_ref_youtube_vos_set
+from refseg_bench.datasets.writers import write_label_map, write_ref_youtube_vos_set
 from refseg_bench.errors import DataError
 
 from .conftest import boxes, union, video
@@ -91,3 +91,20 @@ def test_202_rule_valid_minus_test(all_507):
 def test_202_rule_takes_a_file_that_has_only_valid_videos(tmp_path):
     write_ref_youtube_vos_set(tmp_path, "valid", [video("aaaaaaaaaa"), video("bbbbbbbbbb")])
     assert len(RefYoutubeVos(root=tmp_path).clips()) == 2
+
+
+@pytest.mark.parametrize("masks", [True, False])
+def test_masks_of_valid_that_no_object_id_points_to_are_told(tmp_path, masks):
+    write_ref_youtube_vos_set(tmp_path, "valid", [video("0123456789", expressions=[("it", [0], {})])])
+    for frame in (tmp_path / "valid/JPEGImages/0123456789").iterdir() if masks else ():
+        path = tmp_path / "valid/Annotations/0123456789" / f"{frame.stem}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_label_map(path, np.ones((24, 32), np.uint8))
+    data = RefYoutubeVos(root=tmp_path)
+    clip = data.clips()[0]
+    expression = data.expressions(clip)[0]
+    assert data.target(clip, expression) is None
+    what, cure = data.no_truth(clip, expression)
+    assert ("There are masks in" in what) == masks
+    assert "obj_id" in what + cure
+    assert "README.md" in cure
