@@ -188,13 +188,16 @@ class Desk:
                 return True
             claim = read_record(path)
             if claim is None:
-                return False
+                # Being made, where no links can be; or its maker was killed at it.
+                if self._since(path) < 2 * BEAT:
+                    return False
+                continue
             # The same file where links can be made; where they can't, the claim is an old copy.
             held = read_record(self.root / "jobs" / f"{claim.owner.job}.json") or claim
             if held.end:
                 if held.end.get("well") and held.owner.launch == self.owner.launch:
                     return False
-            elif self.census.alive(held.owner, self._silence(held)):
+            elif self.census.alive(held.owner, self._since(held.path)):
                 return False
         raise AssertionError("unreachable")
 
@@ -252,11 +255,12 @@ class Desk:
         except OSError as error:
             raise write_error(error, path) from error
 
-    def _silence(self, held: JobRecord) -> float:
+    def _since(self, path: Path) -> float:
+        """Seconds since a file was touched; 0 where it can't be told."""
         # Both times are the file server's: the clocks of two machines needn't agree.
         with contextlib.suppress(OSError):
             os.utime(self.record)
-            return self.record.stat().st_mtime - held.beat
+            return self.record.stat().st_mtime - path.stat().st_mtime
         return 0.0
 
     def _beat(self) -> None:

@@ -50,6 +50,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         # `refseg … | head` closed the pipe: nothing is wrong.
         _drop_output()
         return 0
+    finally:
+        if argv is None:
+            # A second Ctrl-C, while the interpreter takes its leave, ends it without a word.
+            import signal
+
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _told(words: Sequence[str]) -> int:

@@ -12,7 +12,7 @@ import pytest
 
 from refseg_bench import claims, owners, scheduler
 from refseg_bench.claims import Desk, forget, records
-from refseg_bench.owners import SILENCE, Census, Owner, lives
+from refseg_bench.owners import BEAT, SILENCE, Census, Owner, lives
 from refseg_bench.scheduler import JobState
 
 
@@ -177,6 +177,16 @@ def test_a_record_that_is_being_written_is_nobodys_claim(tmp_path: Path) -> None
     (tmp_path / "claims/x.0").write_text('{"job": "a", ')
     with Desk(tmp_path, owner("b")) as b:
         assert not b.take("x")
+
+
+def test_a_claim_that_was_never_written_whole_is_nobodys_after_a_while(tmp_path: Path) -> None:
+    with Desk(tmp_path, owner("a")) as desk:
+        torn = tmp_path / "claims" / "x.0"
+        torn.write_text("")
+        assert not desk.take("x")
+        os.utime(torn, (torn.stat().st_mtime - 2 * BEAT - 1,) * 2)
+        assert desk.take("x")
+        assert (tmp_path / "claims" / "x.1").exists()
 
 
 def test_owners_name_themselves() -> None:

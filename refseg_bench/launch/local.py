@@ -123,10 +123,13 @@ def _start(
     command += ["--shard", str(shard), "--of", str(run.shards), "--parent", str(os.getpid())]
     command += ["--capture"] if capture else []
     log = folder / f"{'capture' if capture else 'shard'}-{shard}.log"
-    with log.open("ab") as out:
-        popen = subprocess.Popen(
-            command, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment
-        )
+    try:
+        with log.open("ab") as out:
+            popen = subprocess.Popen(
+                command, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment
+            )
+    except OSError as error:
+        raise write_error(error, log) from error
     return _Process(shard, popen, device, log)
 
 

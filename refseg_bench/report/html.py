@@ -41,6 +41,7 @@ from refseg_bench.types import Clip, Dataset, Expression, Prediction, Result, Sa
 _TEMPLATES = Path(__file__).resolve().parent / "templates"
 _ASSETS = ("app.css", "draw.js", "app.js", "pages.js", "sample.js")
 _MARK = '<meta name="generator" content="refseg report">'
+_UNFINISHED = f"<!doctype html>{_MARK}<p>This report is not finished. Give its command again.\n"
 _CHUNK = 2000
 _STATUS = {"ok": 0, "failed": 1, "missing": 2}
 
@@ -101,19 +102,17 @@ def write_report(stores: Sequence[RunStore], folder: Path, options: ReportOption
 
 def _clear(folder: Path) -> None:
     """Make room for a new report; pictures stay, for most of them will be shown again."""
+    page = folder / "index.html"
     sweep(folder)
-    names = {p.name for p in folder.iterdir() if not is_temporary(p.name)} if folder.is_dir() else set()
-    if names:
-        page = folder / "index.html"
-        ours = page.is_file() and _MARK in page.read_text(encoding="utf-8", errors="replace")
-        # What a report that was killed leaves: its page comes last.
-        half_made = names <= {"assets", "data", "frames", "thumbs", "maps"}
-        if not ours and not half_made:
-            raise StoreError(
-                "The folder holds something that is no report.", where=folder, cure="Choose another folder."
-            )
-        shutil.rmtree(folder / "data", ignore_errors=True)
+    filled = folder.is_dir() and not all(is_temporary(p.name) for p in folder.iterdir())
+    if filled and not (page.is_file() and _MARK in page.read_text(encoding="utf-8", errors="replace")):
+        raise StoreError(
+            "The folder holds something that is no report.", where=folder, cure="Choose another folder."
+        )
     folder.mkdir(parents=True, exist_ok=True)
+    # First of all, so that a report that is killed is known as one, and not shown as whole.
+    write_atomic(page, _UNFINISHED)
+    shutil.rmtree(folder / "data", ignore_errors=True)
 
 
 def _give(folder: Path, key: str, value: Any) -> None:

@@ -73,6 +73,11 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path, hostile_runs: 
     with pytest.raises(StoreError, match="no report"):
         write_report(hostile_runs, tmp_path / "mine")
     assert (tmp_path / "mine" / "index.html").read_text() == "<title>my page</title>"
+    # Nor is a folder one of ours by the names in it.
+    (tmp_path / "sets" / "data").mkdir(parents=True)
+    with pytest.raises(StoreError, match="no report"):
+        write_report(hostile_runs, tmp_path / "sets")
+    assert (tmp_path / "sets" / "data").is_dir()
 
 
 def test_without_its_data_set_a_run_still_has_a_report(tmp_path: Path, capsys: Any) -> None:
