@@ -282,3 +282,8 @@ def test_other_peoples_folder_gives_the_zip_of_a_run(tmp_path, capsys, monkeypat
     assert "missing v1/0: frames 00001" in told
     assert "failed  v2/1: The mask is" in told
     assert not (tmp_path / "x.zip").exists()
+    (tmp_path / "mine" / "Annotations" / "v1" / "1").rename(tmp_path / "mine" / "Annotations" / "v1" / "01")
+    assert cli.main(words) == 2
+    told = capsys.readouterr().err
+    assert "note: names in the folder that no sample has, not read (1): 'Annotations/v1/01'" in told
+    assert "failed  v1/1: found 'Annotations/v1/01': rename it to 'v1/1'" in told

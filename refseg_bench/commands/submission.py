@@ -78,6 +78,7 @@ def main(args: argparse.Namespace) -> int:
 
 def _pack_files(args: argparse.Namespace) -> int:
     from refseg_bench.external import open_predictions
+    from refseg_bench.types import Prediction, SampleFailure, sample_id
 
     dataset = _dataset(args, None)
     if dataset is None:
@@ -89,7 +90,13 @@ def _pack_files(args: argparse.Namespace) -> int:
 
     def lookup(clip_id: str) -> Mapping[str, Prediction]:
         clip = clips[clip_id]
-        return source.answers(clip, dataset.expressions(clip), labels=False, samples=True).samples
+        expressions = dataset.expressions(clip)
+        found = dict(source.answers(clip, expressions, labels=False, samples=True).samples)
+        for key, state in source.survey(clip, expressions).samples.items():
+            if key not in found and state.why:
+                failure = SampleFailure("missing", state.why, "")
+                found[key] = Prediction(sample_id(clip.id, key), clip.id, key, failure=failure)
+        return found
 
     given = args.predictions.resolve()
     path = args.output or given.with_name(f"{given.name.removesuffix('.json')}-submission.zip")
