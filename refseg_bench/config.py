@@ -65,7 +65,7 @@ class ScoreSettings:
         partial: score what is there, although samples are failed or missing.
         bootstrap: resamples of the interval.
         confidence: its level, in (0, 1).
-        seed: of the resampling.
+        seed: of the resampling; not moved by the run's, so that every run draws the same clips.
         jobs: processes; 0 = the cores this process may use.
     """
 
@@ -159,7 +159,8 @@ class Config:
         dataset, method, backbone, segmenter: component nodes.
         protocols: ids to score under; empty = the dataset's own.
         name: leading part of the run folder's name; by default ``METHOD-DATASET``.
-        seed: base of every random draw.
+        seed: moves every random draw of the prediction. A component with a draw of its own has a knob
+            ``seed`` whose YAML says ``${seed}``.
         limit: which part of the split.
         max_failures: stop the run when more samples than this failed; ``None`` = never.
         keep_maps: store the methods' maps for the report.
@@ -603,7 +604,8 @@ def load_node(group: str, name: str, overrides: Mapping[str, Any] | None = None)
     path = resource("conf") / group / f"{name}.yaml"
     if name not in group_members(group):
         raise ConfigError(f"No {group} '{name}'.", where=path.parent, allowed=group_members(group))
-    node = read_yaml(path)
+    # What follows the run's seed has the default here, outside any run.
+    node = {key: Config.seed if value == "${seed}" else value for key, value in read_yaml(path).items()}
     node.pop("defaults", None)
     node.update(overrides or {})
     return schema.complete(node, group)

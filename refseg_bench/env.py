@@ -119,17 +119,37 @@ def gpus() -> int:
     return len([d for d in visible.split(",") if d.strip() not in ("", "-1", "NoDevFiles")])
 
 
+#: The seed of the run this process works on.
+_run_seed = 0
+
+
 def seed_everything(seed: int, scope: str) -> None:
     """Seed Python, numpy and (if loaded) torch from the run's seed and a name.
 
     The scope (a clip's id) makes a draw independent of what ran before it, and so of the shards.
     """
+    global _run_seed
+    _run_seed = seed
     mixed = int.from_bytes(hashlib.sha256(f"{seed}:{scope}".encode()).digest()[:4], "little")
     random.seed(mixed)
     np.random.seed(mixed)
     torch = sys.modules.get("torch")
     if torch is not None:
         torch.manual_seed(mixed)
+
+
+def opencv_seed(seed: int | None = None) -> None:
+    """Seed OpenCV's generator, whose state every earlier call of this process has moved.
+
+    To be called right before each call that draws (k-means, GrabCut), so that its result depends on
+    nothing that ran before.
+
+    Args:
+        seed: of the draw; by default that of the run this process works on.
+    """
+    import cv2
+
+    cv2.setRNGSeed((_run_seed if seed is None else seed) % (2**31 - 1))
 
 
 class PeakMemory:

@@ -11,6 +11,7 @@ from refseg_bench.launch import freeze
 from refseg_bench.metrics.protocols.catalogue import find as find_protocol
 from refseg_bench.metrics.protocols.catalogue import rules
 from refseg_bench.metrics.protocols.image import RefcocoLavt
+from refseg_bench.resources import resource
 from refseg_bench.types import Result
 
 
@@ -46,6 +47,34 @@ def test_null_takes_an_optional_part_out() -> None:
     assert one(*coarse, "segmenter=null").digest == one(*coarse, "~segmenter").digest
     with pytest.raises(ConfigError, match="needs a backbone"):
         one(*coarse, "backbone=null")
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["method=random_point"],
+        ["method=lexical"],
+        *(["method=refam", f"backbone={name}"] for name in ("tiny_dit", "flux1-dev", "mochi1", "wan")),
+    ],
+)
+def test_the_seed_reaches_every_component_that_draws(overrides: list[str]) -> None:
+    zero, seven = one(*overrides).values, one(*overrides, "seed=7").values
+    assert zero["seed"] == 0
+    for part in configs.COMPONENTS:
+        knobs = dict(seven[part] or {})
+        if "seed" in knobs:
+            assert knobs["seed"] == 7
+            knobs["seed"] = 0
+        assert knobs == (zero[part] or {})
+    pinned = one(*overrides, "seed=7", "segmenter.seed=3").values
+    assert (pinned["segmenter"]["seed"], pinned["seed"]) == (3, 7)
+
+
+@pytest.mark.parametrize("group", ["dataset", "method", "backbone", "segmenter"])
+def test_every_shipped_draw_follows_the_seed(group: str) -> None:
+    for name in configs.group_members(group):
+        node = configs.from_yaml(resource("conf") / group / f"{name}.yaml")
+        assert node.get("seed", "${seed}") == "${seed}", f"{group}={name} draws whatever `seed=` says"
 
 
 def test_sweeps_expand_in_order() -> None:

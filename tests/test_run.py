@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from refseg_bench.config import compose
 from refseg_bench.datasets.limited import Limited
 from refseg_bench.errors import ConfigError, DataError, RefsegError
+from refseg_bench.launch import launch
 from refseg_bench.run import dataset_of, frozen, plan, predict_clip, share, work_on
 from refseg_bench.store import RunStore
 from refseg_bench.types import Clip, Expression, Grounding, MaskTrack
@@ -158,6 +160,35 @@ def test_a_clip_of_another_frame_size_is_refused(tmp_path: Path) -> None:
     clip = FakeDataset(root=tmp_path).clips()[0]
     with pytest.raises(DataError, match="24, 32"):
         Clip(clip.id, clip.frame_paths, clip.frame_names, (10, 10)).load([0])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "kinds"),
+    [
+        (["method=random_point", "segmenter=otsu"], {5}),
+        # Clusterings of other starts may end up alike.
+        (["method=centre_point", "segmenter=grabcut"], {2, 3, 4, 5}),
+        (["method=lexical", "segmenter=otsu"], {2, 3, 4, 5}),
+        (["method=centre_point", "segmenter=otsu"], {1}),
+    ],
+)
+def test_the_seed_moves_what_is_drawn_and_nothing_else(
+    overrides: list[str], kinds: set[int], tmp_path: Path
+) -> None:
+    """Whatever the shards, and whatever ran before in the process."""
+
+    def predicted(seed: int, shards: int = 1, clips: int = 3) -> dict[str, dict]:
+        paths = [f"paths.runs={tmp_path}/{clips}-{shards}", f"paths.cache={tmp_path}/cache"]
+        limit = [f"limit.clips={clips}", "limit.expressions=2", f"cluster.shards={shards}"]
+        (done,) = launch(compose([*overrides, *paths, *limit, f"seed={seed}"]), print, score=False)
+        found = lines(done.store)
+        return {sample: {key: found[sample].get(key) for key in ("rles", "point")} for sample in found}
+
+    seeds = [predicted(seed) for seed in range(5)]
+    assert len({json.dumps(found, sort_keys=True) for found in seeds}) in kinds
+    assert predicted(2, shards=2) == seeds[2]
+    first = predicted(2, clips=1)
+    assert first.items() <= seeds[2].items()
 
 
 def test_frozen_values_are_read_back(tmp_path: Path) -> None:

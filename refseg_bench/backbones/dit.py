@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 TextMode = Literal["concept_stream", "prompt"]
 #: Bump when the same knobs come to mean other numbers: cached maps are then never found again.
-STAGE = 2
+STAGE = 3
 _SHIPPED = "shipped:"
 _FILES = ("model_index.json", "transformer/*", "vae/*", "scheduler/*", "text_encoder*/*", "tokenizer*/*")
 
@@ -355,7 +355,10 @@ class DiT:
 
         tokens = scene.grid[0] * scene.grid[1]
         for sample in range(self.n_noise):
-            generator = torch.Generator("cpu").manual_seed(self.seed + sample)
+            # Apart for every seed and sample (seed + sample would share draws between seeds); the
+            # generator takes 32 bits, hence the largest prime below.
+            draw = (self.seed * 1_000_003 + sample) % (2**32 - 5)
+            generator = torch.Generator("cpu").manual_seed(draw)
             noise = torch.randn(scene.latents.shape, generator=generator).to(scene.latents.device)
             for sigma in self.sigmas:
                 if self.shift == "model":

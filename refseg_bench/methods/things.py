@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from refseg_bench import env
 from refseg_bench.methods.words import COLOURS, TEXTURES
 from refseg_bench.segmenters import classic
 from refseg_bench.types import BoolHW, Clip, MaskTrack
@@ -87,7 +88,7 @@ def border_contrast(frames_THWC: NDArray[np.uint8]) -> Float:
     lab = np.stack([cv2.cvtColor(frame, cv2.COLOR_RGB2LAB) for frame in frames_THWC]).astype(np.float32)
     sides = (lab[:, :2], lab[:, -2:], lab[:, :, :2], lab[:, :, -2:])
     edge = np.concatenate([side.reshape(-1, 3) for side in sides])
-    cv2.setRNGSeed(0)  # k-means draws its starts
+    env.opencv_seed()  # k-means draws its starts
     stop = (cv2.TERM_CRITERIA_EPS + cv2.TERM_CRITERIA_MAX_ITER, 20, 0.5)
     groups = min(4, len(edge))
     _, label, centres = cv2.kmeans(edge, groups, None, stop, 2, cv2.KMEANS_PP_CENTERS)

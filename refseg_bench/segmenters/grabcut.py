@@ -20,6 +20,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from refseg_bench import env
 from refseg_bench.errors import ConfigError
 from refseg_bench.segmenters import classic
 from refseg_bench.segmenters.base import (
@@ -368,7 +369,7 @@ def _grabcut(
         picture = cv2.resize(picture, small, interpolation=cv2.INTER_AREA)
     found = (part == cv2.GC_FGD) | (part == cv2.GC_PR_FGD)
     if found.any() and not found.all():
-        cv2.setRNGSeed(knobs.seed)  # the result must not depend on what was cut before
+        env.opencv_seed(knobs.seed)  # the result must not depend on what was cut before
         models = np.zeros((1, 65)), np.zeros((1, 65))
         cv2.grabCut(picture, part, None, *models, rounds, cv2.GC_INIT_WITH_MASK)
         found = (part == cv2.GC_FGD) | (part == cv2.GC_PR_FGD)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from refseg_bench import config
@@ -226,17 +227,27 @@ def test_masked_sinks_are_read_again_and_get_nothing(make_dit, tmp_path):
     np.testing.assert_allclose(heat.maps.maps_TN.sum(0), 1, atol=1e-5)
 
 
-def test_several_noise_levels_and_samples_are_averaged(make_dit, tmp_path):
+def test_several_noise_levels_and_samples_are_averaged(make_dit, tmp_path, monkeypatch):
     clip = a_clip(tmp_path / "clip")
     dit = make_dit("sd3", sigma=[0.3, 0.7], n_noise=2)
     averaged = refam(dit).heats(clip, THREE[:1])[0][0]
     assert dit.counters.dit_forwards == 4
-    single = [
-        refam(make_dit("sd3", sigma=s, seed=n)).heats(clip, THREE[:1])[0][0].maps.maps_TN
-        for n in (0, 1)
-        for s in (0.3, 0.7)
-    ]
+    every, single = DiT._noises, []
+    for turn in range(4):
+        monkeypatch.setattr(DiT, "_noises", lambda *args, turn=turn: [list(every(*args))[turn]])
+        single.append(refam(dit).heats(clip, THREE[:1])[0][0].maps.maps_TN)
     np.testing.assert_allclose(averaged.maps.maps_TN, np.mean(single, 0), atol=1e-5)
+
+
+def test_no_two_seeds_share_a_noise_sample(make_dit, picture):
+    noises = []
+    for seed in (-1, 0, 1, 2, 2**40):
+        dit = make_dit("sd3", seed=seed, n_noise=3)
+        noises += [noise for _, noise in dit._noises(dit.open(picture), dit._load())]
+    assert len({noise.numpy().tobytes() for noise in noises}) == len(noises) == 15
+    # Published numbers are seed 0's, whose first sample is the generator's own seed 0.
+    first = torch.randn(noises[3].shape, generator=torch.Generator("cpu").manual_seed(0))
+    assert torch.equal(noises[3], first)
 
 
 def test_joined_magnets_and_padded_encoding_run(make_dit, tmp_path):

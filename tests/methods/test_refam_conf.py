@@ -29,7 +29,7 @@ def test_every_knob_is_listed_with_its_default(group, name):
     node.pop("defaults", None)
     cls = schema.locate(node["_target_"], group)
     assert set(node) - {"_target_"} == set(schema.knobs(cls))
-    full = schema.complete(node, group)
+    full = config.load_node(group, name)
     if group == "method":
         assert full == schema.complete({"_target_": node["_target_"]}, group), (
             "the YAML's values are the defaults"
