@@ -2,8 +2,8 @@
 
 A run folder outlives its data: a set is fixed and unpacked again, or the same command is given with
 another root. Each stored sample tells the words, the frame names, the size and the frames' content it
-was made from; :class:`Present` holds that against the data set as it is now. The truth is no part of
-it: other masks ask for scoring again, not for predicting again.
+was made from; :class:`Present` holds that against the data set as it is now. The truth is part of it only
+where the method saw it: else other masks ask for scoring again, not for predicting again.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from refseg_bench.errors import ScoreError
+from refseg_bench.errors import DataError, ScoreError
 from refseg_bench.files.store_io import open_regular
 from refseg_bench.store import Line, RunStore
-from refseg_bench.types import Clip, Expression, Inputs, Prediction, SampleFailure, sample_id
+from refseg_bench.types import Clip, Dataset, Expression, Inputs, Prediction, SampleFailure, sample_id
 
 #: What helps where samples were predicted on other data.
 CURE = "The same `refseg run` predicts them again; or put the former data back."
@@ -32,15 +32,19 @@ class Present:
 
     Files are known again by their sizes and times. Where those differ (a copy, a new download), their
     content is read and decides.
+
+    Args:
+        dataset: the data set; only its targets are asked for here, where a method saw them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, dataset: Dataset) -> None:
+        self._dataset = dataset
         self._facts: dict[str, bytes] = {}
         self._states: dict[str, str] = {}
         self._files: dict[str, str] = {}
 
-    def inputs(self, clip: Clip, expression: Expression) -> Inputs:
-        """What a sample would be predicted on."""
+    def inputs(self, clip: Clip, expression: Expression, *, seen: bool = False) -> Inputs:
+        """What a sample would be predicted on; ``seen``: by a method that sees the targets."""
         # The state first: files that change while they are read are found to differ afterwards.
         state = self.state(clip)
         names = clip.frame_names
@@ -51,6 +55,7 @@ class Present:
             self.facts(clip, expression),
             self.files(clip),
             state,
+            self.truth(clip, expression) if seen else "",
         )
 
     def facts(self, clip: Clip, expression: Expression) -> str:
@@ -95,6 +100,20 @@ class Present:
             self._files[clip.id] = known
         return known
 
+    def truth(self, clip: Clip, expression: Expression) -> str:
+        """Digest of a sample's target; empty where it is hidden or can't be read."""
+        try:
+            target = self._dataset.target(clip, expression)
+        except DataError:
+            return ""
+        if target is None:
+            return ""
+        tracks = (*target.objects, *(track for track in (target.void,) if track is not None))
+        frames = [counts for track in tracks for counts in (str(track.size).encode(), *track.rles)]
+        return hashlib.blake2b(
+            b"\n".join(b"-" if counts is None else counts for counts in frames), digest_size=8
+        ).hexdigest()
+
     def same(self, line: Line, clip: Clip, expression: Expression) -> bool:
         """Whether a stored sample was predicted on what the data set holds now.
 
@@ -103,8 +122,12 @@ class Present:
         """
         if line.inputs is None:
             return True
-        facts, files, state = line.inputs
-        return facts == self.facts(clip, expression) and self._same_files(clip, files, state)
+        facts, files, state, truth = line.inputs
+        return (
+            facts == self.facts(clip, expression)
+            and self._same_files(clip, files, state)
+            and (not truth or truth == self.truth(clip, expression))
+        )
 
     def _same_files(self, clip: Clip, files: str, state: str) -> bool:
         if not files or not self.state(clip):
@@ -159,13 +182,15 @@ class Present:
             return ""
         if made.facts != self.facts(clip, expression):
             if made.text != expression.text:
-                return f"text was {made.text!r}, is {expression.text!r}"
+                return f"text was {_quoted(made.text)}, is {_quoted(expression.text)}"
             if tuple(made.size) != tuple(clip.size):
                 return f"size was {_by(made.size)}, is {_by(clip.size)} (height x width)"
-            now = self.inputs(clip, expression).frames
-            return f"frame names were {_names(made.frames)}, are {_names(now)}"
+            names = clip.frame_names
+            return f"frame names were {_names(made.frames)}, are {_names((len(names), names[0], names[-1]))}"
         if not self._same_files(clip, made.files, made.state):
             return f"pixels: the files of its frames were {made.files}, are {self.files(clip)} (digests)"
+        if made.truth and made.truth != (now := self.truth(clip, expression)):
+            return f"target, which the method saw, was {made.truth}, is {now} (digests)"
         return ""
 
 
@@ -241,6 +266,10 @@ def _digest(texts: Iterable[str]) -> str:
 
 def _hex(data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=8).hexdigest()
+
+
+def _quoted(text: str) -> str:
+    return repr(text if len(text) <= 100 else f"{text[:99]}…")
 
 
 def _by(size: Sequence[int]) -> str:

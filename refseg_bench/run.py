@@ -83,7 +83,7 @@ def work_on(
     parts = share(work, shards)
     order = queue(parts, shard) if steal else parts[shard]
     tally = Tally()
-    present = Present()
+    present = Present(dataset)
     todo = left(order, store.index(), present)
     if not todo:
         return tally
@@ -116,7 +116,7 @@ def work_on(
                 store.write_env(job, env.record(config.seed))
                 method = build_method(values, dataset)
             env.seed_everything(config.seed, clip.id)
-            before = {e.id: present.inputs(clip, e) for e in fresh}
+            before = {e.id: present.inputs(clip, e, seen=sees_targets(method)) for e in fresh}
             for prediction, grounding in predict_clip(method, clip, fresh):
                 if desk.lost:
                     raise StoreError("Another process has taken over.", where=f"{store.root}, clip {clip.id}")
@@ -167,7 +167,7 @@ def capture_on(store: RunStore, *, shard: int, shards: int, launch: str) -> Tall
     config = load(values)
     dataset = dataset_of(values)
     work = plan(dataset)
-    todo = left(share(work, shards)[shard], store.index(), Present())
+    todo = left(share(work, shards)[shard], store.index(), Present(dataset))
     tally = Tally()
     job = job_name()
     owner = Owner.here(job, launch, shard=shard, shards=shards)
@@ -221,10 +221,15 @@ def build_method(values: Mapping[str, Any], dataset: Dataset) -> Method:
         # A component with a `cache_root` keeps what it can reuse in other runs there.
         if hasattr(part, "cache_root"):
             part.cache_root = Path(values["paths"]["cache"])
-    if getattr(method, "sees_targets", False):
+    if sees_targets(method):
         # Only bounds (the oracle) ask for this; no grounding method may.
         method.targets = dataset.target  # type: ignore[attr-defined]
     return method
+
+
+def sees_targets(method: Method) -> bool:
+    """Whether the method is given the truth, as bounds are."""
+    return bool(getattr(method, "sees_targets", False))
 
 
 def method_record(method: Method) -> dict[str, Any]:

@@ -80,7 +80,8 @@ from refseg_bench.types import (
 # Every line starts with these keys in this order, so that an index is made without parsing masks.
 _HEAD = re.compile(
     rb'\{"sample": ("(?:[^"\\]|\\.)*"), "clip": ("(?:[^"\\]|\\.)*"), "ok": (true|false)'
-    rb'(?:, "turn": (\d{1,9}), "inputs": \["([0-9a-f]{0,32})", "([0-9a-f]{0,32})", "([0-9a-f]{0,32})"\])?'
+    rb'(?:, "turn": (\d{1,9}), "inputs": \["([0-9a-f]{0,32})", "([0-9a-f]{0,32})", "([0-9a-f]{0,32})"'
+    rb'(?:, "([0-9a-f]{1,32})")?\])?'
 )
 
 # And ends with the checksum of all bytes before.
@@ -104,8 +105,8 @@ class Line:
     """Where one stored sample lies.
 
     Attributes:
-        inputs: ``facts``, ``files`` and ``state`` of its :class:`~refseg_bench.types.Inputs`; ``None`` =
-            not known.
+        inputs: ``facts``, ``files``, ``state`` and ``truth`` of its
+            :class:`~refseg_bench.types.Inputs`; ``None`` = not known.
         turn: as in its :class:`~refseg_bench.types.Prediction`.
     """
 
@@ -115,7 +116,7 @@ class Line:
     path: Path
     offset: int
     length: int
-    inputs: tuple[str, str, str] | None = None
+    inputs: tuple[str, str, str, str] | None = None
     turn: int = 0
 
 
@@ -696,7 +697,8 @@ def _line(head: re.Match[bytes], path: Path, offset: int, length: int) -> Line:
     inputs = None
     if head[4] is not None:
         # Samples of one clip share their digests.
-        inputs = (head[5].decode(), sys.intern(head[6].decode()), sys.intern(head[7].decode()))
+        files, state = sys.intern(head[6].decode()), sys.intern(head[7].decode())
+        inputs = (head[5].decode(), files, state, (head[8] or b"").decode())
     sample, clip = json.loads(head[1]), sys.intern(json.loads(head[2]))
     return Line(sample, clip, head[3] == b"true", path, offset, length, inputs, int(head[4] or 0))
 
@@ -705,7 +707,8 @@ def _record(p: Prediction) -> dict[str, Any]:
     record: dict[str, Any] = {"sample": p.sample, "clip": p.clip, "ok": p.ok}
     if p.inputs is not None:
         record["turn"] = p.turn
-        record["inputs"] = [p.inputs.facts, p.inputs.files, p.inputs.state]
+        truth = [p.inputs.truth] if p.inputs.truth else []
+        record["inputs"] = [p.inputs.facts, p.inputs.files, p.inputs.state, *truth]
     record["expression"] = p.expression
     if p.inputs is not None:
         record["text"] = p.inputs.text
@@ -744,7 +747,8 @@ def _prediction(r: Any) -> Prediction:
     inputs = None
     if "inputs" in r:
         said, frames, size = r["inputs"], r.get("frames"), r.get("size")
-        _expect(isinstance(said, list) and [type(part) for part in said] == [str] * 3, "inputs")
+        _expect(isinstance(said, list) and len(said) in (3, 4), "inputs")
+        _expect(all(isinstance(part, str) for part in said), "inputs")
         _expect(isinstance(frames, list) and [type(part) for part in frames] == [int, str, str], "frames")
         _expect(isinstance(r.get("text"), str), "text")
         inputs = Inputs(r["text"], tuple(frames), _size(size), *said)

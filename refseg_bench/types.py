@@ -398,6 +398,7 @@ class Inputs:
         files: digest of the bytes of all frames; empty where they couldn't be read.
         state: digest of the frame files' sizes and times, by which the same files are known without
             reading them.
+        truth: digest of the target, where the method saw it (bounds do); else empty.
     """
 
     text: str
@@ -406,6 +407,7 @@ class Inputs:
     facts: str
     files: str
     state: str
+    truth: str = ""
 
 
 @dataclass(frozen=True)

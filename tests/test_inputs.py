@@ -44,7 +44,10 @@ class Written(FakeDataset):
         facts = self.facts()
         names = facts.get("names", "00000 00001").split()
         size = tuple(int(n) for n in facts.get("size", "24 32").split())
-        return [Clip(c.id, (c.frame_paths * 2)[: len(names)], tuple(names), size) for c in super().clips()]
+        return [
+            Clip(c.id, (c.frame_paths * 2)[: len(names)], tuple(names), size)
+            for c in super().clips()[: int(facts.get("clips", "4"))]
+        ]
 
     def expressions(self, clip: Clip) -> list[Expression]:
         text = self.facts().get("text") if clip.id == "clip1" else None
@@ -52,6 +55,8 @@ class Written(FakeDataset):
 
     def target(self, clip: Clip, expression: Expression) -> Target:
         masks = [np.ones(clip.size, bool)] * len(clip)
+        if "truth" in self.facts():
+            masks[0] = ~masks[0]
         return Target(clip.size, len(clip), (MaskTrack.from_masks(masks, clip.size),), ("1",))
 
 
@@ -113,9 +118,29 @@ def test_samples_whose_data_changed_are_predicted_again(tmp_path: Path, kind: st
     assert words in "\n".join(said)
     store = RunStore(again.store.root)
     assert sum(line.turn == 1 for line in store.index().values()) == expected
-    assert not stale(store, plan(dataset_of(frozen(store))), Present())
+    dataset = dataset_of(frozen(store))
+    assert not stale(store, plan(dataset), Present(dataset))
     _, said = a_run(tmp_path)
     assert "complete: nothing left to predict" in said[-1]
+
+
+def test_other_truth_is_predicted_again_only_by_what_saw_it(tmp_path: Path) -> None:
+    for method, expected in (("bounds.Empty", 0), ("bounds.Oracle", 12)):
+        values = fake_values(
+            tmp_path / method,
+            dataset={**WRITTEN, "root": str(tmp_path / method / "data")},
+            method={"_target_": f"refseg_bench.methods.{method}"},
+        )
+        point = Composed(values, "fake", digest(values), (), {})
+        launch([point], lambda line: None)
+        change(tmp_path / method / "data", truth="other")
+        (again,) = launch([point], lambda line: None)
+        assert again.tally is not None
+        assert again.tally.done == expected
+        if expected:
+            ((_, outcome),) = score_store(again.store)
+            assert isinstance(outcome, Scored)
+            assert outcome.result.metrics["J"].value == 1.0
 
 
 def test_the_same_data_elsewhere_are_the_same(tmp_path: Path) -> None:
@@ -145,9 +170,10 @@ def test_frames_that_are_not_here_and_records_of_older_versions_are_taken_to_be_
     _, said = a_run(tmp_path)
     assert "5 samples don't tell what they were predicted on" in said[0]
     assert "complete: nothing left to predict" in said[1]
-    work = plan(dataset_of(frozen(store)))
+    dataset = dataset_of(frozen(store))
+    work = plan(dataset)
     shutil.rmtree(tmp_path / "data/clip3")
-    assert not stale(RunStore(store.root), work, Present())
+    assert not stale(RunStore(store.root), work, Present(dataset))
 
 
 def test_a_failing_fsync_is_told_and_its_samples_stay_open(
@@ -225,6 +251,19 @@ def test_a_result_of_fewer_predictions_is_not_shown(tmp_path: Path) -> None:
     again = RunStore(store.root)
     leave_out_outdated([again], said.append)
     assert again.results()["rvos-expr@1"].n == 12
+
+
+def test_status_counts_what_the_data_set_asks_for_now(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = a_run(tmp_path)[0].store
+    change(tmp_path / "data", text="another", clips="3")
+    assert cli.main(["status", str(store.root)]) == 0
+    said = capsys.readouterr().out
+    assert "3 samples were predicted on other data and are left: clip1/0: text was" in said
+    assert "3 samples are not in the data set and don't count: clip3/0, clip3/1, clip3/2" in said
+    cells = [word.strip() for word in said.partition(store.root.name[:8])[2].split("│")]
+    assert cells[1:4] == ["6", "0", "3"]
 
 
 def test_masks_of_another_size_never_meet(tmp_path: Path) -> None:

@@ -317,7 +317,7 @@ def score_store(
     words = list(protocols or config.protocols or dataset.protocols)
     # Before anything is read: what is appended meanwhile makes the result outdated.
     made_from = {"predictions": store.mark()}
-    work, present = plan(dataset), inputs.Present()
+    work, present = plan(dataset), inputs.Present(dataset)
     if not options.partial:
         refuse_damage(store, work)
     differing = inputs.stale(store, work, present)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ from refseg_bench.joblog import log_path
 from refseg_bench.launch.records import Submission, living, submissions
 from refseg_bench.owners import BEAT, describe
 from refseg_bench.run import dataset_of, frozen, plan
-from refseg_bench.store import RunStore, runs_in
+from refseg_bench.store import Line, RunStore, runs_in
+from refseg_bench.types import sample_id
 
 
 def add(commands: Any) -> None:
@@ -75,15 +76,23 @@ def main(args: argparse.Namespace) -> int:
 def _tell(store: RunStore, busy: Sequence[Submission], failures: int, table: Table, notes: list[str]) -> None:
     """One run: its row, and what there is to say below."""
     differing: dict[str, str] = {}
+    index: Mapping[str, Line] = store.index()
     try:
-        work = plan(dataset_of(frozen(store)))
-        expected: int | None = sum(len(es) for _, es in work)
-        differing = stale(store, work, Present())
+        dataset = dataset_of(frozen(store))
+        work = plan(dataset)
+        asked = {sample_id(clip.id, e.id) for clip, expressions in work for e in expressions}
+        expected: int | None = len(asked)
+        if surplus := [sample for sample in index if sample not in asked]:
+            notes.append(
+                f"{store.root.name}  {len(surplus)} samples are not in the data set and don't count: "
+                f"{', '.join(surplus[:3])}{' …' if len(surplus) > 3 else ''}"
+            )
+            index = {sample: line for sample, line in index.items() if sample in asked}
+        differing = stale(store, work, Present(dataset))
     except RefsegError as error:
         # A folder that was copied here without its dataset still tells what is in it.
         expected = None
         notes.append(f"{store.root.name}  what is left is unknown: {error.what}")
-    index = store.index()
     if damage := store.damage():
         notes.append(f"{store.root.name}  {damage}")
     good = sum(line.ok for line in index.values())

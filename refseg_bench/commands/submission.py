@@ -69,7 +69,7 @@ def main(args: argparse.Namespace) -> int:
         raise ConfigError("--dataset goes with --check and --predictions; a run knows its dataset.")
     dataset = _of_run(store)
     work = plan(dataset)
-    if differing := stale(store, work, Present()):
+    if differing := stale(store, work, Present(dataset)):
         raise refusal(differing, store.root)
     refuse_damage(store, work)
     path = args.output or within(store.root, store.root / "submission.zip")

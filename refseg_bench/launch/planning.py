@@ -64,8 +64,8 @@ def planned(store: RunStore, point: Composed, say: Callable[[str], None]) -> Pla
         RefsegError: the dataset can't be read.
     """
     config = load(point.values)
-    whole = plan(dataset_of(point.values))
-    present = Present()
+    dataset = dataset_of(point.values)
+    whole, present = plan(dataset), Present(dataset)
     work = left(whole, store.index(), present)
     _tell_of_data(store, whole, present, say)
     run = Planned(store, point.values, config, work, len(whole))

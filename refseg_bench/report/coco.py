@@ -26,8 +26,9 @@ def to_coco(store: RunStore) -> dict[str, Any]:
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     left_out: list[str] = []
-    work = plan(dataset_of(frozen(store)))
-    differing = stale(store, work, Present())
+    dataset = dataset_of(frozen(store))
+    work = plan(dataset)
+    differing = stale(store, work, Present(dataset))
     for clip, expressions in work:
         found = without(store.predictions(clip.id), clip, differing)
         first = len(images) + 1

@@ -29,7 +29,7 @@ def leave_out_outdated(stores: Sequence[RunStore], say: Callable[[str], None]) -
     for store in stores:
         for protocol, result in store.results().items():
             made = result.details.get("made_from")
-            if not made:
+            if not made or not {"predictions", "facts", "state", "files"} <= made.keys():
                 continue
             cure = "makes it again"
             why = "predictions" if made.get("predictions") != store.mark() else ""
@@ -51,7 +51,8 @@ def _data(store: RunStore, made: dict[str, str], known: dict[str, tuple[Work, Pr
         key = json.dumps([values["dataset"], values.get("limit")], sort_keys=True, default=str)
         if key not in known:
             known[key] = None
-            known[key] = plan(dataset_of(values)), Present()
+            dataset = dataset_of(values)
+            known[key] = plan(dataset), Present(dataset)
     except RefsegError:
         return ""
     found = known[key]

@@ -410,7 +410,7 @@ class _GroupWriter:
             for place, run in enumerate(self.runs):
                 dataset = dataset_of(run.values)
                 work = plan(dataset)
-                self.stale[place] = stale(run.store, work, Present())
+                self.stale[place] = stale(run.store, work, Present(dataset))
                 for clip, expressions in work:
                     _, _, known = found.setdefault(clip.id, (dataset, clip, {}))
                     known.update({e.id: e for e in expressions})
