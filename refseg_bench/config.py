@@ -62,7 +62,7 @@ class ScoreSettings:
     """How scores are summarised.
 
     Attributes:
-        partial: score what is there, although samples are failed or missing.
+        partial: leave out samples that failed or are missing, under every protocol.
         bootstrap: resamples of the interval.
         confidence: its level, in (0, 1).
         seed: of the resampling; not moved by the run's, so that every run draws the same clips.

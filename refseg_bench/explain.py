@@ -56,7 +56,7 @@ def explained(scored: Scored, sample: str) -> str:
         f"  rounding  {_rounding(scored)}",
     ]
     for line in absent:
-        lines.append(f"  not predicted: {line}")
+        lines.append(f"  {'' if line.startswith('left out') else 'not predicted: '}{line}")
     if not rows and not absent:
         raise ScoreError(
             f"{protocol.name} has no unit '{sample}'.",

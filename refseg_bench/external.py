@@ -37,7 +37,7 @@ from refseg_bench.misplaced import (
     tree,
     video_instead,
 )
-from refseg_bench.scoring import Answers, State, Survey
+from refseg_bench.scoring import Answers, State, Survey, state_of
 from refseg_bench.types import (
     Clip,
     Dataset,
@@ -175,9 +175,18 @@ class _Found:
     def gaps(self, clip: Clip) -> tuple[str, ...]:
         return tuple(n for n, f in zip(clip.frame_names, self.files, strict=True) if f is None)
 
-    def state(self, clip: Clip) -> State:
+    def state(self, clip: Clip, sides: Sequence[int] = ()) -> State:
+        """What the names and the first bytes of the files tell."""
         gaps = self.gaps(clip)
-        return State("missing", why=self.why) if len(gaps) == len(clip) else State("ok", gaps, self.why)
+        if len(gaps) == len(clip):
+            return State("missing", why=self.why)
+        for file in self.files:
+            if file is not None:
+                try:
+                    fitting(png.header(file)[:2], clip, sides, file)
+                except RefsegError as error:
+                    return State("failed", why=_failure(error).message)
+        return State("ok", gaps, self.why)
 
 
 @dataclass(frozen=True)
@@ -202,7 +211,7 @@ class FolderPredictions:
         """States from the folder listings alone."""
         found = self._samples(clip, expressions)
         if found is not None:
-            states = {e.id: found[e.id].state(clip) for e in expressions}
+            states = {e.id: found[e.id].state(clip, self.sides) for e in expressions}
             return Survey({e.id: self._explained(states[e.id], clip, e) for e in expressions})
         maps = self._maps(clip)
         labels = {name: each.state(clip) for name, each in maps.items()}
@@ -516,13 +525,15 @@ def fitting(shape: tuple[int, ...], clip: Clip, sides: Sequence[int], file: str 
     """
     if shape == clip.size or (len(clip) == 1 and shape in [(side, side) for side in sides]):
         return shape[0], shape[1]
+    turned = ", which is turned" if tuple(shape) == clip.size[::-1] else ""
     raise ScoreError(
-        f"The mask is {shape}, its frame {clip.size} (height, width).",
+        f"The mask is {tuple(shape)}{turned}, its frame {clip.size} (height, width); no evaluator resizes "
+        "masks.",
         where=file,
-        cure="Write masks at the original size; no evaluator resizes them. Masks at the square that a model "
+        cure="Write masks at the original size. Masks at the square that a model "
         "works on are scored there by a protocol that has it: --protocol refcoco-lavt:resolution=480"
         if len(clip) == 1 and shape[0] == shape[1]
-        else "Write masks at the original size; no evaluator resizes them.",
+        else "Write masks at the original size.",
     )
 
 
@@ -618,18 +629,15 @@ class JsonPredictions:
         return str(self.path)
 
     def survey(self, clip: Clip, expressions: Sequence[Expression]) -> Survey:
-        """States from the parsed file."""
+        """States from the parsed file, every mask measured."""
         held = _parsed(self.path)
-        states: dict[str, State] = {}
         shifted = held.counted_from_1(clip, expressions)
+        states: dict[str, State] = {}
         for e in expressions:
-            entry = None if shifted else held.find(clip, e)
-            masks = None if entry is None else _masks_of(entry, clip)
-            if masks is None:
-                states[e.id] = State("missing", why=shifted or held.instead(clip, e))
-            else:
-                gaps = tuple(n for n, m in zip(clip.frame_names, masks, strict=False) if m is None)
-                states[e.id] = State("ok", gaps if len(masks) == len(clip) else ())
+            state = State("missing") if shifted else state_of(self._prediction(clip, e), clip)
+            if state.status == "missing":
+                state = State("missing", why=shifted or held.instead(clip, e))
+            states[e.id] = state
         return Survey(states)
 
     def notes(self, dataset: Dataset) -> list[str]:
@@ -660,28 +668,30 @@ class JsonPredictions:
     ) -> Answers:
         """The clip's masks, checked."""
         held = _parsed(self.path)
-        out: dict[str, Prediction] = {}
-        greys: dict[str, GreyTrack] = {}
         if held.counted_from_1(clip, expressions):
             expressions = ()
-        for e in expressions:
-            entry = held.find(clip, e)
-            masks = None if entry is None else _masks_of(entry, clip)
-            if masks is None:
-                continue
-            unit = sample_id(clip.id, e.id)
-            more = entry if isinstance(entry, Mapping) else {}
-            try:
-                track = self._track(masks, clip, unit)
-                said = next((more[k] for k in FLAG_KEYS if k in more), None)
-                place = f"{self.path}: {unit}"
-                flag = None if said is None else _flag(said, place)
-                point = _point(more, clip, place)
-                out[e.id] = Prediction(unit, clip.id, e.id, track, point=point, no_target=flag)
-                greys[e.id] = ConstantGrey(track)
-            except RefsegError as error:
-                out[e.id] = Prediction(unit, clip.id, e.id, failure=_failure(error))
+        found = {e.id: self._prediction(clip, e) for e in expressions}
+        out = {key: p for key, p in found.items() if p is not None}
+        greys: dict[str, GreyTrack] = {
+            k: ConstantGrey(p.track) for k, p in out.items() if p.track is not None
+        }
         return Answers(out, greys, None, not held.has_clip(clip))
+
+    def _prediction(self, clip: Clip, e: Expression) -> Prediction | None:
+        entry = _parsed(self.path).find(clip, e)
+        masks = None if entry is None else _masks_of(entry, clip)
+        if masks is None:
+            return None
+        unit = sample_id(clip.id, e.id)
+        more = entry if isinstance(entry, Mapping) else {}
+        try:
+            track = self._track(masks, clip, unit)
+            said = next((more[k] for k in FLAG_KEYS if k in more), None)
+            place = f"{self.path}: {unit}"
+            flag = None if said is None else _flag(said, place)
+            return Prediction(unit, clip.id, e.id, track, point=_point(more, clip, place), no_target=flag)
+        except RefsegError as error:
+            return Prediction(unit, clip.id, e.id, failure=_failure(error))
 
     def _track(self, masks: Sequence[Any], clip: Clip, unit: str) -> MaskTrack:
         if len(masks) != len(clip):

@@ -25,6 +25,7 @@ from typing import Any, Protocol
 from refseg_bench import schema
 from refseg_bench.env import cores
 from refseg_bench.errors import DataError, ScoreError
+from refseg_bench.files.store_io import printable
 from refseg_bench.metrics import kernel
 from refseg_bench.metrics.breakdown import target_facts
 from refseg_bench.metrics.labels import FolderLabels, merged_labels, truth_labels
@@ -55,7 +56,7 @@ class State:
     Attributes:
         status: ``ok``, ``failed`` or ``missing``.
         gaps: names of frames that have no prediction.
-        why: the failure in words.
+        why: the failure, or what is known of the gaps, in words.
     """
 
     status: Status
@@ -133,7 +134,7 @@ class LookupSource:
             known = self.statuses(clip.id)
             return Survey({e.id: State(known.get(e.id, "missing")) for e in expressions})
         found = self.lookup(clip.id)
-        return Survey({e.id: state_of(found.get(e.id), clip) for e in expressions})
+        return Survey({e.id: state_of(_checked(found.get(e.id), clip), clip) for e in expressions})
 
     def answers(
         self, clip: Clip, expressions: Sequence[Expression], *, labels: bool, samples: bool
@@ -149,9 +150,13 @@ def state_of(prediction: Prediction | None, clip: Clip) -> State:
         return State("missing")
     if prediction.failure is not None or prediction.track is None:
         why = "" if prediction.failure is None else prediction.failure.message
-        return State("failed", why=why)
+        return State("failed", why=" ".join(why.split()))
     rles = prediction.track.rles
     return State("ok", tuple(n for n, r in zip(clip.frame_names, rles, strict=False) if r is None))
+
+
+#: Names and reasons shown on the screen; ``--json`` holds all of them.
+SHOWN = 5
 
 
 @dataclass
@@ -159,10 +164,12 @@ class Coverage:
     """What there is to score, and what of it is not there.
 
     Attributes:
-        expected: samples of the dataset.
+        expected: samples of the dataset (clips, where id maps are compared).
         failed, missing: names of samples without a prediction, by reason.
         gaps: sample → names of frames without a prediction.
-        why: failed sample → reason.
+        why: sample → reason, where more is known than that it lacks.
+        units: units that would be scored if nothing lacked.
+        left_out: clip or sample in which the protocol counts nothing → why.
     """
 
     expected: int = 0
@@ -170,17 +177,22 @@ class Coverage:
     missing: list[str] = field(default_factory=list)
     gaps: dict[str, tuple[str, ...]] = field(default_factory=dict)
     why: dict[str, str] = field(default_factory=dict)
+    units: int = 0
+    left_out: dict[str, str] = field(default_factory=dict)
 
     def enter(self, name: str, state: State) -> None:
         """Count one sample."""
         self.expected += 1
         if state.status == "failed":
             self.failed.append(name)
-            self.why[name] = state.why
         elif state.status == "missing":
             self.missing.append(name)
         elif state.gaps:
             self.gaps[name] = state.gaps
+        else:
+            return
+        if state.why:
+            self.why[name] = state.why
 
     @property
     def lacking(self) -> int:
@@ -200,21 +212,41 @@ class Coverage:
         )
 
     def lines(self) -> list[str]:
-        """The list behind :meth:`summary`, one line per incomplete sample."""
-        return [
-            *(f"failed  {name}{': ' + self.why[name] if self.why.get(name) else ''}" for name in self.failed),
-            *(f"missing {name}" for name in self.missing),
-            *(f"missing {name}: frames {', '.join(frames)}" for name, frames in self.gaps.items()),
+        """The list behind :meth:`summary`, one line per incomplete sample, then what is left out."""
+        lacking = [
+            *(("failed ", name, "") for name in self.failed),
+            *(("missing", name, "") for name in self.missing),
+            *(("missing", name, f": frames {_few(frames)}") for name, frames in self.gaps.items()),
         ]
+        return [
+            *(f"{word} {name}{more}{self._reason(name)}" for word, name, more in lacking),
+            *(f"left out {name}: {why}" for name, why in self.left_out.items()),
+        ]
+
+    def _reason(self, name: str) -> str:
+        return f": {self.why[name]}" if self.why.get(name) else ""
+
+    def shown(self) -> list[str]:
+        """The first of :meth:`lines`, as much as a screen takes, and how many more there are."""
+        lines = [printable(line) for line in self.lines()]
+        if len(lines) <= SHOWN:
+            return lines
+        return [*lines[:SHOWN], f"and {len(lines) - SHOWN} more, all in --json"]
+
+
+def _few(names: Sequence[str]) -> str:
+    """The first of many names."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
 
 
 class IncompleteError(ScoreError):
     """A protocol refuses to score because work is missing; ``coverage`` has the names."""
 
     def __init__(self, protocols: Sequence[str], source: str, coverage: Coverage) -> None:
-        lines = coverage.lines()
         super().__init__(
-            f"{', '.join(protocols)} refuses incomplete work: {coverage.summary()}.\n  " + "\n  ".join(lines),
+            f"{', '.join(protocols)} refuses incomplete work: {coverage.summary()}.\n  "
+            + "\n  ".join(coverage.shown()),
             where=source,
             cure="Finish the run (the same `refseg run` resumes it), or score what there is with --partial.",
         )
@@ -224,6 +256,25 @@ class IncompleteError(ScoreError):
 
 class HiddenTruthError(ScoreError):
     """The masks of the data set are not public: there is nothing to score against."""
+
+
+class NothingScoredError(ScoreError):
+    """Not one unit comes from a prediction, so there is no number; ``coverage`` has the reasons."""
+
+    def __init__(self, protocol: str, source: str, coverage: Coverage) -> None:
+        if coverage.expected and len(coverage.missing) == coverage.expected:
+            what = f"None of the {coverage.expected} samples has a prediction, from {coverage.missing[0]} on."
+        elif coverage.complete:
+            what = f"{protocol} counts nothing in these data."
+        else:
+            usable = coverage.expected - coverage.lacking
+            what = f"{protocol} could score nothing: {usable} of {coverage.expected} samples are usable."
+        super().__init__(
+            "\n  ".join([what, *coverage.shown()]),
+            where=source,
+            cure="Check the files named here, the dataset, its split and the file layout (docs/scoring.md).",
+        )
+        self.coverage = coverage
 
 
 @dataclass(frozen=True)
@@ -254,7 +305,8 @@ class Options:
     Attributes:
         jobs: processes; ``None`` = the cores given to this process.
         detail: keep per-frame values.
-        partial: leave out what is missing even where the protocol refuses.
+        partial: leave out every sample without a whole prediction, whatever the protocol's own rule is
+            (refuse, count as 0, or drop).
         strict: refuse incomplete work also under protocols whose tool would drop it (for runs of
             this harness, whose failures are known).
         bootstrap: how intervals are made.
@@ -293,6 +345,8 @@ def _enter_clip(
 ) -> None:
     frames = None if protocol is None else protocol.needs(clip)
     counted = None if frames is None else {clip.frame_names[t] for t in frames}
+    if protocol is not None and protocol.compares == "labels" and not counted:
+        return
     if found.labels is not None and (
         protocol.compares == "labels" if protocol is not None else not expressions
     ):
@@ -340,27 +394,43 @@ def score(
 
     Raises:
         IncompleteError: work is missing that a protocol does not allow.
-        ScoreError: the masks are hidden on a server, or a protocol refuses the data.
+        ScoreError: the masks are hidden on a server, a protocol can't be applied to the dataset, or it
+            refuses the data.
     """
     options = options or Options()
+    taken = hook(dataset, "taken")
+    facts = {} if taken is None else {"truth": taken()}
+    for fact in facts.values():
+        report(f"truth: {fact}")
+    surveyed: list[list[Coverage]] = []
     for source in sources:
         whole, each = survey(dataset, source, protocols)
         report(f"{source.name}: {whole.summary()}")
         _refuse(source, list(zip(protocols, each, strict=True)), options)
+        surveyed.append(each)
+    for protocol in protocols:
+        check_fit(protocol, dataset)
     tables = [[ScoreTable() for _ in protocols] for _ in sources]
     coverages = [[Coverage() for _ in protocols] for _ in sources]
-    notes: list[list[dict[str, Any]]] = [[{} for _ in protocols] for _ in sources]
+    notes: list[list[dict[str, Any]]] = [[dict(facts) for _ in protocols] for _ in sources]
     total = len(dataset.clips())
     for done, outcome in enumerate(_outcomes(dataset, sources, protocols, options), start=1):
         for s, parts in enumerate(outcome):
             for p, part in enumerate(parts):
+                coverage = coverages[s][p]
                 for name, state in part.states:
-                    coverages[s][p].enter(name, state)
+                    coverage.enter(name, state)
+                coverage.units += part.units
+                coverage.left_out.update(part.left_out)
                 tables[s][p].extend(part.scores)
                 _merge_notes(notes[s][p], part.notes)
         progress(done, total)
     results: list[Scored] = []
     for s, source in enumerate(sources):
+        for coverage, before in zip(coverages[s], surveyed[s], strict=True):
+            # What the listing told of gaps, the masks themselves don't.
+            absent = {*coverage.missing, *coverage.gaps} - coverage.why.keys()
+            coverage.why.update({name: why for name, why in before.why.items() if name in absent})
         # What turned out unreadable only now is refused as well.
         _refuse(source, list(zip(protocols, coverages[s], strict=True)), options)
         for p, protocol in enumerate(protocols):
@@ -368,6 +438,21 @@ def score(
             row = conclude(protocol, table, coverage, options.bootstrap, notes[s][p])
             results.append(Scored(source.name, protocol, row, table, coverage, notes[s][p]))
     return results
+
+
+def check_fit(protocol: ScoringProtocol, dataset: Dataset) -> None:
+    """Refuse a protocol that has nothing to say about a dataset.
+
+    Raises:
+        ScoreError: in one line, what it lacks.
+    """
+    why = protocol.unfit(dataset)
+    if why is not None:
+        own = getattr(dataset, "protocols", ())
+        raise ScoreError(
+            f"{protocol.name} can't be applied to {dataset.name}: {why}.",
+            cure=f"The data set's own: --protocol {','.join(own)}" if own else None,
+        )
 
 
 def conclude(
@@ -388,8 +473,7 @@ def conclude(
         protocol=protocol.name,
         metrics=estimates,
         n=len(table),
-        # Objects are known only where both sides are there; what lacks is counted by clip.
-        expected=len(table) + coverage.lacking if protocol.compares == "labels" else coverage.expected,
+        expected=coverage.units,
         failed=len(coverage.failed),
         missing=len(coverage.missing) + len(coverage.gaps),
         scale=protocol.policy.scale,
@@ -401,6 +485,8 @@ def conclude(
             "failed": list(coverage.failed),
             "missing": list(coverage.missing),
             "missing_frames": {name: list(frames) for name, frames in coverage.gaps.items()},
+            "why": dict(coverage.why),
+            "left_out": dict(coverage.left_out),
             **(notes or {}),
         },
     )
@@ -455,6 +541,8 @@ class _Part:
     states: list[tuple[str, State]]
     scores: list[Score]
     notes: dict[str, Any]
+    units: int = 0
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
 
 def score_one_clip(
@@ -513,7 +601,7 @@ def score_one_clip(
                 known = [
                     (sample_id(clip.id, e.id), _counted(protocol, clip, states[e.id], items, index))
                     for index, e in enumerate(expressions)
-                    if protocol.wants(e)
+                    if protocol.wants(e) and (protocol.compares != "labels" or protocol.needs(clip))
                 ]
             if not (options.partial or _acceptable(protocol, known, options.strict)):
                 # Refused once all clips are read, so that the refusal names everything.
@@ -523,9 +611,12 @@ def score_one_clip(
             scores = _described(protocol.score_clip(case), facts)
             read = _encodings(answers.encodings, *(answers.labels or {}).values())
             notes = {"predictions_read": read, "truth_read": _encodings(truth_read, truth)}
-            parts.append(
-                _Part(known, scores, {**protocol.notes(case), **{k: v for k, v in notes.items() if v}})
-            )
+            notes = {**protocol.notes(case), **{k: v for k, v in notes.items() if v}}
+            known = [(name, _found_out(state, case.failed.pop(name, None))) for name, state in known]
+            known += [(name, State("failed", why=why)) for name, why in case.failed.items()]
+            whole = all(state.status == "ok" and not state.gaps for _, state in known)
+            units = len(scores) if whole else protocol.units(case)
+            parts.append(_Part(known, scores, notes, units, case.left_out))
         out.append(parts)
     return out
 
@@ -535,7 +626,7 @@ def hook(dataset: Any, name: str) -> Callable[..., Any] | None:
 
     ``annotation_files(clip)`` gives one id-map PNG (or ``None``) per frame, ``foreground(clip)`` the
     union of all annotated instances, ``encodings()`` how the mask files read since its last call are
-    stored.
+    stored, ``taken()`` where the truth was found if that was a choice.
     """
     found = getattr(dataset, name, None)
     if found is None and hasattr(dataset, "inner"):
@@ -570,17 +661,28 @@ def _targets(dataset: Dataset, clip: Clip, expressions: Sequence[Expression]) ->
 
 
 def _counted(protocol: ScoringProtocol, clip: Clip, state: State, items: Sequence[Item], index: int) -> State:
-    if not state.gaps or not items:
+    if not items or state.status != "ok":
+        return state
+    fault = protocol.fault(items[index])
+    if fault is not None:
+        return State("failed", why=fault)
+    if not state.gaps:
         return state
     return _only(state, {clip.frame_names[t] for t in protocol.scored_frames(clip, items[index])})
+
+
+def _found_out(state: State, why: str | None) -> State:
+    """A state after its masks were looked at."""
+    return state if why is None else State("failed", why=why)
 
 
 def _label_states(
     protocol: ScoringProtocol, clip: Clip, labels: Mapping[str, LabelMaps]
 ) -> list[tuple[str, State]]:
-    frames = protocol.needs(clip)
-    counted = None if frames is None else {clip.frame_names[t] for t in frames}
+    counted = {clip.frame_names[t] for t in protocol.needs(clip) or ()}
     out: list[tuple[str, State]] = []
+    if not counted:
+        return out
     for name in protocol.sets:
         gaps = tuple(labels[name].missing()) if name in labels else clip.frame_names
         state = State("missing") if len(gaps) == len(clip) else _only(State("ok", gaps), counted)

@@ -245,7 +245,7 @@ def test_a_folder_where_nothing_matches_is_no_score_of_zero(mevis, tmp_path, cap
     assert "None of the 6 samples has a prediction, from vid0/0 on." in said
     assert "docs/scoring.md" in said
     code, found = scores(mevis, other, tmp_path, "--partial")
-    assert (code, found["rvos-expr"]["metrics"]["J"]) == (0, 0.0)
+    assert (code, found["rvos-expr"]["n"]) == (2, 0)
 
 
 def test_an_empty_folder_of_a_video_is_no_missing_video(mevis, tmp_path):
@@ -333,3 +333,152 @@ def test_options_that_do_not_go_together(tmp_path):
         args = parser.parse_args(words)
         with pytest.raises(ConfigError):
             args.main(args)
+
+
+# ── no number without a reason ───────────────────────────────────────────────
+
+
+def moved(folder, change):
+    """A folder of predictions with every file changed."""
+    for path in sorted(folder.rglob("*.png"), reverse=True):
+        change(path)
+    return folder
+
+
+def from_one(path):
+    path.rename(path.with_name(f"{int(path.stem) + 5:05d}.png"))
+
+
+def half(path):
+    Image.fromarray(np.asarray(Image.open(path))[::2, ::2]).save(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (from_one, "missing vid0/0: frames 00000"),
+        (half, "(20, 28), its frame (40, 56)"),
+        (lambda path: path.write_text("no picture"), "it is no"),
+        (lambda path: path.write_bytes(b""), "it is no"),
+        (lambda path: path.unlink(), "missing vid0/0"),
+    ],
+)
+@pytest.mark.parametrize("protocol", ["rvos-expr", "mevis-visa", "decaf", "expression"])
+@pytest.mark.parametrize("more", [(), ("--partial",)])
+def test_no_number_where_every_sample_is_unusable(mevis, tmp_path, capsys, change, told, protocol, more):
+    folder = moved(write(tmp_path / "p", mevis[2]), change)
+    code, found = scores(mevis, folder, tmp_path, *more, protocol=protocol)
+    said = capsys.readouterr().err
+    assert code == 2
+    assert told in said
+    assert "0 of 6 samples predicted" in said
+    one = found[protocol]
+    assert one["metrics"] is None
+    assert len(one["failed"]) + len(one["missing"]) == 6
+    if one["failed"]:
+        assert set(one["why"]) == {f"{v}/{e}" for v, e in mevis[2]}
+
+
+def test_losses_are_told_before_the_scores_and_whole_in_the_json(mevis, tmp_path, capsys):
+    folder = write(tmp_path / "p", mevis[2])
+    moved(folder / "vid0", half)
+    code, found = scores(mevis, folder, tmp_path, protocol="mevis-vlisa,decaf")
+    shown, said = capsys.readouterr()
+    assert code == 0
+    assert "3 of 6 samples predicted, 3 failed" in said
+    lines = shown.splitlines()
+    assert "n=3 of 6  failed=3" in lines[0]
+    assert "3 incomplete: 0 counted as 0, 3 left out" in lines[1]
+    assert "failed  vid0/0: The mask is (20, 28)" in lines[2]
+    assert "3 incomplete: 3 counted as 0, 0 left out" in shown
+    for one in found.values():
+        assert set(one["why"]) == {"vid0/0", "vid0/1", "vid0/2"} == set(one["failed"])
+        assert "00000.png" in one["why"]["vid0/1"]
+
+
+def test_a_screen_of_losses_is_bounded(mevis, tmp_path, capsys):
+    folder = write(tmp_path / "p", {k: v for k, v in mevis[2].items() if k == ("vid0", "0")})
+    code, found = scores(mevis, folder, tmp_path, protocol="decaf")
+    assert (code, capsys.readouterr().out.count("missing vid")) == (0, 5)
+    assert len(found["decaf"]["missing"]) == 5
+    (tmp_path / "q").mkdir()
+    code, found = scores(mevis, write(tmp_path / "q", {("vid9", "0"): mevis[2]["vid0", "0"]}), tmp_path)
+    assert "and 1 more, all in --json" in capsys.readouterr().err
+    assert len(found["rvos-expr"]["missing"]) == 6
+
+
+@pytest.mark.parametrize(
+    "protocol", ["rvos-expr", "mevis-vlisa", "expression", "reasonvos", "decaf", "sa2va-mevis"]
+)
+def test_partial_leaves_out_what_is_not_there_under_every_protocol(mevis, tmp_path, protocol):
+    folder = write(tmp_path / "p", {k: v for k, v in mevis[2].items() if k != ("vid1", "2")})
+    moved(folder / "vid0", half)
+    code, found = scores(mevis, folder, tmp_path, "--partial", protocol=protocol)
+    one = found[protocol]
+    assert (code, one["n"], one["expected"]) == (0, 2, 6)
+    assert [unit["id"] for unit in one["units"]] == ["vid1/0", "vid1/1"]
+    assert set(one["failed"]) == {"vid0/0", "vid0/1", "vid0/2"} <= set(one["why"])
+
+
+def test_swapped_sizes_of_run_lengths_are_named(mevis, tmp_path, capsys):
+    made = forms(mevis[2])["sa2va"]
+    for masks in made["vid0"].values():
+        for mask in masks["prediction_masks"]:
+            mask["size"] = mask["size"][::-1]
+    path = tmp_path / "p.json"
+    path.write_text(json.dumps(made))
+    code, found = scores(mevis, path, tmp_path)
+    shown, said = capsys.readouterr()
+    assert code == 0
+    assert "3 of 6 samples predicted, 3 failed" in said
+    assert "height and width are swapped" in shown
+    assert "swapped" in found["rvos-expr"]["why"]["vid0/0"]
+
+
+@pytest.mark.parametrize(
+    ("protocol", "told"),
+    [
+        ("revos-binary", "type_id"),
+        ("revos-visa", "type_id"),
+        ("sa2va-revos", "type_id"),
+        ("refcoco-oiou", "scores images"),
+        ("grefcoco-gres", "scores images"),
+        ("reasonseg-lisa", "scores images"),
+    ],
+)
+def test_a_protocol_that_cannot_apply_says_so_in_one_line(mevis, tmp_path, capsys, protocol, told):
+    folder = write(tmp_path / "p", mevis[2])
+    code, found = scores(mevis, folder, tmp_path, protocol=f"{protocol},rvos-expr")
+    said = capsys.readouterr().err
+    assert code == 2
+    assert f"{protocol}@" in said
+    assert f"can't be applied to mevis: it {'averages by ' if 'type' in told else ''}{told}" in said
+    assert found[protocol]["metrics"] is None
+    assert found["rvos-expr"]["n"] == 6
+
+
+def test_the_json_holds_knobs_and_breakdowns(mevis, tmp_path, capsys):
+    folder = write(tmp_path / "p", mevis[2])
+    code, found = scores(mevis, folder, tmp_path, "--by", "objects", protocol="rvos-expr")
+    assert code == 0
+    groups = found["rvos-expr"]["by"]["objects"]
+    assert {name: group["n"] for name, group in groups.items()} == {"1": 4, "2": 2}
+    assert set(groups["1"]["metrics"]) == set(groups["1"]["intervals"]) == {"J&F", "J", "F"}
+    code, found = scores(mevis, folder, tmp_path, "--by", "colour", protocol="rvos-expr")
+    shown, said = capsys.readouterr()
+    assert (code, found["rvos-expr"]["n"]) == (2, 6)
+    assert "no attribute 'colour'" in said
+    assert "J&F" in shown
+
+
+def test_a_flaw_of_the_peaks_is_no_miss(mevis, tmp_path, capsys):
+    folder = write(tmp_path / "p", mevis[2])
+    (folder / "points.json").write_text(json.dumps({"vid0/0": {"y": 0.5, "x": 0.5}}))
+    code, found = scores(mevis, folder, tmp_path, protocol="pointing")
+    assert code == 2
+    assert "vid0/1: it has no heat-map peak" in capsys.readouterr().err
+    code, found = scores(mevis, folder, tmp_path, "--partial", protocol="pointing")
+    assert (code, found["pointing"]["n"], found["pointing"]["expected"]) == (0, 1, 6)
+    (folder / "points.json").unlink()
+    code, found = scores(mevis, folder, tmp_path, "--partial", protocol="pointing")
+    assert (code, found["pointing"]["n"]) == (2, 0)

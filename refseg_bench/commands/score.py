@@ -52,7 +52,9 @@ def add(commands: Any) -> None:
     p.add_argument("--per-frame", action="store_true", help="values of every frame in --json")
     p.add_argument("--explain", metavar="SAMPLE", help="print which rule made which number of a sample")
     p.add_argument("--by", metavar="ATTR[,ATTR]", help="metrics by attribute: type, objects, size, motion …")
-    p.add_argument("--partial", action="store_true", help="score what is there, whatever is missing")
+    p.add_argument(
+        "--partial", action="store_true", help="leave out what failed or is missing, under every protocol"
+    )
     p.add_argument("-j", "--jobs", type=int, default=0, help="processes (default: the cores given)")
     p.set_defaults(main=main)
 
@@ -103,29 +105,27 @@ def _score_files(args: argparse.Namespace, ids: Sequence[str] | None) -> int:
         jobs=args.jobs or None, detail=args.per_frame or bool(args.explain), partial=args.partial
     )
     outcomes = under_each(dataset, source, words, options)
-    if not args.partial:
-        outcomes = [(word, _matched(outcome, args.predictions)) for word, outcome in outcomes]
+    split = splits(outcomes, args.by)
     if args.json is not None:
-        write_json(args.json, outcomes, per_frame=args.per_frame)
-    _tell(outcomes, args.explain, args.by)
-    return 2 if any(isinstance(o, ScoreError) for _, o in outcomes) else 0
+        _put_json(args.json, document(outcomes, per_frame=args.per_frame, by=split))
+    _tell(outcomes, args.explain, split)
+    return 2 if _refused(outcomes, split) else 0
 
 
-def _matched(outcome: Scored | ScoreError, where: Path) -> Scored | ScoreError:
-    """The outcome, unless nothing at all was found: that is a wrong folder, even where missing means 0."""
-    if isinstance(outcome, ScoreError):
-        return outcome
-    coverage = outcome.coverage
-    if len(coverage.missing) < coverage.expected:
-        return outcome
-    return ScoreError(
-        f"None of the {coverage.expected} samples has a prediction, from {coverage.missing[0]} on."
-        if coverage.missing
-        else "The data set has no samples.",
-        where=where,
-        cure="Check the folder, the dataset, its split and the file layout (docs/scoring.md); "
-        "with --partial the rules are applied all the same.",
-    )
+def _founded(outcome: Scored) -> Scored | ScoreError:
+    """The outcome, unless it rests on no prediction at all, or none of its metrics has a value."""
+    from refseg_bench.scoring import NothingScoredError
+
+    result, table, coverage = outcome.result, outcome.table, outcome.coverage
+    zeros = table.attrs.get("counted_as", []).count("zero")
+    if zeros == result.n:
+        return NothingScoredError(result.protocol, outcome.source, coverage)
+    if not any(e.value == e.value for e in result.metrics.values()):
+        why = "; ".join(sorted(set(outcome.protocol.no_value(table.values, table.attrs).values())))
+        return ScoreError(
+            f"{result.protocol} has no number for these {result.n} units: {why}.", where=outcome.source
+        )
+    return outcome
 
 
 def named_dataset(name: str, root: Path | None, split: str | None) -> Dataset:
@@ -145,6 +145,8 @@ def under_each(
 ) -> list[tuple[str, Scored | ScoreError]]:
     """Score under several protocols at once; one that refuses doesn't keep the others from scoring.
 
+    A protocol that can't be applied to the dataset, or for which no prediction is usable, refuses.
+
     Args:
         dataset: the truth.
         source: the predictions.
@@ -155,25 +157,32 @@ def under_each(
         (protocol as typed, its outcome or its refusal).
     """
     from refseg_bench.metrics.protocols.catalogue import find
-    from refseg_bench.scoring import score
+    from refseg_bench.scoring import check_fit, score
 
     protocols = [find(word) for word in words]
-
-    def attempt(chosen: Sequence[ScoringProtocol], report: Callable[[str], None]) -> list[Scored]:
-        return score(dataset, [source], chosen, options, report=report)
-
-    try:
-        return list(zip(words, attempt(protocols, _say), strict=True))
-    except ScoreError as refusal:
-        if len(words) == 1:
-            return [(words[0], refusal)]
-    outcomes: list[tuple[str, Scored | ScoreError]] = []
-    for word, protocol in zip(words, protocols, strict=True):
+    outcomes: dict[int, Scored | ScoreError] = {}
+    for place, protocol in enumerate(protocols):
         try:
-            outcomes.append((word, attempt([protocol], lambda line: None)[0]))
+            check_fit(protocol, dataset)
         except ScoreError as refusal:
-            outcomes.append((word, refusal))
-    return outcomes
+            outcomes[place] = refusal
+    fit = [place for place in range(len(words)) if place not in outcomes]
+
+    def attempt(places: Sequence[int], report: Callable[[str], None]) -> None:
+        try:
+            found = score(dataset, [source], [protocols[p] for p in places], options, report=report)
+        except ScoreError as refusal:
+            if len(places) == 1:
+                outcomes[places[0]] = refusal
+                return
+            for place in places:
+                attempt([place], lambda line: None)
+        else:
+            outcomes.update(zip(places, map(_founded, found), strict=True))
+
+    if fit:
+        attempt(fit, _say)
+    return [(word, outcomes[place]) for place, word in enumerate(words)]
 
 
 # ── run folders ──────────────────────────────────────────────────────────────
@@ -205,10 +214,11 @@ def _score_runs(args: argparse.Namespace, ids: Sequence[str] | None) -> int:
             documents[store.root.name] = {"error": str(error)}
             refused = True
             continue
-        documents[store.root.name] = document(outcomes, per_frame=args.per_frame)
+        split = splits(outcomes, args.by)
+        documents[store.root.name] = document(outcomes, per_frame=args.per_frame, by=split)
         print(store.root)
-        _tell(outcomes, args.explain, args.by)
-        refused = refused or any(isinstance(outcome, ScoreError) for _, outcome in outcomes)
+        _tell(outcomes, args.explain, split)
+        refused = refused or _refused(outcomes, split)
     if not documents:
         raise StoreError(
             "Nothing was predicted in any of the runs.",
@@ -240,10 +250,14 @@ class StoreSource:
 
     def survey(self, clip: Clip, expressions: Sequence[Expression]) -> Survey:
         """The state of every expression, from the index alone."""
-        from refseg_bench.scoring import State, Survey
+        from refseg_bench.scoring import State, Survey, state_of
 
-        statuses = _opened(self.root).statuses(clip.id)
+        store = _opened(self.root)
+        statuses = store.statuses(clip.id)
         states = {e.id: State(statuses.get(e.id, "missing")) for e in expressions}
+        if "failed" in statuses.values():
+            found = store.predictions(clip.id)
+            states.update({key: state_of(p, clip) for key, p in found.items() if key in states and not p.ok})
         for e in expressions if self.stale else ():
             if why := self.stale.get(sample_id(clip.id, e.id)):
                 states[e.id] = State("failed", why=f"predicted on other data: {why}")
@@ -347,7 +361,40 @@ def refuse_damage(store: RunStore, work: Work) -> None:
 # ── telling ──────────────────────────────────────────────────────────────────
 
 
-def document(outcomes: Sequence[tuple[str, Scored | ScoreError]], *, per_frame: bool) -> dict[str, Any]:
+#: Protocol as typed → attribute → group → (units, metrics), or why there are no groups.
+Splits = Mapping[str, Mapping[str, "Groups | ScoreError"]]
+Groups = Mapping[str, "tuple[int, Mapping[str, Estimate]]"]
+
+
+def splits(outcomes: Sequence[tuple[str, Scored | ScoreError]], by: str | None) -> Splits:
+    """The metrics of every protocol by attribute (``--by``)."""
+    attributes = [word.strip() for word in (by or "").split(",") if word.strip()]
+    return {
+        word: {attribute: _split(outcome, attribute) for attribute in attributes}
+        for word, outcome in outcomes
+        if not isinstance(outcome, ScoreError)
+    }
+
+
+def _split(scored: Scored, attribute: str) -> Groups | ScoreError:
+    from refseg_bench.metrics.breakdown import breakdown
+    from refseg_bench.metrics.stats import Bootstrap
+
+    try:
+        return breakdown(scored.protocol, scored.table, attribute, Bootstrap())
+    except ScoreError as refusal:
+        return refusal
+
+
+def _refused(outcomes: Sequence[tuple[str, Scored | ScoreError]], by: Splits) -> bool:
+    """True if a protocol refused, or an attribute of ``--by``."""
+    answers = [outcome for _, outcome in outcomes] + [g for found in by.values() for g in found.values()]
+    return any(isinstance(answer, ScoreError) for answer in answers)
+
+
+def document(
+    outcomes: Sequence[tuple[str, Scored | ScoreError]], *, per_frame: bool, by: Splits | None = None
+) -> dict[str, Any]:
     """What ``--json`` holds: protocol as typed → metrics, units, n, failed, missing and more."""
     out: dict[str, Any] = {}
     for word, outcome in outcomes:
@@ -360,14 +407,16 @@ def document(outcomes: Sequence[tuple[str, Scored | ScoreError]], *, per_frame: 
                 "n": 0,
                 "failed": [] if coverage is None else list(coverage.failed),
                 "missing": [] if coverage is None else [*coverage.missing, *coverage.gaps],
+                "why": {} if coverage is None else dict(coverage.why),
+                "left_out": {} if coverage is None else dict(coverage.left_out),
             }
             continue
         result, table, coverage = outcome.result, outcome.table, outcome.coverage
         columns = table.values
         out[word] = {
-            "protocol": result.protocol,
-            "metrics": {name: _finite(e.value) for name, e in result.metrics.items()},
-            "intervals": {name: [_finite(e.low), _finite(e.high)] for name, e in result.metrics.items()},
+            "protocol": outcome.protocol.full_name,
+            **_metrics(result.metrics),
+            "no_value": outcome.protocol.no_value(columns, table.attrs),
             "printed": {name: _finite(v) for name, v in result.details["printed"].items()},
             "scale": result.scale,
             "n": result.n,
@@ -375,6 +424,13 @@ def document(outcomes: Sequence[tuple[str, Scored | ScoreError]], *, per_frame: 
             "failed": list(coverage.failed),
             "missing": [*coverage.missing, *coverage.gaps],
             "missing_frames": {name: list(frames) for name, frames in coverage.gaps.items()},
+            "why": dict(coverage.why),
+            "left_out": dict(coverage.left_out),
+            "by": {
+                attribute: {group: {"n": n, **_metrics(found)} for group, (n, found) in groups.items()}
+                for attribute, groups in (by or {}).get(word, {}).items()
+                if not isinstance(groups, ScoreError)
+            },
             "notes": dict(outcome.notes),
             "units": [
                 {
@@ -390,13 +446,11 @@ def document(outcomes: Sequence[tuple[str, Scored | ScoreError]], *, per_frame: 
     return out
 
 
-def write_json(path: Path, outcomes: Sequence[tuple[str, Scored | ScoreError]], *, per_frame: bool) -> None:
-    """Write :func:`document` to a file.
-
-    Raises:
-        StoreError: it can't be written.
-    """
-    _put_json(path, document(outcomes, per_frame=per_frame))
+def _metrics(found: Mapping[str, Estimate]) -> dict[str, Any]:
+    return {
+        "metrics": {name: _finite(e.value) for name, e in found.items()},
+        "intervals": {name: [_finite(e.low), _finite(e.high)] for name, e in found.items()},
+    }
 
 
 def _put_json(path: Path, value: Any) -> None:
@@ -414,7 +468,7 @@ def _say(line: str) -> None:
 
 
 def _tell(
-    outcomes: Sequence[tuple[str, Scored | ScoreError]], explain: str | None, by: str | None = None
+    outcomes: Sequence[tuple[str, Scored | ScoreError]], explain: str | None, by: Splits | None = None
 ) -> None:
     from refseg_bench.explain import explained
 
@@ -426,17 +480,27 @@ def _tell(
         result = outcome.result
         printed = result.details["printed"]
         counts = f"n={result.n} of {result.expected}  failed={result.failed}  missing={result.missing}"
-        print(f"{result.protocol}  {counts}")
+        print(f"{outcome.protocol.full_name}  {counts}")
+        for line in losses(outcome):
+            print(f"  {line}")
+        absent = outcome.protocol.no_value(outcome.table.values, outcome.table.attrs)
         for name, estimate in result.metrics.items():
-            print(f"  {name:<16} {printed[name]:.10g}{_interval(estimate)}")
+            if name not in absent:
+                print(f"  {name:<16} {printed[name]:.10g}{_interval(estimate)}")
+        for why in dict.fromkeys(absent.values()):
+            names = ", ".join(name for name, reason in absent.items() if reason == why)
+            print(f"  no value for {names}: {why}")
         for name, value in outcome.notes.items():
             line = f"  {name}: {_counted(value) if isinstance(value, Mapping) else value}"
             # What was read is the same under every protocol.
             if line not in told or not isinstance(value, Mapping):
                 print(line)
             told.add(line)
-        for attribute in by.split(",") if by else ():
-            print(_by(outcome, attribute.strip()))
+        for attribute, groups in (by or {}).get(word, {}).items():
+            if isinstance(groups, ScoreError):
+                print(f"refseg score: {word}: {groups}", file=sys.stderr)
+            else:
+                print(_by(outcome.protocol, attribute, groups))
         if explain:
             print(explained(outcome, explain))
 
@@ -448,17 +512,28 @@ def _counted(files: Mapping[str, int]) -> str:
     return "; ".join([f"{name} ({n} file{'s' * (n > 1)})" for name, n in ranked[:6]] + more)
 
 
+def losses(outcome: Scored) -> list[str]:
+    """What lacks, what it counts as, and what the protocol leaves out: the lines a screen takes."""
+    coverage = outcome.coverage
+    told = coverage.shown()
+    if coverage.lacking:
+        zeros = outcome.table.attrs.get("counted_as", []).count("zero")
+        rest = coverage.lacking - zeros
+        told.insert(0, f"{coverage.lacking} incomplete: {zeros} counted as 0, {rest} left out")
+    return told
+
+
 def _interval(estimate: Estimate) -> str:
     return f" [{estimate.low:.4f}, {estimate.high:.4f}]" if estimate.low == estimate.low else ""
 
 
-def _by(scored: Scored, attribute: str) -> str:
-    from refseg_bench.metrics.breakdown import breakdown
-    from refseg_bench.metrics.stats import Bootstrap
-
+def _by(protocol: ScoringProtocol, attribute: str, groups: Groups) -> str:
     lines = [f"  by {attribute}"]
-    headline = scored.protocol.metrics[:3]
-    for group, (n, metrics) in breakdown(scored.protocol, scored.table, attribute, Bootstrap()).items():
-        cells = "  ".join(f"{name} {metrics[name].value:.4f}{_interval(metrics[name])}" for name in headline)
+    for group, (n, metrics) in groups.items():
+        cells = "  ".join(f"{name} {_value(metrics[name])}" for name in protocol.metrics[:3])
         lines.append(f"    {group:<22} n={n:<6} {cells}")
     return "\n".join(lines)
+
+
+def _value(estimate: Estimate) -> str:
+    return f"{estimate.value:.4f}{_interval(estimate)}" if estimate.value == estimate.value else "–"

@@ -58,9 +58,10 @@ def checked_rle(
         return None
     mine = (int(own[0]), int(own[1]))
     if size is not None and mine != size:
+        swapped = ": height and width are swapped" if mine == size[::-1] else ""
         say(
             "mask of another size",
-            f"The mask is {mine[0]} x {mine[1]}, its frame {size[0]} x {size[1]} (height x width).",
+            f"The mask is {mine[0]} x {mine[1]}, its frame {size[0]} x {size[1]} (height x width){swapped}.",
         )
         return None
     counts = entry["counts"]

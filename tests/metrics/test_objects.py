@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -358,3 +359,96 @@ def test_processes_change_nothing(tree):
     many = score(dataset, [source], [find("davis-unsup")], Options(jobs=2))[0]
     assert many.table.units == alone.table.units
     assert all((many.table.values[k] == v).all() for k, v in alone.table.values.items())
+
+
+# ── clips in which a protocol counts nothing ─────────────────────────────────
+
+
+def binary(length=5, first=0):
+    maps = np.zeros((length, *SIZE), np.uint8)
+    maps[first:, 5:20, 5:20] = 255
+    return maps
+
+
+def late(length=5):
+    return binary(length, first=2) // np.uint8(255)
+
+
+def void(length=5):
+    return np.full((length, *SIZE), 255, np.uint8)
+
+
+def nothing(length=5):
+    return np.zeros((length, *SIZE), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "clip", "why"),
+    [
+        ("davis-semi", binary(2) // 255, "2 frames, of which the first and the last don't count"),
+        ("davis-semi", binary(1) // 255, "1 frames, of which the first and the last don't count"),
+        ("vosb", binary(2) // 255, "2 frames, of which the first and the last don't count"),
+        ("davis-semi", binary(), "255, which is void"),
+        ("davis-unsup", binary(), "255, which is void"),
+        ("trackeval", binary(), "255, which is void"),
+        ("davis-unsup", void(), "255, which is void"),
+        (
+            "davis-semi",
+            late(),
+            "only objects of the truth's first frame count, and it has none (1 come later)",
+        ),
+        ("davis-unsup", late(), "only objects of the truth's first frame count, and it has none"),
+        ("davis-unsup", nothing(), "its truth has no object"),
+        ("trackeval", nothing(), "its truth has no object"),
+        ("vosb", nothing(), "the truth has no object in the scored frames"),
+    ],
+)
+def test_a_clip_that_counts_nothing_is_named_or_refused(tmp_path, capsys, protocol, clip, why):
+    from refseg_bench import cli
+
+    for name, videos in (("two", {"a": clip, "b": id_maps(4, late=False)}), ("alone", {"a": clip})):
+        write(tmp_path / name / "gt", videos)
+        write(tmp_path / name / "p", {k: np.where(v == 255, 0, v) for k, v in videos.items()})
+        out = tmp_path / "o.json"
+        words = ("--predictions", tmp_path / name / "p", "--root", tmp_path / name / "gt", "--json", out)
+        code = cli.main(
+            ["score", "--dataset", "id_maps", "--protocol", protocol, "-j", "1", *map(str, words)]
+        )
+        shown, said = capsys.readouterr()
+        found = json.loads(out.read_text())[protocol]
+        assert why in found["left_out"]["a"]
+        assert "left out a: " in shown + said
+        if name == "two":
+            assert (code, found["n"], found["expected"]) == (0, 3, 3)
+            assert found["metrics"]["J"] in (1, 100)
+        else:
+            assert (code, found["n"], found["metrics"]) == (2, 0, None)
+
+
+def test_what_is_expected_are_objects_too(tree):
+    """Three objects lack with the clip, not one."""
+    ids = ("davis-unsup", "trackeval", "vosb")
+    whole = [scored(tree, protocol).result.n for protocol in ids]
+    for name in ("plain", "gap"):
+        for path in (tree[1] / name).glob("*.png"):
+            path.unlink()
+    (tree[1] / "void" / "00003.png").write_bytes(b"")
+    for protocol, objects in zip(ids, whole, strict=True):
+        got = scored(tree, protocol, partial=True)
+        assert set(got.table.clusters) == {"long"}
+        assert (got.result.n < 3, got.result.expected) == (True, objects)
+        assert got.coverage.missing == ["gap", "plain"]
+        assert "00003.png" in got.coverage.why["void"]
+
+
+def test_what_aborts_the_tool_is_left_out_by_name_with_partial(tree):
+    Image.fromarray(np.full(SIZE, 30, np.uint8)).save(tree[1] / "plain" / "00003.png")
+    torn = tree[1] / "gap" / "00002.png"
+    torn.write_bytes(torn.read_bytes()[:-30])
+    with pytest.raises(ScoreError, match="30 proposals|checksum"):
+        scored(tree, "davis-unsup")
+    got = scored(tree, "davis-unsup", partial=True)
+    assert set(got.table.clusters) == {"void", "long"}
+    assert "30 proposals" in got.coverage.why["plain"]
+    assert "00002.png" in got.coverage.why["gap"]
+    assert got.result.failed == 2

@@ -7,16 +7,27 @@ that a million units aggregate in seconds and an interval costs one matrix produ
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from refseg_bench.errors import ScoreError
 from refseg_bench.metrics.masks import CountBook
-from refseg_bench.types import Clip, Expression, MaskTrack, Prediction, Score, Status, Target, sample_id
+from refseg_bench.types import (
+    Clip,
+    Dataset,
+    Expression,
+    MaskTrack,
+    Prediction,
+    Score,
+    Status,
+    Target,
+    sample_id,
+)
 
 #: What a sample without a prediction does: refuse to score, count as zero, or leave it out.
 MissingRule = Literal["error", "zero", "drop"]
@@ -122,8 +133,10 @@ class Case:
         answers: merged id maps of the prediction, by set (``""``, or ``anno_0`` … ``anno_3``).
         foreground: union of all annotated instances of the clip (ReVOS), or ``None``.
         detail: True if scores should carry their per-frame values.
-        partial: True if what is missing may be left out under any protocol.
+        partial: True if what is missing is left out under every protocol.
         instances_known: False if ``foreground`` had to be made from the targets.
+        left_out: clip or sample in which the protocol counts nothing → why; filled while scoring.
+        failed: what turned out unusable only while it was scored (with ``partial``) → why.
     """
 
     clip: Clip
@@ -135,6 +148,8 @@ class Case:
     detail: bool = False
     partial: bool = False
     instances_known: bool = True
+    left_out: dict[str, str] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
 
 
 class ScoringProtocol:
@@ -168,9 +183,37 @@ class ScoringProtocol:
         """Side of the square at which masks of images are compared; ``None`` = original size."""
         return None
 
+    @property
+    def full_name(self) -> str:
+        """``id@version``, with the knobs that differ from their defaults as the command line takes them."""
+        changed = [
+            f":{f.name}={getattr(self, f.name)}"
+            for f in dataclasses.fields(cast("Any", self))
+            if f.init and getattr(self, f.name) != f.default
+        ]
+        return self.name + "".join(changed)
+
     def wants(self, expression: Expression) -> bool:
         """True if the protocol scores this sample at all."""
         return True
+
+    def unfit(self, dataset: Dataset) -> str | None:
+        """Why the protocol can't be applied to a dataset, or ``None`` if it can.
+
+        Asked before anything is read; no clip of the set would give a number.
+        """
+        clips = dataset.clips()
+        if self.compares != "labels" and not any(dataset.expressions(clip) for clip in clips):
+            return "it scores expressions, and there are none"
+        return None
+
+    def fault(self, item: Item) -> str | None:
+        """Why this protocol can't use a prediction that is there, or ``None`` if it can."""
+        return None
+
+    def units(self, case: Case) -> int:
+        """How many units of a clip would be scored if nothing lacked."""
+        return sum(self.wants(item.expression) for item in case.items) - len(case.left_out)
 
     def missing_rule(self, item: Item) -> MissingRule:
         """What this protocol does about a sample that is not there."""
@@ -219,6 +262,23 @@ class ScoringProtocol:
         sums = {name: np.asarray(column.sum()) for name, column in self.terms(values, attrs).items()}
         return {name: float(value) for name, value in self.combine(sums).items()}
 
+    def no_value(self, values: Mapping[str, Column], attrs: Mapping[str, Sequence[Any]]) -> dict[str, str]:
+        """Metrics of a table of units that have no value, and why."""
+        terms = self.terms(values, attrs)
+        groups = [name for name, column in terms.items() if name.startswith("n/") and not column.any()]
+        out: dict[str, str] = {}
+        for name, value in self.aggregate(values, attrs).items():
+            if value == value:
+                continue
+            without = int(np.isnan(terms[name]).sum()) if name in terms else 0
+            if without:
+                out[name] = f"{without} of the {len(terms[name])} units have none"
+            elif groups:
+                out[name] = f"there is no unit of {', '.join(g.removeprefix('n/') for g in groups)}"
+            else:
+                out[name] = "there is nothing to divide by"
+        return out
+
     def printed(self, metrics: Mapping[str, float]) -> dict[str, float]:
         """The metrics as the imitated tool prints them (rounded where it rounds)."""
         digits = self.policy.digits
@@ -261,20 +321,21 @@ def present(
     for item in case.items:
         if not protocol.wants(item.expression):
             continue
+        unit = sample_id(case.clip.id, item.expression.id)
         frames = protocol.scored_frames(case.clip, item)
-        answered = item.prediction is not None and item.prediction.track is not None
-        if answered and item.status == "ok":
-            track = item.prediction.track if item.prediction is not None else None
-            if track is not None and len(frames) and all(track.rles[t] is not None for t in frames):
-                yield item, frames, None
-                continue
-        rule = protocol.missing_rule(item)
+        if not len(frames) and protocol.policy.frames != "predicted":
+            case.left_out[unit] = f"no frame of {len(case.clip)} counts ({protocol.policy.frames})"
+            continue
+        track = None if item.prediction is None or item.status != "ok" else item.prediction.track
+        if track is not None and len(frames) and all(track.rles[t] is not None for t in frames):
+            yield item, frames, None
+            continue
+        rule = "drop" if case.partial else protocol.missing_rule(item)
         if rule == "zero":
-            unit = sample_id(case.clip.id, item.expression.id)
             yield item, None, Score(unit, case.clip.id, dict(zero), {"counted_as": "zero"})
-        elif rule == "error" and not case.partial:
+        elif rule == "error":
             raise ScoreError(
-                f"'{sample_id(case.clip.id, item.expression.id)}' has no complete prediction "
-                f"({item.status}); {protocol.name} refuses incomplete work.",
+                f"'{unit}' has no complete prediction ({item.status}); {protocol.name} refuses incomplete "
+                "work.",
                 cure="Finish the run, or score what there is with --partial.",
             )

@@ -9,10 +9,9 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from refseg_bench.errors import ScoreError
 from refseg_bench.metrics.masks import overlap_rle, subtract_rle
 from refseg_bench.metrics.protocols.base import Case, Column, Item, Policy, ScoringProtocol, present, ratio
-from refseg_bench.types import Clip, Expression, MaskTrack, Score, decode_rle, encode_rle, sample_id
+from refseg_bench.types import Clip, Dataset, Expression, MaskTrack, Score, decode_rle, encode_rle, sample_id
 
 #: Thresholds of Pr@X.
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
@@ -56,6 +55,12 @@ class ImageProtocol(ScoringProtocol):
 
     Not a protocol by itself.
     """
+
+    def unfit(self, dataset: Dataset) -> str | None:
+        """Videos: only their first frame would count."""
+        if any(len(clip) > 1 for clip in dataset.clips()):
+            return "it scores images, and there are clips of several frames"
+        return super().unfit(dataset)
 
     def score_clip(self, case: Case) -> list[Score]:
         """One score per expression, from I and U of its single frame."""
@@ -232,6 +237,12 @@ class ReasonSegLisa(RefcocoLisa):
     aliases: ClassVar[tuple[str, ...]] = ()
     imitates: ClassVar[str] = "LISA on ReasonSeg"
 
+    def unfit(self, dataset: Dataset) -> str | None:
+        """RefCOCO's sentences are not numbered texts of one image."""
+        if any("sent_id" in e.attrs for clip in dataset.clips()[:1] for e in dataset.expressions(clip)):
+            return "it scores the first text of each image, and the sentences here have ids of their own"
+        return super().unfit(dataset)
+
     def wants(self, expression: Expression) -> bool:
         """True for the first text."""
         index = str(expression.attrs.get("text_index", expression.id))
@@ -378,22 +389,25 @@ class Pointing(ScoringProtocol):
         """No frame's mask, see :meth:`needs`."""
         return ()
 
+    def fault(self, item: Item) -> str | None:
+        """An answer without a peak that flags no target either."""
+        prediction = item.prediction
+        if prediction is None or prediction.point is not None or prediction.no_target:
+            return None
+        return "it has no heat-map peak (PA needs a method that makes heat maps)"
+
     def score_clip(self, case: Case) -> list[Score]:
         """1 for a hit, 0 for a miss."""
         scores: list[Score] = []
         for item in case.items:
             unit = sample_id(case.clip.id, item.expression.id)
-            point = None if item.prediction is None else item.prediction.point
-            if item.prediction is not None and point is None and item.prediction.no_target:
+            if item.status != "ok" or item.prediction is None or self.fault(item) is not None:
+                # Refused before, or left out with --partial.
+                continue
+            point = item.prediction.point
+            if point is None:
                 scores.append(Score(unit, case.clip.id, {"PA": 0.0}, {"frames_counted": 0}))
                 continue
-            if item.status != "ok" or point is None:
-                if case.partial:
-                    continue
-                raise ScoreError(
-                    f"'{unit}' has no heat-map peak; {self.name} needs one per sample.",
-                    cure="Use a method that makes heat maps, or leave such samples out with --partial.",
-                )
             mask = item.union.mask(point.frame)
             height, width = item.target.size
             row, column = min(int(point.y * height), height - 1), min(int(point.x * width), width - 1)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from refseg_bench.errors import ScoreError
+from refseg_bench.errors import RefsegError, ScoreError
 from refseg_bench.metrics import kernel
 from refseg_bench.metrics.boundary import boundary_f, boundary_radius, jaccard
 from refseg_bench.metrics.labels import VOID
@@ -51,6 +51,10 @@ def statistics(
     }
 
 
+class UnusableError(ScoreError):
+    """Predicted id maps of one clip can't be scored under a protocol."""
+
+
 @dataclass
 class LabelProtocol(ScoringProtocol):
     """Base of the protocols that compare id maps. Not a protocol by itself."""
@@ -65,10 +69,15 @@ class LabelProtocol(ScoringProtocol):
                 where=case.clip.id,
                 cure="Use a protocol whose unit is the expression, such as rvos-expr.",
             )
+        frames = self.frames(case.clip)
+        if not frames:
+            case.left_out[case.clip.id] = (
+                f"it has {len(case.clip)} frames, of which the first and the last don't count"
+            )
+            return []
         scores: list[Score] = []
         for name in self.sets:
             maps = case.answers.get(name)
-            frames = self.frames(case.clip)
             if name not in case.answers and case.answers:
                 raise ScoreError(
                     f"{self.name} scores {f'the set {name}' if name else 'one set of id maps'} per clip, "
@@ -84,7 +93,16 @@ class LabelProtocol(ScoringProtocol):
             if gaps:
                 self._allow(case, name, self.policy.missing, f"no id map for frames {', '.join(gaps)}")
                 continue
-            scores.extend(self.score_maps(case, name, case.truth, maps, frames))
+            try:
+                found = self.score_maps(case, name, case.truth, maps, frames)
+            except UnusableError as error:
+                if not case.partial:
+                    raise
+                case.failed[f"{name}/{case.clip.id}".lstrip("/")] = f"{error.what} ({error.where})"
+                continue
+            if not found:
+                case.left_out[case.clip.id] = self.no_object(case.truth, frames)
+            scores.extend(found)
         return scores
 
     def frames(self, clip: Clip) -> range:
@@ -100,6 +118,30 @@ class LabelProtocol(ScoringProtocol):
     ) -> list[Score]:
         """Scores of the objects of one complete set of id maps."""
         raise NotImplementedError
+
+    def objects(self, truth: LabelMaps, frames: range) -> Sequence[int]:
+        """The ids that count in a clip: 1 … the largest one of the truth's first frame."""
+        first = truth.frame(0)
+        return range(1, int(first[first != VOID].max(initial=0)) + 1)
+
+    def no_object(self, truth: LabelMaps, frames: range) -> str:
+        """Why no object of a clip counts."""
+        first = ids_in(truth, range(1))
+        if VOID in first:
+            return "the truth's first frame has no id but 255, which is void here (a 0/255 mask?)"
+        later = ids_in(truth, range(1, frames.stop)) - {VOID}
+        if later:
+            return (
+                f"only objects of the truth's first frame count, and it has none ({_few(later)} come later)"
+            )
+        return "its truth has no object"
+
+    def units(self, case: Case) -> int:
+        """Every object in every set of id maps."""
+        frames = self.frames(case.clip)
+        if case.truth is None or not frames:
+            return 0
+        return len(self.sets) * len(self.objects(case.truth, frames))
 
     def _allow(self, case: Case, name: str, rule: str, why: str) -> None:
         if rule == "error" and not case.partial:
@@ -128,11 +170,24 @@ class LabelProtocol(ScoringProtocol):
         return Score(unit, case.clip.id, values, attrs)
 
 
+def ids_in(truth: LabelMaps, frames: range) -> set[int]:
+    """The ids that occur in some frames, 255 too."""
+    return {int(k) for t in frames for k in np.flatnonzero(np.bincount(truth.frame(t).ravel()))} - {0}
+
+
+def _few(ids: set[int]) -> str:
+    return ", ".join(map(str, sorted(ids)[:8]))
+
+
 def _frames_of(
     truth: LabelMaps, answer: LabelMaps, frames: Sequence[int]
 ) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
     for t in frames:
-        yield truth.frame(t), answer.frame(t)
+        try:
+            labels = answer.frame(t)
+        except RefsegError as error:
+            raise UnusableError(error.what, where=error.where, cure=error.cure) from error
+        yield truth.frame(t), labels
 
 
 @dataclass
@@ -169,14 +224,15 @@ class DavisSemi(LabelProtocol):
         self, case: Case, name: str, truth: LabelMaps, maps: LabelMaps, frames: range
     ) -> list[Score]:
         """See the class."""
-        first = truth.frame(0)
-        number = int(first[first != VOID].max(initial=0))
+        number = len(self.objects(truth, frames))
+        if not number:
+            return []
         radius, empty = boundary_radius(case.clip.size), kernel.empty_region(case.clip.size)
         rows: list[list[tuple[int, ...]]] = [[] for _ in range(number)]
         for t, (g_HW, p_HW) in zip(frames, _frames_of(truth, maps, frames), strict=True):
             objects, guesses = kernel.label_regions(g_HW), kernel.label_regions(p_HW)
             if guesses and max(guesses) > number:
-                raise ScoreError(
+                raise UnusableError(
                     f"{self.name} aborts: id {max(guesses)} is predicted, '{case.clip.id}' has {number} "
                     "objects in its first frame.",
                     where=f"{case.clip.id}/{case.clip.frame_names[t]}",
@@ -228,13 +284,12 @@ class DavisUnsupervised(LabelProtocol):
         self, case: Case, name: str, truth: LabelMaps, maps: LabelMaps, frames: range
     ) -> list[Score]:
         """See the class."""
-        first = truth.frame(0)
-        number = int(first[first != VOID].max(initial=0))
+        number = len(self.objects(truth, frames))
         pairs = _Pairs(len(frames), case.clip.size)
         for index, (g_HW, p_HW) in enumerate(_frames_of(truth, maps, frames)):
             seen = kernel.label_regions(p_HW)
             if seen and max(seen) > self.most:
-                raise ScoreError(
+                raise UnusableError(
                     f"{self.name} aborts: {max(seen)} proposals, at most {self.most} are allowed.",
                     where=f"{name}/{case.clip.id}/{case.clip.frame_names[frames[index]]}".lstrip("/"),
                     cure="Number the proposals 1, 2, … in pixel values.",
@@ -355,6 +410,14 @@ class VosBenchmark(LabelProtocol):
         """Inner frames, or all of them."""
         return range(len(clip)) if self.all_frames else super().frames(clip)
 
+    def objects(self, truth: LabelMaps, frames: range) -> Sequence[int]:
+        """The ids seen in the scored frames."""
+        return sorted(ids_in(truth, frames))
+
+    def no_object(self, truth: LabelMaps, frames: range) -> str:
+        """Why no object of a clip counts."""
+        return "the truth has no object in the scored frames"
+
     def score_maps(
         self, case: Case, name: str, truth: LabelMaps, maps: LabelMaps, frames: range
     ) -> list[Score]:
@@ -402,12 +465,22 @@ class TrackEval(DavisUnsupervised):
         missing_why="frame counts must match, else abort",
     )
 
+    def objects(self, truth: LabelMaps, frames: range) -> Sequence[int]:
+        """The ids seen in any frame, without 255."""
+        return sorted(ids_in(truth, frames) - {VOID})
+
+    def no_object(self, truth: LabelMaps, frames: range) -> str:
+        """Why no object of a clip counts."""
+        if VOID in ids_in(truth, frames):
+            return "its truth has no id but 255, which is void here (a 0/255 mask?)"
+        return "its truth has no object"
+
     def score_maps(
         self, case: Case, name: str, truth: LabelMaps, maps: LabelMaps, frames: range
     ) -> list[Score]:
         """See the class."""
         if maps.extra():
-            raise ScoreError(
+            raise UnusableError(
                 f"{self.name} aborts: '{case.clip.id}' has {len(case.clip)} frames, but also maps for "
                 f"{', '.join(maps.extra())}.",
                 where=case.clip.id,

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from refseg_bench.metrics.protocols.base import Case, Column, Item, Policy, ratio
 from refseg_bench.metrics.protocols.rvos import RvosExpression, jf_values, mean_of, percent
-from refseg_bench.types import MaskTrack, Score, sample_id
+from refseg_bench.types import Dataset, Expression, MaskTrack, Score, sample_id
 
 #: ``type_id`` of an expression → its column.
 TYPES = {0: "referring", 1: "reasoning", 2: "absent"}
@@ -75,9 +75,16 @@ class RevosVisa(RvosExpression):
     )
     metrics: ClassVar[tuple[str, ...]] = METRICS
 
+    def unfit(self, dataset: Dataset) -> str | None:
+        """A set whose expressions are neither referring nor reasoning has no column."""
+        kinds = (expression_type(e) for clip in dataset.clips() for e in dataset.expressions(clip))
+        if not any(kind in (0, 1) for kind in kinds):
+            return "it averages by type_id (0 referring, 1 reasoning), which its expressions don't have"
+        return None
+
     def score_clip(self, case: Case) -> list[Score]:
         """J and F from counts, A and R from values; the expression's type beside them."""
-        types = {sample_id(case.clip.id, i.expression.id): expression_type(i) for i in case.items}
+        types = {sample_id(case.clip.id, i.expression.id): expression_type(i.expression) for i in case.items}
         zero = dict.fromkeys(("J&F", *_COLUMNS), 0.0)
         out: list[Score] = []
         for s in super().score_clip(case):
@@ -185,9 +192,9 @@ class Sa2vaRevos(RevosVisa):
     policy: ClassVar[Policy] = Policy(missing_why="KeyError, crash", rounding="unit", digits=2, scale=100.0)
 
 
-def expression_type(item: Item) -> int:
+def expression_type(expression: Expression) -> int:
     """0 referring, 1 reasoning, 2 absent; −1 where the dataset has no types."""
-    attrs = item.expression.attrs
+    attrs = expression.attrs
     found = attrs.get("type_id", attrs.get("type", -1))
     return found if isinstance(found, int) else -1
 
