@@ -32,6 +32,7 @@ from refseg_bench.misplaced import (
     few,
     frames_instead,
     image_instead,
+    maps_instead,
     meant,
     numbers,
     tree,
@@ -221,8 +222,8 @@ class FolderPredictions:
         states = {e.id: self._explained(State("missing"), clip, e) for e in expressions}
         if not labels and any((top / name).is_dir() for top in self._tops() for name in SETS):
             labels = dict.fromkeys(SETS, State("missing"))
-        if not labels and not expressions:
-            labels = {"": State("missing")}
+        if not any(state.why for state in labels.values()) and not expressions:
+            labels = {"": State("missing", why=maps_instead(self.root, clip.id, clip.frame_names[0]))}
         return Survey(states, labels or None)
 
     def _explained(self, state: State, clip: Clip, expression: Expression) -> State:

@@ -198,17 +198,35 @@ def video_instead(root: Path, clip: str, expression: str, text: str, frame: str)
             return f"found '{path}/{flat}': make it '{wanted}/{frame}.png'"
         if below or files:
             return f"'{path}' holds {few(below or files)}, no '{expression}'"
-    for name, cure in (
-        (wanted, f"rename it to '{wanted}'"),
-        (f"{wanted}/{frame}", f"make it '{wanted}/{frame}.png'"),
-        (clip, f"rename it to '{clip}'"),
-        (clip.rpartition("/")[2], f"rename it to '{clip}'"),
-    ):
+    return _renamed(
+        held,
+        clip,
+        [(wanted, f"rename it to '{wanted}'"), (f"{wanted}/{frame}", f"make it '{wanted}/{frame}.png'")],
+    )
+
+
+def maps_instead(root: Path, clip: str, frame: str) -> str:
+    """What lies in the place of the id maps ``<clip>/<frame>.png``, and what to do; empty: nothing does."""
+    held = tree(root)
+    for path in held.ending_in(clip):
+        if path in held.folders and path != clip:
+            return f"found below '{path[: -len(clip) - 1]}': give that folder instead"
+        if any(names := held.folders.get(path, ([], []))):
+            return f"'{path}' holds {few(names[0] + names[1])}, no '{frame}.png'"
+    for path in held.ending_in(f"{frame}/{clip}"):
+        return f"found '{path}', which has the levels swapped: make it '{clip}/{frame}.png'"
+    return _renamed(held, clip, [(f"{clip}/{frame}", f"make it '{clip}/{frame}.png'")])
+
+
+def _renamed(held: Tree, clip: str, more: Sequence[tuple[str, str]]) -> str:
+    """A path that looks like one of some names or like a clip's, and what to do."""
+    cure = f"rename it to '{clip}'"
+    for name, help_ in (*more, (clip, cure), (clip.rpartition("/")[2], cure)):
         near = held.alike(name)
         if near is not None:
-            return f"found '{near}': {cure}"
+            return f"found '{near}': {help_}"
     near = meant(clip, held.folders[""][0]) if "" in held.folders else None
-    return "" if near is None else f"found '{near}': rename it to '{clip}'"
+    return "" if near is None else f"found '{near}': {cure}"
 
 
 def image_instead(root: Path, names: Sequence[str], clip: str, expression: str, text: str) -> str:

@@ -551,6 +551,32 @@ def test_the_same_for_images(coco, tmp_path, layout):
     assert ALMOST_IMAGES[layout] in states["0"].why
 
 
+ALMOST_MAPS = {
+    "x/y/{v}/{t:05d}.png": "found below 'x/y': give that folder instead",
+    "{v}/{t1:05d}.png": "counted from 1?",
+    "{v}/{t}.png": "pad the numbers",
+    "{v}_{t:05d}.png": "found 'car_00000.png': make it 'car/00000.png'",
+    "{v}/masks/{t:05d}.png": "'car' holds 'masks', no '00000.png'",
+    "{t:05d}/{v}.png": "levels swapped: make it 'car/00000.png'",
+    "the {v}/{t:05d}.png": "",
+}
+
+
+@pytest.mark.parametrize("layout", ALMOST_MAPS)
+def test_the_same_for_id_maps(tmp_path, layout):
+    labels = np.zeros((24, 32), np.uint8)
+    labels[4:9, 4:9] = 1
+    for t in range(4):
+        write_label_map(tmp_path / "gt" / "car" / f"{t:05d}.png", labels)
+        write_label_map(tmp_path / "p" / layout.format(v="car", t=t, t1=t + 1), labels)
+    (clip,) = open_dataset("id_maps", root=tmp_path / "gt").clips()
+    found = open_predictions(tmp_path / "p").survey(clip, ()).labels
+    assert found[""].status == "missing"
+    assert ALMOST_MAPS[layout] in found[""].why
+    code, _ = run(tmp_path, tmp_path / "p", "id_maps", tmp_path / "gt", "vosb,davis-semi")
+    assert code == 2
+
+
 ALMOST_JSON = {
     "found below 'results'": lambda m: {"results": {"v1": {e: [*by.values()] for e, by in m.items()}}},
     "below 'predictions'": lambda m: {"predictions": rows(m)},
