@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def parser(words: Sequence[str] = ()) -> argparse.ArgumentParser:
-    """The whole command line; only the command that ``words`` begin with is loaded, if they name one."""
+    """The command line: the command that ``words`` begin with, or all of them by their names only."""
     import argparse
     import importlib
 
@@ -30,8 +30,14 @@ def parser(words: Sequence[str] = ()) -> argparse.ArgumentParser:
     top.add_argument("-v", "--verbose", action="store_true", help="log more, to standard error")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     chosen = next((word for word in words if not word.startswith("-")), None)
-    for name in (chosen,) if chosen in COMMANDS else COMMANDS:
-        importlib.import_module(f"refseg_bench.commands.{name}").add(commands)
+    if chosen in COMMANDS:
+        importlib.import_module(f"refseg_bench.commands.{chosen}").add(commands)
+        return top
+    for name, about in COMMANDS.items():
+        if about is None:
+            commands.add_parser(name)
+        else:
+            commands.add_parser(name, help=about)
     return top
 
 

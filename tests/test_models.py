@@ -143,7 +143,7 @@ def test_unreachable_hub_is_one_clear_message(tmp_path):
 
 
 def main(*words):
-    args = cli.parser().parse_args(["models", *words])
+    args = cli.parser(["models"]).parse_args(["models", *words])
     assert isinstance(args, argparse.Namespace)
     return args.main(args)
 

@@ -1,15 +1,17 @@
 """One module per command: its options in ``add``, its work in ``main``."""
 
-COMMANDS = (
-    "run",
-    "score",
-    "report",
-    "compare",
-    "demo",
-    "submission",
-    "data",
-    "models",
-    "status",
-    "cancel",
-    "work",
-)
+#: Every command and what `refseg --help` says of it, which imports none of them; ``None`` = no word, for
+#: what only other commands start.
+COMMANDS: dict[str, str | None] = {
+    "run": "run an experiment (resumes), then score and report it",
+    "score": "score runs, or other people's predictions, under named protocols",
+    "report": "results of runs side by side",
+    "compare": "paired difference of two runs",
+    "demo": "one clip and one expression through any method, as a picture and a video",
+    "submission": "write or check the zip for an evaluation server",
+    "data": "list, prepare, verify and show data sets",
+    "models": "list the weights a config needs; fetch them",
+    "status": "done, failed and left of runs",
+    "cancel": "end the jobs and processes that work on runs",
+    "work": None,
+}

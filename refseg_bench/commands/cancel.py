@@ -18,7 +18,7 @@ from refseg_bench.owners import Owner, runs_command
 
 def add(commands: Any) -> None:
     """Declare the options."""
-    p = commands.add_parser("cancel", help="end the jobs and processes that work on runs")
+    p = commands.add_parser("cancel")
     p.add_argument("runs", nargs="+", type=Path, help="run folders, or a folder of them")
     p.set_defaults(main=main)
 

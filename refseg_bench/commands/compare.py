@@ -18,7 +18,6 @@ def add(commands: Any) -> None:
     """Declare the options."""
     p = commands.add_parser(
         "compare",
-        help="paired difference of two runs",
         description="Differences are RUN_B − RUN_A in percent points, with an interval from resampling "
         "clips and the p-value of a randomisation test that swaps the runs clip by clip.",
     )

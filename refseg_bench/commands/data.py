@@ -20,7 +20,7 @@ from refseg_bench.files.store_io import output, safe_name, write_error
 
 def add(commands: Any) -> None:
     """Declare the options."""
-    top = commands.add_parser("data", help="list, prepare, verify and show data sets")
+    top = commands.add_parser("data")
     actions = top.add_subparsers(dest="action", required=True, metavar="ACTION")
 
     p = actions.add_parser("list", help="what exists, what is found where, which masks are public")

@@ -22,7 +22,6 @@ def add(commands: Any) -> None:
     """Declare the options."""
     p = commands.add_parser(
         "demo",
-        help="one clip and one expression through any method, as a picture and a video",
         description="Nothing is scored and no run folder is made.",
         epilog='Example: refseg demo clip.mp4 "the dog on the left" method=decaf backbone=qwen2_5_vl_7b',
     )

@@ -19,7 +19,7 @@ _GROUPS = ("backbone", "segmenter")
 
 def add(commands: Any) -> None:
     """Declare the options."""
-    p = commands.add_parser("models", help="list the weights a config needs; fetch them")
+    p = commands.add_parser("models")
     actions = p.add_subparsers(dest="action", required=True, metavar="ACTION")
     asked = (
         "GROUP=NAME (segmenter=sam2), any override of `refseg run` (experiment=…), or a run folder; "

@@ -29,7 +29,6 @@ def add(commands: Any) -> None:
     """Declare the options."""
     p = commands.add_parser(
         "report",
-        help="results of runs side by side",
         epilog="Examples: refseg report · refseg report experiment=decaf/table2 --format latex · "
         "refseg report runs --html · refseg report RUN --publish",
     )

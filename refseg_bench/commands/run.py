@@ -25,7 +25,6 @@ def add(commands: Any) -> None:
     """Declare the options."""
     p = commands.add_parser(
         "run",
-        help="run an experiment (resumes), then score and report it",
         description="Compose the choices and overrides, freeze them into a run folder, predict what is left.",
         epilog="Examples: refseg run method=centre_point · refseg run -m method=lexical,empty "
         "dataset=shapes,photos · refseg run --cfg job",

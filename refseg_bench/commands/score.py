@@ -31,7 +31,6 @@ def add(commands: Any) -> None:
     """Declare the options."""
     p = commands.add_parser(
         "score",
-        help="score runs, or other people's predictions, under named protocols",
         description="Score run folders under their own protocols or others; with --predictions, score "
         "a folder of PNG files or a JSON of run lengths. docs/scoring.md lists the layouts, "
         "docs/protocols.md the rules.",

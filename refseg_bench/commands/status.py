@@ -25,7 +25,7 @@ from refseg_bench.types import sample_id
 
 def add(commands: Any) -> None:
     """Declare the options."""
-    p = commands.add_parser("status", help="done, failed and left of runs")
+    p = commands.add_parser("status")
     p.add_argument("runs", nargs="*", type=Path, help="run folders, or a folder of them (default: runs)")
     p.add_argument("--failures", type=int, default=5, metavar="N", help="failed samples to name per run")
     p.set_defaults(main=main)

@@ -19,7 +19,6 @@ def add(commands: Any) -> None:
     """Declare the options."""
     p = commands.add_parser(
         "submission",
-        help="write or check the zip for an evaluation server",
         description="Write the zip of a run, or of other people's predictions, for the Ref-YouTube-VOS or "
         "MeViS server and check it; or check one.",
     )
