@@ -475,7 +475,8 @@ def _listing(folder: str) -> frozenset[str] | None:
 
 @lru_cache(maxsize=64)
 def _names_in(folder: str, changed: int) -> frozenset[str]:
-    return frozenset(os.listdir(folder))
+    # Names with a dot in front are what systems leave beside files (macOS: ._00000.png).
+    return frozenset(name for name in os.listdir(folder) if not name.startswith("."))
 
 
 def _frames(folder: Path, names: frozenset[str], clip: Clip) -> _Found:

@@ -82,7 +82,7 @@ def image_size(path: Path, *, upright: bool = False) -> tuple[int, int]:
         DataError: the file is missing or no image.
     """
     with _told(path), open_image(path) as image:
-        swapped = upright and _orientation(image) >= 5
+        swapped = upright and orientation(image) >= 5
         return (image.width, image.height) if swapped else (image.height, image.width)
 
 
@@ -98,7 +98,7 @@ def read_rgb(path: Path, *, upright: bool = False) -> NDArray[np.uint8]:
         DataError: the file is missing, truncated or no image.
     """
     with _told(path), open_image(path) as image:
-        turn = _TURNS.get(_orientation(image)) if upright else None
+        turn = _TURNS.get(orientation(image)) if upright else None
         plain = _rgb(image)
         return np.asarray(plain if turn is None else plain.transpose(turn))
 
@@ -110,7 +110,7 @@ def stored_upright(path: Path) -> bool:
         DataError: the file is missing or no image.
     """
     with _told(path), open_image(path) as image:
-        return image.format == "JPEG" and image.mode in ("L", "RGB") and _orientation(image) == 1
+        return image.format == "JPEG" and image.mode in ("L", "RGB") and orientation(image) == 1
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -125,8 +125,8 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8; 1 where there is none or the header is damaged."""
+def orientation(image: Image.Image) -> int:
+    """A picture's EXIF orientation, 1 to 8; 1 where there is none or the header is damaged."""
     exif = Image.Exif()
     try:
         exif.load(image.info.get("exif") or b"")

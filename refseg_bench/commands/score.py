@@ -494,6 +494,8 @@ def _tell(
             # What was read is the same under every protocol.
             if line not in told or not isinstance(value, Mapping):
                 print(line)
+                if isinstance(value, Mapping) and any(name.startswith("soft") for name in value):
+                    print("    soft: many levels between; --threshold N takes those above N as foreground")
             told.add(line)
         for attribute, groups in (by or {}).get(word, {}).items():
             if isinstance(groups, ScoreError):

@@ -173,7 +173,7 @@ def _of_sequence(sequence: str, sentences: Sequence[Sentences], texts: Path) -> 
 
 def _transfer(davis: Path, sequence: str, split: Path) -> list[str]:
     source = davis / "JPEGImages" / "480p" / sequence
-    frames = sorted(p.stem for p in source.glob("*.jpg"))
+    frames = sorted(p.stem for p in source.glob("*.jpg") if not p.name.startswith("."))
     if not frames:
         raise Damage("missing video", f"Sequence '{sequence}' has no frames.", file=source)
     for kind, origin, suffix in (

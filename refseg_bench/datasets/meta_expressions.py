@@ -643,7 +643,8 @@ class MetaExpressions:
         for name in names:
             file = f"{name}.jpg"
             if file not in present:
-                file = next((f"{name}{e}" for e in (".png", ".jpeg") if f"{name}{e}" in present), "")
+                endings = (".png", ".jpeg", ".JPG", ".PNG", ".JPEG")
+                file = next((f"{name}{e}" for e in endings if f"{name}{e}" in present), "")
             if not file:
                 file = f"{name}.jpg"
                 report(Damage("missing frame", f"Frame '{name}' is missing.", file=folder / file))
@@ -674,12 +675,13 @@ class MetaExpressions:
             )
             return None
         for path in paths:
-            if not path.is_file():
-                continue
-            try:
-                return image_size(path)
-            except DataError as error:
-                report(Damage("unreadable frame", error.what, file=path))
+            if path.exists():
+                try:
+                    return image_size(path)
+                except DataError as error:
+                    report(Damage("unreadable frame", error.what, file=path))
+        if paths:
+            report(Damage("missing frame", "No frame of the video can be read.", file=paths[0].parent))
         return None
 
 

@@ -130,8 +130,9 @@ class ReasonSeg:
     def read(self, report: Report) -> list[Clip]:
         """All readable images of the split."""
         folder = self.base() / self.split
-        images = {p.stem: p for p in sorted(folder.glob("*.jpg"))}
-        jsons = {p.stem for p in folder.glob("*.json")}
+        names = sorted(p for p in folder.iterdir() if p.name[0] != ".") if folder.is_dir() else []
+        images = {p.stem: p for p in names if p.suffix.lower() in (".jpg", ".jpeg")}
+        jsons = {p.stem for p in names if p.suffix == ".json"}
         for name in sorted(set(images) - jsons):
             report(Damage("missing file", f"Image '{name}.jpg' has no JSON.", file=folder / f"{name}.json"))
         for name in sorted(jsons - set(images)):

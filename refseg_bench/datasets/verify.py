@@ -18,6 +18,7 @@ from refseg_bench.datasets.catalogue import SplitFacts
 from refseg_bench.datasets.damage import Damage, Report
 from refseg_bench.datasets.files import missing_file, read_text
 from refseg_bench.errors import DataError
+from refseg_bench.files.store_io import open_regular
 from refseg_bench.imageio import image_size, read_rgb
 from refseg_bench.types import Clip, Dataset, Expression
 
@@ -211,11 +212,18 @@ def frame_problems(
 
 
 def _ends(path: Path) -> bool:
-    with path.open("rb") as file:
+    """Whether a picture's end is there; by its content, for names lie."""
+    with open_regular(path) as file:
+        start = file.read(4)
         file.seek(0, 2)
         file.seek(max(0, file.tell() - _TAIL))
         tail = file.read()
-    return {".png": b"IEND"}.get(path.suffix, b"\xff\xd9") in tail
+    if start.startswith(b"\xff\xd8"):
+        return b"\xff\xd9" in tail
+    if start == b"\x89PNG":
+        return b"IEND" in tail
+    read_rgb(path)
+    return True
 
 
 def extra_frames(clip: Clip) -> Iterator[Damage]:
@@ -225,7 +233,7 @@ def extra_frames(clip: Clip) -> Iterator[Damage]:
         return
     listed = {path.name for path in clip.frame_paths}
     for path in sorted(folder.iterdir()):
-        if path.suffix in (".jpg", ".jpeg", ".png") and path.name not in listed:
+        if path.suffix in (".jpg", ".jpeg", ".png") and path.name not in listed and path.name[0] != ".":
             yield Damage(
                 "extra frame",
                 f"The frame '{path.name}' of video '{clip.id}' is not in the expression file.",

@@ -78,7 +78,7 @@ def read_labels(path: Path) -> tuple[Uint8HW, str]:
     simple = _simple(data, path)
     if simple is not None:
         return simple[0], "ids, palette index" if data[25] == _PALETTE else "ids, grey level"
-    pixels, mode, form = _pillow(data, path)
+    pixels, mode, form, _ = _pillow(data, path)
     if mode not in ("P", "L", "1", "I;16") or form in ("JPEG", "MPO") or pixels.max() > 255:
         raise _fault(
             "mode",
@@ -162,13 +162,13 @@ def _opencv(data: bytes, path: Path) -> tuple[Uint8HW, str]:
     import cv2
 
     # First: OpenCV takes any format, fills what is cut off, and hands back nothing else on an error.
-    pixels, mode, form = _pillow(data, path)
+    pixels, mode, form, turned = _pillow(data, path)
     known = _READ_AS.get(mode)
     grey = None if known is None else cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
     if grey is None or known is None:
         cure = "Write masks as 8-bit grey PNG, 0 and 255."
         raise _fault("mode", f"This {form} of mode {mode} is no mask.", path, cure)
-    kind = known if form == "PNG" else f"{form}, {known}"
+    kind = (known if form == "PNG" else f"{form}, {known}") + turned
     if grey.min() == grey.max() and (pixels != pixels[0, 0]).any():
         raise _flat(path, kind)
     return np.asarray(grey, np.uint8), kind
@@ -291,13 +291,14 @@ def _unpacking(depth: int) -> Uint8HW:
     return ((np.arange(256)[:, None] >> shifts) & ((1 << depth) - 1)).astype(np.uint8)
 
 
-def _pillow(data: bytes, path: Path) -> tuple[NDArray[Any], str, str]:
-    """Stored pixels, mode and format of a whole picture."""
-    from refseg_bench.imageio import UNREADABLE, open_image
+def _pillow(data: bytes, path: Path) -> tuple[NDArray[Any], str, str, str]:
+    """Stored pixels, mode and format of a whole picture, and whether its header turns it, in words."""
+    from refseg_bench.imageio import UNREADABLE, open_image, orientation
 
     try:
         with open_image(data) as image:
-            return np.asarray(image), image.mode, str(image.format)
+            turned = "" if orientation(image) == 1 else ", turned by its header"
+            return np.asarray(image), image.mode, str(image.format), turned
     except UNREADABLE as error:
         raise _torn(path, str(error)) from error
 

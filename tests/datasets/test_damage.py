@@ -4,6 +4,7 @@
 import contextlib
 import io
 import json
+import os
 import pickle
 import shutil
 import zipfile
@@ -24,7 +25,7 @@ from refseg_bench.datasets.ref_davis17 import RefDavis17
 from refseg_bench.datasets.ref_youtube_vos import RefYoutubeVos
 from refseg_bench.datasets.refcoco import RefCoco
 from refseg_bench.datasets.revos import Revos
-from refseg_bench.datasets.verify import verify
+from refseg_bench.datasets.verify import frame_problems, verify
 from refseg_bench.datasets.writers import (
     ImageRecord,
     write_davis_source,
@@ -142,6 +143,14 @@ def replace(path, old, new):
     return damage
 
 
+def fifo(path):
+    def apply(root):
+        (root / path).unlink()
+        os.mkfifo(root / path)
+
+    return apply
+
+
 def overwrite(path, content):
     return lambda root: (root / path).write_bytes(content)
 
@@ -229,6 +238,7 @@ CASES = [
     Case("frame missing", mevis, remove(f"{FRAMES}/00002.jpg"), "missing frame", "00002.jpg"),
     Case("extra frame", mevis, lambda r: shutil.copy(r / FRAMES / "00001.jpg", r / FRAMES / "00009.jpg"), "extra frame", "00009.jpg", verify_only=True),
     Case("first frame is no image", mevis, overwrite(f"{FRAMES}/00000.jpg", b"nothing"), "unreadable frame", "00000.jpg"),
+    Case("first frame is a FIFO", mevis, fifo(f"{FRAMES}/00000.jpg"), "unreadable frame", "00000.jpg"),
     Case("later frame cut off", mevis, cut(f"{FRAMES}/00002.jpg", 0.99), "torn frame", "00002.jpg"),
     Case("frame of another size", mevis, image(f"{FRAMES}/00003.jpg", (30, 30), "RGB"), "frame of another size", "00003.jpg"),
     Case("frame is a link to elsewhere", mevis, link(f"{FRAMES}/00001.jpg"), "link out of the data set", "00001.jpg"),
@@ -263,6 +273,7 @@ CASES = [
     # masks in PNGs
     Case("mask PNG missing", ytvos, remove(f"train/Annotations/{A}/00001.png"), "missing mask", "00001.png"),
     Case("mask PNG torn", ytvos, cut(f"train/Annotations/{A}/00001.png"), "torn mask", "00001.png"),
+    Case("mask PNG is a FIFO", ytvos, fifo(f"train/Annotations/{A}/00001.png"), "torn mask", "00001.png"),
     Case("label map in colours", ytvos, image(f"train/Annotations/{A}/00001.png", (32, 24), "RGB"), "mask of another mode", "00001.png"),
     Case("mask PNG of another size", ytvos, image(f"train/Annotations/{A}/00001.png", (24, 32)), "mask of another size", "00001.png"),
     Case("object in no map", ytvos, replace("meta_expressions/train/meta_expressions.json", b'"obj_id": "2"', b'"obj_id": "7"'), "object without a pixel", A, "object 7"),
@@ -476,6 +487,16 @@ def test_a_pickle_that_names_one_mask_without_end_is_refused(tmp_path, monkeypat
     (tmp_path / "train/mask_dict.pkl").write_bytes(pickle.dumps({"0": [mask] * 2000}, protocol=2))
     with pytest.raises(DataError, match="beyond all measure"):
         read_all(build())
+
+
+@pytest.mark.parametrize("form", ["PNG", "BMP", "WEBP", "TIFF"])
+def test_a_frame_of_another_format_is_whole_or_not(tmp_path, form):
+    path = tmp_path / "00000.jpg"
+    noise = np.random.default_rng(0).integers(0, 255, (20, 30, 3), np.uint8)
+    Image.fromarray(noise).save(path, form)
+    assert list(frame_problems(path, (20, 30))) == []
+    path.write_bytes(path.read_bytes()[:-900])
+    assert [p.kind for p in frame_problems(path, (20, 30))] in (["torn frame"], ["unreadable frame"])
 
 
 def test_images_damaged_anywhere_are_told(tmp_path):

@@ -17,6 +17,8 @@ from refseg_bench.metrics import kernel, png
 MASK = np.zeros((20, 33), bool)
 MASK[4:15, 7:20] = True
 GREY = MASK * np.uint8(255)
+EXIF = Image.Exif()
+EXIF[0x0112] = 3
 
 
 def palette(index: np.ndarray, *colours: tuple[int, int, int]) -> Image.Image:
@@ -67,6 +69,7 @@ READ = {
         {},
         "soft 16-bit grey, upper byte",
     ),
+    "turned": (Image.fromarray(GREY[::-1, ::-1]), {"exif": EXIF}, "0/255 grey, turned by its header"),
     "BMP": (Image.fromarray(GREY), {"format": "BMP"}, "0/255 BMP, grey"),
     "palette BMP": (palette(~MASK, WHITE, BLACK), {"format": "BMP"}, "BMP, palette"),
     "JPEG": (Image.fromarray(GREY), {"format": "JPEG"}, "soft JPEG, grey"),
