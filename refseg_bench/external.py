@@ -560,20 +560,24 @@ def _split(
     """Masks per expression out of merged id maps: the pixels that hold one of its objects' ids."""
     out: dict[str, Prediction] = {}
     for name, each in maps.items():
-        mine = [e for e in expressions if _set_of(e, maps) == name]
         if len(each.missing()) == len(clip):
             continue
+        ids: dict[str, list[int]] = {}
+        failures: dict[str, SampleFailure] = {}
+        tracks: dict[str, MaskTrack] = {}
+        for e in (e for e in expressions if _set_of(e, maps) == name):
+            try:
+                ids[e.id] = _pixel_values(clip, e)
+            except DataError as error:
+                failures[e.id] = _failure(error)
         try:
-            ids = {e.id: _pixel_values(clip, e) for e in mine}
-            tracks = _split_one(each, clip, ids)
-            found = {
-                e.id: Prediction(sample_id(clip.id, e.id), clip.id, e.id, MaskTrack(clip.size, tracks[e.id]))
-                for e in mine
-            }
+            found = _split_one(each, clip, ids) if ids else {}
+            tracks = {key: MaskTrack(clip.size, rles) for key, rles in found.items()}
         except RefsegError as error:
-            failure = _failure(error)
-            found = {e.id: Prediction(sample_id(clip.id, e.id), clip.id, e.id, failure=failure) for e in mine}
-        out.update(found)
+            failures.update(dict.fromkeys(ids, _failure(error)))
+        for key in (*tracks, *failures):
+            unit = sample_id(clip.id, key)
+            out[key] = Prediction(unit, clip.id, key, tracks.get(key), failures.get(key))
     return out
 
 

@@ -248,7 +248,8 @@ class IncompleteError(ScoreError):
             f"{', '.join(protocols)} refuses incomplete work: {coverage.summary()}.\n  "
             + "\n  ".join(coverage.shown()),
             where=source,
-            cure="Finish the run (the same `refseg run` resumes it), or score what there is with --partial.",
+            cure="Finish the run (the same `refseg run` resumes it) or write what is missing; or score what "
+            "there is with --partial.",
         )
         self.coverage = coverage
         self.protocols = tuple(protocols)
@@ -645,7 +646,7 @@ def _targets(dataset: Dataset, clip: Clip, expressions: Sequence[Expression]) ->
                 if told is not None
                 else (
                     f"The masks of '{sample_id(clip.id, expression.id)}' are not public.",
-                    "`refseg submission RUN` makes the zip for the evaluation server.",
+                    "`refseg submission RUN` (or --predictions) makes the zip for the evaluation server.",
                 )
             )
             raise HiddenTruthError(what, where=f"{dataset.name}, split {dataset.split}", cure=cure)
