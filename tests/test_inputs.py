@@ -54,10 +54,12 @@ class Written(FakeDataset):
         return [Expression(e.id, text or e.text) for e in super().expressions(clip)]
 
     def target(self, clip: Clip, expression: Expression) -> Target:
-        masks = [np.ones(clip.size, bool)] * len(clip)
-        if "truth" in self.facts():
+        kind = self.facts().get("truth")
+        size = (12, 16) if kind == "small" else clip.size
+        masks = [np.ones(size, bool)] * len(clip)
+        if kind == "other":
             masks[0] = ~masks[0]
-        return Target(clip.size, len(clip), (MaskTrack.from_masks(masks, clip.size),), ("1",))
+        return Target(size, len(clip), (MaskTrack.from_masks(masks, size),), ("1",))
 
 
 @dataclass
@@ -315,3 +317,17 @@ def test_a_run_without_predictions_keeps_no_other_from_scoring(
     assert cli.main(["score", str(ghost.root)]) == 2
     shutil.rmtree(store.root)
     assert cli.main(["score", str(tmp_path / "runs")]) == 2
+
+
+def test_truth_of_another_size_is_told_and_no_earlier_result_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = a_run(tmp_path)[0].store
+    score_store(store)
+    change(tmp_path / "data", truth="small")
+    assert finish([store], {}) == 2
+    said = capsys.readouterr()
+    assert "The truth of 'clip0/0' doesn't fit its clip: there are 2 masks of (12, 16)" in said.err
+    assert "rvos-expr" not in said.out
+    write_report([store], tmp_path / "report")
+    assert "Some targets don't fit their clips" in (tmp_path / "report/data/meta.js").read_text()

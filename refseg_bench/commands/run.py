@@ -117,7 +117,14 @@ def finish(stores: Sequence[RunStore], values: Mapping[Path, Mapping[str, Any]])
     code = 0
     hidden: dict[Path, str] = {}
     for store in stores:
-        for word, outcome in score_store(store, values=values.get(store.root)):
+        try:
+            outcomes = score_store(store, values=values.get(store.root))
+        except RefsegError as error:
+            print(f"{store.root}\n  not scored: {error}", file=sys.stderr)
+            store.outdated.update(store.results())
+            code = 2
+            continue
+        for word, outcome in outcomes:
             if not isinstance(outcome, ScoreError):
                 continue
             # No earlier result stands in for the one that was refused.
