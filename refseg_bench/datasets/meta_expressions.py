@@ -224,7 +224,7 @@ class MetaExpressions:
         """Why :meth:`target` has none for a sample of a hidden split, and what helps."""
         state = self._loaded()
         source, sample = state.masks(self), sample_id(clip.id, expression.id)
-        zipped = "`refseg submission RUN` (or --predictions) makes the zip for the evaluation server, where there is one"
+        zipped = "`refseg submission RUN` (or --predictions) makes the zip for the server, where there is one"
         if source is not None and (not isinstance(source, LabelMaps) or any(source.files(clip))):
             return (
                 f"There are masks in {source.path}, but {state.file} doesn't say which of them '{sample}' "
