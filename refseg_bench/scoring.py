@@ -867,7 +867,7 @@ def _outcomes(
         ) from error
     except BaseException:
         # Nobody waits for what they are at.
-        for process in multiprocessing.active_children():
+        for process in list((pool._processes or {}).values()):
             process.terminate()
         raise
     finally:
