@@ -132,6 +132,7 @@ class RunInfo:
         created: when it was frozen.
         samples: what the data set had to predict when the run was last worked on.
         lasting: the options that the digest is made of.
+        bound: True if the method is a bound (its class says so), not a grounding method.
     """
 
     digest: str
@@ -141,6 +142,7 @@ class RunInfo:
     created: str = ""
     samples: int | None = None
     lasting: dict[str, Any] = field(default_factory=dict)
+    bound: bool = False
 
 
 @dataclass

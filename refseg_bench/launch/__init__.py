@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from refseg_bench import claims
+from refseg_bench import claims, schema
 from refseg_bench.config import Composed, lasting, load, to_yaml
 from refseg_bench.errors import RefsegError
 from refseg_bench.launch import local, slurm
@@ -49,6 +49,7 @@ class Launched:
 
 def freeze(point: Composed) -> RunStore:
     """Make (or open) the run folder of a point."""
+    method = schema.locate(point.values["method"][schema.TARGET], "method")
     info = {
         "name": point.name,
         "digest": point.digest,
@@ -56,6 +57,7 @@ def freeze(point: Composed) -> RunStore:
         "choices": point.choices,
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "lasting": lasting(point.values),
+        "bound": bool(getattr(method, "bound", False)),
     }
     return RunStore.create(point.path, to_yaml(point.values), info)
 

@@ -2,7 +2,8 @@
 
 ``oracle`` and ``oracle_point`` look at the truth, which no other method can: a class that says
 ``sees_targets = True`` has its ``targets`` set to the dataset's ``target`` before the run. The others
-are floors: what a protocol pays for an empty mask, the whole frame, the centre, a random click.
+are floors: what a protocol pays for an empty mask, the whole frame, the centre, a random click. What is
+a bound says so by ``bound = True`` on its class; the run record keeps it for reports.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ class _SeesTargets:
     """The lookup into the truth, handed in by the run loop."""
 
     sees_targets: ClassVar[bool] = True
+    bound: ClassVar[bool] = True
     targets: TargetLookup | None = field(default=None, init=False, repr=False, compare=False)
 
     def truth(self, clip: Clip, expression: Expression) -> Target:
@@ -136,6 +138,8 @@ class OraclePoint(_SeesTargets, PerExpression):
 class Empty(PerExpression):
     """Always "absent"."""
 
+    bound: ClassVar[bool] = True
+
     def ground(self, clip: Clip, expression: Expression) -> Grounding:
         """An empty mask in every frame."""
         return Grounding(expression, MaskTrack.empty(clip.size, len(clip)), no_target=True)
@@ -144,6 +148,8 @@ class Empty(PerExpression):
 @dataclass
 class FullFrame(PerExpression):
     """Always "everything"."""
+
+    bound: ClassVar[bool] = True
 
     def ground(self, clip: Clip, expression: Expression) -> Grounding:
         """Every pixel of every frame."""
@@ -159,6 +165,8 @@ class _OnePoint(ABC):
         segmenter: turns the click into a track.
         prompt_frame: which frame is clicked.
     """
+
+    bound: ClassVar[bool] = True
 
     segmenter: Segmenter
     prompt_frame: Literal["first", "middle"] = "first"

@@ -13,7 +13,6 @@ from refseg_bench.errors import ScoreError, StoreError
 from refseg_bench.files.store_io import output, write_error
 from refseg_bench.report.reference import COLUMNS, PAPER_NAMES, Held, held_against
 from refseg_bench.run import frozen
-from refseg_bench.schema import TARGET
 from refseg_bench.store import RunStore
 from refseg_bench.types import Estimate, Result
 
@@ -83,7 +82,6 @@ def _of_run(store: RunStore, note: str) -> list[dict[str, str]]:
     choices = store.info().get("choices", {})
     backbone, segmenter = values.get("backbone"), values.get("segmenter")
     dataset = str(values["dataset"].get("name", "?"))
-    bound = str(values["method"].get(TARGET, "")).startswith("refseg_bench.methods.bounds.")
     rows = []
     for result in store.results().values():
         percent = 100.0 / result.scale
@@ -99,7 +97,7 @@ def _of_run(store: RunStore, note: str) -> list[dict[str, str]]:
                     if not backbone
                     else str(backbone.get("label") or choices.get("backbone", "")),
                     "segmenter": "none" if not segmenter else str(choices.get("segmenter", "")),
-                    "kind": "bound" if bound else "training-free",
+                    "kind": "bound" if store.info()["bound"] else "training-free",
                     "dataset": PAPER_NAMES.get(dataset, dataset),
                     "split": str(values["dataset"].get("split", "")),
                     "setting": ";".join(_settings(store)),

@@ -150,6 +150,16 @@ def test_only_oracles_see_targets():
     assert not any(hasattr(cls, "sees_targets") for cls in (Empty, FullFrame, CentrePoint, RandomPoint))
 
 
+def test_a_bound_says_so_by_its_class(tmp_path, monkeypatch):
+    from refseg_bench.config import compose
+    from refseg_bench.launch import freeze
+
+    monkeypatch.chdir(tmp_path)
+    for method, bound in (("oracle", True), ("empty", True), ("random_point", True), ("lexical", False)):
+        (point,) = compose([f"method={method}", "dataset=shapes"])
+        assert freeze(point).info()["bound"] is bound
+
+
 def test_innermost_is_the_pixel_farthest_from_the_outside():
     point = bounds.innermost(BIG, 4)  # an 11 x 11 square with its middle at row 10, column 15
     assert (point.frame, point.y, point.x, point.value) == (4, 10.5 / 20, 15.5 / 30, 6.0)
