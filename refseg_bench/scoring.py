@@ -471,7 +471,7 @@ def conclude(
     else:
         estimates = {name: Estimate(float("nan")) for name in protocol.metrics}
     return Result(
-        protocol=protocol.name,
+        protocol=protocol.full_name,
         metrics=estimates,
         n=len(table),
         expected=coverage.units,

@@ -413,7 +413,7 @@ def document(
         result, table, coverage = outcome.result, outcome.table, outcome.coverage
         columns = table.values
         out[word] = {
-            "protocol": outcome.protocol.full_name,
+            "protocol": result.protocol,
             **_metrics(result.metrics),
             "no_value": outcome.protocol.no_value(columns, table.attrs),
             "printed": {name: _finite(v) for name, v in result.details["printed"].items()},
@@ -479,7 +479,7 @@ def _tell(
         result = outcome.result
         printed = result.details["printed"]
         counts = f"n={result.n} of {result.expected}  failed={result.failed}  missing={result.missing}"
-        print(f"{outcome.protocol.full_name}  {counts}")
+        print(f"{result.protocol}  {counts}")
         for line in losses(outcome):
             print(f"  {line}")
         absent = outcome.protocol.no_value(outcome.table.values, outcome.table.attrs)

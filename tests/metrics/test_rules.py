@@ -522,6 +522,26 @@ def test_every_protocol_is_documented_and_named():
         assert find(protocol.name).id == protocol.id
 
 
+@pytest.mark.parametrize(
+    ("spec", "name"),
+    [
+        ("refcoco-lavt", "refcoco-lavt@1"),
+        ("refcoco-lavt:resolution=480", "refcoco-lavt@1:resolution=480"),
+        ("refcoco-lavt:resolution=null", "refcoco-lavt@1"),
+        ("grefcoco-gres@1:flag=empty:resolution=32", "grefcoco-gres@1:resolution=32:flag=empty"),
+        ("vosb:all_frames=true", "vosb@1:all_frames=true"),
+    ],
+)
+def test_the_full_name_holds_the_knobs(spec, name):
+    assert find(spec).full_name == name
+    assert find(name) == find(spec)
+
+
+def test_a_result_is_named_with_its_knobs():
+    got = Hand([({}, [tall(A)], tall(A))]).scored("refcoco-lavt:resolution=20")
+    assert got.result.protocol == "refcoco-lavt@1:resolution=20"
+
+
 def test_every_yaml_lists_every_knob():
     import yaml
 

@@ -8,6 +8,7 @@ that a million units aggregate in seconds and an interval costs one matrix produ
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol, cast
@@ -186,11 +187,12 @@ class ScoringProtocol:
     @property
     def full_name(self) -> str:
         """``id@version``, with the knobs that differ from their defaults as the command line takes them."""
-        changed = [
-            f":{f.name}={getattr(self, f.name)}"
-            for f in dataclasses.fields(cast("Any", self))
-            if f.init and getattr(self, f.name) != f.default
-        ]
+        changed: list[str] = []
+        for f in dataclasses.fields(cast("Any", self)):
+            value = getattr(self, f.name)
+            default = f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
+            if f.init and value != default:
+                changed.append(f":{f.name}={value if isinstance(value, str) else json.dumps(value)}")
         return self.name + "".join(changed)
 
     def wants(self, expression: Expression) -> bool:
