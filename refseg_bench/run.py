@@ -130,6 +130,8 @@ def work_on(
                 bar.advance(prediction.ok)
                 if prediction.ok:
                     continue
+                if not tally.done:
+                    _refuse_without_frames(todo)
                 failures = desk.fail(prediction.sample)
                 if config.max_failures is not None and failures > config.max_failures:
                     desk.stop()
@@ -142,6 +144,19 @@ def work_on(
     if not left(work, store.index(), present):
         forget(store.root)
     return tally
+
+
+def _refuse_without_frames(work: Work) -> None:
+    """One error in place of one per sample where no frame is on this disk; some methods look at none."""
+    if any(path.is_file() for clip, _ in work for path in clip.frame_paths[:1]):
+        return
+    first = work[0][0].frame_paths[0]
+    raise DataError(
+        f"None of the frames is there: {len(work)} of {len(work)} clips lack theirs.",
+        where=first,
+        cure="Put the frames where the first is looked for, or set dataset.root "
+        "(dataset.images or dataset.frames for a folder of another name).",
+    )
 
 
 def _too_many(store: RunStore, config: Config) -> RefsegError:

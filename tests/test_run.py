@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from refseg_bench.config import compose
 from refseg_bench.datasets.limited import Limited
 from refseg_bench.errors import ConfigError, DataError, RefsegError
-from refseg_bench.launch import launch
+from refseg_bench.launch import freeze, launch
 from refseg_bench.run import dataset_of, frozen, plan, predict_clip, share, work_on
 from refseg_bench.store import RunStore
 from refseg_bench.types import Clip, Expression, Grounding, MaskTrack
@@ -195,3 +195,24 @@ def test_frozen_values_are_read_back(tmp_path: Path) -> None:
     store = fake_run(tmp_path, seed=7)
     assert frozen(store)["seed"] == 7
     assert np.isclose(frozen(store)["score"]["confidence"], 0.95)
+
+
+def test_a_set_without_its_pictures_is_told_once(tmp_path: Path) -> None:
+    from refseg_bench.datasets.writers import ImageRecord, write_refcoco_set
+
+    picture = np.full((24, 32, 3), 90, np.uint8)
+    square = [[4, 4, 20, 4, 20, 16, 4, 16]]
+    write_refcoco_set(
+        tmp_path / "set", [ImageRecord(f"{n}.jpg", picture, [square], [([0], ["it"])]) for n in "ab"]
+    )
+    for file in (tmp_path / "set").rglob("*.jpg"):
+        file.unlink()
+    words = ["dataset=refcoco_unc", f"dataset.root={tmp_path / 'set'}", f"paths.runs={tmp_path}"]
+    words.append(f"paths.cache={tmp_path}")
+    (point,) = compose([*words, "method=lexical", "segmenter=grabcut"])
+    store = freeze(point)
+    with pytest.raises(DataError, match="2 of 2 clips"):
+        work_on(store)
+    # What looks at no frame needs none.
+    (point,) = compose([*words, "method=empty"])
+    assert work_on(freeze(point)).done == 2

@@ -169,8 +169,11 @@ def _report(console: Console, name: str, split: str, verdict: Verdict, first: in
 
     counts = ", ".join(f"{n} {key}" for key, n in verdict.counts.items() if n)
     say(f"{name} {split}: {counts or 'nothing could be read'}")
-    for note in verdict.notes:
+    notes = verdict.notes if first <= 0 else verdict.notes[:first]
+    for note in notes:
         say(f"  note: {note}")
+    if len(verdict.notes) > len(notes):
+        say(f"  … and {len(verdict.notes) - len(notes)} more notes (--first 0 prints all)")
     if verdict.ok:
         say("  all well")
         return

@@ -32,8 +32,6 @@ GROWTH_FROM = 64 << 20
 SPARE = 256 << 20
 #: Most bytes of a tar's headers for one member: long names and attributes.
 _MOST_HEADER = 1 << 20
-#: Longest name of one file or folder, and of a whole path, in bytes.
-_MOST_NAME, _MOST_PATH = 255, 2048
 _DONT = "Don't use this archive; fetch it again from the data set's own page."
 _UNPACK_IT = (
     "Unpack it with the program that made it, and give dataset.root the folder, or pack it as .zip or .tar."
@@ -313,7 +311,7 @@ def _checked(found: Iterator[_Member], archive: Path) -> list[_Member]:
             )
         if is_litter(member.name):
             continue
-        reason = bad_name(member.name) or _too_long(member.name)
+        reason = bad_name(member.name)
         if reason is not None:
             raise _unsafe(archive, member.name, reason)
         if member.name in files:
@@ -325,13 +323,6 @@ def _checked(found: Iterator[_Member], archive: Path) -> list[_Member]:
     if both:
         raise _unsafe(archive, min(both), "is a file and a folder at once")
     return members
-
-
-def _too_long(name: str) -> str | None:
-    longest = max(len(os.fsencode(part)) for part in name.split("/"))
-    if longest > _MOST_NAME or len(os.fsencode(name)) > _MOST_PATH:
-        return "is a name longer than a disk can hold"
-    return None
 
 
 def _check_space(members: list[_Member], into: Path) -> None:

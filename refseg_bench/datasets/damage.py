@@ -22,6 +22,7 @@ class Damage(DataError):
         kind: a short name shared by problems of one sort ("missing frame"); reports group by it.
         file: the file or folder.
         place: where in it (``videos.a1b2.expressions.3``), or ``None`` for the whole.
+        harmless: there is one way to read it all the same, and the loader takes it.
     """
 
     def __init__(
@@ -33,7 +34,9 @@ class Damage(DataError):
         place: str | None = None,
         cure: str = UNPACK_AGAIN,
         allowed: Iterable[object] | None = None,
+        harmless: bool = False,
     ) -> None:
+        self.harmless = harmless
         self.kind = kind
         self.file = str(file)
         self.place = place
@@ -46,4 +49,5 @@ Report = Callable[[Damage], None]
 
 def refuse(damage: Damage) -> None:
     """The report of a loader: the first problem is the last."""
-    raise damage
+    if not damage.harmless:
+        raise damage

@@ -53,6 +53,10 @@ def missing_file(path: Path) -> Damage:
     return Damage("missing file", f"The file '{path.name}' is missing.", file=path)
 
 
+#: Longest name of one file or folder (less its ending), and of a path below a set's folder, in bytes.
+_MOST_NAME, _MOST_PATH = 250, 2048
+
+
 def bad_name(name: object) -> str | None:
     """Why a name from a data file can't be a relative path, or ``None`` if it can."""
     if not isinstance(name, str):
@@ -63,8 +67,11 @@ def bad_name(name: object) -> str | None:
         return "holds a backslash, line break or control character"
     if name.startswith("/"):
         return "is an absolute path"
-    if any(part in ("", ".", "..") for part in name.split("/")):
+    parts = name.split("/")
+    if any(part in ("", ".", "..") for part in parts):
         return "leaves its folder or holds an empty part"
+    if max(len(os.fsencode(part)) for part in parts) > _MOST_NAME or len(os.fsencode(name)) > _MOST_PATH:
+        return "is longer than a disk can hold"
     return None
 
 

@@ -47,7 +47,7 @@ from refseg_bench.types import Clip, Expression, Target, sample_id
 #: Fields of an expression that have a place of their own; all others become attributes as they are.
 _OWN = ("exp", "obj_id", "anno_id")
 #: Names that need no closer look.
-_PLAIN = re.compile(r"[A-Za-z0-9_-]+")
+_PLAIN = re.compile(r"[A-Za-z0-9_-]{1,200}")
 #: What some releases write for "no object".
 _NOBODY = ("-1",)
 
@@ -63,7 +63,7 @@ def find_base(name: str, root: Path | None, folders: Sequence[str], landmarks: S
         landmarks: relative paths of which one must be there.
     """
     for base in _bases(name, root, folders):
-        if any((base / landmark).exists() for landmark in landmarks):
+        if any(os.path.exists(base / landmark) for landmark in landmarks):
             return base
     return None
 
@@ -130,7 +130,7 @@ def not_found(name: str, root: Path | None, landmarks: Sequence[str]) -> DataErr
     )
     near = [place / one for one in inside[:1000]] + [place.parent, place.parent.parent]
     for folder in near:
-        if any((folder / landmark).exists() for landmark in landmarks):
+        if any(os.path.exists(folder / landmark) for landmark in landmarks):
             cure = f"It lies in {folder}: set {shlex.quote(f'dataset.root={folder}')} (elsewhere: --root)."
             break
     else:
@@ -675,7 +675,7 @@ class MetaExpressions:
             )
             return None
         for path in paths:
-            if path.exists():
+            if os.path.exists(path):
                 try:
                     return image_size(path)
                 except DataError as error:

@@ -384,7 +384,7 @@ def layers_of(
     """
     parts: list[bytes] = []
     pieces = [segmentation] if isinstance(segmentation, Mapping) else segmentation
-    if not isinstance(pieces, list) or not pieces:
+    if not isinstance(pieces, list):
         report(
             Damage(
                 "malformed mask",
@@ -394,6 +394,18 @@ def layers_of(
             )
         )
         pieces = []
+    elif not pieces:
+        # As LISA reads it.
+        report(
+            Damage(
+                "empty segmentation",
+                "The segmentation has no part: its mask is empty.",
+                file=file,
+                place=place,
+                harmless=True,
+            )
+        )
+    sound = any(isinstance(piece, Mapping) or _is_polygon(piece) for piece in pieces)
     for index, piece in enumerate(pieces):
         here = f"{place}.segmentation[{index}]"
         if isinstance(piece, Mapping):
@@ -402,6 +414,17 @@ def layers_of(
                 parts.append(found[0])
         elif _is_polygon(piece):
             parts.append(bytes(coco_mask.frPyObjects([[float(v) for v in piece]], *size)[0]["counts"]))
+        elif sound and isinstance(piece, list) and len(piece) in (0, 2, 4) and _are_numbers(piece):
+            # As detectron2 does: a point or a line has no area.
+            report(
+                Damage(
+                    "polygon without area",
+                    "A polygon of fewer than three points is left out.",
+                    file=file,
+                    place=here,
+                    harmless=True,
+                )
+            )
         else:
             report(
                 Damage(
@@ -422,12 +445,11 @@ def layers_of(
 
 
 def _is_polygon(piece: Any) -> bool:
-    return (
-        isinstance(piece, list)
-        and len(piece) >= 6
-        and len(piece) % 2 == 0
-        and all(isinstance(v, (int, float)) and not isinstance(v, bool) and abs(v) < 1e6 for v in piece)
-    )
+    return isinstance(piece, list) and len(piece) >= 6 and len(piece) % 2 == 0 and _are_numbers(piece)
+
+
+def _are_numbers(piece: Sequence[Any]) -> bool:
+    return all(isinstance(v, (int, float)) and not isinstance(v, bool) and abs(v) < 1e6 for v in piece)
 
 
 # ── joining the two files ────────────────────────────────────────────────────
@@ -440,7 +462,14 @@ def _raw_refs(path: Path) -> Iterator[Any]:
         return
     with JsonStream(path) as stream:
         for number in stream.elements():
-            yield parse_json(stream.value()[1].decode("utf-8"), path, f"[{number}]")
+            place = f"[{number}]"
+            try:
+                text = stream.value()[1].decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise Damage(
+                    "text in another encoding", "The entry is not UTF-8.", file=path, place=place
+                ) from error
+            yield parse_json(text, path, place)
         stream.finish()
 
 

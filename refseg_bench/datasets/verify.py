@@ -8,6 +8,7 @@ looked at here.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -88,12 +89,18 @@ def verify(
     """
     verdict = Verdict()
     seen: set[tuple[str, str]] = set()
+    known: set[str] = set()
 
     def report(damage: Damage) -> None:
         # The same file may be met from several sides.
         key = (damage.what, damage.where or "")
-        if key not in seen:
-            seen.add(key)
+        if key in seen:
+            return
+        seen.add(key)
+        known.add(key[1])
+        if damage.harmless:
+            verdict.notes.append(f"{damage.where}: {damage.what}")
+        else:
             verdict.problems.append(damage)
 
     tally = _Tally()
@@ -102,7 +109,6 @@ def verify(
             tally.add(clip, expressions)
             if clip is None:
                 continue
-            known = {where for _, where in seen}
             paths = [p for p in clip.frame_paths if str(p) not in known]
             for damages in pool.map(
                 lambda p, c=clip: list(frame_problems(p, c.size, decode, c.upright)), paths
@@ -190,7 +196,7 @@ def frame_problems(
     path: Path, size: tuple[int, int], decode: bool = False, upright: bool = False
 ) -> Iterator[Damage]:
     """What is wrong with one frame file: missing, unreadable, cut off, or of another size."""
-    if not path.is_file():
+    if not os.path.isfile(path):
         yield Damage("missing frame", f"Frame '{path.stem}' is missing.", file=path)
         return
     try:
@@ -253,7 +259,7 @@ def wrong_sums(listing: Path) -> Iterator[Damage]:
                     "malformed line", "Not a line of sha256sum.", file=listing, place=f"line {number}"
                 )
             continue
-        if not path.is_file():
+        if not os.path.isfile(path):
             yield missing_file(path)
             continue
         digest = hashlib.sha256()

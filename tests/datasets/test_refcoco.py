@@ -13,6 +13,7 @@ from pycocotools import mask as coco_mask
 
 from refseg_bench.datasets import offsets
 from refseg_bench.datasets.refcoco import RefCoco, layers_of, rasterise
+from refseg_bench.datasets.verify import verify
 from refseg_bench.datasets.writers import ImageRecord, write_refcoco_set
 from refseg_bench.errors import ConfigError, DataError
 from refseg_bench.types import decode_rle
@@ -211,3 +212,43 @@ def test_a_picture_is_found_under_the_other_spelling_of_its_name(tmp_path, liste
     assert data.clips()[0].frame_paths == (target,)
     assert data.clips()[0].frame_names == (Path(listed).stem,)
     assert [clip.frame_paths for clip, _ in RefCoco(root=tmp_path).survey(print)] == [(target,)]
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "area", "notes", "problem"),
+    [
+        ([], 0, 1, None),
+        ([SQUARE, []], 192, 1, None),
+        ([[], SQUARE, [1, 2, 3, 4]], 192, 2, None),
+        ([SQUARE, {"size": [24, 32], "counts": [0, 24, 744]}], 216, 0, None),
+        ({"size": [24, 32], "counts": [0, 768]}, 768, 0, None),
+        ([[]], None, 0, "three points"),
+        ([[1, 2, 3, 4]], None, 0, "three points"),
+        ([[1, 2, 3, 4, 5]], None, 0, "three points"),
+        ([SQUARE, [float("nan"), 1]], None, 0, "three points"),
+        ([SQUARE, "x"], None, 0, "three points"),
+        ({}, None, 0, "'size' and 'counts'"),
+        ("x", None, 0, "no list"),
+    ],
+)
+def test_parts_without_area_are_left_out_and_noted(tmp_path, segmentation, area, notes, problem):
+    record = image(segmentations=[[SQUARE]], refs=[([0], ["it"])])
+    write_refcoco_set(tmp_path, [record], image_folder="images")
+    file = tmp_path / "instances.json"
+    whole = json.loads(file.read_text())
+    whole["annotations"][0]["segmentation"] = segmentation
+    file.write_text(json.dumps(whole))
+    data = RefCoco(root=tmp_path)
+    clip = data.clips()[0]
+    verdict = verify(RefCoco(root=tmp_path))
+    assert len(verdict.notes) == notes
+    if problem is None:
+        assert verdict.ok
+        assert (
+            decode_rle(data.target(clip, data.expressions(clip)[0]).objects[0].rles[0], clip.size).sum()
+            == area
+        )
+    else:
+        assert problem in verdict.problems[0].what
+        with pytest.raises(DataError, match=problem):
+            data.target(clip, data.expressions(clip)[0])
