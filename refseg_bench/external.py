@@ -35,6 +35,7 @@ from refseg_bench.misplaced import (
     maps_instead,
     meant,
     numbers,
+    surplus,
     tree,
     video_instead,
 )
@@ -58,6 +59,8 @@ MOST_BYTES = 2 << 30
 TOPS = ("", "Annotations", "480p", "Annotations/480p")
 #: Names of merged sets, one per annotator (ReferFormer's layout).
 SETS = ("anno_0", "anno_1", "anno_2", "anno_3")
+#: Files that may stand beside the masks of a folder.
+BESIDE = ("no_target.json", "points.json")
 #: Keys under which a JSON may hold the masks of an expression.
 MASK_KEYS = (
     "prediction_masks",
@@ -240,30 +243,30 @@ class FolderPredictions:
 
     def notes(self, dataset: Dataset) -> list[str]:
         """What lies in the folder and belongs to no sample of a dataset, in a few lines."""
-        known: dict[str, set[str]] = {"": {"no_target.json", "points.json"}}
-        leaves: dict[str, set[str]] = {}
+        wanted: dict[str, set[str] | None] = {"": set(BESIDE)}
+        samples: set[str] = set()
         for clip in dataset.clips():
             pngs = {f"{name}.png" for name in clip.frame_names}
             for folder in (clip.id, *(f"{name}/{clip.id}" for name in SETS)):
                 if bad_name(folder) is None:
-                    leaves[folder] = set(pngs)
+                    wanted[folder] = set(pngs)
             for e in dataset.expressions(clip):
+                samples |= {sample_id(clip.id, e.id), str(e.attrs.get("sent_id"))}
                 for folder in _folders(clip, e):
-                    leaves[folder] = pngs
+                    wanted[folder] = pngs
                 if len(clip) == 1:
                     for name in _images(clip, e):
+                        samples.add(name)
                         above, _, file = name.rpartition("/")
-                        known.setdefault(above, set()).add(f"{file}.png")
-        for leaf in (*leaves, *known):
-            parts = leaf.split("/")
-            for depth, part in enumerate(parts):
-                known.setdefault("/".join(parts[:depth]), set()).add(part)
-        surplus: list[str] = []
-        twice: list[str] = []
-        seen: dict[str, Path] = {}
-        for top in self._tops():
-            _surplus(top, "", known, leaves, surplus, twice, seen)
-        told = [str(Path(path).relative_to(self.root)) for path in surplus]
+                        if (names := wanted.setdefault(above, set())) is not None:
+                            names.add(f"{file}.png")
+                        if above:
+                            # Its only file may have any name.
+                            wanted[name] = None
+        told, twice = surplus(self.root, self._tops(), wanted)
+        for file in BESIDE:
+            beside = _beside(self.root / file)
+            told += [f"{file}: {name}" for name in map(str, beside or ()) if name not in samples]
         out = []
         if told:
             out.append(f"note: names in the folder that no sample has, not read ({len(told)}): {few(told)}")
@@ -327,7 +330,7 @@ class FolderPredictions:
         """A prediction with the flag and the point that stand in files beside the masks."""
         if prediction is None or prediction.track is None:
             return prediction
-        flags, points = (_beside(self.root / name) for name in ("no_target.json", "points.json"))
+        flags, points = (_beside(self.root / name) for name in BESIDE)
         # A bare number is a sentence: an image may have the same.
         names = [prediction.sample, *(name for name in _images(clip, expression) if name != clip.id)]
         if "sent_id" in expression.attrs:
@@ -488,35 +491,9 @@ def _frames(folder: Path, names: frozenset[str], clip: Clip) -> _Found:
     stems = [n.removesuffix(".png") for n in names if n.endswith(".png")]
     if None in files and counted_from_1(stems, clip.frame_names):
         files = (None,) * len(clip)
-    surplus = sorted({f"{n}.png" for n in stems} - wanted)
+    rest = sorted({f"{n}.png" for n in stems} - wanted)
     why = frames_instead(names, clip.frame_names) if None in files else ""
-    return _Found(files, tuple(n.removesuffix(".png") for n in surplus), why and f"{why} (in '{folder}')")
-
-
-def _surplus(
-    top: Path,
-    below: str,
-    known: Mapping[str, set[str]],
-    leaves: Mapping[str, set[str]],
-    surplus: list[str],
-    twice: list[str],
-    seen: dict[str, Path],
-) -> None:
-    """Gather names below a folder that no sample has, and samples that another folder had before."""
-    names = _listing(str(top / below)) or frozenset()
-    inside = known.get(below, set())
-    pngs = leaves.get(below, set())
-    if names & pngs and seen.setdefault(below, top) != top:
-        twice.append(below)
-    for name in sorted(names):
-        if name in ("Annotations", "480p") and not below:
-            # Looked at as a top of its own.
-            continue
-        path = f"{below}/{name}".lstrip("/")
-        if name in inside and (path in known or path in leaves) and not name.endswith(".png"):
-            _surplus(top, path, known, leaves, surplus, twice, seen)
-        elif name not in inside and name not in pngs and not name.startswith("."):
-            surplus.append(str(top / path))
+    return _Found(files, tuple(n.removesuffix(".png") for n in rest), why and f"{why} (in '{folder}')")
 
 
 def fitting(shape: tuple[int, ...], clip: Clip, sides: Sequence[int], file: str | Path) -> tuple[int, int]:
@@ -659,14 +636,14 @@ class JsonPredictions:
             known.update(
                 {f"{n}{sign}{k}": set() for n in (*_names(clip), *annos) for k in keys for sign in "/_"}
             )
-        surplus = sorted(name for name in held.clips if name not in known)
+        rest = sorted(name for name in held.clips if name not in known)
         for name in held.clips.keys() & known.keys():
             within = held.expressions(name)
             if isinstance(within, Mapping) and "counts" not in within and _mask_in(within) is None:
-                surplus += sorted(f"{name}/{key}" for key in within if known[name] and key not in known[name])
-        if not surplus:
+                rest += sorted(f"{name}/{key}" for key in within if known[name] and key not in known[name])
+        if not rest:
             return []
-        told = f"note: names in the file that no sample has, not read ({len(surplus)}): {few(surplus)}"
+        told = f"note: names in the file that no sample has, not read ({len(rest)}): {few(rest)}"
         return [printable(told)]
 
     def answers(

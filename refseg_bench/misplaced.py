@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -251,3 +251,43 @@ def image_instead(root: Path, names: Sequence[str], clip: str, expression: str, 
         if near is not None and near not in held.folders:
             return f"found '{near}', which has the levels swapped: rename it to '{both}.png'"
     return ""
+
+
+def surplus(
+    root: Path, tops: Sequence[Path], wanted: Mapping[str, set[str] | None]
+) -> tuple[list[str], list[str]]:
+    """What lies in a folder and no sample has, and samples that lie in two places.
+
+    Args:
+        root: the folder.
+        tops: folders in it that layouts are looked for in, ``root`` among them.
+        wanted: folder below a top → names of its files; ``None``: one file of any name.
+    """
+    inner: dict[str, set[str]] = {}
+    for folder in wanted:
+        parts = folder.split("/") if folder else []
+        for depth, part in enumerate(parts):
+            inner.setdefault("/".join(parts[:depth]), set()).add(part)
+    rest: list[str] = []
+    twice: list[str] = []
+    seen: dict[str, Path] = {}
+    for top in tops:
+        waiting = [""]
+        while waiting:
+            folder = waiting.pop()
+            try:
+                entries = {e.name: e.is_dir() for e in os.scandir(top / folder) if not e.name.startswith(".")}
+            except OSError:
+                continue
+            names = wanted.get(folder, set())
+            if names is None:
+                names = set(entries) if len(entries) == 1 else set()
+            if not names.isdisjoint(entries) and seen.setdefault(folder, top) != top:
+                twice.append(folder or ".")
+            for name, is_folder in sorted(entries.items()):
+                path = f"{folder}/{name}" if folder else name
+                if is_folder and name in inner.get(folder, ()):
+                    waiting.append(path)
+                elif name not in names and top / path not in tops:
+                    rest.append(str((top / path).relative_to(root)))
+    return rest, twice

@@ -89,7 +89,7 @@ def merged(davis, folder, sets=range(4)):
     return folder
 
 
-def test_merged_per_annotator(davis, tmp_path):
+def test_merged_per_annotator(davis, tmp_path, capsys):
     folder = merged(davis, tmp_path / "p")
     code, found = run(tmp_path, folder, "ref_davis17", davis, "refdavis-anno,decaf,refdavis-visa")
     assert code == 0
@@ -97,6 +97,7 @@ def test_merged_per_annotator(davis, tmp_path):
     assert found["refdavis-anno"]["n"] == 2 * 2 * 4
     assert found["decaf"]["metrics"]["J&F"] == 100
     assert found["decaf"]["n"] == 16
+    assert "note:" not in capsys.readouterr().err
 
 
 def test_a_worse_annotator_and_a_missing_one(davis, tmp_path):
@@ -171,7 +172,7 @@ def test_revos_names_with_slashes_and_raw_grey(tmp_path, value, encoding):
 # ── ReasonVOS ────────────────────────────────────────────────────────────────
 
 
-def test_reasonvos_folders_per_object(tmp_path):
+def test_reasonvos_folders_per_object(tmp_path, capsys):
     words = [("a", [0], {"exp_id": 0}), ("b", [1], {"exp_id": 0}), ("c", [1], {"exp_id": 1})]
     write_reasonvos_set(tmp_path / "ReasonVOS", [video("v1", expressions=words)])
     data = ReasonVos(root=tmp_path)
@@ -186,6 +187,7 @@ def test_reasonvos_folders_per_object(tmp_path):
         assert (found["reasonvos"]["n"], found["reasonvos"]["missing"]) == (3, [])
         keys = {unit["attrs"]["key"] for unit in found["reasonvos"]["units"]}
         assert keys == {"mose_v1_0_0", "mose_v1_1_0", "mose_v1_1_1"}
+        assert "note:" not in capsys.readouterr().err
 
 
 # ── images ───────────────────────────────────────────────────────────────────
@@ -216,7 +218,7 @@ def coco(tmp_path):
         "Annotations/{file}/{exp}/00000",
     ],
 )
-def test_images_in_every_layout(coco, tmp_path, name):
+def test_images_in_every_layout(coco, tmp_path, capsys, name):
     for clip, e, frame, mask in everything(RefCoco(root=coco)):
         file = clip.attrs["file_name"].removesuffix(".jpg")
         save(tmp_path / "p" / f"{name.format(clip=clip.id, exp=e.id, file=file, frame=frame)}.png", mask)
@@ -229,6 +231,7 @@ def test_images_in_every_layout(coco, tmp_path, name):
     assert found["refcoco-lavt:resolution=480"]["metrics"]["mIoU"] == 1
     assert found["refcoco-lisa"]["metrics"]["cIoU"] == pytest.approx(1, abs=1e-9)
     assert {u["id"] for u in found["refcoco-oiou"]["units"]} == {"1/0", "1/1", "1/2"}
+    assert "note:" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("form", ["png", "json"])
@@ -253,7 +256,7 @@ def test_masks_at_the_square_of_a_protocol(coco, tmp_path, capsys, form):
 
 
 @pytest.mark.parametrize("form", ["by image", "by sample", "list"])
-def test_images_in_json(coco, tmp_path, form):
+def test_images_in_json(coco, tmp_path, capsys, form):
     made: dict = {}
     rows = []
     for clip, e, _, mask in everything(RefCoco(root=coco)):
@@ -268,12 +271,13 @@ def test_images_in_json(coco, tmp_path, form):
     more = ",pointing" if form == "list" else ""
     code, found = run(tmp_path, path, "refcoco_unc", coco, f"refcoco-oiou{more}")
     assert code == 0
+    assert "note:" not in capsys.readouterr().err
     assert found["refcoco-oiou"]["metrics"]["oIoU"] == 1
     if more:
         assert found["pointing"]["metrics"]["PA"] == 1
 
 
-def test_a_sentence_is_not_taken_for_an_image_of_the_same_number(coco, tmp_path):
+def test_a_sentence_is_not_taken_for_an_image_of_the_same_number(coco, tmp_path, capsys):
     data = RefCoco(root=coco)
     made = {
         e.id: {"size": list(mask.shape), "counts": encode_rle(mask).decode()}
@@ -285,12 +289,21 @@ def test_a_sentence_is_not_taken_for_an_image_of_the_same_number(coco, tmp_path)
     code, found = run(tmp_path, path, "refcoco_unc", coco, "refcoco-oiou")
     assert code == 0
     assert [u["values"]["IoU"] for u in found["refcoco-oiou"]["units"]] == [1, 1, 1]
+    assert "note:" not in capsys.readouterr().err
     for _, e, _, mask in everything(data):
         if e.id != "0":
             save(tmp_path / "p" / f"{e.id}.png", mask)
     code, found = run(tmp_path, tmp_path / "p", "refcoco_unc", coco, "refcoco-oiou")
     assert code == 2
     assert found["refcoco-oiou"]["missing"] == ["1/0"]
+
+
+def test_flags_of_no_sample_are_noted(coco, tmp_path, capsys):
+    for clip, e, _, mask in everything(RefCoco(root=coco)):
+        save(tmp_path / "p" / clip.id / f"{e.id}.png", mask)
+    (tmp_path / "p" / "no_target.json").write_text('["1/1", "1/9"]')
+    assert run(tmp_path, tmp_path / "p", "refcoco_unc", coco, "grefcoco-gres")[0] == 0
+    assert "not read (1): 'no_target.json: 1/9'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("flags", [{"1": True, "0": False}, {"1/1": True}, [1], ["1"]])
@@ -405,11 +418,12 @@ FORMS = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_json_in_many_spellings(told, form):
+def test_a_json_in_many_spellings(told, capsys, form):
     place, masks = told
     code, found = scored(place, FORMS[form](masks))
     assert code == 0
     assert found["expression"]["metrics"]["J&F"] == 1
+    assert "note:" not in capsys.readouterr().err
 
 
 def edited(masks, **changes):
