@@ -82,7 +82,7 @@ def write_report(stores: Sequence[RunStore], folder: Path, options: ReportOption
         _clear(folder)
         media = MediaFolder(folder, side=options.side)
         media.prepare()
-        (folder / "data").mkdir()
+        (folder / "data").mkdir(exist_ok=True)
         (folder / "assets").mkdir(exist_ok=True)
         for name in _ASSETS:
             shutil.copyfile(_TEMPLATES / name, folder / "assets" / name)
