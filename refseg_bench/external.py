@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from refseg_bench.datasets.archives import is_litter
 from refseg_bench.datasets.files import bad_name
 from refseg_bench.datasets.rle import checked_rle
 from refseg_bench.errors import DataError, RefsegError, ScoreError
@@ -98,13 +99,19 @@ def open_predictions(
         _beside.cache_clear()
         tree.cache_clear()
         try:
-            inside = [p for p in path.iterdir() if not p.name.startswith(".")]
+            inside = [p for p in path.iterdir() if not (p.name.startswith(".") or is_litter(p.name))]
         except OSError as error:
             raise DataError(f"The folder can't be read ({error.strerror}).", where=path) from error
         if len(inside) == 1 and inside[0].is_file() and inside[0].suffix.lower() in JSON:
             return JsonPredictions(inside[0], tuple(sides))
         if not inside:
             raise DataError("The folder of predictions is empty.", where=path)
+        if {"run.json", "predictions"} <= {p.name for p in inside}:
+            raise DataError(
+                "This is a run of this harness, not a folder of mask files.",
+                where=path,
+                cure=f"Give it without --predictions and --dataset: {path}",
+            )
         return FolderPredictions(path, above, tuple(sides))
     packed = path.is_file() and path.suffix.lower() in (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z")
     raise DataError(
@@ -264,6 +271,7 @@ class FolderPredictions:
                             # Its only file may have any name.
                             wanted[name] = None
         told, twice = surplus(self.root, self._tops(), wanted)
+        told = [name for name in told if not is_litter(name)]
         for file in BESIDE:
             beside = _beside(self.root / file)
             told += [f"{file}: {name}" for name in map(str, beside or ()) if name not in samples]

@@ -308,8 +308,8 @@ def _plain_names(archive: zipfile.ZipFile, report: Report) -> list[str]:
             report.problems["file stored twice"].append(name)
         reason = bad_name(name.removesuffix("/"))
         if reason is not None:
-            made = " (made by an old packer of Windows: use another)" if "\\" in name else ""
-            report.problems[f"unsafe name{made}"].append(name)
+            made = "was made by an old packer of Windows: use another" if "\\" in name else reason
+            report.problems[f"unsafe name: it {made}"].append(name)
         elif is_litter(name):
             report.problems["litter of macOS or Windows: leave it out of the zip"].append(name)
         elif not name.endswith("/"):

@@ -645,3 +645,21 @@ def test_what_no_sample_has_is_noted(told, capsys):
     made = {"v1": {**{e: [*by.values()] for e, by in masks.items()}, "9": []}, "v2": {}}
     scored(place, json.dumps(made))
     assert "not read (2): 'v1/9', 'v2'" in capsys.readouterr().err
+
+
+def test_a_run_is_no_folder_of_predictions(told, capsys):
+    place, _ = told
+    (place / "r" / "predictions").mkdir(parents=True)
+    (place / "r" / "run.json").write_text("{}")
+    assert run(place, place / "r", "mevis", place / "mevis", "expression")[0] == 2
+    assert "a run of this harness" in capsys.readouterr().err
+
+
+def test_litter_of_other_systems_is_passed_over(told, capsys):
+    place, masks = told
+    (place / "r").mkdir()
+    for name in (".DS_Store", "Thumbs.db", "._p.json"):
+        (place / "r" / name).write_bytes(b"x")
+    (place / "r" / "p.json").write_text(json.dumps(rows(masks)))
+    assert run(place, place / "r", "mevis", place / "mevis", "expression")[0] == 0
+    assert "note:" not in capsys.readouterr().err

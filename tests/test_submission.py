@@ -119,8 +119,8 @@ FAULTS = {
         n: picture(np.ones((40, 56), np.uint8)) if n == VICTIM else d
     },
     "all videos lie below Annotations/: zip the content": lambda n, d: {f"Annotations/{n}": d},
-    "unsafe name": lambda n, d: {n: d, **({"../out.png": d} if n == VICTIM else {})},
-    "unsafe name (made by an old packer": lambda n, d: {n.replace("/", "\\"): d},
+    "unsafe name: it leaves its folder": lambda n, d: {n: d, **({"../out.png": d} if n == VICTIM else {})},
+    "unsafe name: it was made by an old packer": lambda n, d: {n.replace("/", "\\"): d},
     "litter": lambda n, d: {n: d, **({"v1/.DS_Store": d, "__MACOSX/._v1": d} if n == VICTIM else {})},
     "all videos lie below a/b/: zip the content": lambda n, d: {f"a/b/{n}": d},
 }
@@ -141,7 +141,7 @@ def test_every_fault_is_found(tmp_path, fault):
 
 @pytest.mark.parametrize("fault", [
     "missing frame", "wrong size", "not one 8-bit grey channel", "unreadable file", "litter",
-    "all videos lie below a/b/: zip the content", "unsafe name (made by an old packer",
+    "all videos lie below a/b/: zip the content", "unsafe name: it was made by an old packer",
 ])  # fmt: skip
 def test_a_zip_alone_is_held_against_itself(tmp_path, fault):
     _, path = packed(tmp_path)
