@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from refseg_bench.errors import StoreError
+from refseg_bench.files import store_io
 from refseg_bench.files.store_io import (
     MOST_DEPTH,
     check_output,
@@ -142,3 +143,17 @@ def test_devices_pipes_and_links_are_written_to_not_replaced(tmp_path: Path) -> 
     assert Path("/dev/null").is_char_device()
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "there").read_bytes() == b"x"
+
+
+def test_a_temporary_file_of_another_container_is_left_alone(tmp_path: Path) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    inside = tmp_path / f".a.json.{store_io._host()}.{gone.pid}.01234567.tmp"
+    other = tmp_path / f".a.json.{os.uname().nodename.split('.')[0]}-abc.{gone.pid}.01234567.tmp"
+    for path in (inside, other):
+        path.touch()
+    sweep(tmp_path)
+    assert list(tmp_path.iterdir()) == [other]
+    os.utime(other, (0, 0))
+    sweep(tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -500,7 +500,11 @@ def _ownerless(host: str, pid: int, state: os.stat_result) -> bool:
 
 
 def _host() -> str:
-    return os.uname().nodename.split(".")[0] or "host"
+    """Where a process id means something: a machine, and in it a container's own numbering."""
+    name = os.uname().nodename.split(".")[0] or "host"
+    with contextlib.suppress(OSError):
+        return f"{name}-{os.stat('/proc/self/ns/pid').st_ino:x}"
+    return name
 
 
 _unwritten: set[str] = set()
