@@ -8,7 +8,7 @@ Layout of one run::
       env/JOB.json           one environment record per process that worked on the run
       predictions/JOB.jsonl  one line per sample; each process has its own file
       maps/SAMPLE.npz        attention maps kept for the report
-      scores/PROTOCOL@V/     samples.parquet and result.json
+      scores/PROTOCOL@V/     samples.parquet, result.json and made_from.json
       jobs/JOB.json          who worked on the run, from when to when
       claims/CLIP.N          which of them took a clip
       launches/ID/           what one `refseg run` asked for, frozen
@@ -97,7 +97,7 @@ _MOST_SAMPLES = 4 << 30
 _RESCORE = "Score the run again: refseg score RUN"
 
 #: File names inside a protocol's scores folder.
-SAMPLES, RESULT = "samples.parquet", "result.json"
+SAMPLES, RESULT, MADE_FROM = "samples.parquet", "result.json", "made_from.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +177,6 @@ class _Details:
     """What is used of a result's details, beside the rules, which are checked where they are built."""
 
     interval: dict[str, float] | None = None
-    made_from: dict[str, str] = field(default_factory=dict)
 
 
 def _typed(kind: type, record: Any, path: Path) -> dict[str, Any]:
@@ -473,12 +472,19 @@ class RunStore:
         """The folder of one protocol's scores; ``protocol`` is ``id@version``."""
         return self.root / "scores" / safe_name(protocol)
 
-    def write_result(self, result: Result, samples: Callable[[IO[bytes]], None]) -> None:
+    def write_result(
+        self,
+        result: Result,
+        samples: Callable[[IO[bytes]], None],
+        made_from: Mapping[str, str] | None = None,
+    ) -> None:
         """Keep one protocol's result row and its per-unit table.
 
         Args:
-            result: the row; written last, so that a row always has its table.
+            result: the row; written after its table, so that a row always has one.
             samples: writes the table as Parquet into the open file it is given.
+            made_from: digests of the predictions and the data. They have a file of their own: the row is
+                the same whichever processes predicted.
         """
         folder = self.scores_dir(result.protocol)
         self.place("scores", folder.name)
@@ -490,9 +496,29 @@ class RunStore:
                 **_result_record(result),
                 "samples": checksum(read_bytes(folder / SAMPLES, _MOST_SAMPLES)),
             }
-            write_atomic(folder / RESULT, sealed(told, 2))
+            row = sealed(told, 2)
+            write_atomic(folder / RESULT, row)
+            if made_from is not None:
+                write_atomic(folder / MADE_FROM, sealed({**made_from, "result": checksum(row.encode())}, 2))
         except OSError as error:
             raise write_error(error, folder) from error
+
+    def made_from(self, protocol: str) -> dict[str, str]:
+        """The digests a result was written with; empty where they are not known.
+
+        Raises:
+            StoreError: they are damaged.
+        """
+        folder = self.scores_dir(protocol)
+        if not (folder / MADE_FROM).exists():
+            return {}
+        found = read_record(folder / MADE_FROM)
+        # A process that ended between the two files left those of an earlier row.
+        try:
+            whole = found.get("result") == checksum(read_bytes(folder / RESULT))
+        except OSError as error:
+            raise unreadable(folder / RESULT, error) from error
+        return {name: str(value) for name, value in found.items()} if whole else {}
 
     def results(self) -> dict[str, Result]:
         """Protocol → result row, for every protocol the run was scored under but :attr:`outdated`.

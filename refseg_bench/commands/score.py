@@ -6,7 +6,6 @@ Scores run folders of this harness, or (``--predictions``) files made by other p
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -340,9 +339,7 @@ def score_store(
     outcomes = under_each(dataset, StoreSource(store.root, differing), words, options)
     for _, outcome in outcomes:
         if isinstance(outcome, scoring.Scored):
-            result = outcome.result
-            kept = dataclasses.replace(result, details={**result.details, "made_from": made_from})
-            store.write_result(kept, outcome.table.write_parquet)
+            store.write_result(outcome.result, outcome.table.write_parquet, made_from)
     return outcomes
 
 

@@ -27,9 +27,9 @@ def leave_out_outdated(stores: Sequence[RunStore], say: Callable[[str], None]) -
     """
     known: dict[str, tuple[Work, Present] | None] = {}
     for store in stores:
-        for protocol, result in store.results().items():
-            made = result.details.get("made_from")
-            if not made or not {"predictions", "facts", "state", "files"} <= made.keys():
+        for protocol in store.results():
+            made = store.made_from(protocol)
+            if not {"predictions", "facts", "state", "files"} <= made.keys():
                 continue
             cure = "makes it again"
             why = "predictions" if made.get("predictions") != store.mark() else ""

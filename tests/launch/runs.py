@@ -12,7 +12,7 @@ from typing import Any
 from refseg_bench.commands.score import score_store
 from refseg_bench.config import Composed, digest
 from refseg_bench.launch import launch
-from refseg_bench.store import RunStore
+from refseg_bench.store import MADE_FROM, RunStore
 from tests.fakes import FakeDataset, fake_values
 
 REPO = Path(__file__).resolve().parents[2]
@@ -55,11 +55,15 @@ def lines(store: RunStore) -> dict[str, dict[str, Any]]:
 
 
 def scores(store: RunStore) -> dict[str, bytes]:
-    """All files of the run's scores."""
+    """All files of the run's scores but one, which tells the processes that predicted."""
     fresh = RunStore(store.root)
     score_store(fresh, jobs=1)
     folder = store.root / "scores"
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {
+        str(p.relative_to(folder)): p.read_bytes()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file() and p.name != MADE_FROM
+    }
 
 
 def environment(**extra: str) -> dict[str, str]:

@@ -83,7 +83,7 @@ def test_runs_with_one_capture_share_it(tmp_path: Path) -> None:
 
 
 def test_what_cannot_change_a_prediction_is_taken_from_the_last_command(tmp_path: Path) -> None:
-    (first,) = launch([point(tmp_path, method={"batch_size": 8, "fits": 2})], quiet)
+    (first,) = launch([point(tmp_path, method={"batch_size": 8, "fits": 0})], quiet)
     assert first.tally is not None
     assert first.tally.failed == 18
     (again,) = launch([point(tmp_path, method={"batch_size": 2, "fits": 2})], quiet)
