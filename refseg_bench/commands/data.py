@@ -14,7 +14,7 @@ from refseg_bench.datasets.catalogue import Manifest, manifest, names, open_data
 from refseg_bench.datasets.prepare import prepare
 from refseg_bench.datasets.show import find_sample, picture
 from refseg_bench.datasets.verify import Verdict, verify
-from refseg_bench.errors import DataError
+from refseg_bench.errors import ConfigError, DataError
 from refseg_bench.files.store_io import output, safe_name, write_error
 
 
@@ -194,6 +194,8 @@ def show_sample(args: argparse.Namespace) -> int:
     """``refseg data show``."""
     from refseg_bench.report.media import encoded
 
+    if args.frames < 1:
+        raise ConfigError("No frame would be shown.", where=f"--frames {args.frames}", allowed=["1 and more"])
     name = resolve(args.name)
     data = open_dataset(name, root=args.root, split=args.split)
     clip, expression = find_sample(data, args.sample)

@@ -104,7 +104,7 @@ def splits_there(name: str, root: Path | None, folders: Sequence[str], patterns:
     for base in _bases(name, root, folders):
         for pattern in patterns:
             head, mark, tail = pattern.partition("{split}")
-            if mark and "{" not in head + tail and base.is_dir():
+            if mark and "{" not in head + tail and os.path.isdir(base):
                 full = re.compile(re.escape(head) + r"([^/]+)" + re.escape(tail))
                 names = (path.relative_to(base).as_posix() for path in base.glob(f"{head}*{tail}"))
                 found |= {match[1] for match in map(full.fullmatch, names) if match}

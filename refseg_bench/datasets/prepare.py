@@ -58,6 +58,10 @@ def prepare(name: str, sources: Sequence[Path], root: Path | None, say: Say = pr
         StoreError: the disk is full or can't be written.
     """
     home = root or data_root() / name
+    if not hasattr(open_dataset(name), "folders"):
+        raise DataError(
+            f"'{name}' comes in no archives of its own.", where=name, cure="Use its folder as it is, as root."
+        )
     for source in sources:
         if source.is_dir():
             if name != "ref_davis17":
@@ -174,7 +178,8 @@ def _arrange(name: str, sources: Sequence[Path], places: Sequence[Path], home: P
     for number, (source, place) in enumerate(zip(sources, places, strict=True)):
         if bases[number] is None:
             bases[number] = _inner(place, names)
-            if bases[number] == place and parts and "." not in parts:
+            known = "." in parts or _find([place], _holds_coco_images) is not None
+            if bases[number] == place and not known:
                 raise Damage(
                     "missing file",
                     f"The archive holds nothing of '{name}', but {', '.join(sorted(os.listdir(place))[:5])}.",
@@ -233,10 +238,10 @@ def layout(name: str) -> list[str]:
     facts = manifest(name)
     data = open_dataset(name)
     splits = list(facts.splits) if facts is not None else [data.split]
-    options = (
-        getattr(data, option, []) for option in ("frames", "masks", "test", "foreground_masks", "meta")
-    )
-    patterns = [path for paths in options for path in paths]
+    options = ("frames", "masks", "test", "foreground_masks", "meta", "images")
+    patterns = [path for option in options for path in getattr(data, option, ()) if not path.startswith("..")]
+    if not patterns:
+        return splits
     # A folder of the layout alone (`meta_expressions`) is a part too.
     patterns += [path.split("/")[0] for path in patterns]
     return list(dict.fromkeys(path.replace("{split}", split) for path in patterns for split in splits))

@@ -254,6 +254,8 @@ def test_prepare_refuses_before_it_moves_anything(tmp_path, capsys, given, words
     elif given == "another set":
         with zipfile.ZipFile(source, "w") as out:
             out.writestr("photos/a.jpg", "x")
+        assert run("prepare", "refcoco", "--from", source, "--to", home) == 2
+        assert run("prepare", "reasonseg", "--from", source, "--to", home) == 2
     elif given == "a file as home":
         home, source = good / "home", good
     assert run("prepare", "mevis", "--from", good, source, "--to", home) == 2
@@ -412,3 +414,15 @@ def test_verify_goes_through_all_splits_of_a_damaged_refcoco(tmp_path, capsys):
     (tmp_path / "refs(unc).p").write_bytes(b"\x80\x02]q")
     assert run("verify", "refcoco", "--root", tmp_path) == 1
     assert "torn pickle: 1" in capsys.readouterr().out
+
+
+def test_what_can_t_be_done_is_told(tmp_path, capsys):
+    write_meta_expressions_set(tmp_path / "data/mevis", "valid_u", [video()])
+    (tmp_path / "a.zip").write_bytes(b"PK")
+    for words in (
+        ["show", "mevis", "0123456789ab/0", "--frames", "0"],
+        ["prepare", "id_maps", "--from", tmp_path / "a.zip"],
+        ["verify", "mevis", "--root", "a" * 300],
+    ):
+        assert run(*words) == 2
+        assert capsys.readouterr().err.startswith("refseg data: ")
