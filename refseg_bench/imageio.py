@@ -35,7 +35,7 @@ UNREADABLE = (
 )
 
 #: EXIF orientation → what brings the stored picture upright; 5 to 8 swap its sides.
-_TURNS = {
+TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -98,7 +98,7 @@ def read_rgb(path: Path, *, upright: bool = False) -> NDArray[np.uint8]:
         DataError: the file is missing, truncated or no image.
     """
     with _told(path), open_image(path) as image:
-        turn = _TURNS.get(orientation(image)) if upright else None
+        turn = TURNS.get(orientation(image)) if upright else None
         plain = _rgb(image)
         return np.asarray(plain if turn is None else plain.transpose(turn))
 
@@ -133,7 +133,7 @@ def orientation(image: Image.Image) -> int:
         found = exif.get(0x0112)
     except UNREADABLE:
         return 1
-    return found if isinstance(found, int) and found in _TURNS else 1
+    return found if isinstance(found, int) and found in TURNS else 1
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
 Two readings of one file, because the evaluators differ: the *label* (palette index or grey level,
 as Pillow gives it) and the *grey* level OpenCV gives (the luminance of a palette's colour), of which
 a binary mask is the part above 0. Palette, 8-bit grey and 1-bit files are inflated and unfiltered
-here; everything else (interlaced, 2/4/16-bit grey, RGB, other formats) goes through Pillow and OpenCV.
+here; everything else (interlaced, 2/4/16-bit grey, RGB, other formats) goes through Pillow.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def read_labels(path: Path) -> tuple[Uint8HW, str]:
     simple = _simple(data, path)
     if simple is not None:
         return simple[0], "ids, palette index" if data[25] == _PALETTE else "ids, grey level"
-    pixels, mode, form, _ = _pillow(data, path)
+    pixels, mode, form, *_ = _pillow(data, path)
     if mode not in ("P", "L", "1", "I;16") or form in ("JPEG", "MPO") or pixels.max() > 255:
         raise _fault(
             "mode",
@@ -138,8 +138,8 @@ def _stored(data: bytes, path: Path) -> tuple[Uint8HW, Uint8HW, str]:
     simple = _simple(data, path)
     # OpenCV turns a picture as its header asks for; what is transparent is looked at closely.
     if simple is None or simple[1].keys() & {b"eXIf", b"tRNS"}:
-        grey, mode = _opencv(data, path)
-        return grey, _IDENTITY, mode
+        grey, kind = _slow(data, path)
+        return grey, _IDENTITY, kind
     pixels, chunks = simple
     if data[25] == _GREY:
         return (pixels, _IDENTITY, _READ_AS["L"]) if data[24] == 8 else (pixels, _ONE_BIT, _READ_AS["1"])
@@ -149,29 +149,57 @@ def _stored(data: bytes, path: Path) -> tuple[Uint8HW, Uint8HW, str]:
 
 
 @lru_cache(maxsize=64)
-def _luminances(palette: bytes) -> Uint8HW:
-    """The grey level of every palette index as OpenCV (libpng) weighs it; 0 beyond the palette's end."""
+def _luminances(palette: bytes, rounded: bool = False) -> Uint8HW:
+    """The grey level of every palette index (see :func:`_weighed`); 0 beyond the palette's end."""
     colours = np.zeros((256, 3), np.int64)
     found = np.frombuffer(palette[: len(palette) // 3 * 3][:768], np.uint8).reshape(-1, 3)
     colours[: len(found)] = found
-    return (colours @ (9797, 19234, 3737) >> 15).astype(np.uint8)
+    return _weighed(colours, rounded)
 
 
-def _opencv(data: bytes, path: Path) -> tuple[Uint8HW, str]:
-    """Grey levels of a file that is not simple, and how it is read, in words."""
-    import cv2
+def _weighed(colours_X3: NDArray[Any], rounded: bool = False) -> NDArray[np.uint8]:
+    """Grey levels of RGB colours (a fourth channel is left out), weighed as libpng does for OpenCV.
 
-    # First: OpenCV takes any format, fills what is cut off, and hands back nothing else on an error.
-    pixels, mode, form, turned = _pillow(data, path)
-    known = _READ_AS.get(mode)
-    grey = None if known is None else cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
-    if grey is None or known is None:
+    For other formats OpenCV rounds, libpng cuts.
+    """
+    out = np.empty(colours_X3.shape[:-1], np.uint8)
+    for start in range(0, len(out), 256):
+        part = colours_X3[start : start + 256]
+        red, green, blue = (part[..., c].astype(np.uint32) for c in range(3))
+        out[start : start + 256] = (9797 * red + 19234 * green + 3737 * blue + (rounded << 14)) >> 15
+    return out
+
+
+def _slow(data: bytes, path: Path) -> tuple[Uint8HW, str]:
+    """Grey levels of a file that is not simple, as OpenCV gives them, and how it is read, in words.
+
+    OpenCV itself is not asked: it fills what is cut off, and takes gigabytes where a length is damaged.
+    """
+    from PIL import Image
+
+    from refseg_bench.imageio import TURNS
+
+    pixels, mode, form, palette, turn = _pillow(data, path, grey=True)
+    if mode not in _READ_AS:
         cure = "Write masks as 8-bit grey PNG, 0 and 255."
         raise _fault("mode", f"This {form} of mode {mode} is no mask.", path, cure)
-    kind = (known if form == "PNG" else f"{form}, {known}") + turned
+    if mode == "P":
+        grey = _luminances(palette, form != "PNG")[pixels]
+    elif mode in ("RGB", "RGBA"):
+        grey = _weighed(pixels, form != "PNG")
+    elif mode == "LA":
+        grey = pixels[..., 0]
+    elif mode == "1":
+        grey = _ONE_BIT[pixels.view(np.uint8)]
+    else:
+        grey = (pixels >> 8).astype(np.uint8) if mode == "I;16" else pixels
+    kind = _READ_AS[mode] if form == "PNG" else f"{form}, {_READ_AS[mode]}"
+    if turn in TURNS:
+        kind += ", turned by its header"
+        grey = np.asarray(Image.fromarray(grey).transpose(TURNS[turn]))
     if grey.min() == grey.max() and (pixels != pixels[0, 0]).any():
         raise _flat(path, kind)
-    return np.asarray(grey, np.uint8), kind
+    return np.ascontiguousarray(grey, np.uint8), kind
 
 
 def parse_header(start: bytes, name: str) -> tuple[int, int, int, int]:
@@ -291,14 +319,23 @@ def _unpacking(depth: int) -> Uint8HW:
     return ((np.arange(256)[:, None] >> shifts) & ((1 << depth) - 1)).astype(np.uint8)
 
 
-def _pillow(data: bytes, path: Path) -> tuple[NDArray[Any], str, str, str]:
-    """Stored pixels, mode and format of a whole picture, and whether its header turns it, in words."""
+def _pillow(data: bytes, path: Path, grey: bool = False) -> tuple[NDArray[Any], str, str, bytes, int]:
+    """Stored pixels, mode, format, palette and EXIF orientation of a whole picture.
+
+    Args:
+        data: its bytes.
+        path: where they are from.
+        grey: of a JPEG take the luminance, which is stored as such.
+    """
     from refseg_bench.imageio import UNREADABLE, open_image, orientation
 
     try:
         with open_image(data) as image:
-            turned = "" if orientation(image) == 1 else ", turned by its header"
-            return np.asarray(image), image.mode, str(image.format), turned
+            if grey:
+                image.draft("L", image.size)
+            pixels = np.asarray(image)
+            palette = bytes(image.getpalette("RGB") or ()) if image.mode == "P" else b""
+            return pixels, image.mode, str(image.format), palette, orientation(image)
     except UNREADABLE as error:
         raise _torn(path, str(error)) from error
 

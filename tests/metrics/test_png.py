@@ -106,6 +106,18 @@ def test_luminances_are_opencvs(tmp_path: Path) -> None:
         assert np.array_equal(png.read_grey(tmp_path / "m.png"), expected)
 
 
+@pytest.mark.parametrize("form", ["PNG", "BMP", "WEBP", "TIFF", "JPEG"])
+@pytest.mark.parametrize("most", [4, 256])
+def test_colours_are_weighed_as_opencv_does(tmp_path: Path, form: str, most: int) -> None:
+    colours = np.random.default_rng(0).integers(0, most, (20, 33, 3), np.uint8)
+    path = tmp_path / "m.png"
+    Image.fromarray(colours).save(path, form, **({"lossless": True} if form == "WEBP" else {}))
+    expected = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+    found = png.read_grey(path)
+    assert np.array_equal(found > 0, expected > 0)
+    assert np.abs(found.astype(int) - expected).max() <= (form not in ("PNG", "JPEG"))
+
+
 FLAT = {
     "in the alpha channel": with_alpha(GREY * 0, GREY),
     "in the alpha channel of white": with_alpha(GREY * 0 + 255, GREY),
