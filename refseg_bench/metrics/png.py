@@ -231,12 +231,13 @@ def header(path: Path) -> tuple[int, int]:
     start = _bytes(path, 33)
     if start.startswith(_SIGNATURE):
         return _header(start, path)[:2]
-    from refseg_bench.imageio import image_size
+    from refseg_bench.imageio import UNREADABLE, open_image
 
     try:
-        return image_size(path)
-    except DataError as error:
-        raise _torn(path, error.what) from error
+        with open_image(path) as image:
+            return image.height, image.width
+    except UNREADABLE as error:
+        raise _torn(path, str(error)) from error
 
 
 def _header(data: bytes, path: Path) -> tuple[int, int, int, int]:
