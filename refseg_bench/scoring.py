@@ -613,8 +613,8 @@ def score_one_clip(
             read = _encodings(answers.encodings, *(answers.labels or {}).values())
             notes = {"predictions_read": read, "truth_read": _encodings(truth_read, truth)}
             notes = {**protocol.notes(case), **{k: v for k, v in notes.items() if v}}
-            known = [(name, _found_out(state, case.failed.pop(name, None))) for name, state in known]
-            known += [(name, State("failed", why=why)) for name, why in case.failed.items()]
+            # Maps merged from samples are known by the clip: all its samples fail with them.
+            known = [(name, _found_out(state, case.failed, name, clip.id)) for name, state in known]
             whole = all(state.status == "ok" and not state.gaps for _, state in known)
             units = len(scores) if whole else protocol.units(case)
             parts.append(_Part(known, scores, notes, units, case.left_out))
@@ -672,8 +672,9 @@ def _counted(protocol: ScoringProtocol, clip: Clip, state: State, items: Sequenc
     return _only(state, {clip.frame_names[t] for t in protocol.scored_frames(clip, items[index])})
 
 
-def _found_out(state: State, why: str | None) -> State:
+def _found_out(state: State, failed: Mapping[str, str], *names: str) -> State:
     """A state after its masks were looked at."""
+    why = next((failed[name] for name in names if name in failed), None)
     return state if why is None else State("failed", why=why)
 
 

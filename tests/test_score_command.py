@@ -482,3 +482,32 @@ def test_a_flaw_of_the_peaks_is_no_miss(mevis, tmp_path, capsys):
     (folder / "points.json").unlink()
     code, found = scores(mevis, folder, tmp_path, "--partial", protocol="pointing")
     assert (code, found["pointing"]["n"]) == (2, 0)
+
+
+def test_what_a_subset_cannot_tell_is_named_with_its_reason(tmp_path, capsys):
+    """A part of ReVOS with one type only: no overall, but its own column, also by attribute."""
+    masks = blobs(np.random.default_rng(0), SIZE, len(FRAMES))
+    expression = {"exp": "it", "obj_id": [0], "anno_id": [7], "type_id": 0}
+    about = {
+        "vid_id": 0,
+        "height": SIZE[0],
+        "width": SIZE[1],
+        "frames": FRAMES,
+        "expressions": {"0": expression},
+    }
+    root = tmp_path / "revos"
+    for name in FRAMES:
+        save(masks[0], root / "JPEGImages" / "v" / f"{name}.jpg", "L255")
+    (root / "meta_expressions_valid_.json").write_text(json.dumps({"videos": {"v": about}}))
+    (root / "mask_dict.json").write_text(json.dumps({"7": [rle(m) for m in masks]}))
+    folder, out = write(tmp_path / "p", {("v", "0"): masks}), tmp_path / "o.json"
+    words = ("--predictions", folder, "--dataset", "revos", "--root", root, "--json", out)
+    assert main("score", *words, "--by", "type", "-j", 1) == 0
+    shown = capsys.readouterr().out
+    assert "no value for J&F, J, F" in shown
+    assert "there is no unit of reasoning" in shown
+    assert "nan" not in shown
+    assert "referring              n=1      J&F/referring 100" in shown
+    found = json.loads(out.read_text())["revos-binary"]
+    assert found["metrics"]["J/referring"] == 100
+    assert "reasoning" in found["no_value"]["J&F"]

@@ -528,10 +528,7 @@ def _interval(estimate: Estimate) -> str:
 def _by(protocol: ScoringProtocol, attribute: str, groups: Groups) -> str:
     lines = [f"  by {attribute}"]
     for group, (n, metrics) in groups.items():
-        cells = "  ".join(f"{name} {_value(metrics[name])}" for name in protocol.metrics[:3])
+        valued = [name for name in protocol.metrics if metrics[name].value == metrics[name].value]
+        cells = "  ".join(f"{x} {metrics[x].value:.4f}{_interval(metrics[x])}" for x in valued[:3])
         lines.append(f"    {group:<22} n={n:<6} {cells}")
     return "\n".join(lines)
-
-
-def _value(estimate: Estimate) -> str:
-    return f"{estimate.value:.4f}{_interval(estimate)}" if estimate.value == estimate.value else "–"
