@@ -103,6 +103,8 @@ class World:
                 out[name] = [
                     record[key] for key in ("protocol", "metrics", "n", "expected", "failed", "missing")
                 ]
+            elif name.endswith("made_from.json"):
+                out[name] = sorted(json.loads(path.read_text()))
             elif name.endswith((".js", ".csv")):
                 out[name] = "" if "/data/" in name else path.read_text().count("\n")
             else:

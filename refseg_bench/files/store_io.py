@@ -527,6 +527,12 @@ def write_error(error: OSError, where: Path) -> StoreError:
             where=where,
             cure="Free space, or write elsewhere; the same command then goes on where it stopped.",
         )
+    if error.errno in (errno.EIO, errno.ESTALE, errno.ETIMEDOUT):
+        return StoreError(
+            f"The disk fails ({error.strerror}). Everything finished so far is kept.",
+            where=where,
+            cure="When it works again, the same command goes on where it stopped.",
+        )
     if error.errno == errno.ENOENT and not where.parent.is_dir():
         return StoreError("There is no such folder.", where=where.parent, cure=f"mkdir -p '{where.parent}'")
     return StoreError(
