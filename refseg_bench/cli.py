@@ -13,6 +13,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
+    from contextlib import ExitStack
+    from typing import Any, TextIO
 
 
 def parser(words: Sequence[str] = ()) -> argparse.ArgumentParser:
@@ -65,11 +67,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _told(words: Sequence[str]) -> int:
-    """Run a command, and tell what it refuses and a full disk."""
-    from refseg_bench.errors import RefsegError
+    """Run a command, and tell what it refuses, and what the file system does."""
+    from refseg_bench.errors import RefsegError, StoreError
 
     try:
-        code = _run(words)
+        with _bordered():
+            code = _run(words)
+            _tell_of_unchecked()
         # What can't be printed is told here, not by the interpreter after the last line.
         if sys.stdout is not None:
             sys.stdout.flush()
@@ -82,14 +86,60 @@ def _told(words: Sequence[str]) -> int:
 
         from refseg_bench.files.store_io import write_error
 
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT) and not error.filename:
             raise
         if not error.filename:
             _drop_output()
-        told = write_error(error, Path(error.filename or "standard output"))
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            told = write_error(error, Path(error.filename or "standard output"))
+        else:
+            what = f"The file system refuses it ({error.strerror})."
+            told = StoreError(what, where=error.filename, cure="Check the path, its length and its rights.")
+    from refseg_bench.files.store_io import shown
+
     name = next((word for word in words if not word.startswith("-")), "")
-    print(f"refseg {name}: {told}", file=sys.stderr)
+    print(shown(f"refseg {name}: {told}"), file=sys.stderr)
     return 2
+
+
+def _tell_of_unchecked() -> None:
+    """Say once that files of an older version were read which carry no checksum."""
+    files = sys.modules.get("refseg_bench.files.store_io")
+    if files is not None and files.UNCHECKED:
+        first = min(files.UNCHECKED)
+        print(
+            f"note: {len(files.UNCHECKED)} files carry no checksum, as those of an older version, and were "
+            f"read unchecked, {first} among them",
+            file=sys.stderr,
+        )
+
+
+def _bordered() -> ExitStack:
+    """Let everything a command prints pass the border."""
+    import contextlib
+
+    stack = contextlib.ExitStack()
+    if sys.stdout is not None:
+        stack.enter_context(contextlib.redirect_stdout(_Border(sys.stdout)))
+    if sys.stderr is not None:
+        stack.enter_context(contextlib.redirect_stderr(_Border(sys.stderr)))
+    return stack
+
+
+class _Border:
+    """Standard output as a command sees it: no text from elsewhere moves the terminal's cursor or title."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write a text, its control characters made visible; a terminal gets the colours of our tables."""
+        from refseg_bench.files.store_io import shown
+
+        return self._stream.write(shown(text, self._stream.isatty()))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def _drop_output() -> None:

@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -17,6 +18,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.progress import Progress as RichProgress
+
+from refseg_bench.files.store_io import printable
 
 #: Seconds between two lines of a log.
 _EVERY = 15.0
@@ -31,7 +34,7 @@ class Progress:
     """
 
     def __init__(self, total: int, label: str) -> None:
-        self.total, self.label = total, label
+        self.total, self.label = total, printable(label)
         self.done = self.failed = 0
         self._began = self._told = time.monotonic()
         self._bar: RichProgress | None = None
@@ -46,10 +49,10 @@ class Progress:
                 TimeElapsedColumn(),
                 TimeRemainingColumn(),
                 TextColumn("{task.fields[note]}"),
-                console=Console(stderr=True),
+                console=Console(file=sys.__stderr__),  # it moves the cursor
             )
             self._bar.start()
-            self._task = self._bar.add_task(self.label, total=self.total, note="")
+            self._task = self._bar.add_task(escape(self.label), total=self.total, note="")
         return self
 
     def __exit__(

@@ -200,7 +200,9 @@ def show(stores: Sequence[RunStore], console: Console | None = None) -> None:
 
 def home(stores: Sequence[RunStore]) -> Path:
     """Where the pages of some runs go: inside the run, or beside several."""
-    return (stores[0].root if len(stores) == 1 else stores[0].root.parent) / "report"
+    if len(stores) == 1:
+        return stores[0].place("report")
+    return stores[0].root.parent / "report"
 
 
 def pages(stores: Sequence[RunStore]) -> str:

@@ -580,6 +580,19 @@ _UNPRINTABLE = re.compile(
 )
 
 
+def shown(text: str, colours: bool = False) -> str:
+    """Text of any number of lines as a terminal may show it: each is :func:`printable`.
+
+    Args:
+        text: what is to be printed.
+        colours: let changes of colour pass, as this program's own tables make.
+    """
+    if _UNPRINTABLE.search(text.replace("\n", "")) is None:
+        return text
+    pieces = re.split("(\n|\x1b\\[[0-9;]*m)" if colours else "(\n)", text)
+    return "".join(piece if place % 2 else printable(piece) for place, piece in enumerate(pieces))
+
+
 def printable(text: str) -> str:
     r"""A text from elsewhere on one line, as a terminal or a table may show it.
 

@@ -25,7 +25,7 @@ from pycocotools import mask as coco_mask
 import refseg_bench
 from refseg_bench import schema
 from refseg_bench.errors import RefsegError, StoreError
-from refseg_bench.files.store_io import is_temporary, sweep, to_plain, write_atomic, write_error
+from refseg_bench.files.store_io import is_temporary, sweep, to_plain, within, write_atomic, write_error
 from refseg_bench.inputs import Present, stale, without
 from refseg_bench.metrics.breakdown import GROUPS, breakdown, group_of
 from refseg_bench.metrics.protocols.catalogue import rules as rules_of
@@ -103,6 +103,8 @@ def write_report(stores: Sequence[RunStore], folder: Path, options: ReportOption
 def _clear(folder: Path) -> None:
     """Make room for a new report; pictures stay, for most of them will be shown again."""
     page = folder / "index.html"
+    for name in ("data", "assets", *(f"assets/{asset}" for asset in _ASSETS)):
+        within(folder, folder / name)
     sweep(folder)
     filled = folder.is_dir() and not all(is_temporary(p.name) for p in folder.iterdir())
     if filled and not (page.is_file() and _MARK in page.read_text(encoding="utf-8", errors="replace")):

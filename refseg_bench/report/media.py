@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from refseg_bench.errors import DataError
-from refseg_bench.files.store_io import is_temporary, read_bytes, replacing, sweep
+from refseg_bench.files.store_io import is_temporary, read_bytes, replacing, sweep, within
 from refseg_bench.imageio import read_rgb, stored_upright
 from refseg_bench.types import Clip
 
@@ -103,8 +103,13 @@ class MediaFolder:
     def prepare(self) -> None:
         """Make the folders, free of what killed reports left."""
         for kind in self.used:
-            (self.root / kind).mkdir(parents=True, exist_ok=True)
-            sweep(self.root / kind)
+            folder = within(self.root, self.root / kind)
+            folder.mkdir(parents=True, exist_ok=True)
+            sweep(folder)
+            for path in folder.iterdir():
+                # A link in the place of a picture would be written through.
+                if path.is_symlink():
+                    path.unlink()
 
     def sweep(self) -> None:
         """Remove pictures that this report does not show."""

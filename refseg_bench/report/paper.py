@@ -29,6 +29,7 @@ from refseg_bench.report.reference import (
 from refseg_bench.report.tables import (
     Cell,
     ResultTable,
+    csv_cells,
     level_of,
     number_cell,
     to_latex,
@@ -289,7 +290,7 @@ def _csv(table: PaperTable) -> str:
     records = to_records(table)
     writer = csv.DictWriter(out, list(records[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(records)
+    writer.writerows(map(csv_cells, records))
     return out.getvalue()
 
 

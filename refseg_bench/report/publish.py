@@ -12,6 +12,7 @@ from typing import Any
 from refseg_bench.errors import ScoreError, StoreError
 from refseg_bench.files.store_io import output, write_error
 from refseg_bench.report.reference import COLUMNS, PAPER_NAMES, Held, held_against
+from refseg_bench.report.tables import csv_cells
 from refseg_bench.run import frozen
 from refseg_bench.store import RunStore
 from refseg_bench.types import Estimate, Result
@@ -187,7 +188,7 @@ def _merge(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
         out = io.StringIO()
         writer = csv.DictWriter(out, HEADER, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(ordered)
+        writer.writerows(map(csv_cells, ordered))
         with output(path) as handle:
             handle.write(out.getvalue().encode())
     except OSError as error:

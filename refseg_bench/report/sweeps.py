@@ -7,14 +7,15 @@ text in them stays text.
 
 from __future__ import annotations
 
+import html
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import Any
 
 from refseg_bench.errors import ScoreError
+from refseg_bench.files.store_io import printable
 from refseg_bench.report.compare import flatten
 from refseg_bench.report.tables import Cell, ResultTable, level_of, number_cell
 from refseg_bench.run import lasting_of
@@ -176,6 +177,11 @@ def _svg(marks: Sequence[str], title: str, height: int = _HEIGHT) -> str:
         f"<title>{escape(title)}</title>{_STYLE}"
         f'<text x="{_PAD}" y="18">{escape(title)}</text>{"".join(marks)}</svg>\n'
     )
+
+
+def escape(text: str) -> str:
+    """Text as XML shows it."""
+    return html.escape(printable(text))
 
 
 def _word(x: float, y: float, text: str, anchor: str = "middle") -> str:

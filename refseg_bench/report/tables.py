@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from refseg_bench.files.store_io import printable
 from refseg_bench.store import RunStore
 from refseg_bench.types import Estimate, Result
 
@@ -254,7 +255,7 @@ def to_markdown(table: ResultTable) -> str:
 
 def markdown(text: str) -> str:
     """Text as Markdown shows it: no markup, no HTML, on one line."""
-    text = " ".join(text.split()).replace("&", "&amp;")
+    text = printable(" ".join(text.split())).replace("&", "&amp;")
     return "".join(f"\\{character}" if character in "\\`*_[]<>|" else character for character in text)
 
 
@@ -282,6 +283,7 @@ _TEX = {
 
 def tex(text: str) -> str:
     """Text as LaTeX shows it."""
+    text = printable(text.replace("\n", " "))
     return "".join(_TEX.get(character, character) for character in text)
 
 
@@ -323,6 +325,27 @@ def to_latex(table: ResultTable) -> str:
     return "\n".join(lines) + "\n"
 
 
+def csv_cells(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record whose texts are :func:`csv_text`."""
+    return {key: csv_text(value) if isinstance(value, str) else value for key, value in record.items()}
+
+
+def csv_text(text: str) -> str:
+    """Text as a cell of a spreadsheet: on one line, and never a formula.
+
+    >>> csv_text("=1+1"), csv_text("-1.5")
+    ("'=1+1", '-1.5')
+    """
+    plain = printable(text)
+    if not plain.startswith(("=", "+", "-", "@", "\t")):
+        return plain
+    try:
+        float(plain)
+        return plain
+    except ValueError:
+        return f"'{plain}"
+
+
 def to_csv(rows: Sequence[Row]) -> str:
     """Long form, full precision: one line per run, protocol and metric."""
     out = io.StringIO()
@@ -335,8 +358,8 @@ def to_csv(rows: Sequence[Row]) -> str:
         r = row.result
         for name, e in r.metrics.items():
             writer.writerow(
-                [row.run, row.method, row.dataset, r.protocol, name, repr(e.value), repr(e.low), repr(e.high),
-                 r.scale, r.n, r.expected, r.failed, r.missing]
+                [*map(csv_text, (row.run, row.method, row.dataset, r.protocol, name)),
+                 repr(e.value), repr(e.low), repr(e.high), r.scale, r.n, r.expected, r.failed, r.missing]
             )  # fmt: skip
     return out.getvalue()
 
