@@ -530,6 +530,9 @@ class RunStore:
         for path in sorted((self.root / "scores").glob(f"*/{RESULT}")):
             record = _typed(ResultRecord, read_record(path), path)
             _typed(_Details, record["details"], path)
+            counts = [record[name] for name in ("n", "expected", "failed", "missing")]
+            if not (0 < record["scale"] < math.inf and all(0 <= count < 1 << 40 for count in counts)):
+                raise StoreError("No protocol counts like this row.", where=path, cure=_RESCORE)
             if safe_name(record["protocol"]) != path.parent.name:
                 raise StoreError("The row is of another protocol than its folder.", where=path, cure=_RESCORE)
             if record["protocol"] not in self.outdated:

@@ -67,7 +67,7 @@ def work(run: Planned, submission: Submission, say: Callable[[str], None], *, ca
     at_once = at_once_here(run.cluster)
     names: list[str | None] = [*devices(run.cluster)] if run.cluster.gpus else [None] * at_once
     free = deque(names[:at_once])
-    folder = run.store.root / "log" / submission.id
+    folder = run.store.place("log", submission.id)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
