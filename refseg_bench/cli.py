@@ -95,7 +95,7 @@ def _told(words: Sequence[str]) -> int:
         else:
             what = f"The file system refuses it ({error.strerror})."
             told = StoreError(what, where=error.filename, cure="Check the path, its length and its rights.")
-    from refseg_bench.files.store_io import shown
+    from refseg_bench.files.texts import shown
 
     name = next((word for word in words if not word.startswith("-")), "")
     print(shown(f"refseg {name}: {told}"), file=sys.stderr)
@@ -134,7 +134,7 @@ class _Border:
 
     def write(self, text: str) -> int:
         """Write a text, its control characters made visible; a terminal gets the colours of our tables."""
-        from refseg_bench.files.store_io import shown
+        from refseg_bench.files.texts import shown
 
         return self._stream.write(shown(text, self._stream.isatty()))
 

@@ -52,8 +52,10 @@ def told(name: str, run: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int,
 
 
 #: What says that a file was damaged.
-WORDS = ("checksum", "can't", "Can't", "left out", "belong", "holds no", "another protocol", "No run folder",
-         "is missing", "unknown", "refuses incomplete", "Unknown option", "has no", "not the one")  # fmt: skip
+WORDS = (
+    "checksum", "can't", "Can't", "left out", "belong", "holds no", "another protocol", "No run folder",
+    "is missing", "unknown", "refuses incomplete", "Unknown option", "has no", "not the one",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
