@@ -6,6 +6,7 @@ behind the user's back in offline mode (``offline: true`` of a component, or ``H
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -14,11 +15,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 from refseg_bench import resources, schema
-from refseg_bench.errors import RefsegError
+from refseg_bench.errors import ConfigError, RefsegError
 from refseg_bench.schema import TARGET
+
+if TYPE_CHECKING:
+    import torch
 
 T = TypeVar("T")
 
@@ -26,8 +30,8 @@ _HUB = "https://huggingface.co"
 _TENSORS = (".safetensors", ".bin", ".pt", ".pth")
 
 
-class ModelError(RefsegError):
-    """A model's weights are missing, unreachable or not what the config says."""
+class ModelError(ConfigError):
+    """A model's weights are missing, unreachable or not what the config says: no sample is predicted."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,32 @@ def offline_by_environment() -> bool:
         os.environ.get(name, "").upper() in {"1", "ON", "YES", "TRUE"}
         for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
     )
+
+
+def choose_device(name: str) -> torch.device:
+    """``auto`` = the first CUDA device if there is one, else the CPU.
+
+    Raises:
+        ConfigError: no such device here.
+    """
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"device '{name}' is no torch device.", allowed=("auto", "cpu", "cuda", "cuda:N")
+        ) from error
+    if device.type == "cuda" and (
+        not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()
+    ):
+        raise ConfigError(
+            f"device '{name}' is not available here ({torch.cuda.device_count()} CUDA devices).",
+            allowed=("auto", "cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))),
+        )
+    return device
 
 
 # ── on this machine ──────────────────────────────────────────────────────────
@@ -225,24 +255,35 @@ def fetch(weights: Weights, *, offline: bool = False) -> Path:
             return Path(load())  # what is here needs no network, not even to be looked up
         except (OSError, ValueError):
             only_cache = False
-        _require_endpoint(weights)
+        if not reachable():
+            raise _absent(_spelled(weights), weights, False)
     return Path(told(load, weights, offline=only_cache))
 
 
-def _require_endpoint(weights: Weights) -> None:
-    """Fail at once where no connection can be made; the hub's client would try for half a minute."""
+@functools.cache
+def reachable() -> bool:
+    """Whether a connection to the hub can be made, tried once per process.
+
+    The hub's client would try for half a minute, for every file anew.
+    """
     from urllib.parse import urlsplit
     from urllib.request import getproxies
 
     if getproxies().keys() & {"http", "https", "all"}:
-        return  # a proxy may reach what we can't
+        return True  # a proxy may reach what we can't
     place = urlsplit(os.environ.get("HF_ENDPOINT", _HUB))
     try:
         socket.create_connection(
             (place.hostname or "", place.port or (80 if place.scheme == "http" else 443)), timeout=10
         ).close()
-    except OSError as error:
-        raise _absent(_spelled(weights), weights, False) from error
+    except OSError:
+        return False
+    return True
+
+
+def here_only(repo: str, *, offline: bool = False) -> bool:
+    """Whether a model is to be loaded from this machine alone: asked for, or the hub can't be reached."""
+    return offline or is_local(repo) or offline_by_environment() or not reachable()
 
 
 def told(load: Callable[[], T], weights: Weights, *, offline: bool) -> T:

@@ -7,7 +7,7 @@ import logging
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,12 @@ from refseg_bench.claims import Desk, forget
 from refseg_bench.config import Config, Limit, checked, covers, digest_of, from_yaml, lasting, load
 from refseg_bench.datasets.limited import Limited
 from refseg_bench.errors import ConfigError, DataError, RefsegError, StoreError
+from refseg_bench.extras import missing_package
 from refseg_bench.inputs import Present
 from refseg_bench.joblog import logged
 from refseg_bench.owners import Owner
 from refseg_bench.progress import Progress
+from refseg_bench.segmenters.base import count_sessions
 from refseg_bench.store import Line, RunStore, job_name
 from refseg_bench.types import (
     Clip,
@@ -193,6 +195,8 @@ def capture_on(store: RunStore, *, shard: int, shards: int, launch: str) -> Tall
             try:
                 capture(clip, expressions)
                 tally.done += len(expressions)
+            except (ConfigError, ImportError):
+                raise
             except Exception as error:
                 log.warning("capture of clip %s failed: %s", clip.id, error)
                 tally.failed += len(expressions)
@@ -232,6 +236,8 @@ def build_method(values: Mapping[str, Any], dataset: Dataset) -> Method:
         part: schema.build(values[part], part) for part in schema.INJECTED if values.get(part) is not None
     }
     method: Method = schema.build(values["method"], "method", **parts)
+    if "segmenter" in parts:
+        object.__setattr__(parts["segmenter"], "counted", count_sessions(parts["segmenter"]))
     for part in (*parts.values(), method):
         # A component with a `cache_root` keeps what it can reuse in other runs there.
         if hasattr(part, "cache_root"):
@@ -252,9 +258,13 @@ def method_record(method: Method) -> dict[str, Any]:
     report = getattr(method, "report", None)
     record = {"method": report()} if callable(report) else {}
     for name in schema.INJECTED:
-        told = getattr(getattr(method, name, None), "environment", None)
+        part = getattr(method, name, None)
+        told = getattr(part, "environment", None)
         if callable(told):
             record[name] = dict(told())
+        counted = getattr(part, "counted", None)
+        if callable(counted):
+            record[name] = {**record.get(name, {}), "counters": asdict(counted())}
     return record
 
 
@@ -317,6 +327,9 @@ def predict_clip(
         failure: Exception = RefsegError("The method returned nothing for this expression.")
     except (ConfigError, StoreError):
         raise
+    except ImportError as error:
+        # As missing weights and devices are: of this machine, not of the sample.
+        raise missing_package(type(method).__name__, error.name or str(error)) from error
     except Exception as error:
         failure = error
     if not open_ids:

@@ -85,6 +85,30 @@ def test_offline_says_what_is_missing_and_how_to_get_it(monkeypatch, tmp_path):
     assert "refseg models get segmenter=sam2" in str(caught.value)
 
 
+def test_the_hub_is_tried_once_a_process_and_never_for_a_local_model(tmp_path, monkeypatch):
+    tried = []
+
+    def refuse(place, timeout):
+        tried.append(place)
+        raise OSError("no route")
+
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr(models.socket, "create_connection", refuse)
+    monkeypatch.setattr("urllib.request.getproxies", dict)
+    models.reachable.cache_clear()
+    try:
+        assert models.here_only(str(tmp_path))
+        assert models.here_only("some/model", offline=True)
+        assert tried == []
+        assert models.here_only("some/model")
+        assert models.here_only("another/model")
+        with pytest.raises(ModelError, match="can't be reached"):
+            models.fetch(Weights("nobody/nothing"))
+        assert len(tried) == 1
+    finally:
+        models.reachable.cache_clear()
+
+
 def test_every_hub_failure_is_told():
     from types import SimpleNamespace
 

@@ -191,6 +191,59 @@ def test_the_seed_moves_what_is_drawn_and_nothing_else(
     assert first.items() <= seeds[2].items()
 
 
+def test_the_segmenters_counters_reach_the_run_record(tmp_path: Path) -> None:
+    typed = ["method=centre_point", "segmenter=otsu", "limit.clips=20", "limit.expressions=1"]
+    paths = [f"paths.runs={tmp_path}", f"paths.cache={tmp_path}/cache"]
+    (done,) = launch(compose([*typed, *paths]), print, score=False)
+    (record,) = [json.loads(path.read_text()) for path in done.store.root.glob("env/*.json")]
+    counters = record["segmenter"]["counters"]
+    frames = sum(len(record["rles"]) for record in lines(done.store).values())
+    clips = len(lines(done.store))
+    assert counters["frame_encodings"] == frames
+    assert counters["propagated_frames"] == frames - clips
+    assert counters["decoder_calls"] == clips
+    assert counters["seconds"]["encode"] > 0
+
+
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        ("from_hub", "can't be reached"),
+        ("missing_folder", "not there"),
+        ("device", "not available here"),
+        ("package", "needs the package 'nonsense'"),
+    ],
+)
+def test_what_this_machine_lacks_is_told_once_and_fails_no_sample(
+    fault: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights, devices and packages: nothing of the kind is tried again for every sample."""
+    from refseg_bench import models
+    from refseg_bench.segmenters import sam2
+
+    asked: list[str] = []
+    monkeypatch.setattr(models, "reachable", lambda: asked.append(fault))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "")
+    knobs = {
+        "from_hub": ["segmenter.repo=nobody/nothing"],
+        "missing_folder": ["segmenter.checkpoint=/nowhere/sam2.pt"],
+        "device": ["segmenter.device=cuda:99"],
+        "package": [],
+    }[fault]
+    if fault == "package":
+
+        def lacking(self: object, clip: Clip) -> None:
+            raise ModuleNotFoundError("No module named 'nonsense.part'", name="nonsense.part")
+
+        monkeypatch.setattr(sam2.Sam2, "open", lacking)
+    typed = ["method=centre_point", "segmenter=sam2", *knobs, f"paths.runs={tmp_path}"]
+    (done,) = launch(compose([*typed, f"paths.cache={tmp_path}/cache"]), print, score=False)
+    assert isinstance(done.error, ConfigError)
+    assert told in str(done.error)
+    assert not lines(done.store)
+    assert asked == ([fault] if fault == "from_hub" else [])
+
+
 def test_frozen_values_are_read_back(tmp_path: Path) -> None:
     store = fake_run(tmp_path, seed=7)
     assert frozen(store)["seed"] == 7

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refseg_bench.errors import ConfigError, DataError
-from refseg_bench.models import Weights, fetch, find, is_local
+from refseg_bench.models import Weights, choose_device, fetch, find, is_local
 from refseg_bench.schema import knob
 
 if TYPE_CHECKING:
@@ -557,8 +557,7 @@ class _Loaded:
             "fp16": torch.float16,
             "fp32": torch.float32,
         }[dit.dtype]
-        automatic = "cuda" if torch.cuda.is_available() else "cpu"
-        self.device = torch.device(automatic if dit.device == "auto" else dit.device)
+        self.device = choose_device(dit.device)
         self.scheduler = _read_json(self.folder / "scheduler" / "scheduler_config.json")
         self.text: TextSide = TextSide(self.folder, self.index, self.dtype, self.device, dit.text_encoders)
         self._transformer: nn.Module | None = None

@@ -38,7 +38,7 @@ from refseg_bench.backbones.families import Family, Visual, family_of
 from refseg_bench.backbones.families.base import Piece
 from refseg_bench.backbones.rollout import LayerQK, dense_rollout, shared_rollout
 from refseg_bench.errors import ConfigError, RefsegError
-from refseg_bench.models import Weights
+from refseg_bench.models import ModelError, Weights, choose_device, here_only
 from refseg_bench.resources import weights
 from refseg_bench.schema import knob, locate
 from refseg_bench.types import FloatTHW, Uint8THWC
@@ -268,12 +268,10 @@ class MLLM:
     def _hub(self) -> dict[str, Any]:
         if self._folder() is not None:
             return {"local_files_only": True}
-        return {"revision": self.revision, "local_files_only": self.offline}
+        return {"revision": self.revision, "local_files_only": here_only(self.path, offline=self.offline)}
 
     def _device(self) -> torch.device:
-        if self.device == "auto":
-            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        return torch.device(self.device)
+        return choose_device(self.device)
 
     def _preprocessing(self) -> dict[str, Any]:
         from transformers.image_processing_base import ImageProcessingMixin
@@ -712,7 +710,7 @@ def _found(path: str, revision: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError) as error:
-        raise ConfigError(
+        raise ModelError(
             f"The model '{path}' (revision '{revision}') can't be loaded: {str(error).splitlines()[0]}",
             where="backbone.path",
             allowed=["a hub id", "a local folder", "shipped:NAME"],

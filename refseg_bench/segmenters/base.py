@@ -7,7 +7,8 @@ frame's width and height, measured at pixel centres, so that no method has to kn
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from types import TracebackType
@@ -185,6 +186,13 @@ class SegmenterCounters:
     seconds: dict[str, float] = field(default_factory=dict)
     recomputed_frames: int = 0
 
+    def add(self, other: SegmenterCounters) -> None:
+        """Count another session's work as well."""
+        for name in ("frame_encodings", "decoder_calls", "propagated_frames", "recomputed_frames"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for stage, seconds in other.seconds.items():
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+
 
 class SegmenterSession(Protocol):
     """A clip opened by a segmenter."""
@@ -237,6 +245,35 @@ class Segmenter(Protocol):
 
     def open(self, clip: Clip) -> SegmenterSession:
         """Start a session on a clip."""
+
+
+def count_sessions(segmenter: Any) -> Callable[[], SegmenterCounters]:
+    """Have a segmenter's sessions counted from now on.
+
+    Args:
+        segmenter: its ``open`` is replaced by one that remembers each session's counters.
+
+    Returns:
+        Gives the sum over all sessions opened so far.
+    """
+    opened, over = deque[SegmenterCounters](), SegmenterCounters()
+    plain = segmenter.open
+
+    def open_counted(clip: Clip) -> SegmenterSession:
+        session: SegmenterSession = plain(clip)
+        opened.append(session.counters)
+        if len(opened) > 16:  # memory doesn't grow with the clips, and no method holds so many at once
+            over.add(opened.popleft())
+        return session
+
+    def total() -> SegmenterCounters:
+        found = SegmenterCounters()
+        for counters in (over, *opened):
+            found.add(counters)
+        return found
+
+    object.__setattr__(segmenter, "open", open_counted)  # a component may be frozen
+    return total
 
 
 @runtime_checkable

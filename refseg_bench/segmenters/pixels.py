@@ -11,8 +11,6 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from refseg_bench.errors import ConfigError
-
 Precision = Literal["fp32", "bf16"]
 Resampling = Literal["bicubic", "bilinear"]
 
@@ -39,30 +37,6 @@ def square_pixels(
     shape = (3, 1, 1)
     pixels_3SS = (pixels_3SS - torch.tensor(mean).view(shape)) / torch.tensor(std).view(shape)
     return pixels_3SS[None].contiguous().to(device)
-
-
-def choose_device(name: str) -> torch.device:
-    """``auto`` = the first CUDA device if there is one, else the CPU.
-
-    Raises:
-        ConfigError: no such device here.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(
-            f"device '{name}' is no torch device.", allowed=("auto", "cpu", "cuda", "cuda:N")
-        ) from error
-    if device.type == "cuda" and (
-        not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()
-    ):
-        raise ConfigError(
-            f"device '{name}' is not available here ({torch.cuda.device_count()} CUDA devices).",
-            allowed=("auto", "cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))),
-        )
-    return device
 
 
 def autocast_for(precision: Precision, device: torch.device) -> Callable[[], AbstractContextManager[object]]:

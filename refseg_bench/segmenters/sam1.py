@@ -14,7 +14,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from refseg_bench.errors import ConfigError
-from refseg_bench.models import Weights, identity, offline_by_environment, told
+from refseg_bench.models import Weights, choose_device, here_only, identity, offline_by_environment, told
 from refseg_bench.schema import knob
 from refseg_bench.segmenters.base import (
     Candidates,
@@ -26,7 +26,7 @@ from refseg_bench.segmenters.base import (
     check_prompts,
 )
 from refseg_bench.segmenters.features import Features, FeatureStore
-from refseg_bench.segmenters.pixels import IMAGENET_MEAN, IMAGENET_STD, Precision, autocast_for, choose_device
+from refseg_bench.segmenters.pixels import IMAGENET_MEAN, IMAGENET_STD, Precision, autocast_for
 from refseg_bench.types import Clip
 
 
@@ -61,9 +61,10 @@ class Sam1:
             from transformers import SamModel
 
             offline = self.offline or offline_by_environment()
+            here = here_only(self.model, offline=offline)
             loaded = told(
                 lambda: SamModel.from_pretrained(
-                    self.model, revision=self.revision, local_files_only=offline, dtype=torch.float32
+                    self.model, revision=self.revision, local_files_only=here, dtype=torch.float32
                 ),
                 self.weights()[0],
                 offline=offline,

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from refseg_bench.models import Weights, fetch, identity
+from refseg_bench.models import Weights, choose_device, fetch, identity
 from refseg_bench.schema import knob
 from refseg_bench.segmenters import holes, sam2_package
 from refseg_bench.segmenters.features import Features
@@ -27,7 +27,6 @@ from refseg_bench.segmenters.pixels import (
     Precision,
     Resampling,
     autocast_for,
-    choose_device,
     square_pixels,
 )
 from refseg_bench.segmenters.sam2_package import Release, Size

@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
-from refseg_bench.models import Weights, identity, offline_by_environment, told
+from refseg_bench.models import Weights, choose_device, here_only, identity, offline_by_environment, told
 from refseg_bench.schema import knob
 from refseg_bench.segmenters import holes
 from refseg_bench.segmenters.hf_tracker import HfTrackerCore
 from refseg_bench.segmenters.holes import HoleFilling
 from refseg_bench.segmenters.memory_tracking import TrackingSession
-from refseg_bench.segmenters.pixels import Precision, Resampling, autocast_for, choose_device
+from refseg_bench.segmenters.pixels import Precision, Resampling, autocast_for
 from refseg_bench.types import Clip
 
 
@@ -89,9 +89,10 @@ class Sam2Hf:
         from transformers import Sam2VideoModel
 
         offline = self.offline or offline_by_environment()
+        here = here_only(self.model, offline=offline)
         model = told(
             lambda: Sam2VideoModel.from_pretrained(
-                self.model, revision=self.revision, local_files_only=offline, dtype=torch.float32
+                self.model, revision=self.revision, local_files_only=here, dtype=torch.float32
             ),
             self.weights()[0],
             offline=offline,

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from refseg_bench.errors import DataError
-from refseg_bench.models import Weights, identity, offline_by_environment, told
+from refseg_bench.models import Weights, choose_device, here_only, identity, offline_by_environment, told
 from refseg_bench.schema import knob
 from refseg_bench.segmenters import holes
 from refseg_bench.segmenters.base import (
@@ -39,7 +39,6 @@ from refseg_bench.segmenters.pixels import (
     Precision,
     Resampling,
     autocast_for,
-    choose_device,
     square_pixels,
 )
 from refseg_bench.types import Clip
@@ -134,8 +133,9 @@ class Sam3:
 
     def _pretrained(self, kind: Any, repo: str, **options: Any) -> Any:
         offline = self.offline or offline_by_environment()
+        here = here_only(repo, offline=offline)
         return told(
-            lambda: kind.from_pretrained(repo, revision=self.revision, local_files_only=offline, **options),
+            lambda: kind.from_pretrained(repo, revision=self.revision, local_files_only=here, **options),
             Weights(repo, self.revision, component="segmenter=sam3"),
             offline=offline,
         )
