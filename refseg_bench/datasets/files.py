@@ -6,6 +6,8 @@ only way from such a name to a path.
 
 from __future__ import annotations
 
+import contextlib
+import difflib
 import hashlib
 import json
 import os
@@ -50,7 +52,22 @@ def fingerprint(*paths: Path) -> str:
 
 def missing_file(path: Path) -> Damage:
     """The error of a file that should be there."""
-    return Damage("missing file", f"The file '{path.name}' is missing.", file=path)
+    return Damage(
+        "missing file",
+        f"The file '{path.name}' is missing.",
+        file=path,
+        cure=rename_that_helps(path) or UNPACK_AGAIN,
+    )
+
+
+def rename_that_helps(path: Path) -> str | None:
+    """The cure of a missing file whose name is spelled otherwise on this disk, if one is."""
+    with contextlib.suppress(OSError):
+        there = [name for name in os.listdir(path.parent) if Path(name).suffix.lower() == path.suffix.lower()]
+        close = difflib.get_close_matches(path.name, there, 1, 0.7)
+        if close:
+            return f"If {path.parent / close[0]} is that file, rename it to {path.name}."
+    return None
 
 
 #: Longest name of one file or folder (less its ending), and of a path below a set's folder, in bytes.

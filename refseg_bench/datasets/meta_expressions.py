@@ -10,7 +10,6 @@ Orders are the files' own (protocols average in that order); nothing here depend
 from __future__ import annotations
 
 import contextlib
-import difflib
 import os
 import re
 import shlex
@@ -28,6 +27,7 @@ from refseg_bench.datasets.files import (
     data_root,
     field_of,
     read_json,
+    rename_that_helps,
     safe_join,
     want,
 )
@@ -134,14 +134,7 @@ def not_found(name: str, root: Path | None, landmarks: Sequence[str]) -> DataErr
             cure = f"It lies in {folder}: set {shlex.quote(f'dataset.root={folder}')} (elsewhere: --root)."
             break
     else:
-        # The same file under another spelling of its name.
-        for landmark in landmarks:
-            folder, wanted = (place / landmark).parent, Path(landmark).name
-            with contextlib.suppress(OSError):
-                there = [p for p in os.listdir(folder) if Path(p).suffix == Path(wanted).suffix]
-                close = difflib.get_close_matches(wanted, there, 1, 0.7)
-                if close:
-                    cure = f"If {folder / close[0]} is that file, rename it to {wanted}."
+        cure = next(filter(None, (rename_that_helps(place / landmark) for landmark in landmarks)), cure)
     return DataError(
         f"The data set '{name}' is not here: none of its files {', '.join(landmarks)} exists.{holds}",
         where=place,
@@ -427,6 +420,10 @@ class MetaExpressions:
                     f"Split '{self.split}' of '{self.name}' has public masks, but there is none of "
                     f"{', '.join(candidates)}.",
                     file=self._loaded().base / candidates[0],
+                    cure=next(
+                        filter(None, (rename_that_helps(self._loaded().base / c) for c in candidates)),
+                        UNPACK_AGAIN,
+                    ),
                 )
             )
             return None

@@ -181,3 +181,12 @@ def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path):
     data = MetaExpressions(root=tmp_path)
     clip = data.clips()[0]
     assert data.target(clip, data.expressions(clip)[0]) is not None
+
+
+def test_a_mask_file_under_another_name_is_told_with_the_rename(tmp_path):
+    write_meta_expressions_set(tmp_path, "valid_u", [video()])
+    (tmp_path / "valid_u/mask_dict.json").rename(tmp_path / "valid_u/mask_dict(1).json")
+    data = MetaExpressions(root=tmp_path)
+    clip = data.clips()[0]
+    with pytest.raises(DataError, match="rename it to mask_dict.json"):
+        data.target(clip, data.expressions(clip)[0])

@@ -252,3 +252,10 @@ def test_parts_without_area_are_left_out_and_noted(tmp_path, segmentation, area,
         assert problem in verdict.problems[0].what
         with pytest.raises(DataError, match=problem):
             data.target(clip, data.expressions(clip)[0])
+
+
+def test_a_file_under_another_name_is_told_with_the_rename(tmp_path):
+    write_refcoco_set(tmp_path, [image()], image_folder="images")
+    (tmp_path / "instances.json").rename(tmp_path / "instances_train2014.json")
+    with pytest.raises(DataError, match="rename it to instances.json"):
+        RefCoco(root=tmp_path).clips()
