@@ -186,17 +186,19 @@ class _Found:
     def gaps(self, clip: Clip) -> tuple[str, ...]:
         return tuple(n for n, f in zip(clip.frame_names, self.files, strict=True) if f is None)
 
-    def state(self, clip: Clip, sides: Sequence[int] = ()) -> State:
+    def state(self, clip: Clip, sides: Sequence[int] = (), above: int = 0) -> State:
         """What the names and the first bytes of the files tell."""
         gaps = self.gaps(clip)
         if len(gaps) == len(clip):
             return State("missing", why=self.why)
-        for file in self.files:
-            if file is not None:
-                try:
-                    fitting(png.header(file)[:2], clip, sides, file)
-                except RefsegError as error:
-                    return State("failed", why=_failure(error).message)
+        there = [file for file in self.files if file is not None]
+        for file in there:
+            try:
+                fitting(png.header(file), clip, sides, file)
+                if file is there[0] and png.is_jpeg(file):
+                    lossless("JPEG", above, file)
+            except RefsegError as error:
+                return State("failed", why=_failure(error).message)
         return State("ok", gaps, self.why)
 
 
@@ -222,7 +224,7 @@ class FolderPredictions:
         """States from the folder listings alone."""
         found = self._samples(clip, expressions)
         if found is not None:
-            states = {e.id: found[e.id].state(clip, self.sides) for e in expressions}
+            states = {e.id: found[e.id].state(clip, self.sides, self.above) for e in expressions}
             return Survey({e.id: self._explained(states[e.id], clip, e) for e in expressions})
         maps = self._maps(clip)
         labels = {name: each.state(clip) for name, each in maps.items()}
@@ -325,6 +327,7 @@ class FolderPredictions:
                     rles.append(None)
                     continue
                 mask, encoding = png.read_mask(file, self.above)
+                lossless(encoding, self.above, file)
                 tally[encoding] += 1
                 size = fitting(mask.shape, clip, self.sides, file)
                 rles.append(encode_mask(mask))
@@ -522,6 +525,21 @@ def fitting(shape: tuple[int, ...], clip: Clip, sides: Sequence[int], file: str 
         if len(clip) == 1 and shape[0] == shape[1]
         else "Write masks at the original size.",
     )
+
+
+def lossless(encoding: str, above: int, file: Path) -> None:
+    """Refuse a JPEG whose foreground nobody has set apart from its blur.
+
+    Raises:
+        ScoreError: with what helps.
+    """
+    if "JPEG" in encoding and not above:
+        raise ScoreError(
+            "The mask is a JPEG, no PNG: its blur around the outline would count as foreground "
+            "(--threshold 127 leaves it out).",
+            where=file,
+            cure="Write masks as PNG, or give --threshold 127.",
+        )
 
 
 def _failure(error: RefsegError) -> SampleFailure:

@@ -349,6 +349,10 @@ def from_one(path):
     path.rename(path.with_name(f"{int(path.stem) + 5:05d}.png"))
 
 
+def as_jpeg(path):
+    Image.open(path).convert("L").save(path, format="JPEG")
+
+
 def half(path):
     Image.fromarray(np.asarray(Image.open(path))[::2, ::2]).save(path)
 
@@ -359,6 +363,7 @@ def half(path):
         (from_one, "missing vid0/0: frames 00000"),
         (half, "(20, 28), its frame (40, 56)"),
         (lambda path: path.write_text("no picture"), "it is no"),
+        (as_jpeg, "is a JPEG, no PNG"),
         (lambda path: path.write_bytes(b""), "it is no"),
         (lambda path: path.unlink(), "missing vid0/0"),
     ],
@@ -511,3 +516,11 @@ def test_what_a_subset_cannot_tell_is_named_with_its_reason(tmp_path, capsys):
     found = json.loads(out.read_text())["revos-binary"]
     assert found["metrics"]["J/referring"] == 100
     assert "reasoning" in found["no_value"]["J&F"]
+
+
+def test_a_jpeg_is_read_above_a_threshold(mevis, tmp_path):
+    folder = moved(write(tmp_path / "p", mevis[2]), as_jpeg)
+    code, found = scores(mevis, folder, tmp_path, "--threshold", 127)
+    expected = np.mean([iou(mevis[1][k], mevis[2][k]).mean() for k in mevis[1]])
+    assert (code, found["rvos-expr"]["n"]) == (0, 6)
+    assert found["rvos-expr"]["metrics"]["J"] == pytest.approx(expected, abs=0.01)

@@ -222,6 +222,15 @@ def values_of(data: bytes, name: str) -> list[int]:
     return [int(v) for v in np.flatnonzero(np.bincount(pixels.ravel(), minlength=256))]
 
 
+def is_jpeg(path: Path) -> bool:
+    """True if a file holds a JPEG, whatever it is called.
+
+    Raises:
+        MaskFault: the file is missing or can't be read.
+    """
+    return _bytes(path, 3) == b"\xff\xd8\xff"
+
+
 def header(path: Path) -> tuple[int, int]:
     """(height, width) from the file's first bytes.
 
