@@ -245,6 +245,14 @@ def test_davis_semi_aborts_on_an_id_too_many(tmp_path):
         scored((tmp_path / "g", tmp_path / "p"), "davis-semi")
 
 
+def test_vosb_tells_the_predicted_ids_it_ignores(tmp_path):
+    write(tmp_path / "g", {"a": id_maps(7, objects=1, late=False)})
+    write(tmp_path / "p", {"a": id_maps(7, objects=1, late=False) * 255})
+    got = scored((tmp_path / "g", tmp_path / "p"), "vosb")
+    assert got.result.metrics["J"].value == 0
+    assert got.notes["ignored_ids"] == "255 (not in the truth)"
+
+
 def test_davis_unsup_aborts_above_20_proposals(tmp_path):
     write(tmp_path / "g", {"a": id_maps(7, objects=1, late=False)})
     write(tmp_path / "p", {"a": id_maps(7, objects=1, late=False) * 21})

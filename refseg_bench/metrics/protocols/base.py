@@ -138,6 +138,7 @@ class Case:
         instances_known: False if ``foreground`` had to be made from the targets.
         left_out: clip or sample in which the protocol counts nothing → why; filled while scoring.
         failed: what turned out unusable only while it was scored (with ``partial``) → why.
+        ignored: predicted ids that a protocol ignored because the truth lacks them.
     """
 
     clip: Clip
@@ -151,6 +152,7 @@ class Case:
     instances_known: bool = True
     left_out: dict[str, str] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
+    ignored: set[int] = field(default_factory=set)
 
 
 class ScoringProtocol:

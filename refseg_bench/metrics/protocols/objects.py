@@ -406,6 +406,10 @@ class VosBenchmark(LabelProtocol):
     )
     metrics: ClassVar[tuple[str, ...]] = JF
 
+    def notes(self, case: Case) -> dict[str, Any]:
+        """Predicted ids that the truth lacks (255 where masks are 0/255)."""
+        return {"ignored_ids": f"{_few(case.ignored)} (not in the truth)"} if case.ignored else {}
+
     def frames(self, clip: Clip) -> range:
         """Inner frames, or all of them."""
         return range(len(clip)) if self.all_frames else super().frames(clip)
@@ -431,6 +435,7 @@ class VosBenchmark(LabelProtocol):
             for k in {*rows, *objects, *guesses}:
                 pair = objects.get(k, empty), guesses.get(k, empty)
                 rows.setdefault(k, []).append(kernel.compare(*pair, radius))
+        case.ignored.update(rows.keys() - real)
         scores: list[Score] = []
         for k in sorted(real):
             counts = stack(rows[k])
