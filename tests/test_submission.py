@@ -274,7 +274,9 @@ def test_other_peoples_folder_gives_the_zip_of_a_run(tmp_path, capsys, monkeypat
     words = [str(word) for word in (*words, "--root", tmp_path / "mevis")]
     assert cli.main(words) == 0
     assert (tmp_path / "mine-submission.zip").read_bytes() == (tmp_path / "own.zip").read_bytes()
-    assert "fit to submit" in capsys.readouterr().out
+    told = capsys.readouterr()
+    assert "fit to submit" in told.out
+    assert "predictions_read: 0/1 grey" in told.err
     (tmp_path / "mine" / "Annotations" / "v2" / "1" / "00002.png").write_bytes(picture(mask[1:]))
     (tmp_path / "mine" / "Annotations" / "v1" / "0" / "00001.png").unlink()
     assert cli.main([*words, "-o", str(tmp_path / "x.zip")]) == 2

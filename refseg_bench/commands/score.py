@@ -487,7 +487,7 @@ def _tell(
             names = ", ".join(name for name, reason in absent.items() if reason == why)
             print(f"  no value for {names}: {why}")
         for name, value in outcome.notes.items():
-            line = f"  {name}: {_counted(value) if isinstance(value, Mapping) else value}"
+            line = f"  {name}: {counted(value) if isinstance(value, Mapping) else value}"
             # What was read is the same under every protocol.
             if line not in told or not isinstance(value, Mapping):
                 print(line)
@@ -503,7 +503,7 @@ def _tell(
             print(explained(outcome, explain))
 
 
-def _counted(files: Mapping[str, int]) -> str:
+def counted(files: Mapping[str, int]) -> str:
     """Encodings, the most frequent first, in the words of a line."""
     ranked = sorted(files.items(), key=lambda item: (-item[1], item[0]))
     more = [f"{len(ranked) - 6} other encodings"] if len(ranked) > 6 else []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,6 +77,7 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _pack_files(args: argparse.Namespace) -> int:
+    from refseg_bench.commands.score import counted
     from refseg_bench.external import open_predictions
     from refseg_bench.types import Prediction, SampleFailure, sample_id
 
@@ -86,11 +88,13 @@ def _pack_files(args: argparse.Namespace) -> int:
     for note in source.notes(dataset):
         print(f"  {note}", file=sys.stderr)
     clips = {clip.id: clip for clip in dataset.clips()}
+    read: dict[str, Mapping[str, int]] = {}
 
     def lookup(clip_id: str) -> Mapping[str, Prediction]:
         clip = clips[clip_id]
         expressions = dataset.expressions(clip)
-        found = dict(source.answers(clip, expressions, labels=False, samples=True).samples)
+        answers = source.answers(clip, expressions, labels=False, samples=True)
+        found, read[clip_id] = dict(answers.samples), answers.encodings
         for key, state in source.survey(clip, expressions).samples.items():
             if key not in found and state.why:
                 failure = SampleFailure("missing", state.why, "")
@@ -99,7 +103,10 @@ def _pack_files(args: argparse.Namespace) -> int:
 
     given = args.predictions.resolve()
     path = args.output or given.with_name(f"{given.name.removesuffix('.json')}-submission.zip")
-    return _pack(path, dataset, lookup, "Write what is missing; docs/scoring.md lists the layouts.")
+    code = _pack(path, dataset, lookup, "Write what is missing; docs/scoring.md lists the layouts.")
+    if encodings := sum(map(Counter, read.values()), Counter()):
+        print(f"  predictions_read: {counted(encodings)}", file=sys.stderr)
+    return code
 
 
 def _pack(path: Path, dataset: Dataset, lookup: Callable[[str], Mapping[str, Prediction]], cure: str) -> int:

@@ -296,6 +296,9 @@ def _simple(data: bytes, path: Path) -> tuple[Uint8HW, dict[bytes, tuple[int, in
             if zlib.crc32(data[begin - 4 : end]).to_bytes(4, "big") != data[end : end + 4]:
                 raise _torn(path, "its checksum is wrong")
             packed.append(data[begin:end])
+        elif kind == b"acTL":
+            # An animation: the one place that refuses those is asked.
+            return None
         elif kind == b"IEND":
             break
     stream = packed[0] if len(packed) == 1 else b"".join(packed)

@@ -199,6 +199,14 @@ def test_hostile_files_are_told_and_cost_nothing(tmp_path: Path, data: bytes, wo
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10
 
 
+def test_an_animation_is_no_mask(tmp_path: Path) -> None:
+    first, second = Image.fromarray(GREY), Image.fromarray(255 - GREY)
+    first.save(tmp_path / "m.png", save_all=True, append_images=[second])
+    for read in (png.read_mask, png.read_labels, png.read_grey):
+        with pytest.raises(png.MaskFault, match="several pictures"):
+            read(tmp_path / "m.png")
+
+
 def test_only_regular_files_are_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "m.png")
     for path in (tmp_path / "m.png", tmp_path, Path("/dev/zero")):
