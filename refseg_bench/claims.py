@@ -128,12 +128,12 @@ class Desk:
     Args:
         root: the run folder.
         owner: this process.
-        census: who is alive; a fresh one by default.
+        census: who is alive; by default one that asks about all of the run's processes at once.
     """
 
     def __init__(self, root: Path, owner: Owner, census: Census | None = None) -> None:
         self.root, self.owner = root, owner
-        self.census = census or Census()
+        self.census = census or Census(lambda: [r.owner for r in records(root) if not r.end])
         self.record = root / "jobs" / f"{owner.job}.json"
         self._held: Path | None = None
         self._end: dict[str, Any] = {}

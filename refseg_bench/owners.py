@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shlex
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,7 @@ SILENCE = 20 * BEAT
 #: Jobs this very process is at; one that it ended badly is dead, although its process lives on.
 AT_WORK: set[str] = set()
 #: Seconds for which an answer of SLURM is good.
-_FRESH = 20.0
+_FRESH = 60.0
 
 
 @dataclass(frozen=True)
@@ -99,11 +99,18 @@ class Owner:
 
 
 class Census:
-    """Answers whether owners live; SLURM's answers are kept for a while, deaths for ever."""
+    """Answers whether owners live; SLURM's answers are kept for a while, deaths for ever.
 
-    def __init__(self) -> None:
+    Args:
+        peers: gives the owners of the run that have not ended; SLURM is asked about all in one call.
+    """
+
+    def __init__(self, peers: Callable[[], Iterable[Owner]] = tuple) -> None:
         self._dead: set[str] = set()
-        self._asked: dict[str, tuple[float, bool]] = {}
+        self._peers = peers
+        self._asked: set[str] = set()
+        self._answer: dict[str, scheduler.JobState] | None = None
+        self._when = -_FRESH
         self._here = (_host(), _boot(), _space())
 
     def alive(self, owner: Owner, silent: float = 0.0) -> bool:
@@ -133,19 +140,17 @@ class Census:
         return silent < SILENCE
 
     def _slurm(self, owner: Owner) -> bool:
-        now = time.monotonic()
-        then, answer = self._asked.get(owner.job, (-_FRESH, True))
-        if now - then >= _FRESH:
-            assert owner.slurm is not None
-            states = scheduler.queued([owner.slurm])
-            if states is None:
-                answer = True
-            else:
-                state = states.get(owner.slurm)
-                # Pending again, or started again: the process that we knew is gone.
-                answer = state is not None and state.active and state.restarts == owner.restarts
-            self._asked[owner.job] = (now, answer)
-        return answer
+        assert owner.slurm is not None
+        # An answer says nothing of a process that came after it.
+        if time.monotonic() - self._when >= _FRESH or owner.job not in self._asked:
+            asked = [owner, *self._peers()]
+            self._answer = scheduler.queued({o.slurm for o in asked if o.slurm is not None})
+            self._when, self._asked = time.monotonic(), {o.job for o in asked}
+        if self._answer is None:
+            return True
+        state = self._answer.get(owner.slurm)
+        # Pending again, or started again: the process that we knew is gone.
+        return state is not None and state.active and state.restarts == owner.restarts
 
 
 def describe(owners: Iterable[Owner]) -> str:

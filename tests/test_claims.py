@@ -142,6 +142,28 @@ def test_slurm_decides_about_a_claim_on_another_node(
     assert asked == [["7"]], "SLURM is asked once for a while"
 
 
+def test_slurm_is_asked_once_for_all_processes_of_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(5):
+        leave(tmp_path, owner(f"a{number}", host="elsewhere", slurm=str(70 + number)), f"clip{number}")
+    asked: list[set[str]] = []
+
+    def queued(ids):
+        asked.append(set(ids))
+        return {"72": JobState("RUNNING", 0), "75": JobState("RUNNING", 0)}
+
+    monkeypatch.setattr(scheduler, "queued", queued)
+    with Desk(tmp_path, owner("b")) as b:
+        assert [b.take(f"clip{number}") for number in range(5)] == [True, True, False, True, True]
+        assert asked == [{"70", "71", "72", "73", "74"}]
+        # A process that came later is not judged by what was asked before.
+        leave(tmp_path, owner("late", host="elsewhere", slurm="75"), "clip5")
+        assert not b.take("clip5")
+    assert len(asked) == 2
+    assert "75" in asked[1]
+
+
 def test_where_nobody_can_be_asked_a_long_silence_stands_in() -> None:
     far = owner("a", host="elsewhere")
     assert Census().alive(far, silent=SILENCE / 2)
