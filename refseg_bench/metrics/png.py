@@ -110,7 +110,9 @@ def read_mask(path: Path, above: int = 0) -> tuple[NDArray[np.bool_], str]:
     # Nearly all masks hold one value besides 0; finding all values takes a hundred times as long.
     present = [0] * background + [value] * (value > 0)
     if value < 0:
-        present = np.flatnonzero(np.bincount(stored.ravel(), minlength=256)).tolist()
+        occurs = np.zeros(256, np.bool_)
+        occurs[stored] = True
+        present = np.flatnonzero(occurs).tolist()
     seen = [int(levels[v]) for v in present]
     if len(seen) > 1 and len(set(seen)) == 1:
         raise _flat(path, kind)
