@@ -494,17 +494,16 @@ def _names_in(folder: str, changed: int) -> frozenset[str]:
 
 
 def _frames(folder: Path, names: frozenset[str], clip: Clip) -> _Found:
-    files = tuple(
-        folder / f"{name}.png" if f"{name}.png" in names and bad_name(name) is None else None
-        for name in clip.frame_names
-    )
-    wanted = {f"{name}.png" for name in clip.frame_names}
-    stems = [n.removesuffix(".png") for n in names if n.endswith(".png")]
-    if None in files and counted_from_1(stems, clip.frame_names):
-        files = (None,) * len(clip)
-    rest = sorted({f"{n}.png" for n in stems} - wanted)
-    why = frames_instead(names, clip.frame_names) if None in files else ""
-    return _Found(files, tuple(n.removesuffix(".png") for n in rest), why and f"{why} (in '{folder}')")
+    wanted = [f"{name}.png" for name in clip.frame_names]
+    # What a listing holds is a plain name, whatever the clip says.
+    files = tuple([folder / name if name in names else None for name in wanted])
+    rest = sorted(name.removesuffix(".png") for name in names.difference(wanted) if name.endswith(".png"))
+    why = ""
+    if None in files:
+        why = f"{frames_instead(names, clip.frame_names)} (in '{folder}')"
+        if counted_from_1([n.removesuffix(".png") for n in names if n.endswith(".png")], clip.frame_names):
+            files = (None,) * len(clip)
+    return _Found(files, tuple(rest), why)
 
 
 def fitting(shape: tuple[int, ...], clip: Clip, sides: Sequence[int], file: str | Path) -> tuple[int, int]:
