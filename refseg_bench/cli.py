@@ -112,6 +112,7 @@ def _tell_of_unchecked() -> None:
             f"read unchecked, {first} among them",
             file=sys.stderr,
         )
+        files.UNCHECKED.clear()
 
 
 def _bordered() -> ExitStack:

@@ -444,6 +444,7 @@ def _finish(node: DictConfig, choices: dict[str, str], overrides: tuple[str, ...
     schema.allow(*schema.targets(plain))
     values = schema.conform(Config, {str(k): v for k, v in plain.items()}, "")
     values["sweep"] = {}
+    _score_settings(values["score"])
     for name in ("clips", "expressions"):
         count = values["limit"][name]
         if count is not None and count < 1:
@@ -505,6 +506,25 @@ def _protocol(word: str, overrides: Sequence[str]) -> str:
     found = ":".join([f"{values.get(TARGET)}{at}{version}", *pairs, *knobs])
     find_protocol(found)
     return found
+
+
+def _score_settings(score: Mapping[str, Any]) -> None:
+    """See to it that intervals can be made.
+
+    Raises:
+        ConfigError: a value is out of its range.
+    """
+    ranges = {
+        "confidence": ("between 0 and 1", 0 < score["confidence"] < 1),
+        "bootstrap": ("0 to 1000000", 0 <= score["bootstrap"] <= 1_000_000),
+        "seed": ("0 and more", 0 <= score["seed"] < 1 << 63),
+        "jobs": ("0 and more", 0 <= score["jobs"] < 1 << 20),
+    }
+    for name, (allowed, met) in ranges.items():
+        if not met:
+            raise ConfigError(
+                f"score.{name} is {score[name]}.", allowed=[allowed], cure=f"Set score.{name}=N."
+            )
 
 
 def _required(cls: type, name: str) -> bool:
@@ -579,6 +599,7 @@ def checked(values: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """
     try:
         plain = schema.conform(Config, values, "")
+        _score_settings(plain["score"])
         for part in COMPONENTS:
             if plain[part] is not None and not isinstance(plain[part].get(TARGET), str):
                 raise ConfigError(f"Config node '{part}' has no {TARGET}.")

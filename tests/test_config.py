@@ -307,3 +307,12 @@ def test_what_hydra_reads_is_left_to_it():
     ):
         assert configs.quoted(item) == item
     assert configs.quoted("a=/x,/y", multirun=True) == "a=/x,/y"
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["score.confidence=2", "score.confidence=0", "score.bootstrap=-1", "score.seed=-1", "score.jobs=-2"],
+)
+def test_score_settings_out_of_their_range_are_told(word: str) -> None:
+    with pytest.raises(ConfigError, match=word.partition("=")[0]):
+        configs.compose([word])
