@@ -245,6 +245,17 @@ class RunStore:
             raise write_error(error, root) from error
         return store
 
+    def freeze_again(self, config_yaml: str) -> None:
+        """Replace the frozen config by one that differs in what can't change a prediction.
+
+        Raises:
+            StoreError: it can't be written.
+        """
+        try:
+            write_atomic(self.config_path, sealed_text(config_yaml))
+        except OSError as error:
+            raise write_error(error, self.config_path) from error
+
     @classmethod
     def open(cls, root: Path) -> RunStore:
         """Open an existing run folder.

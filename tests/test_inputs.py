@@ -255,6 +255,16 @@ def test_a_result_of_fewer_predictions_is_not_shown(tmp_path: Path) -> None:
     assert again.results()["rvos-expr@1"].n == 12
 
 
+def test_scoring_and_reports_look_where_the_last_command_found_the_data(tmp_path: Path) -> None:
+    score_store(a_run(tmp_path)[0].store)
+    shutil.copytree(tmp_path / "data", tmp_path / "other")
+    change(tmp_path / "other", text="another")
+    store = RunStore(a_run(tmp_path, "other")[0].store.root)
+    ((_, outcome),) = score_store(store)
+    assert isinstance(outcome, Scored)
+    leave_out_outdated([store], pytest.fail)
+
+
 def test_status_counts_what_the_data_set_asks_for_now(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

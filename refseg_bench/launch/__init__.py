@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from refseg_bench import claims, schema
-from refseg_bench.config import Composed, lasting, load, to_yaml
+from refseg_bench.config import Composed, from_yaml, lasting, load, to_yaml
 from refseg_bench.errors import RefsegError
 from refseg_bench.launch import local, slurm
 from refseg_bench.launch.foresight import foreseen
@@ -59,7 +59,12 @@ def freeze(point: Composed) -> RunStore:
         "lasting": lasting(point.values),
         "bound": bool(getattr(method, "bound", False)),
     }
-    return RunStore.create(point.path, to_yaml(point.values), info)
+    store = RunStore.create(point.path, to_yaml(point.values), info)
+    kept = from_yaml(store.config_path)
+    if kept.get("dataset") != point.values["dataset"]:
+        # The same set at another place: scoring and reports look where the last command found it.
+        store.freeze_again(to_yaml({**kept, "dataset": point.values["dataset"]}))
+    return store
 
 
 def launch(
