@@ -13,7 +13,7 @@ SHIPPED = ("conf", "datasets", "results")
 
 
 class BuildWithShipped(build_py):
-    """Puts the top-level folders a user needs below the package; ``refseg_bench/resources.py`` finds them."""
+    """Puts the top-level folders a user needs below the package; ``files/resources.py`` finds them."""
 
     def run(self) -> None:
         """Build, then copy (an editable install reads the checkout itself)."""
@@ -30,8 +30,8 @@ setup(
     cmdclass={"build_py": BuildWithShipped},
     ext_modules=[
         Extension(
-            "refseg_bench.metrics._kernel",
-            ["refseg_bench/metrics/_kernel.c"],
+            "refseg_bench.files._kernel",
+            ["refseg_bench/files/_kernel.c"],
             extra_compile_args=["-O3"],
             optional=True,
         )

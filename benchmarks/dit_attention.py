@@ -24,7 +24,7 @@ def measure(variant: str, grid: int, blocks: int, tokens: int, heads: int) -> di
     from diffusers import FluxTransformer2DModel
 
     from refseg_bench.backbones.attention_maps import MapOptions, Reading, Recorder, TokenLayout
-    from refseg_bench.backbones.dit_families import ForwardInputs, family
+    from refseg_bench.backbones.dit.families import ForwardInputs, family
     from refseg_bench.backbones.sdpa_tap import SdpaTap
 
     torch.manual_seed(0)

@@ -22,12 +22,12 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from refseg_bench import schema
-from refseg_bench.config import Composed, Config, digest
-from refseg_bench.launch import freeze, launch
-from refseg_bench.launch.records import register, submissions
+from refseg_bench.config import schema
+from refseg_bench.config.compose import Composed, Config, digest
+from refseg_bench.run.launch import freeze, launch
+from refseg_bench.run.submissions import register, submissions
+from refseg_bench.run.worker import Shard
 from refseg_bench.types import Clip, Expression, Grounding, MaskTrack
-from refseg_bench.worker import Shard
 
 LIMIT_MS = 5.0
 

@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from refseg_bench.config import load_node
-from refseg_bench.schema import build
+from refseg_bench.config.compose import load_node
+from refseg_bench.config.schema import build
 from refseg_bench.segmenters.base import Prompt, SegmenterCounters
 from refseg_bench.types import Clip
 
@@ -85,7 +85,7 @@ def main() -> int:
             import torch
 
             from refseg_bench.segmenters.sam2_hf import Sam2Hf
-            from refseg_bench.segmenters.tiny import write_sam2
+            from tools.tiny_sam import write_sam2
 
             torch.set_num_threads(args.threads)
             name, segmenter = "small random SAM 2", Sam2Hf(model=str(write_sam2(Path(place) / "model")))

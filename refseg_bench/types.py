@@ -7,8 +7,7 @@ reading files, models and metrics live elsewhere. Array names carry their axes a
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from refseg_bench.errors import DataError
+from refseg_bench.files import compiled
 
 BoolHW = NDArray[np.bool_]
 Uint8THWC = NDArray[np.uint8]
@@ -36,7 +36,10 @@ def encode_rle(mask_HW: NDArray[Any]) -> bytes:
     Returns:
         The compressed ``counts`` string of the COCO format; the size is kept by the owner.
     """
-    binary = np.asfortranarray(mask_HW != 0).view(np.uint8)
+    binary = mask_HW != 0
+    if compiled.KERNEL is not None:
+        return bytes(compiled.KERNEL.encode(np.ascontiguousarray(binary).view(np.uint8)))
+    binary = np.asfortranarray(binary).view(np.uint8)
     return bytes(coco_mask.encode(binary)["counts"])
 
 
@@ -89,17 +92,6 @@ def run_lengths(counts: bytes) -> NDArray[np.int64]:
 MOST_PIXELS = 1 << 28
 
 
-def _measurer() -> Callable[[bytes, int], bool] | None:
-    """The compiled kernel's own measurement, where it was built: a run-length code costs a microsecond."""
-    try:
-        return getattr(importlib.import_module("refseg_bench.metrics._kernel"), "sound", None)
-    except ImportError:
-        return None
-
-
-_SOUND = _measurer()
-
-
 def rle_fault(counts: bytes, size: tuple[int, int]) -> str | None:
     """Why compressed counts are no mask of that size, or ``None`` if they are.
 
@@ -109,7 +101,7 @@ def rle_fault(counts: bytes, size: tuple[int, int]) -> str | None:
     pixels = size[0] * size[1]
     if min(size) < 1 or pixels > MOST_PIXELS:
         return f"no frame has the size {size[0]} x {size[1]}"
-    if _SOUND is not None and _SOUND(counts, pixels):
+    if compiled.KERNEL is not None and compiled.KERNEL.sound(counts, pixels):
         return None
     try:
         runs = run_lengths(counts)
@@ -240,7 +232,7 @@ class Clip:
         Raises:
             DataError: a frame is missing, unreadable or of another size than the clip.
         """
-        from refseg_bench.imageio import read_rgb
+        from refseg_bench.files.images import read_rgb
 
         chosen = range(len(self.frame_paths)) if indices is None else indices
         out = np.empty((len(chosen), *self.size, 3), np.uint8)

@@ -11,11 +11,11 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from refseg_bench import schema
-from refseg_bench.config import Composed, Config, digest
-from refseg_bench.launch import freeze
-from refseg_bench.schema import knob
-from refseg_bench.store import RunStore
+from refseg_bench.config import schema
+from refseg_bench.config.compose import Composed, Config, digest
+from refseg_bench.config.schema import knob
+from refseg_bench.run.launch import freeze
+from refseg_bench.run.store import RunStore
 from refseg_bench.types import Clip, Expression, Grounding, HeatPoint, MaskTrack, Target
 
 

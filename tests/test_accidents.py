@@ -16,11 +16,11 @@ import pytest
 
 from refseg_bench.cli import main
 from refseg_bench.datasets.catalogue import open_dataset
-from refseg_bench.datasets.writers import write_meta_expressions_set
 from tests.datasets.conftest import video
 from tests.fakes import FakeDataset
 from tests.faults import FAILING, Fault, Outcome, command
 from tests.launch.runs import overrides
+from tools.writers import write_meta_expressions_set
 
 #: Words of the cure, or of what goes on without the disk.
 TOLD = "disk is full|quota is used up|[Ii]nput/output error|No space left|[Qq]uota exceeded"

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from refseg_bench import claims, owners, scheduler
-from refseg_bench.claims import Desk, forget, records
-from refseg_bench.owners import BEAT, SILENCE, Census, Owner, lives
-from refseg_bench.scheduler import JobState
+from refseg_bench.run import claims, owners, scheduler
+from refseg_bench.run.claims import Desk, forget, records
+from refseg_bench.run.owners import BEAT, SILENCE, Census, Owner, lives
+from refseg_bench.run.scheduler import JobState
 
 
 def owner(job: str, launch: str = "L", **changes) -> Owner:

@@ -50,9 +50,9 @@ def test_run_score_report_then_a_no_op(in_tmp: Path, capsys: pytest.CaptureFixtu
 
 
 def test_an_edited_yaml_changes_nothing_in_a_frozen_run(in_tmp: Path) -> None:
-    from refseg_bench import config as configs
-    from refseg_bench.launch import freeze
-    from refseg_bench.run import work_on
+    from refseg_bench.config import compose as configs
+    from refseg_bench.run.launch import freeze
+    from refseg_bench.run.loop import work_on
 
     (point,) = configs.compose(["method=random_point", "method=empty", "limit.clips=1"])
     store = freeze(point)

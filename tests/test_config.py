@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
-from refseg_bench import config as configs
+from refseg_bench.config import compose as configs
 from refseg_bench.errors import ConfigError, StoreError
-from refseg_bench.launch import freeze
-from refseg_bench.metrics.protocols.catalogue import find as find_protocol
-from refseg_bench.metrics.protocols.catalogue import rules
-from refseg_bench.metrics.protocols.image import RefcocoLavt
-from refseg_bench.resources import resource
+from refseg_bench.files.resources import resource
+from refseg_bench.run.launch import freeze
+from refseg_bench.scoring.protocols.catalogue import find as find_protocol
+from refseg_bench.scoring.protocols.catalogue import rules
+from refseg_bench.scoring.protocols.image import RefcocoLavt
 from refseg_bench.types import Result
 
 
@@ -152,7 +152,7 @@ def test_an_outside_package_adds_a_protocol_with_a_searchpath(tmp_path: Path) ->
     """It is frozen by its class, for scoring and reporting know no search path."""
     theirs = tmp_path / "theirs/protocol"
     theirs.mkdir(parents=True)
-    lavt = "refseg_bench.metrics.protocols.image.RefcocoLavt"
+    lavt = "refseg_bench.scoring.protocols.image.RefcocoLavt"
     (theirs / "my-rules.yaml").write_text(f"_target_: {lavt}\nresolution: null\n")
     point = one(
         f"hydra.searchpath=[file://{tmp_path}/theirs]", "protocols=['my-rules@1:resolution=48',rvos-expr]"
@@ -192,7 +192,7 @@ def test_a_torn_override_has_a_cure() -> None:
 
 def test_a_result_names_the_rules_that_made_it() -> None:
     """Protocols of other packages, and knobs, are found again without a search path."""
-    node = {"_target_": "refseg_bench.metrics.protocols.image.RefcocoLavt", "resolution": 48}
+    node = {"_target_": "refseg_bench.scoring.protocols.image.RefcocoLavt", "resolution": 48}
     made = rules(Result("theirs@1", {}, 0, 0, 0, 0, details={"rules": node}))
     assert isinstance(made, RefcocoLavt)
     assert made.resolution == 48

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from refseg_bench.cli import main
+from refseg_bench.files.resources import resource
 from refseg_bench.report.publish import read_published
-from refseg_bench.resources import resource
-from refseg_bench.store import RunStore, runs_in
+from refseg_bench.run.store import RunStore, runs_in
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from refseg_bench.errors import DataError
-from refseg_bench.imageio import image_size, read_rgb, stored_upright
+from refseg_bench.files.images import image_size, read_rgb, stored_upright
 
 GREY = np.linspace(0, 255, 6 * 10).reshape(6, 10).astype(np.uint8)
 

@@ -17,17 +17,17 @@ from PIL import Image
 from refseg_bench import cli
 from refseg_bench.commands.run import finish
 from refseg_bench.commands.score import score_store
-from refseg_bench.config import Composed, digest
+from refseg_bench.config.compose import Composed, digest
 from refseg_bench.errors import ScoreError, StoreError
-from refseg_bench.inputs import Present, StaleError, stale
-from refseg_bench.launch import Launched, freeze, launch
-from refseg_bench.launch.planning import planned, tally_of
 from refseg_bench.report.coco import to_coco
 from refseg_bench.report.current import leave_out_outdated
 from refseg_bench.report.html import write_report
-from refseg_bench.run import Tally, dataset_of, frozen, plan, work_on
-from refseg_bench.scoring import Scored
-from refseg_bench.store import RunStore
+from refseg_bench.run.inputs import Present, StaleError, stale
+from refseg_bench.run.launch import Launched, freeze, launch
+from refseg_bench.run.loop import Tally, dataset_of, frozen, plan, work_on
+from refseg_bench.run.planning import planned, tally_of
+from refseg_bench.run.store import RunStore
+from refseg_bench.scoring.score import Scored
 from refseg_bench.types import Clip, Expression, MaskTrack, Target
 from tests.fakes import FakeDataset, fake_run, fake_values
 

@@ -14,7 +14,10 @@ from refseg_bench.datasets.reasonvos import ReasonVos
 from refseg_bench.datasets.ref_davis17 import RefDavis17
 from refseg_bench.datasets.refcoco import RefCoco
 from refseg_bench.datasets.revos import Revos
-from refseg_bench.datasets.writers import (
+from refseg_bench.scoring.foreign import open_predictions
+from refseg_bench.types import encode_rle, run_lengths
+from tests.datasets.conftest import frames, video
+from tools.writers import (
     ImageRecord,
     write_davis_source,
     write_label_map,
@@ -24,9 +27,6 @@ from refseg_bench.datasets.writers import (
     write_refcoco_set,
     write_revos_set,
 )
-from refseg_bench.external import open_predictions
-from refseg_bench.types import encode_rle, run_lengths
-from tests.datasets.conftest import frames, video
 
 
 @pytest.fixture(autouse=True)

@@ -10,8 +10,9 @@ import sys
 
 import pytest
 
-from refseg_bench import cli, models
-from refseg_bench.models import ModelError, Weights, fetch, find, needs_of
+from refseg_bench import cli
+from refseg_bench.backbones import weights as models
+from refseg_bench.backbones.weights import ModelError, Weights, fetch, find, needs_of
 
 
 @pytest.fixture

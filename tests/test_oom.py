@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from refseg_bench import oom, schema
 from refseg_bench.backbones.base import RolloutSettings, VisualSettings
-from refseg_bench.config import group_members, load_node
-from refseg_bench.methods.refam import RefAM
-from refseg_bench.run import predict_clip, work_on
-from refseg_bench.segmenters import tiny
+from refseg_bench.config import schema
+from refseg_bench.config.compose import group_members, load_node
+from refseg_bench.methods.refam.method import RefAM
+from refseg_bench.run import oom
+from refseg_bench.run.loop import predict_clip, work_on
 from refseg_bench.segmenters.base import Prompt, Segmenter
 from refseg_bench.types import Clip, Expression, Grounding, MaskTrack
 from tests import tiny_mllm
@@ -23,6 +23,7 @@ from tests.fakes import FakeDataset, fake_run
 from tests.launch.runs import SLOW, lines
 from tests.launch.slow import SlowMethod
 from tests.segmenters.conftest import sam2_folder, sam2_package_files  # noqa: F401
+from tools import tiny_sam as tiny
 
 
 @pytest.mark.parametrize(
@@ -126,12 +127,12 @@ def shipped(
 
     def make(name: str) -> tuple[Any, Any, str, Callable[..., int]]:
         if name == "mllm":
-            from refseg_bench.backbones.mllm import Session
+            from refseg_bench.backbones.mllm.model import Session
 
             method = Reads(tiny_mllm.backbone("qwen2_5_vl", batch_size=64))
             return method, Session, "_read", lambda self, prefix, prompts, answer: len(prompts)
         if name == "dit":
-            from refseg_bench.backbones.dit import DiT
+            from refseg_bench.backbones.dit.model import DiT
 
             dit = request.getfixturevalue("make_dit")("sd3", batch_size=64)
             method = RefAM(dit, mask="threshold", prompt_mode="empty")

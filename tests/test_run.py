@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refseg_bench.config import compose
+from refseg_bench.config.compose import compose
 from refseg_bench.datasets.limited import Limited
 from refseg_bench.errors import ConfigError, DataError, RefsegError
-from refseg_bench.launch import freeze, launch
-from refseg_bench.run import dataset_of, frozen, plan, predict_clip, share, work_on
-from refseg_bench.store import RunStore
+from refseg_bench.run.launch import freeze, launch
+from refseg_bench.run.loop import dataset_of, frozen, plan, predict_clip, share, work_on
+from refseg_bench.run.store import RunStore
 from refseg_bench.types import Clip, Expression, Grounding, MaskTrack
 from tests.fakes import FakeDataset, FakeMethod, fake_run, fake_values
 
@@ -218,7 +218,7 @@ def test_what_this_machine_lacks_is_told_once_and_fails_no_sample(
     fault: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Weights, devices and packages: nothing of the kind is tried again for every sample."""
-    from refseg_bench import models
+    from refseg_bench.backbones import weights as models
     from refseg_bench.segmenters import sam2
 
     asked: list[str] = []
@@ -251,7 +251,7 @@ def test_frozen_values_are_read_back(tmp_path: Path) -> None:
 
 
 def test_a_set_without_its_pictures_is_told_once(tmp_path: Path) -> None:
-    from refseg_bench.datasets.writers import ImageRecord, write_refcoco_set
+    from tools.writers import ImageRecord, write_refcoco_set
 
     picture = np.full((24, 32, 3), 90, np.uint8)
     square = [[4, 4, 20, 4, 20, 16, 4, 16]]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from refseg_bench import schema
+from refseg_bench.config import schema
 from refseg_bench.errors import ConfigError
 from tests.fakes import FakeDataset, FakeMethod, Options
 
@@ -63,8 +63,8 @@ def test_transient_knobs_are_not_lasting() -> None:
 
 def test_every_shipped_component_lists_exactly_its_knobs() -> None:
     """A knob that its YAML leaves out can't be overridden on the command line."""
-    from refseg_bench.config import from_yaml
-    from refseg_bench.resources import resource
+    from refseg_bench.config.compose import from_yaml
+    from refseg_bench.files.resources import resource
 
     checked = 0
     for group in ("dataset", "method", "backbone", "segmenter", "protocol"):

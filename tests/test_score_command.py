@@ -274,7 +274,7 @@ def test_explain_prints_the_rules_behind_a_number(mevis, tmp_path, capsys):
     [
         (("--dataset", "nonsense"), "No dataset 'nonsense'"),
         (("--protocol", "nonsense"), "No protocol 'nonsense'"),
-        (("--predictions", "/nowhere"), "no predictions here"),
+        (("--predictions", "/nowhere/at/all"), "no predictions here"),
         (("--split", "nonsense"), "nonsense"),
     ],
 )
@@ -306,7 +306,7 @@ def test_names_never_leave_the_folder(tmp_path):
     """An expression id or anno id with `..` finds nothing, even where the file exists."""
     from pathlib import Path
 
-    from refseg_bench.external import FolderPredictions
+    from refseg_bench.scoring.foreign import FolderPredictions
     from refseg_bench.types import Clip, Expression
 
     save(np.ones(SIZE, bool), tmp_path / "outside" / "0" / "00000.png", "L255")

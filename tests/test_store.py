@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from refseg_bench.errors import StoreError
 from refseg_bench.files.store_io import UNCHECKED, checksum, read_sealed_yaml, safe_name, to_plain
-from refseg_bench.store import RunStore
+from refseg_bench.run.store import RunStore
 from refseg_bench.types import Expression, Grounding, HeatPoint, MaskTrack, Prediction, Result, SampleFailure
 
 INFO = {"digest": "0123abcd", "name": "x"}

@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from refseg_bench import cli, submission
+from refseg_bench import cli
 from refseg_bench.datasets.catalogue import open_dataset
-from refseg_bench.datasets.writers import write_meta_expressions_set
 from refseg_bench.errors import ConfigError, DataError, RefsegError, ScoreError, StoreError
+from refseg_bench.scoring import submission
 from tests.datasets.conftest import video
 from tests.metrics.worlds import Guesses, World, answer
+from tools.writers import write_meta_expressions_set
 
 
 @dataclass

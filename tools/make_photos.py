@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from refseg_bench.datasets.writers import ImageRecord, write_refcoco_set
 from refseg_bench.errors import DataError, MissingExtra
+from tools.writers import ImageRecord, write_refcoco_set
 
 QUALITY = 88
 _COLOURS = ((255, 0, 0), (0, 255, 0), (0, 160, 255), (255, 255, 0))

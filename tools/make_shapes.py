@@ -1,6 +1,6 @@
 """Write the ``shapes`` sample set: ``python tools/make_shapes.py [--root datasets/shapes]``.
 
-The clips and their expressions come from :mod:`refseg_bench.datasets.shapes_world` at fixed
+The clips and their expressions come from :mod:`tools.shapes_world` at fixed
 seeds; running this again gives the same masks and the same JSON. Seeds from 9,000,000 on belong
 to the shipped set, so that models trained on smaller seeds have never seen it.
 """
@@ -12,7 +12,8 @@ import hashlib
 from collections import Counter
 from pathlib import Path
 
-from refseg_bench.datasets.shapes_world import (
+from refseg_bench.types import MaskTrack
+from tools.shapes_world import (
     Footage,
     Scene,
     Utterance,
@@ -21,8 +22,7 @@ from refseg_bench.datasets.shapes_world import (
     render,
     sample_scene,
 )
-from refseg_bench.datasets.writers import VideoRecord, write_meta_expressions_set
-from refseg_bench.types import MaskTrack
+from tools.writers import VideoRecord, write_meta_expressions_set
 
 FIRST_SEED = 9_000_000
 SPLIT = "valid_u"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from refseg_bench.metrics.protocols import catalogue
+from refseg_bench.scoring.protocols import catalogue
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -9,11 +9,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from refseg_bench import scheduler
 from refseg_bench.commands.status import find
 from refseg_bench.files.store_io import printable
-from refseg_bench.launch.records import living
-from refseg_bench.owners import Owner, runs_command
+from refseg_bench.run import scheduler
+from refseg_bench.run.owners import Owner, runs_command
+from refseg_bench.run.submissions import living
 
 
 def add(commands: Any) -> None:

@@ -43,7 +43,7 @@ def main(args: argparse.Namespace) -> int:
 
     from refseg_bench.report.compare import compare
     from refseg_bench.report.current import leave_out_outdated
-    from refseg_bench.store import RunStore
+    from refseg_bench.run.store import RunStore
 
     stores = first, second = RunStore.open(args.run_a), RunStore.open(args.run_b)
     leave_out_outdated(stores, lambda line: print(line, file=sys.stderr))

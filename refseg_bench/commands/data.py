@@ -12,10 +12,10 @@ from rich.table import Table
 
 from refseg_bench.datasets.catalogue import Manifest, manifest, names, open_dataset, resolve
 from refseg_bench.datasets.prepare import prepare
-from refseg_bench.datasets.show import find_sample, picture
 from refseg_bench.datasets.verify import Verdict, verify
 from refseg_bench.errors import ConfigError, DataError
 from refseg_bench.files.store_io import output, safe_name, write_error
+from refseg_bench.report.show import find_sample, picture
 
 
 def add(commands: Any) -> None:

@@ -42,12 +42,12 @@ def add(commands: Any) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Run the command."""
-    from refseg_bench import config as configs
     from refseg_bench import env
+    from refseg_bench.config import compose as configs
     from refseg_bench.files.store_io import output, write_error
     from refseg_bench.report.media import encoded
     from refseg_bench.report.stacked import overlay_video, stack
-    from refseg_bench.run import build_method, dataset_of
+    from refseg_bench.run.loop import build_method, dataset_of
     from refseg_bench.types import Expression
 
     if not args.expression.strip():
@@ -99,7 +99,7 @@ def open_clip(path: Path, scratch: Path, most: int | None = None) -> tuple[Clip,
     Raises:
         DataError: nothing there, nothing readable, two frames of one number, or of different sizes.
     """
-    from refseg_bench.imageio import image_size
+    from refseg_bench.files.images import image_size
     from refseg_bench.report.media import spread
     from refseg_bench.report.stacked import read_video
     from refseg_bench.types import Clip

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from refseg_bench import models
-from refseg_bench.config import compose, from_yaml, group_members, load_node
+from refseg_bench.backbones import weights as models
+from refseg_bench.backbones.weights import Need, Weights, find, needs_of
+from refseg_bench.config.compose import compose, from_yaml, group_members, load_node
 from refseg_bench.errors import ConfigError
-from refseg_bench.models import Need, Weights, find, needs_of
 
 #: Config groups whose members may need weights.
 _GROUPS = ("backbone", "segmenter")

@@ -14,11 +14,11 @@ from rich.console import Console
 
 from refseg_bench.commands.status import find
 from refseg_bench.errors import ConfigError, StoreError
+from refseg_bench.files.resources import resource
 from refseg_bench.files.store_io import check_output, output
 from refseg_bench.report import tables
 from refseg_bench.report.current import leave_out_outdated
-from refseg_bench.resources import resource
-from refseg_bench.store import RunStore, runs_in
+from refseg_bench.run.store import RunStore, runs_in
 
 _EXPERIMENT = "experiment="
 #: `refseg run` leaves the pages of more samples than this to `refseg report --html`.

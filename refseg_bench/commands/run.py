@@ -13,12 +13,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from refseg_bench import config as configs
-from refseg_bench import launch
 from refseg_bench.commands.report import pages, show
 from refseg_bench.commands.score import score_store
+from refseg_bench.config import compose as configs
 from refseg_bench.errors import RefsegError, ScoreError
-from refseg_bench.store import RunStore
+from refseg_bench.run import launch
+from refseg_bench.run.store import RunStore
 
 
 def add(commands: Any) -> None:
@@ -111,8 +111,8 @@ def finish(stores: Sequence[RunStore], values: Mapping[Path, Mapping[str, Any]])
     Returns:
         0, or 2 if a protocol refused; masks that are hidden on a server are no reason to.
     """
-    from refseg_bench.metrics.protocols.catalogue import find
-    from refseg_bench.scoring import HiddenTruthError
+    from refseg_bench.scoring.protocols.catalogue import find
+    from refseg_bench.scoring.score import HiddenTruthError
 
     code = 0
     hidden: dict[Path, str] = {}

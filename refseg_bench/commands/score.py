@@ -13,16 +13,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from refseg_bench import schema
+from refseg_bench.config import schema
 from refseg_bench.errors import ConfigError, RefsegError, ScoreError, StoreError
 from refseg_bench.files.store_io import check_output, output
 from refseg_bench.types import sample_id
 
 if TYPE_CHECKING:
-    from refseg_bench.metrics.protocols.base import ScoringProtocol
-    from refseg_bench.run import Work
-    from refseg_bench.scoring import Answers, Options, PredictionSource, Scored, Survey
-    from refseg_bench.store import RunStore
+    from refseg_bench.run.loop import Work
+    from refseg_bench.run.store import RunStore
+    from refseg_bench.scoring.protocols.base import ScoringProtocol
+    from refseg_bench.scoring.score import Answers, Options, PredictionSource, Scored, Survey
     from refseg_bench.types import Clip, Dataset, Estimate, Expression
 
 
@@ -85,9 +85,9 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _score_files(args: argparse.Namespace, ids: Sequence[str] | None) -> int:
-    from refseg_bench.external import open_predictions
-    from refseg_bench.metrics.protocols.catalogue import find
-    from refseg_bench.scoring import Options
+    from refseg_bench.scoring.foreign import open_predictions
+    from refseg_bench.scoring.protocols.catalogue import find
+    from refseg_bench.scoring.score import Options
 
     dataset = named_dataset(args.dataset, args.root, args.split)
     words = list(ids or dataset.protocols)
@@ -112,7 +112,7 @@ def _score_files(args: argparse.Namespace, ids: Sequence[str] | None) -> int:
 
 def _founded(outcome: Scored) -> Scored | ScoreError:
     """The outcome, unless it rests on no prediction at all, or none of its metrics has a value."""
-    from refseg_bench.scoring import NothingScoredError
+    from refseg_bench.scoring.score import NothingScoredError
 
     result, table, coverage = outcome.result, outcome.table, outcome.coverage
     zeros = table.attrs.get("counted_as", []).count("zero")
@@ -149,13 +149,13 @@ def under_each(
         dataset: the truth.
         source: the predictions.
         words: protocols as typed.
-        options: see :class:`refseg_bench.scoring.Options`.
+        options: see :class:`refseg_bench.scoring.score.Options`.
 
     Returns:
         (protocol as typed, its outcome or its refusal).
     """
-    from refseg_bench.metrics.protocols.catalogue import find
-    from refseg_bench.scoring import check_fit, score
+    from refseg_bench.scoring.protocols.catalogue import find
+    from refseg_bench.scoring.score import check_fit, score
 
     protocols = [find(word) for word in words]
     outcomes: dict[int, Scored | ScoreError] = {}
@@ -248,7 +248,7 @@ class StoreSource:
 
     def survey(self, clip: Clip, expressions: Sequence[Expression]) -> Survey:
         """The state of every expression, from the index alone."""
-        from refseg_bench.scoring import State, Survey, state_of
+        from refseg_bench.scoring.score import State, Survey, state_of
 
         store = _opened(self.root)
         statuses = store.statuses(clip.id)
@@ -265,8 +265,8 @@ class StoreSource:
         self, clip: Clip, expressions: Sequence[Expression], *, labels: bool, samples: bool
     ) -> Answers:
         """The clip's predictions."""
-        from refseg_bench.inputs import without
-        from refseg_bench.scoring import Answers
+        from refseg_bench.run.inputs import without
+        from refseg_bench.scoring.score import Answers
 
         found = without(_opened(self.root).predictions(clip.id), clip, self.stale)
         return Answers({e.id: found[e.id] for e in expressions if e.id in found})
@@ -276,7 +276,7 @@ _stores: dict[Path, RunStore] = {}
 
 
 def _opened(root: Path) -> RunStore:
-    from refseg_bench.store import RunStore
+    from refseg_bench.run.store import RunStore
 
     if root not in _stores:
         _stores[root] = RunStore(root)
@@ -310,10 +310,11 @@ def score_store(
     values: Mapping[str, Any] | None = None,
 ) -> list[tuple[str, Scored | ScoreError]]:
     """Score one run, keep what could be scored, and return outcomes and refusals by protocol."""
-    from refseg_bench import config as configs
-    from refseg_bench import inputs, scoring
-    from refseg_bench.metrics.stats import Bootstrap
-    from refseg_bench.run import dataset_of, frozen, plan
+    from refseg_bench.config import compose as configs
+    from refseg_bench.run import inputs
+    from refseg_bench.run.loop import dataset_of, frozen, plan
+    from refseg_bench.scoring import score as scoring
+    from refseg_bench.scoring.stats import Bootstrap
 
     values = frozen(store) if values is None else values
     config = configs.load(values)
@@ -373,8 +374,8 @@ def splits(outcomes: Sequence[tuple[str, Scored | ScoreError]], by: str | None) 
 
 
 def _split(scored: Scored, attribute: str) -> Groups | ScoreError:
-    from refseg_bench.metrics.breakdown import breakdown
-    from refseg_bench.metrics.stats import Bootstrap
+    from refseg_bench.scoring.breakdown import breakdown
+    from refseg_bench.scoring.stats import Bootstrap
 
     try:
         return breakdown(scored.protocol, scored.table, attribute, Bootstrap())
@@ -466,7 +467,7 @@ def _say(line: str) -> None:
 def _tell(
     outcomes: Sequence[tuple[str, Scored | ScoreError]], explain: str | None, by: Splits | None = None
 ) -> None:
-    from refseg_bench.explain import explained
+    from refseg_bench.scoring.explain import explained
 
     told: set[str] = set()
     for word, outcome in outcomes:

@@ -11,15 +11,15 @@ from typing import Any
 from rich.console import Console
 from rich.table import Column, Table
 
-from refseg_bench.claims import records
 from refseg_bench.errors import RefsegError, StoreError
 from refseg_bench.files.store_io import printable
-from refseg_bench.inputs import Present, stale, told
-from refseg_bench.joblog import log_path
-from refseg_bench.launch.records import Submission, living, submissions
-from refseg_bench.owners import BEAT, describe
-from refseg_bench.run import dataset_of, frozen, plan
-from refseg_bench.store import Line, RunStore, runs_in
+from refseg_bench.run.claims import records
+from refseg_bench.run.inputs import Present, stale, told
+from refseg_bench.run.joblog import log_path
+from refseg_bench.run.loop import dataset_of, frozen, plan
+from refseg_bench.run.owners import BEAT, describe
+from refseg_bench.run.store import Line, RunStore, runs_in
+from refseg_bench.run.submissions import Submission, living, submissions
 from refseg_bench.types import sample_id
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from refseg_bench.errors import ConfigError
 
 if TYPE_CHECKING:
-    from refseg_bench.store import RunStore
+    from refseg_bench.run.store import RunStore
     from refseg_bench.types import Dataset, Prediction
 
 
@@ -45,12 +45,12 @@ def main(args: argparse.Namespace) -> int:
     Returns:
         0 if the zip is fit to submit, 1 if not.
     """
-    from refseg_bench import submission
     from refseg_bench.commands.score import refuse_damage
     from refseg_bench.files.store_io import within
-    from refseg_bench.inputs import Present, refusal, stale
-    from refseg_bench.run import plan
-    from refseg_bench.store import RunStore
+    from refseg_bench.run.inputs import Present, refusal, stale
+    from refseg_bench.run.loop import plan
+    from refseg_bench.run.store import RunStore
+    from refseg_bench.scoring import submission
 
     if args.run is not None and args.predictions is not None:
         raise ConfigError("Give a run folder or --predictions, not both.")
@@ -78,7 +78,7 @@ def main(args: argparse.Namespace) -> int:
 
 def _pack_files(args: argparse.Namespace) -> int:
     from refseg_bench.commands.score import counted
-    from refseg_bench.external import open_predictions
+    from refseg_bench.scoring.foreign import open_predictions
     from refseg_bench.types import Prediction, SampleFailure, sample_id
 
     dataset = _dataset(args, None)
@@ -110,7 +110,7 @@ def _pack_files(args: argparse.Namespace) -> int:
 
 
 def _pack(path: Path, dataset: Dataset, lookup: Callable[[str], Mapping[str, Prediction]], cure: str) -> int:
-    from refseg_bench import submission
+    from refseg_bench.scoring import submission
 
     count = submission.write(path, dataset, lookup, cure=cure)
     print(f"{path}: {count} masks", file=sys.stderr)
@@ -128,8 +128,8 @@ def _dataset(args: argparse.Namespace, store: RunStore | None) -> Dataset | None
 
 
 def _of_run(store: RunStore) -> Dataset:
-    from refseg_bench import schema
-    from refseg_bench.run import frozen
+    from refseg_bench.config import schema
+    from refseg_bench.run.loop import frozen
 
     # The whole split, whatever part of it the run was limited to.
     made: Dataset = schema.build(frozen(store)["dataset"], "dataset")

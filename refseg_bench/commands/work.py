@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from refseg_bench.worker import Shard, die_with
+from refseg_bench.run.worker import Shard, die_with
 
 
 def add(commands: Any) -> None:

@@ -9,10 +9,10 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from refseg_bench import schema
+from refseg_bench.config import schema
 from refseg_bench.datasets.files import cache_root
 from refseg_bench.errors import ConfigError
-from refseg_bench.resources import resource
+from refseg_bench.files.resources import resource
 
 #: Spellings people use → the set's name; case, hyphens and spaces don't matter.
 ALIASES = {

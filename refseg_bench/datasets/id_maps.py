@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from refseg_bench.config.schema import knob
 from refseg_bench.datasets.files import bad_name, read_text
 from refseg_bench.errors import DataError
-from refseg_bench.schema import knob
 from refseg_bench.types import Clip, Expression, Target
 
 #: Where the folders of the videos may lie below the root, likeliest first.
@@ -139,7 +139,7 @@ class IdMaps:
         return [videos[name] for name in names]
 
     def _clip(self, folder: Path) -> Clip:
-        from refseg_bench.metrics.png import header
+        from refseg_bench.files.png import header
 
         files = tuple(sorted(_maps(folder)))
         height, width = header(files[0])

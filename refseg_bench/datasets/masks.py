@@ -25,7 +25,7 @@ from refseg_bench.datasets.files import check_link, safe_join
 from refseg_bench.datasets.offsets import Entries, open_entries, open_store
 from refseg_bench.datasets.pickles import pickled_items
 from refseg_bench.datasets.rle import Size, blank, checked_rle, checked_track
-from refseg_bench.metrics import png
+from refseg_bench.files import png
 from refseg_bench.types import Clip, MaskTrack, encode_rle
 
 
@@ -143,7 +143,7 @@ def read_labels(path: Path, tally: Counter[str] | None = None) -> NDArray[np.uin
 
 
 def read_binary(path: Path, tally: Counter[str] | None = None) -> NDArray[np.bool_]:
-    """A mask as the tools read it (:func:`refseg_bench.metrics.png.read_mask`); any nonzero value of a
+    """A mask as the tools read it (:func:`refseg_bench.files.png.read_mask`); any nonzero value of a
     file in which that reading sees nothing but one level, as the data sets define their masks.
 
     Args:

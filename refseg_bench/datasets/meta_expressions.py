@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from refseg_bench.config.schema import knob
 from refseg_bench.datasets.damage import UNPACK_AGAIN, Damage, Report, refuse
 from refseg_bench.datasets.files import (
     bad_name,
@@ -39,9 +40,8 @@ from refseg_bench.datasets.masks import (
     open_mask_dict,
 )
 from refseg_bench.errors import ConfigError, DataError
-from refseg_bench.imageio import image_size
-from refseg_bench.resources import resource
-from refseg_bench.schema import knob
+from refseg_bench.files.images import image_size
+from refseg_bench.files.resources import resource
 from refseg_bench.types import Clip, Expression, Target, sample_id
 
 #: Fields of an expression that have a place of their own; all others become attributes as they are.

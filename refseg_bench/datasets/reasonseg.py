@@ -10,12 +10,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from refseg_bench.config.schema import knob
 from refseg_bench.datasets.damage import Damage, Report, refuse
 from refseg_bench.datasets.files import check_link, field_of, parse_json, read_text, want
 from refseg_bench.datasets.meta_expressions import find_base, not_found
 from refseg_bench.errors import DataError
-from refseg_bench.imageio import image_size
-from refseg_bench.schema import knob
+from refseg_bench.files.images import image_size
 from refseg_bench.types import Clip, Expression, MaskTrack, Target
 
 IGNORE = 255

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from refseg_bench.config.schema import knob
 from refseg_bench.datasets.damage import Damage, Report
 from refseg_bench.datasets.files import bad_name, field_of, want
 from refseg_bench.datasets.masks import MaskSource, ObjectFolders
 from refseg_bench.datasets.meta_expressions import MetaExpressions
-from refseg_bench.schema import knob
 
 
 def renumber(expressions: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from refseg_bench.config.schema import knob
 from refseg_bench.datasets.damage import Damage, Report
 from refseg_bench.datasets.masks import LabelMaps, MaskSource
 from refseg_bench.datasets.ref_youtube_vos import RunningNumbers
-from refseg_bench.schema import knob
 
 ANNOTATORS = 4
 #: Pixel value of the unsupervised annotations that belongs to nobody.

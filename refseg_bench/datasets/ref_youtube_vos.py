@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from refseg_bench.config.schema import knob
 from refseg_bench.datasets.damage import Damage, Report
 from refseg_bench.datasets.files import read_json, read_text
 from refseg_bench.datasets.meta_expressions import MetaExpressions
-from refseg_bench.schema import knob
 
 VALID_VIDEOS = 202
 

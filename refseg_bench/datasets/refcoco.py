@@ -23,6 +23,7 @@ from typing import Any, Literal
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from refseg_bench.config.schema import knob
 from refseg_bench.datasets.damage import Damage, Report, refuse
 from refseg_bench.datasets.files import (
     bad_name,
@@ -40,7 +41,6 @@ from refseg_bench.datasets.offsets import Entries, open_store
 from refseg_bench.datasets.pickles import pickled_list
 from refseg_bench.datasets.rle import Size, blank, checked_rle
 from refseg_bench.errors import ConfigError, DataError
-from refseg_bench.schema import knob
 from refseg_bench.types import Clip, Expression, MaskTrack, Target, encode_rle, union_rle
 
 _AUTHORS = ("unc", "google", "umd")

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from refseg_bench.config.schema import knob
 from refseg_bench.datasets.damage import Damage, Report, refuse
 from refseg_bench.datasets.files import cache_root, field_of, want
 from refseg_bench.datasets.meta_expressions import MetaExpressions
 from refseg_bench.datasets.offsets import Entries, open_entries
 from refseg_bench.datasets.rle import checked_track
-from refseg_bench.schema import knob
 from refseg_bench.types import Clip, MaskTrack
 
 #: ``type_id`` of an expression.

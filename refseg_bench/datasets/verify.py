@@ -19,8 +19,8 @@ from refseg_bench.datasets.catalogue import SplitFacts
 from refseg_bench.datasets.damage import Damage, Report
 from refseg_bench.datasets.files import missing_file, read_text
 from refseg_bench.errors import DataError
+from refseg_bench.files.images import image_size, read_rgb
 from refseg_bench.files.store_io import open_regular
-from refseg_bench.imageio import image_size, read_rgb
 from refseg_bench.types import Clip, Dataset, Expression
 
 #: Where a JPEG's or PNG's own end mark must stand, counted from the end of the file. Some cameras

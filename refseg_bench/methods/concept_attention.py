@@ -12,14 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from refseg_bench.backbones.dit import DiT
-from refseg_bench.backbones.text_tokens import tokenise
+from refseg_bench.backbones.dit.model import DiT
+from refseg_bench.backbones.dit.text_tokens import tokenise
 from refseg_bench.cache import Cache
 from refseg_bench.methods.base import peak
-from refseg_bench.methods.captions import MissingCaption, PromptMode, prompt_of
 from refseg_bench.methods.heatmap import resized, unit_range
-from refseg_bench.methods.noun_phrases import noun_phrase_parser
 from refseg_bench.methods.pointing import PointOptions, track_point
+from refseg_bench.methods.refam.captions import MissingCaption, PromptMode, prompt_of
+from refseg_bench.methods.refam.noun_phrases import noun_phrase_parser
 from refseg_bench.segmenters.base import Segmenter
 from refseg_bench.types import Clip, Expression, Grounding
 
@@ -51,7 +51,7 @@ class ConceptAttention:
 
     def predict(self, clip: Clip, expressions: Sequence[Expression]) -> Iterator[Grounding]:
         """Ground all expressions of a clip on its first frame."""
-        from refseg_bench.methods.token_maps import Ask, TokenMapReader
+        from refseg_bench.methods.refam.token_maps import Ask, TokenMapReader
 
         stream = self.backbone.variant(text_mode="concept_stream", pooled="zeros")
         cache = Cache(None if self.cache_root is None else self.cache_root / "concept_attention")

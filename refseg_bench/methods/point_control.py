@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from refseg_bench import schema
+from refseg_bench.config import schema
 from refseg_bench.errors import RefsegError
 from refseg_bench.methods.base import click, track_prompts
 from refseg_bench.segmenters.base import Segmenter

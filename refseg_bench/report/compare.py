@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refseg_bench.errors import ScoreError
-from refseg_bench.metrics.breakdown import GROUPS, group_of
-from refseg_bench.metrics.protocols.catalogue import rules as rules_of
-from refseg_bench.metrics.stats import Bootstrap, Difference, difference
-from refseg_bench.metrics.table import ScoreTable
-from refseg_bench.run import lasting_of
-from refseg_bench.store import RunStore
+from refseg_bench.run.loop import lasting_of
+from refseg_bench.run.store import RunStore
+from refseg_bench.scoring.breakdown import GROUPS, group_of
+from refseg_bench.scoring.protocols.catalogue import rules as rules_of
+from refseg_bench.scoring.stats import Bootstrap, Difference, difference
+from refseg_bench.scoring.table import ScoreTable
 
 #: Columns of a score table that describe the scoring, not the sample.
 BOOKKEEPING = frozenset({"frames_counted", "counted_as"})

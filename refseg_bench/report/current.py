@@ -1,6 +1,6 @@
 """Which stored results still stand: those made from the predictions and the data that are there now.
 
-Not for: what was predicted on other data (``refseg_bench.inputs`` tells, and scoring refuses it).
+Not for: what was predicted on other data (``refseg_bench.run.inputs`` tells, and scoring refuses it).
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import shlex
 from collections.abc import Callable, Sequence
 
 from refseg_bench.errors import RefsegError
-from refseg_bench.inputs import Present
-from refseg_bench.run import Work, dataset_of, frozen, plan
-from refseg_bench.store import RunStore
+from refseg_bench.run.inputs import Present
+from refseg_bench.run.loop import Work, dataset_of, frozen, plan
+from refseg_bench.run.store import RunStore
 
 
 def leave_out_outdated(stores: Sequence[RunStore], say: Callable[[str], None]) -> None:

@@ -23,19 +23,19 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 import refseg_bench
-from refseg_bench import schema
+from refseg_bench.config import schema
 from refseg_bench.errors import RefsegError, StoreError
 from refseg_bench.files.store_io import is_temporary, sweep, to_plain, within, write_atomic, write_error
-from refseg_bench.inputs import Present, stale, without
-from refseg_bench.metrics.breakdown import GROUPS, breakdown, group_of
-from refseg_bench.metrics.protocols.catalogue import rules as rules_of
-from refseg_bench.metrics.stats import Bootstrap
-from refseg_bench.metrics.table import ScoreTable
 from refseg_bench.report import tables
 from refseg_bench.report.compare import BOOKKEEPING, compare
 from refseg_bench.report.media import MediaFolder, spread
-from refseg_bench.run import dataset_of, frozen, plan
-from refseg_bench.store import RunStore
+from refseg_bench.run.inputs import Present, stale, without
+from refseg_bench.run.loop import dataset_of, frozen, plan
+from refseg_bench.run.store import RunStore
+from refseg_bench.scoring.breakdown import GROUPS, breakdown, group_of
+from refseg_bench.scoring.protocols.catalogue import rules as rules_of
+from refseg_bench.scoring.stats import Bootstrap
+from refseg_bench.scoring.table import ScoreTable
 from refseg_bench.types import Clip, Dataset, Expression, Prediction, Result, SampleFailure, Target, sample_id
 
 _TEMPLATES = Path(__file__).resolve().parent / "templates"

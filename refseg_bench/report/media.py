@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from refseg_bench.errors import DataError
+from refseg_bench.files.images import read_rgb, stored_upright
 from refseg_bench.files.store_io import is_temporary, read_bytes, replacing, sweep, within
-from refseg_bench.imageio import read_rgb, stored_upright
 from refseg_bench.types import Clip
 
 #: What Pillow raises on a picture it can't read.

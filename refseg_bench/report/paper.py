@@ -17,8 +17,9 @@ from typing import Any
 
 import yaml
 
-from refseg_bench.config import group_members
+from refseg_bench.config.compose import group_members
 from refseg_bench.errors import ConfigError
+from refseg_bench.files.resources import resource
 from refseg_bench.report.reference import (
     Held,
     PaperRow,
@@ -35,9 +36,8 @@ from refseg_bench.report.tables import (
     to_latex,
     to_markdown,
 )
-from refseg_bench.resources import resource
-from refseg_bench.run import frozen
-from refseg_bench.store import RunStore
+from refseg_bench.run.loop import frozen
+from refseg_bench.run.store import RunStore
 from refseg_bench.types import Estimate
 
 #: Kinds in the order they are shown, with their titles.

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from refseg_bench.errors import ConfigError, StoreError
-from refseg_bench.resources import resource
-from refseg_bench.run import frozen
-from refseg_bench.store import RunStore
+from refseg_bench.files.resources import resource
+from refseg_bench.run.loop import frozen
+from refseg_bench.run.store import RunStore
 from refseg_bench.types import Estimate, Result
 
 #: Our data set → what published tables call it.

@@ -13,11 +13,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
-from refseg_bench.errors import ConfigError
-from refseg_bench.extras import missing_package
+from refseg_bench.errors import ConfigError, missing_package
 from refseg_bench.report.compare import flatten
-from refseg_bench.run import frozen
-from refseg_bench.store import RunStore
+from refseg_bench.run.loop import frozen
+from refseg_bench.run.store import RunStore
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from refseg_bench.errors import DataError
-from refseg_bench.extras import require
+from refseg_bench.errors import DataError, require
 from refseg_bench.files.store_io import output, replacing, write_error
 from refseg_bench.report.media import coloured, encoded, spread
 from refseg_bench.types import BoolHW, Clip, FloatTHW, Grounding

@@ -18,8 +18,8 @@ from refseg_bench.errors import ScoreError
 from refseg_bench.files.store_io import printable
 from refseg_bench.report.compare import flatten
 from refseg_bench.report.tables import Cell, ResultTable, level_of, number_cell
-from refseg_bench.run import lasting_of
-from refseg_bench.store import RunStore
+from refseg_bench.run.loop import lasting_of
+from refseg_bench.run.store import RunStore
 from refseg_bench.types import Estimate, Result
 
 _WIDTH, _HEIGHT, _PAD = 640, 400, 60

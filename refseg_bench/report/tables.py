@@ -21,7 +21,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from refseg_bench.files.store_io import printable
-from refseg_bench.store import RunStore
+from refseg_bench.run.store import RunStore
 from refseg_bench.types import Estimate, Result
 
 #: Widest a name may be in a terminal before it is folded onto a second line.

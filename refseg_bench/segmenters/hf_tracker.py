@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from refseg_bench.models import ModelError
+from refseg_bench.backbones.weights import ModelError
 from refseg_bench.segmenters.features import Features
 from refseg_bench.segmenters.memory_tracking import Heads, Memory
 from refseg_bench.segmenters.pixels import IMAGENET_MEAN, IMAGENET_STD, Resampling, square_pixels

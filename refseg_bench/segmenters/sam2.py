@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from refseg_bench.models import Weights, choose_device, fetch, identity
-from refseg_bench.schema import knob
+from refseg_bench.backbones.weights import Weights, choose_device, fetch, identity
+from refseg_bench.config.schema import knob
 from refseg_bench.segmenters import holes, sam2_package
 from refseg_bench.segmenters.features import Features
 from refseg_bench.segmenters.holes import HoleFilling

@@ -9,8 +9,15 @@ from typing import Any
 
 import torch
 
-from refseg_bench.models import Weights, choose_device, here_only, identity, offline_by_environment, told
-from refseg_bench.schema import knob
+from refseg_bench.backbones.weights import (
+    Weights,
+    choose_device,
+    here_only,
+    identity,
+    offline_by_environment,
+    told,
+)
+from refseg_bench.config.schema import knob
 from refseg_bench.segmenters import holes
 from refseg_bench.segmenters.hf_tracker import HfTrackerCore
 from refseg_bench.segmenters.holes import HoleFilling

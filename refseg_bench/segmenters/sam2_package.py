@@ -15,9 +15,8 @@ from typing import Any, Literal
 
 import torch
 
-from refseg_bench.errors import ConfigError
-from refseg_bench.extras import require
-from refseg_bench.models import ModelError
+from refseg_bench.backbones.weights import ModelError
+from refseg_bench.errors import ConfigError, require
 
 Release = Literal["sam2", "sam2.1"]
 Size = Literal["tiny", "small", "base_plus", "large"]

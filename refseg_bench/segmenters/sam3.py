@@ -18,9 +18,16 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
+from refseg_bench.backbones.weights import (
+    Weights,
+    choose_device,
+    here_only,
+    identity,
+    offline_by_environment,
+    told,
+)
+from refseg_bench.config.schema import knob
 from refseg_bench.errors import DataError
-from refseg_bench.models import Weights, choose_device, here_only, identity, offline_by_environment, told
-from refseg_bench.schema import knob
 from refseg_bench.segmenters import holes
 from refseg_bench.segmenters.base import (
     Candidates,

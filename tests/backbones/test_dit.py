@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from refseg_bench import config, schema
 from refseg_bench.backbones.attention_maps import Reading
-from refseg_bench.backbones.dit import DiT, Query
-from refseg_bench.backbones.dit_estimate import estimate
-from refseg_bench.backbones.dit_families import FAMILIES, family
-from refseg_bench.backbones.dit_families.flux import pack
-from refseg_bench.backbones.text_tokens import tokenise
+from refseg_bench.backbones.dit.estimate import estimate
+from refseg_bench.backbones.dit.families import FAMILIES, family
+from refseg_bench.backbones.dit.families.flux import pack
+from refseg_bench.backbones.dit.model import DiT, Query
+from refseg_bench.backbones.dit.text_tokens import tokenise
+from refseg_bench.config import compose as config
+from refseg_bench.config import schema
 from refseg_bench.errors import ConfigError, DataError
 from tests.backbones import tiny_dits
 
@@ -108,7 +109,7 @@ def test_images_must_be_rgb(make_dit):
 
 def test_families_by_name_and_path():
     assert set(FAMILIES) == {"flux", "sd3", "mochi", "cogvideox", "wan"}
-    found = family("refseg_bench.backbones.dit_families.flux.Flux")
+    found = family("refseg_bench.backbones.dit.families.flux.Flux")
     assert found.name == "flux"
     with pytest.raises(ConfigError, match="No family 'unet'"):
         family("unet")

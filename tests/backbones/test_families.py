@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from packaging import version
 
-from refseg_bench.backbones import pixels
 from refseg_bench.backbones.base import RolloutSettings, VisualSettings
-from refseg_bench.backbones.families import family_of
-from refseg_bench.backbones.families.base import Visual
+from refseg_bench.backbones.mllm import pixels
+from refseg_bench.backbones.mllm.families import family_of
+from refseg_bench.backbones.mllm.families.base import Visual
 from refseg_bench.errors import ConfigError, DataError
 from tests.tiny_mllm import FAMILIES, backbone, build, clip_frames, tokenizer
 
@@ -231,7 +231,7 @@ def test_layouts(name):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_pieces_tokenise_like_the_whole_prompt(name):
-    from refseg_bench.backbones.mllm import _Loaded
+    from refseg_bench.backbones.mllm.model import _Loaded
 
     family = family_of(build(name).config, {})
     loaded = _Loaded(None, tokenizer(), family, None)

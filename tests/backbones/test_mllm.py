@@ -10,8 +10,8 @@ import torch
 
 from refseg_bench.backbones import capture
 from refseg_bench.backbones.base import RolloutSettings, VisualSettings
-from refseg_bench.backbones.families import family_of
-from refseg_bench.backbones.mllm import MLLM, answer_rules, folder_fingerprint
+from refseg_bench.backbones.mllm.families import family_of
+from refseg_bench.backbones.mllm.model import MLLM, answer_rules, folder_fingerprint
 from refseg_bench.errors import ConfigError, RefsegError
 from tests.tiny_mllm import FAMILIES, LAYERS, backbone, build, clip_frames, tokenizer
 

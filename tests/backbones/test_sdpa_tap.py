@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 
 from refseg_bench.backbones.attention_maps import Reading
-from refseg_bench.backbones.dit import Query, assemble
-from refseg_bench.backbones.dit_families import ForwardInputs
+from refseg_bench.backbones.dit.families import ForwardInputs
+from refseg_bench.backbones.dit.model import Query, assemble
+from refseg_bench.backbones.dit.text_tokens import tokenise
 from refseg_bench.backbones.sdpa_tap import AttentionError, SdpaTap, refuse_bypass
-from refseg_bench.backbones.text_tokens import tokenise
 
 FAMILIES = ["flux", "sd3", "sd35m", "mochi", "cogvideox", "cogvideox2b", "wan"]
 CALLS = {"flux": 4, "sd3": 3, "sd35m": 5, "mochi": 4, "cogvideox": 2, "cogvideox2b": 2, "wan": 4}

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from refseg_bench.datasets.writers import VideoRecord
 from refseg_bench.types import MaskTrack
+from tools.writers import VideoRecord
 
 
 @pytest.fixture(autouse=True)

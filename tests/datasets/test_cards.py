@@ -5,10 +5,10 @@ import dataclasses
 import pytest
 from omegaconf import OmegaConf
 
-from refseg_bench import schema
+from refseg_bench.config import schema
 from refseg_bench.datasets.catalogue import ALIASES, cards, manifest, names, open_dataset, resolve
 from refseg_bench.errors import ConfigError
-from refseg_bench.resources import resource
+from refseg_bench.files.resources import resource
 
 SETS = [
     "grefcoco_unc", "mevis", "mevis_v2", "reasonseg", "reasonvos", "ref_davis17", "ref_youtube_vos",

@@ -26,7 +26,8 @@ from refseg_bench.datasets.ref_youtube_vos import RefYoutubeVos
 from refseg_bench.datasets.refcoco import RefCoco
 from refseg_bench.datasets.revos import Revos
 from refseg_bench.datasets.verify import frame_problems, verify
-from refseg_bench.datasets.writers import (
+from refseg_bench.errors import DataError
+from tools.writers import (
     ImageRecord,
     write_davis_source,
     write_meta_expressions_set,
@@ -36,7 +37,6 @@ from refseg_bench.datasets.writers import (
     write_refcoco_set,
     write_revos_set,
 )
-from refseg_bench.errors import DataError
 
 from .conftest import frames, video
 
@@ -503,8 +503,8 @@ def test_images_damaged_anywhere_are_told(tmp_path):
     import random
 
     from refseg_bench.datasets.masks import read_binary, read_labels
-    from refseg_bench.datasets.writers import write_label_map
-    from refseg_bench.imageio import image_size, read_rgb
+    from refseg_bench.files.images import image_size, read_rgb
+    from tools.writers import write_label_map
 
     rng = random.Random(0)
     write_label_map(tmp_path / "a.png", np.random.default_rng(0).integers(0, 3, (20, 30), dtype=np.uint8))

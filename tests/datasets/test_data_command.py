@@ -17,7 +17,7 @@ from refseg_bench.cli import main
 from refseg_bench.datasets import prepare
 from refseg_bench.datasets.catalogue import open_dataset
 from refseg_bench.datasets.verify import verify, wrong_sums
-from refseg_bench.datasets.writers import (
+from tools.writers import (
     ImageRecord,
     write_davis_source,
     write_meta_expressions_set,

@@ -9,8 +9,8 @@ import pytest
 from refseg_bench.datasets.catalogue import open_dataset
 from refseg_bench.datasets.meta_expressions import MetaExpressions
 from refseg_bench.datasets.verify import verify
-from refseg_bench.datasets.writers import write_meta_expressions_set
 from refseg_bench.errors import ConfigError, DataError
+from tools.writers import write_meta_expressions_set
 
 from .conftest import boxes, union, video
 

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from refseg_bench.datasets.refcoco import RefCoco
-from refseg_bench.datasets.writers import write_refcoco_set
 from refseg_bench.errors import DataError
-from refseg_bench.resources import resource
+from refseg_bench.files.resources import resource
+from tools.writers import write_refcoco_set
 
 SHIPPED = resource("datasets") / "photos"
 TOOL = resource("datasets").parent / "tools" / "make_photos.py"

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from refseg_bench.datasets import unpickle
 from refseg_bench.datasets.damage import Damage
 from refseg_bench.datasets.pickles import pickled_items, pickled_list
-from refseg_bench.datasets.writers import write_python2_pickle
+from tools.writers import write_python2_pickle
 
 keys = st.text(max_size=4) | st.integers(-(2**40), 2**40)
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from refseg_bench.datasets.reasonseg import ReasonSeg, label_map
 from refseg_bench.datasets.verify import verify
-from refseg_bench.datasets.writers import write_reasonseg_image
+from tools.writers import write_reasonseg_image
 
 from .conftest import frames
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from refseg_bench.datasets.reasonvos import ReasonVos, renumber
-from refseg_bench.datasets.writers import write_reasonvos_set
+from tools.writers import write_reasonvos_set
 
 from .conftest import boxes, union, video
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from refseg_bench.datasets.ref_youtube_vos import RefYoutubeVos, running_numbers
-from refseg_bench.datasets.writers import write_label_map, write_ref_youtube_vos_set
 from refseg_bench.errors import DataError
+from tools.writers import write_label_map, write_ref_youtube_vos_set
 
 from .conftest import boxes, union, video
 

@@ -14,9 +14,9 @@ from pycocotools import mask as coco_mask
 from refseg_bench.datasets import offsets
 from refseg_bench.datasets.refcoco import RefCoco, layers_of, rasterise
 from refseg_bench.datasets.verify import verify
-from refseg_bench.datasets.writers import ImageRecord, write_refcoco_set
 from refseg_bench.errors import ConfigError, DataError
 from refseg_bench.types import decode_rle
+from tools.writers import ImageRecord, write_refcoco_set
 
 from .conftest import frames
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from refseg_bench.datasets.revos import Revos
-from refseg_bench.datasets.writers import write_revos_set
 from refseg_bench.types import sample_id
+from tools.writers import write_revos_set
 
 from .conftest import boxes, union, video
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from refseg_bench.datasets.shapes_world import COLOURS, KINDS, World, describe, render, sample_scene
-from refseg_bench.datasets.writers import VideoRecord, write_meta_expressions_set
 from refseg_bench.errors import ConfigError, DataError
 from refseg_bench.types import MaskTrack
+from tools.shapes_world import COLOURS, KINDS, World, describe, render, sample_scene
+from tools.writers import VideoRecord, write_meta_expressions_set
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = ROOT / "datasets" / "shapes" / "valid_u"

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from refseg_bench.schema import knob
+from refseg_bench.config.schema import knob
 from refseg_bench.types import Clip, Expression, Grounding, HeatPoint, MaskTrack
 
 

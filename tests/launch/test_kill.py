@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from refseg_bench.errors import RefsegError
-from refseg_bench.launch import launch
-from refseg_bench.run import work_on
-from refseg_bench.store import RunStore
+from refseg_bench.run.launch import launch
+from refseg_bench.run.loop import work_on
+from refseg_bench.run.store import RunStore
 from tests.launch.runs import environment, lines, overrides, point, quiet, refseg, scores, undisturbed
 
 CLIPS = 12
@@ -88,8 +88,8 @@ def test_kill_9_of_the_command_takes_its_shards_along(tmp_path: Path) -> None:
 def test_scoring_processes_end_with_their_parent(tmp_path: Path, number: signal.Signals) -> None:
     code = (
         "from pathlib import Path\n"
-        "from refseg_bench.metrics.protocols.catalogue import find\n"
-        "from refseg_bench.scoring import LookupSource, Options, score\n"
+        "from refseg_bench.scoring.protocols.catalogue import find\n"
+        "from refseg_bench.scoring.score import LookupSource, Options, score\n"
         "from tests.fakes import FakeDataset\n"
         "from tests.launch.slow import SlowAnswers\n"
         "if __name__ == '__main__':\n"
@@ -192,7 +192,7 @@ def test_a_shard_that_dies_does_not_take_the_others(tmp_path: Path) -> None:
         "import sys, json\n"
         "from pathlib import Path\n"
         "from tests.launch.runs import point\n"
-        "from refseg_bench.launch import launch\n"
+        "from refseg_bench.run.launch import launch\n"
         f"p = point(Path({str(tmp_path)!r}), clips=6, method={{'seconds': 0.15}},\n"
         "    cluster={'kind': 'local', 'shards': 2, 'parallel': 2})\n"
         "done, = launch([p])\n"

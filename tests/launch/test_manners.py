@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from refseg_bench import resources
-from refseg_bench.config import Cluster
+from refseg_bench.config.compose import Cluster
 from refseg_bench.errors import MissingExtra, RefsegError
-from refseg_bench.launch import launch, slurm
+from refseg_bench.files import resources
+from refseg_bench.run import slurm
+from refseg_bench.run.launch import launch
 from tests.launch.runs import point, quiet
 
 
@@ -24,8 +25,8 @@ def at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("at_hand")
 def test_a_dirty_working_tree_is_refused_unless_allowed(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(slurm, "changes", lambda: ["refseg_bench/run.py"])
-    with pytest.raises(RefsegError, match=r"refseg_bench/run\.py") as refused:
+    monkeypatch.setattr(slurm, "changes", lambda: ["refseg_bench/run/loop.py"])
+    with pytest.raises(RefsegError, match=r"refseg_bench/run/loop\.py") as refused:
         launch([point(tmp_path, cluster={"kind": "slurm"})], quiet)
     assert "cluster.allow_dirty=true" in str(refused.value)
     assert not (tmp_path / "runs").exists()

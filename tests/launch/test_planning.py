@@ -4,13 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from refseg_bench.config import Cluster
+from refseg_bench.config.compose import Cluster
 from refseg_bench.errors import ConfigError, RefsegError
-from refseg_bench.launch import launch, local, preview
-from refseg_bench.launch.planning import Planned, auto_shards, planned, share_captures
-from refseg_bench.launch.records import living, submissions
-from refseg_bench.run import queue, share
-from refseg_bench.store import RunStore
+from refseg_bench.run import local
+from refseg_bench.run.launch import launch, preview
+from refseg_bench.run.loop import queue, share
+from refseg_bench.run.planning import Planned, auto_shards, planned, share_captures
+from refseg_bench.run.store import RunStore
+from refseg_bench.run.submissions import living, submissions
 from refseg_bench.types import Clip, Expression
 from tests.launch.runs import point, quiet
 

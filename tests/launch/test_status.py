@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from refseg_bench import scheduler
-from refseg_bench.claims import Desk, records
 from refseg_bench.cli import main
 from refseg_bench.files.store_io import sealed
-from refseg_bench.launch import freeze, launch
-from refseg_bench.launch.records import living, submissions
-from refseg_bench.owners import Owner
-from refseg_bench.store import RunStore
+from refseg_bench.run import scheduler
+from refseg_bench.run.claims import Desk, records
+from refseg_bench.run.launch import freeze, launch
+from refseg_bench.run.owners import Owner
+from refseg_bench.run.store import RunStore
+from refseg_bench.run.submissions import living, submissions
 from tests.launch.runs import lines, overrides, point, quiet, refseg, undisturbed
 from tests.launch.test_kill import wait_for, workers
 

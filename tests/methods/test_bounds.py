@@ -151,8 +151,8 @@ def test_only_oracles_see_targets():
 
 
 def test_a_bound_says_so_by_its_class(tmp_path, monkeypatch):
-    from refseg_bench.config import compose
-    from refseg_bench.launch import freeze
+    from refseg_bench.config.compose import compose
+    from refseg_bench.run.launch import freeze
 
     monkeypatch.chdir(tmp_path)
     for method, bound in (("oracle", True), ("empty", True), ("random_point", True), ("lexical", False)):

@@ -5,15 +5,15 @@ import pytest
 import torch
 from PIL import Image
 
-from refseg_bench import schema
 from refseg_bench.backbones.base import MLLMCounters, Reading, RolloutSettings, VisualSettings
+from refseg_bench.config import schema
 from refseg_bench.errors import ConfigError, DataError
-from refseg_bench.methods.coarse import otsu
-from refseg_bench.methods.decaf import DecAF, Fusion
+from refseg_bench.methods.decaf.coarse import otsu
+from refseg_bench.methods.decaf.fusion import resize
+from refseg_bench.methods.decaf.method import DecAF, Fusion
+from refseg_bench.methods.decaf.points import candidate_points
 from refseg_bench.methods.estimate import cached as in_cache
 from refseg_bench.methods.estimate import estimate
-from refseg_bench.methods.fusion import resize
-from refseg_bench.methods.points import candidate_points
 from refseg_bench.methods.spatial import SpatialBias
 from refseg_bench.segmenters.base import Candidates, Prompt, SegmenterCounters
 from refseg_bench.types import Clip, Expression
@@ -587,8 +587,8 @@ def test_an_image_on_a_tiny_model(tmp_path):
 
 def test_the_transformers_sam2_session(tmp_path):
     """A real (random) SAM 2 behind the method: shapes, prompts and directions fit."""
-    from refseg_bench.segmenters import tiny
     from refseg_bench.segmenters.sam2_hf import Sam2Hf
+    from tools import tiny_sam as tiny
 
     folder = tiny.write_sam2(tmp_path / "sam2", release="2.0")
     clip = clip_of(tmp_path, two_squares(5))
@@ -619,8 +619,8 @@ def test_the_estimate_counts_the_models_own_tokens(name, tmp_path):
 
 def test_the_estimate_of_the_papers_main_model(tmp_path):
     """About 28k prompt tokens per prompt kind and 1 PFLOP per expression where nothing is shared."""
-    from refseg_bench.backbones.estimate import clip_cost, published
-    from refseg_bench.backbones.families import family_of
+    from refseg_bench.backbones.mllm.estimate import clip_cost, published
+    from refseg_bench.backbones.mllm.families import family_of
 
     config = published("Qwen/Qwen2.5-VL-7B-Instruct")
     family = family_of(config, {})
@@ -651,8 +651,8 @@ CARDS = {
 @pytest.mark.parametrize("name", CARDS)
 def test_every_shipped_choice_is_estimated_without_a_network(name, moving):
     """And with the layer counts the method's first layer rests on."""
-    from refseg_bench.backbones.estimate import published
-    from refseg_bench.config import load_node
+    from refseg_bench.backbones.mllm.estimate import published
+    from refseg_bench.config.compose import load_node
 
     model = schema.build(load_node("backbone", name), "backbone")
     found = estimate(DecAF(model, mask="attention"), moving, 3)

@@ -4,12 +4,12 @@ import csv
 
 import pytest
 
-from refseg_bench import schema
-from refseg_bench.backbones.mllm import MLLM
-from refseg_bench.config import compose, from_yaml, group_members
+from refseg_bench.backbones.mllm.model import MLLM
+from refseg_bench.config import schema
+from refseg_bench.config.compose import compose, from_yaml, group_members
 from refseg_bench.errors import ConfigError
-from refseg_bench.methods.decaf import DecAF, Fusion
-from refseg_bench.resources import resource
+from refseg_bench.files.resources import resource
+from refseg_bench.methods.decaf.method import DecAF, Fusion
 
 TABLES = [
     "table1", "table2", "table3", "table4a", "table4b", "table4c", "table5a", "table5b", "table6", "table7",

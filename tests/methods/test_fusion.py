@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from refseg_bench.errors import DataError
-from refseg_bench.methods.coarse import coarse_masks, otsu
-from refseg_bench.methods.fusion import (
+from refseg_bench.methods.decaf.coarse import coarse_masks, otsu
+from refseg_bench.methods.decaf.fusion import (
     attention_volume,
     contrast,
     fuse,
@@ -20,7 +20,7 @@ from refseg_bench.methods.fusion import (
     sample_frames,
     smooth,
 )
-from refseg_bench.methods.points import candidate_points, highest, keypoints
+from refseg_bench.methods.decaf.points import candidate_points, highest, keypoints
 
 
 def volume(shape, seed=0):

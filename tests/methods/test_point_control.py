@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from refseg_bench import schema
+from refseg_bench.config import schema
 from refseg_bench.errors import ConfigError, RefsegError
 from refseg_bench.methods.point_control import PointControl
 from refseg_bench.types import Expression

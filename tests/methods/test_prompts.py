@@ -5,7 +5,7 @@ import hashlib
 import pytest
 
 from refseg_bench.errors import ConfigError
-from refseg_bench.methods.prompts import (
+from refseg_bench.methods.decaf.prompts import (
     background_prompt,
     choice_prompt,
     object_name,

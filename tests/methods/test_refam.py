@@ -9,15 +9,15 @@ import pytest
 import torch
 from PIL import Image
 
-from refseg_bench import config
 from refseg_bench.backbones.attention_maps import Reading, TokenMaps
-from refseg_bench.backbones.dit import Attended, DiT, Query
+from refseg_bench.backbones.dit.model import Attended, DiT, Query
+from refseg_bench.backbones.dit.text_tokens import tokenise
 from refseg_bench.backbones.sdpa_tap import AttentionError
-from refseg_bench.backbones.text_tokens import tokenise
+from refseg_bench.config import compose as config
 from refseg_bench.errors import ConfigError, DataError
 from refseg_bench.methods.concept_attention import ConceptAttention
-from refseg_bench.methods.refam import MAGNETS, DirectionRule, NounPhraseFilter, RefAM
-from refseg_bench.methods.sinks import Gas
+from refseg_bench.methods.refam.method import MAGNETS, DirectionRule, NounPhraseFilter, RefAM
+from refseg_bench.methods.refam.sinks import Gas
 from refseg_bench.segmenters.base import Candidates, SegmenterCounters
 from refseg_bench.types import Clip, Expression
 from tests.backbones import tiny_dits

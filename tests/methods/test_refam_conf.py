@@ -5,9 +5,10 @@ import functools
 
 import pytest
 
-from refseg_bench import config, schema
+from refseg_bench.config import compose as config
+from refseg_bench.config import schema
 from refseg_bench.errors import ConfigError
-from refseg_bench.resources import resource
+from refseg_bench.files.resources import resource
 
 BACKBONES = [
     "cogvideox", "flux1-dev", "flux1-schnell", "mochi1", "sd3-medium", "sd35-large", "sd35-medium",
@@ -127,7 +128,7 @@ def test_the_default_run_needs_no_download():
 
 
 def test_a_dry_run_tells_cache_hits_and_costs(tmp_path, monkeypatch):
-    from refseg_bench.launch import preview
+    from refseg_bench.run.launch import preview
     from tests.backbones import tiny_dits
 
     monkeypatch.chdir(tmp_path)

@@ -4,12 +4,12 @@ import json
 
 import pytest
 
-from refseg_bench.backbones.text_tokens import kind_of, tokenise
+from refseg_bench.backbones.dit.text_tokens import kind_of, tokenise
 from refseg_bench.errors import ConfigError, DataError
-from refseg_bench.methods.captions import caption_of
-from refseg_bench.methods.noun_phrases import noun_phrase_parser, parse_by_rules
-from refseg_bench.methods.stop_words import NLTK_ENGLISH, stop_words
-from refseg_bench.methods.text_filters import (
+from refseg_bench.methods.refam.captions import caption_of
+from refseg_bench.methods.refam.noun_phrases import noun_phrase_parser, parse_by_rules
+from refseg_bench.methods.refam.stop_words import NLTK_ENGLISH, stop_words
+from refseg_bench.methods.refam.text_filters import (
     content_tokens,
     intersect,
     kept_tokens,
@@ -179,7 +179,7 @@ def test_noun_phrase_meets_tokens(tokenizer):
 
 def test_absent_spacy_models_are_told_not_fetched(monkeypatch, caplog):
     noun_phrase_parser.cache_clear()
-    monkeypatch.setattr("refseg_bench.methods.noun_phrases.find_spec", lambda name: None)
+    monkeypatch.setattr("refseg_bench.methods.refam.noun_phrases.find_spec", lambda name: None)
     with caplog.at_level("WARNING"):
         assert noun_phrase_parser("auto") is parse_by_rules
     assert "built-in rules" in caplog.text

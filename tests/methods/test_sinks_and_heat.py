@@ -15,7 +15,7 @@ from refseg_bench.backbones.attention_maps import (
 from refseg_bench.backbones.sdpa_tap import SdpaCall
 from refseg_bench.methods.heatmap import aggregate, choose, content_cells, place, resized, unit_range
 from refseg_bench.methods.pointing import threshold
-from refseg_bench.methods.sinks import Gas, act, find_sinks, redistribute
+from refseg_bench.methods.refam.sinks import Gas, act, find_sinks, redistribute
 from refseg_bench.segmenters.base import Candidates
 
 N, D = 30, 16

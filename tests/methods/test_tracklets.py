@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from refseg_bench.errors import DataError
-from refseg_bench.methods import tracklets as tk
+from refseg_bench.methods.decaf import tracklets as tk
 from refseg_bench.types import MaskTrack
 
 

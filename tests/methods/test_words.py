@@ -1,6 +1,6 @@
 import pytest
 
-from refseg_bench.methods.words import Query, parse
+from refseg_bench.methods.lexical.words import Query, parse
 
 
 @pytest.mark.parametrize(

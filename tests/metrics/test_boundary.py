@@ -11,7 +11,7 @@ from skimage.morphology import disk
 from trackeval.metrics.j_and_f import JAndF
 from vos_benchmark.evaluator import Evaluator
 
-from refseg_bench.metrics import boundary
+from refseg_bench.scoring import boundary
 from refseg_bench.types import encode_rle
 
 SIZES = [(1, 1), (1, 9), (9, 1), (2, 2), (7, 13), (48, 64), (60, 61), (130, 97)]

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from refseg_bench.errors import ScoreError
-from refseg_bench.metrics.breakdown import breakdown, group_of, paired, target_facts
-from refseg_bench.metrics.protocols.catalogue import find
-from refseg_bench.metrics.stats import Bootstrap
-from refseg_bench.metrics.table import ScoreTable
-from refseg_bench.scoring import LookupSource, Options, score
+from refseg_bench.scoring.breakdown import breakdown, group_of, paired, target_facts
+from refseg_bench.scoring.protocols.catalogue import find
+from refseg_bench.scoring.score import LookupSource, Options, score
+from refseg_bench.scoring.stats import Bootstrap
+from refseg_bench.scoring.table import ScoreTable
 from refseg_bench.types import Clip, Score, Target
 from tests.metrics.worlds import Guesses, World, track
 
@@ -98,10 +98,10 @@ def test_a_value_some_units_lack_is_nan():
 MILLION = """
 import sys, time
 import numpy as np
-from refseg_bench.metrics.protocols.catalogue import find
-from refseg_bench.metrics.stats import Bootstrap
-from refseg_bench.metrics.table import ScoreTable
-from refseg_bench.scoring import Coverage, conclude
+from refseg_bench.scoring.protocols.catalogue import find
+from refseg_bench.scoring.stats import Bootstrap
+from refseg_bench.scoring.table import ScoreTable
+from refseg_bench.scoring.score import Coverage, conclude
 from refseg_bench.types import Score
 n, start = int(sys.argv[1]), time.process_time()
 rng = np.random.default_rng(0)

@@ -14,7 +14,9 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from refseg_bench.errors import ConfigError, DataError
-from refseg_bench.metrics import boundary, kernel, png
+from refseg_bench.files import compiled as pixelwise
+from refseg_bench.files import png
+from refseg_bench.scoring import boundary, kernel
 from refseg_bench.types import encode_rle
 from tests.metrics.test_boundary import draw_mask, mask_pairs
 
@@ -23,7 +25,7 @@ from tests.metrics.test_boundary import draw_mask, mask_pairs
 def compiled(tmp_path_factory):
     """The extension: the installed one, else built here. A machine without a compiler has none."""
     try:
-        return importlib.import_module("refseg_bench.metrics._kernel")
+        return importlib.import_module("refseg_bench.files._kernel")
     except ImportError:
         pass
     folder = tmp_path_factory.mktemp("build")
@@ -159,7 +161,7 @@ def png_bytes(pixels, filters, colour=0):
 @pytest.mark.parametrize("mode", ["plain", "compiled"])
 @pytest.mark.parametrize("which", [[0], [1], [2], [3], [4], [0, 1, 2], [0, 1, 2, 3, 4]])
 def test_every_row_filter_is_undone(compiled, tmp_path, monkeypatch, mode, which):
-    monkeypatch.setattr(kernel, "_KERNEL", None if mode == "plain" else compiled)
+    monkeypatch.setattr(pixelwise, "KERNEL", None if mode == "plain" else compiled)
     rng = np.random.default_rng(len(which))
     for colour in (0, 3):
         pixels = rng.integers(0, 256, (20, 33)).astype(np.uint8)
@@ -212,15 +214,15 @@ def test_torn_files_are_told(tmp_path, keep):
 
 def test_the_kernel_can_be_forced(monkeypatch):
     monkeypatch.setenv("REFSEG_KERNEL", "plain")
-    assert kernel._choose() is None
+    assert pixelwise._choose() is None
     monkeypatch.setenv("REFSEG_KERNEL", "nonsense")
     with pytest.raises(ConfigError):
-        kernel._choose()
+        pixelwise._choose()
 
 
 @pytest.mark.parametrize("mode", ["plain", "compiled"])
 def test_both_kernels_serve_the_same_interface(compiled, monkeypatch, mode):
-    monkeypatch.setattr(kernel, "_KERNEL", None if mode == "plain" else compiled)
+    monkeypatch.setattr(pixelwise, "KERNEL", None if mode == "plain" else compiled)
     rng = np.random.default_rng(1)
     masks = [draw_mask(rng, (40, 70), "blob") for _ in range(2)]
     expected = boundary.compare(*[boundary.prepare(m) for m in masks], 3)
@@ -228,5 +230,6 @@ def test_both_kernels_serve_the_same_interface(compiled, monkeypatch, mode):
     assert kernel.compare(*[kernel.region_rle(encode_rle(m), m.shape) for m in masks], 3) == expected
     labels = masks[0] * np.uint8(5)
     assert kernel.compare(kernel.label_regions(labels)[5], kernel.region(masks[1]), 3) == expected
-    assert kernel.encode_mask(masks[0]) == encode_rle(masks[0])
+    expected = coco_mask.encode(np.asfortranarray(masks[0]).view(np.uint8))["counts"]
+    assert encode_rle(masks[0]) == encode_rle(masks[0] * np.uint8(7)) == expected
     assert kernel.compare(kernel.empty_region((40, 70)), kernel.region(masks[1]), 3)[0] == 0

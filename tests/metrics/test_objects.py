@@ -16,10 +16,10 @@ from vos_benchmark.benchmark import benchmark
 
 from refseg_bench.datasets.id_maps import IdMaps
 from refseg_bench.errors import DataError, ScoreError
-from refseg_bench.external import FolderPredictions
-from refseg_bench.metrics.protocols.catalogue import find
-from refseg_bench.metrics.protocols.objects import assign, decay
-from refseg_bench.scoring import IncompleteError, Options, score
+from refseg_bench.scoring.foreign import FolderPredictions
+from refseg_bench.scoring.protocols.catalogue import find
+from refseg_bench.scoring.protocols.objects import assign, decay
+from refseg_bench.scoring.score import IncompleteError, Options, score
 from tests.metrics.worlds import blobs
 
 SIZE = (48, 64)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from refseg_bench.metrics import kernel, png
+from refseg_bench.files import compiled, png
 
 MASK = np.zeros((20, 33), bool)
 MASK[4:15, 7:20] = True
@@ -83,7 +83,7 @@ def test_masks_are_what_opencv_sees(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str, mode: str
 ) -> None:
     if mode == "plain":
-        monkeypatch.setattr(kernel, "_KERNEL", None)
+        monkeypatch.setattr(compiled, "KERNEL", None)
     picture, how, words = READ[case]
     path = tmp_path / "m.png"
     picture.save(path, **{"format": "PNG", **how})

@@ -9,15 +9,15 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from refseg_bench.errors import ConfigError, ScoreError
-from refseg_bench.external import FolderGrey, encoding_of
-from refseg_bench.metrics.labels import merged_labels
-from refseg_bench.metrics.protocols.base import Case
-from refseg_bench.metrics.protocols.catalogue import find, shipped
-from refseg_bench.metrics.protocols.image import encoded_sum, resized_rle
-from refseg_bench.metrics.protocols.revos import accuracy, robustness
-from refseg_bench.metrics.protocols.rvos import percent
-from refseg_bench.metrics.stats import Bootstrap
-from refseg_bench.scoring import Answers, IncompleteError, LookupSource, Options, Survey, score
+from refseg_bench.scoring.foreign import FolderGrey, encoding_of
+from refseg_bench.scoring.labels import merged_labels
+from refseg_bench.scoring.protocols.base import Case
+from refseg_bench.scoring.protocols.catalogue import find, shipped
+from refseg_bench.scoring.protocols.image import encoded_sum, resized_rle
+from refseg_bench.scoring.protocols.revos import accuracy, robustness
+from refseg_bench.scoring.protocols.rvos import percent
+from refseg_bench.scoring.score import Answers, IncompleteError, LookupSource, Options, Survey, score
+from refseg_bench.scoring.stats import Bootstrap
 from refseg_bench.types import (
     Clip,
     Expression,
@@ -545,8 +545,8 @@ def test_a_result_is_named_with_its_knobs():
 def test_every_yaml_lists_every_knob():
     import yaml
 
-    from refseg_bench import schema
-    from refseg_bench.resources import resource
+    from refseg_bench.config import schema
+    from refseg_bench.files.resources import resource
 
     for path in sorted((resource("conf") / "protocol").glob("*.yaml")):
         node = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -558,11 +558,11 @@ def test_every_yaml_lists_every_knob():
 def test_the_docs_are_current():
     from pathlib import Path
 
-    from refseg_bench.metrics.protocols.catalogue import page
+    from refseg_bench.scoring.protocols.catalogue import page
 
     path = Path(__file__).resolve().parents[2] / "docs" / "protocols.md"
     text = path.read_text(encoding="utf-8")
-    assert page(text) == text, "python -m refseg_bench.metrics.protocols.catalogue --write"
+    assert page(text) == text, "python -m refseg_bench.scoring.protocols.catalogue --write"
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,10 @@ from trackeval.metrics.j_and_f import JAndF
 
 from refseg_bench.env import cores
 from refseg_bench.errors import ScoreError
-from refseg_bench.metrics.protocols.image import Pointing, RefcocoOverall
-from refseg_bench.metrics.protocols.rvos import RvosExpression
-from refseg_bench.metrics.stats import Bootstrap
-from refseg_bench.scoring import IncompleteError, LookupSource, Options, score
+from refseg_bench.scoring.protocols.image import Pointing, RefcocoOverall
+from refseg_bench.scoring.protocols.rvos import RvosExpression
+from refseg_bench.scoring.score import IncompleteError, LookupSource, Options, score
+from refseg_bench.scoring.stats import Bootstrap
 from refseg_bench.types import HeatPoint, MaskTrack
 from tests.metrics.worlds import Guesses, World
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from refseg_bench.metrics.protocols.image import RefcocoOverall
-from refseg_bench.metrics.protocols.rvos import RvosExpression
-from refseg_bench.metrics.stats import Bootstrap, cluster_sums, codes_of, difference, intervals
+from refseg_bench.scoring.protocols.image import RefcocoOverall
+from refseg_bench.scoring.protocols.rvos import RvosExpression
+from refseg_bench.scoring.stats import Bootstrap, cluster_sums, codes_of, difference, intervals
 
 PROTOCOL = RvosExpression()
 

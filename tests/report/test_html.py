@@ -16,8 +16,8 @@ from refseg_bench.errors import DataError, StoreError
 from refseg_bench.files.store_io import sealed_text
 from refseg_bench.report.html import ReportOptions, write_report
 from refseg_bench.report.media import spread
-from refseg_bench.run import work_on
-from refseg_bench.store import RunStore
+from refseg_bench.run.loop import work_on
+from refseg_bench.run.store import RunStore
 from tests.fakes import fake_run
 
 

@@ -10,8 +10,8 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 from refseg_bench.report.html import ReportOptions, write_report
-from refseg_bench.run import work_on
-from refseg_bench.store import RunStore
+from refseg_bench.run.loop import work_on
+from refseg_bench.run.store import RunStore
 from tests.fakes import fake_run
 from tests.report.worlds import HOSTILE
 

@@ -16,15 +16,15 @@ import pytest
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from refseg_bench import config as configs
 from refseg_bench.cli import main
+from refseg_bench.config import compose as configs
 from refseg_bench.errors import ConfigError, ScoreError
-from refseg_bench.metrics.table import ScoreTable
+from refseg_bench.files.resources import resource
 from refseg_bench.report import paper, tables
 from refseg_bench.report.publish import HEADER, publish, read_published
 from refseg_bench.report.reference import COLUMNS, Reference, held_against, paper_rows
-from refseg_bench.resources import resource
-from refseg_bench.store import RunStore
+from refseg_bench.run.store import RunStore
+from refseg_bench.scoring.table import ScoreTable
 from refseg_bench.types import Estimate, Result
 from tests.fakes import fake_run
 

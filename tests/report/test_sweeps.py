@@ -19,8 +19,8 @@ from refseg_bench.commands.score import score_run
 from refseg_bench.errors import ConfigError, ScoreError
 from refseg_bench.report import sinks, sweeps
 from refseg_bench.report.coco import write_coco
-from refseg_bench.run import work_on
-from refseg_bench.store import RunStore
+from refseg_bench.run.loop import work_on
+from refseg_bench.run.store import RunStore
 from tests.fakes import fake_run
 
 

@@ -44,7 +44,7 @@ def clip(make_clip):
 @pytest.fixture(scope="session")
 def sam2_folder(tmp_path_factory):
     """Release → folder of a small random model for transformers."""
-    from refseg_bench.segmenters import tiny
+    from tools import tiny_sam as tiny
 
     return {
         release: tiny.write_sam2(tmp_path_factory.mktemp(f"sam2_hf_{release}"), release=release, seed=seed)

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from refseg_bench.errors import ConfigError
-from refseg_bench.segmenters import tiny
 from refseg_bench.segmenters.base import Prompt
 from refseg_bench.segmenters.sam1 import Sam1
+from tools import tiny_sam as tiny
 
 
 @pytest.fixture(scope="module")

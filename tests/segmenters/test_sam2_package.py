@@ -11,14 +11,14 @@ import pytest
 import torch
 
 import refseg_bench
+from refseg_bench.backbones.weights import ModelError
 from refseg_bench.errors import ConfigError
-from refseg_bench.models import ModelError
 from refseg_bench.segmenters import sam2_package
 from refseg_bench.segmenters.base import Prompt
 from refseg_bench.segmenters.sam2 import Sam2
 
 HYDRA = """
-from refseg_bench.config import compose
+from refseg_bench.config.compose import compose
 from hydra.core.global_hydra import GlobalHydra
 from hydra import version
 

@@ -16,12 +16,12 @@ from pathlib import Path
 import pytest
 
 from refseg_bench import env
-from refseg_bench.claims import records
 from refseg_bench.cli import main
-from refseg_bench.launch import launch
-from refseg_bench.launch.records import submissions
-from refseg_bench.owners import Owner
-from refseg_bench.store import RunStore
+from refseg_bench.run.claims import records
+from refseg_bench.run.launch import launch
+from refseg_bench.run.owners import Owner
+from refseg_bench.run.store import RunStore
+from refseg_bench.run.submissions import submissions
 from tests.launch.runs import CONF, REPO, environment, lines, overrides, point, refseg, scores, undisturbed
 from tests.slurm.conftest import Slurm
 
@@ -313,7 +313,7 @@ def test_what_is_asked_of_slurm_reaches_it(slurm: Slurm, tmp_path: Path) -> None
     assert "gpus" not in score
     assert f"--dependency=afterany:{array}" in score
     (code,) = (store.root / "launches").glob("*/code")
-    assert (code / "refseg_bench/run.py").is_file()
+    assert (code / "refseg_bench/run/loop.py").is_file()
     assert f"PYTHONPATH={code}" in scripts[array]
     assert main(["cancel", str(tmp_path / "runs")]) == 0
     slurm.wait(lambda: not slurm.tell("squeue", "-h"))

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from refseg_bench.datasets.shapes_world import World
+from tools.shapes_world import World
 
 #: Disjoint ranges of scene seeds. The shipped set starts at 9,000,000 (tools/make_shapes.py).
 TRAIN_SEEDS = 1_000_000

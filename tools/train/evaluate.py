@@ -25,11 +25,11 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from refseg_bench.datasets.meta_expressions import MetaExpressions
-from refseg_bench.datasets.shapes_world import World, describe, render, sample_scene
-from refseg_bench.datasets.writers import VideoRecord, write_meta_expressions_set
-from refseg_bench.metrics.stats import Bootstrap, difference, intervals
+from refseg_bench.scoring.stats import Bootstrap, difference, intervals
 from refseg_bench.types import Clip, Expression, HeatPoint, MaskTrack, Target
+from tools.shapes_world import World, describe, render, sample_scene
 from tools.train.common import TEST_SEEDS, WATCH_SEEDS, setup
+from tools.writers import VideoRecord, write_meta_expressions_set
 
 #: Expressions of each kind in a scene, as far as it has them. Absent targets have no point to hit.
 PER_SCENE = {
@@ -107,11 +107,11 @@ def base_row(clip: Clip, expression: Expression, target: Target) -> Row:
 
 def decaf_rows(model: str, dataset: MetaExpressions) -> Iterator[Row]:
     """Every variant from one reading of attention per clip."""
-    from refseg_bench.backbones.mllm import MLLM
-    from refseg_bench.methods.coarse import coarse_masks
-    from refseg_bench.methods.decaf import DecAF, Fusion
-    from refseg_bench.methods.fusion import sample_frames
-    from refseg_bench.methods.points import highest
+    from refseg_bench.backbones.mllm.model import MLLM
+    from refseg_bench.methods.decaf.coarse import coarse_masks
+    from refseg_bench.methods.decaf.fusion import sample_frames
+    from refseg_bench.methods.decaf.method import DecAF, Fusion
+    from refseg_bench.methods.decaf.points import highest
 
     backbone = MLLM(path=model, dtype="float32", max_new_tokens=8, device="cpu", memory_budget_gb=2.0)
     method = DecAF(backbone=backbone, mask="attention", video_tokens=48, use_cache=False)
@@ -158,8 +158,8 @@ def decaf_rows(model: str, dataset: MetaExpressions) -> Iterator[Row]:
 
 def refam_rows(model: str, dataset: MetaExpressions, sigma: float) -> Iterator[Row]:
     """Points on the first frame."""
-    from refseg_bench.backbones.dit import DiT
-    from refseg_bench.methods.refam import DirectionRule, Gas, NounPhraseFilter, RefAM
+    from refseg_bench.backbones.dit.model import DiT
+    from refseg_bench.methods.refam.method import DirectionRule, Gas, NounPhraseFilter, RefAM
     from refseg_bench.segmenters.grabcut import GrabCut
 
     backbone = DiT(

@@ -15,8 +15,8 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
-from refseg_bench.datasets.shapes_world import COLOURS, GROUNDS, NOTHING, SEVERAL, TEXTURES
-from refseg_bench.methods import prompts
+from refseg_bench.methods.decaf import prompts
+from tools.shapes_world import COLOURS, GROUNDS, NOTHING, SEVERAL, TEXTURES
 
 PATCH, MERGE = 8, 2
 CELL = PATCH * MERGE  # pixels per visual token

@@ -28,7 +28,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from refseg_bench.datasets.shapes_world import (
+from tools.shapes_world import (
     COLOURS,
     GROUNDS,
     TEXTURES,

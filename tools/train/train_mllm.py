@@ -39,7 +39,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, Qwen2VLForConditionalGeneration
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from refseg_bench.datasets.shapes_world import (
+from tools.shapes_world import (
     COLOURS,
     GROUNDS,
     NOTHING,

@@ -1,0 +1,718 @@
+"""A multimodal language model of transformers as a grounding backbone: open a clip, read attention.
+
+The prompt of every call begins with a system message and a visual block, and attention is causal, so
+that part is run once per clip (and once per frame) and serves all prompts: its keys and values are
+the cache the prompts run on, its queries and keys of the wanted layers enter every rollout. What is
+kept at a time is bounded by ``memory_budget_gb``; what isn't kept is run again.
+
+Family differences live in ``families``, the algebra in ``rollout``, the hook in ``capture``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from refseg_bench.backbones import capture
+from refseg_bench.backbones.base import (
+    MLLMCounters,
+    Reading,
+    RolloutSettings,
+    VisualSettings,
+    Where,
+    layer_range,
+)
+from refseg_bench.backbones.mllm.families import Family, Visual, family_of
+from refseg_bench.backbones.mllm.families.base import Piece
+from refseg_bench.backbones.rollout import LayerQK, dense_rollout, shared_rollout
+from refseg_bench.backbones.weights import ModelError, Weights, choose_device, here_only
+from refseg_bench.config.schema import knob, locate
+from refseg_bench.errors import ConfigError, RefsegError
+from refseg_bench.files.resources import weights
+from refseg_bench.types import FloatTHW, Uint8THWC
+
+SHIPPED = "shipped:"
+_GIB = 2**30
+#: Files of a hub repository that a model is loaded from.
+_NEEDED = ("*.json", "*.safetensors", "*.txt", "*.jinja")
+#: Bytes of each end of a weights file that enter its fingerprint.
+_SAMPLE = 1 << 20
+
+
+@dataclass
+class MLLM:
+    """A chat model with vision from the Hugging Face hub, a local folder or this package.
+
+    Attributes:
+        path: hub id, folder, or ``shipped:NAME``.
+        revision: commit, tag or branch of the hub repository; pin a commit for a result that lasts.
+        family: adapter by the checkpoint's type (``auto``), or the dotted path of a Family class.
+        dtype: of weights and activations; ``auto`` = the checkpoint's own.
+        attention: kernel of the language model. Greedy answers may differ between kernels.
+        max_new_tokens: longest answer.
+        positions: rule of the Qwen families' token positions: ``fixed`` as in transformers 4.52.1, on
+            which the papers' code ran, or ``transformers`` = that of the installed version.
+        share_prefix: run the visual part once for all prompts; False runs every prompt whole.
+        device: ``auto`` = the first GPU, else the CPU.
+        batch_size: most prompts in one forward pass.
+        memory_budget_gb: what visual prefixes may keep on the device.
+        offline: never ask the hub.
+        label: what published tables call the model, to find its rows.
+    """
+
+    path: str = "Qwen/Qwen2.5-VL-7B-Instruct"
+    revision: str = "main"
+    family: str = "auto"
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "bfloat16"
+    attention: Literal["sdpa", "flash_attention_2", "flash_attention_3"] = "sdpa"
+    max_new_tokens: int = 128
+    positions: Literal["fixed", "transformers"] = "fixed"
+    share_prefix: bool = knob(True, transient=True)
+    device: str = knob("auto", transient=True)
+    batch_size: int = knob(16, transient=True)
+    memory_budget_gb: float = knob(8.0, transient=True)
+    offline: bool = knob(False, transient=True)
+    label: str = knob("", transient=True)
+
+    counters: MLLMCounters = field(default_factory=MLLMCounters, init=False, repr=False, compare=False)
+    _loaded: _Loaded | None = field(default=None, init=False, repr=False, compare=False)
+    _config: Any = field(default=None, init=False, repr=False, compare=False)
+    _identity: dict[str, Any] | None = field(default=None, init=False, repr=False, compare=False)
+    _given: bool = field(default=False, init=False, repr=False, compare=False)
+    _problem: ConfigError | None = field(default=None, init=False, repr=False, compare=False)
+
+    def open(self, frames_THWC: Uint8THWC, visual: VisualSettings, rollout: RolloutSettings) -> Session:
+        """Start a session on the sampled frames of a clip.
+
+        Args:
+            frames_THWC: uint8 RGB frames of one size.
+            visual: how they become tokens.
+            rollout: which attention is read.
+        """
+        return Session(self, self.loaded(), frames_THWC, visual, rollout)
+
+    def identity(self) -> dict[str, Any]:
+        """What of the model its outputs depend on: for cache keys. Reads the config, not the weights."""
+        if self._identity is None:
+            if self._given and self._loaded is not None:
+                # Not what `path` names: it must not share cache entries with that.
+                source: dict[str, Any] = {"memory": memory_fingerprint(self._loaded.model)}
+            elif (folder := self._folder()) is not None:
+                source = {"files": folder_fingerprint(folder)}
+            else:
+                commit = getattr(self.config(), "_commit_hash", None)
+                source = {"id": self.path, "revision": commit or self.revision}
+            self._identity = {**source, **self._choices()}
+        return self._identity
+
+    def _choices(self) -> dict[str, Any]:
+        """The knobs that outputs depend on, beside the model itself."""
+        return {
+            "family": self.family,
+            "dtype": self.dtype,
+            "attention": self.attention,
+            "max_new_tokens": self.max_new_tokens,
+            "positions": self.positions,
+        }
+
+    def estimate(
+        self,
+        size: tuple[int, int],
+        frames: int,
+        expressions: int,
+        visual: VisualSettings,
+        rollout: RolloutSettings,
+        *,
+        background: bool = True,
+    ) -> dict[str, Any]:
+        """Tokens, FLOPs and memory of a clip, from the config alone; see :func:`~.estimate.clip_cost`.
+
+        Known hub ids are estimated from their published architecture, so that no network is needed.
+        """
+        from refseg_bench.backbones.mllm.estimate import clip_cost, published
+
+        known = published(self.path) if self._config is None and self.family == "auto" else None
+        return clip_cost(
+            self.adapter() if known is None else family_of(known, {}),
+            size,
+            frames,
+            expressions,
+            visual,
+            rollout,
+            bytes_per_number=4 if self.dtype == "float32" else 2,
+            budget_gb=self.memory_budget_gb,
+            batch_size=self.batch_size,
+            background=background,
+        )
+
+    def weights(self) -> tuple[Weights, ...]:
+        """What ``refseg models`` lists and fetches."""
+        folder = self._folder()
+        if folder is not None:
+            return (Weights(str(folder), component="backbone"),)
+        return (Weights(self.path, self.revision, patterns=_NEEDED, component="backbone"),)
+
+    def layers(self) -> int:
+        """Number of language-model layers, from the config."""
+        return int(self.config().get_text_config().num_hidden_layers)
+
+    def config(self) -> Any:
+        """The checkpoint's config (no weights are read).
+
+        Raises:
+            ConfigError: the model can't be found.
+        """
+        if self._problem is not None:
+            raise self._problem  # a hub that didn't answer isn't asked again for every clip
+        if self._config is None:
+            from transformers import AutoConfig
+
+            try:
+                with _found(self.path, self.revision):
+                    self._config = AutoConfig.from_pretrained(self._source(), **self._hub())
+            except ConfigError as error:
+                self._problem = error
+                raise
+        return self._config
+
+    def adapter(self) -> Family:
+        """The family adapter of the checkpoint."""
+        preprocessing = self._preprocessing()
+        if self.family == "auto":
+            return family_of(self.config(), preprocessing)
+        cls = locate(self.family, "backbone.family")
+        if not issubclass(cls, Family):
+            raise ConfigError(f"'{self.family}' is no Family class.", where="backbone.family")
+        return cls(self.config(), preprocessing)
+
+    def loaded(self) -> _Loaded:
+        """Weights, tokenizer and adapter; loaded once, at first use."""
+        if self._loaded is None:
+            from transformers import AutoModelForImageTextToText, AutoTokenizer
+
+            adapter = self.adapter()
+            with _found(self.path, self.revision), self.timed("load"):
+                tokenizer = AutoTokenizer.from_pretrained(self._source(), **self._hub())
+                model = AutoModelForImageTextToText.from_pretrained(
+                    self._source(),
+                    dtype=self.dtype if self.dtype == "auto" else getattr(torch, self.dtype),
+                    attn_implementation=self.attention,
+                    **self._hub(),
+                )
+            self._take(model, tokenizer, adapter)
+        assert self._loaded is not None
+        return self._loaded
+
+    def use(self, model: Any, tokenizer: Any, adapter: Family | None = None) -> None:
+        """Take a model that is in memory already instead of loading one.
+
+        Args:
+            model: a conditional-generation model of transformers.
+            tokenizer: its tokenizer.
+            adapter: its family adapter; chosen by its config by default.
+        """
+        self._take(model, tokenizer, adapter if adapter is not None else family_of(model.config, {}))
+        self._given, self._identity = True, None
+
+    def _take(self, model: Any, tokenizer: Any, adapter: Family) -> None:
+        self._config = model.config
+        adapter.positions = self.positions
+        model.to(self._device()).eval()
+        capture.install(model, self.attention)
+        self._loaded = _Loaded(model, tokenizer, adapter, answer_rules(model.generation_config))
+
+    def report(self) -> dict[str, Any]:
+        """For the run record: what ran, on what, how often."""
+        loaded = self._loaded
+        return {
+            **self.identity(),
+            "path": self.path,
+            "device": str(loaded.device) if loaded else None,
+            "calls": self.counters.calls,
+            **{k: v for k, v in vars(self.counters).items() if k != "seconds"},
+            "seconds": {k: round(v, 3) for k, v in self.counters.seconds.items()},
+        }
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Add the block's wall time to a stage."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            spent = self.counters.seconds.get(stage, 0.0) + time.perf_counter() - began
+            self.counters.seconds[stage] = spent
+
+    def _folder(self) -> Path | None:
+        if self.path.startswith(SHIPPED):
+            return weights(self.path.removeprefix(SHIPPED))
+        folder = Path(self.path).expanduser()
+        return folder if folder.is_dir() else None
+
+    def _source(self) -> str:
+        folder = self._folder()
+        return self.path if folder is None else str(folder)
+
+    def _hub(self) -> dict[str, Any]:
+        if self._folder() is not None:
+            return {"local_files_only": True}
+        return {"revision": self.revision, "local_files_only": here_only(self.path, offline=self.offline)}
+
+    def _device(self) -> torch.device:
+        return choose_device(self.device)
+
+    def _preprocessing(self) -> dict[str, Any]:
+        from transformers.image_processing_base import ImageProcessingMixin
+
+        try:
+            found, _ = ImageProcessingMixin.get_image_processor_dict(self._source(), **self._hub())
+        except OSError:
+            return {}  # a checkpoint without one runs on its family's own mean and deviation
+        return dict(found)
+
+
+@dataclass
+class _Loaded:
+    """A model in memory with what belongs to it."""
+
+    model: Any
+    tokenizer: Any
+    family: Family
+    rules: Any
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        device: torch.device = self.model.device
+        return device
+
+    def on(self, cache: Any) -> dict[str, Any]:
+        """Arguments of a pass that goes on from a cache: transformers 5.24 gave the argument a new name."""
+        names = inspect.signature(self.model.forward).parameters
+        return {"cache" if "cache" in names else "past_key_values": cache, "use_cache": True}
+
+    def tokens(self, text: str) -> list[int]:
+        """Token ids of literal text, special tokens written out included, none added."""
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+
+    def pieces(self, pieces: Sequence[Piece]) -> list[int]:
+        """Token ids of a prompt's head."""
+        out: list[int] = []
+        for piece in pieces:
+            out += self.tokens(piece) if isinstance(piece, str) else [piece[0]] * piece[1]
+        return out
+
+    def text(self, ids: Sequence[int]) -> str:
+        """Decoded answer, special tokens left out, stripped."""
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+
+
+@dataclass(eq=False)
+class _Prefix:
+    """A visual block after its forward pass.
+
+    Attributes:
+        ids: its token ids.
+        visual_P: True at visual tokens.
+        visual: the block.
+        keys_values: per layer of the whole model, ``(1, G, P, D)`` each.
+        layers: queries and keys of the layers that are rolled out.
+        top: the largest position used in the block.
+        first: position of the first token after it.
+    """
+
+    ids: list[int]
+    visual_P: Tensor
+    visual: Visual | None
+    keys_values: list[tuple[Tensor, Tensor]]
+    layers: list[LayerQK]
+    top: int
+    first: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes on the device; keys of rolled-out layers are the cache's own."""
+        kept = sum(t.numel() * t.element_size() for pair in self.keys_values for t in pair)
+        return kept + sum(layer.q_HND.numel() * layer.q_HND.element_size() for layer in self.layers)
+
+
+@dataclass(eq=False)
+class Session:
+    """Sampled frames of one clip, opened. See :class:`~refseg_bench.backbones.base.MLLMSession`."""
+
+    owner: MLLM
+    loaded: _Loaded
+    frames_THWC: Uint8THWC
+    visual: VisualSettings
+    rollout: RolloutSettings
+    _kept: dict[Where, _Prefix] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        if self.frames_THWC.ndim != 4 or len(self.frames_THWC) == 0:
+            raise RefsegError("There is no frame to look at.", cure="Check the clip's frame list.")
+        total = int(self.loaded.family.text_config.num_hidden_layers)
+        self.range = layer_range(self.rollout.start, self.rollout.end, total)
+        self.dtype: torch.dtype = getattr(torch, self.rollout.precision)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the kept prefixes."""
+        self._kept.clear()
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of the prefixes kept now."""
+        return sum(prefix.nbytes for prefix in self._kept.values())
+
+    def read(self, where: Where, prompts: Sequence[str], *, answer: bool) -> list[Reading]:
+        """See the interface. Prompts run together as far as ``batch_size`` and the budget allow.
+
+        Raises:
+            RefsegError: no visual tokens, a prompt longer than the model's context, or attention
+                that isn't causal.
+        """
+        if not prompts:
+            return []
+        if not self.owner.share_prefix:
+            return [r for prompt in prompts for r in self._read(self._run_head(where), [prompt], answer)]
+        prefix = self._prefix(where)
+        size = self._batch(prefix)
+        return [
+            reading
+            for first in range(0, len(prompts), size)
+            for reading in self._read(prefix, prompts[first : first + size], answer)
+        ]
+
+    def ask(self, prompts: Sequence[str]) -> list[str]:
+        """See the interface."""
+        before, after = self.loaded.family.text_only()
+        empty = _Prefix([], torch.zeros(0, dtype=torch.bool), None, [], [], -1, 0)
+        size = max(1, self.owner.batch_size)
+        answers: list[str] = []
+        for first in range(0, len(prompts), size):
+            texts = [before + prompt + after for prompt in prompts[first : first + size]]
+            tails = [self.loaded.tokens(text) for text in texts]
+            with torch.inference_mode(), self.owner.timed("ask"):
+                out, cache, positions = self._tails(empty, tails, answer=True)
+                answers += self._decode(empty, tails, out, cache, positions)
+        return answers
+
+    # ── visual prefix ────────────────────────────────────────────────────────
+
+    def _prefix(self, where: Where) -> _Prefix:
+        """The prefix of a place: kept from before, or run now and kept if the budget allows."""
+        found = self._kept.get(where)
+        if found is None:
+            found = self._run_head(where)
+            if self.kept_bytes + found.nbytes <= self.owner.memory_budget_gb * _GIB:
+                self._kept[where] = found
+        return found
+
+    def _run_head(self, where: Where) -> _Prefix:
+        """Vision tower and language model over system message and visual block."""
+        loaded, family = self.loaded, self.loaded.family
+        with torch.inference_mode(), self.owner.timed("prefix"):
+            if where == "video":
+                visual = family.video(self.frames_THWC, self.visual)
+            else:
+                visual = family.frame(self.frames_THWC[where], self.visual)
+            ids = loaded.pieces(visual.head)
+            self._check_length(len(ids), "the visual part of the prompt")
+            head = torch.tensor([ids], device=loaded.device)
+            on_device = {name: tensor.to(loaded.device) for name, tensor in visual.inputs.items()}
+            visual = replace(visual, inputs=on_device)
+            mask = head[0] == visual.token
+            if int(mask.sum()) != int(np.prod(visual.grid)) or not bool(mask.any()):
+                raise RefsegError(
+                    f"The prompt holds {int(mask.sum())} visual tokens where the grid {visual.grid} needs "
+                    f"{int(np.prod(visual.grid))}.",
+                    where=self.owner.path,
+                    cure="Check that tokenizer, config and family belong together.",
+                )
+            positions, first = family.head_positions(loaded.model, head, visual)
+            cache = self._cache()
+            last = int(family.text_config.num_hidden_layers) - 1
+            with capture.recording(self.range, stop_at=last) as seen:
+                loaded.model(
+                    **family.forward_inputs(loaded.model, head, visual),
+                    position_ids=positions,
+                    **loaded.on(cache),
+                    logits_to_keep=1,
+                )
+            self.owner.counters.visual_prefixes += 1
+            return _Prefix(
+                ids,
+                mask,
+                replace(visual, inputs={}),  # the pixels have done their work
+                [(layer.keys, layer.values) for layer in cache.layers],
+                seen.sequence(0),
+                int(positions.max()),
+                first,
+            )
+
+    def _cache(self) -> Any:
+        from transformers import DynamicCache
+
+        return DynamicCache(config=self.loaded.family.text_config)
+
+    def _batch(self, prefix: _Prefix) -> int:
+        """How many prompts may carry their own copy of the prefix' keys and values."""
+        copy = max(1, sum(t.numel() * t.element_size() for pair in prefix.keys_values for t in pair))
+        room = self.owner.memory_budget_gb * _GIB - self.kept_bytes
+        return max(1, min(self.owner.batch_size, int(room // copy)))
+
+    # ── prompts on a prefix ──────────────────────────────────────────────────
+
+    def _read(self, prefix: _Prefix, prompts: Sequence[str], answer: bool) -> list[Reading]:
+        assert prefix.visual is not None
+        before, after = prefix.visual.tail
+        tails = [self.loaded.tokens(before + prompt + after) for prompt in prompts]
+        with torch.inference_mode():
+            with self.owner.timed("prompts"), capture.recording(self.range, self._stop(answer)) as seen:
+                out, cache, positions = None, None, None
+                out, cache, positions = self._tails(prefix, tails, answer=answer)
+            with self.owner.timed("rollout"):
+                rows = self._roll(prefix, [seen.sequence(k, len(t)) for k, t in enumerate(tails)])
+            del seen
+            answers: list[str] | list[None] = [None] * len(tails)
+            if answer:
+                with self.owner.timed("decode"):
+                    answers = self._decode(prefix, tails, out, cache, positions)
+        return [Reading(self._map(prefix, row), text) for row, text in zip(rows, answers, strict=True)]
+
+    def _stop(self, answer: bool) -> int | None:
+        return None if answer else self.range[-1]
+
+    def _tails(
+        self, prefix: _Prefix, tails: Sequence[Sequence[int]], *, answer: bool
+    ) -> tuple[Any, Any, Tensor]:
+        """One pass over several prompts' own tokens, padded at their ends.
+
+        No mask is needed: attention is causal, so no token sees the padding behind it.
+        """
+        loaded = self.loaded
+        for tail in tails:
+            self._check_length(len(prefix.ids) + len(tail), "a prompt")
+        longest = max(len(tail) for tail in tails)
+        ids = torch.full((len(tails), longest), self._pad(), dtype=torch.long)
+        for row, tail in enumerate(tails):
+            ids[row, : len(tail)] = torch.tensor(tail)
+        cache = self._cache()
+        for index, (keys, values) in enumerate(prefix.keys_values):
+            shape = (len(tails), -1, -1, -1)
+            cache.update(keys.expand(shape), values.expand(shape), index)
+        first = torch.full((len(tails),), prefix.first, device=loaded.device)
+        ends = torch.tensor(sorted({len(tail) - 1 for tail in tails}), device=loaded.device)
+        self.owner.counters.prompts += len(tails)
+        self.owner.counters.prompt_tokens += sum(len(tail) for tail in tails)
+        out = loaded.model(
+            input_ids=ids.to(loaded.device),
+            position_ids=loaded.family.text_positions(first, longest),
+            **loaded.on(cache),
+            logits_to_keep=ends,
+        )
+        rows = torch.tensor([int((ends == len(tail) - 1).nonzero()) for tail in tails], device=loaded.device)
+        return out.logits[torch.arange(len(tails), device=loaded.device), rows], cache, first
+
+    def _roll(self, prefix: _Prefix, suffixes: list[list[LayerQK]]) -> list[Tensor]:
+        if not self.rollout.dense:
+            return shared_rollout(
+                prefix.layers, suffixes, prefix.visual_P, self.rollout.mode, self.rollout.residual, self.dtype
+            )
+        rows = []
+        for suffix in suffixes:
+            whole = [
+                LayerQK(torch.cat([a.q_HND, b.q_HND], 1), torch.cat([a.k_GND, b.k_GND], 1), a.scale)
+                for a, b in zip(prefix.layers, suffix, strict=True)
+            ]
+            pad = (0, suffix[0].q_HND.shape[1])
+            visual = torch.nn.functional.pad(prefix.visual_P, pad)
+            rows.append(dense_rollout(whole, visual, self.rollout.mode, self.rollout.residual, self.dtype))
+        return rows
+
+    def _map(self, prefix: _Prefix, row: Tensor) -> FloatTHW:
+        assert prefix.visual is not None
+        values = row[: len(prefix.ids)][prefix.visual_P].to("cpu", torch.float32).numpy()
+        if not np.isfinite(values).all():
+            # Every comparison with NaN is false: the sample would come out as an empty mask.
+            raise RefsegError(
+                "The attention map holds NaN or infinity.",
+                where=self.owner.path,
+                cure="Half precision overflows in some models: set backbone.dtype=bfloat16 or float32.",
+            )
+        return self.loaded.family.unpack(values, prefix.visual)
+
+    # ── answers ──────────────────────────────────────────────────────────────
+
+    def _decode(
+        self, prefix: _Prefix, tails: Sequence[Sequence[int]], logits: Tensor, cache: Any, first: Tensor
+    ) -> list[str]:
+        """Greedy answers of a batch of prompts that have just been run.
+
+        The checkpoint's own generation settings hold (repetition penalty included, which counts the
+        prompt's tokens too). Rows of other lengths leave a gap of padding that the mask hides.
+        """
+        loaded = self.loaded
+        device = loaded.device
+        longest = max(len(tail) for tail in tails)
+        known = [prefix.ids + list(tail) for tail in tails]
+        answers: list[list[int]] = [[] for _ in tails]
+        open_rows = [True] * len(tails)
+        ends = stop_tokens(loaded.model.generation_config)
+        mask = torch.ones(len(tails), len(prefix.ids) + longest, dtype=torch.long, device=device)
+        for row, tail in enumerate(tails):
+            mask[row, len(prefix.ids) + len(tail) :] = 0
+        # A model's own decoding goes on from the largest position so far, the prefix' included.
+        lengths = torch.tensor([len(tail) for tail in tails], device=device)
+        position = torch.clamp(first + lengths - 1, min=prefix.top) + 1
+        for step in range(self.owner.max_new_tokens):
+            chosen = torch.full((len(tails),), self._pad(), dtype=torch.long)
+            for row in range(len(tails)):
+                if not open_rows[row]:
+                    continue
+                so_far = torch.tensor([known[row]], device=device)
+                scores = loaded.rules(so_far, logits[row : row + 1].float())
+                token = int(scores.argmax(-1))
+                chosen[row] = token
+                known[row].append(token)
+                answers[row].append(token)
+                self.owner.counters.generated_tokens += 1
+                open_rows[row] = token not in ends
+            if not any(open_rows) or step + 1 == self.owner.max_new_tokens:
+                break
+            mask = torch.nn.functional.pad(mask, (0, 1), value=1)
+            out = loaded.model(
+                input_ids=chosen[:, None].to(device),
+                attention_mask=mask,
+                position_ids=loaded.family.text_positions(position, 1),
+                **loaded.on(cache),
+            )
+            logits = out.logits[:, -1]
+            position = position + 1
+        return [loaded.text(answer) for answer in answers]
+
+    def _pad(self) -> int:
+        pad = self.loaded.tokenizer.pad_token_id
+        return 0 if pad is None else int(pad)
+
+    def _check_length(self, tokens: int, what: str) -> None:
+        most = getattr(self.loaded.family.text_config, "max_position_embeddings", None)
+        if most is not None and tokens > int(most):
+            raise RefsegError(
+                f"{what[0].upper()}{what[1:]} takes {tokens} tokens; the model's context is {most}.",
+                where=self.owner.path,
+                cure="Use fewer frames, a smaller token budget or a shorter expression.",
+            )
+
+
+# ── helpers ──────────────────────────────────────────────────────────────────
+
+
+def stop_tokens(generation: Any) -> set[int]:
+    """Ids that end an answer, from a generation config."""
+    ids = generation.eos_token_id
+    if ids is None:
+        return set()
+    return {int(i) for i in ids} if isinstance(ids, (list, tuple)) else {int(ids)}
+
+
+def answer_rules(generation: Any) -> Any:
+    """The generation config's changes to greedy scores, as transformers' own processors.
+
+    Raises:
+        ConfigError: a setting that changes greedy answers and isn't known here.
+    """
+    from transformers import (
+        LogitsProcessorList,
+        NoRepeatNGramLogitsProcessor,
+        RepetitionPenaltyLogitsProcessor,
+        SuppressTokensLogitsProcessor,
+    )
+
+    unknown = [
+        name
+        for name in ("forced_bos_token_id", "forced_eos_token_id", "bad_words_ids", "sequence_bias")
+        if getattr(generation, name, None)
+    ] + [
+        name
+        for name in ("min_length", "min_new_tokens", "encoder_no_repeat_ngram_size")
+        if (getattr(generation, name, None) or 0) > 0
+    ]
+    if unknown:
+        raise ConfigError(
+            f"The checkpoint's generation config sets '{unknown[0]}', which isn't supported.",
+            allowed=["repetition_penalty", "no_repeat_ngram_size", "suppress_tokens", "eos_token_id"],
+        )
+    rules = LogitsProcessorList()
+    penalty = generation.repetition_penalty
+    if penalty is not None and float(penalty) != 1.0:
+        rules.append(RepetitionPenaltyLogitsProcessor(float(penalty)))
+    if generation.no_repeat_ngram_size:
+        rules.append(NoRepeatNGramLogitsProcessor(int(generation.no_repeat_ngram_size)))
+    if generation.suppress_tokens:
+        rules.append(SuppressTokensLogitsProcessor(generation.suppress_tokens))
+    return rules
+
+
+def folder_fingerprint(folder: Path) -> str:
+    """32 hexadecimal digits of a model folder: names, sizes, and both ends of every file's bytes.
+
+    Reading all of a large model would take minutes; files that differ only in the middle of equally
+    long weights are taken for the same.
+    """
+    whole = hashlib.blake2b(digest_size=16)
+    for path in sorted(
+        p for p in folder.iterdir() if p.suffix in (".json", ".safetensors", ".bin", ".txt", ".jinja")
+    ):
+        size = path.stat().st_size
+        whole.update(json.dumps([path.name, size]).encode())
+        with path.open("rb") as file:
+            whole.update(file.read(_SAMPLE))
+            if size > _SAMPLE:
+                file.seek(max(_SAMPLE, size - _SAMPLE))
+                whole.update(file.read())
+    return whole.hexdigest()
+
+
+def memory_fingerprint(model: Any) -> str:
+    """32 hexadecimal digits of a model in memory: its config and every byte of its weights."""
+    whole = hashlib.blake2b(digest_size=16)
+    whole.update(json.dumps(model.config.to_dict(), sort_keys=True, default=str).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        whole.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        whole.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return whole.hexdigest()
+
+
+@contextmanager
+def _found(path: str, revision: str) -> Iterator[None]:
+    """Tell what transformers raises on a missing model as our error."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"The model '{path}' (revision '{revision}') can't be loaded: {str(error).splitlines()[0]}",
+            where="backbone.path",
+            allowed=["a hub id", "a local folder", "shipped:NAME"],
+            cure="Check the spelling and your access; download it first where the machine has no network.",
+        ) from error

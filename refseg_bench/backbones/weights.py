@@ -1,0 +1,420 @@
+"""Model weights: what a component needs, whether it is here, and fetching it by hub id and revision.
+
+Weights are found in this order: a local path, the hub's cache on disk, the hub. Nothing is fetched
+behind the user's back in offline mode (``offline: true`` of a component, or ``HF_HUB_OFFLINE=1``).
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import socket
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
+
+from refseg_bench.config import schema
+from refseg_bench.config.schema import TARGET
+from refseg_bench.errors import ConfigError, RefsegError
+from refseg_bench.files import resources
+
+if TYPE_CHECKING:
+    import torch
+
+T = TypeVar("T")
+
+_HUB = "https://huggingface.co"
+_TENSORS = (".safetensors", ".bin", ".pt", ".pth")
+
+
+class ModelError(ConfigError):
+    """A model's weights are missing, unreachable or not what the config says: no sample is predicted."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The weights one component needs.
+
+    Attributes:
+        repo: hub id (``owner/name``) or a local file or folder.
+        revision: commit, tag or branch of the hub repository; ``None`` = its main branch.
+        file: the one file needed, or ``None`` for a whole snapshot.
+        patterns: which files of a snapshot are needed; empty = all.
+        component: who needs them, as the config names it.
+    """
+
+    repo: str
+    revision: str | None = None
+    file: str | None = None
+    patterns: tuple[str, ...] = ()
+    component: str = ""
+
+    @property
+    def local(self) -> bool:
+        """Whether ``repo`` is a path rather than a hub id."""
+        return is_local(self.repo)
+
+
+@dataclass(frozen=True)
+class Status:
+    """Whether weights are on this machine.
+
+    Attributes:
+        weights: which.
+        path: where they are, or ``None``.
+        commit: the commit the cache holds, where known.
+        megabytes: size on disk.
+    """
+
+    weights: Weights
+    path: Path | None
+    commit: str | None = None
+    megabytes: float = 0.0
+
+
+@runtime_checkable
+class NeedsWeights(Protocol):
+    """A component that can name its weights without loading them."""
+
+    def weights(self) -> Sequence[Weights]:
+        """The weights it loads at first use."""
+
+
+@dataclass(frozen=True)
+class Need:
+    """A config node and the weights it asks for; ``problem`` is set where it could not be asked."""
+
+    node: str
+    target: str
+    weights: tuple[Weights, ...] = field(default=())
+    problem: str | None = None
+
+
+def is_local(repo: str) -> bool:
+    """A path (absolute, relative with ``.`` or ``~``, or existing) rather than a hub id."""
+    return repo.startswith((".", "/", "~")) or Path(repo).exists()
+
+
+def offline_by_environment() -> bool:
+    """Whether ``HF_HUB_OFFLINE`` or ``TRANSFORMERS_OFFLINE`` forbids the network."""
+    return any(
+        os.environ.get(name, "").upper() in {"1", "ON", "YES", "TRUE"}
+        for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+    )
+
+
+def choose_device(name: str) -> torch.device:
+    """``auto`` = the first CUDA device if there is one, else the CPU.
+
+    Raises:
+        ConfigError: no such device here.
+    """
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"device '{name}' is no torch device.", allowed=("auto", "cpu", "cuda", "cuda:N")
+        ) from error
+    if device.type == "cuda" and (
+        not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()
+    ):
+        raise ConfigError(
+            f"device '{name}' is not available here ({torch.cuda.device_count()} CUDA devices).",
+            allowed=("auto", "cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))),
+        )
+    return device
+
+
+# ── on this machine ──────────────────────────────────────────────────────────
+
+
+def find(weights: Weights) -> Status:
+    """Look for weights on this machine; the network is never asked."""
+    if weights.local:
+        place = Path(weights.repo).expanduser()
+        place = place / weights.file if weights.file and place.is_dir() else place
+        return Status(weights, place if place.exists() else None, None, _megabytes(place))
+    _require_hub("Looking into the hub's cache")
+    from huggingface_hub import scan_cache_dir, try_to_load_from_cache
+    from huggingface_hub.errors import CacheNotFound
+
+    if weights.file is not None:
+        cached = try_to_load_from_cache(weights.repo, weights.file, revision=weights.revision)
+        if not isinstance(cached, (str, Path)):
+            return Status(weights, None)
+        path = Path(cached)
+        return Status(weights, path, path.parent.name, _megabytes(path))
+    try:
+        cache = scan_cache_dir()
+    except CacheNotFound:
+        return Status(weights, None)
+    for repo in cache.repos:
+        if repo.repo_id != weights.repo or repo.repo_type != "model":
+            continue
+        for revision in repo.revisions:
+            wanted = weights.revision or "main"
+            if wanted in revision.refs or revision.commit_hash == wanted:
+                names = {
+                    str(file.file_path.relative_to(revision.snapshot_path)): file.file_path
+                    for file in revision.files
+                }
+                snapshot = Path(revision.snapshot_path) if _complete(names, weights.patterns) else None
+                return Status(weights, snapshot, revision.commit_hash, revision.size_on_disk / 1e6)
+    return Status(weights, None)
+
+
+def _complete(files: Mapping[str, Path], patterns: Sequence[str]) -> bool:
+    """Whether a snapshot holds tensors of the wanted kind, and every shard its indices name."""
+    wanted = [name for name in files if not patterns or any(fnmatch(name, p) for p in patterns)]
+    if not any(name.endswith(_TENSORS) for name in wanted):
+        return False
+    for name in wanted:
+        if name.endswith(".safetensors.index.json"):
+            shards = json.loads(files[name].read_text("utf-8")).get("weight_map", {}).values()
+            folder = name.rpartition("/")[0]
+            if any((f"{folder}/{shard}" if folder else shard) not in files for shard in shards):
+                return False
+    return True
+
+
+def identity(weights: Weights) -> dict[str, Any]:
+    """Which weights these are, for a run's record: repository, revision and commit, or a file's hash.
+
+    The commit is the cache's; a local file is read once through SHA-256, a local folder by its name only.
+    """
+    status = find(weights)
+    told: dict[str, Any] = {"repo": weights.repo, "revision": weights.revision, "file": weights.file}
+    if status.path is not None and weights.local and status.path.is_file():
+        with status.path.open("rb") as stream:
+            told["sha256"] = hashlib.file_digest(stream, "sha256").hexdigest()
+    elif status.commit is not None:
+        told["commit"] = status.commit
+    return told
+
+
+def _megabytes(path: Path) -> float:
+    if path.is_file():
+        return path.stat().st_size / 1e6
+    if path.is_dir():
+        return sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) / 1e6
+    return 0.0
+
+
+# ── from the hub ─────────────────────────────────────────────────────────────
+
+
+def fetch(weights: Weights, *, offline: bool = False) -> Path:
+    """Make sure the weights are on this machine.
+
+    Args:
+        weights: which.
+        offline: look into the cache only.
+
+    Returns:
+        The file, or the folder of the snapshot.
+
+    Raises:
+        ModelError: missing offline, unknown repository or revision, no access, hub unreachable.
+    """
+    if weights.local:
+        status = find(weights)
+        if status.path is None:
+            raise ModelError(
+                f"The weights of {weights.component or 'the model'} are not there.",
+                where=Path(weights.repo).expanduser(),
+                cure="Correct the path, or give a hub id.",
+            )
+        return status.path
+    _require_hub("Fetching weights")
+    from huggingface_hub import hf_hub_download, snapshot_download
+
+    only_cache = offline or offline_by_environment()
+
+    def load() -> str:
+        if weights.file is not None:
+            return hf_hub_download(
+                weights.repo, weights.file, revision=weights.revision, local_files_only=only_cache
+            )
+        return snapshot_download(
+            weights.repo,
+            revision=weights.revision,
+            allow_patterns=list(weights.patterns) or None,
+            local_files_only=only_cache,
+        )
+
+    if not only_cache:
+        try:
+            only_cache = True
+            return Path(load())  # what is here needs no network, not even to be looked up
+        except (OSError, ValueError):
+            only_cache = False
+        if not reachable():
+            raise _absent(_spelled(weights), weights, False)
+    return Path(told(load, weights, offline=only_cache))
+
+
+@functools.cache
+def reachable() -> bool:
+    """Whether a connection to the hub can be made, tried once per process.
+
+    The hub's client would try for half a minute, for every file anew.
+    """
+    from urllib.parse import urlsplit
+    from urllib.request import getproxies
+
+    if getproxies().keys() & {"http", "https", "all"}:
+        return True  # a proxy may reach what we can't
+    place = urlsplit(os.environ.get("HF_ENDPOINT", _HUB))
+    try:
+        socket.create_connection(
+            (place.hostname or "", place.port or (80 if place.scheme == "http" else 443)), timeout=10
+        ).close()
+    except OSError:
+        return False
+    return True
+
+
+def here_only(repo: str, *, offline: bool = False) -> bool:
+    """Whether a model is to be loaded from this machine alone: asked for, or the hub can't be reached."""
+    return offline or is_local(repo) or offline_by_environment() or not reachable()
+
+
+def told(load: Callable[[], T], weights: Weights, *, offline: bool) -> T:
+    """Run something that loads from the hub, and tell its failures with their cure.
+
+    Raises:
+        ModelError: see :func:`fetch`.
+    """
+    from huggingface_hub import errors as hub
+
+    name = _spelled(weights)
+    try:
+        return load()
+    except hub.RevisionNotFoundError as error:
+        raise ModelError(
+            f"The hub's repository '{weights.repo}' has no revision '{weights.revision}'.",
+            where=weights.component or None,
+            cure="Give a commit, tag or branch that exists.",
+        ) from error
+    except hub.GatedRepoError as error:
+        raise ModelError(
+            f"The hub gives '{weights.repo}' only to accounts that accepted its terms.",
+            where=f"{_HUB}/{weights.repo}",
+            cure="Accept the terms there and log in with `hf auth login`.",
+        ) from error
+    except hub.RepositoryNotFoundError as error:
+        raise ModelError(
+            f"The hub has no public repository '{weights.repo}'.",
+            where=weights.component or None,
+            cure="Check the spelling; for a private one log in with `hf auth login`.",
+        ) from error
+    except hub.EntryNotFoundError as error:
+        if not isinstance(error, hub.LocalEntryNotFoundError):
+            raise ModelError(
+                f"'{name}' has no file '{weights.file}'.",
+                where=weights.component or None,
+                cure="Correct the file name or the revision.",
+            ) from error
+        raise _absent(name, weights, offline) from error
+    except (hub.HfHubHTTPError, hub.OfflineModeIsEnabled, ConnectionError, TimeoutError) as error:
+        raise _absent(name, weights, offline) from error
+    except OSError as error:
+        # transformers wraps every failure of the hub into a plain OSError.
+        if weights.local:
+            raise ModelError(
+                f"The model can't be loaded: {error}", where=Path(weights.repo).expanduser()
+            ) from error
+        raise _absent(name, weights, offline) from error
+    except Exception as error:
+        # The hub's HTTP client raises its own connection errors, which belong to no common base.
+        if type(error).__module__.startswith(("httpx", "httpcore", "requests.", "urllib3.")):
+            raise _absent(name, weights, offline) from error
+        raise
+
+
+def _spelled(weights: Weights) -> str:
+    return weights.repo + (f"@{weights.revision}" if weights.revision else "")
+
+
+def _absent(name: str, weights: Weights, offline: bool) -> ModelError:
+    get = f"refseg models get {weights.component or '--repo ' + weights.repo}"
+    what = f" (file '{weights.file}')" if weights.file else ""
+    if offline:
+        return ModelError(
+            f"'{name}'{what} is not in the cache, and offline mode forbids fetching it.",
+            where=cache_folder(),
+            cure=f"On a machine with network: {get}; or set HF_HOME to the cache that holds it.",
+        )
+    return ModelError(
+        f"'{name}'{what} is not in the cache, and the hub can't be reached.",
+        where=os.environ.get("HF_ENDPOINT", _HUB),
+        cure=f"Check the network (HF_ENDPOINT names a mirror), fetch it elsewhere with {get} "
+        "and copy HF_HOME, or give a local path.",
+    )
+
+
+def cache_folder() -> Path:
+    """Where the hub's cache is."""
+    _require_hub("The hub's cache")
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return Path(HF_HUB_CACHE)
+
+
+def _require_hub(capability: str) -> None:
+    from refseg_bench.errors import require
+
+    require("huggingface_hub", capability)
+
+
+# ── what a config needs ──────────────────────────────────────────────────────
+
+#: Knob names that hold a hub id or path in components that don't tell their weights themselves.
+_MODEL_KNOBS = ("model", "path", "checkpoint")
+#: Weights that come with this package are named so.
+_SHIPPED = "shipped:"
+
+
+def needs_of(config: Mapping[str, Any], prefix: str = "") -> Iterator[Need]:
+    """The weights every component of a (resolved) config asks for.
+
+    A component tells them by a method ``weights()``; one without it is read by its knobs ``model``,
+    ``path`` or ``checkpoint``, and ``revision``. A component is built for the question but loads nothing.
+    """
+    if TARGET in config:
+        yield need_of(config, prefix)
+    for name, node in config.items():
+        if isinstance(node, Mapping):
+            yield from needs_of(node, f"{prefix}.{name}" if prefix else str(name))
+
+
+def need_of(node: Mapping[str, Any], where: str) -> Need:
+    """The weights one component asks for."""
+    target = str(node[TARGET])
+    try:
+        cls = schema.locate(target, where)
+        values = schema.complete(node, where)
+        if isinstance(cls, type) and callable(getattr(cls, "weights", None)) and not schema.injected(cls):
+            return Need(where, target, tuple(schema.construct(cls, values, where).weights()))
+    except RefsegError as error:
+        return Need(where, target, (), str(error))
+    asked = "revision" in values  # a mere `path` is a file of the user's, not a model
+    for name in _MODEL_KNOBS:
+        repo = values.get(name)
+        if not asked or not isinstance(repo, str):
+            continue
+        if repo.startswith(_SHIPPED):
+            try:
+                repo = str(resources.weights(repo.removeprefix(_SHIPPED)))
+            except RefsegError as error:
+                return Need(where, target, (), str(error))
+        return Need(where, target, (Weights(repo, values["revision"], component=where),))
+    return Need(where, target)

@@ -1,0 +1,1 @@
+"""From names and overrides to checked, digested, frozen configs."""

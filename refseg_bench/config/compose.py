@@ -1,0 +1,632 @@
+"""From an experiment's name and overrides to a frozen, checked, digested config.
+
+Hydra composes (``conf/`` and any ``hydra.searchpath``), :mod:`refseg_bench.config.schema` checks every
+component against its dataclass, :func:`digest` names the run by what can change a prediction.
+After :func:`compose` nothing reads a YAML of ``conf/`` again: workers read the frozen file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import re
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from refseg_bench.config import schema
+from refseg_bench.config.schema import TARGET, knob
+from refseg_bench.errors import ConfigError
+from refseg_bench.files.resources import resource
+from refseg_bench.files.store_io import read_sealed_yaml, read_yaml
+from refseg_bench.scoring.protocols.catalogue import find as find_protocol
+
+#: What Hydra raises on a bad override, a missing member or a torn YAML.
+_COMPOSING = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError)
+
+#: What to do about a run folder that can't be read.
+_AGAIN = "Put the run's own file back, or move the folder away and run the command again."
+
+COMPONENTS = ("dataset", "backbone", "segmenter", "method")
+
+
+@dataclass
+class Limit:
+    """Run a part of the split only. Part of the run's identity: a part is not the whole.
+
+    Attributes:
+        clips: the first N clips.
+        expressions: the first N expressions of each clip.
+        samples: only these sample ids (applied before the counts).
+    """
+
+    clips: int | None = None
+    expressions: int | None = None
+    samples: list[str] = field(default_factory=list)
+
+
+@dataclass
+class ScoreSettings:
+    """How scores are summarised.
+
+    Attributes:
+        partial: leave out samples that failed or are missing, under every protocol.
+        bootstrap: resamples of the interval.
+        confidence: its level, in (0, 1).
+        seed: of the resampling; not moved by the run's, so that every run draws the same clips.
+        jobs: processes; 0 = the cores this process may use.
+    """
+
+    partial: bool = False
+    bootstrap: int = 2000
+    confidence: float = 0.95
+    seed: int = 0
+    jobs: int = 0
+
+
+@dataclass
+class Paths:
+    """Where things are written.
+
+    Attributes:
+        runs: parent of the run folders.
+        cache: content-addressed caches shared by runs.
+    """
+
+    runs: Path = Path("runs")
+    cache: Path = Path("cache")
+
+
+@dataclass
+class Cluster:
+    """Where and how a run is spread. Nothing here can change a prediction.
+
+    Attributes:
+        kind: ``debug`` in this process, ``local`` in processes of this machine, ``slurm``.
+        shards: parts the clips are split into; ``auto`` = as many as ``target_minutes`` needs by the
+            measured seconds per sample; ``None`` = as many as work at once.
+        target_minutes: wall time ``shards=auto`` aims at.
+        gpus: ``slurm``: of each shard. ``local``: of this machine, one per process.
+        parallel: most shards at work at once (the array's throttle); ``None`` = no limit on SLURM,
+            one per GPU or core here.
+        steal: a shard that is through takes clips of others that nobody has started.
+        join: work on a run although another submission of it is alive.
+        allow_dirty: submit although the code has changes that no commit holds.
+        snapshot: run from a copy of the checkout's tracked files made at submission.
+        partition, account, qos, constraint, nodelist, exclude: handed to sbatch.
+        minutes: time limit of a shard; it is re-queued when it hits it.
+        signal_seconds: how long before the limit it is told.
+        requeues: how often at most a time limit re-queues it.
+        cpus, mem_gb: of each shard.
+        extra: any other sbatch options, by long name.
+        setup: shell lines before a job's program.
+        conda: environment to activate (name or path).
+        container: command that runs a program inside the container, e.g. ``apptainer exec --nv x.sif``.
+        python: interpreter on the nodes; by default the one that submits (``python`` under ``conda``
+            and ``container``).
+        finish: score and report in dependent jobs without a GPU.
+        cpu_partition: partition of those; by default ``partition``.
+        cpu_minutes: their time limit.
+    """
+
+    kind: Literal["debug", "local", "slurm"] = "debug"
+    shards: int | Literal["auto"] | None = None
+    target_minutes: float = 60.0
+    gpus: int = 0
+    parallel: int | None = None
+    steal: bool = True
+    join: bool = False
+    allow_dirty: bool = False
+    snapshot: bool = False
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    nodelist: str | None = None
+    exclude: str | None = None
+    minutes: int = 240
+    signal_seconds: int = 120
+    requeues: int = 20
+    cpus: int = 4
+    mem_gb: float | None = None
+    extra: dict[str, str] = field(default_factory=dict)
+    setup: list[str] = field(default_factory=list)
+    conda: str | None = None
+    container: str | None = None
+    python: str | None = None
+    finish: bool = True
+    cpu_partition: str | None = None
+    cpu_minutes: int = 60
+
+
+@dataclass
+class Config:
+    """The root of a composed config; components are mappings with ``_target_``.
+
+    Attributes:
+        dataset, method, backbone, segmenter: component nodes.
+        protocols: ids to score under; empty = the dataset's own.
+        name: leading part of the run folder's name; by default ``METHOD-DATASET``.
+        seed: moves every random draw of the prediction. A component with a draw of its own has a knob
+            ``seed`` whose YAML says ``${seed}``.
+        limit: which part of the split.
+        max_failures: stop the run when more samples than this failed; ``None`` = never.
+        keep_maps: store the methods' maps for the report.
+        score, paths, cluster: see their classes.
+        reference: which published rows a run is held against.
+        sweep: override key → values; expanded before anything else.
+        controls: what is run beside a single run of an attention method; see :func:`controls_of`.
+    """
+
+    dataset: dict[str, Any]
+    method: dict[str, Any]
+    backbone: dict[str, Any] | None = knob(None)
+    segmenter: dict[str, Any] | None = knob(None)
+    protocols: list[str] = knob(factory=list, transient=True)
+    name: str | None = knob(None, transient=True)
+    seed: int = 0
+    limit: Limit = field(default_factory=Limit)
+    max_failures: int | None = knob(None, transient=True)
+    keep_maps: bool = knob(False, transient=True)
+    score: ScoreSettings = knob(factory=ScoreSettings, transient=True)
+    paths: Paths = knob(factory=Paths, transient=True)
+    cluster: Cluster = knob(factory=Cluster, transient=True)
+    reference: dict[str, Any] | None = knob(None, transient=True)
+    sweep: dict[str, list[Any]] = knob(factory=dict, transient=True)
+    controls: list[str] = knob(factory=list, transient=True)
+
+
+@dataclass(frozen=True)
+class Composed:
+    """One point of an experiment, ready to freeze.
+
+    Attributes:
+        values: the whole config as plain values, every knob filled in.
+        name: the run folder's name without its digest.
+        digest: 8 hex digits of what can change a prediction.
+        overrides: the command line that made it.
+        choices: the group members chosen.
+    """
+
+    values: dict[str, Any]
+    name: str
+    digest: str
+    overrides: tuple[str, ...]
+    choices: dict[str, str]
+
+    @property
+    def folder(self) -> str:
+        """The run folder's name."""
+        return f"{self.name}-{self.digest}"
+
+    @property
+    def path(self) -> Path:
+        """The run folder."""
+        return Path(self.values["paths"]["runs"]) / self.folder
+
+
+def compose(overrides: Sequence[str], *, multirun: bool = False) -> list[Composed]:
+    """Compose every point that the overrides (and an experiment's ``sweep``) describe.
+
+    Args:
+        overrides: Hydra overrides, as typed.
+        multirun: expand comma and range sweeps of the command line (``-m``).
+
+    Raises:
+        ConfigError: unknown group member, unknown key, wrong type or broken YAML.
+    """
+    points: list[Composed] = []
+    overrides = [quoted(item, multirun) for item in overrides]
+    for typed in _expand(overrides) if multirun else [list(overrides)]:
+        first, choices = _hydra(typed)
+        grid = OmegaConf.to_container(first.sweep, resolve=True) if first.get("sweep") else {}
+        if not isinstance(grid, dict):
+            raise ConfigError("'sweep' must map override keys to lists.", where="experiment")
+        fixed = {key.lstrip("+"): value for key, _, value in (item.partition("=") for item in typed)}
+        axes = [_axis(str(key), values, fixed) for key, values in grid.items()]
+        for combination in itertools.product(*axes):
+            swept = [item for row in combination for item in row]
+            node, choices = (first, choices) if not swept else _hydra([*typed, *swept])
+            points.append(_finish(node, choices, (*typed, *swept)))
+    return points
+
+
+def controls_of(point: Composed) -> list[Composed]:
+    """What stands beside a run of an attention method: its raw attention, and methods without a model.
+
+    What was typed about data, scoring and places holds for them, too, and so does the segmenter where
+    they take one. A method's raw attention is the method at the knobs of its ``raw_knobs``; a method
+    without them has no such row.
+
+    Args:
+        point: a run. One without a backbone, of an experiment or on SLURM has no controls.
+
+    Raises:
+        ConfigError: ``controls`` names no method.
+    """
+    experiment = point.choices.get("experiment", "None") not in ("None", "null")
+    if point.values["backbone"] is None or experiment or point.values["cluster"]["kind"] == "slurm":
+        return []
+    method = schema.locate(str(point.values["method"][TARGET]), "method")
+    raw: Mapping[str, Any] = getattr(method, "raw_knobs", {})
+    own = ("method", "backbone", "segmenter", "name", "controls")
+    shared = [item for item in point.overrides if _part(item) not in own]
+    segmenter = [item for item in point.overrides if _part(item) == "segmenter"]
+    found: dict[str, Composed] = {point.folder: point}
+    for word in point.values["controls"]:
+        if word != "raw":
+            (one,) = compose([*shared, f"method={word}"])
+            if one.values["segmenter"] is not None and point.values["segmenter"] is not None:
+                (one,) = compose([*shared, f"method={word}", *segmenter])
+            found.setdefault(one.folder, one)
+        elif raw:
+            typed = [item for item in point.overrides if _part(item) != "name"]
+            knobs = [f"method.{key}={_literal(value)}" for key, value in raw.items()]
+            name = f"{point.choices['method']}_raw-{point.choices['dataset']}"
+            (one,) = compose([*typed, *knobs, f"name={name}"])
+            found.setdefault(one.folder, one)
+    return list(found.values())[1:]
+
+
+def _part(override: str) -> str:
+    """The root key or group an override is about."""
+    return re.split(r"[.@/=]", override.lstrip("+~"), maxsplit=1)[0]
+
+
+def _axis(key: str, values: Any, fixed: Mapping[str, str]) -> list[tuple[str, ...]]:
+    """The overrides of each value of one axis of a ``sweep``.
+
+    A key may name several options joined by commas; its values are then rows with one entry each.
+    What the command line fixes is not swept: of rows, those that agree with it remain.
+    """
+    names = [name.strip() for name in key.split(",")]
+    if not isinstance(values, list):
+        raise ConfigError(f"'sweep.{key}' must be a list.", where="experiment")
+    rows: dict[tuple[str, ...], None] = {}
+    for value in values:
+        row = value if len(names) > 1 else [value]
+        if not isinstance(row, list) or len(row) != len(names):
+            raise ConfigError(
+                f"'sweep.{key}' has the value {value!r}.",
+                where="experiment",
+                allowed=[f"lists of {len(names)}"],
+            )
+        said = dict(zip(names, map(_literal, row), strict=True))
+        if all(fixed.get(name, text) == text for name, text in said.items()):
+            rows[tuple(f"{name}={text}" for name, text in said.items() if name not in fixed)] = None
+    return list(rows) or [()]
+
+
+def _literal(value: Any) -> str:
+    if value is None:
+        return "null"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def quoted(override: str, multirun: bool = False) -> str:
+    """An override with its value quoted where Hydra's grammar lacks a character of it (``[``, ``#``, ``ü``).
+
+    What the grammar reads is left as it is, but a path (it begins with ``/``, ``./``, ``../`` or ``~``) is
+    taken to the letter, unless it escapes (a backslash) or refers (``${``) or, with ``multirun``, is a list.
+
+    >>> quoted("dataset.root=/x/[a] b#=ü")
+    "dataset.root='/x/[a] b#=ü'"
+    """
+    key, equals, value = override.partition("=")
+    if re.fullmatch(r"[\w./:-]*", value, re.ASCII) or value.startswith(("[", "{", "=")) or "${" in value:
+        return override
+    try:
+        parsed = OverridesParser.create().parse_override(override)
+    except _COMPOSING:
+        pass
+    else:
+        plain = multirun if parsed.is_sweep_override() else parsed.value() == value
+        if plain or not value.startswith(("/", "./", "../", "~")) or "\\" in value:
+            return override
+    # Backslashes count only before a quote.
+    inner = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), value)
+    try:
+        again = f"{key}{equals}'{inner}'"
+        OverridesParser.create().parse_override(again)
+    except _COMPOSING:
+        return override
+    return again
+
+
+def _expand(overrides: Sequence[str]) -> Iterator[list[str]]:
+    """All combinations of the sweeps in a command line, in the order typed."""
+    axes: list[list[str]] = []
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+    except _COMPOSING as error:
+        raise ConfigError(
+            f"Can't read the overrides: {error}", cure="Quote values that hold commas."
+        ) from error
+    for override in parsed:
+        if override.is_sweep_override():
+            key = override.get_key_element()
+            axes.append([f"{key}={value}" for value in override.sweep_string_iterator()])
+        else:
+            axes.append([str(override.input_line)])
+    for combination in itertools.product(*axes):
+        yield list(combination)
+
+
+def _hydra(overrides: Sequence[str]) -> tuple[DictConfig, dict[str, str]]:
+    """One Hydra composition, with Hydra's errors told as ours."""
+    conf = resource("conf").resolve()
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(config_dir=str(conf), version_base="1.3"):
+            said = [_without(item) for item in overrides]
+            node = hydra_compose("config", overrides=said, return_hydra_config=True)
+            choices = {str(k): str(v) for k, v in node.hydra.runtime.choices.items() if "hydra" not in str(k)}
+            with open_dict(node):
+                node.pop("hydra")
+            return node, choices
+    except _COMPOSING as error:
+        raise _told(error, overrides) from error
+    finally:
+        # Other users of Hydra (Meta's sam2 package composes at import) must find it untouched.
+        GlobalHydra.instance().clear()
+
+
+def _without(override: str) -> str:
+    """``segmenter=null`` as Hydra has it: a group can't be set to null, only be taken out."""
+    key, _, value = override.partition("=")
+    return f"~{key}" if key in schema.INJECTED and value == "null" else override
+
+
+def _told(error: Exception, overrides: Sequence[str]) -> ConfigError:
+    text = str(error)
+    for item in overrides:
+        key = item.partition("=")[0].lstrip("+~")
+        if f"'{key}'" in text or f"key '{key.split('.')[-1]}'" in text.lower():
+            allowed = _allowed_at(key, overrides)
+            return ConfigError(
+                text.splitlines()[0],
+                where=item,
+                allowed=allowed,
+                cure="`refseg run --cfg job` prints every option of the current choice.",
+            )
+    allowed = None
+    if "Available options in" in text:
+        allowed = [
+            line.strip() for line in text.split("Available options in")[1].splitlines()[1:] if line.strip()
+        ]
+        text = text.split("Available options in")[0].strip()
+    return ConfigError(
+        text.splitlines()[0] if text else type(error).__name__,
+        where=" ".join(overrides),
+        allowed=allowed,
+        cure="Options are key=value, quoted for the shell where they hold brackets or commas; "
+        "`refseg run --cfg job` prints them all.",
+    )
+
+
+def _allowed_at(key: str, overrides: Sequence[str]) -> list[str] | None:
+    """Members of a group, or the keys beside an unknown key."""
+    folder = resource("conf") / key
+    if folder.is_dir():
+        return sorted(p.stem for p in folder.rglob("*.yaml"))
+    head, _, _ = key.rpartition(".")
+    try:
+        with initialize_config_dir(config_dir=str(resource("conf").resolve()), version_base="1.3"):
+            chosen = [item for item in overrides if (resource("conf") / item.partition("=")[0]).is_dir()]
+            node = hydra_compose("config", overrides=chosen if head else [])
+    except _COMPOSING:
+        return None
+    finally:
+        GlobalHydra.instance().clear()
+    place = OmegaConf.select(node, head) if head else node
+    return sorted(str(k) for k in place) if isinstance(place, DictConfig) else None
+
+
+def _finish(node: DictConfig, choices: dict[str, str], overrides: tuple[str, ...]) -> Composed:
+    try:
+        plain = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(str(error).splitlines()[0], where=" ".join(overrides)) from error
+    assert isinstance(plain, dict)
+    # What is composed was typed, or is a file of this package or of a search path that was typed.
+    schema.allow(*schema.targets(plain))
+    values = schema.conform(Config, {str(k): v for k, v in plain.items()}, "")
+    values["sweep"] = {}
+    _score_settings(values["score"])
+    for name in ("clips", "expressions"):
+        count = values["limit"][name]
+        if count is not None and count < 1:
+            raise ConfigError(
+                f"limit.{name} is {count}.", where=f"limit.{name}={count}", allowed=["null", "1 and more"],
+                cure=f"Set limit.{name}=N, or leave it out for all.",
+            )  # fmt: skip
+    method_class = schema.locate(str(_node(values, "method")[TARGET]), "method")
+    for part in schema.INJECTED:
+        # A part the method does not take can't change its predictions, so it is not in the config.
+        if part not in schema.injected(method_class):
+            values[part] = None
+        elif values[part] is None and _required(method_class, part):
+            raise ConfigError(
+                f"Method '{choices.get('method', '?')}' needs a {part}.",
+                allowed=sorted(p.stem for p in (resource("conf") / part).glob("*.yaml")),
+                cure=f"Add {part}=NAME",
+            )
+    for part in COMPONENTS:
+        if values[part] is not None:
+            values[part] = schema.complete(_node(values, part), part)
+    values["protocols"] = [_protocol(str(word), overrides) for word in values["protocols"]]
+    for word in values["dataset"].get("protocols") or ():
+        _protocol(str(word), ())
+    experiment = choices.get("experiment", "None")
+    stem = "-".join(str(choices.get(p, p)) for p in ("method", "dataset"))
+    if experiment not in ("None", "null"):
+        stem = f"{experiment.replace('/', '-')}-{stem}"
+    name = values["name"] or stem
+    return Composed(values, name, digest(values), overrides, choices)
+
+
+def _protocol(word: str, overrides: Sequence[str]) -> str:
+    """A protocol as typed, or by its class where an outside ``hydra.searchpath`` names it.
+
+    Looked up before anything is predicted; the class is what later commands, which know no search
+    path, find again.
+    """
+    try:
+        schema.allow(*([word] if "." in word.partition(":")[0] else []))
+        find_protocol(word)
+        return word
+    except ConfigError:
+        paths = [item for item in overrides if item.lstrip("+~").startswith("hydra.searchpath=")]
+        head, *knobs = word.split(":")
+        name, at, version = head.partition("@")
+        if not paths or not name.replace("-", "_").isidentifier():
+            raise
+        try:
+            node, _ = _hydra([*paths, f"+protocol@_protocol_={name}"])
+        except ConfigError:
+            node = None
+        if node is None:
+            raise
+    values = OmegaConf.to_container(node["_protocol_"], resolve=True)
+    schema.allow(*schema.targets(values))
+    assert isinstance(values, dict)
+    pairs = [f"{key!s}={json.dumps(value)}" for key, value in values.items() if key != TARGET]
+    found = ":".join([f"{values.get(TARGET)}{at}{version}", *pairs, *knobs])
+    find_protocol(found)
+    return found
+
+
+def _score_settings(score: Mapping[str, Any]) -> None:
+    """See to it that intervals can be made.
+
+    Raises:
+        ConfigError: a value is out of its range.
+    """
+    ranges = {
+        "confidence": ("between 0 and 1", 0 < score["confidence"] < 1),
+        "bootstrap": ("0 to 1000000", 0 <= score["bootstrap"] <= 1_000_000),
+        "seed": ("0 and more", 0 <= score["seed"] < 1 << 63),
+        "jobs": ("0 and more", 0 <= score["jobs"] < 1 << 20),
+    }
+    for name, (allowed, met) in ranges.items():
+        if not met:
+            raise ConfigError(
+                f"score.{name} is {score[name]}.", allowed=[allowed], cure=f"Set score.{name}=N."
+            )
+
+
+def _required(cls: type, name: str) -> bool:
+    from dataclasses import MISSING
+
+    spec = next(f for f in fields(cls) if f.name == name)
+    return spec.default is MISSING and spec.default_factory is MISSING
+
+
+def _node(values: Mapping[str, Any], part: str) -> dict[str, Any]:
+    node = values[part]
+    if not isinstance(node, dict) or TARGET not in node:
+        raise ConfigError(
+            f"No {part} is chosen.",
+            allowed=sorted(p.stem for p in (resource("conf") / part).glob("*.yaml")),
+            cure=f"Add {part}=NAME",
+        )
+    return node
+
+
+def lasting(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a config that can change a prediction."""
+    return schema.lasting(Config, values)
+
+
+def digest(values: Mapping[str, Any]) -> str:
+    """8 hex digits of :func:`lasting`, stable across machines and key orders."""
+    return digest_of(lasting(values))
+
+
+def covers(values: Any, part: Any) -> bool:
+    """Whether every option of ``part`` has the same value among ``values``."""
+    if isinstance(part, Mapping):
+        return isinstance(values, Mapping) and all(
+            k in values and covers(values[k], v) for k, v in part.items()
+        )
+    return bool(values == part)
+
+
+def digest_of(lasting: Mapping[str, Any]) -> str:
+    """The digest of options that can change a prediction."""
+    canonical = json.dumps(lasting, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:8]
+
+
+def load(values: Mapping[str, Any]) -> Config:
+    """A frozen config's values as the typed root (components stay mappings)."""
+    hints = typing.get_type_hints(Config)
+    assert hints
+    return schema.construct(Config, values, "")
+
+
+def to_yaml(values: Mapping[str, Any]) -> str:
+    """The frozen config as text."""
+    return OmegaConf.to_yaml(OmegaConf.create(dict(values)), resolve=False)
+
+
+def from_yaml(path: Path) -> dict[str, Any]:
+    """Read a frozen config back, as it stands.
+
+    Raises:
+        StoreError: the file is torn, was changed, or is no mapping.
+    """
+    return read_sealed_yaml(path)
+
+
+def checked(values: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """A frozen config's values whose parts are what :class:`Config` says. Nothing is imported for it.
+
+    Raises:
+        ConfigError: an option is unknown or of the wrong type, or a component has no class.
+    """
+    try:
+        plain = schema.conform(Config, values, "")
+        _score_settings(plain["score"])
+        for part in COMPONENTS:
+            if plain[part] is not None and not isinstance(plain[part].get(TARGET), str):
+                raise ConfigError(f"Config node '{part}' has no {TARGET}.")
+    except ConfigError as error:
+        raise ConfigError(error.what, where=path, allowed=error.allowed, cure=_AGAIN) from error
+    return plain
+
+
+def group_members(group: str) -> list[str]:
+    """The members a config group ships with."""
+    return sorted(
+        str(p.relative_to(resource("conf") / group).with_suffix(""))
+        for p in (resource("conf") / group).rglob("*.yaml")
+    )
+
+
+def load_node(group: str, name: str, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """One component's YAML, completed and checked, outside any run.
+
+    Raises:
+        ConfigError: no such member, unknown key or wrong type.
+    """
+    path = resource("conf") / group / f"{name}.yaml"
+    if name not in group_members(group):
+        raise ConfigError(f"No {group} '{name}'.", where=path.parent, allowed=group_members(group))
+    # What follows the run's seed has the default here, outside any run.
+    node = {key: Config.seed if value == "${seed}" else value for key, value in read_yaml(path).items()}
+    node.pop("defaults", None)
+    node.update(overrides or {})
+    return schema.complete(node, group)

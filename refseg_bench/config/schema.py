@@ -1,0 +1,368 @@
+"""Typed components from plain mappings: the one place where option names and types are checked.
+
+A *component* (dataset, method, backbone, segmenter, protocol) is a ``@dataclass`` whose fields are
+its knobs. Its YAML names it with ``_target_`` and sets the knobs. Nothing is registered anywhere:
+an outside package adds a component with one class and one YAML.
+
+A knob that can't change a result (a path, a device, a batch size) is declared with
+``knob(default, transient=True)`` and stays out of the digest that names a run folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib
+import os
+import types as pytypes
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+
+from refseg_bench.errors import ConfigError
+
+TARGET = "_target_"
+#: Fields of a method that are handed in ready-made, not read from its YAML.
+INJECTED = ("backbone", "segmenter")
+
+#: The environment variable that names packages whose components may be built beside this one's, by commas.
+ALLOW = "REFSEG_ALLOW"
+_OWN = "refseg_bench"
+#: Where this package's own components of a kind live.
+_HOMES = {
+    "dataset": f"{_OWN}.datasets.",
+    "method": f"{_OWN}.methods.",
+    "backbone": f"{_OWN}.backbones.",
+    "segmenter": f"{_OWN}.segmenters.",
+}
+
+T = TypeVar("T")
+
+
+def knob(default: Any = dataclasses.MISSING, *, transient: bool = False, factory: Any = None) -> Any:
+    """A dataclass field with the mark of what it is worth for the run's identity.
+
+    Args:
+        default: the default value (or give ``factory`` for a mutable one).
+        transient: True if the value can't change a prediction.
+        factory: zero-argument callable making the default.
+    """
+    metadata = {"transient": transient}
+    if factory is not None:
+        return dataclasses.field(default_factory=factory, metadata=metadata)
+    if default is dataclasses.MISSING:
+        return dataclasses.field(metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def allowed() -> set[str]:
+    """The packages whose components may be imported and built."""
+    return {_OWN, *filter(None, (name.strip() for name in os.environ.get(ALLOW, "").split(",")))}
+
+
+def allow(*targets: str) -> None:
+    """Let components of the packages that these dotted paths begin with be built.
+
+    To be called for what the present command line names, never for what a file of a run folder says.
+    Processes that are started from here inherit it.
+    """
+    named = {target.partition(".")[0] for target in targets} | allowed()
+    os.environ[ALLOW] = ",".join(sorted(named - {_OWN}))
+
+
+def targets(value: Any) -> Iterator[str]:
+    """Every ``_target_`` in a nest of plain values."""
+    if isinstance(value, Mapping):
+        if isinstance(value.get(TARGET), str):
+            yield value[TARGET]
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        for item in value:
+            yield from targets(item)
+
+
+def locate(target: str, where: str) -> type:
+    """Import the class a ``_target_`` names, if its package may be.
+
+    Raises:
+        ConfigError: nobody has named the package, the module or class doesn't exist, is no dataclass, or
+            is another kind of component.
+    """
+    module_name, _, class_name = target.rpartition(".")
+    if not module_name or not all(word.isidentifier() for word in target.split(".")):
+        raise ConfigError(f"_target_ '{target}' is no dotted path to a class.", where=where)
+    package = target.partition(".")[0]
+    if package not in allowed():
+        raise ConfigError(
+            f"_target_ '{target}' is code of the package '{package}', which you haven't named.",
+            where=where,
+            allowed=sorted(allowed()),
+            cure=f"If you trust that package: export {ALLOW}={package} (several: by commas).",
+        )
+    if package == _OWN and not target.startswith(_HOMES.get(where, _OWN)):
+        raise ConfigError(f"_target_ '{target}' is no {where}.", where=where)
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and not module_name.startswith(error.name):
+            from refseg_bench.errors import missing_package
+
+            raise missing_package(target, error.name) from error
+        raise ConfigError(
+            f"_target_ '{target}': there is no module '{error.name}'.",
+            where=where,
+            cure="Correct the path, or install the package that holds it.",
+        ) from error
+    found = getattr(module, class_name, None)
+    if found is None:
+        classes = sorted(
+            name
+            for name, value in vars(module).items()
+            if dataclasses.is_dataclass(value) and value.__module__ == module_name
+        )
+        raise ConfigError(
+            f"_target_ '{target}': module '{module_name}' has no '{class_name}'.",
+            where=where,
+            allowed=classes,
+        )
+    if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
+        raise ConfigError(f"_target_ '{target}' is no dataclass.", where=where)
+    return found
+
+
+def knobs(cls: type) -> dict[str, dataclasses.Field[Any]]:
+    """The fields of a component that its YAML may set, by name."""
+    return {f.name: f for f in dataclasses.fields(cls) if f.init and not _is_injected(f)}
+
+
+def injected(cls: type) -> tuple[str, ...]:
+    """Which ready-made components the class wants handed in."""
+    return tuple(f.name for f in dataclasses.fields(cls) if f.init and _is_injected(f))
+
+
+def _dotted(where: str, name: str) -> str:
+    return f"{where}.{name}" if where else name
+
+
+def _is_injected(spec: dataclasses.Field[Any]) -> bool:
+    # The root config has fields of these names too; there they are knobs, and declared as such.
+    return spec.name in INJECTED and "transient" not in spec.metadata
+
+
+def conform(cls: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Check values against a component's knobs and fill in the defaults.
+
+    Args:
+        cls: the component's dataclass.
+        values: what the YAML and the command line gave (``_target_`` is ignored).
+        where: dotted config path, for the error.
+
+    Returns:
+        Plain values (JSON types) for every knob, in field order.
+
+    Raises:
+        ConfigError: unknown key, missing value or wrong type.
+    """
+    fields = knobs(cls)
+    hints = typing.get_type_hints(cls)
+    given = {str(key): value for key, value in values.items() if key != TARGET}
+    unknown = sorted(set(given) - set(fields))
+    if unknown:
+        raise ConfigError(
+            f"Unknown option '{_dotted(where, unknown[0])}'.",
+            where=f"{cls.__module__}.{cls.__name__}",
+            allowed=fields,
+        )
+    out: dict[str, Any] = {}
+    for name, spec in fields.items():
+        path = _dotted(where, name)
+        if name in given:
+            out[name] = _check(hints[name], given[name], path)
+        elif spec.default is not dataclasses.MISSING:
+            out[name] = _plain(spec.default)
+        elif spec.default_factory is not dataclasses.MISSING:
+            out[name] = _plain(spec.default_factory())
+        else:
+            raise ConfigError(
+                f"Option '{path}' has no value.",
+                where=f"{cls.__module__}.{cls.__name__}",
+                cure=f"Give it on the command line: {path}=VALUE",
+            )
+    return out
+
+
+def construct(cls: type[T], values: Mapping[str, Any], where: str, **ready: Any) -> T:
+    """Build a component from plain values; ``ready`` are its injected parts."""
+    checked = conform(cls, values, where)
+    hints = typing.get_type_hints(cls)
+    made = {name: _revive(hints[name], value) for name, value in checked.items()}
+    wanted = injected(cls)
+    return cls(**made, **{name: part for name, part in ready.items() if name in wanted})
+
+
+def build(node: Mapping[str, Any], where: str, **ready: Any) -> Any:
+    """Build the component a config node names with ``_target_``."""
+    if TARGET not in node:
+        raise ConfigError(f"Config node '{where}' has no _target_.", where=where)
+    return construct(locate(str(node[TARGET]), where), node, where, **ready)
+
+
+def complete(node: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """A node with every knob filled in and checked; ``_target_`` stays first."""
+    cls = locate(str(node[TARGET]), where)
+    return {TARGET: str(node[TARGET]), **conform(cls, node, where)}
+
+
+def lasting(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values without transient knobs, nested components and option groups included."""
+    hints = typing.get_type_hints(cls)
+    out: dict[str, Any] = {}
+    for name, spec in knobs(cls).items():
+        if spec.metadata.get("transient", False) or name not in values:
+            continue
+        value = values[name]
+        inner = _dataclass_of(hints[name])
+        if isinstance(value, Mapping) and TARGET in value:
+            inner_cls = locate(str(value[TARGET]), name)
+            value = {TARGET: value[TARGET], **lasting(inner_cls, value)}
+        elif isinstance(value, Mapping) and inner is not None:
+            value = lasting(inner, value)
+        out[name] = value
+    return out
+
+
+def _dataclass_of(hint: Any) -> type | None:
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        return hint
+    if get_origin(hint) in (Union, pytypes.UnionType):
+        for arm in get_args(hint):
+            found = _dataclass_of(arm)
+            if found is not None:
+                return found
+    return None
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _wrong(path: str, hint: Any, value: Any) -> ConfigError:
+    parts = _dataclass_of(hint)
+    if parts is not None:
+        return ConfigError(
+            f"Option '{path}' is {value!r} ({type(value).__name__}), but it has parts.",
+            allowed=[f"{path}.{f.name}" for f in dataclasses.fields(parts) if f.init],
+            cure=f"Set one of them: {path}.NAME=VALUE",
+        )
+    return ConfigError(
+        f"Option '{path}' is {value!r} ({type(value).__name__}).",
+        allowed=[getattr(hint, "__name__", None) or str(hint)],
+        cure=f"Set it with {path}=VALUE",
+    )
+
+
+def typed(hint: Any, value: Any, where: str) -> Any:
+    """A plain value, if it is what the annotation says; dataclasses become mappings of all their fields.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    return _check(hint, value, where)
+
+
+def _check(hint: Any, value: Any, path: str) -> Any:
+    origin, arms = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return _plain(value)
+    if origin in (Union, pytypes.UnionType):
+        if value is None and type(None) in arms:
+            return None
+        problems: list[ConfigError] = []
+        # An int literal must stay an int under `int | float`, so the arms are tried in their order.
+        for arm in (a for a in arms if a is not type(None)):
+            try:
+                return _check(arm, value, path)
+            except ConfigError as problem:
+                problems.append(problem)
+        if len(problems) == 1:
+            raise problems[0]
+        raise _wrong(path, hint, value)
+    if origin is Literal:
+        if value in arms:
+            return value
+        raise ConfigError(f"Option '{path}' is {value!r}.", allowed=arms, cure=f"Set it with {path}=VALUE")
+    if origin in (list, tuple) or hint in (list, tuple):
+        if isinstance(value, str) or not isinstance(value, Sequence):
+            raise _wrong(path, hint, value)
+        if origin is tuple and arms and arms[-1] is not Ellipsis:
+            if len(arms) != len(value):
+                raise _wrong(path, hint, value)
+            return [
+                _check(arm, item, f"{path}[{i}]")
+                for i, (arm, item) in enumerate(zip(arms, value, strict=True))
+            ]
+        inner = arms[0] if arms else Any
+        return [_check(inner, item, f"{path}[{i}]") for i, item in enumerate(value)]
+    if origin in (dict, Mapping) or hint is dict:
+        if not isinstance(value, Mapping):
+            raise _wrong(path, hint, value)
+        inner = arms[1] if arms else Any
+        return {str(key): _check(inner, item, f"{path}.{key}") for key, item in value.items()}
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        if not isinstance(value, Mapping):
+            raise _wrong(path, hint, value)
+        return conform(hint, value, path)
+    if isinstance(value, Mapping) and TARGET in value:
+        return complete(value, path)
+    if hint is bool:
+        if isinstance(value, bool):
+            return value
+    elif hint is int:
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+    elif hint is float:
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            with contextlib.suppress(OverflowError):
+                return float(value)
+    elif hint is str:
+        if isinstance(value, str):
+            return value
+    elif hint is Path and isinstance(value, (str, Path)):
+        return str(value)
+    raise _wrong(path, hint, value)
+
+
+def _revive(hint: Any, value: Any) -> Any:
+    """Checked plain values back to what the dataclass declares (paths, tuples, nested groups)."""
+    if value is None:
+        return None
+    origin, arms = get_origin(hint), get_args(hint)
+    if origin in (Union, pytypes.UnionType):
+        inner = _dataclass_of(hint)
+        if inner is not None and isinstance(value, Mapping):
+            return _revive(inner, value)
+        if Path in arms and str not in arms and isinstance(value, str):
+            return Path(value)
+        sequences = [arm for arm in arms if get_origin(arm) in (list, tuple)]
+        if sequences and isinstance(value, list):
+            return _revive(sequences[0], value)
+        return value
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        nested = typing.get_type_hints(hint)
+        return hint(**{name: _revive(nested[name], item) for name, item in value.items()})
+    if hint is Path:
+        return Path(value)
+    if origin is tuple:
+        return tuple(_revive(arms[0] if arms[-1] is Ellipsis else arms[i], v) for i, v in enumerate(value))
+    if origin is list:
+        return [_revive(arms[0], item) for item in value]
+    return value

@@ -1,0 +1,375 @@
+"""Read mask files: exact, and several times faster than an image library where the file is simple.
+
+Two readings of one file, because the evaluators differ: the *label* (palette index or grey level,
+as Pillow gives it) and the *grey* level OpenCV gives (the luminance of a palette's colour), of which
+a binary mask is the part above 0. Palette, 8-bit grey and 1-bit files are inflated and unfiltered
+here; everything else (interlaced, 2/4/16-bit grey, RGB, other formats) goes through Pillow.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refseg_bench.errors import DataError
+from refseg_bench.files import compiled
+from refseg_bench.files.store_io import MOST_PIXELS, open_regular, read_bytes
+
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_GREY, _PALETTE = 0, 3
+#: Inflated bytes that no small file can pass: deflate packs at most 1032 into one.
+_MUCH, _DENSEST = 1 << 28, 1032
+Uint8HW = NDArray[np.uint8]
+
+#: How a mask of a mode is read, in words.
+_READ_AS = {
+    "1": "1-bit grey",
+    "L": "grey",
+    "P": "palette, luminance",
+    "I;16": "16-bit grey, upper byte",
+    "LA": "grey, alpha ignored",
+    "RGB": "RGB, luminance",
+    "RGBA": "RGB, luminance, alpha ignored",
+}
+_IDENTITY = np.arange(256, dtype=np.uint8)
+_ONE_BIT = np.where(_IDENTITY, 255, 0).astype(np.uint8)
+
+
+class MaskFault(DataError):
+    """A mask file that can't be read.
+
+    Attributes:
+        kind: ``missing``, ``torn``, of another ``mode`` than the reading allows, or ``flat`` where the
+            tools' reading sees one level though the stored pixels differ.
+    """
+
+    kind = "torn"
+
+
+@cache
+def inflater() -> Callable[[bytes, int, int], bytes]:
+    """The fastest zlib at hand: zlib-ng, isal, else the standard library's; for raw deflate data."""
+    if os.environ.get("REFSEG_KERNEL") != "plain":
+        for module in ("zlib_ng.zlib_ng", "isal.isal_zlib"):
+            try:
+                found: Callable[[bytes, int, int], bytes] = importlib.import_module(module).decompress
+            except ImportError:
+                continue
+            return found
+    return zlib.decompress
+
+
+def read_labels(path: Path) -> tuple[Uint8HW, str]:
+    """The id map of a file, ``(height, width)``, and how it is read: palette index or grey level.
+
+    Raises:
+        MaskFault: the file is missing, torn, or holds colours instead of ids.
+    """
+    data = _bytes(path)
+    simple = _simple(data, path)
+    if simple is not None:
+        return simple[0], "ids, palette index" if data[25] == _PALETTE else "ids, grey level"
+    pixels, mode, form, *_ = _pillow(data, path)
+    if mode not in ("P", "L", "1", "I;16") or form in ("JPEG", "MPO") or pixels.max() > 255:
+        raise _fault(
+            "mode",
+            f"An id map must have one 8-bit channel, stored without loss; this {form} has mode {mode}.",
+            path,
+            "Write object ids as palette indices or grey levels of an 8-bit PNG: colours can't be turned "
+            "back into object ids safely.",
+        )
+    return pixels.astype(np.uint8), "ids, palette index" if mode == "P" else "ids, grey level"
+
+
+def read_mask(path: Path, above: int = 0) -> tuple[NDArray[np.bool_], str]:
+    """The mask of a file as the tools read it: where the grey level OpenCV gives is above a value.
+
+    Args:
+        path: the file.
+        above: the highest grey level that is background; 0 in all tools.
+
+    Returns:
+        The mask, and the encoding found: ``"0/255 grey"``, ``"0/38 palette, luminance"`` …; ``"soft
+        grey, above 0"`` where there are many values between.
+
+    Raises:
+        MaskFault: the file is missing or torn, or its pixels differ only in what that reading leaves
+            out (alpha channel, palette entries of one luminance, the lower byte of 16 bits).
+    """
+    stored, levels, kind = _stored(_bytes(path), path)
+    mask, value, background = compiled.split(stored)
+    # Nearly all masks hold one value besides 0; finding all values takes a hundred times as long.
+    present = [0] * background + [value] * (value > 0)
+    if value < 0:
+        occurs = np.zeros(256, np.bool_)
+        occurs[stored] = True
+        present = np.flatnonzero(occurs).tolist()
+    seen = [int(levels[v]) for v in present]
+    if len(seen) > 1 and len(set(seen)) == 1:
+        raise _flat(path, kind)
+    if any((level > above) != (v > 0) for level, v in zip(seen, present, strict=True)):
+        mask = (levels > above)[stored]
+    values = sorted(set(seen) - {0})
+    named = "soft" if len(values) > 4 else "/".join(map(str, (0, *values))) if values else "empty"
+    return mask, f"{named} {kind}" + (f", above {above}" if above or named == "soft" else "")
+
+
+def read_grey(path: Path) -> Uint8HW:
+    """Grey levels as ``cv2.imread(path, IMREAD_GRAYSCALE)`` gives them.
+
+    A palette file therefore gives the *luminance* of its colours, a 1-bit file 0 and 255.
+
+    Raises:
+        MaskFault: as :func:`read_mask`.
+    """
+    stored, levels, _ = _stored(_bytes(path), path)
+    return stored if levels is _IDENTITY else np.asarray(levels[stored])
+
+
+def _stored(data: bytes, path: Path) -> tuple[Uint8HW, Uint8HW, str]:
+    """Stored values, the grey level of each value ``(256,)``, and how the file is read, in words."""
+    simple = _simple(data, path)
+    # OpenCV turns a picture as its header asks for; what is transparent is looked at closely.
+    if simple is None or simple[1].keys() & {b"eXIf", b"tRNS"}:
+        grey, kind = _slow(data, path)
+        return grey, _IDENTITY, kind
+    pixels, chunks = simple
+    if data[25] == _GREY:
+        return (pixels, _IDENTITY, _READ_AS["L"]) if data[24] == 8 else (pixels, _ONE_BIT, _READ_AS["1"])
+    if b"PLTE" not in chunks:
+        raise _torn(path, "it has no palette")
+    return pixels, _luminances(data[slice(*chunks[b"PLTE"])]), _READ_AS["P"]
+
+
+@lru_cache(maxsize=64)
+def _luminances(palette: bytes, rounded: bool = False) -> Uint8HW:
+    """The grey level of every palette index (see :func:`_weighed`); 0 beyond the palette's end."""
+    colours = np.zeros((256, 3), np.int64)
+    found = np.frombuffer(palette[: len(palette) // 3 * 3][:768], np.uint8).reshape(-1, 3)
+    colours[: len(found)] = found
+    return _weighed(colours, rounded)
+
+
+def _weighed(colours_X3: NDArray[Any], rounded: bool = False) -> NDArray[np.uint8]:
+    """Grey levels of RGB colours (a fourth channel is left out), weighed as libpng does for OpenCV.
+
+    For other formats OpenCV rounds, libpng cuts.
+    """
+    out = np.empty(colours_X3.shape[:-1], np.uint8)
+    for start in range(0, len(out), 256):
+        part = colours_X3[start : start + 256]
+        red, green, blue = (part[..., c].astype(np.uint32) for c in range(3))
+        out[start : start + 256] = (9797 * red + 19234 * green + 3737 * blue + (rounded << 14)) >> 15
+    return out
+
+
+def _slow(data: bytes, path: Path) -> tuple[Uint8HW, str]:
+    """Grey levels of a file that is not simple, as OpenCV gives them, and how it is read, in words.
+
+    OpenCV itself is not asked: it fills what is cut off, and takes gigabytes where a length is damaged.
+    """
+    from PIL import Image
+
+    from refseg_bench.files.images import TURNS
+
+    pixels, mode, form, palette, turn = _pillow(data, path, grey=True)
+    if mode not in _READ_AS:
+        cure = "Write masks as 8-bit grey PNG, 0 and 255."
+        raise _fault("mode", f"This {form} of mode {mode} is no mask.", path, cure)
+    if mode == "P":
+        grey = _luminances(palette, form != "PNG")[pixels]
+    elif mode in ("RGB", "RGBA"):
+        grey = _weighed(pixels, form != "PNG")
+    elif mode == "LA":
+        grey = pixels[..., 0]
+    elif mode == "1":
+        grey = _ONE_BIT[pixels.view(np.uint8)]
+    else:
+        grey = (pixels >> 8).astype(np.uint8) if mode == "I;16" else pixels
+    kind = _READ_AS[mode] if form == "PNG" else f"{form}, {_READ_AS[mode]}"
+    if turn in TURNS:
+        kind += ", turned by its header"
+        grey = np.asarray(Image.fromarray(grey).transpose(TURNS[turn]))
+    if grey.min() == grey.max() and (pixels != pixels[0, 0]).any():
+        raise _flat(path, kind)
+    return np.ascontiguousarray(grey, np.uint8), kind
+
+
+def parse_header(start: bytes, name: str) -> tuple[int, int, int, int]:
+    """(height, width, bit depth, colour type) from the first 33 bytes of a file.
+
+    Raises:
+        DataError: it is no PNG.
+    """
+    return _header(start, Path(name))
+
+
+def values_of(data: bytes, name: str) -> list[int]:
+    """The values that occur in an 8-bit grey file, ascending.
+
+    Raises:
+        DataError: the file is torn.
+    """
+    simple = _simple(data, Path(name))
+    pixels = _pillow(data, Path(name))[0] if simple is None else simple[0]
+    return [int(v) for v in np.flatnonzero(np.bincount(pixels.ravel(), minlength=256))]
+
+
+def is_jpeg(path: Path) -> bool:
+    """True if a file holds a JPEG, whatever it is called.
+
+    Raises:
+        MaskFault: the file is missing or can't be read.
+    """
+    return _bytes(path, 3) == b"\xff\xd8\xff"
+
+
+def header(path: Path) -> tuple[int, int]:
+    """(height, width) from the file's first bytes.
+
+    Raises:
+        MaskFault: the file is missing or no picture.
+    """
+    start = _bytes(path, 33)
+    if start.startswith(_SIGNATURE):
+        return _header(start, path)[:2]
+    from refseg_bench.files.images import UNREADABLE, open_image
+
+    try:
+        with open_image(path) as image:
+            return image.height, image.width
+    except UNREADABLE as error:
+        raise _torn(path, str(error)) from error
+
+
+def _header(data: bytes, path: Path) -> tuple[int, int, int, int]:
+    if len(data) < 33 or not data.startswith(_SIGNATURE) or data[12:16] != b"IHDR":
+        raise _torn(path, "it is no PNG")
+    width, height, depth, colour = struct.unpack(">IIBB", data[16:26])
+    return height, width, depth, colour
+
+
+def _bytes(path: Path, first: int | None = None) -> bytes:
+    try:
+        if first is None:
+            return read_bytes(path)
+        with open_regular(path) as handle:
+            return handle.read(first)
+    except FileNotFoundError:
+        raise _fault("missing", "A mask is missing.", path) from None
+    except OSError as error:
+        raise _torn(path, error.strerror or str(error)) from error
+
+
+def _chunks(data: bytes) -> Iterator[tuple[bytes, tuple[int, int]]]:
+    """Kind, and begin and end of the content, of every chunk of a PNG."""
+    at = len(_SIGNATURE)
+    while at + 12 <= len(data):
+        end = at + 8 + int.from_bytes(data[at : at + 4], "big")
+        yield data[at + 4 : at + 8], (at + 8, end)
+        at = end + 4
+
+
+def _simple(data: bytes, path: Path) -> tuple[Uint8HW, dict[bytes, tuple[int, int]]] | None:
+    """Stored values and chunks of a palette, 8-bit or 1-bit grey PNG without interlace, else ``None``."""
+    if not data.startswith(_SIGNATURE):
+        return None
+    height, width, depth, colour = _header(data, path)
+    if not 0 < height * width <= MOST_PIXELS:
+        raise _torn(path, f"{height} x {width} are no pixels or more than {MOST_PIXELS}")
+    if data[28] or not (colour == _PALETTE or (colour == _GREY and depth in (1, 8))):
+        return None
+    stride = (width * depth + 7) // 8
+    packed: list[bytes] = []
+    chunks: dict[bytes, tuple[int, int]] = {}
+    for kind, (begin, end) in _chunks(data):
+        chunks[kind] = begin, end
+        if kind == b"IDAT":
+            # The checksum of the packed bytes, not that of the (a hundred times longer) pixels.
+            if zlib.crc32(data[begin - 4 : end]).to_bytes(4, "big") != data[end : end + 4]:
+                raise _torn(path, "its checksum is wrong")
+            packed.append(data[begin:end])
+        elif kind == b"acTL":
+            # An animation: the one place that refuses those is asked.
+            return None
+        elif kind == b"IEND":
+            break
+    stream = packed[0] if len(packed) == 1 else b"".join(packed)
+    if len(stream) < 6 or stream[0] & 15 != 8 or stream[1] & 32:
+        raise _torn(path, "it holds no pixels")
+    size = height * (stride + 1)
+    try:
+        if len(stream) * _DENSEST <= max(_MUCH, 4 * size):
+            raw = inflater()(stream[2:-4], -15, size)
+        else:
+            raw = zlib.decompressobj(-15).decompress(stream[2:-4], size + 1)
+    except Exception as error:
+        # Each zlib has an error class of its own; none of them shares a base.
+        if type(error).__name__ != "error" and not isinstance(error, zlib.error):
+            raise
+        raise _torn(path, str(error)) from error
+    if len(raw) != size:
+        raise _torn(path, f"{len(raw)} bytes of pixels instead of {size}")
+    rows = compiled.unfilter(raw, height, stride)
+    if rows is None:
+        return None
+    if depth < 8:
+        rows = np.ascontiguousarray(_unpacking(depth)[rows].reshape(height, -1)[:, :width])
+    return rows, chunks
+
+
+@cache
+def _unpacking(depth: int) -> Uint8HW:
+    """The pixels in each value of a byte, leftmost first: ``(256, 8 / depth)``."""
+    shifts = np.arange(8 - depth, -1, -depth)
+    return ((np.arange(256)[:, None] >> shifts) & ((1 << depth) - 1)).astype(np.uint8)
+
+
+def _pillow(data: bytes, path: Path, grey: bool = False) -> tuple[NDArray[Any], str, str, bytes, int]:
+    """Stored pixels, mode, format, palette and EXIF orientation of a whole picture.
+
+    Args:
+        data: its bytes.
+        path: where they are from.
+        grey: of a JPEG take the luminance, which is stored as such.
+    """
+    from refseg_bench.files.images import UNREADABLE, open_image, orientation
+
+    try:
+        with open_image(data) as image:
+            if grey:
+                image.draft("L", image.size)
+            pixels = np.asarray(image)
+            palette = bytes(image.getpalette("RGB") or ()) if image.mode == "P" else b""
+            return pixels, image.mode, str(image.format), palette, orientation(image)
+    except UNREADABLE as error:
+        raise _torn(path, str(error)) from error
+
+
+def _fault(kind: str, what: str, path: Path, cure: str | None = None) -> MaskFault:
+    fault = MaskFault(what, where=path, cure=cure)
+    fault.kind = kind
+    return fault
+
+
+def _flat(path: Path, kind: str) -> MaskFault:
+    return _fault(
+        "flat",
+        f"Read as the tools read it ({kind}), this mask is one flat level, though its pixels differ.",
+        path,
+        "Write masks as 8-bit grey PNG, 0 and 255: tools see neither an alpha channel, nor palette entries "
+        "of one luminance, nor 16-bit values below 256.",
+    )
+
+
+def _torn(path: Path, why: str) -> MaskFault:
+    return _fault("torn", f"A mask can't be decoded: {why}.", path, "Write the file again.")

@@ -1,0 +1,195 @@
+"""The noun phrase an expression is about: spaCy's parse, or rules that need no model.
+
+The rules read the expression from the left: leading function words and leading place phrases ("on
+the left …") are skipped, then the phrase runs up to the first word that opens a modifier behind
+the noun: a preposition, a relative pronoun, an auxiliary, a conjunction, "-ing" after a noun, "-ed"
+before a preposition, or punctuation. The head is the last word of the phrase that is not a colour,
+size, number or direction. They are made for referring expressions ("left man in a red shirt",
+"top left microwave black"), not for English at large.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from typing import Any
+
+from refseg_bench.errors import ConfigError, require
+from refseg_bench.methods.refam.text_filters import DIRECTION_WORDS, word_set
+
+log = logging.getLogger(__name__)
+
+#: What ``auto`` looks for; it is never fetched.
+DEFAULT_MODEL = "en_core_web_lg"
+
+_DETERMINERS = word_set(
+    "a an the this that these those my your his her its our their some any each every another both all "
+    "either what which who whose where find show segment please"
+)
+_PREPOSITIONS = word_set(
+    "in on at of by with without from to near next beside behind under below above over between among inside "
+    "outside against along across around through toward towards into onto off up down for about beneath "
+    "underneath opposite closest nearest"
+)
+_OPENERS = word_set(
+    "that who which whose whom where when while as and or but is are was were be being has "
+                     "have had can will does do did not than"
+)  # fmt: skip
+_PLACES = DIRECTION_WORDS | word_set("front back rear side corner far edge foreground background")
+_MODIFIERS = DIRECTION_WORDS | word_set(
+    """
+    red orange yellow green blue purple pink brown black white grey gray gold golden silver beige tan dark
+    light bright plain striped dotted checked checkered spotted big bigger biggest large larger largest
+    small smaller smallest little tiny tall taller tallest short shorter shortest long longer longest old
+    older oldest young younger youngest first second third fourth last only same other two three four five
+    far farthest furthest close closer near front back rear half whole blurry
+    """
+)
+_ING_NOUNS = word_set(
+    "building thing something anything everything painting ceiling king ring string wing swing sling "
+    "clothing railing awning earring icing dressing parking crossing pudding stocking viking duckling "
+    "sibling evening morning"
+)
+
+
+@dataclass(frozen=True)
+class Phrase:
+    """A noun phrase by word index.
+
+    Attributes:
+        words: indices of its words.
+        head: index of its head noun.
+        parser: who found it.
+    """
+
+    words: tuple[int, ...]
+    head: int
+    parser: str
+
+
+Parser = Callable[[Sequence[str]], Phrase | None]
+
+
+def parse_by_rules(words: Sequence[str]) -> Phrase | None:
+    """The root noun phrase by the rules of this module; ``None`` for no words.
+
+    Args:
+        words: lower-cased words without outer punctuation.
+    """
+    start = _beginning(words)
+    if start is None:
+        return None
+    phrase: list[int] = []
+    noun = False
+    for index in range(start, len(words)):
+        word = words[index]
+        following = words[index + 1] if index + 1 < len(words) else ""
+        if not word or word in _PREPOSITIONS or word in _OPENERS:
+            break
+        participle = word.endswith("ing") and word not in _ING_NOUNS
+        if noun and (participle or (word.endswith("ed") and following in _PREPOSITIONS)):
+            break
+        if word in _DETERMINERS:
+            if noun:
+                break
+            continue
+        phrase.append(index)
+        noun = noun or (word not in _MODIFIERS and not participle and not word.isdigit())
+    if not phrase:
+        return None
+    nouns = [i for i in phrase if words[i] not in _MODIFIERS and not words[i].isdigit()]
+    return Phrase(tuple(phrase), nouns[-1] if nouns else phrase[-1], "rules")
+
+
+def _beginning(words: Sequence[str]) -> int | None:
+    """Index of the first word of the phrase, behind function words and leading place phrases."""
+
+    def skip(index: int) -> int:
+        while index < len(words) and (words[index] in _DETERMINERS | _OPENERS or not words[index]):
+            index += 1
+        return index
+
+    index = skip(0)
+    while index < len(words) and words[index] in _PREPOSITIONS:
+        after = skip(index + 1)
+        place = after
+        while place < len(words) and words[place] in _PLACES:
+            place += 1
+        # "on the left man": behind the place stands the noun; "on the left": the place is all there is.
+        index = skip(place) if place < len(words) else after
+        if place == after:
+            break
+    if index >= len(words):
+        return next((i for i, w in enumerate(words) if w and w not in _DETERMINERS), None)
+    return index
+
+
+def spacy_parser(model: str) -> Parser:
+    """A parser on an installed spaCy model.
+
+    The phrase is the sentence root's noun chunk; if the root is no noun, the first chunk with a
+    nominal subject, else the first chunk, else the first noun.
+
+    Raises:
+        ConfigError: spaCy or the model is not installed (nothing is ever fetched).
+    """
+    pipeline = _pipeline(model)
+
+    def parse(words: Sequence[str]) -> Phrase | None:
+        doc = pipeline(" ".join(words))
+        starts, at = [], 0
+        for word in words:
+            starts.append(at)
+            at += len(word) + 1
+
+        def word_of(token: Any) -> int:
+            return max(i for i, s in enumerate(starts) if s <= token.idx)
+
+        chunks = list(doc.noun_chunks)
+        root = next(iter(doc.sents)).root if len(doc) else None
+        chosen = next((c for c in chunks if root is not None and c.root == root), None)
+        chosen = chosen or next((c for c in chunks if "nsubj" in c.root.dep_), None)
+        chosen = chosen or next(iter(chunks), None)
+        if chosen is None:
+            noun = next((t for t in doc if t.pos_ in ("NOUN", "PROPN")), None)
+            return None if noun is None else Phrase((word_of(noun),), word_of(noun), f"spacy:{model}")
+        return Phrase(tuple(sorted({word_of(t) for t in chosen})), word_of(chosen.root), f"spacy:{model}")
+
+    return parse
+
+
+@cache
+def _pipeline(model: str) -> Any:
+    require("spacy", f"The noun-phrase parser '{model}'")
+    import spacy
+
+    try:
+        return spacy.load(model, exclude=["ner", "lemmatizer"])
+    except OSError as error:
+        raise ConfigError(
+            f"The spaCy model '{model}' is not installed.",
+            where="method.np.parser",
+            allowed=["auto", "rules", "any installed spaCy model"],
+            cure=f"python -m spacy download {model}, or use method.np.parser=rules",
+        ) from error
+
+
+@cache
+def noun_phrase_parser(name: str) -> Parser:
+    """A parser by name.
+
+    Args:
+        name: ``rules``; the name of a spaCy model; or ``auto``: ``en_core_web_lg`` if it is installed,
+            else the rules, with a warning. Every prediction's details say which one spoke.
+    """
+    if name == "auto":
+        if find_spec("spacy") is not None and find_spec(DEFAULT_MODEL) is not None:
+            return spacy_parser(DEFAULT_MODEL)
+        log.warning(
+            "spaCy with %s is not installed: noun phrases come from the built-in rules.", DEFAULT_MODEL
+        )
+        return parse_by_rules
+    return parse_by_rules if name == "rules" else spacy_parser(name)

@@ -1,0 +1,235 @@
+"""Token maps of a clip's expressions, through the cache: what is known costs no forward pass.
+
+Two kinds of entries. *Maps* are what a set of tokens came to, small. *Logits* (``cache_logits``)
+are every layer's image × token logits with the tokens' own queries and keys; from them maps follow
+for any softmax, any sinks left out and, where the strings of an expression don't see each other,
+any choice of magnets: each string then has an entry of its own. In that case maps, too, are kept
+both with and without magnets. Which expressions are asked together never changes an entry beyond
+rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from refseg_bench.backbones.attention_maps import (
+    LayerLogits,
+    Logits,
+    MapOptions,
+    Reading,
+    TokenMaps,
+    replay,
+)
+from refseg_bench.backbones.dit.model import DiT, Query, Scene
+from refseg_bench.backbones.dit.text_tokens import TokenSet
+from refseg_bench.cache import Cache, Entry, Value, fingerprint
+from refseg_bench.types import Clip
+
+_LOGIT_PARTS = ("image_HNT", "query_HTD", "key_HTD", "rest_HN", "rest_HT")
+#: Knobs of a backbone that kept logits do not depend on.
+_AFTER_LOGITS = ("head_agg", "softmax_axis")
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One expression's tokens, to be read against one frame.
+
+    Attributes:
+        tokens: the extraction tokens.
+        prompt: what the transformer is prompted with (ignored in prompt mode).
+        exclude: tokens whose logits count as −∞.
+    """
+
+    tokens: TokenSet
+    prompt: str
+    exclude: tuple[int, ...] = ()
+
+    @property
+    def reading(self) -> Reading:
+        """All tokens, less the excluded."""
+        return Reading(tuple(range(len(self.tokens))), self.exclude)
+
+
+@dataclass
+class TokenMapReader:
+    """Reads token maps of one clip.
+
+    Attributes:
+        backbone: the transformer.
+        cache: where entries are kept.
+        clip: whose frames are read.
+        cache_logits: keep and use logits, not only maps.
+        space: query–key attention, or inner products of the attention's outputs.
+    """
+
+    backbone: DiT
+    cache: Cache
+    clip: Clip
+    cache_logits: bool = False
+    space: Literal["attention", "output"] = "attention"
+    _scenes: dict[int, Scene] = field(default_factory=dict, init=False)
+    _frames: dict[int, str] = field(default_factory=dict, init=False)
+    _logits: dict[str, tuple[Logits, tuple[int, int]]] = field(default_factory=dict, init=False)
+
+    def read(self, frame: int, asks: Sequence[Ask]) -> list[TokenMaps]:
+        """The maps of every ask, in order.
+
+        Raises:
+            RefsegError: the frame can't be read, or attention can't.
+        """
+        return self._from_logits(frame, asks) if self.cache_logits else self._from_maps(frame, asks)
+
+    def known(self, frame: int, ask: Ask) -> bool:
+        """Whether an ask needs no forward pass, by the cache alone."""
+        if not self.cache_logits:
+            return self._key("maps", frame, ask) in self.cache
+        return all(self._key("logits", frame, unit) in self.cache for unit in self._units(ask))
+
+    def scene(self, frame: int) -> Scene:
+        """A frame's latents, encoded at most once."""
+        if frame not in self._scenes:
+            self._scenes[frame] = self.backbone.open(self.clip.load([frame])[0])
+        return self._scenes[frame]
+
+    @property
+    def options(self) -> MapOptions:
+        """How logits become maps."""
+        return self.backbone.options(self.space)
+
+    def _independent(self, tokens: TokenSet) -> bool:
+        return tokens.separable and self.backbone.magnets_independent
+
+    # ── maps ──
+
+    def _from_maps(self, frame: int, asks: Sequence[Ask]) -> list[TokenMaps]:
+        found: list[TokenMaps | None] = [self._get_maps(frame, ask) for ask in asks]
+        open_ = [i for i, maps in enumerate(found) if maps is None]
+        if open_:
+            queries = [self._query(asks[i]) for i in open_]
+            answers = self.backbone.attend(self.scene(frame), queries, options=self.options)
+            for i, answer in zip(open_, answers, strict=True):
+                found[i] = answer.maps["asked"]
+                self._put_maps(frame, asks[i], answer.maps["asked"])
+                if "expression" in answer.maps:
+                    bare = Ask(asks[i].tokens.alone(0), asks[i].prompt)
+                    self._put_maps(frame, bare, answer.maps["expression"])
+        return [maps for maps in found if maps is not None]
+
+    def _query(self, ask: Ask) -> Query:
+        readings = {"asked": ask.reading}
+        if ask.tokens.magnets and not ask.exclude and self._independent(ask.tokens):
+            readings["expression"] = Reading(ask.tokens.expression_tokens)
+        return Query(ask.tokens, ask.prompt, readings)
+
+    def _get_maps(self, frame: int, ask: Ask) -> TokenMaps | None:
+        entry = self.cache.get(self._key("maps", frame, ask))
+        return None if entry is None else _unpack_maps(entry)
+
+    def _put_maps(self, frame: int, ask: Ask, maps: TokenMaps) -> None:
+        self.cache.put(self._key("maps", frame, ask), _pack_maps(maps))
+
+    # ── logits ──
+
+    def _from_logits(self, frame: int, asks: Sequence[Ask]) -> list[TokenMaps]:
+        units: dict[str, Ask] = {}
+        for ask in asks:
+            for unit in self._units(ask):
+                units.setdefault(self._name(frame, unit), unit)
+        self._logits = {name: held for name, held in self._logits.items() if name in units}
+        for name, unit in units.items():
+            if name not in self._logits:
+                entry = self.cache.get(self._key("logits", frame, unit))
+                if entry is not None:
+                    self._logits[name] = _unpack_logits(entry)
+        missing = [(name, unit) for name, unit in units.items() if name not in self._logits]
+        if missing:
+            answers = self.backbone.attend(
+                self.scene(frame),
+                [Query(unit.tokens, unit.prompt, {}) for _, unit in missing],
+                options=self.options,
+                keep_logits=True,
+            )
+            for (name, unit), answer in zip(missing, answers, strict=True):
+                grid = self.scene(frame).grid
+                self._logits[name] = (answer.logits, grid)
+                self.cache.put(self._key("logits", frame, unit), _pack_logits(answer.logits, grid))
+        return [self._replayed(frame, ask) for ask in asks]
+
+    def _replayed(self, frame: int, ask: Ask) -> TokenMaps:
+        held = [self._logits[self._name(frame, unit)] for unit in self._units(ask)]
+        (first, grid), logits = held[0], [part for part, _ in held]
+        joined = {at: LayerLogits.cat_tokens([part[at] for part in logits]) for at in first}
+        layers = sorted({layer for _, layer in first})
+        return replay(joined, layers, self.options, {"asked": ask.reading}, grid)["asked"]
+
+    def _units(self, ask: Ask) -> list[Ask]:
+        """What has logits of its own: every string, or the whole set where strings see each other."""
+        if not self._independent(ask.tokens):
+            return [replace(ask, exclude=())]
+        return [Ask(ask.tokens.alone(s), ask.prompt) for s in range(len(ask.tokens.strings))]
+
+    def _name(self, frame: int, unit: Ask) -> str:
+        return f"{frame}|{unit.tokens.strings}|{unit.prompt}|{unit.tokens.expression}"
+
+    # ── keys ──
+
+    def _key(self, kind: str, frame: int, ask: Ask) -> dict[str, Any]:
+        if frame not in self._frames:
+            path, upright = self.clip.frame_paths[frame], self.clip.upright
+            self._frames[frame] = fingerprint([path], upright=upright)
+        identity = {**self.backbone.identity(), "space": self.space}
+        if kind == "logits":
+            rest = self.options.needs_rest
+            identity = {k: v for k, v in identity.items() if k not in _AFTER_LOGITS} | {"rest": rest}
+        return {
+            "kind": f"token {kind}",
+            "backbone": identity,
+            "frame": self._frames[frame],
+            "strings": ask.tokens.strings,
+            "first_only": ask.tokens.first_only,
+            "prompt": ask.prompt if self.backbone.text_mode == "concept_stream" else None,
+            "pooled": self.backbone.pooled_text(ask.tokens, ask.prompt),
+            "exclude": ask.exclude,
+        }
+
+
+def _pack_maps(maps: TokenMaps) -> dict[str, Value]:
+    entry: dict[str, Value] = {
+        "maps": maps.maps_TN,
+        "stats": maps.layer_stats_L3T,
+        "layers": np.asarray(maps.layers),
+        "grid": np.asarray(maps.grid),
+    }
+    return entry if maps.text_TT is None else {**entry, "text": maps.text_TT}
+
+
+def _unpack_maps(entry: Entry) -> TokenMaps:
+    a: Mapping[str, Any] = entry
+    rows, columns = a["grid"].tolist()
+    return TokenMaps(a["maps"], a.get("text"), a["stats"], tuple(a["layers"].tolist()), (rows, columns))
+
+
+def _pack_logits(logits: Logits, grid: tuple[int, int]) -> dict[str, Value]:
+    parts = {
+        f"{round_}.{layer}.{part}": value.numpy()
+        for (round_, layer), held in logits.items()
+        for part in _LOGIT_PARTS
+        if (value := getattr(held, part)) is not None
+    }
+    return {"grid": np.asarray(grid), **parts}
+
+
+def _unpack_logits(entry: Entry) -> tuple[Logits, tuple[int, int]]:
+    rows, columns = np.asarray(entry["grid"]).tolist()
+    parts: dict[tuple[int, int], dict[str, Any]] = {}
+    for name, value in entry.items():
+        if name == "grid":
+            continue
+        round_, layer, part = name.split(".")
+        parts.setdefault((int(round_), int(layer)), {})[part] = torch.from_numpy(np.array(value))
+    return {at: LayerLogits(**held) for at, held in sorted(parts.items())}, (rows, columns)

@@ -1,0 +1,281 @@
+"""What samples were predicted on, and whether the data set still holds it.
+
+A run folder outlives its data: a set is fixed and unpacked again, or the same command is given with
+another root. Each stored sample tells the words, the frame names, the size and the frames' content it
+was made from; :class:`Present` holds that against the data set as it is now. The truth is part of it only
+where the method saw it: else other masks ask for scoring again, not for predicting again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from refseg_bench.errors import DataError, ScoreError
+from refseg_bench.files.store_io import open_regular
+from refseg_bench.run.store import Line, RunStore
+from refseg_bench.types import Clip, Dataset, Expression, Inputs, Prediction, SampleFailure, sample_id
+
+#: What helps where samples were predicted on other data.
+CURE = "The same `refseg run` predicts them again; or put the former data back."
+
+
+class StaleError(ScoreError):
+    """Samples of a run were predicted on other data than the data set holds now."""
+
+
+class Present:
+    """A data set's clips as they are now; each clip's files are looked at once.
+
+    Files are known again by their sizes and times. Where those differ (a copy, a new download), their
+    content is read and decides.
+
+    Args:
+        dataset: the data set; only its targets are asked for here, where a method saw them.
+    """
+
+    def __init__(self, dataset: Dataset) -> None:
+        self._dataset = dataset
+        self._facts: dict[str, bytes] = {}
+        self._states: dict[str, str] = {}
+        self._files: dict[str, str] = {}
+
+    def inputs(self, clip: Clip, expression: Expression, *, seen: bool = False) -> Inputs:
+        """What a sample would be predicted on; ``seen``: by a method that sees the targets."""
+        # The state first: files that change while they are read are found to differ afterwards.
+        state = self.state(clip)
+        names = clip.frame_names
+        return Inputs(
+            expression.text,
+            (len(names), names[0] if names else "", names[-1] if names else ""),
+            clip.size,
+            self.facts(clip, expression),
+            self.files(clip),
+            state,
+            self.truth(clip, expression) if seen else "",
+        )
+
+    def facts(self, clip: Clip, expression: Expression) -> str:
+        """Digest of an expression's words and its clip's frame names and size."""
+        known = self._facts.get(clip.id)
+        if known is None:
+            known = _digest((*clip.frame_names, "", *map(str, clip.size))).encode()
+            self._facts[clip.id] = known
+        return _hex(known + expression.text.encode("utf-8", "surrogatepass"))
+
+    def state(self, clip: Clip) -> str:
+        """Digest of the sizes and times of a clip's files; empty where one is missing.
+
+        The time of the last change of the inode is among them: no copying tool can set it.
+        """
+        known = self._states.get(clip.id)
+        if known is None:
+            try:
+                stats = [os.stat(path) for path in clip.frame_paths]
+            except OSError:
+                known = ""
+            else:
+                known = _digest(f"{s.st_size} {s.st_mtime_ns} {s.st_ctime_ns}" for s in stats)
+            self._states[clip.id] = known
+        return known
+
+    def files(self, clip: Clip) -> str:
+        """Digest of the bytes of a clip's frames, wherever they lie; empty where one can't be read."""
+        known = self._files.get(clip.id)
+        if known is None:
+            whole = hashlib.blake2b(digest_size=8)
+            try:
+                for path in clip.frame_paths:
+                    frame = hashlib.blake2b(digest_size=16)
+                    with open_regular(path) as handle:
+                        while piece := handle.read(1 << 20):
+                            frame.update(piece)
+                    whole.update(frame.digest())
+                known = whole.hexdigest()
+            except OSError:
+                known = ""
+            self._files[clip.id] = known
+        return known
+
+    def truth(self, clip: Clip, expression: Expression) -> str:
+        """Digest of a sample's target; empty where it is hidden or can't be read."""
+        try:
+            target = self._dataset.target(clip, expression)
+        except DataError:
+            return ""
+        if target is None:
+            return ""
+        tracks = (*target.objects, *(track for track in (target.void,) if track is not None))
+        frames = [counts for track in tracks for counts in (str(track.size).encode(), *track.rles)]
+        return hashlib.blake2b(
+            b"\n".join(b"-" if counts is None else counts for counts in frames), digest_size=8
+        ).hexdigest()
+
+    def same(self, line: Line, clip: Clip, expression: Expression) -> bool:
+        """Whether a stored sample was predicted on what the data set holds now.
+
+        What isn't known (a record of an older version, frames that are not on this machine) is taken to
+        be the same.
+        """
+        if line.inputs is None:
+            return True
+        facts, files, state, truth = line.inputs
+        return (
+            facts == self.facts(clip, expression)
+            and self._same_files(clip, files, state)
+            and (not truth or truth == self.truth(clip, expression))
+        )
+
+    def _same_files(self, clip: Clip, files: str, state: str) -> bool:
+        if not files or not self.state(clip):
+            return True
+        if state == self.state(clip):
+            self._files.setdefault(clip.id, files)
+            return True
+        return self.files(clip) in ("", files)
+
+    def open(
+        self, index: Mapping[str, Line], clip: Clip, expressions: Sequence[Expression]
+    ) -> tuple[Expression, ...]:
+        """Those expressions of a clip that have no prediction on what the data set holds now."""
+        lines = ((e, index.get(sample_id(clip.id, e.id))) for e in expressions)
+        return tuple(e for e, line in lines if line is None or not line.ok or not self.same(line, clip, e))
+
+    def marks(self, work: Iterable[tuple[Clip, Sequence[Expression]]]) -> dict[str, str]:
+        """Digests of all that :meth:`inputs` would tell of some work, without reading a file.
+
+        Returns:
+            ``facts``, ``state``, and ``files`` (empty where the content of a clip's frames isn't known).
+        """
+        facts, states, files = [], [], []
+        for clip, expressions in work:
+            facts += [f"{sample_id(clip.id, e.id)} {self.facts(clip, e)}" for e in expressions]
+            states.append(self.state(clip))
+            files.append(self._files.get(clip.id, ""))
+        return {
+            "facts": _digest(facts),
+            "state": _digest(states) if all(states) else "",
+            "files": _digest(files) if all(files) else "",
+        }
+
+    def unlike(self, marks: Mapping[str, str], work: Sequence[tuple[Clip, Sequence[Expression]]]) -> str:
+        """Which of the data differ from those that :meth:`marks` told of; empty if none do.
+
+        Frames are read only where the state of their files differs.
+        """
+        now = self.marks(work)
+        if now["facts"] != marks.get("facts"):
+            return "samples, texts, frame names or sizes"
+        if marks.get("state") == now["state"] or not (marks.get("files") and now["state"]):
+            return ""
+        for clip, _ in work:
+            self.files(clip)
+        return "the pixels of frames" if self.marks(work)["files"] not in ("", marks["files"]) else ""
+
+    def difference(self, prediction: Prediction, clip: Clip, expression: Expression) -> str:
+        """In which field a stored sample's data differ from the present ones; empty if in none."""
+        made = prediction.inputs
+        if made is None:
+            return ""
+        if made.facts != self.facts(clip, expression):
+            if made.text != expression.text:
+                return f"text was {_quoted(made.text)}, is {_quoted(expression.text)}"
+            if tuple(made.size) != tuple(clip.size):
+                return f"size was {_by(made.size)}, is {_by(clip.size)} (height x width)"
+            names = clip.frame_names
+            return f"frame names were {_names(made.frames)}, are {_names((len(names), names[0], names[-1]))}"
+        if not self._same_files(clip, made.files, made.state):
+            return f"pixels: the files of its frames were {made.files}, are {self.files(clip)} (digests)"
+        if made.truth and made.truth != (now := self.truth(clip, expression)):
+            return f"target, which the method saw, was {made.truth}, is {now} (digests)"
+        return ""
+
+
+def stale(
+    store: RunStore,
+    work: Iterable[tuple[Clip, Sequence[Expression]]],
+    present: Present,
+) -> dict[str, str]:
+    """The samples of a run that were predicted on other data than the data set holds now.
+
+    Args:
+        store: the run.
+        work: clips with their expressions.
+        present: the data set's state.
+
+    Returns:
+        Sample id → in which field, with the former and the present value.
+    """
+    index = store.index()
+    found: dict[str, str] = {}
+    for clip, expressions in work:
+        for expression in expressions:
+            line = index.get(sample_id(clip.id, expression.id))
+            if line is not None and line.ok and not present.same(line, clip, expression):
+                found[line.sample] = present.difference(store.read(line), clip, expression)
+    return found
+
+
+def without(
+    found: Mapping[str, Prediction], clip: Clip, differing: Mapping[str, str]
+) -> dict[str, Prediction]:
+    """A clip's predictions; one that is of other data or of another size is a failure that says so.
+
+    Args:
+        found: expression id → prediction.
+        clip: the clip as it is now.
+        differing: what :func:`stale` found.
+    """
+    out = dict(found)
+    for name, prediction in found.items():
+        if prediction.track is None:
+            continue
+        cure = CURE
+        why = differing.get(prediction.sample) or prediction.track.misfit(clip.size, len(clip))
+        if prediction.inputs is None:
+            cure = "An older version wrote it without its data: move the run folder away and run again."
+        if why:
+            failure = SampleFailure("StaleError", f"Predicted on other data: {why}. {cure}", "")
+            out[name] = replace(prediction, track=None, point=None, no_target=None, failure=failure)
+    return out
+
+
+def refusal(differing: Mapping[str, str], where: Path) -> StaleError:
+    """The error of a run that has samples of other data."""
+    return StaleError(
+        f"{len(differing)} samples were predicted on other data than the data set holds now: "
+        f"{told(differing, first=20)}.",
+        where=where,
+        cure=CURE,
+    )
+
+
+def told(differences: Mapping[str, str], first: int = 3) -> str:
+    """The first differences in words."""
+    named = [f"{sample}: {what}" for sample, what in list(differences.items())[:first]]
+    more = len(differences) - len(named)
+    return "; ".join([*named, *([f"and {more} more"] if more else [])])
+
+
+def _digest(texts: Iterable[str]) -> str:
+    return _hex("\0".join(texts).encode("utf-8", "surrogatepass"))
+
+
+def _hex(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=8).hexdigest()
+
+
+def _quoted(text: str) -> str:
+    return repr(text if len(text) <= 100 else f"{text[:99]}…")
+
+
+def _by(size: Sequence[int]) -> str:
+    return f"{size[0]} x {size[1]}"
+
+
+def _names(frames: tuple[int, str, str]) -> str:
+    count, first, last = frames
+    return f"{count} from {first!r} to {last!r}"

@@ -1,0 +1,231 @@
+"""Who works on a run, and whether that process still lives.
+
+A claim or a submission must not expire by a clock alone: the operating system is asked about processes
+of this machine, SLURM about its jobs. Only for a process that neither can tell of (another machine,
+no scheduler) does a heartbeat that has stopped for long stand in.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from refseg_bench import env
+from refseg_bench.config import schema
+from refseg_bench.errors import ConfigError, StoreError
+from refseg_bench.files.store_io import PUT_BACK, safe_name
+from refseg_bench.run import scheduler
+
+#: Seconds between two signs of life of a worker.
+BEAT = 30.0
+#: Without any sign of life for so long, a process nobody can be asked about is taken for dead.
+SILENCE = 20 * BEAT
+#: Jobs this very process is at; one that it ended badly is dead, although its process lives on.
+AT_WORK: set[str] = set()
+#: Seconds for which an answer of SLURM is good.
+_FRESH = 60.0
+
+
+@dataclass(frozen=True)
+class Owner:
+    """One process that works on a run, told apart from every other.
+
+    Attributes:
+        job: name of its files in the run folder.
+        launch: the submission it belongs to.
+        host: the node's name (SLURM's own where there is one).
+        boot: the host's boot id; a reboot ends all of its processes.
+        space: the process-id namespace; a pid means nothing outside its container.
+        pid, born: process id and its start time in the kernel's clock ticks.
+        slurm: raw SLURM job id, or ``None``.
+        restarts: how often SLURM had re-queued that job.
+        shard, shards: its part of the run.
+        gpus: accelerators it holds.
+        started: seconds since the epoch.
+    """
+
+    job: str
+    launch: str
+    host: str
+    boot: str
+    space: str
+    pid: int
+    born: int
+    slurm: str | None
+    restarts: int
+    shard: int
+    shards: int
+    gpus: int
+    started: float
+
+    @classmethod
+    def here(cls, job: str, launch: str, *, shard: int = 0, shards: int = 1) -> Owner:
+        """This process."""
+        return cls(
+            job=job,
+            launch=launch,
+            host=_host(),
+            boot=_boot(),
+            space=_space(),
+            pid=os.getpid(),
+            born=_born(os.getpid()),
+            slurm=os.environ.get("SLURM_JOB_ID"),
+            restarts=int(os.environ.get("SLURM_RESTART_COUNT") or 0),
+            shard=shard,
+            shards=shards,
+            gpus=env.gpus(),
+            started=time.time(),
+        )
+
+    @classmethod
+    def read(cls, values: Any, path: Path) -> Owner:
+        """An owner from plain values.
+
+        Raises:
+            StoreError: one is missing or not what it has to be.
+        """
+        try:
+            owner = schema.construct(cls, schema.typed(dict[str, Any], values, "owner"), "owner")
+        except ConfigError as error:
+            raise StoreError(error.what, where=path, allowed=error.allowed, cure=PUT_BACK) from error
+        named = owner.slurm is None or scheduler.is_job(owner.slurm)
+        if owner.pid < 1 or not named or safe_name(owner.job) != owner.job or not moment(owner.started):
+            raise StoreError("The record names no process.", where=path, cure=PUT_BACK)
+        return owner
+
+
+class Census:
+    """Answers whether owners live; SLURM's answers are kept for a while, deaths for ever.
+
+    Args:
+        peers: gives the owners of the run that have not ended; SLURM is asked about all in one call.
+    """
+
+    def __init__(self, peers: Callable[[], Iterable[Owner]] = tuple) -> None:
+        self._dead: set[str] = set()
+        self._peers = peers
+        self._asked: set[str] = set()
+        self._answer: dict[str, scheduler.JobState] | None = None
+        self._when = -_FRESH
+        self._here = (_host(), _boot(), _space())
+
+    def alive(self, owner: Owner, silent: float = 0.0) -> bool:
+        """Whether the process still runs; in doubt, yes.
+
+        Args:
+            owner: the process.
+            silent: seconds since its last sign of life.
+        """
+        if owner.job in self._dead:
+            return False
+        living = self._look(owner, silent)
+        if not living:
+            self._dead.add(owner.job)
+        return living
+
+    def _look(self, owner: Owner, silent: float) -> bool:
+        host, boot, space = self._here
+        if owner.host == host and owner.boot != boot:
+            return False
+        if (owner.host, owner.space) == (host, space):
+            if owner.pid == os.getpid():
+                return owner.job in AT_WORK
+            return lives(owner.pid, owner.born)
+        if owner.slurm is not None:
+            return self._slurm(owner)
+        return silent < SILENCE
+
+    def _slurm(self, owner: Owner) -> bool:
+        assert owner.slurm is not None
+        # An answer says nothing of a process that came after it.
+        if time.monotonic() - self._when >= _FRESH or owner.job not in self._asked:
+            asked = [owner, *self._peers()]
+            self._answer = scheduler.queued({o.slurm for o in asked if o.slurm is not None})
+            self._when, self._asked = time.monotonic(), {o.job for o in asked}
+        if self._answer is None:
+            return True
+        state = self._answer.get(owner.slurm)
+        # Pending again, or started again: the process that we knew is gone.
+        return state is not None and state.active and state.restarts == owner.restarts
+
+
+def describe(owners: Iterable[Owner]) -> str:
+    """Owners in one line, for a person."""
+    told = []
+    for o in owners:
+        what = f"SLURM job {o.slurm}" if o.slurm else f"process {o.pid}"
+        told.append(f"{what} on {o.host} since {moment(o.started)}")
+    return "; ".join(told)
+
+
+def moment(seconds: float) -> str:
+    """Seconds since the epoch as local date and time; empty where there is no such date."""
+    with suppress(ValueError, OverflowError, OSError):
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+    return ""
+
+
+def lives(pid: int, born: int) -> bool:
+    """Whether that very process (not a later one with its number) is running."""
+    stat = _stat(pid)
+    if stat is None:
+        if Path("/proc/self/stat").exists():
+            return False
+        with suppress(PermissionError):
+            try:
+                os.kill(pid, 0)
+            except ProcessLookupError:
+                return False
+        return True
+    return stat[0] not in ("Z", "X") and (born == 0 or int(stat[19]) == born)
+
+
+def runs_command(pid: int, born: int, command: str) -> bool:
+    """Whether the process started at that time and runs that `refseg` command line; in doubt, no.
+
+    A record from elsewhere may name any process.
+    """
+    try:
+        said = shlex.split(command)[1:]
+        line = os.fsdecode(Path(f"/proc/{pid}/cmdline").read_bytes()).split("\0")[:-1]
+    except (OSError, ValueError):
+        return False
+    program, words = line[: len(line) - len(said)], line[len(line) - len(said) :]
+    ours = any(Path(word).name in ("refseg", "refseg_bench") for word in program)
+    return born > 0 and lives(pid, born) and words == said and ours
+
+
+def _stat(pid: int) -> list[str] | None:
+    """Fields of ``/proc/PID/stat`` from the state on, or ``None``."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    return text.rpartition(")")[2].split()
+
+
+def _born(pid: int) -> int:
+    stat = _stat(pid)
+    return int(stat[19]) if stat else 0
+
+
+def _host() -> str:
+    return os.environ.get("SLURMD_NODENAME") or os.uname().nodename.split(".")[0]
+
+
+def _boot() -> str:
+    with suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return ""
+
+
+def _space() -> str:
+    with suppress(OSError):
+        return os.readlink("/proc/self/ns/pid")
+    return ""

@@ -1,0 +1,206 @@
+"""What is left of a run, into how many shards it goes, and which runs share an attention capture."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from refseg_bench import env
+from refseg_bench.config import schema
+from refseg_bench.config.compose import Cluster, Composed, Config, load
+from refseg_bench.config.schema import TARGET
+from refseg_bench.errors import RefsegError
+from refseg_bench.run.inputs import Present, stale, told
+from refseg_bench.run.loop import Tally, Work, dataset_of, frozen, left, plan
+from refseg_bench.run.store import Line, RunStore, runs_in
+from refseg_bench.types import sample_id
+
+#: Stored samples looked at to measure a run.
+_LOOKS = 50
+
+
+@dataclass
+class Planned:
+    """One run of a submission.
+
+    Attributes:
+        store: its folder.
+        values: what this submission asks for.
+        config: the same, typed.
+        work: what is left of it.
+        clips: clips of the whole run.
+        shards: parts it is split into.
+        capture: digest of the attention capture it shares with other runs of the submission.
+    """
+
+    store: RunStore
+    values: dict[str, Any]
+    config: Config
+    work: Work
+    clips: int
+    shards: int = 1
+    capture: str | None = field(default=None)
+
+    @property
+    def cluster(self) -> Cluster:
+        """Where it goes."""
+        return self.config.cluster
+
+    @property
+    def samples(self) -> int:
+        """How many samples are left."""
+        return sum(len(es) for _, es in self.work)
+
+
+def planned(store: RunStore, point: Composed, say: Callable[[str], None]) -> Planned:
+    """Look at what is left of a run and choose its shards.
+
+    Raises:
+        RefsegError: the dataset can't be read.
+    """
+    config = load(point.values)
+    dataset = dataset_of(point.values)
+    whole, present = plan(dataset), Present(dataset)
+    work = left(whole, store.index(), present)
+    _tell_of_data(store, whole, present, say)
+    run = Planned(store, point.values, config, work, len(whole))
+    run.shards = max(1, min(_wanted(run, say), run.clips))
+    return run
+
+
+def _tell_of_data(store: RunStore, whole: Work, present: Present, say: Callable[[str], None]) -> None:
+    """Say what was predicted on other data, or on data nobody knows any more."""
+    found = stale(store, whole, present)
+    if found:
+        say(
+            f"{store.root}\n  {len(found)} samples were predicted on other data and are predicted again: "
+            f"{told(found)}"
+        )
+    unknown = sum(line.ok and line.inputs is None for line in store.index().values())
+    if unknown:
+        say(
+            f"{store.root}\n  {unknown} samples don't tell what they were predicted on (an older version "
+            "wrote them): they are taken to be of the present data"
+        )
+
+
+def outcomes(run: Planned, before: Mapping[str, Line]) -> dict[str, bool | None]:
+    """What became of the samples that were left, whoever worked on them.
+
+    Args:
+        run: the run, with what was left of it.
+        before: the store's index at that time.
+
+    Returns:
+        Sample id → predicted, failed (False), or not done (``None``).
+    """
+    index = run.store.index()
+    found: dict[str, bool | None] = {}
+    for clip, expressions in run.work:
+        for expression in expressions:
+            sample = sample_id(clip.id, expression.id)
+            line = index.get(sample)
+            found[sample] = None if line is None or line == before.get(sample) else line.ok
+    return found
+
+
+def tally_of(run: Planned, before: Mapping[str, Line]) -> Tally:
+    """The same, counted."""
+    found = list(outcomes(run, before).values())
+    return Tally(found.count(True), found.count(False), found.count(None))
+
+
+def _wanted(run: Planned, say: Callable[[str], None]) -> int:
+    cluster = run.cluster
+    if isinstance(cluster.shards, int):
+        if cluster.shards < 1:
+            raise RefsegError(f"cluster.shards is {cluster.shards}.", allowed=["1 or more", "auto"])
+        return cluster.shards
+    at_once = cluster.parallel or (at_once_here(cluster) if cluster.kind == "local" else 1)
+    if cluster.shards is None or not run.work:
+        return at_once
+    measured = seconds_per_frame(run.store) or _siblings(run)
+    if measured is None:
+        guess = min(len(run.work), cluster.parallel or 8)
+        say(
+            f"{run.store.root.name}: nothing measured yet for cluster.shards=auto, taking {guess}; "
+            "a first run with limit.clips=2 measures"
+        )
+        return guess
+    return auto_shards(run.work, measured, cluster.target_minutes)
+
+
+def at_once_here(cluster: Cluster) -> int:
+    """Processes that ``cluster=local`` keeps busy."""
+    return cluster.parallel or cluster.gpus or env.cores()
+
+
+def auto_shards(work: Work, seconds_per_frame: float, target_minutes: float) -> int:
+    """As many shards as finish the work within the target, one clip each at most.
+
+    Args:
+        work: what is left.
+        seconds_per_frame: measured seconds of one expression on one frame.
+        target_minutes: wall time aimed at.
+    """
+    seconds = seconds_per_frame * sum(len(clip) * len(es) for clip, es in work)
+    return max(1, min(len(work), math.ceil(seconds / (60 * target_minutes))))
+
+
+def seconds_per_frame(store: RunStore) -> float | None:
+    """Measured seconds of one expression on one frame, over up to 50 stored samples; ``None`` = none."""
+    lines = [line for line in store.index().values() if line.ok]
+    looks = [store.read(line) for line in lines[:: max(1, math.ceil(len(lines) / _LOOKS))]]
+    frames = sum(len(p.track) for p in looks if p.track is not None)
+    return sum(p.seconds.get("total", 0.0) for p in looks) / frames if frames else None
+
+
+def _siblings(run: Planned) -> float | None:
+    """The same from another run of the same components (their knobs may differ)."""
+
+    def parts(values: Mapping[str, Any]) -> list[str | None]:
+        return [(values.get(part) or {}).get(TARGET) for part in ("method", "backbone", "segmenter")]
+
+    for other in runs_in(Path(run.config.paths.runs)):
+        # A neighbour that can't be read is no reason not to go on here.
+        with contextlib.suppress(RefsegError):
+            if other.root != run.store.root and parts(frozen(other)) == parts(run.values):
+                measured = seconds_per_frame(other)
+                if measured is not None:
+                    return measured
+    return None
+
+
+def share_captures(runs: Sequence[Planned]) -> dict[str, Planned]:
+    """Find the runs that would capture the same attention.
+
+    A method class may offer ``capture(clip, expressions)``, which fills a cache, and
+    ``capture_digest(values)``, which names what goes into it (``None`` = nothing to share). Runs with
+    equal digests over the same samples share one capture.
+
+    Returns:
+        Shared digest → the run whose config the capture uses; the runs' ``capture`` is set.
+    """
+    groups: dict[str, list[Planned]] = {}
+    for run in runs:
+        cls = schema.locate(str(run.values["method"][TARGET]), "method")
+        ask = getattr(cls, "capture_digest", None)
+        if ask is None or not hasattr(cls, "capture") or not run.work:
+            continue
+        dataset = schema.lasting(Config, {key: run.values[key] for key in ("dataset", "limit")})
+        digest = ask(run.values)
+        if digest is None:
+            continue
+        named = json.dumps([str(digest), dataset], sort_keys=True)
+        groups.setdefault(hashlib.sha256(named.encode()).hexdigest()[:8], []).append(run)
+    shared = {name: members for name, members in groups.items() if len(members) > 1}
+    for name, members in shared.items():
+        for run in members:
+            run.capture = name
+    return {name: max(members, key=lambda run: run.samples) for name, members in shared.items()}

@@ -1,0 +1,232 @@
+"""``cluster=slurm``: one array per run through submitit, then score and report as dependent CPU jobs."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import refseg_bench
+from refseg_bench import env
+from refseg_bench.config import schema
+from refseg_bench.config.compose import Cluster
+from refseg_bench.errors import MissingExtra, RefsegError
+from refseg_bench.files.store_io import printable, write_atomic, write_error
+from refseg_bench.run.worker import Command, Shard
+
+_HOME = Path(refseg_bench.__file__).resolve().parent.parent
+
+
+def check(cluster: Cluster) -> None:
+    """Refuse early what can't or shouldn't be submitted.
+
+    Raises:
+        MissingExtra: submitit is not installed.
+        RefsegError: there is no SLURM here, or the code has uncommitted changes.
+    """
+    try:
+        import submitit  # noqa: F401
+    except ImportError as error:
+        raise MissingExtra("cluster=slurm", "submitit", "slurm") from error
+    if shutil.which("sbatch") is None or shutil.which("srun") is None:
+        raise RefsegError(
+            "There is no SLURM here: sbatch and srun are not on the PATH.",
+            cure="Submit from a login node, or use cluster=local or cluster=debug.",
+        )
+    changed = changes()
+    if changed and not cluster.allow_dirty:
+        raise RefsegError(
+            "The code has changes that no commit holds, so the results could not be traced to it.",
+            where=", ".join(changed[:8]),
+            cure="Commit them, or add cluster.allow_dirty=true (the run then records the diff's hash).",
+        )
+
+
+def changes() -> list[str]:
+    """Files of the package and its configs that differ from the last commit."""
+    with suppress(OSError, subprocess.SubprocessError):
+        done = subprocess.run(
+            ["git", "-C", str(_HOME), "status", "--porcelain", "--", "refseg_bench", "conf"],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+        return [line[3:] for line in done.stdout.splitlines()]
+    return []
+
+
+def snapshot(folder: Path, say: Callable[[str], None]) -> Path:
+    """Copy the checkout's tracked files, so that later edits don't reach jobs that are still queued.
+
+    What git doesn't track (data sets, notes, new code) stays behind, and is said.
+
+    Args:
+        folder: where to.
+        say: takes lines for the user.
+
+    Raises:
+        RefsegError: the package does not run from a git checkout, or the copy can't be written.
+    """
+
+    def files(*which: str) -> list[str]:
+        done = subprocess.run(
+            ["git", "-C", str(_HOME), "ls-files", "-z", *which], capture_output=True, timeout=60, check=True
+        )
+        return [os.fsdecode(name) for name in done.stdout.split(b"\0") if name]
+
+    try:
+        tracked, left_out = files(), files("--others", "--exclude-standard", "--directory")
+    except (OSError, subprocess.SubprocessError) as error:
+        raise RefsegError(
+            "cluster.snapshot needs a git checkout.", where=_HOME, cure="Set cluster.snapshot=false."
+        ) from error
+    try:
+        for name in tracked:
+            source = _HOME / name
+            if source.is_file():
+                target = folder / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(source, target)
+        # The copy is no checkout: what its results are traced to goes with it.
+        write_atomic(folder / env.ORIGIN, json.dumps(env.commit()) + "\n")
+    except OSError as error:
+        raise write_error(error, folder) from error
+    if left_out:
+        more = f" and {len(left_out) - 8} more" if len(left_out) > 8 else ""
+        names = printable(", ".join(left_out[:8]))
+        say(f"  the snapshot leaves out what git does not track: {names}{more} (git add what the jobs need)")
+    return folder
+
+
+def submit_array(
+    root: Path,
+    launch: str,
+    shards: int,
+    cluster: Cluster,
+    *,
+    capture: bool = False,
+    after: str | None = None,
+    code: Path | None = None,
+) -> str:
+    """Submit all shards of a run as one array.
+
+    Args:
+        root: the run folder.
+        launch: the submission's id.
+        shards: parts.
+        cluster: what to ask SLURM for.
+        capture: fill the attention cache only.
+        after: id of a job that must have ended first, well or not.
+        code: a snapshot to run from.
+
+    Returns:
+        The array's job id.
+    """
+    root = root.resolve()
+    options = {
+        **_common(cluster, after, code),
+        "job_name": f"{'capture' if capture else 'work'}-{root.name}",
+        "partition": cluster.partition,
+        "time": cluster.minutes,
+        "cpus_per_task": cluster.cpus,
+        "mem": None if cluster.mem_gb is None else f"{int(cluster.mem_gb * 1024)}M",
+        "gpus_per_node": cluster.gpus or None,
+        "array_parallelism": cluster.parallel or shards,
+    }
+    jobs = [Shard(str(root), launch, shard, shards, capture) for shard in range(shards)]
+    return _submit(root / "log" / launch, cluster, options, jobs)
+
+
+def submit_command(
+    folder: Path,
+    name: str,
+    arguments: Sequence[str],
+    cluster: Cluster,
+    after: Sequence[str],
+    code: Path | None,
+) -> str:
+    """Submit a command of this program as a job without a GPU.
+
+    Args:
+        folder: where its log goes.
+        name: the job's name.
+        arguments: after ``refseg``.
+        cluster: what to ask SLURM for.
+        after: jobs that must have ended first, well or not.
+        code: a snapshot to run from.
+
+    Returns:
+        The job's id.
+    """
+    options = {
+        **_common(cluster, ":".join(after) or None, code),
+        "job_name": name,
+        "partition": cluster.cpu_partition or cluster.partition,
+        "time": cluster.cpu_minutes,
+        "cpus_per_task": cluster.cpus,
+    }
+    return _submit(folder.resolve(), cluster, options, [Command(tuple(arguments))])
+
+
+def _common(cluster: Cluster, after: str | None, code: Path | None) -> dict[str, Any]:
+    setup = list(cluster.setup)
+    if schema.ALLOW in os.environ:
+        # What the submitting command named may be built by its jobs.
+        setup.append(f"export {schema.ALLOW}={shlex.quote(os.environ[schema.ALLOW])}")
+    if cluster.conda is not None:
+        setup += ['eval "$(conda shell.bash hook)"', f"conda activate {shlex.quote(cluster.conda)}"]
+    if code is not None:
+        # Without safe path, `python -m` would look for the package in the current folder first.
+        setup += [
+            "export PYTHONSAFEPATH=1",
+            f'export PYTHONPATH={shlex.quote(str(code.resolve()))}"${{PYTHONPATH:+:$PYTHONPATH}}"',
+        ]
+    return {
+        "account": cluster.account,
+        "qos": cluster.qos,
+        "constraint": cluster.constraint,
+        "nodelist": cluster.nodelist,
+        "exclude": cluster.exclude,
+        "signal_delay_s": cluster.signal_seconds,
+        "stderr_to_stdout": True,
+        "setup": setup or None,
+        "dependency": None if after is None else f"afterany:{after}",
+        # Without it a site may set jobs of failed nodes aside instead of starting them again.
+        "additional_parameters": {
+            "requeue": True,
+            # An option without a value is a flag.
+            **{name: value or True for name, value in cluster.extra.items()},
+        },
+    }
+
+
+def _python(cluster: Cluster) -> str | None:
+    inside = cluster.conda is not None or cluster.container is not None
+    program = cluster.python or ("python" if inside else None)
+    if program is None:
+        return None
+    return f"{cluster.container} {program}" if cluster.container else program
+
+
+def _submit(folder: Path, cluster: Cluster, options: Mapping[str, Any], jobs: Sequence[Any]) -> str:
+    import submitit
+
+    executor = submitit.SlurmExecutor(folder, max_num_timeout=cluster.requeues, python=_python(cluster))
+    executor.update_parameters(**{key: value for key, value in options.items() if value is not None})
+    try:
+        with executor.batch():
+            submitted = [executor.submit(job) for job in jobs]
+        return str(submitted[0].job_id).split("_")[0]
+    except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
+        raise RefsegError(
+            f"sbatch refused: {str(error).strip().splitlines()[-1]}",
+            where=folder,
+            cure="Check cluster.partition, account, qos, gpus and minutes against `sinfo` and `sacctmgr`.",
+        ) from error

@@ -1,0 +1,898 @@
+"""The run folder: frozen config, predictions, scores. Append-only, no locks, safe on NFS.
+
+Layout of one run::
+
+    runs/METHOD-DATASET-1a2b3c4d/
+      config.yaml            frozen, resolved; workers read nothing else
+      run.json               name, digest, command line, choices
+      env/JOB.json           one environment record per process that worked on the run
+      predictions/JOB.jsonl  one line per sample; each process has its own file
+      maps/SAMPLE.npz        attention maps kept for the report
+      scores/PROTOCOL@V/     samples.parquet, result.json and made_from.json
+      jobs/JOB.json          who worked on the run, from when to when
+      claims/CLIP.N          which of them took a clip
+      launches/ID/           what one `refseg run` asked for, frozen
+      log/                   one log per process
+
+A line is durable once it ends in a newline: a torn last line is ignored. A sample is *done* when any
+file holds a good line of it; failed samples are tried again by the next run. Every record and line ends
+with a checksum of its content, and so does ``config.yaml``; ``result.json`` holds the one of its table.
+What a folder holds is checked when it is read, for it may come from anywhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import math
+import os
+import re
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refseg_bench.config import schema
+from refseg_bench.errors import ConfigError, StoreError
+from refseg_bench.files.store_io import (
+    PUT_BACK,
+    UNCHECKED,
+    checksum,
+    open_regular,
+    parse_json,
+    read_bytes,
+    read_npz,
+    read_record,
+    replacing,
+    safe_name,
+    sealed,
+    sealed_text,
+    sweep,
+    to_plain,
+    unreadable,
+    within,
+    write_atomic,
+    write_error,
+)
+from refseg_bench.types import (
+    Estimate,
+    Grounding,
+    HeatPoint,
+    Inputs,
+    MaskTrack,
+    Prediction,
+    Result,
+    SampleFailure,
+    Status,
+    rle_fault,
+    sample_id,
+)
+
+# Every line starts with these keys in this order, so that an index is made without parsing masks.
+_HEAD = re.compile(
+    rb'\{"sample": ("(?:[^"\\]|\\.)*"), "clip": ("(?:[^"\\]|\\.)*"), "ok": (true|false)'
+    rb'(?:, "turn": (\d{1,9}), "inputs": \["([0-9a-f]{0,32})", "([0-9a-f]{0,32})", "([0-9a-f]{0,32})"'
+    rb'(?:, "([0-9a-f]{1,32})")?\])?'
+)
+
+# And ends with the checksum of all bytes before.
+_TAIL = re.compile(rb', "check": "([0-9a-f]{16})"\}\s*\Z')
+#: Most bytes of a line.
+_LONGEST = 256 << 20
+
+#: Folders that freezing makes.
+_PARTS = ("predictions", "env", "log")
+
+#: Most bytes of a table of scores.
+_MOST_SAMPLES = 4 << 30
+_RESCORE = "Score the run again: refseg score RUN"
+
+#: File names inside a protocol's scores folder.
+SAMPLES, RESULT, MADE_FROM = "samples.parquet", "result.json", "made_from.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """Where one stored sample lies.
+
+    Attributes:
+        inputs: ``facts``, ``files``, ``state`` and ``truth`` of its
+            :class:`~refseg_bench.types.Inputs`; ``None`` = not known.
+        turn: as in its :class:`~refseg_bench.types.Prediction`.
+    """
+
+    sample: str
+    clip: str
+    ok: bool
+    path: Path
+    offset: int
+    length: int
+    inputs: tuple[str, str, str, str] | None = None
+    turn: int = 0
+
+
+@dataclass
+class RunInfo:
+    """What ``run.json`` holds: all that reading commands need to know of a run's config.
+
+    Attributes:
+        digest: of what can change a prediction.
+        name: the folder's name without it.
+        overrides: the command line.
+        choices: group → member.
+        created: when it was frozen.
+        samples: what the data set had to predict when the run was last worked on.
+        lasting: the options that the digest is made of.
+        bound: True if the method is a bound (its class says so), not a grounding method.
+    """
+
+    digest: str
+    name: str | None = None
+    overrides: list[str] = field(default_factory=list)
+    choices: dict[str, str] = field(default_factory=dict)
+    created: str = ""
+    samples: int | None = None
+    lasting: dict[str, Any] = field(default_factory=dict)
+    bound: bool = False
+
+
+@dataclass
+class EnvRecord:
+    """The part of an environment record that is shown; the rest is kept as it is."""
+
+    refseg_bench: str = "?"
+    commit: str | None = None
+    dirty: bool | None = None
+    python: str = "?"
+    started: str = ""
+    packages: dict[str, str] = field(default_factory=dict)
+    device: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class ResultRecord:
+    """What ``result.json`` holds; see :class:`~refseg_bench.types.Result`."""
+
+    protocol: str
+    metrics: dict[str, dict[str, float | None]]
+    n: int
+    expected: int
+    failed: int
+    missing: int
+    scale: float
+    details: dict[str, Any]
+
+
+@dataclass
+class _Details:
+    """What is used of a result's details, beside the rules, which are checked where they are built."""
+
+    interval: dict[str, float] | None = None
+
+
+def _typed(kind: type, record: Any, path: Path) -> dict[str, Any]:
+    """A record whose known values are what a dataclass says; the others stay as they are.
+
+    Raises:
+        StoreError: one is missing or of another type.
+    """
+    known = schema.knobs(kind)
+    try:
+        return {**record, **schema.conform(kind, {k: v for k, v in record.items() if k in known}, "")}
+    except ConfigError as error:
+        raise StoreError(error.what, where=path, allowed=error.allowed, cure=PUT_BACK) from error
+
+
+@dataclass
+class RunStore:
+    """One run folder.
+
+    Attributes:
+        root: the folder.
+        outdated: protocols whose stored result is not to be shown.
+    """
+
+    root: Path
+    outdated: set[str] = field(default_factory=set, init=False, repr=False)
+    _index: dict[str, Line] = field(default_factory=dict, init=False, repr=False)
+    _seen: dict[Path, int] = field(default_factory=dict, init=False, repr=False)
+    _clips: dict[str, list[Line]] | None = field(default=None, init=False, repr=False)
+    _lost: set[tuple[Path, int]] = field(default_factory=set, init=False, repr=False)
+
+    # ── making and opening ────────────────────────────────────────────────
+
+    @classmethod
+    def create(cls, root: Path, config_yaml: str, info: Mapping[str, Any]) -> RunStore:
+        """Freeze a run, or open it when the same run is already frozen there.
+
+        Raises:
+            StoreError: the folder holds a run of another config, or can't be written.
+        """
+        store = cls(root)
+        store.sweep()
+        try:
+            if store.info_path.is_file():
+                known = store.info()
+                if known.get("digest") != info.get("digest"):
+                    raise StoreError(
+                        f"The folder holds a run of another config (digest {known.get('digest')}, "
+                        f"not {info.get('digest')}).",
+                        where=root,
+                        cure="Choose another name=… or move the folder away.",
+                    )
+                return store
+            if root.is_dir() and not (root / "config.yaml").is_file() and any(map(_foreign, root.iterdir())):
+                raise StoreError(
+                    "The folder exists, but is no run folder.",
+                    where=root,
+                    cure="Choose another name=… or paths.runs=…",
+                )
+            for part in _PARTS:
+                store.place(part).mkdir(parents=True, exist_ok=True)
+            write_atomic(root / "config.yaml", sealed_text(config_yaml))
+            # Written last: a run folder without run.json was never completely frozen.
+            write_atomic(store.info_path, sealed(to_plain(info), 2))
+        except OSError as error:
+            raise write_error(error, root) from error
+        return store
+
+    def freeze_again(self, config_yaml: str) -> None:
+        """Replace the frozen config by one that differs in what can't change a prediction.
+
+        Raises:
+            StoreError: it can't be written.
+        """
+        try:
+            write_atomic(self.config_path, sealed_text(config_yaml))
+        except OSError as error:
+            raise write_error(error, self.config_path) from error
+
+    @classmethod
+    def open(cls, root: Path) -> RunStore:
+        """Open an existing run folder.
+
+        Raises:
+            StoreError: there is none.
+        """
+        store = cls(root)
+        if not store.info_path.is_file():
+            near = (
+                sorted(p.parent.name for p in root.parent.glob("*/run.json")) if root.parent.is_dir() else []
+            )
+            raise StoreError(
+                "No run folder.",
+                where=root,
+                allowed=near[:20] or None,
+                cure="`refseg status` lists the runs.",
+            )
+        return store
+
+    def sweep(self) -> None:
+        """Remove what killed processes left half-written; no link is followed out of the folder."""
+        parts = [self.root / part for part in ("env", "jobs", "maps")]
+        for folder in (*parts, *self.root.glob("scores/*"), *self.root.glob("launches/*")):
+            with contextlib.suppress(StoreError):
+                sweep(within(self.root, folder))
+        sweep(self.root)
+
+    def place(self, *names: str) -> Path:
+        """A path of the folder to write to or delete.
+
+        Raises:
+            StoreError: a symbolic link on the way leads out of the folder.
+        """
+        return within(self.root, self.root.joinpath(*names))
+
+    @property
+    def info_path(self) -> Path:
+        """The file that makes a folder a run."""
+        return self.root / "run.json"
+
+    @property
+    def config_path(self) -> Path:
+        """The frozen config."""
+        return self.root / "config.yaml"
+
+    def launch_config(self, launch: str) -> Path:
+        """The frozen values of one submission: equal to the run's but for what can't change predictions."""
+        return self.root / "launches" / launch / "config.yaml"
+
+    def info(self) -> dict[str, Any]:
+        """What is known of the run as data: see :class:`RunInfo`.
+
+        Raises:
+            StoreError: the file is damaged, or a value is not what it has to be.
+        """
+        return _typed(RunInfo, read_record(self.info_path), self.info_path)
+
+    # ── predictions ───────────────────────────────────────────────────────
+
+    def writer(self, job: str | None = None) -> PredictionWriter:
+        """A new predictions file of this process."""
+        self.place("predictions")
+        return PredictionWriter(self.root, job or job_name())
+
+    def index(self) -> Mapping[str, Line]:
+        """Sample id → its best line.
+
+        What was predicted last on other data comes first; then a good one before a failed one, the first
+        good one, the last failed one.
+
+        Every call looks at the files again, but reads only what was appended since the last one.
+        """
+        try:
+            sizes = {p: p.stat().st_size for p in sorted((self.root / "predictions").glob("*.jsonl"))}
+        except OSError as error:
+            raise unreadable(self.root / "predictions", error) from error
+        if any(sizes.get(path, -1) < seen for path, seen in self._seen.items()):
+            # A file was cut or removed by hand: what we knew of it may be gone.
+            self._index, self._seen, self._clips, self._lost = {}, {}, None, set()
+        for path, size in sizes.items():
+            seen = self._seen.get(path, 0)
+            if size == seen:
+                continue
+            for line in _scan(path, seen, lambda at, path=path: self._lost.add((path, at))):  # type: ignore[misc]
+                self._seen[path] = line.offset + line.length
+                known = self._index.get(line.sample)
+                if known is None or _better(line, known):
+                    self._index[line.sample] = line
+                    self._clips = None
+        return self._index
+
+    def mark(self) -> str:
+        """A digest of the predictions' files; it stays the same as long as nothing is appended or cut."""
+        files = sorted((self.root / "predictions").glob("*.jsonl"))
+        told = "\n".join(f"{path.name} {path.stat().st_size}" for path in files)
+        return hashlib.blake2b(told.encode(), digest_size=8).hexdigest()
+
+    def damage(self) -> StoreError | None:
+        """The lines that are no whole record, told as one error; ``None`` if there is none.
+
+        They matter where a sample is missing: it may be one of theirs.
+        """
+        self.index()
+        if not self._lost:
+            return None
+        told = [f"{path} at byte {at}" for path, at in sorted(self._lost)]
+        more = f" and {len(told) - 3} more" if len(told) > 3 else ""
+        return StoreError(
+            f"{len(told)} stored lines don't fit their checksum, or are no records.",
+            where=", ".join(told[:3]) + more,
+            cure="Give the same `refseg run` again: what they held is predicted anew.",
+        )
+
+    def done(self) -> set[str]:
+        """Ids of the samples that have a prediction."""
+        return {sample for sample, line in self.index().items() if line.ok}
+
+    def read(self, line: Line) -> Prediction:
+        """Load one stored sample.
+
+        Raises:
+            StoreError: the file changed under us.
+        """
+        try:
+            with open_regular(line.path) as handle:
+                handle.seek(line.offset)
+                raw = handle.read(line.length)
+        except OSError as error:
+            raise unreadable(line.path, error) from error
+        try:
+            found = _prediction(parse_json(raw.decode("ascii")))
+            _expect((found.sample, found.clip, found.ok) == (line.sample, line.clip, line.ok), "sample")
+        except ValueError as error:
+            raise StoreError(
+                f"The prediction of '{line.sample}' can't be read ({error}).",
+                where=f"{line.path} at byte {line.offset}",
+                cure="Delete that line and run again: only this sample is predicted anew.",
+            ) from error
+        return found
+
+    def predictions(self, clip_id: str) -> dict[str, Prediction]:
+        """Expression id → prediction or failure, of one clip."""
+        return {p.expression: p for p in (self.read(line) for line in self._lines_of(clip_id))}
+
+    def statuses(self, clip_id: str) -> dict[str, Status]:
+        """Expression id → ``ok`` or ``failed``, of one clip, without reading its predictions."""
+        skip = len(clip_id) + 1
+        return {line.sample[skip:]: "ok" if line.ok else "failed" for line in self._lines_of(clip_id)}
+
+    def _lines_of(self, clip_id: str) -> list[Line]:
+        index = self.index()
+        if self._clips is None:
+            grouped: dict[str, list[Line]] = {}
+            for line in index.values():
+                grouped.setdefault(line.clip, []).append(line)
+            self._clips = grouped
+        return self._clips.get(clip_id, [])
+
+    def failures(self) -> Iterator[Prediction]:
+        """All samples whose best line is a failure."""
+        for line in self.index().values():
+            if not line.ok:
+                yield self.read(line)
+
+    # ── maps, environment, scores ─────────────────────────────────────────
+
+    def write_maps(self, grounding: Grounding, sample: str) -> None:
+        """Keep the maps of one sample, quantised to 8 bits."""
+        if not grounding.maps:
+            return
+        arrays: dict[str, NDArray[Any]] = {}
+        for name, volume_THW in grounding.maps.items():
+            arrays[name] = np.clip(np.rint(np.asarray(volume_THW, np.float32) * 255), 0, 255).astype(np.uint8)
+            arrays[f"{name}.frames"] = np.asarray(
+                grounding.map_frames.get(name, tuple(range(len(volume_THW)))), np.int32
+            )
+        path = self.maps_path(sample)
+        self.place("maps").mkdir(exist_ok=True)
+        try:
+            with replacing(path) as handle:
+                np.savez_compressed(handle, allow_pickle=False, **arrays)
+        except OSError as error:
+            raise write_error(error, path) from error
+
+    def read_maps(self, sample: str) -> dict[str, NDArray[Any]]:
+        """The kept maps of one sample (uint8 volumes and their ``NAME.frames``), empty if none.
+
+        Raises:
+            StoreError: the file is damaged. Its format checks every byte.
+        """
+        path = self.maps_path(sample)
+        if not path.is_file():
+            return {}
+        found = read_npz(path)
+        for name, volume in found.items():
+            if name.endswith(".frames"):
+                fit = volume.dtype == np.int32 and volume.ndim == 1
+            else:
+                frames = found.get(f"{name}.frames", volume)
+                fit = volume.dtype == np.uint8 and volume.ndim == 3 and frames.shape == volume.shape[:1]
+            if not fit:
+                raise StoreError("The maps are not such as a run keeps.", where=path, cure="Delete the file.")
+        return found
+
+    def maps_path(self, sample: str) -> Path:
+        """The file of one sample's maps."""
+        return self.root / "maps" / f"{safe_name(sample)}.npz"
+
+    def write_env(self, job: str, record: Mapping[str, Any]) -> None:
+        """Keep the environment record of one process."""
+        self.place("env").mkdir(exist_ok=True)
+        write_atomic(self.root / "env" / f"{job}.json", sealed(to_plain(record), 2))
+
+    def environments(self) -> dict[str, dict[str, Any]]:
+        """Job → environment record.
+
+        Raises:
+            StoreError: one is damaged.
+        """
+        paths = sorted((self.root / "env").glob("*.json"))
+        return {p.stem: _typed(EnvRecord, read_record(p), p) for p in paths}
+
+    def scores_dir(self, protocol: str) -> Path:
+        """The folder of one protocol's scores; ``protocol`` is ``id@version``."""
+        return self.root / "scores" / safe_name(protocol)
+
+    def write_result(
+        self,
+        result: Result,
+        samples: Callable[[IO[bytes]], None],
+        made_from: Mapping[str, str] | None = None,
+    ) -> None:
+        """Keep one protocol's result row and its per-unit table.
+
+        Args:
+            result: the row; written after its table, so that a row always has one.
+            samples: writes the table as Parquet into the open file it is given.
+            made_from: digests of the predictions and the data. They have a file of their own: the row is
+                the same whichever processes predicted.
+        """
+        folder = self.scores_dir(result.protocol)
+        self.place("scores", folder.name)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with replacing(folder / SAMPLES) as handle:
+                samples(handle)
+            told = {
+                **_result_record(result),
+                "samples": checksum(read_bytes(folder / SAMPLES, _MOST_SAMPLES)),
+            }
+            row = sealed(told, 2)
+            write_atomic(folder / RESULT, row)
+            if made_from is not None:
+                write_atomic(folder / MADE_FROM, sealed({**made_from, "result": checksum(row.encode())}, 2))
+        except OSError as error:
+            raise write_error(error, folder) from error
+
+    def made_from(self, protocol: str) -> dict[str, str]:
+        """The digests a result was written with; empty where they are not known.
+
+        Raises:
+            StoreError: they are damaged.
+        """
+        folder = self.scores_dir(protocol)
+        if not (folder / MADE_FROM).exists():
+            return {}
+        found = read_record(folder / MADE_FROM)
+        # A process that ended between the two files left those of an earlier row.
+        try:
+            whole = found.get("result") == checksum(read_bytes(folder / RESULT))
+        except OSError as error:
+            raise unreadable(folder / RESULT, error) from error
+        return {name: str(value) for name, value in found.items()} if whole else {}
+
+    def results(self) -> dict[str, Result]:
+        """Protocol → result row, for every protocol the run was scored under but :attr:`outdated`.
+
+        Raises:
+            StoreError: a row is damaged.
+        """
+        found = {}
+        for path in sorted((self.root / "scores").glob(f"*/{RESULT}")):
+            record = _typed(ResultRecord, read_record(path), path)
+            _typed(_Details, record["details"], path)
+            counts = [record[name] for name in ("n", "expected", "failed", "missing")]
+            if not (0 < record["scale"] < math.inf and all(0 <= count < 1 << 40 for count in counts)):
+                raise StoreError("No protocol counts like this row.", where=path, cure=_RESCORE)
+            if safe_name(record["protocol"]) != path.parent.name:
+                raise StoreError("The row is of another protocol than its folder.", where=path, cure=_RESCORE)
+            if record["protocol"] not in self.outdated:
+                found[record["protocol"]] = _result(record)
+        return found
+
+    def samples(self, protocol: str) -> tuple[Path, bytes]:
+        """The table behind a result row: its file and the content, which belongs to that row.
+
+        Raises:
+            StoreError: it is missing or damaged, or is of another scoring than the row.
+        """
+        path = self.scores_dir(protocol) / SAMPLES
+        known = read_record(path.with_name(RESULT)).get("samples")
+        try:
+            data = read_bytes(path, _MOST_SAMPLES)
+        except OSError as error:
+            raise unreadable(path, error) from error
+        if known is None:
+            UNCHECKED.add(path)
+        elif checksum(data) != known:
+            raise StoreError("The scores don't belong to their result row.", where=path, cure=_RESCORE)
+        return path, data
+
+
+class PredictionWriter:
+    """Appends samples of one process to its own file.
+
+    A write that fails (disk full) is cut off again, so that what was finished stays readable.
+    """
+
+    def __init__(self, root: Path, job: str) -> None:
+        self.job = job
+        self.path = root / "predictions" / f"{job}.jsonl"
+        self._handle: IO[bytes] | None = None
+        self._synced = -math.inf
+        self._durable = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._handle is None:
+            return
+        try:
+            self._synced = -math.inf
+            self.sync()
+        except StoreError:
+            # An error that is under way already says more.
+            if kind is None:
+                raise
+        finally:
+            self._handle.close()
+            self._handle = None
+
+    def append(self, prediction: Prediction) -> None:
+        """Store one sample; it is durable against the death of the process on return.
+
+        Raises:
+            StoreError: the line can't be written.
+        """
+        text = json.dumps(_record(prediction), ensure_ascii=True)[:-1].encode()
+        line = text + f', "check": "{checksum(text)}"}}\n'.encode()
+        good = 0
+        try:
+            if self._handle is None:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                # "x": no two processes ever share a file.
+                self._handle = self.path.open("xb", buffering=0)
+            good = self._handle.tell()
+            view = memoryview(line)
+            while view:
+                view = view[self._handle.write(view) :]
+        except OSError as error:
+            if self._handle is not None:
+                with contextlib.suppress(OSError):
+                    self._handle.truncate(good)
+                    self._handle.seek(good)
+            raise write_error(error, self.path) from error
+
+    def sync(self) -> None:
+        """Make what was appended durable against the death of the machine, at most once a second.
+
+        Raises:
+            StoreError: it can't be made so (NFS tells of a full disk here). What was appended since the
+                last time is cut off again: those samples stay open.
+        """
+        now = time.monotonic()
+        if self._handle is None or now - self._synced < 1.0:
+            return
+        end = self._handle.tell()
+        try:
+            os.fsync(self._handle.fileno())
+        except OSError as error:
+            if error.errno in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
+                return  # the file system has no such thing
+            with contextlib.suppress(OSError):
+                self._handle.truncate(self._durable)
+                self._handle.seek(self._durable)
+            raise write_error(error, self.path) from error
+        self._synced, self._durable = now, end
+
+
+def runs_in(folder: Path) -> list[RunStore]:
+    """All run folders directly below a folder, by name."""
+    return [RunStore(p.parent) for p in sorted(folder.glob("*/run.json"))]
+
+
+def job_name() -> str:
+    """A name no other process has: start time, SLURM job where there is one, host, pid."""
+    slurm = os.environ.get("SLURM_JOB_ID")
+    parts = [
+        time.strftime("%Y%m%d-%H%M%S"),
+        *([f"slurm{slurm}"] if slurm else []),
+        os.uname().nodename.split(".")[0],
+    ]
+    return "-".join([*parts, str(os.getpid()), uuid.uuid4().hex[:6]])
+
+
+def _foreign(path: Path) -> bool:
+    """True for what a freeze that was cut short can't have left."""
+    if path.is_dir():
+        return path.name not in _PARTS or any(path.iterdir())
+    return not path.name.startswith((".config.yaml.", ".run.json."))
+
+
+def _better(line: Line, known: Line) -> bool:
+    if line.turn != known.turn:
+        return line.turn > known.turn
+    if line.ok != known.ok:
+        return line.ok
+    # By file and place, whatever order the files grew in: two readers agree on the best line.
+    earlier = (line.path, line.offset) < (known.path, known.offset)
+    return earlier if line.ok else not earlier
+
+
+def _scan(path: Path, offset: int, damaged: Callable[[int], None]) -> Iterator[Line]:
+    """The good lines of a predictions file from an offset on.
+
+    Args:
+        path: the file.
+        offset: where a line begins.
+        damaged: receives the offset of every line that is no whole record.
+    """
+    try:
+        with open_regular(path) as handle:
+            handle.seek(offset)
+            for raw in iter(lambda: handle.readline(_LONGEST), b""):
+                if not raw.endswith(b"\n"):
+                    if _sound(raw[:-1], path) is False and len(raw) < _LONGEST:
+                        # Still being written, or torn.
+                        return
+                    # Whole but for its newline, or without an end.
+                    damaged(offset)
+                    return
+                length = len(raw)
+                line = _headed(raw, path, offset)
+                if line is not None:
+                    yield line
+                elif not raw.isspace():
+                    damaged(offset)
+                offset += length
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
+def _headed(raw: bytes, path: Path, offset: int) -> Line | None:
+    """A line by its first keys, if it fits its checksum."""
+    head = _HEAD.match(raw)
+    if head is None or _sound(raw, path) is False:
+        return None
+    try:
+        line = _line(head, path, offset, len(raw))
+    except ValueError:
+        return None
+    return line if line.sample.startswith(f"{line.clip}/") else None
+
+
+def _sound(raw: bytes, path: Path) -> bool | None:
+    """Whether a line fits the checksum at its end; ``None`` if it ends like a line and has none."""
+    tail = _TAIL.search(raw)
+    if tail is not None:
+        return checksum(raw[: tail.start()]) == tail[1].decode()
+    if not raw.rstrip().endswith(b"}"):
+        return False
+    UNCHECKED.add(path)
+    return None
+
+
+def _line(head: re.Match[bytes], path: Path, offset: int, length: int) -> Line:
+    inputs = None
+    if head[4] is not None:
+        # Samples of one clip share their digests.
+        files, state = sys.intern(head[6].decode()), sys.intern(head[7].decode())
+        inputs = (head[5].decode(), files, state, (head[8] or b"").decode())
+    sample, clip = json.loads(head[1]), sys.intern(json.loads(head[2]))
+    return Line(sample, clip, head[3] == b"true", path, offset, length, inputs, int(head[4] or 0))
+
+
+def _record(p: Prediction) -> dict[str, Any]:
+    record: dict[str, Any] = {"sample": p.sample, "clip": p.clip, "ok": p.ok}
+    if p.inputs is not None:
+        record["turn"] = p.turn
+        truth = [p.inputs.truth] if p.inputs.truth else []
+        record["inputs"] = [p.inputs.facts, p.inputs.files, p.inputs.state, *truth]
+    record["expression"] = p.expression
+    if p.inputs is not None:
+        record["text"] = p.inputs.text
+        record["frames"] = list(p.inputs.frames)
+        record["size"] = list(p.inputs.size)
+    if p.track is not None:
+        record["size"] = list(p.track.size)
+        record["rles"] = [None if r is None else r.decode("ascii") for r in p.track.rles]
+    if p.failure is not None:
+        record["failure"] = {
+            "kind": p.failure.kind,
+            "message": p.failure.message,
+            "traceback": p.failure.traceback,
+        }
+    if p.point is not None:
+        record["point"] = [p.point.frame, p.point.y, p.point.x, p.point.value]
+    if p.no_target is not None:
+        record["no_target"] = p.no_target
+    if p.details:
+        record["details"] = to_plain(p.details)
+    record["seconds"] = {k: round(v, 6) for k, v in p.seconds.items()}
+    record["peak_mb"] = round(p.peak_mb, 1)
+    return record
+
+
+def _prediction(r: Any) -> Prediction:
+    """Undo :func:`_record`.
+
+    Raises:
+        ValueError: a value is not what it has to be.
+    """
+    _expect(isinstance(r, dict), "line")
+    for name in ("sample", "clip", "expression"):
+        _expect(isinstance(r.get(name), str), name)
+    _expect(r["sample"] == sample_id(r["clip"], r["expression"]), "sample")
+    inputs = None
+    if "inputs" in r:
+        said, frames, size = r["inputs"], r.get("frames"), r.get("size")
+        _expect(isinstance(said, list) and len(said) in (3, 4), "inputs")
+        _expect(all(isinstance(part, str) for part in said), "inputs")
+        _expect(isinstance(frames, list) and [type(part) for part in frames] == [int, str, str], "frames")
+        _expect(isinstance(r.get("text"), str), "text")
+        inputs = Inputs(r["text"], tuple(frames), _size(size), *said)
+    _expect(type(r.get("turn", 0)) is int, "turn")
+    track = _track(r["size"], r["rles"]) if "rles" in r and "size" in r else None
+    failure = None
+    if "failure" in r:
+        f = r["failure"]
+        _expect(isinstance(f, dict), "failure")
+        words = [f.get(name) for name in ("kind", "message", "traceback")]
+        _expect(all(isinstance(word, str) for word in words), "failure")
+        failure = SampleFailure(*words)
+    _expect((track is None) != (failure is None), "failure")
+    _expect(r.get("ok") is (failure is None), "ok")
+    point = None
+    if "point" in r:
+        _expect(isinstance(r["point"], list) and len(r["point"]) == 4, "point")
+        frame, y, x, value = r["point"]
+        _expect(all(map(_finite, (frame, y, x))) and isinstance(value, (int, float)), "point")
+        _expect(track is not None and 0 <= frame < len(track), "point")
+        point = HeatPoint(int(frame), float(y), float(x), float(value))
+    details, seconds = r.get("details", {}), r.get("seconds", {})
+    _expect(isinstance(details, dict), "details")
+    _expect(isinstance(seconds, dict) and all(map(_finite, seconds.values())), "seconds")
+    _expect(r.get("no_target") in (None, True, False), "no_target")
+    _expect(_finite(r.get("peak_mb", 0.0)), "peak_mb")
+    return Prediction(
+        sample=r["sample"],
+        clip=r["clip"],
+        expression=r["expression"],
+        track=track,
+        failure=failure,
+        point=point,
+        no_target=r.get("no_target"),
+        details=details,
+        seconds=seconds,
+        peak_mb=float(r.get("peak_mb", 0.0)),
+        inputs=inputs,
+        turn=int(r.get("turn", 0)),
+    )
+
+
+def _track(size: Any, rles: Any) -> MaskTrack:
+    shape = _size(size)
+    _expect(isinstance(rles, list) and all(c is None or isinstance(c, str) for c in rles), "rles")
+    counts = tuple(None if c is None else c.encode("ascii", "replace") for c in rles)
+    # Equal masks (a static object, empty frames) are measured once.
+    for code in {c for c in counts if c is not None}:
+        fault = rle_fault(code, shape)
+        if fault is not None:
+            raise ValueError(f"the mask of frame {counts.index(code)}: {fault}")
+    return MaskTrack(shape, counts)
+
+
+def _size(size: Any) -> tuple[int, int]:
+    _expect(isinstance(size, list) and [type(n) for n in size] == [int, int], "size")
+    return size[0], size[1]
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e15
+
+
+def _expect(met: bool, what: str) -> None:
+    if not met:
+        raise ValueError(f"'{what}' is missing or not what it has to be")
+
+
+def _result_record(r: Result) -> dict[str, Any]:
+    def number(value: float) -> float | None:
+        # JSON has no NaN.
+        return float(value) if math.isfinite(value) else None
+
+    return {
+        "protocol": r.protocol,
+        "metrics": {
+            name: {"value": number(e.value), "low": number(e.low), "high": number(e.high)}
+            for name, e in r.metrics.items()
+        },
+        "n": r.n,
+        "expected": r.expected,
+        "failed": r.failed,
+        "missing": r.missing,
+        "scale": r.scale,
+        "details": to_plain(r.details),
+    }
+
+
+def _result(record: Mapping[str, Any]) -> Result:
+    def number(value: float | None) -> float:
+        return math.nan if value is None else float(value)
+
+    return Result(
+        protocol=record["protocol"],
+        metrics={
+            name: Estimate(number(e["value"]), number(e["low"]), number(e["high"]))
+            for name, e in record["metrics"].items()
+        },
+        n=record["n"],
+        expected=record["expected"],
+        failed=record["failed"],
+        missing=record["missing"],
+        scale=record["scale"],
+        details=record["details"],
+    )

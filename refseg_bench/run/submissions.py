@@ -1,0 +1,148 @@
+"""What the run folder keeps of every `refseg run`: who asked for what, and which jobs came of it.
+
+Two submissions of one run find each other here: each writes its record first and looks for others next,
+so that of two at the same time at least the later one sees the earlier.
+"""
+
+from __future__ import annotations
+
+import getpass
+import shlex
+import sys
+import time
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from refseg_bench.config import schema
+from refseg_bench.config.compose import to_yaml
+from refseg_bench.errors import ConfigError, StoreError
+from refseg_bench.files.store_io import (
+    leave_out,
+    read_record,
+    sealed,
+    sealed_text,
+    within,
+    write_atomic,
+    write_error,
+)
+from refseg_bench.run import scheduler
+from refseg_bench.run.owners import Census, Owner, moment
+from refseg_bench.run.store import RunStore
+
+_DROP = "Remove its folder: it only tells of one `refseg run`."
+
+
+@dataclass
+class Submission:
+    """One `refseg run` of one run.
+
+    Attributes:
+        id: its folder's name below ``launches/`` and ``log/``.
+        kind: ``debug``, ``local`` or ``slurm``.
+        created: seconds since the epoch.
+        user: who.
+        command: the command line.
+        owner: the submitting process.
+        shards: parts.
+        jobs: role (``capture``, ``work``, ``score``, ``report``) → SLURM job id.
+        state: ``open``, ``over``, or ``refused`` when it made way for another.
+    """
+
+    id: str
+    kind: str
+    created: float
+    user: str
+    command: str
+    owner: Owner
+    shards: int = 1
+    jobs: dict[str, str] = field(default_factory=dict)
+    state: str = "open"
+
+    def write(self, store: RunStore) -> None:
+        """Keep the record."""
+        folder = store.root / "launches" / self.id
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            within(store.root, folder)
+            write_atomic(folder / "launch.json", sealed(asdict(self), 2))
+        except OSError as error:
+            raise write_error(error, folder) from error
+
+    def told(self) -> str:
+        """The submission in one line, for another one's user."""
+        jobs = ", ".join(f"{role} job {number}" for role, number in self.jobs.items())
+        where = jobs or f"process {self.owner.pid} on {self.owner.host}"
+        return f"cluster={self.kind} by {self.user} at {moment(self.created)} ({where})"
+
+
+def register(store: RunStore, values: Mapping[str, Any], kind: str, shards: int) -> Submission:
+    """Freeze what this submission asks for and leave its record."""
+    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
+    submission = Submission(
+        id=name,
+        kind=kind,
+        created=time.time(),
+        user=_user(),
+        command=shlex.join(sys.argv),
+        owner=Owner.here(name, name),
+        shards=shards,
+    )
+    path = store.launch_config(name)
+    try:
+        within(store.root, path.parent).mkdir(parents=True, exist_ok=True)
+        write_atomic(path, sealed_text(to_yaml(values)))
+    except OSError as error:
+        raise write_error(error, path) from error
+    submission.write(store)
+    return submission
+
+
+def submissions(root: Path) -> list[Submission]:
+    """All submissions of a run, the oldest first; damaged records are left out."""
+    found = []
+    for path in sorted((root / "launches").glob("*/launch.json")):
+        try:
+            found.append(_read(path))
+        except StoreError as error:
+            leave_out(error)
+    return sorted(found, key=lambda s: (s.created, s.id))
+
+
+def _read(path: Path) -> Submission:
+    values = read_record(path)
+    try:
+        known = {name: values[name] for name in schema.knobs(Submission) if name in values}
+        plain = schema.conform(Submission, known, "")
+    except ConfigError as error:
+        raise StoreError(error.what, where=path, allowed=error.allowed, cure=_DROP) from error
+    if plain["id"] != path.parent.name or not all(map(scheduler.is_job, plain["jobs"].values())):
+        raise StoreError("The record is of another submission, or names no job.", where=path, cure=_DROP)
+    return Submission(**{**plain, "owner": Owner.read(values["owner"], path)})
+
+
+def living(stores: Iterable[RunStore]) -> dict[Path, list[Submission]]:
+    """The submissions of each run that still have a process or a job; SLURM is asked once for all."""
+    unfinished: dict[Path, Sequence[Submission]] = {
+        store.root: [s for s in submissions(store.root) if s.state == "open"] for store in stores
+    }
+    ids = {number for found in unfinished.values() for s in found for number in s.jobs.values()}
+    states = scheduler.queued(ids)
+    census = Census()
+
+    def alive(submission: Submission) -> bool:
+        if submission.jobs:
+            # Where SLURM can't be asked, it may well be.
+            return states is None or any(number in states for number in submission.jobs.values())
+        return census.alive(submission.owner)
+
+    return {root: [s for s in found if alive(s)] for root, found in unfinished.items()}
+
+
+def _user() -> str:
+    with suppress(KeyError, OSError):
+        return getpass.getuser()
+    return "unknown"

@@ -1,0 +1,110 @@
+"""Counts of mask pairs over clips, each pair counted once whoever asks for it.
+
+Not for: the pixel arithmetic (``metrics.boundary``, ``metrics.kernel``) or what is averaged
+(``metrics.protocols``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
+
+from refseg_bench.errors import DataError
+from refseg_bench.scoring import kernel
+from refseg_bench.scoring.boundary import COUNTS, boundary_radius
+from refseg_bench.types import MaskTrack, encode_rle
+
+
+def overlap_rle(first: bytes, second: bytes, size: tuple[int, int]) -> tuple[int, int]:
+    """Intersection and union in pixels of two run-length coded masks, without decoding them."""
+    pair = [{"size": list(size), "counts": c} for c in (first, second)]
+    areas = coco_mask.area(pair)
+    shared = int(coco_mask.area(coco_mask.merge(pair, intersect=True)))
+    return shared, int(areas[0]) + int(areas[1]) - shared
+
+
+def subtract_rle(first: bytes, second: bytes, size: tuple[int, int]) -> bytes:
+    """The pixels of the first mask that are not in the second."""
+    masks = [
+        coco_mask.decode({"size": list(size), "counts": counts}).astype(bool) for counts in (first, second)
+    ]
+    return encode_rle(masks[0] & ~masks[1])
+
+
+class CountBook:
+    """Counts of the truth/answer pairs of one clip.
+
+    Pairs are entered first and counted together, frame by frame, so that a truth shared by several
+    expressions, protocols or runs is prepared once per frame and memory doesn't grow with the
+    clip's length. A pair entered twice is counted once.
+    """
+
+    def __init__(self, size: tuple[int, int], length: int) -> None:
+        self._size = size
+        self._length = length
+        self._radius = boundary_radius(size)
+        self._pairs: list[tuple[MaskTrack, MaskTrack]] = []
+        self._known: dict[tuple[int, int], int] = {}
+        self._counts: list[NDArray[np.int64]] = []
+
+    def enter(self, truth: MaskTrack, answer: MaskTrack) -> int:
+        """Ask for a pair; returns the ticket for :meth:`counts`.
+
+        Raises:
+            DataError: the two are of another size or length than the clip.
+        """
+        for track, which in ((truth, "target"), (answer, "prediction")):
+            if track.size != self._size or len(track) != self._length:
+                raise DataError(
+                    f"A {which} has {len(track)} masks of {track.size}, its clip {self._length} frames of "
+                    f"{self._size} (height, width)."
+                )
+        key = (id(truth), id(answer))
+        if key not in self._known:
+            self._known[key] = len(self._pairs)
+            self._pairs.append((truth, answer))
+        return self._known[key]
+
+    def counts(self, ticket: int) -> NDArray[np.int64]:
+        """Counts ``(T, 7)`` of a pair, columns as in ``boundary.COUNTS``.
+
+        A frame the truth doesn't annotate counts as empty there; a frame that was not predicted
+        has −1 in every column.
+        """
+        if ticket >= len(self._counts):
+            self._count(len(self._counts))
+        return self._counts[ticket]
+
+    def _count(self, start: int) -> None:
+        pairs = self._pairs[start:]
+        out = np.full((len(pairs), self._length, len(COUNTS)), -1, np.int64)
+        empty = encode_rle(np.zeros(self._size, np.uint8))
+        for frame in range(self._length):
+            regions: dict[bytes, kernel.Region] = {}
+            rows: dict[tuple[bytes, bytes], tuple[int, ...]] = {}
+            for index, (truth, answer) in enumerate(pairs):
+                guess = answer.rles[frame]
+                if guess is None:
+                    continue
+                pair = (truth.rles[frame] or empty, guess)
+                if pair not in rows:
+                    for counts in pair:
+                        if counts not in regions:
+                            regions[counts] = kernel.region_rle(counts, self._size)
+                    rows[pair] = kernel.compare(regions[pair[0]], regions[pair[1]], self._radius)
+                out[index, frame] = rows[pair]
+        self._counts.extend(out)
+
+
+def stack(rows: Sequence[tuple[int, ...]]) -> NDArray[np.int64]:
+    """Count rows as one ``(N, 7)`` array, also for N = 0."""
+    return np.asarray(rows, np.int64).reshape(len(rows), len(COUNTS))
+
+
+def plain(value: Any) -> Any:
+    """A numpy scalar as the Python number JSON can hold."""
+    return value.item() if isinstance(value, np.generic) else value

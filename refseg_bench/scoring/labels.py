@@ -1,0 +1,195 @@
+"""Id maps of a clip: every pixel holds the id of its object, 0 = none.
+
+They come from PNG files (DAVIS' truth, merged predictions) or are put together from tracks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refseg_bench.errors import ScoreError
+from refseg_bench.files.png import read_labels
+from refseg_bench.types import Clip, Expression, MaskTrack, Prediction, Target
+
+#: Pixels that belong to nobody, in DAVIS' truth.
+VOID = 255
+
+
+@dataclass(frozen=True)
+class FolderLabels:
+    """Id maps read from PNG files, one at a time.
+
+    Attributes:
+        files: one file per frame; ``None`` where there is none.
+        names: the frames' names.
+        size: (height, width) the maps must have.
+        surplus: names of files that belong to no frame.
+        encodings: frame read so far → how its file is stored, in words.
+    """
+
+    files: tuple[Path | None, ...]
+    names: tuple[str, ...]
+    size: tuple[int, int]
+    surplus: tuple[str, ...] = ()
+    encodings: dict[int, str] = field(default_factory=dict, init=False, compare=False)
+
+    def missing(self) -> Sequence[str]:
+        """Names of frames without a file."""
+        return [name for name, file in zip(self.names, self.files, strict=True) if file is None]
+
+    def extra(self) -> Sequence[str]:
+        """Names of files without a frame."""
+        return self.surplus
+
+    def frame(self, index: int) -> NDArray[np.uint8]:
+        """The id map of one frame.
+
+        Raises:
+            ScoreError: the file is missing or of another size.
+        """
+        file = self.files[index]
+        if file is None:
+            raise ScoreError(f"Frame {self.names[index]} has no id map.")
+        labels, self.encodings[index] = read_labels(file)
+        if labels.shape != self.size:
+            raise ScoreError(
+                f"The id map is {labels.shape}, the clip is {self.size} (height, width).",
+                where=file,
+                cure="Write maps at the original size; no evaluator resizes them.",
+            )
+        return labels
+
+
+@dataclass(frozen=True)
+class TrackLabels:
+    """Id maps put together from one track per object; the first of two that overlap wins.
+
+    Attributes:
+        size: (height, width).
+        names: the frames' names.
+        tracks: (id, track) in the order of precedence.
+        void: pixels set to 255, or ``None``.
+    """
+
+    size: tuple[int, int]
+    names: tuple[str, ...]
+    tracks: tuple[tuple[int, MaskTrack], ...]
+    void: MaskTrack | None = None
+    incomplete: tuple[str, ...] = field(default=())
+
+    def missing(self) -> Sequence[str]:
+        """Names of frames that a track doesn't cover."""
+        return [
+            name
+            for t, name in enumerate(self.names)
+            if name in self.incomplete or any(track.rles[t] is None for _, track in self.tracks)
+        ]
+
+    def extra(self) -> Sequence[str]:
+        """Nothing: tracks have exactly the clip's frames."""
+        return ()
+
+    def frame(self, index: int) -> NDArray[np.uint8]:
+        """The id map of one frame; a track without a mask there shows nothing."""
+        labels = np.zeros(self.size, np.uint8)
+        for number, track in reversed(self.tracks):
+            mask = track.mask(index)
+            if mask is not None:
+                labels[mask] = number
+        if self.void is not None:
+            mask = self.void.mask(index)
+            if mask is not None:
+                labels[mask] = VOID
+        return labels
+
+
+def truth_labels(clip: Clip, targets: Iterable[Target]) -> TrackLabels:
+    """Id maps of all objects that a clip's expressions mean.
+
+    Raises:
+        ScoreError: an object's id is no number an id map can hold.
+    """
+    tracks: dict[int, MaskTrack] = {}
+    void: MaskTrack | None = None
+    for target in targets:
+        void = void or target.void
+        for name, track in zip(target.object_ids, target.objects, strict=False):
+            tracks[label_number(name, clip)] = track
+    return TrackLabels(clip.size, clip.frame_names, tuple(sorted(tracks.items())), void)
+
+
+def label_number(name: object, clip: Clip) -> int:
+    """An object's id as a pixel value.
+
+    Raises:
+        ScoreError: it is no number from 1 to 254.
+    """
+    text = str(name)
+    if not text.isdecimal() or not 0 < int(text) < VOID:
+        raise ScoreError(
+            f"Object '{text}' of '{clip.id}' can't be a pixel value.",
+            allowed=("1 to 254",),
+            cure="Score this dataset under a protocol whose unit is the expression.",
+        )
+    return int(text)
+
+
+def merged_labels(
+    clip: Clip, expressions: Sequence[Expression], predictions: Mapping[str, Prediction | None]
+) -> dict[str, TrackLabels]:
+    """Id maps put together from one mask per expression.
+
+    Expressions are taken in the dataset's order; the first of two that overlap wins (ReferFormer's
+    and VideoLISA's rule for binary masks). Where expressions name an ``annotator``, each gets a map
+    of its own, ``anno_0`` ….
+
+    Raises:
+        ScoreError: two expressions of one map mean the same object, or one means several.
+    """
+    sets: dict[str, dict[int, MaskTrack]] = {}
+    gone: set[str] = set()
+    for expression in expressions:
+        annotator = expression.attrs.get("annotator")
+        name = "" if annotator is None else f"anno_{annotator}"
+        number = _only_object(expression, clip)
+        tracks = sets.setdefault(name, {})
+        if number in tracks:
+            raise ScoreError(
+                f"Object {number} of '{clip.id}' has several expressions, so their masks can't be merged "
+                "into one id map.",
+                where=clip.id,
+                cure="Score this dataset under a protocol whose unit is the expression.",
+            )
+        prediction = predictions.get(expression.id)
+        if prediction is None or prediction.track is None:
+            gone.add(name)
+            tracks[number] = MaskTrack.empty(clip.size, len(clip))
+        else:
+            tracks[number] = prediction.track
+    return {
+        name: TrackLabels(
+            clip.size,
+            clip.frame_names,
+            tuple(tracks.items()),
+            incomplete=clip.frame_names if name in gone else (),
+        )
+        for name, tracks in sets.items()
+    }
+
+
+def _only_object(expression: Expression, clip: Clip) -> int:
+    ids = expression.attrs.get("obj_ids", expression.attrs.get("obj_id"))
+    if isinstance(ids, (list, tuple)):
+        if len(ids) != 1:
+            raise ScoreError(
+                f"Expression '{expression.id}' of '{clip.id}' means {len(ids)} objects; an id map needs "
+                "one each.",
+                cure="Score this dataset under a protocol whose unit is the expression.",
+            )
+        ids = ids[0]
+    return label_number(ids, clip)

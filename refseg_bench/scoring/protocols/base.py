@@ -1,0 +1,345 @@
+"""What a protocol is: a named, versioned rule set that turns predictions and targets into numbers.
+
+A protocol is a component (a dataclass with knobs). It scores one clip at a time, so that memory
+stays flat and clips spread over processes; and it aggregates columns of values through sums, so
+that a million units aggregate in seconds and an interval costs one matrix product.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, Protocol, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refseg_bench.errors import ScoreError
+from refseg_bench.scoring.counts import CountBook
+from refseg_bench.types import (
+    Clip,
+    Dataset,
+    Expression,
+    MaskTrack,
+    Prediction,
+    Score,
+    Status,
+    Target,
+    sample_id,
+)
+
+#: What a sample without a prediction does: refuse to score, count as zero, or leave it out.
+MissingRule = Literal["error", "zero", "drop"]
+Frames = Literal["all", "inner", "annotated", "predicted"]
+Column = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Policy:
+    """The choices in which evaluators differ (one row of the table in ``docs/protocols.md``).
+
+    Attributes:
+        unit: what one averaged value belongs to.
+        frames: ``all`` of the clip, ``inner`` (without the first and last), those ``annotated``,
+            or those ``predicted``.
+        match: how answers find objects.
+        void: what happens at pixels marked 255 in the truth.
+        missing: what a missing expression or frame does.  missing_clip: what a clip without any
+            prediction does.
+        missing_why: the tool's own behaviour, in words.
+        rounding: ``unit`` = every unit's values are rounded before averaging; ``final`` = only
+            what is printed is rounded.
+        digits: decimals of that rounding.
+        scale: 1 where the tool prints fractions, 100 where percent.
+        overlap: pixels covered twice by the polygon parts of one annotation: foreground (``union``),
+            ``background``, or what pycocotools' ``encode`` makes of the parts' sum (``encode``).
+    """
+
+    unit: Literal["expression", "object"] = "expression"
+    frames: Frames = "all"
+    match: Literal["none", "id", "hungarian_j", "hungarian_jf"] = "none"
+    void: Literal["none", "ignore", "background", "object"] = "none"
+    missing: MissingRule = "error"
+    missing_clip: MissingRule = "error"
+    missing_why: str = "refuses to score"
+    rounding: Literal["none", "unit", "final"] = "none"
+    digits: int | None = None
+    scale: float = 1.0
+    overlap: Literal["union", "background", "encode"] = "union"
+
+
+class LabelMaps(Protocol):
+    """Id maps of one clip, frame by frame: what merged predictions and DAVIS truth are."""
+
+    def missing(self) -> Sequence[str]:
+        """Names of frames that have no map."""
+
+    def extra(self) -> Sequence[str]:
+        """Names of maps that belong to no frame of the clip."""
+
+    def frame(self, index: int) -> NDArray[np.uint8]:
+        """The id map of one frame, ``(height, width)``; valid until the next call."""
+
+
+class GreyTrack(Protocol):
+    """The grey values of a prediction's PNG files, where they are not simply 0 and 1."""
+
+    def frame(self, index: int) -> NDArray[np.uint8]:
+        """Grey values of one frame."""
+
+    def encoding(self) -> str:
+        """How foreground is written: ``"0/1"``, ``"0/255"`` or the values found."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One sample as a protocol sees it.
+
+    Attributes:
+        expression: the expression.
+        target: the truth.
+        prediction: the answer; ``None`` when missing or failed (see ``status``).
+        status: ``ok``, ``failed`` (the method raised, a file can't be read) or ``missing``.
+        clip_missing: True if no sample of the clip has a prediction (some tools ask that first).
+        grey: raw grey values, where the prediction came as PNG files.
+        truth: the target's union, where it was made already.
+    """
+
+    expression: Expression
+    target: Target
+    prediction: Prediction | None
+    status: Status
+    clip_missing: bool = False
+    grey: GreyTrack | None = None
+    truth: MaskTrack | None = None
+
+    @property
+    def union(self) -> MaskTrack:
+        """All objects of the target as one track."""
+        return self.target.union() if self.truth is None else self.truth
+
+
+@dataclass
+class Case:
+    """One clip with everything a protocol may compare.
+
+    Attributes:
+        clip: the clip.
+        items: its samples, in the dataset's order.
+        book: counts of mask pairs, shared by all protocols and runs of this clip.
+        truth: id maps of *all* annotated objects of the clip, 255 = void; ``None`` = there are none.
+        truth_ids: the annotated objects' ids, where the dataset knows them without decoding.
+        answers: merged id maps of the prediction, by set (``""``, or ``anno_0`` … ``anno_3``).
+        foreground: union of all annotated instances of the clip (ReVOS), or ``None``.
+        detail: True if scores should carry their per-frame values.
+        partial: True if what is missing is left out under every protocol.
+        instances_known: False if ``foreground`` had to be made from the targets.
+        left_out: clip or sample in which the protocol counts nothing → why; filled while scoring.
+        failed: what turned out unusable only while it was scored (with ``partial``) → why.
+        ignored: predicted ids that a protocol ignored because the truth lacks them.
+    """
+
+    clip: Clip
+    items: Sequence[Item]
+    book: CountBook
+    truth: LabelMaps | None = None
+    answers: Mapping[str, LabelMaps] = field(default_factory=dict)
+    foreground: MaskTrack | None = None
+    detail: bool = False
+    partial: bool = False
+    instances_known: bool = True
+    left_out: dict[str, str] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    ignored: set[int] = field(default_factory=set)
+
+
+class ScoringProtocol:
+    """Base of every protocol: a dataclass with the class attributes below.
+
+    Subclasses give ``score_clip`` and, where metrics are not plain means, ``terms`` and ``combine``.
+    """
+
+    id: ClassVar[str]
+    version: ClassVar[int] = 1
+    #: other names the protocol answers to.
+    aliases: ClassVar[tuple[str, ...]] = ()
+    #: the tool whose rules these are, and where they were published.
+    imitates: ClassVar[str]
+    citation: ClassVar[str] = ""
+    policy: ClassVar[Policy]
+    #: metric names, the headline first.
+    metrics: ClassVar[tuple[str, ...]]
+    #: what the protocol compares: masks per expression, id maps per clip, or heat-map peaks.
+    compares: ClassVar[Literal["expressions", "labels", "points"]] = "expressions"
+    #: sets of merged id maps a label protocol scores.
+    sets: ClassVar[tuple[str, ...]] = ("",)
+
+    @property
+    def name(self) -> str:
+        """``id@version``."""
+        return f"{self.id}@{self.version}"
+
+    @property
+    def side(self) -> int | None:
+        """Side of the square at which masks of images are compared; ``None`` = original size."""
+        return None
+
+    @property
+    def full_name(self) -> str:
+        """``id@version``, with the knobs that differ from their defaults as the command line takes them."""
+        changed: list[str] = []
+        for f in dataclasses.fields(cast("Any", self)):
+            value = getattr(self, f.name)
+            default = f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
+            if f.init and value != default:
+                changed.append(f":{f.name}={value if isinstance(value, str) else json.dumps(value)}")
+        return self.name + "".join(changed)
+
+    def wants(self, expression: Expression) -> bool:
+        """True if the protocol scores this sample at all."""
+        return True
+
+    def unfit(self, dataset: Dataset) -> str | None:
+        """Why the protocol can't be applied to a dataset, or ``None`` if it can.
+
+        Asked before anything is read; no clip of the set would give a number.
+        """
+        clips = dataset.clips()
+        if self.compares != "labels" and not any(dataset.expressions(clip) for clip in clips):
+            return "it scores expressions, and there are none"
+        return None
+
+    def fault(self, item: Item) -> str | None:
+        """Why this protocol can't use a prediction that is there, or ``None`` if it can."""
+        return None
+
+    def units(self, case: Case) -> int:
+        """How many units of a clip would be scored if nothing lacked."""
+        return sum(self.wants(item.expression) for item in case.items) - len(case.left_out)
+
+    def missing_rule(self, item: Item) -> MissingRule:
+        """What this protocol does about a sample that is not there."""
+        return self.policy.missing_clip if item.clip_missing else self.policy.missing
+
+    def scored_frames(self, clip: Clip, item: Item) -> Sequence[int]:
+        """Indices of the frames that count for a sample."""
+        return chosen_frames(self.policy.frames, len(clip), item)
+
+    def needs(self, clip: Clip) -> Sequence[int] | None:
+        """Frames that must be predicted whatever the truth is; ``None`` where the truth decides."""
+        if self.policy.frames == "annotated":
+            return None
+        return () if self.policy.frames == "predicted" else chosen_frames(self.policy.frames, len(clip))
+
+    def notes(self, case: Case) -> dict[str, Any]:
+        """Facts of a clip worth printing beside the result (equal ones are merged)."""
+        return {}
+
+    def score_clip(self, case: Case) -> list[Score]:
+        """Score all samples of one clip. Pure: no file is written, nothing is remembered."""
+        raise NotImplementedError
+
+    def terms(self, values: Mapping[str, Column], attrs: Mapping[str, Sequence[Any]]) -> dict[str, Column]:
+        """Per-unit summands whose sums determine all metrics (see :meth:`combine`).
+
+        Args:
+            values: one column per value name, units in list order.
+            attrs: one column per attribute.
+        """
+        any_column = next(iter(values.values()), np.zeros(0))
+        return {
+            **{name: values[name] for name in self.metrics if name in values},
+            "n": np.ones(len(any_column)),
+        }
+
+    def combine(self, sums: Mapping[str, Column]) -> dict[str, Column]:
+        """Metrics from sums of the terms; works on scalars and on rows of resampled sums alike."""
+        out = {name: ratio(sums[name], sums["n"]) for name in self.metrics if name in sums}
+        if "J&F" in out:
+            out["J&F"] = (out["J"] + out["F"]) / 2
+        return out
+
+    def aggregate(self, values: Mapping[str, Column], attrs: Mapping[str, Sequence[Any]]) -> dict[str, float]:
+        """All metrics of a table of units, float64, in list order."""
+        sums = {name: np.asarray(column.sum()) for name, column in self.terms(values, attrs).items()}
+        return {name: float(value) for name, value in self.combine(sums).items()}
+
+    def no_value(self, values: Mapping[str, Column], attrs: Mapping[str, Sequence[Any]]) -> dict[str, str]:
+        """Metrics of a table of units that have no value, and why."""
+        terms = self.terms(values, attrs)
+        groups = [name for name, column in terms.items() if name.startswith("n/") and not column.any()]
+        out: dict[str, str] = {}
+        for name, value in self.aggregate(values, attrs).items():
+            if value == value:
+                continue
+            without = int(np.isnan(terms[name]).sum()) if name in terms else 0
+            if without:
+                out[name] = f"{without} of the {len(terms[name])} units have none"
+            elif groups:
+                out[name] = f"there is no unit of {', '.join(g.removeprefix('n/') for g in groups)}"
+            else:
+                out[name] = "there is nothing to divide by"
+        return out
+
+    def printed(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        """The metrics as the imitated tool prints them (rounded where it rounds)."""
+        digits = self.policy.digits
+        if self.policy.rounding == "none" or digits is None or self.policy.rounding == "unit":
+            return dict(metrics)
+        return {name: round(value, digits) for name, value in metrics.items()}
+
+
+def ratio(top: Column, bottom: Column) -> Column:
+    """``top / bottom``, NaN where there is nothing to average."""
+    out: Column = np.full(np.broadcast(top, bottom).shape, np.nan)
+    return np.divide(top, bottom, out=out, where=np.asarray(bottom) != 0)
+
+
+def chosen_frames(frames: Frames, length: int, item: Item | None = None) -> Sequence[int]:
+    """Indices of the frames a rule counts."""
+    if frames == "inner":
+        return range(1, length - 1)
+    if item is not None and frames == "annotated":
+        track = item.union
+        return [t for t in range(length) if track.rles[t] is not None]
+    if item is not None and frames == "predicted":
+        track_p = None if item.prediction is None else item.prediction.track
+        return [] if track_p is None else [t for t in range(length) if track_p.rles[t] is not None]
+    return range(length)
+
+
+def present(
+    protocol: ScoringProtocol, case: Case, zero: Mapping[str, float]
+) -> Iterator[tuple[Item, Sequence[int] | None, Score | None]]:
+    """The samples of a clip after the protocol's rule for what is missing.
+
+    Yields:
+        (item, scored frames, None) for a sample to score, (item, None, score) for one that counts
+        as zero. Dropped samples don't come.
+
+    Raises:
+        ScoreError: the protocol refuses what is missing (and the caller did not allow it).
+    """
+    for item in case.items:
+        if not protocol.wants(item.expression):
+            continue
+        unit = sample_id(case.clip.id, item.expression.id)
+        frames = protocol.scored_frames(case.clip, item)
+        if not len(frames) and protocol.policy.frames != "predicted":
+            case.left_out[unit] = f"no frame of {len(case.clip)} counts ({protocol.policy.frames})"
+            continue
+        track = None if item.prediction is None or item.status != "ok" else item.prediction.track
+        if track is not None and len(frames) and all(track.rles[t] is not None for t in frames):
+            yield item, frames, None
+            continue
+        rule = "drop" if case.partial else protocol.missing_rule(item)
+        if rule == "zero":
+            yield item, None, Score(unit, case.clip.id, dict(zero), {"counted_as": "zero"})
+        elif rule == "error":
+            raise ScoreError(
+                f"'{unit}' has no complete prediction ({item.status}); {protocol.name} refuses incomplete "
+                "work.",
+                cure="Finish the run, or score what there is with --partial.",
+            )

@@ -1,0 +1,612 @@
+"""Video protocols whose unit is the object: id maps of whole clips are compared."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refseg_bench.errors import RefsegError, ScoreError
+from refseg_bench.scoring import kernel
+from refseg_bench.scoring.boundary import boundary_f, boundary_radius, jaccard
+from refseg_bench.scoring.counts import stack
+from refseg_bench.scoring.labels import VOID
+from refseg_bench.scoring.protocols.base import Case, Column, LabelMaps, Policy, ScoringProtocol, ratio
+from refseg_bench.scoring.protocols.rvos import JF, jf_values, mean_of
+from refseg_bench.types import Clip, Score
+
+Decay = Literal["exact", "uint8"]
+STATISTICS = (*JF, "J-Recall", "J-Decay", "F-Recall", "F-Decay")
+Regions = dict[int, kernel.Region]
+
+
+def decay(values_T: NDArray[np.float64], rule: Decay = "exact") -> float:
+    """How much a per-frame value falls: mean of its first quarter minus mean of its last.
+
+    The four bins share their border frames. ``uint8`` computes the borders in 8 bits as the DAVIS
+    and TrackEval code does, which is wrong or NaN above 256 frames.
+    """
+    n = len(values_T)
+    if n == 0:
+        return float("nan")
+    borders = np.round(np.linspace(1, n, 5) + 1e-10) - 1
+    at = borders.astype(np.uint8 if rule == "uint8" else np.int64).astype(np.int64)
+    return mean_of(values_T[at[0] : at[1] + 1]) - mean_of(values_T[at[3] : at[4] + 1])
+
+
+def statistics(
+    j_T: NDArray[np.float64], f_T: NDArray[np.float64], rule: Decay, epsilon: float = 0.0
+) -> dict[str, float]:
+    """Mean, recall (share of frames above 0.5) and decay of one object's J and F."""
+    j, f = mean_of(j_T), mean_of(f_T)
+    return {
+        **jf_values(j, f),
+        "J-Recall": mean_of((j_T > 0.5 + epsilon).astype(np.float64)),
+        "J-Decay": decay(j_T, rule),
+        "F-Recall": mean_of((f_T > 0.5 + epsilon).astype(np.float64)),
+        "F-Decay": decay(f_T, rule),
+    }
+
+
+class UnusableError(ScoreError):
+    """Predicted id maps of one clip can't be scored under a protocol."""
+
+
+@dataclass
+class LabelProtocol(ScoringProtocol):
+    """Base of the protocols that compare id maps. Not a protocol by itself."""
+
+    compares: ClassVar[Literal["expressions", "labels", "points"]] = "labels"
+
+    def score_clip(self, case: Case) -> list[Score]:
+        """Scores of all objects in all sets of id maps."""
+        if case.truth is None:
+            raise ScoreError(
+                f"{self.name} needs id maps of all annotated objects, which this dataset doesn't have.",
+                where=case.clip.id,
+                cure="Use a protocol whose unit is the expression, such as rvos-expr.",
+            )
+        frames = self.frames(case.clip)
+        if not frames:
+            case.left_out[case.clip.id] = (
+                f"it has {len(case.clip)} frames, of which the first and the last don't count"
+            )
+            return []
+        scores: list[Score] = []
+        for name in self.sets:
+            maps = case.answers.get(name)
+            if name not in case.answers and case.answers:
+                raise ScoreError(
+                    f"{self.name} scores {f'the set {name}' if name else 'one set of id maps'} per clip, "
+                    f"the predictions hold {', '.join(repr(n) for n in case.answers)}.",
+                    where=case.clip.id,
+                    cure="Use refdavis-anno for four annotators, davis-unsup for one set of maps.",
+                )
+            if maps is None or len(maps.missing()) == len(case.clip):
+                self._allow(case, name, self.policy.missing_clip, "no id map")
+                continue
+            absent = set(maps.missing())
+            gaps = [case.clip.frame_names[t] for t in frames if case.clip.frame_names[t] in absent]
+            if gaps:
+                self._allow(case, name, self.policy.missing, f"no id map for frames {', '.join(gaps)}")
+                continue
+            try:
+                found = self.score_maps(case, name, case.truth, maps, frames)
+            except UnusableError as error:
+                if not case.partial:
+                    raise
+                case.failed[f"{name}/{case.clip.id}".lstrip("/")] = f"{error.what} ({error.where})"
+                continue
+            if not found:
+                case.left_out[case.clip.id] = self.no_object(case.truth, frames)
+            scores.extend(found)
+        return scores
+
+    def frames(self, clip: Clip) -> range:
+        """Indices of the frames that count."""
+        return range(1, len(clip) - 1) if self.policy.frames == "inner" else range(len(clip))
+
+    def needs(self, clip: Clip) -> Sequence[int]:
+        """All frames that count must be predicted."""
+        return self.frames(clip)
+
+    def score_maps(
+        self, case: Case, name: str, truth: LabelMaps, maps: LabelMaps, frames: range
+    ) -> list[Score]:
+        """Scores of the objects of one complete set of id maps."""
+        raise NotImplementedError
+
+    def objects(self, truth: LabelMaps, frames: range) -> Sequence[int]:
+        """The ids that count in a clip: 1 … the largest one of the truth's first frame."""
+        first = truth.frame(0)
+        return range(1, int(first[first != VOID].max(initial=0)) + 1)
+
+    def no_object(self, truth: LabelMaps, frames: range) -> str:
+        """Why no object of a clip counts."""
+        first = ids_in(truth, range(1))
+        if VOID in first:
+            return "the truth's first frame has no id but 255, which is void here (a 0/255 mask?)"
+        later = ids_in(truth, range(1, frames.stop)) - {VOID}
+        if later:
+            return (
+                f"only objects of the truth's first frame count, and it has none ({_few(later)} come later)"
+            )
+        return "its truth has no object"
+
+    def units(self, case: Case) -> int:
+        """Every object in every set of id maps."""
+        frames = self.frames(case.clip)
+        if case.truth is None or not frames:
+            return 0
+        return len(self.sets) * len(self.objects(case.truth, frames))
+
+    def _allow(self, case: Case, name: str, rule: str, why: str) -> None:
+        if rule == "error" and not case.partial:
+            raise ScoreError(
+                f"{self.name} refuses incomplete work: {why}.",
+                where=f"{name}/{case.clip.id}".lstrip("/"),
+                cure="Add the missing maps, or score what there is with --partial.",
+            )
+
+    def _score(
+        self,
+        case: Case,
+        name: str,
+        number: int,
+        counts_TC: NDArray[np.int64],
+        frames: Sequence[int],
+        values: Mapping[str, float],
+        **attrs: Any,
+    ) -> Score:
+        attrs["object"] = number
+        attrs["frames_counted"] = len(frames)
+        if case.detail:
+            columns = zip(frames, jaccard(counts_TC).tolist(), boundary_f(counts_TC).tolist(), strict=True)
+            attrs["frames"] = {case.clip.frame_names[t]: {"J": j, "F": f} for t, j, f in columns}
+        unit = f"{name}/{case.clip.id}/{number}".lstrip("/")
+        return Score(unit, case.clip.id, values, attrs)
+
+
+def ids_in(truth: LabelMaps, frames: range) -> set[int]:
+    """The ids that occur in some frames, 255 too."""
+    return {int(k) for t in frames for k in np.flatnonzero(np.bincount(truth.frame(t).ravel()))} - {0}
+
+
+def _few(ids: set[int]) -> str:
+    return ", ".join(map(str, sorted(ids)[:8]))
+
+
+def _frames_of(
+    truth: LabelMaps, answer: LabelMaps, frames: Sequence[int]
+) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
+    for t in frames:
+        try:
+            labels = answer.frame(t)
+        except RefsegError as error:
+            raise UnusableError(error.what, where=error.where, cure=error.cure) from error
+        yield truth.frame(t), labels
+
+
+@dataclass
+class DavisSemi(LabelProtocol):
+    """DAVIS 2017 semi-supervised: ids are given, the first and last frame don't count.
+
+    Objects are 1 … the largest id of the truth's first frame (255 becomes background), so an
+    object that appears later scores 1 on the frames where it is absent and not predicted. Each
+    object's J and F are averaged over frames, then over all objects of all clips. A predicted id
+    above the number of objects aborts, a missing one counts as empty. Recall is the share of
+    frames above 0.5; decay is first quarter minus last quarter.
+
+    Attributes:
+        decay: ``exact``, or ``uint8`` as the tool computes it (wrong above 256 frames).
+    """
+
+    decay: Decay = "exact"
+
+    id: ClassVar[str] = "davis-semi"
+    imitates: ClassVar[str] = "DAVIS 2017 semi-supervised"
+    citation: ClassVar[str] = "Pont-Tuset et al., 2017; davis2017-evaluation @ ac7c43f"
+    policy: ClassVar[Policy] = Policy(
+        unit="object",
+        frames="inner",
+        match="id",
+        void="background",
+        missing_why="any missing frame: abort; predicted id above the number of objects: abort",
+        rounding="final",
+        digits=3,
+    )
+    metrics: ClassVar[tuple[str, ...]] = STATISTICS
+
+    def score_maps(
+        self, case: Case, name: str, truth: LabelMaps, maps: LabelMaps, frames: range
+    ) -> list[Score]:
+        """See the class."""
+        number = len(self.objects(truth, frames))
+        if not number:
+            return []
+        radius, empty = boundary_radius(case.clip.size), kernel.empty_region(case.clip.size)
+        rows: list[list[tuple[int, ...]]] = [[] for _ in range(number)]
+        for t, (g_HW, p_HW) in zip(frames, _frames_of(truth, maps, frames), strict=True):
+            objects, guesses = kernel.label_regions(g_HW), kernel.label_regions(p_HW)
+            if guesses and max(guesses) > number:
+                raise UnusableError(
+                    f"{self.name} aborts: id {max(guesses)} is predicted, '{case.clip.id}' has {number} "
+                    "objects in its first frame.",
+                    where=f"{case.clip.id}/{case.clip.frame_names[t]}",
+                    cure="Write object ids 1, 2, … as pixel values (a 0/255 mask holds the id 255).",
+                )
+            for k in range(number):
+                pair = objects.get(k + 1, empty), guesses.get(k + 1, empty)
+                rows[k].append(kernel.compare(*pair, radius))
+        return [
+            self._score(
+                case, name, k + 1, counts, frames, statistics(jaccard(counts), boundary_f(counts), self.decay)
+            )
+            for k, counts in enumerate(map(stack, rows))
+        ]
+
+
+@dataclass
+class DavisUnsupervised(LabelProtocol):
+    """DAVIS 2017 unsupervised: proposals are matched to objects per clip, all frames count.
+
+    Objects are 1 … the largest id of the truth's first frame. Void pixels (255 in the truth) are
+    taken out of both masks before anything is computed. Proposals are 1 … the largest predicted
+    id, more than 20 abort. The assignment maximises the sum of mean (J + F) / 2 (rows proposals,
+    columns objects, which fixes ties); fewer proposals than objects are padded with empty masks,
+    so that an unmatched object scores 1 where it is absent; extra proposals cost nothing.
+
+    Attributes:
+        decay: ``exact``, or ``uint8`` as the tool computes it (wrong above 256 frames).
+    """
+
+    decay: Decay = "exact"
+
+    id: ClassVar[str] = "davis-unsup"
+    imitates: ClassVar[str] = "DAVIS 2017 unsupervised"
+    citation: ClassVar[str] = "Caelles et al., 2019; davis2017-evaluation @ ac7c43f"
+    policy: ClassVar[Policy] = Policy(
+        unit="object",
+        match="hungarian_jf",
+        void="ignore",
+        missing_why="any missing frame: abort; more than 20 proposals: abort",
+        rounding="final",
+        digits=3,
+    )
+    metrics: ClassVar[tuple[str, ...]] = STATISTICS
+    #: proposals above this number abort.
+    most: ClassVar[int] = 20
+
+    def score_maps(
+        self, case: Case, name: str, truth: LabelMaps, maps: LabelMaps, frames: range
+    ) -> list[Score]:
+        """See the class."""
+        number = len(self.objects(truth, frames))
+        pairs = _Pairs(len(frames), case.clip.size)
+        for index, (g_HW, p_HW) in enumerate(_frames_of(truth, maps, frames)):
+            seen = kernel.label_regions(p_HW)
+            if seen and max(seen) > self.most:
+                raise UnusableError(
+                    f"{self.name} aborts: {max(seen)} proposals, at most {self.most} are allowed.",
+                    where=f"{name}/{case.clip.id}/{case.clip.frame_names[frames[index]]}".lstrip("/"),
+                    cure="Number the proposals 1, 2, … in pixel values.",
+                )
+            proposals = max(seen, default=0)
+            objects, guesses = _without_void(g_HW, p_HW, seen)
+            pairs.enter(index, {k: r for k, r in objects.items() if k <= number}, guesses, proposals)
+        counts_PGTC = pairs.counts(list(range(1, number + 1)), list(range(1, pairs.proposals + 1)), pad=True)
+        return self.matched(case, name, counts_PGTC, list(range(1, number + 1)), frames)
+
+    def matched(
+        self, case: Case, name: str, counts_PGTC: NDArray[np.int64], objects: Sequence[int], frames: range
+    ) -> list[Score]:
+        """Scores after the assignment, in the order of the matched proposals."""
+        if not objects:
+            return []
+        j_PGT, f_PGT = _per_pair(counts_PGTC)
+        rows, columns = assign((j_PGT.mean(axis=2) + f_PGT.mean(axis=2)) / 2)
+        return [
+            self._score(
+                case,
+                name,
+                objects[g],
+                counts_PGTC[p, g],
+                frames,
+                statistics(j_PGT[p, g], f_PGT[p, g], self.decay),
+                proposal=p + 1,
+                row=k + 1,
+            )
+            for k, (p, g) in enumerate(zip(rows, columns, strict=True))
+        ]
+
+
+@dataclass
+class RefDavisAnnotators(DavisUnsupervised):
+    """Ref-DAVIS17 as ReferFormer and VideoLISA score it: four annotator runs, mean of the four.
+
+    Every set ``anno_0`` … ``anno_3`` is scored by the rules of ``davis-unsup``; the metrics are the
+    mean of the four sets' means over objects. Where predictions are masks per expression, each
+    set's id map is merged from them: the lowest object index wins a contested pixel.
+    """
+
+    id: ClassVar[str] = "refdavis-anno"
+    aliases: ClassVar[tuple[str, ...]] = ("davis17.annotators",)
+    imitates: ClassVar[str] = "ReferFormer, VideoLISA"
+    citation: ClassVar[str] = "Wu et al., CVPR 2022; ReferFormer @ 06fc218"
+    policy: ClassVar[Policy] = Policy(
+        unit="object",
+        match="hungarian_jf",
+        void="ignore",
+        missing_why="any missing frame: abort; more than 20 proposals: abort",
+        rounding="final",
+        digits=5,
+    )
+    sets: ClassVar[tuple[str, ...]] = ("anno_0", "anno_1", "anno_2", "anno_3")
+
+    def matched(
+        self, case: Case, name: str, counts_PGTC: NDArray[np.int64], objects: Sequence[int], frames: range
+    ) -> list[Score]:
+        """As ``davis-unsup``, with the annotator noted."""
+        found = super().matched(case, name, counts_PGTC, objects, frames)
+        number = self.sets.index(name)
+        return [Score(s.unit, s.cluster, s.values, {**s.attrs, "annotator": number}) for s in found]
+
+    def terms(self, values: Mapping[str, Column], attrs: Mapping[str, Sequence[Any]]) -> dict[str, Column]:
+        """Every metric's column split by annotator."""
+        annotator = np.asarray(attrs.get("annotator", ()), np.int64)
+        out: dict[str, Column] = {}
+        for a in range(len(self.sets)):
+            here = annotator == a
+            for metric in self.metrics:
+                out[f"{metric}/{a}"] = np.where(here, values[metric], 0.0)
+            out[f"n/{a}"] = here.astype(np.float64)
+        return out
+
+    def combine(self, sums: Mapping[str, Column]) -> dict[str, Column]:
+        """Mean over the annotators of each one's mean over objects."""
+        return {
+            metric: np.mean(
+                [ratio(sums[f"{metric}/{a}"], sums[f"n/{a}"]) for a in range(len(self.sets))], axis=0
+            )
+            for metric in self.metrics
+        }
+
+
+@dataclass
+class VosBenchmark(LabelProtocol):
+    """vos-benchmark 0.1.0: ids are given, the first and last frame don't count, results in percent.
+
+    Objects are the ids seen in the truth of the *scored* frames; 255 is an ordinary id. An
+    object's frames start when its id is first seen in truth or prediction. Predicted ids without
+    truth are ignored. Mean over frames, then over all objects of all clips.
+
+    Attributes:
+        all_frames: count the first and last frame too (the tool's flag for unsupervised sets).
+    """
+
+    all_frames: bool = False
+
+    id: ClassVar[str] = "vosb"
+    imitates: ClassVar[str] = "vos-benchmark"
+    citation: ClassVar[str] = "hkchengrex/vos-benchmark @ acb4733"
+    policy: ClassVar[Policy] = Policy(
+        unit="object",
+        frames="inner",
+        match="id",
+        void="object",
+        missing="error",
+        missing_clip="drop",
+        missing_why="frame missing: abort; video missing: skipped",
+        rounding="final",
+        digits=1,
+        scale=100.0,
+    )
+    metrics: ClassVar[tuple[str, ...]] = JF
+
+    def notes(self, case: Case) -> dict[str, Any]:
+        """Predicted ids that the truth lacks (255 where masks are 0/255)."""
+        return {"ignored_ids": f"{_few(case.ignored)} (not in the truth)"} if case.ignored else {}
+
+    def frames(self, clip: Clip) -> range:
+        """Inner frames, or all of them."""
+        return range(len(clip)) if self.all_frames else super().frames(clip)
+
+    def objects(self, truth: LabelMaps, frames: range) -> Sequence[int]:
+        """The ids seen in the scored frames."""
+        return sorted(ids_in(truth, frames))
+
+    def no_object(self, truth: LabelMaps, frames: range) -> str:
+        """Why no object of a clip counts."""
+        return "the truth has no object in the scored frames"
+
+    def score_maps(
+        self, case: Case, name: str, truth: LabelMaps, maps: LabelMaps, frames: range
+    ) -> list[Score]:
+        """See the class."""
+        radius, empty = boundary_radius(case.clip.size), kernel.empty_region(case.clip.size)
+        rows: dict[int, list[tuple[int, ...]]] = {}
+        real: set[int] = set()
+        for g_HW, p_HW in _frames_of(truth, maps, frames):
+            objects, guesses = kernel.label_regions(g_HW), kernel.label_regions(p_HW)
+            real.update(objects)
+            for k in {*rows, *objects, *guesses}:
+                pair = objects.get(k, empty), guesses.get(k, empty)
+                rows.setdefault(k, []).append(kernel.compare(*pair, radius))
+        case.ignored.update(rows.keys() - real)
+        scores: list[Score] = []
+        for k in sorted(real):
+            counts = stack(rows[k])
+            j, f = (mean_of(v) * self.policy.scale for v in (jaccard(counts), boundary_f(counts)))
+            scores.append(self._score(case, name, k, counts, frames[-len(counts) :], jf_values(j, f)))
+        return scores
+
+
+@dataclass
+class TrackEval(DavisUnsupervised):
+    """TrackEval 1.3.0 on DAVIS: objects are matched on mean J, all frames count.
+
+    Objects are the ids seen in any frame of the truth except 255; predicted pixels where the truth
+    is 255 become 0. The number of maps must equal the number of frames. Fewer predicted ids than
+    objects are padded with empty masks, so that an unmatched object scores 1 where it is absent.
+    Recall counts values above 0.5 + 2.2e-16. Mean over objects of a clip, then over clips weighted
+    by their number of objects (= over all objects); clips without objects are left out.
+
+    Attributes:
+        match: ``hungarian_j``, or ``hungarian_jf`` (the tool's ``optim_type``).
+    """
+
+    match: Literal["hungarian_j", "hungarian_jf"] = "hungarian_j"
+
+    id: ClassVar[str] = "trackeval"
+    imitates: ClassVar[str] = "TrackEval"
+    citation: ClassVar[str] = "Luiten and Hoffhues, 2020; TrackEval @ 12c8791"
+    policy: ClassVar[Policy] = Policy(
+        unit="object",
+        match="hungarian_j",
+        void="ignore",
+        missing_why="frame counts must match, else abort",
+    )
+
+    def objects(self, truth: LabelMaps, frames: range) -> Sequence[int]:
+        """The ids seen in any frame, without 255."""
+        return sorted(ids_in(truth, frames) - {VOID})
+
+    def no_object(self, truth: LabelMaps, frames: range) -> str:
+        """Why no object of a clip counts."""
+        if VOID in ids_in(truth, frames):
+            return "its truth has no id but 255, which is void here (a 0/255 mask?)"
+        return "its truth has no object"
+
+    def score_maps(
+        self, case: Case, name: str, truth: LabelMaps, maps: LabelMaps, frames: range
+    ) -> list[Score]:
+        """See the class."""
+        if maps.extra():
+            raise UnusableError(
+                f"{self.name} aborts: '{case.clip.id}' has {len(case.clip)} frames, but also maps for "
+                f"{', '.join(maps.extra())}.",
+                where=case.clip.id,
+                cure="Take the surplus maps away.",
+            )
+        pairs = _Pairs(len(frames), case.clip.size)
+        for index, (g_HW, p_HW) in enumerate(_frames_of(truth, maps, frames)):
+            seen = kernel.label_regions(p_HW)
+            objects, guesses = _without_void(g_HW, p_HW, seen)
+            pairs.enter(index, objects, guesses, max(seen, default=0), seen)
+        objects_seen = sorted(pairs.truths)
+        counts_PGTC = pairs.counts(objects_seen, sorted(pairs.answers), pad=True)
+        return self.matched(case, name, counts_PGTC, objects_seen, frames)
+
+    def matched(
+        self, case: Case, name: str, counts_PGTC: NDArray[np.int64], objects: Sequence[int], frames: range
+    ) -> list[Score]:
+        """Scores after the assignment on mean J (or J and F), in the order of the objects."""
+        if not objects:
+            return []
+        j_PGT, f_PGT = _per_pair(counts_PGTC)
+        merit = j_PGT.mean(axis=2)
+        if self.match == "hungarian_jf":
+            merit = (merit + f_PGT.mean(axis=2)) / 2
+        rows, columns = assign(merit)
+        epsilon = float(np.finfo(np.float64).eps)
+        return [
+            self._score(
+                case,
+                name,
+                objects[g],
+                counts_PGTC[p, g],
+                frames,
+                statistics(j_PGT[p, g], f_PGT[p, g], self.decay, epsilon),
+                proposal=p + 1,
+                row=k + 1,
+            )
+            for k, (p, g) in enumerate(zip(rows, columns, strict=True))
+        ]
+
+
+def assign(merit_PG: NDArray[np.float64]) -> tuple[list[int], list[int]]:
+    """Proposals and objects that belong together; rows ascending, ties as scipy resolves them.
+
+    Where every object has one clearly best proposal and no two share it, no other assignment is as
+    good, and scipy (a second to import) isn't asked.
+    """
+    best = merit_PG.argmax(axis=0)
+    if len(set(best.tolist())) == len(best):
+        lead = np.partition(merit_PG, -2, axis=0)[-2:] if len(merit_PG) > 1 else None
+        if lead is None or (lead[1] - lead[0] > 1e-9).all():
+            order = np.argsort(best)
+            return best[order].tolist(), order.tolist()
+    from scipy.optimize import linear_sum_assignment
+
+    rows, columns = linear_sum_assignment(-merit_PG)
+    return rows.tolist(), columns.tolist()
+
+
+def _without_void(
+    g_HW: NDArray[np.uint8], p_HW: NDArray[np.uint8], guesses: Regions
+) -> tuple[Regions, Regions]:
+    """Regions of truth and answer after pixels that are 255 in the truth were zeroed in both."""
+    objects = kernel.label_regions(g_HW)
+    if VOID in objects:
+        del objects[VOID]
+        guesses = kernel.label_regions(np.where(g_HW == VOID, np.uint8(0), p_HW))
+    return objects, guesses
+
+
+class _Pairs:
+    """Counts of all proposal/object pairs of one clip, kept only where both are present."""
+
+    def __init__(self, length: int, size: tuple[int, int]) -> None:
+        self._length = length
+        self._radius = boundary_radius(size)
+        self._empty = kernel.empty_region(size)
+        self._alone: tuple[dict[int, list[tuple[int, int, int]]], dict[int, list[tuple[int, int, int]]]] = (
+            {},
+            {},
+        )
+        self._both: list[tuple[int, int, int, tuple[int, ...]]] = []
+        self.truths: set[int] = set()
+        self.answers: set[int] = set()
+        self.proposals = 0
+
+    def enter(
+        self, frame: int, objects: Regions, guesses: Regions, proposals: int, seen: Regions | None = None
+    ) -> None:
+        """Count one frame; ``proposals`` and ``seen`` are those before void was taken out."""
+        self.truths.update(objects)
+        self.answers.update(guesses if seen is None else seen)
+        self.proposals = max(self.proposals, proposals)
+        for side, found in enumerate((objects, guesses)):
+            for number, region in found.items():
+                row = kernel.compare(region, self._empty, self._radius)
+                self._alone[side].setdefault(number, []).append((frame, row[1], row[3]))
+        for p, guess in guesses.items():
+            for g, region in objects.items():
+                self._both.append((p, g, frame, kernel.compare(region, guess, self._radius)))
+
+    def counts(self, objects: Sequence[int], answers: Sequence[int], *, pad: bool) -> NDArray[np.int64]:
+        """Counts ``(P, G, T, 7)``; with ``pad`` there are at least as many rows as objects."""
+        rows = max(len(answers), len(objects)) if pad else len(answers)
+        out = np.zeros((rows, len(objects), self._length, 7), np.int64)
+        g_at, p_at = ({n: i for i, n in enumerate(numbers)} for numbers in (objects, answers))
+        for number, g in g_at.items():
+            for frame, area, edge in self._alone[0].get(number, ()):
+                out[:, g, frame, 1] = area
+                out[:, g, frame, 3] = edge
+        for number, p in p_at.items():
+            for frame, area, edge in self._alone[1].get(number, ()):
+                out[p, :, frame, 2] = area
+                out[p, :, frame, 4] = edge
+        for p_number, g_number, frame, row in self._both:
+            if p_number in p_at and g_number in g_at:
+                out[p_at[p_number], g_at[g_number], frame] = row
+        return out
+
+
+def _per_pair(counts_PGTC: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    flat = counts_PGTC.reshape(-1, counts_PGTC.shape[-1])
+    shape = counts_PGTC.shape[:-1]
+    return jaccard(flat).reshape(shape), boundary_f(flat).reshape(shape)

@@ -1,0 +1,477 @@
+"""The zip files that evaluation servers take, written and checked.
+
+Ref-YouTube-VOS and MeViS want the same files in different places: ``<video>/<expression>/
+<frame>.png``, one 8-bit channel, 0 background and 255 target, every frame of the list at the
+original size; Ref-YouTube-VOS below a folder ``Annotations/``, MeViS at the top.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import stat
+import struct
+import zipfile
+import zlib
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refseg_bench.datasets.archives import is_litter
+from refseg_bench.datasets.files import bad_name
+from refseg_bench.errors import ConfigError, DataError, ScoreError
+from refseg_bench.files import png
+from refseg_bench.files.store_io import (
+    MOST_PIXELS,
+    check_output,
+    open_regular,
+    printable,
+    replacing,
+    sweep,
+    write_error,
+)
+from refseg_bench.types import Clip, Dataset, Prediction, rle_fault, sample_id
+
+#: Name of a dataset → folder above its videos in the zip.
+TOPS = {"ref_youtube_vos": "Annotations", "mevis": "", "mevis_v2": ""}
+_EPOCH = (1980, 1, 1, 0, 0, 0)
+# The zip's comment ends in the SHA-256 of all bytes before it: no flipped byte goes unseen.
+_SEAL = b"refseg-bench sha256 "
+_DIGITS = 64
+
+
+def top_of(dataset: str) -> str:
+    """The folder above the videos that a dataset's server wants; empty = none.
+
+    Raises:
+        ConfigError: there is no server for it.
+    """
+    if dataset not in TOPS:
+        raise ConfigError(
+            f"No evaluation server takes predictions on '{dataset}'.",
+            allowed=TOPS,
+            cure="Its masks are public: use `refseg score`.",
+        )
+    return TOPS[dataset]
+
+
+def encode_png(mask_HW: NDArray[np.bool_]) -> bytes:
+    """A mask as 8-bit grey PNG of 0 and 255."""
+    height, width = mask_HW.shape
+    rows = np.zeros((height, width + 1), np.uint8)
+    rows[:, 1:] = mask_HW * np.uint8(255)
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    start = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    packed = zlib.compress(rows.tobytes(), 6)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", start) + chunk(b"IDAT", packed) + chunk(b"IEND", b"")
+
+
+def write(
+    path: Path,
+    dataset: Dataset,
+    lookup: Callable[[str], Mapping[str, Prediction]],
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    *,
+    cure: str = "Finish the run (the same `refseg run` resumes it).",
+) -> int:
+    """Write the zip of a run; it appears under its name only when it is whole.
+
+    Args:
+        path: the zip.
+        dataset: what was predicted; its name decides the layout.
+        lookup: clip id → expression id → prediction.
+        progress: receives (clips done, clips).
+        cure: what to do about samples without a complete prediction.
+
+    Returns:
+        Masks written.
+
+    Raises:
+        ScoreError: a sample has no complete prediction (servers refuse incomplete zips).
+        ConfigError: no server takes this dataset, or the zip's path is no place for a file.
+        StoreError: the file can't be written.
+    """
+    top = top_of(dataset.name)
+    check_output(path)
+    if path.exists() and not path.is_file():
+        raise ConfigError(
+            "A zip can't be written to a device or a pipe.", where=path, cure="Give -o FILE.zip"
+        )
+    clips = dataset.clips()
+    lacking = [line for clip in clips for line in _lacking(dataset, clip, lookup(clip.id))]
+    if lacking:
+        more = f"\n  … and {len(lacking) - 20} more" if len(lacking) > 20 else ""
+        raise ScoreError(
+            f"{len(lacking)} samples have no complete prediction:\n  " + "\n  ".join(lacking[:20]) + more,
+            cure=cure,
+        )
+    written = 0
+    try:
+        # What a link leads to is replaced, not the link.
+        sweep(path.resolve().parent)
+        with replacing(path.resolve()) as handle:
+            # PNG files are compressed already.
+            with zipfile.ZipFile(handle, "w", zipfile.ZIP_STORED) as archive:
+                archive.comment = _SEAL + b"0" * _DIGITS
+                for done, clip in enumerate(clips, start=1):
+                    found = lookup(clip.id)
+                    for expression in dataset.expressions(clip):
+                        track = found[expression.id].track
+                        if track is None:
+                            continue
+                        for name, mask in zip(clip.frame_names, track.masks(), strict=True):
+                            if mask is not None:
+                                place = "/".join(p for p in (top, clip.id, expression.id, f"{name}.png") if p)
+                                archive.writestr(zipfile.ZipInfo(place, _EPOCH), encode_png(mask))
+                                written += 1
+                    progress(done, len(clips))
+            digest = _digest(handle)
+            handle.seek(-_DIGITS, os.SEEK_END)
+            handle.write(digest)
+    except OSError as error:
+        raise write_error(error, path) from error
+    return written
+
+
+def _digest(handle: IO[bytes]) -> bytes:
+    """SHA-256 of all but the last 64 bytes of an open file, in hex."""
+    left = handle.seek(0, os.SEEK_END) - _DIGITS
+    handle.seek(0)
+    made = hashlib.sha256()
+    while left > 0 and (piece := handle.read(min(left, 1 << 20))):
+        left -= len(piece)
+        made.update(piece)
+    return made.hexdigest().encode()
+
+
+def _lacking(dataset: Dataset, clip: Clip, found: Mapping[str, Prediction]) -> Iterator[str]:
+    for expression in dataset.expressions(clip):
+        prediction = found.get(expression.id)
+        name = sample_id(clip.id, expression.id)
+        if prediction is None:
+            yield f"missing {name}"
+        elif prediction.track is None:
+            why = "" if prediction.failure is None else printable(prediction.failure.message)
+            yield f"failed  {name}{why and ': '}{why}"
+        else:
+            track = prediction.track
+            if track.size != clip.size or len(track) != len(clip):
+                yield (
+                    f"failed  {name}: {len(track)} masks of {track.size}, the clip has {len(clip)} frames of "
+                    f"{clip.size} (height, width)"
+                )
+                continue
+            named = list(zip(clip.frame_names, track.rles, strict=True))
+            gaps = [n for n, c in named if c is None]
+            if gaps:
+                yield f"missing {name}: frames {', '.join(gaps)}"
+            faults = ((n, rle_fault(c, track.size)) for n, c in named if c is not None)
+            fault = next((f"frame {n}: {why}" for n, why in faults if why is not None), None)
+            if fault is not None:
+                yield f"failed  {name}: the mask of {fault}"
+
+
+# ── checking ─────────────────────────────────────────────────────────────────
+
+
+@dataclass
+class Report:
+    """What is wrong with a zip, by kind of problem.
+
+    Attributes:
+        problems: kind → what is affected.
+        masks: PNG files looked at.
+        videos: videos found.
+        against: what the zip was held against.
+    """
+
+    problems: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    masks: int = 0
+    videos: int = 0
+    against: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """True if nothing is wrong."""
+        return not self.problems
+
+    def lines(self, first: int = 5) -> list[str]:
+        """The report as text, the first few of each kind."""
+        out = [f"{self.masks} masks of {self.videos} videos, held against {self.against}"]
+        for kind, names in self.problems.items():
+            out.append(f"{kind}: {len(names)}")
+            out += [f"  {printable(name)}" for name in names[:first]]
+            if len(names) > first:
+                out.append(f"  … and {len(names) - first} more")
+        return [*out, "fit to submit" if self.ok else "NOT fit to submit"]
+
+
+def check(path: Path, dataset: Dataset | None = None) -> Report:
+    """Hold a zip against the rules of its server, without unpacking it.
+
+    A zip that :func:`write` made is also held against its own checksum.
+
+    Args:
+        path: the zip.
+        dataset: the split it answers. Without it, the layout is recognised and videos are held
+            against themselves: all expressions of a video must have the same frames and size, but
+            a video that is missing or one too many can't be told.
+
+    Raises:
+        DataError: the file is no zip.
+    """
+    report = Report()
+    try:
+        with open_regular(path) as handle:
+            _hold_seal(handle, report)
+            with zipfile.ZipFile(handle) as archive:
+                _check(archive, dataset, report)
+    except _UNREADABLE as error:
+        told = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise DataError(
+            "There is no such file." if not path.exists() else f"This is no readable zip ({told}).",
+            where=path,
+            cure="`refseg submission RUN` writes a zip and says where.",
+        ) from error
+    return report
+
+
+#: What ``zipfile`` raises on damaged archives: unknown methods are a RuntimeError, bad names and
+#: places a ValueError.
+_UNREADABLE = (zipfile.BadZipFile, OSError, ValueError, RuntimeError, EOFError, struct.error, zlib.error)
+
+
+def _hold_seal(handle: IO[bytes], report: Report) -> None:
+    size = handle.seek(0, os.SEEK_END)
+    handle.seek(max(0, size - _DIGITS - len(_SEAL)))
+    tag, digest = (tail := handle.read())[:-_DIGITS], tail[-_DIGITS:]
+    # Either of the two may be what was damaged.
+    if (tag == _SEAL or re.fullmatch(rb"[0-9a-f]{64}", digest)) and digest != _digest(handle):
+        report.problems["changed since it was written"].append(
+            "its checksum differs: write or fetch it again"
+        )
+
+
+def _check(archive: zipfile.ZipFile, dataset: Dataset | None, report: Report) -> None:
+    names = _plain_names(archive, report)
+    expected: dict[str, Clip] | None = None
+    if dataset is not None:
+        top = top_of(dataset.name)
+        expected = {
+            f"{clip.id}/{e.id}/{frame}.png": clip
+            for clip in dataset.clips()
+            for e in dataset.expressions(clip)
+            for frame in clip.frame_names
+        }
+        videos = {clip.id for clip in expected.values()}
+        above = _above(names, lambda rest: _video(rest, top) in videos)
+        report.against = f"{dataset.name}, split {dataset.split}"
+    else:
+        above = _above(names, lambda rest: len(rest) == 3 or (len(rest) == 4 and rest[0] == "Annotations"))
+        top = "Annotations" if any(n.removeprefix(above).startswith("Annotations/") for n in names) else ""
+        report.against = (
+            f"itself ({'Ref-YouTube-VOS' if top else 'MeViS'} layout); give --dataset to find videos that "
+            "are missing or too many"
+        )
+    if above:
+        report.problems[f"all videos lie below {printable(above)}: zip the content"].append(names[0])
+    inside: dict[str, str] = {}
+    for name in names:
+        rest = name.removeprefix(above)
+        if not top or rest.startswith(f"{top}/"):
+            inside[rest.removeprefix(f"{top}/" if top else "")] = name
+        else:
+            report.problems[f"wrong top folder (must be {top}/)"].append(name)
+    sizes = _held_against_dataset(inside, expected, report) if expected is not None else {}
+    if expected is None:
+        _held_against_itself(inside, report)
+    _check_files(archive, inside, sizes, report)
+    if not report.masks:
+        report.problems["no mask"].append("<video>/<expression>/<frame>.png is wanted")
+
+
+def _plain_names(archive: zipfile.ZipFile, report: Report) -> list[str]:
+    """The names of the files worth a look, after reporting the others."""
+    out: list[str] = []
+    for name, times in Counter(info.orig_filename for info in archive.infolist()).items():
+        # zipfile has already cut the names at a NUL; the name in the archive is what counts.
+        if times > 1:
+            report.problems["file stored twice"].append(name)
+        reason = bad_name(name.removesuffix("/"))
+        if reason is not None:
+            made = "was made by an old packer of Windows: use another" if "\\" in name else reason
+            report.problems[f"unsafe name: it {made}"].append(name)
+        elif is_litter(name):
+            report.problems["litter of macOS or Windows: leave it out of the zip"].append(name)
+        elif not name.endswith("/"):
+            out.append(name)
+    return out
+
+
+def _above(names: Sequence[str], fits: Callable[[list[str]], bool]) -> str:
+    """The folders (with their ``/``) that lie above all videos without belonging there, or nothing."""
+    masks = [name.split("/") for name in names if name.endswith(".png")]
+    common = os.path.commonprefix(masks)  # noqa: RUF071 (parts, not characters)
+    for depth in range(len(common) + 1):
+        if any(depth < len(parts) and fits(parts[depth:]) for parts in masks):
+            return "".join(f"{part}/" for part in common[:depth])
+    return ""
+
+
+def _video(parts: list[str], top: str) -> str | None:
+    """The video of a mask, by the parts of its name."""
+    if top and parts[0] != top:
+        return None
+    return "/".join(parts[1 if top else 0 : -2])
+
+
+def _held_against_dataset(
+    inside: Mapping[str, str], expected: Mapping[str, Clip], report: Report
+) -> dict[str, tuple[int, int]]:
+    videos = {clip.id for clip in expected.values()}
+    samples = {name.rpartition("/")[0] for name in expected}
+    here = {name.rpartition("/")[0] for name in inside}
+    extra_videos, extra_samples = set(), set()
+    for name in inside:
+        if name in expected:
+            continue
+        sample = name.rpartition("/")[0]
+        video = sample.rpartition("/")[0]
+        if video not in videos:
+            extra_videos.add(video or name)
+        elif sample not in samples:
+            extra_samples.add(sample)
+        else:
+            report.problems["extra file"].append(name)
+    missing_samples = sorted(samples - here)
+    report.problems.update({k: sorted(v) for k, v in (("extra video", extra_videos),
+                                                      ("extra expression", extra_samples)) if v})  # fmt: skip
+    gone = {video for video in videos if not any(s.startswith(f"{video}/") for s in here)}
+    if gone:
+        report.problems["missing video"] = sorted(gone)
+    lacking = [s for s in missing_samples if s.rpartition("/")[0] not in gone]
+    if lacking:
+        report.problems["missing expression"] = lacking
+    frames = [name for name in expected if name not in inside and name.rpartition("/")[0] in here]
+    if frames:
+        report.problems["missing frame"] = frames
+    report.videos = len(videos - gone) + len(extra_videos)
+    return {name: clip.size for name, clip in expected.items() if name in inside}
+
+
+def _held_against_itself(inside: Mapping[str, str], report: Report) -> None:
+    frames: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+    for name in inside:
+        parts = name.split("/")
+        if not name.endswith(".png"):
+            report.problems["extra file"].append(name)
+            continue
+        if len(parts) != 3:
+            report.problems["not <video>/<expression>/<frame>.png"].append(name)
+            continue
+        frames["/".join(parts[:-2])][parts[-2]].add(parts[-1])
+    report.videos = len(frames)
+    for video, expressions in frames.items():
+        every = set().union(*expressions.values())
+        for expression, own in expressions.items():
+            for frame in sorted(every - own):
+                report.problems["missing frame"].append(f"{video}/{expression}/{frame}")
+
+
+def _check_files(
+    archive: zipfile.ZipFile,
+    inside: Mapping[str, str],
+    sizes: Mapping[str, tuple[int, int]],
+    report: Report,
+) -> None:
+    seen: dict[str, tuple[int, int]] = {}
+    for short, name in inside.items():
+        if not short.endswith(".png"):
+            continue
+        report.masks += 1
+        info = archive.getinfo(name)
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            report.problems["packed by a method that not every server can unpack (stored, deflated)"].append(
+                f"{name}: {_METHODS.get(info.compress_type, f'method {info.compress_type}')}"
+            )
+            continue
+        if info.flag_bits & 0x1 or stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG):
+            report.problems["encrypted, a link or a device"].append(name)
+            continue
+        try:
+            with archive.open(info) as handle:
+                start = handle.read(33)
+                height, width, depth, colour = png.parse_header(start, name)
+                wanted = sizes.get(short) or seen.setdefault("/".join(short.split("/")[:-2]), (height, width))
+                if (height, width) != wanted:
+                    report.problems["wrong size"].append(
+                        f"{name}: {height} x {width} instead of {wanted[0]} x {wanted[1]} (height x width)"
+                    )
+                    continue
+                if not 0 < height * width <= MOST_PIXELS:
+                    report.problems["no sensible size"].append(f"{name}: {height} x {width} (height x width)")
+                    continue
+                if colour != 0 or depth != 8:
+                    report.problems["not one 8-bit grey channel"].append(
+                        f"{name}: {_COLOURS.get(colour, colour)}"
+                    )
+                    continue
+                # The header bounds what a whole file can hold, so a bomb is never inflated. Read to the
+                # end, because only there zipfile compares the checksum.
+                data = start + handle.read(2 * height * width + 65536)
+                fault = "it is longer than its pixels need" if handle.read(1) else _fault(data, height, width)
+            if fault is not None:
+                report.problems["unreadable file"].append(f"{name}: {fault}")
+                continue
+            values = png.values_of(data, name)
+        except (*_UNREADABLE, DataError) as error:
+            told = str(error).splitlines() or [type(error).__name__]
+            report.problems["unreadable file"].append(f"{name}: {told[0]}")
+            continue
+        if not set(values) <= {0, 255}:
+            report.problems["values other than 0 and 255"].append(
+                f"{name}: {', '.join(map(str, sorted(set(values) - {0, 255})[:5]))}"
+            )
+
+
+def _fault(data: bytes, height: int, width: int) -> str | None:
+    """Why an 8-bit grey PNG isn't whole: every part is held against its checksum, its pixels counted."""
+    at, kind, packed = 8, b"", b""
+    while kind != b"IEND":
+        end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+        kind = data[at + 4 : at + 8]
+        if end > len(data):
+            return "it ends early"
+        if zlib.crc32(data[at + 4 : end - 4]).to_bytes(4, "big") != data[end - 4 : end]:
+            return "a checksum is wrong"
+        if kind == b"IDAT":
+            packed += data[at + 8 : end - 4]
+        at = end
+    if at != len(data):
+        return "something follows its end"
+    # An interlaced file has up to two rows for each of the picture.
+    most = 2 * height * (width + 1)
+    return (
+        "it holds more pixels than it says"
+        if len(zlib.decompressobj().decompress(packed, most + 1)) > most
+        else None
+    )
+
+
+_METHODS = {9: "Deflate64", 12: "bzip2", 14: "LZMA", 93: "zstd", 95: "xz"}
+_COLOURS = {
+    0: "grey of another depth",
+    2: "colours",
+    3: "palette",
+    4: "grey with alpha",
+    6: "colours with alpha",
+}

@@ -1,0 +1,64 @@
+"""How large the house is: lines, modules, public classes and rooms of the package, against its ceilings.
+
+python tools/house.py            # the figures now; exits with 1 above a ceiling
+python tools/house.py 0df7b8c    # those of a commit beside them
+"""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = "refseg_bench"
+#: What the package may be at most.
+CEILINGS = {"lines": 28_000, "modules": 130, "rooms": 18}
+
+
+def sources(commit: str | None) -> Iterator[tuple[str, str]]:
+    """Path and text of every module of the package, in the work tree or at a commit."""
+    listing = ["ls-files", PACKAGE] if commit is None else ["ls-tree", "-r", "--name-only", commit, PACKAGE]
+    for name in _git(*listing).splitlines():
+        if name.endswith(".py") and (commit is not None or (ROOT / name).is_file()):
+            yield (
+                name,
+                (ROOT / name).read_text("utf-8") if commit is None else _git("show", f"{commit}:{name}"),
+            )
+
+
+def figures(commit: str | None = None) -> dict[str, int]:
+    """Lines, modules, public classes, and entries directly below the package (weights and marks left out)."""
+    texts = dict(sources(commit))
+    classes = sum(
+        isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+        for text in texts.values()
+        for node in ast.parse(text).body
+    )
+    rooms = {Path(name).relative_to(PACKAGE).parts[0] for name in texts}
+    return {
+        "lines": sum(text.count("\n") for text in texts.values()),
+        "modules": len(texts),
+        "public classes": classes,
+        "rooms": len(rooms - {"__init__.py", "__main__.py"}),
+    }
+
+
+def _git(*words: str) -> str:
+    return subprocess.run(["git", *words], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+
+
+def main() -> int:
+    """Print the table."""
+    then = figures(sys.argv[1]) if len(sys.argv) > 1 else {}
+    now = figures()
+    print(f"{'':16}{'then':>8}{'now':>8}{'at most':>9}")
+    for name, value in now.items():
+        print(f"{name:16}{then.get(name, ''):>8}{value:>8}{CEILINGS.get(name, ''):>9}")
+    return int(any(now[name] > most for name, most in CEILINGS.items()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
