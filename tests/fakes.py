@@ -18,10 +18,12 @@ from refseg_bench.run.launch import freeze
 from refseg_bench.run.store import RunStore
 from refseg_bench.types import Clip, Expression, Grounding, HeatPoint, MaskTrack, Target
 
+REPO = Path(__file__).resolve().parents[1]
+
 
 @dataclass
 class FakeDataset:
-    """Clips of grey frames with one square each, written on first use."""
+    """Clips of grey frames with one square each, written on first use; never into the repository."""
 
     root: Path = knob(Path("fake"), transient=True)
     split: str = "val"
@@ -39,6 +41,7 @@ class FakeDataset:
             folder = self.root / f"clip{c}"
             paths = tuple(folder / f"{t:05d}.png" for t in range(self.n_frames))
             if not folder.is_dir():
+                assert not folder.resolve().is_relative_to(REPO), f"{folder}: give a root below tmp_path"
                 folder.mkdir(parents=True)
                 for t, path in enumerate(paths):
                     Image.fromarray(np.full((*self.size, 3), (10 * c + t) % 256, np.uint8)).save(path)

@@ -332,8 +332,15 @@ def test_vosb_skips_a_missing_clip_but_not_a_missing_frame(tree):
 
 
 def test_vosb_does_not_need_the_first_and_last_frame(tree):
-    (tree[1] / "plain" / "00000.png").unlink()
-    scored(tree, "vosb")
+    whole = scored(tree, "vosb")
+    for name in ("00000.png", "00007.png"):
+        (tree[1] / "plain" / name).unlink()
+    less = scored(tree, "vosb")
+    assert less.coverage.missing == []
+    assert less.table.units == whole.table.units
+    assert less.table.values["J"].tolist() == whole.table.values["J"].tolist()
+    with pytest.raises(IncompleteError, match="plain: frames 00000, 00007"):
+        scored(tree, "vosb:all_frames=true")
 
 
 def test_trackeval_wants_equal_frame_counts(tree):

@@ -11,12 +11,11 @@ from pycocotools import mask as coco_mask
 from refseg_bench.errors import ConfigError, ScoreError
 from refseg_bench.scoring.foreign import FolderGrey, encoding_of
 from refseg_bench.scoring.labels import merged_labels
-from refseg_bench.scoring.protocols.base import Case
 from refseg_bench.scoring.protocols.catalogue import find, shipped
 from refseg_bench.scoring.protocols.image import encoded_sum, resized_rle
 from refseg_bench.scoring.protocols.revos import accuracy, robustness
 from refseg_bench.scoring.protocols.rvos import percent
-from refseg_bench.scoring.score import Answers, IncompleteError, LookupSource, Options, Survey, score
+from refseg_bench.scoring.score import IncompleteError, LookupSource, Options, score
 from refseg_bench.scoring.stats import Bootstrap
 from refseg_bench.types import (
     Clip,
@@ -582,9 +581,3 @@ def test_aliases(alias, id_):
 def test_unknown_protocols_are_told(spec):
     with pytest.raises(ConfigError):
         find(spec)
-
-
-def test_answers_and_surveys_are_plain_values():
-    assert Answers() == Answers()
-    assert Survey() == Survey()
-    assert Case.__dataclass_fields__["partial"].default is False
