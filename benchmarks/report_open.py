@@ -19,12 +19,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from refseg_bench.commands.score import score_run
 from refseg_bench.config.compose import Composed, Config, digest
 from refseg_bench.config.schema import complete, conform, knob
 from refseg_bench.report.html import write_report
 from refseg_bench.run.launch import freeze
 from refseg_bench.run.loop import work_on
+from refseg_bench.scoring.runs import score_run
 from refseg_bench.types import Clip, Expression, Grounding, MaskTrack, Target
 
 SIZE = (60, 80)

@@ -15,10 +15,9 @@ import pytest
 from PIL import Image
 
 from refseg_bench import cli
-from refseg_bench.commands.run import finish
-from refseg_bench.commands.score import score_store
 from refseg_bench.config.compose import Composed, digest
 from refseg_bench.errors import ScoreError, StoreError
+from refseg_bench.report import tables
 from refseg_bench.report.coco import to_coco
 from refseg_bench.report.current import leave_out_outdated
 from refseg_bench.report.html import write_report
@@ -27,6 +26,7 @@ from refseg_bench.run.launch import Launched, freeze, launch
 from refseg_bench.run.loop import Tally, dataset_of, frozen, plan, work_on
 from refseg_bench.run.planning import planned, tally_of
 from refseg_bench.run.store import RunStore
+from refseg_bench.scoring.runs import score_runs, score_store
 from refseg_bench.scoring.score import Scored
 from refseg_bench.types import Clip, Expression, MaskTrack, Target
 from tests.fakes import FakeDataset, fake_run, fake_values
@@ -309,7 +309,8 @@ def test_hidden_masks_end_a_run_well(tmp_path: Path, capsys: pytest.CaptureFixtu
     score_store(store)
     values = dict(frozen(store))
     values["dataset"] = {**values["dataset"], "_target_": "tests.test_inputs.Hidden"}
-    assert finish([store], {store.root: values}) == 0
+    assert score_runs([store], {store.root: values}) == 0
+    tables.show([store])
     said = capsys.readouterr()
     assert f"`refseg submission {store.root}`" in said.err
     assert "rvos-expr" not in said.out, "an earlier result stands in for the one that can't be made"
@@ -335,7 +336,8 @@ def test_truth_of_another_size_is_told_and_no_earlier_result_shown(
     store = a_run(tmp_path)[0].store
     score_store(store)
     change(tmp_path / "data", truth="small")
-    assert finish([store], {}) == 2
+    assert score_runs([store], {}) == 2
+    tables.show([store])
     said = capsys.readouterr()
     assert "The truth of 'clip0/0' doesn't fit its clip: there are 2 masks of (12, 16)" in said.err
     assert "rvos-expr" not in said.out

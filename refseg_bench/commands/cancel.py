@@ -9,10 +9,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from refseg_bench.commands.status import find
 from refseg_bench.files.store_io import printable
 from refseg_bench.run import scheduler
 from refseg_bench.run.owners import Owner, runs_command
+from refseg_bench.run.store import find_runs
 from refseg_bench.run.submissions import living
 
 
@@ -25,7 +25,7 @@ def add(commands: Any) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Run the command."""
-    stores = {store.root: store for store in find(args.runs)}
+    stores = {store.root: store for store in find_runs(args.runs)}
     here = Owner.here("", "")
     left = 0
     for root, found in living(stores.values()).items():

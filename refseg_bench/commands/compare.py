@@ -57,8 +57,7 @@ def main(args: argparse.Namespace) -> int:
     console = Console()
     show(found, console)
     if args.html is not None:
-        from refseg_bench.commands.report import home
-        from refseg_bench.report.html import write_report
+        from refseg_bench.report.html import home, write_report
 
         page = write_report(stores, home(stores) if args.html == Path() else args.html).resolve().as_uri()
         names = urlencode({"a": args.run_a.name, "b": args.run_b.name})

@@ -12,17 +12,14 @@ from typing import Any
 
 from rich.console import Console
 
-from refseg_bench.commands.status import find
 from refseg_bench.errors import ConfigError, StoreError
 from refseg_bench.files.resources import resource
 from refseg_bench.files.store_io import check_output, output
 from refseg_bench.report import tables
 from refseg_bench.report.current import leave_out_outdated
-from refseg_bench.run.store import RunStore, runs_in
+from refseg_bench.run.store import RunStore, find_runs, runs_in
 
 _EXPERIMENT = "experiment="
-#: `refseg run` leaves the pages of more samples than this to `refseg report --html`.
-_AT_ONCE = 3000
 
 
 def add(commands: Any) -> None:
@@ -83,10 +80,10 @@ def main(args: argparse.Namespace) -> int:
     experiments = [word.removeprefix(_EXPERIMENT) for word in args.runs if word.startswith(_EXPERIMENT)]
     if experiments:
         # Without any run the published table is shown alone.
-        known = find(paths) if paths or runs_in(Path("runs")) else []
+        known = find_runs(paths) if paths or runs_in(Path("runs")) else []
         leave_out_outdated(known, _say)
         return _papers(experiments, known, args)
-    stores = find(paths)
+    stores = find_runs(paths)
     leave_out_outdated(stores, _say)
     if args.publish:
         from refseg_bench.report.publish import publish
@@ -100,7 +97,7 @@ def main(args: argparse.Namespace) -> int:
     if args.sweep is not None:
         return _sweep(stores, args)
     if args.html is not None:
-        from refseg_bench.report.html import ReportOptions, write_report
+        from refseg_bench.report.html import ReportOptions, home, write_report
 
         folder = home(stores) if args.html == Path() else args.html
         print(
@@ -116,7 +113,7 @@ def main(args: argparse.Namespace) -> int:
         )
     if args.format == "term":
         with _console(args.output) as console:
-            show(stores, console)
+            tables.show(stores, console)
         return 0
     _put(tables.FORMATS[args.format](rows), args.output)
     return 0
@@ -190,33 +187,3 @@ def _papers(names: Sequence[str], stores: Sequence[RunStore], args: argparse.Nam
         return 0
     _put("\n".join(paper.FORMATS[args.format](table) for table in laid), args.output)
     return 0
-
-
-def show(stores: Sequence[RunStore], console: Console | None = None) -> None:
-    """Print the tables of the runs."""
-    for table in tables.tabulate(tables.rows_of(stores)):
-        tables.to_terminal(table, console or Console())
-
-
-def home(stores: Sequence[RunStore]) -> Path:
-    """Where the pages of some runs go: inside the run, or beside several."""
-    if len(stores) == 1:
-        return stores[0].place("report")
-    return stores[0].root.parent / "report"
-
-
-def pages(stores: Sequence[RunStore]) -> str:
-    """Make the pages of runs that just finished; a line that says where they are.
-
-    Raises:
-        StoreError: the folder holds something else, or can't be written.
-    """
-    from refseg_bench.report.html import write_report
-
-    samples = sum(len(store.index()) for store in stores)
-    if samples > _AT_ONCE:
-        where = (
-            " ".join(str(store.root) for store in stores[:3]) if len(stores) <= 3 else stores[0].root.parent
-        )
-        return f"pages to browse the {samples} samples: refseg report --html {where}"
-    return f"every sample: {write_report(stores, home(stores))}"

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import shlex
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
-from refseg_bench.commands.report import pages, show
-from refseg_bench.commands.score import score_store
 from refseg_bench.config import compose as configs
-from refseg_bench.errors import RefsegError, ScoreError
+from refseg_bench.errors import RefsegError
+from refseg_bench.report import tables
+from refseg_bench.report.html import pages
 from refseg_bench.run import launch
 from refseg_bench.run.store import RunStore
+from refseg_bench.scoring.runs import score_runs
 
 
 def add(commands: Any) -> None:
@@ -75,7 +74,8 @@ def main(args: argparse.Namespace) -> int:
             else:
                 here.append(item.store)
     if here and not args.no_score:
-        code = max(code, finish(here, values))
+        code = max(code, score_runs(here, values))
+        tables.show(here)
         if not args.no_html:
             try:
                 print(pages(here))
@@ -99,43 +99,3 @@ def _ending_well() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def finish(stores: Sequence[RunStore], values: Mapping[Path, Mapping[str, Any]]) -> int:
-    """Score the runs and print their tables; a run that can't be scored is told and left out.
-
-    Args:
-        stores: the runs.
-        values: run folder → the config of the present command.
-
-    Returns:
-        0, or 2 if a protocol refused; masks that are hidden on a server are no reason to.
-    """
-    from refseg_bench.scoring.protocols.catalogue import find
-    from refseg_bench.scoring.score import HiddenTruthError
-
-    code = 0
-    hidden: dict[Path, str] = {}
-    for store in stores:
-        try:
-            outcomes = score_store(store, values=values.get(store.root))
-        except RefsegError as error:
-            print(f"{store.root}\n  not scored: {error}", file=sys.stderr)
-            store.outdated.update(store.results())
-            code = 2
-            continue
-        for word, outcome in outcomes:
-            if not isinstance(outcome, ScoreError):
-                continue
-            # No earlier result stands in for the one that was refused.
-            store.outdated.add(find(word).name)
-            if isinstance(outcome, HiddenTruthError):
-                cure = (outcome.cure or "").replace("RUN", shlex.quote(str(store.root)))
-                hidden[store.root] = f"{outcome.what}\n  {cure}"
-            else:
-                print(f"{store.root}\n  not scored: {outcome}", file=sys.stderr)
-                code = 2
-    for root, what in hidden.items():
-        print(f"{root}\n  predicted. {what}", file=sys.stderr)
-    show(stores)
-    return code

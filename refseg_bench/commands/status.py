@@ -11,14 +11,14 @@ from typing import Any
 from rich.console import Console
 from rich.table import Column, Table
 
-from refseg_bench.errors import RefsegError, StoreError
+from refseg_bench.errors import RefsegError
 from refseg_bench.files.store_io import printable
 from refseg_bench.run.claims import records
 from refseg_bench.run.inputs import Present, stale, told
 from refseg_bench.run.joblog import log_path
 from refseg_bench.run.loop import dataset_of, frozen, plan
 from refseg_bench.run.owners import BEAT, describe
-from refseg_bench.run.store import Line, RunStore, runs_in
+from refseg_bench.run.store import Line, RunStore, find_runs
 from refseg_bench.run.submissions import Submission, living, submissions
 from refseg_bench.types import sample_id
 
@@ -31,24 +31,6 @@ def add(commands: Any) -> None:
     p.set_defaults(main=main)
 
 
-def find(paths: list[Path]) -> list[RunStore]:
-    """The runs the paths name: run folders, or folders that hold them.
-
-    Raises:
-        StoreError: a path names none.
-    """
-    found: list[RunStore] = []
-    for path in paths or [Path("runs")]:
-        if (path / "run.json").is_file():
-            found.append(RunStore.open(path))
-            continue
-        inside = runs_in(path)
-        if not inside:
-            raise StoreError("No run folder here.", where=path, cure="`refseg run` makes one.")
-        found.extend(inside)
-    return found
-
-
 def main(args: argparse.Namespace) -> int:
     """Run the command."""
     console = Console()
@@ -56,7 +38,7 @@ def main(args: argparse.Namespace) -> int:
         Column("run", overflow="fold"), "done", "failed", "left", "s/sample", "ETA", "GPU h", "peak MiB"
     )
     notes: list[str] = []
-    stores = find(args.runs)
+    stores = find_runs(args.runs)
     busy = living(stores)
     code = 0
     for store in stores:

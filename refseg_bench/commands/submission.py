@@ -45,12 +45,12 @@ def main(args: argparse.Namespace) -> int:
     Returns:
         0 if the zip is fit to submit, 1 if not.
     """
-    from refseg_bench.commands.score import refuse_damage
     from refseg_bench.files.store_io import within
     from refseg_bench.run.inputs import Present, refusal, stale
     from refseg_bench.run.loop import plan
     from refseg_bench.run.store import RunStore
     from refseg_bench.scoring import submission
+    from refseg_bench.scoring.sources import refuse_damage
 
     if args.run is not None and args.predictions is not None:
         raise ConfigError("Give a run folder or --predictions, not both.")
@@ -77,8 +77,8 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _pack_files(args: argparse.Namespace) -> int:
-    from refseg_bench.commands.score import counted
     from refseg_bench.scoring.foreign import open_predictions
+    from refseg_bench.scoring.results import counted
     from refseg_bench.types import Prediction, SampleFailure, sample_id
 
     dataset = _dataset(args, None)
@@ -118,10 +118,11 @@ def _pack(path: Path, dataset: Dataset, lookup: Callable[[str], Mapping[str, Pre
 
 
 def _dataset(args: argparse.Namespace, store: RunStore | None) -> Dataset | None:
-    from refseg_bench.commands.score import named_dataset
+    from refseg_bench.datasets.catalogue import open_dataset
 
     if args.dataset is not None:
-        return named_dataset(args.dataset, args.root, args.split)
+        made: Dataset = open_dataset(args.dataset, root=args.root, split=args.split)
+        return made
     if args.root is not None or args.split is not None:
         raise ConfigError("--root and --split need --dataset NAME.")
     return None if store is None else _of_run(store)

@@ -45,6 +45,9 @@ _UNFINISHED = f"<!doctype html>{_MARK}<p>This report is not finished. Give its c
 _CHUNK = 2000
 _STATUS = {"ok": 0, "failed": 1, "missing": 2}
 
+#: `refseg run` leaves the pages of more samples than this to `refseg report --html`.
+_AT_ONCE = 3000
+
 
 @dataclass(frozen=True)
 class ReportOptions:
@@ -98,6 +101,28 @@ def write_report(stores: Sequence[RunStore], folder: Path, options: ReportOption
     except OSError as error:
         raise write_error(error, folder) from error
     return folder / "index.html"
+
+
+def home(stores: Sequence[RunStore]) -> Path:
+    """Where the pages of some runs go: inside the run, or beside several."""
+    if len(stores) == 1:
+        return stores[0].place("report")
+    return stores[0].root.parent / "report"
+
+
+def pages(stores: Sequence[RunStore]) -> str:
+    """Make the pages of runs that just finished; a line that says where they are.
+
+    Raises:
+        StoreError: the folder holds something else, or can't be written.
+    """
+    samples = sum(len(store.index()) for store in stores)
+    if samples > _AT_ONCE:
+        where = (
+            " ".join(str(store.root) for store in stores[:3]) if len(stores) <= 3 else stores[0].root.parent
+        )
+        return f"pages to browse the {samples} samples: refseg report --html {where}"
+    return f"every sample: {write_report(stores, home(stores))}"
 
 
 def _clear(folder: Path) -> None:

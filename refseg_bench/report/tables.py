@@ -195,6 +195,12 @@ def to_terminal(table: ResultTable, console: Console) -> None:
         console.print(Text(note, style="dim"), soft_wrap=True)
 
 
+def show(stores: Sequence[RunStore], console: Console | None = None) -> None:
+    """Print the tables of the runs."""
+    for table in tabulate(rows_of(stores)):
+        to_terminal(table, console or Console())
+
+
 def _pages(table: ResultTable, width: int) -> list[list[int]]:
     """Column numbers of each part that fits the width."""
 

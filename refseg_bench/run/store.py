@@ -32,7 +32,7 @@ import re
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -652,6 +652,24 @@ class PredictionWriter:
 def runs_in(folder: Path) -> list[RunStore]:
     """All run folders directly below a folder, by name."""
     return [RunStore(p.parent) for p in sorted(folder.glob("*/run.json"))]
+
+
+def find_runs(paths: Sequence[Path]) -> list[RunStore]:
+    """The runs the paths name: run folders, or folders that hold them.
+
+    Raises:
+        StoreError: a path names none.
+    """
+    found: list[RunStore] = []
+    for path in paths or [Path("runs")]:
+        if (path / "run.json").is_file():
+            found.append(RunStore.open(path))
+            continue
+        inside = runs_in(path)
+        if not inside:
+            raise StoreError("No run folder here.", where=path, cure="`refseg run` makes one.")
+        found.extend(inside)
+    return found
 
 
 def job_name() -> str:

@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from refseg_bench.commands.score import score_store
 from refseg_bench.config.compose import Composed, digest
 from refseg_bench.run.launch import launch
 from refseg_bench.run.store import MADE_FROM, RunStore
+from refseg_bench.scoring.runs import score_store
 from tests.fakes import FakeDataset, fake_values
 
 REPO = Path(__file__).resolve().parents[2]

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from refseg_bench.cli import main
-from refseg_bench.commands.score import score_run
 from refseg_bench.run.loop import work_on
 from refseg_bench.run.store import RunStore
+from refseg_bench.scoring.runs import score_run
 from tests.fakes import fake_run
 
 

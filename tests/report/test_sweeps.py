@@ -15,12 +15,12 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from refseg_bench.cli import main
-from refseg_bench.commands.score import score_run
 from refseg_bench.errors import ConfigError, ScoreError
 from refseg_bench.report import sinks, sweeps
 from refseg_bench.report.coco import write_coco
 from refseg_bench.run.loop import work_on
 from refseg_bench.run.store import RunStore
+from refseg_bench.scoring.runs import score_run
 from tests.fakes import fake_run
 
 
