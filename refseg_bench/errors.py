@@ -104,6 +104,7 @@ EXTRA_OF = {
     "sam2": "sam2",
     "submitit": "slurm",
     "av": "report",
+    "matplotlib": "report",
 }
 
 

@@ -64,7 +64,7 @@ def add(commands: Any) -> None:
         action="append",
         default=[],
         metavar="NAME[:TARGET]",
-        help="hand the results to wandb, mlflow, tensorboard, trackio or package.module.Class",
+        help="hand the results to wandb, mlflow or package.module.Class",
     )
     p.add_argument("--publish", action="store_true", help="add the runs' rows to results/reproduced/*.csv")
     p.add_argument("--to", type=Path, metavar="DIR", help="--publish: another folder of CSV files")

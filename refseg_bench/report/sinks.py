@@ -11,7 +11,7 @@ import importlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 from refseg_bench.errors import ConfigError, missing_package
 from refseg_bench.report.compare import flatten
@@ -26,7 +26,7 @@ class RunRecord:
     Attributes:
         name: the run folder's name, unique by its digest.
         config: dotted option → plain value.
-        metrics: ``PROTOCOL/METRIC`` → value in percent, with ``…/low`` and ``…/high``, and the coverage as
+        metrics: ``PROTOCOL/METRIC`` → value in percent, with ``…_low`` and ``…_high``, and the coverage as
             ``PROTOCOL/n``, ``…/failed``, ``…/missing``.
     """
 
@@ -46,11 +46,11 @@ def record_of(store: RunStore) -> RunRecord:
     """What a tracker gets of a scored run."""
     metrics: dict[str, float] = {}
     for protocol, result in store.results().items():
-        # Trackers build paths of names: '@' and '&' are not allowed everywhere.
+        # Trackers build paths of names: '@' and '&' are not allowed everywhere, no name is another's folder.
         head = protocol.replace("@", "-v")
         for name, estimate in result.metrics.items():
             plain = name.replace("&", "and").replace("@", "_at_")
-            for end, value in (("", estimate.value), ("/low", estimate.low), ("/high", estimate.high)):
+            for end, value in (("", estimate.value), ("_low", estimate.low), ("_high", estimate.high)):
                 if math.isfinite(value):
                     metrics[f"{head}/{plain}{end}"] = value * 100.0 / result.scale
         metrics |= {f"{head}/n": result.n, f"{head}/failed": result.failed, f"{head}/missing": result.missing}
@@ -69,7 +69,6 @@ class Wandb:
     """Weights & Biases: one run per run folder, by its name."""
 
     target: str = "refseg_bench"
-    package: ClassVar[str] = "wandb"
 
     def send(self, record: RunRecord) -> None:
         """Start or resume the run of that name and set its summary."""
@@ -85,7 +84,6 @@ class Mlflow:
     """MLflow: one run per call, in the experiment named by the target."""
 
     target: str = "refseg_bench"
-    package: ClassVar[str] = "mlflow"
 
     def send(self, record: RunRecord) -> None:
         """Log options as parameters and results as metrics."""
@@ -97,45 +95,7 @@ class Mlflow:
             mlflow.log_metrics(dict(record.metrics))
 
 
-@dataclass
-class Tensorboard:
-    """TensorBoard: an event file below the target folder."""
-
-    target: str = "tensorboard"
-    package: ClassVar[str] = "tensorboard"
-
-    def send(self, record: RunRecord) -> None:
-        """Write every number as a scalar at step 0."""
-        _load("tensorboard")
-        writer = _load("tensorboard.summary").Writer(f"{self.target}/{record.name}")
-        for name, value in record.metrics.items():
-            writer.add_scalar(name, value, 0)
-        writer.close()
-
-
-@dataclass
-class Trackio:
-    """Trackio: local-first tracking; one run per run folder."""
-
-    target: str = "refseg_bench"
-    package: ClassVar[str] = "trackio"
-
-    def send(self, record: RunRecord) -> None:
-        """Log the results once."""
-        trackio = _load("trackio")
-        trackio.init(
-            project=self.target, name=record.name, config={k: str(v) for k, v in record.config.items()}
-        )
-        trackio.log(dict(record.metrics))
-        trackio.finish()
-
-
-SINKS: dict[str, type[Any]] = {
-    "wandb": Wandb,
-    "mlflow": Mlflow,
-    "tensorboard": Tensorboard,
-    "trackio": Trackio,
-}
+SINKS: dict[str, type[Any]] = {"wandb": Wandb, "mlflow": Mlflow}
 
 
 def sink_of(word: str) -> Sink:

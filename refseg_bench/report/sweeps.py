@@ -1,20 +1,21 @@
 """A sweep as a picture: what changed between runs, and what it did to a metric.
 
 One swept option gives a line with its intervals, two a heat map, more a ranked table and parallel
-coordinates. The pictures are SVG, written here: a few hundred marks need no plotting library, and the
-text in them stays text.
+coordinates.
 """
 
 from __future__ import annotations
 
-import html
+import io
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from refseg_bench.errors import ScoreError
+import numpy as np
+
+from refseg_bench.errors import ScoreError, require
 from refseg_bench.files.store_io import printable
 from refseg_bench.report.compare import flatten
 from refseg_bench.report.tables import Cell, ResultTable, level_of, number_cell
@@ -22,16 +23,9 @@ from refseg_bench.run.loop import lasting_of
 from refseg_bench.run.store import RunStore
 from refseg_bench.types import Estimate, Result
 
-_WIDTH, _HEIGHT, _PAD = 640, 400, 60
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8a6d00", "#56b4e9")
-_STYLE = (
-    "<style>text{font:12px system-ui,sans-serif;fill:#222}line.a,path.a{stroke:#ccc}"
-    "@media(prefers-color-scheme:dark){text{fill:#ddd}line.a,path.a{stroke:#555}}</style>"
-)
-
 
 @dataclass(frozen=True)
-class Point:
+class SweepPoint:
     """One run of a sweep.
 
     Attributes:
@@ -60,7 +54,7 @@ class Sweep:
     metric: str
     protocol: str
     keys: tuple[str, ...]
-    points: tuple[Point, ...]
+    points: tuple[SweepPoint, ...]
 
 
 def sweep_of(
@@ -119,7 +113,7 @@ def sweep_of(
         percent = 100.0 / result.scale
         e = result.metrics[metric]
         estimate = Estimate(e.value * percent, e.low * percent, e.high * percent)
-        points.append(Point(store.root.name, {k: known.get(k) for k in chosen}, estimate, result))
+        points.append(SweepPoint(store.root.name, {k: known.get(k) for k in chosen}, estimate, result))
     places = [tuple(_text(p.values[key]) for key in chosen) for p in points]
     if len(chosen) <= 2 and len(set(places)) < len(places):
         raise ScoreError(
@@ -155,37 +149,42 @@ def _text(value: Any) -> str:
 def _ordered(values: Sequence[Any]) -> list[Any]:
     """Distinct values: numbers by size, words as they come."""
     distinct = list({_text(v): v for v in values}.values())
-    numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in distinct)
-    return sorted(distinct) if numbers else distinct
+    return sorted(distinct) if _numeric(distinct) else distinct
+
+
+def _numeric(values: Sequence[Any]) -> bool:
+    return all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
 
 
 # ── pictures ─────────────────────────────────────────────────────────────────
 
 
 def draw(sweep: Sweep) -> str:
-    """The picture that fits the number of swept options, as SVG text."""
-    if len(sweep.keys) == 1:
-        return line_plot(sweep)
-    if len(sweep.keys) == 2:
-        return heat_map(sweep)
-    return parallel(sweep)
+    """:func:`figure_of` as SVG text.
+
+    Raises:
+        MissingExtra: matplotlib is not installed.
+    """
+    require("matplotlib", "Drawing a sweep")
+    import matplotlib
+
+    out = io.StringIO()
+    # Text stays text, and the same sweep gives the same file.
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "refseg", "text.parse_math": False}):
+        figure_of(sweep).savefig(out, format="svg", metadata={"Date": None})
+    return out.getvalue()
 
 
-def _svg(marks: Sequence[str], title: str, height: int = _HEIGHT) -> str:
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" width="{_WIDTH}">'
-        f"<title>{escape(title)}</title>{_STYLE}"
-        f'<text x="{_PAD}" y="18">{escape(title)}</text>{"".join(marks)}</svg>\n'
-    )
+def figure_of(sweep: Sweep) -> Any:
+    """The matplotlib figure that fits the number of swept options."""
+    from matplotlib.figure import Figure
 
-
-def escape(text: str) -> str:
-    """Text as XML shows it."""
-    return html.escape(printable(text))
-
-
-def _word(x: float, y: float, text: str, anchor: str = "middle") -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+    drawers: dict[int, Callable[[Sweep, Any], None]] = {1: _line, 2: _heat_map}
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    axes.set_title(printable(_title(sweep)))
+    drawers.get(len(sweep.keys), _parallel)(sweep, axes)
+    return figure
 
 
 def _title(sweep: Sweep) -> str:
@@ -193,133 +192,95 @@ def _title(sweep: Sweep) -> str:
     return f"{sweep.metric}, {sweep.protocol}, percent" + (f", {level} intervals" if level else "")
 
 
-def _scale(sweep: Sweep) -> Callable[[float], float]:
-    """Percent → y, over the range that the points and their intervals need."""
-    ends = [
-        value
-        for p in sweep.points
-        for value in (p.estimate.value, p.estimate.low, p.estimate.high)
-        if math.isfinite(value)
-    ]
-    low, high = (min(ends), max(ends)) if ends else (0.0, 100.0)
-    room = max(1.0, 0.1 * (high - low))
-    low, high = low - room, high + room
-    return lambda value: _HEIGHT - _PAD - (value - low) / (high - low) * (_HEIGHT - 2 * _PAD)
+def _finite(sweep: Sweep) -> list[SweepPoint]:
+    """The runs that have a value, best first."""
+    found = [p for p in sweep.points if math.isfinite(p.estimate.value)]
+    return sorted(found, key=lambda p: -p.estimate.value)
 
 
-def line_plot(sweep: Sweep) -> str:
+def _positions(sweep: Sweep, key: str) -> dict[str, int]:
+    """Value in print → its place among the values of an option."""
+    return {_text(v): i for i, v in enumerate(_ordered([p.values[key] for p in sweep.points]))}
+
+
+def _line(sweep: Sweep, axes: Any) -> None:
     """One option along the bottom, the metric upwards, with intervals."""
     (key,) = sweep.keys
-    values = _ordered([p.values[key] for p in sweep.points])
-    numeric = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values) and len(values) > 1
-    y = _scale(sweep)
-
-    def x(value: Any) -> float:
-        if numeric:
-            share = (value - values[0]) / (values[-1] - values[0])
-        else:
-            share = ([_text(v) for v in values].index(_text(value)) + 0.5) / len(values)
-        return float(_PAD + share * (_WIDTH - 2 * _PAD))
-
-    marks = [_word(x(v), _HEIGHT - _PAD + 22, _text(v)) for v in values]
-    marks.append(_word(_WIDTH / 2, _HEIGHT - 12, key))
-    order = sorted(sweep.points, key=lambda p: x(p.values[key]))
-    finite = [p for p in order if math.isfinite(p.estimate.value)]
-    if numeric:
-        path = " ".join(f"{x(p.values[key]):.1f},{y(p.estimate.value):.1f}" for p in finite)
-        marks.append(f'<polyline points="{path}" fill="none" stroke="{_COLOURS[0]}" stroke-width="2"/>')
-    for p in finite:
-        at, e = x(p.values[key]), p.estimate
-        if math.isfinite(e.low) and math.isfinite(e.high):
-            marks.append(
-                f'<line x1="{at:.1f}" x2="{at:.1f}" y1="{y(e.low):.1f}" y2="{y(e.high):.1f}" '
-                f'stroke="{_COLOURS[0]}" stroke-width="2" opacity=".6"/>'
-            )
-        marks.append(
-            f'<circle cx="{at:.1f}" cy="{y(e.value):.1f}" r="4" fill="{_COLOURS[0]}">'
-            f"<title>{escape(p.run)}</title></circle>"
+    numeric = _numeric([p.values[key] for p in sweep.points])
+    places = _positions(sweep, key)
+    at = {p.run: p.values[key] if numeric else places[_text(p.values[key])] for p in sweep.points}
+    points = sorted(_finite(sweep), key=lambda p: at[p.run])
+    values = [p.estimate.value for p in points]
+    ends = [[p.estimate.value - p.estimate.low, p.estimate.high - p.estimate.value] for p in points]
+    axes.errorbar(
+        [at[p.run] for p in points], values, np.transpose(ends) if ends else None,
+        fmt="o-" if numeric else "o", capsize=3,
+    )  # fmt: skip
+    for p in points:
+        axes.annotate(
+            f"{p.estimate.value:.1f}", (at[p.run], p.estimate.value), (6, 4), textcoords="offset points"
         )
-        marks.append(_word(at + 8, y(e.value) - 6, f"{e.value:.1f}", "start"))
-    return _svg(marks, _title(sweep))
+    axes.set_xticks(sorted(set(at.values())), [printable(text) for text in places])
+    axes.set_xlabel(printable(key))
 
 
-def heat_map(sweep: Sweep) -> str:
+def _heat_map(sweep: Sweep, axes: Any) -> None:
     """Two options as columns and rows; a cell is coloured by the metric and says it."""
     across, down = sweep.keys
-    columns = _ordered([p.values[across] for p in sweep.points])
-    rows = _ordered([p.values[down] for p in sweep.points])
-    values = [p.estimate.value for p in sweep.points if math.isfinite(p.estimate.value)]
-    low, high = (min(values), max(values)) if values else (0.0, 1.0)
-    left, top = 150, 50
-    wide, tall = (_WIDTH - left - 20) / len(columns), 44.0
-    marks = [_word(left + (i + 0.5) * wide, top - 8, _text(v)) for i, v in enumerate(columns)]
-    marks += [_word(left - 8, top + (j + 0.6) * tall, _text(v), "end") for j, v in enumerate(rows)]
-    marks.append(_word(left, top - 24, f"{across} →  {down} ↓", "start"))
-    places = {(_text(p.values[across]), _text(p.values[down])): p for p in sweep.points}
-    for i, column in enumerate(columns):
-        for j, row in enumerate(rows):
-            p = places.get((_text(column), _text(row)))
-            x, y = left + i * wide, top + j * tall
-            if p is None or not math.isfinite(p.estimate.value):
-                continue
-            share = 0.5 if high == low else (p.estimate.value - low) / (high - low)
-            shade = round(245 - 150 * share)
-            e = p.estimate
-            marks.append(
-                f'<rect x="{x:.1f}" y="{y:.1f}" width="{wide - 2:.1f}" height="{tall - 2:.1f}" '
-                f'fill="rgb({shade},{round(250 - 70 * share)},255)"><title>{escape(p.run)}</title></rect>'
-            )
-            spread = f"{e.low:.1f}–{e.high:.1f}" if math.isfinite(e.low) and math.isfinite(e.high) else ""
-            for step, text in ((18, f"{e.value:.1f}"), (34, spread)):
-                marks.append(
-                    f'<text x="{x + wide / 2:.1f}" y="{y + step:.1f}" text-anchor="middle" '
-                    f'style="fill:#111">{text}</text>'
-                )
-    return _svg(marks, _title(sweep), int(top + tall * len(rows) + 20))
+    columns, rows = _positions(sweep, across), _positions(sweep, down)
+    grid = np.full((len(rows), len(columns)), np.nan)
+    for p in _finite(sweep):
+        row, column, e = rows[_text(p.values[down])], columns[_text(p.values[across])], p.estimate
+        grid[row, column] = e.value
+        spread = f"\n{e.low:.1f}–{e.high:.1f}" if math.isfinite(e.low) and math.isfinite(e.high) else ""
+        axes.text(column, row, f"{e.value:.1f}{spread}", ha="center", va="center")
+    axes.imshow(grid, cmap="Blues", aspect="auto", alpha=0.6)
+    axes.set_xticks(range(len(columns)), [printable(text) for text in columns])
+    axes.set_yticks(range(len(rows)), [printable(text) for text in rows])
+    axes.set_xlabel(printable(across))
+    axes.set_ylabel(printable(down))
 
 
-def parallel(sweep: Sweep) -> str:
+def _parallel(sweep: Sweep, axes: Any) -> None:
     """Each option an axis, each run a line from its values to its metric; the best is drawn thick."""
-    axes = [*sweep.keys, sweep.metric]
-    y = _scale(sweep)
-    orders = {key: [_text(v) for v in _ordered([p.values[key] for p in sweep.points])] for key in sweep.keys}
-    step = (_WIDTH - 2 * _PAD) / max(1, len(axes) - 1)
-
-    def place(key: str, p: Point) -> float:
-        if key == sweep.metric:
-            return y(p.estimate.value)
-        order = orders[key]
-        share = 0.5 if len(order) == 1 else order.index(_text(p.values[key])) / (len(order) - 1)
-        return _HEIGHT - _PAD - share * (_HEIGHT - 2 * _PAD)
-
-    marks = []
-    for index, key in enumerate(axes):
-        x = _PAD + index * step
-        marks.append(f'<line class="a" x1="{x:.1f}" x2="{x:.1f}" y1="{_PAD}" y2="{_HEIGHT - _PAD}"/>')
-        marks.append(_word(x, _HEIGHT - _PAD + 20 + 14 * (index % 2), key.rpartition(".")[2]))
-        for at, text in enumerate(orders.get(key, ())):
-            share = 0.5 if len(orders[key]) == 1 else at / (len(orders[key]) - 1)
-            marks.append(_word(x + 4, _HEIGHT - _PAD - share * (_HEIGHT - 2 * _PAD) - 4, text, "start"))
-    finite = [p for p in sweep.points if math.isfinite(p.estimate.value)]
-    ranked = sorted(finite, key=lambda p: p.estimate.value)
-    for rank, p in enumerate(ranked):
-        path = " ".join(f"{_PAD + i * step:.1f},{place(key, p):.1f}" for i, key in enumerate(axes))
-        best = rank == len(ranked) - 1
-        colour, stroke = (_COLOURS[1], 3.0) if best else (_COLOURS[0], 1.2)
-        seen = 1.0 if best else 0.25 + 0.5 * rank / len(ranked)
-        marks.append(
-            f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="{stroke}" '
-            f'opacity="{seen:.2f}">'
-            f"<title>{escape(p.run)}: {p.estimate.value:.1f}</title></polyline>"
+    points = _finite(sweep)[::-1]
+    low, high = (points[0].estimate.value, points[-1].estimate.value) if points else (0.0, 1.0)
+    places = {key: _positions(sweep, key) for key in sweep.keys}
+    for rank, p in enumerate(points, start=1):
+        heights = [_share(places[key][_text(p.values[key])], len(places[key]) - 1) for key in sweep.keys]
+        best = rank == len(points)
+        axes.plot(
+            [*heights, _share(p.estimate.value - low, high - low)],
+            color="C1" if best else "C0",
+            linewidth=3 if best else 1.2,
+            alpha=0.25 + 0.75 * rank / len(points),
         )
-    return _svg(marks, _title(sweep))
+    for x, key in enumerate(sweep.keys):
+        axes.axvline(x, color="0.8", zorder=0)
+        for text, place in places[key].items():
+            axes.annotate(
+                printable(text), (x, _share(place, len(places[key]) - 1)), (4, 2), textcoords="offset points"
+            )
+    for value in (low, high):
+        axes.annotate(
+            f"{value:.1f}",
+            (len(sweep.keys), _share(value - low, high - low)),
+            (4, 2),
+            textcoords="offset points",
+        )
+    axes.set_xticks(range(len(sweep.keys) + 1), [printable(k) for k in (*sweep.keys, sweep.metric)])
+    axes.set_yticks([])
+
+
+def _share(part: float, whole: float) -> float:
+    """A part of a whole in [0, 1]; the middle where there is no extent."""
+    return part / whole if whole else 0.5
 
 
 def ranked(sweep: Sweep) -> ResultTable:
     """All runs, best first."""
     nan = [p for p in sweep.points if not math.isfinite(p.estimate.value)]
-    rest = [p for p in sweep.points if math.isfinite(p.estimate.value)]
-    order = [*sorted(rest, key=lambda p: -p.estimate.value), *nan]
+    order = [*_finite(sweep), *nan]
     rows = []
     for index, p in enumerate(order):
         r = p.result

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
-import types
+import time
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -45,27 +46,50 @@ def runs(folder: Path, **axes: list[Any]) -> list[RunStore]:
 SVG = "{http://www.w3.org/2000/svg}"
 
 
+def texts(svg: str) -> list[str]:
+    """The texts of a picture, which stay text."""
+    return ["".join(node.itertext()) for node in ET.fromstring(svg).iter(f"{SVG}text")]
+
+
 def test_one_option_is_a_line_with_intervals(tmp_path: Path) -> None:
     sweep = sweeps.sweep_of(runs(tmp_path, side=[12, 4, 8]))
     assert sweep.keys == ("method.side",)
-    root = ET.fromstring(sweeps.draw(sweep))
-    dots = [float(c.get("cx", 0)) for c in root.iter(f"{SVG}circle")]
-    assert dots == sorted(dots)
-    assert len(dots) == 3
-    assert dots[1] - dots[0] == pytest.approx(dots[2] - dots[1], abs=0.2), "4, 8, 12 are evenly spaced"
-    assert len([line for line in root.iter(f"{SVG}line") if line.get("stroke")]) == 3
-    assert len(list(root.iter(f"{SVG}polyline"))) == 1
-    values = {p.values["method.side"]: p.estimate.value for p in sweep.points}
-    assert values[8] > values[4]
+    (axes,) = sweeps.figure_of(sweep).axes
+    (drawn,) = axes.containers
+    known = {p.values["method.side"]: p.estimate for p in sweep.points}
+    assert drawn.lines[0].get_xydata().tolist() == [[x, known[x].value] for x in (4, 8, 12)]
+    (bars,) = drawn.lines[2]
+    ends = [[y for _, y in segment] for segment in bars.get_segments()]
+    assert ends == [pytest.approx([known[x].low, known[x].high]) for x in (4, 8, 12)]
+    assert known[8].value > known[4].value
+    said = texts(sweeps.draw(sweep))
+    assert {"4", "8", "12", "method.side", f"{known[8].value:.1f}"} <= set(said)
+    assert sweeps.draw(sweep) == sweeps.draw(sweep)
+
+
+def test_words_are_evenly_spaced_without_a_line(tmp_path: Path) -> None:
+    numbers = sweeps.sweep_of(runs(tmp_path, side=[4, 8]))
+    words = [{"method.side": "tall & <b>"}, {"method.side": "$x$"}]
+    points = (replace(p, values=v) for p, v in zip(numbers.points, words, strict=True))
+    sweep = replace(numbers, points=tuple(points))
+    (axes,) = sweeps.figure_of(sweep).axes
+    line = axes.containers[0].lines[0]
+    assert (line.get_linestyle(), line.get_xdata().tolist()) == ("None", [0, 1])
+    assert {"tall & <b>", "$x$"} <= set(texts(sweeps.draw(sweep))), "no text is markup or a formula"
 
 
 def test_two_options_are_a_heat_map(tmp_path: Path) -> None:
     stores = runs(tmp_path, side=[4, 8], kernel=[3, 5, 7])
-    root = ET.fromstring(sweeps.draw(sweeps.sweep_of(stores)))
-    assert len(list(root.iter(f"{SVG}rect"))) == 6
-    text = " ".join(t.text or "" for t in root.iter(f"{SVG}text"))
-    assert "method.side" in text
-    assert "method.options.kernel" in text
+    sweep = sweeps.sweep_of(stores)
+    (axes,) = sweeps.figure_of(sweep).axes
+    assert axes.images[0].get_array().size == 6
+    assert {axes.get_xlabel(), axes.get_ylabel()} == {"method.side", "method.options.kernel"}
+    values = {
+        (p.values[axes.get_ylabel()], p.values[axes.get_xlabel()]): p.estimate.value for p in sweep.points
+    }
+    ordered = [values[key] for key in sorted(values)]
+    assert axes.images[0].get_array().ravel().tolist() == pytest.approx(ordered)
+    assert [t.get_text().partition("\n")[0] for t in axes.texts].count(f"{ordered[0]:.1f}") >= 1
     with pytest.raises(ScoreError, match="same method.side"):
         sweeps.sweep_of(stores, keys=["method.side"])
 
@@ -74,8 +98,11 @@ def test_many_options_are_ranked_and_drawn_side_by_side(tmp_path: Path, capsys: 
     stores = runs(tmp_path, side=[4, 8], kernel=[3, 5], seed=[0, 1])
     sweep = sweeps.sweep_of(stores)
     assert set(sweep.keys) == {"method.side", "method.options.kernel", "seed"}
-    root = ET.fromstring(sweeps.draw(sweep))
-    assert len(list(root.iter(f"{SVG}polyline"))) == 8
+    (axes,) = sweeps.figure_of(sweep).axes
+    lines = [line for line in axes.lines if len(line.get_xdata()) == 4]
+    assert len(lines) == 8
+    assert [line.get_linewidth() for line in lines] == [1.2] * 7 + [3]
+    assert lines[-1].get_ydata()[-1] == 1
     table = sweeps.ranked(sweep)
     numbers = [float(row[3].text) for row in table.rows]
     assert numbers == sorted(numbers, reverse=True)
@@ -116,45 +143,71 @@ def test_coco_holds_every_mask(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "coco.json").read_text())["info"]["without_prediction"] == []
 
 
-class Recorder:
-    """A tracker's package that remembers what it is told."""
-
-    def __init__(self) -> None:
-        self.told: list[tuple[str, Any]] = []
-
-    def __getattr__(self, name: str) -> Any:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            self.told.append((name, args or kwargs))
-            return self
-
-        return self if name == "summary" else call
-
-    def __enter__(self) -> Recorder:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        return None
+def told(record: sinks.RunRecord) -> None:
+    """What a record of a run of the fakes must hold."""
+    assert record.config["method.side"] == 8
+    assert {"rvos-expr-v1/JandF", "rvos-expr-v1/JandF_low", "rvos-expr-v1/n"} <= record.metrics.keys()
 
 
-@pytest.mark.parametrize("name", list(sinks.SINKS))
-def test_every_sink_is_told_the_metrics(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb_holds_every_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb")
     (store,) = runs(tmp_path, side=[8])
-    recorder = Recorder()
-    module: Any = types.ModuleType(name)
-    module.__getattr__ = lambda attribute: getattr(recorder, attribute)
-    monkeypatch.setitem(sys.modules, name, module)
-    summary: Any = types.ModuleType(f"{name}.summary")
-    summary.Writer = lambda path: recorder
-    monkeypatch.setitem(sys.modules, f"{name}.summary", summary)
-    assert main(["report", str(store.root), "--sink", f"{name}:place"]) == 0
-    told = str(recorder.told)
-    value = store.results()["rvos-expr@1"].metrics["J&F"].value * 100
-    assert str(value) in told
-    assert "rvos-expr-v1/JandF" in told
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    assert main(["report", str(store.root), "--sink", "wandb:place"]) == 0
+    record = sinks.record_of(store)
+    told(record)
+    (log,) = tmp_path.glob(f"wandb/offline-run-*/run-{record.name}.wandb")
+    wanted = [w.encode() for name, value in record.metrics.items() for w in (name, json.dumps(value))]
+    # The package's own process writes the file.
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline and not all(w in log.read_bytes() for w in wanted):
+        time.sleep(0.1)
+    held = log.read_bytes()
+    assert [w for w in wanted if w not in held] == []
 
 
-def test_sinks_say_what_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="tensorboard"):
+def test_mlflow_holds_every_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    (store,) = runs(tmp_path, side=[8])
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri((tmp_path / "mlruns").as_uri())
+    try:
+        assert main(["report", str(store.root), "--sink", "mlflow:place"]) == 0
+        (run,) = mlflow.search_runs(experiment_names=["place"], output_format="list")
+    finally:
+        mlflow.set_tracking_uri(before)
+    record = sinks.record_of(store)
+    told(record)
+    assert run.info.run_name == record.name
+    assert run.data.metrics == pytest.approx(record.metrics)
+    assert run.data.params == {key: str(value)[:500] for key, value in record.config.items()}
+
+
+class Kept:
+    """A sink of another package."""
+
+    records: ClassVar[list[tuple[str, sinks.RunRecord]]] = []
+
+    def __init__(self, target: str = "") -> None:
+        self.target = target
+
+    def send(self, record: sinks.RunRecord) -> None:
+        self.records.append((self.target, record))
+
+
+def test_a_sink_of_another_package_is_told(tmp_path: Path) -> None:
+    (store,) = runs(tmp_path, side=[8])
+    assert main(["report", str(store.root), "--sink", f"{__name__}.Kept:place"]) == 0
+    ((target, record),) = Kept.records
+    assert (target, record.name) == ("place", store.root.name)
+    told(record)
+    assert record.metrics["rvos-expr-v1/JandF"] == store.results()["rvos-expr@1"].metrics["J&F"].value * 100
+
+
+def test_sinks_say_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="mlflow"):
         sinks.sink_of("nothing")
     monkeypatch.setitem(sys.modules, "mlflow", None)
     record = sinks.RunRecord("a", {}, {})
