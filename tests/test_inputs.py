@@ -16,6 +16,7 @@ from PIL import Image
 
 from refseg_bench import cli
 from refseg_bench.config.compose import Composed, digest
+from refseg_bench.datasets.files import read_json
 from refseg_bench.errors import ScoreError, StoreError
 from refseg_bench.report import tables
 from refseg_bench.report.coco import to_coco
@@ -38,7 +39,7 @@ class Written(FakeDataset):
 
     def facts(self) -> dict[str, str]:
         path = self.root / "facts.json"
-        return json.loads(path.read_text()) if path.is_file() else {}
+        return read_json(path) if path.is_file() else {}
 
     def clips(self) -> list[Clip]:
         facts = self.facts()
@@ -75,6 +76,9 @@ WRITTEN = {"_target_": "tests.test_inputs.Written"}
 
 def a_run(tmp_path: Path, root: str = "data") -> tuple[Launched, list[str]]:
     values = fake_values(tmp_path, dataset={**WRITTEN, "root": str(tmp_path / root)})
+    (tmp_path / root).mkdir(exist_ok=True)
+    if not (tmp_path / root / "facts.json").exists():
+        change(tmp_path / root)
     said: list[str] = []
     (done,) = launch([Composed(values, "fake", digest(values), (), {})], said.append)
     return done, said
@@ -271,7 +275,12 @@ def test_status_counts_what_the_data_set_asks_for_now(
     store = a_run(tmp_path)[0].store
     change(tmp_path / "data", text="another", clips="3")
     assert cli.main(["status", str(store.root)]) == 0
+    assert "facts.json has changed since" in capsys.readouterr().out
+    cli.main(["score", str(store.root)])  # refuses, and leaves a record of what there is now
+    capsys.readouterr()
+    assert cli.main(["status", str(store.root)]) == 0
     said = capsys.readouterr().out
+    assert "facts.json" not in said
     assert "3 samples were predicted on other data and are left: clip1/0: text was" in said
     assert "3 samples are not in the data set and don't count: clip3/0, clip3/1, clip3/2" in said
     cells = [word.strip() for word in said.partition(store.root.name[:8])[2].split("│")]

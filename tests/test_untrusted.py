@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from refseg_bench.cli import main
+from refseg_bench.config.compose import to_yaml
+from refseg_bench.datasets import offsets
 from refseg_bench.files.store_io import read_record, read_sealed_yaml, sealed, sealed_text
 from tests.fakes import FakeDataset
 from tests.launch.runs import overrides
@@ -216,3 +218,34 @@ def test_cancel_ends_nothing_but_the_recorded_command(
     main(["cancel", str(run)])
     assert "left out" in capsys.readouterr().err
     assert asked == []
+
+
+def test_reading_commands_write_indices_where_the_present_command_does(
+    in_tmp: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(offsets, "SMALL", 0)
+    monkeypatch.setenv("REFSEG_CACHE", str(in_tmp / "mine"))
+    assert main(["run", "dataset=shapes", "method=empty", "limit.clips=1", "--no-html"]) == 0
+    (run,) = (in_tmp / "runs").iterdir()
+    config = run / "config.yaml"
+    values = read_sealed_yaml(config)
+    values["dataset"]["cache"] = values["paths"]["cache"] = str(in_tmp / "theirs")
+    config.write_text(sealed_text(to_yaml(values)))
+    words = [["score", "RUN"], ["submission", "RUN", "-o", "o.zip"], ["status", "RUN"], ["report", "RUN"],
+             ["report", "RUN", "--html", "pages"], ["report", "RUN", "--coco", "coco.json"]]  # fmt: skip
+    for one in words:
+        tried(one, run, capsys)
+    assert not (in_tmp / "theirs").exists()
+    assert list((in_tmp / "mine/index").iterdir())
+
+
+def test_status_and_tables_build_nothing(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FakeDataset, "clips", lambda self: pytest.fail("opened"))
+    assert "unknown" not in tried(["status", "RUN"], run, capsys)
+    assert "rvos-expr@1" in tried(["report", "RUN"], run, capsys)
+    for hostile in ({"clips": 7}, {"clips": [[]], "files": {}}, {"clips": [], "files": {"/": ["", None]}}):
+        (run / "data.json").write_text(sealed(hostile))
+        assert "The record of the data set is malformed" in tried(["status", "RUN"], run, capsys)
+        tried(["report", "RUN"], run, capsys)

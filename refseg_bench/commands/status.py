@@ -14,9 +14,10 @@ from rich.table import Column, Table
 from refseg_bench.errors import RefsegError
 from refseg_bench.files.store_io import printable
 from refseg_bench.run.claims import records
+from refseg_bench.run.data_record import recorded
 from refseg_bench.run.inputs import Present, stale, told
 from refseg_bench.run.joblog import log_path
-from refseg_bench.run.loop import dataset_of, frozen, plan
+from refseg_bench.run.loop import frozen
 from refseg_bench.run.owners import BEAT, describe
 from refseg_bench.run.store import Line, RunStore, find_runs
 from refseg_bench.run.submissions import Submission, living, submissions
@@ -59,21 +60,28 @@ def _tell(store: RunStore, busy: Sequence[Submission], failures: int, table: Tab
     """One run: its row, and what there is to say below."""
     differing: dict[str, str] = {}
     index: Mapping[str, Line] = store.index()
+    expected: int | None = None
     try:
-        dataset = dataset_of(frozen(store))
-        work = plan(dataset)
-        asked = {sample_id(clip.id, e.id) for clip, expressions in work for e in expressions}
-        expected: int | None = len(asked)
+        frozen(store)
+        dataset = recorded(store)
+        if dataset is None:
+            raise StoreError("no command has opened its data set yet")
+        asked = {sample_id(clip.id, e.id) for clip, expressions in dataset.work for e in expressions}
+        expected = len(asked)
         if surplus := [sample for sample in index if sample not in asked]:
             notes.append(
                 f"{store.root.name}  {len(surplus)} samples are not in the data set and don't count: "
                 f"{', '.join(surplus[:3])}{' …' if len(surplus) > 3 else ''}"
             )
             index = {sample: line for sample, line in index.items() if sample in asked}
-        differing = stale(store, work, Present(dataset))
+        differing = stale(store, dataset.work, Present(dataset))
+        if changed := dataset.changed():
+            notes.append(
+                f"{store.root.name}  {changed} has changed since the last command that opened the data set; "
+                "the same `refseg run` tells what it changes"
+            )
     except RefsegError as error:
-        # A folder that was copied here without its dataset still tells what is in it.
-        expected = None
+        # A folder that can't tell what was asked for still tells what is in it.
         notes.append(f"{store.root.name}  what is left is unknown: {error.what}")
     if damage := store.damage():
         notes.append(f"{store.root.name}  {damage}")

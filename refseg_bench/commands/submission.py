@@ -130,10 +130,10 @@ def _dataset(args: argparse.Namespace, store: RunStore | None) -> Dataset | None
 
 def _of_run(store: RunStore) -> Dataset:
     from refseg_bench.config import schema
-    from refseg_bench.run.loop import frozen
+    from refseg_bench.run.loop import received
 
     # The whole split, whatever part of it the run was limited to.
-    made: Dataset = schema.build(frozen(store)["dataset"], "dataset")
+    made: Dataset = schema.build(received(store)["dataset"], "dataset")
     return made
 
 

@@ -11,7 +11,7 @@ import difflib
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -30,6 +30,26 @@ def cache_root(configured: Path | None = None) -> Path:
     return configured or Path(os.environ.get("REFSEG_CACHE") or "cache")
 
 
+#: Sets that :func:`files_read` fills.
+_collecting: list[set[Path]] = []
+
+
+@contextlib.contextmanager
+def files_read() -> Iterator[set[Path]]:
+    """Collect the data files (not frames and masks) that are opened inside, or known by an index."""
+    found: set[Path] = set()
+    _collecting.append(found)
+    try:
+        yield found
+    finally:
+        _collecting[:] = [other for other in _collecting if other is not found]
+
+
+def _collect(*paths: Path) -> None:
+    for found in _collecting:
+        found.update(paths)
+
+
 def fingerprint(*paths: Path) -> str:
     """``PLACE-STATE`` in hex: where files are, and their sizes, modification times and inodes.
 
@@ -37,6 +57,7 @@ def fingerprint(*paths: Path) -> str:
         Damage: one of them is missing.
     """
     places, states = [], []
+    _collect(*paths)
     for path in paths:
         try:
             state = path.stat()
@@ -186,6 +207,7 @@ def open_data(path: Path) -> IO[bytes]:
     if instead is not None:
         file.close()
         raise Damage("another file", f"The file is {instead[0]}.", file=path, cure=instead[1])
+    _collect(path)
     return file
 
 

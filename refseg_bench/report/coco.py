@@ -16,7 +16,7 @@ from pycocotools import mask as coco_mask
 
 from refseg_bench.files.store_io import output
 from refseg_bench.run.inputs import Present, stale, without
-from refseg_bench.run.loop import dataset_of, frozen, plan
+from refseg_bench.run.loop import dataset_of, plan, received
 from refseg_bench.run.store import RunStore
 from refseg_bench.types import sample_id
 
@@ -26,7 +26,7 @@ def to_coco(store: RunStore) -> dict[str, Any]:
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     left_out: list[str] = []
-    dataset = dataset_of(frozen(store))
+    dataset = dataset_of(received(store))
     work = plan(dataset)
     differing = stale(store, work, Present(dataset))
     for clip, expressions in work:

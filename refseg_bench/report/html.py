@@ -30,7 +30,7 @@ from refseg_bench.report import tables
 from refseg_bench.report.compare import BOOKKEEPING, compare
 from refseg_bench.report.media import MediaFolder, spread
 from refseg_bench.run.inputs import Present, stale, without
-from refseg_bench.run.loop import dataset_of, frozen, plan
+from refseg_bench.run.loop import dataset_of, plan, received
 from refseg_bench.run.store import RunStore
 from refseg_bench.scoring.breakdown import GROUPS, breakdown, group_of
 from refseg_bench.scoring.protocols.catalogue import rules as rules_of
@@ -168,7 +168,7 @@ def _grouped(stores: Sequence[RunStore]) -> list[list[_Run]]:
     """Runs of one data set and split together, in the order given."""
     groups: dict[tuple[str, str], list[_Run]] = {}
     for store in stores:
-        values = frozen(store)
+        values = received(store)
         node = values["dataset"]
         name = str(node.get("name") or node[schema.TARGET].rpartition(".")[2])
         run = _Run(store, values, name, str(node.get("split", "")))

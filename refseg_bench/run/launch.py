@@ -126,7 +126,7 @@ def preview(points: Sequence[Composed]) -> list[str]:
     """What :func:`launch` would do, one line a run and what it would cost; nothing is written."""
     lines: list[str] = []
     for point in points:
-        run = planned(RunStore(point.path), point, lines.append)
+        run = planned(RunStore(point.path), point, lines.append, keep=False)
         where = f"cluster={run.cluster.kind}"
         lines.append(
             f"{point.path}: {run.samples} samples left in {run.clips} clips, {run.shards} shards, {where}"

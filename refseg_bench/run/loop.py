@@ -14,6 +14,7 @@ from typing import Any
 from refseg_bench import env
 from refseg_bench.config import schema
 from refseg_bench.config.compose import Config, Limit, checked, covers, digest_of, from_yaml, lasting, load
+from refseg_bench.datasets.files import cache_root
 from refseg_bench.datasets.limited import Limited
 from refseg_bench.errors import ConfigError, DataError, RefsegError, StoreError, missing_package
 from refseg_bench.run import oom
@@ -223,6 +224,21 @@ def frozen(store: RunStore, launch: str | None = None) -> dict[str, Any]:
             cure="Put the file back. Options are changed by `refseg run` with the same words and KEY=VALUE.",
         )
     return values
+
+
+def received(store: RunStore) -> dict[str, Any]:
+    """The frozen config of a run for a command that reads it: its data set's indices go where they go here.
+
+    A run folder may come from anywhere, so no file is written where its config says.
+
+    Raises:
+        StoreError, ConfigError: as :func:`frozen`.
+    """
+    values = frozen(store)
+    cache = str(cache_root())
+    if "cache" in values["dataset"]:
+        values["dataset"] = {**values["dataset"], "cache": cache}
+    return {**values, "paths": {**values["paths"], "cache": cache}}
 
 
 def lasting_of(store: RunStore) -> dict[str, Any]:

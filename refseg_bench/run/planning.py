@@ -15,7 +15,9 @@ from refseg_bench import env
 from refseg_bench.config import schema
 from refseg_bench.config.compose import Cluster, Composed, Config, load
 from refseg_bench.config.schema import TARGET
+from refseg_bench.datasets.files import files_read
 from refseg_bench.errors import RefsegError
+from refseg_bench.run.data_record import keep_record
 from refseg_bench.run.inputs import Present, stale, told
 from refseg_bench.run.loop import Tally, Work, dataset_of, frozen, left, plan
 from refseg_bench.run.store import Line, RunStore, runs_in
@@ -58,15 +60,24 @@ class Planned:
         return sum(len(es) for _, es in self.work)
 
 
-def planned(store: RunStore, point: Composed, say: Callable[[str], None]) -> Planned:
+def planned(store: RunStore, point: Composed, say: Callable[[str], None], *, keep: bool = True) -> Planned:
     """Look at what is left of a run and choose its shards.
+
+    Args:
+        store: the run folder.
+        point: what this submission asks for.
+        say: takes lines for the user.
+        keep: leave a record of the data set in the run folder.
 
     Raises:
         RefsegError: the dataset can't be read.
     """
     config = load(point.values)
     dataset = dataset_of(point.values)
-    whole, present = plan(dataset), Present(dataset)
+    with files_read() as files:
+        whole, present = plan(dataset), Present(dataset)
+    if keep:
+        keep_record(store, whole, files)
     work = left(whole, store.index(), present)
     _tell_of_data(store, whole, present, say)
     run = Planned(store, point.values, config, work, len(whole))

@@ -5,6 +5,7 @@ Layout of one run::
     runs/METHOD-DATASET-1a2b3c4d/
       config.yaml            frozen, resolved; workers read nothing else
       run.json               name, digest, command line, choices
+      data.json              what the last command saw of the data set: samples, texts, frame names
       env/JOB.json           one environment record per process that worked on the run
       predictions/JOB.jsonl  one line per sample; each process has its own file
       maps/SAMPLE.npz        attention maps kept for the report
@@ -130,7 +131,6 @@ class RunInfo:
         overrides: the command line.
         choices: group → member.
         created: when it was frozen.
-        samples: what the data set had to predict when the run was last worked on.
         lasting: the options that the digest is made of.
         bound: True if the method is a bound (its class says so), not a grounding method.
     """
@@ -140,7 +140,6 @@ class RunInfo:
     overrides: list[str] = field(default_factory=list)
     choices: dict[str, str] = field(default_factory=dict)
     created: str = ""
-    samples: int | None = None
     lasting: dict[str, Any] = field(default_factory=dict)
     bound: bool = False
 

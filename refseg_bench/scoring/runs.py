@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from refseg_bench.config import compose as configs
+from refseg_bench.datasets.files import files_read
 from refseg_bench.errors import RefsegError, ScoreError
 from refseg_bench.run import inputs
-from refseg_bench.run.loop import dataset_of, frozen, plan
+from refseg_bench.run.data_record import keep_record
+from refseg_bench.run.loop import dataset_of, plan, received
 from refseg_bench.run.store import RunStore
 from refseg_bench.scoring import score as scoring
 from refseg_bench.scoring.protocols.catalogue import find
@@ -48,7 +50,7 @@ def score_store(
     values: Mapping[str, Any] | None = None,
 ) -> list[tuple[str, Scored | ScoreError]]:
     """Score one run, keep what could be scored, and return outcomes and refusals by protocol."""
-    values = frozen(store) if values is None else values
+    values = received(store) if values is None else values
     config = configs.load(values)
     dataset = dataset_of(values)
     options = Options(
@@ -62,7 +64,9 @@ def score_store(
     words = list(protocols or config.protocols or dataset.protocols)
     # Before anything is read: what is appended meanwhile makes the result outdated.
     made_from = {"predictions": store.mark()}
-    work, present = plan(dataset), inputs.Present(dataset)
+    with files_read() as files:
+        work, present = plan(dataset), inputs.Present(dataset)
+    keep_record(store, work, files)
     if not options.partial:
         refuse_damage(store, work)
     differing = inputs.stale(store, work, present)
