@@ -165,17 +165,5 @@ class GroundingMLLM(Protocol):
     def layers(self) -> int:
         """Number of language-model layers. Loads no weights."""
 
-    def estimate(
-        self,
-        size: tuple[int, int],
-        frames: int,
-        expressions: int,
-        visual: VisualSettings,
-        rollout: RolloutSettings,
-        *,
-        background: bool = True,
-    ) -> dict[str, Any]:
-        """What reading a clip's attention will cost. Loads no weights."""
-
     def open(self, frames_THWC: Uint8THWC, visual: VisualSettings, rollout: RolloutSettings) -> MLLMSession:
         """Start a session on the sampled frames of a clip."""

@@ -8,13 +8,10 @@ import pytest
 import torch
 
 from refseg_bench.backbones.attention_maps import Reading
-from refseg_bench.backbones.dit.estimate import estimate
 from refseg_bench.backbones.dit.families import FAMILIES, family
 from refseg_bench.backbones.dit.families.flux import pack
-from refseg_bench.backbones.dit.model import DiT, Query
+from refseg_bench.backbones.dit.model import Query
 from refseg_bench.backbones.dit.text_tokens import tokenise
-from refseg_bench.config import compose as config
-from refseg_bench.config import schema
 from refseg_bench.errors import ConfigError, DataError
 from tests.backbones import tiny_dits
 
@@ -119,31 +116,3 @@ def test_half_precision_runs_and_is_close(make_dit, picture):
     full, half = read(make_dit("sd3"), picture), read(make_dit("sd3", dtype="bf16"), picture)
     np.testing.assert_allclose(half.sum(0), 1, atol=1e-5)
     assert np.abs(half - full).max() < 0.05
-
-
-def test_estimate_from_a_folders_configs(make_dit):
-    dit = make_dit("sd3", layers=[1])
-    found = estimate(dit, text_tokens=10)
-    transformer = dit._load().transformer
-    assert found.parameters["transformer"] == sum(p.numel() for p in transformer.parameters())
-    last = sum(p.numel() for p in transformer.transformer_blocks[2].parameters())
-    assert found.parameters["used"] == found.parameters["transformer"] - last
-    assert found.parameters["t5"] == sum(p.numel() for p in tiny_dits.t5().parameters())
-    assert found.joint_tokens == 4 * 6 + 256 + 8 * 10
-    assert found.flops > 0
-    assert found.plans[0].options == "text_encoders=keep"
-    assert found.plans[-1].bytes <= found.plans[0].bytes
-    assert any("streamed" in line for line in found.lines())
-
-
-@pytest.mark.parametrize(("name", "billions"), [("sd3-medium", 2.03)])
-def test_estimate_of_a_published_architecture(name, billions):
-    node = config.load_node("backbone", name)
-    found = estimate(schema.build(node, "backbone"))
-    assert found.parameters["transformer"] / 1e9 == pytest.approx(billions, abs=0.01)
-    assert found.parameters["t5"] / 1e9 == pytest.approx(4.76, abs=0.01)
-
-
-def test_estimate_of_an_unknown_model():
-    with pytest.raises(ConfigError, match="its size can't be computed"):
-        estimate(DiT("nobody/nothing", "flux", offline=True))

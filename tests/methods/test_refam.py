@@ -524,16 +524,6 @@ def test_what_names_a_shared_capture():
     assert digest() != digest("backbone.sigma=0.7")
 
 
-def test_estimate_before_a_run(make_dit, tmp_path):
-    clip = a_clip(tmp_path / "clip", frames=3)
-    stream = refam(make_dit("sd3", sigma=[0.3, 0.5])).estimate(clip, 9)
-    assert stream["passes"] == 4, "two batches of eight, two noise levels"
-    prompt = refam(make_dit("sd3", text_mode="prompt")).estimate(clip, 9)
-    assert prompt["passes"] == 9
-    assert prompt["tflop"]["clip"] == pytest.approx(9 * prompt["tflop"]["pass"], abs=1e-3)
-    json.dumps(prompt)
-
-
 # ── ConceptAttention on the same tap ──
 
 

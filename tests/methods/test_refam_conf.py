@@ -127,7 +127,7 @@ def test_the_default_run_needs_no_download():
     assert point.values["method"]["source"]["_target_"].endswith("ConceptAttention")
 
 
-def test_a_dry_run_tells_cache_hits_and_costs(tmp_path, monkeypatch):
+def test_a_dry_run_tells_cache_hits(tmp_path, monkeypatch):
     from refseg_bench.run.launch import preview
     from tests.backbones import tiny_dits
 
@@ -136,8 +136,6 @@ def test_a_dry_run_tells_cache_hits_and_costs(tmp_path, monkeypatch):
     small = ["limit.clips=2", "limit.expressions=2", f"paths.cache={tmp_path}/cache"]
     lines = preview(config.compose(["method=refam", f"backbone.path={folder}", *small]))
     assert "  cache: 0 of 4 expressions of the first 2 clips need no model call" in lines
-    said = {line.split(":")[0].strip() for line in lines}
-    assert {"parameters", "passes", "tflop", "memory_gb"} <= said
     absent = preview(config.compose(["method=refam", "backbone=wan", "backbone.offline=true", *small]))
-    assert any("estimate: can't be made" in line for line in absent)
+    assert "  cache: 0 of 4 expressions of the first 2 clips need no model call" in absent
     assert len(preview(config.compose(["method=lexical", *small]))) == 1

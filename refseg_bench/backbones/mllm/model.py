@@ -127,36 +127,6 @@ class MLLM:
             "positions": self.positions,
         }
 
-    def estimate(
-        self,
-        size: tuple[int, int],
-        frames: int,
-        expressions: int,
-        visual: VisualSettings,
-        rollout: RolloutSettings,
-        *,
-        background: bool = True,
-    ) -> dict[str, Any]:
-        """Tokens, FLOPs and memory of a clip, from the config alone; see :func:`~.estimate.clip_cost`.
-
-        Known hub ids are estimated from their published architecture, so that no network is needed.
-        """
-        from refseg_bench.backbones.mllm.estimate import clip_cost, published
-
-        known = published(self.path) if self._config is None and self.family == "auto" else None
-        return clip_cost(
-            self.adapter() if known is None else family_of(known, {}),
-            size,
-            frames,
-            expressions,
-            visual,
-            rollout,
-            bytes_per_number=4 if self.dtype == "float32" else 2,
-            budget_gb=self.memory_budget_gb,
-            batch_size=self.batch_size,
-            background=background,
-        )
-
     def weights(self) -> tuple[Weights, ...]:
         """What ``refseg models`` lists and fetches."""
         folder = self._folder()

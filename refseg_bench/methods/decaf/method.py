@@ -283,17 +283,6 @@ class DecAF:
         apart = None if method["use_cache"] else dict(method)
         return digest({"backbone": lasting, "method": made, "apart": apart})
 
-    def estimate(self, clip: Clip, n_expressions: int) -> dict[str, Any]:
-        """Tokens, FLOPs and memory of the model's part on a clip, from its config (segmenter not counted)."""
-        return self.backbone.estimate(
-            clip.size,
-            len(sample_frames(len(clip), self.n_frames)),
-            n_expressions,
-            self.visual_settings(),
-            self.rollout_settings(),
-            background=self.fusion.contrast == "obj_minus_bg",
-        )
-
     def cached(self, clip: Clip, texts: Sequence[str]) -> int:
         """How many of the texts need no model call, by the cache. Loads no weights."""
         frames = sample_frames(len(clip), self.n_frames)

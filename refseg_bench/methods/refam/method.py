@@ -277,30 +277,6 @@ class RefAM:
         frames = self.frames(clip)
         return sum(all(reader.known(frame, ask) for frame in frames) for ask in asks)
 
-    def estimate(self, clip: Clip, n_expressions: int) -> dict[str, Any]:
-        """Forward passes, FLOPs and memory of a clip's attention, from configs (segmenter not counted)."""
-        from refseg_bench.backbones.dit.estimate import estimate
-
-        found = estimate(self.backbone)
-        shared = self.backbone.text_mode == "concept_stream" and self.prompt_mode != "expression"
-        group = self.backbone.batch_size if shared else 1
-        rounds = len(self.backbone.sigmas) * self.backbone.n_noise
-        passes = -(-n_expressions // group) * rounds * len(self.frames(clip))
-        return {
-            "parameters": dict(found.parameters),
-            "passes": passes,
-            "tflop": {
-                "pass": round(found.flops / 1e12, 4),
-                "clip": round(passes * found.flops / 1e12, 4),
-                "per_expression": round(passes * found.flops / 1e12 / max(1, n_expressions), 4),
-            },
-            "memory_gb": {plan.options: round(plan.bytes / 1e9, 2) for plan in found.plans},
-            "maps_mb": {
-                "streamed": round(found.streamed_maps / 1e6, 3),
-                "dense": round(found.dense_maps / 1e6, 1),
-            },
-        }
-
     @property
     def magnet_words(self) -> tuple[str, ...]:
         """The magnets in order."""

@@ -121,10 +121,6 @@ class Family(ABC):
     def forward(self, transformer: nn.Module, inputs: ForwardInputs) -> Tensor:
         """Call the transformer; returns its output."""
 
-    def make_traceable(self, transformer: nn.Module) -> None:
-        """Replace what can't run on the meta device by something of the same shapes (estimates only)."""
-        return
-
     @contextmanager
     def prompt_only_conditioning(self, transformer: nn.Module, prompt_tokens: int) -> Iterator[None]:
         """Keep extraction tokens out of whatever global vector the model makes of its text.

@@ -49,16 +49,6 @@ class Mochi(Family):
         )[0]
         return output
 
-    def make_traceable(self, transformer: nn.Module) -> None:
-        """The rotation opens an autocast of its device, which the meta device has not."""
-        rope: Any = transformer.rope
-
-        def rotation(frequencies: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-            shape = (positions.shape[0], *frequencies.shape[1:])
-            return positions.new_zeros(shape), positions.new_zeros(shape)
-
-        rope._create_rope = rotation
-
     @contextmanager
     def prompt_only_conditioning(self, transformer: nn.Module, prompt_tokens: int) -> Iterator[None]:
         """The caption pool mixes all text into the conditioning vector: show it the prompt alone."""

@@ -89,10 +89,6 @@ class Family(ABC):
     def text_only(self) -> tuple[str, str]:
         """What stands before and after the text of a prompt without a visual block."""
 
-    @abstractmethod
-    def vision_tokens(self, size: tuple[int, int], frames: int, visual: VisualSettings) -> tuple[int, int]:
-        """Patches the vision tower sees for (the video, one frame)."""
-
     def unpack(self, values_N: FloatTHW, visual: Visual) -> FloatTHW:
         """Values of the visual tokens, in prompt order, as a map ``(T, h, w)``."""
         return values_N.reshape(visual.grid)

@@ -92,13 +92,6 @@ class InternVL(Family):
         """The same system message, no visual block."""
         return _SYSTEM + _USER, _END
 
-    def vision_tokens(self, size: tuple[int, int], frames: int, visual: VisualSettings) -> tuple[int, int]:
-        """Patches of all tiles, with each tile's class token."""
-        patch = pair(self.config.vision_config.patch_size)
-        per_tile = (self.tile[0] // patch[0]) * (self.tile[1] // patch[1]) + 1
-        rows, columns = self.tiles(size, visual)
-        return frames * per_tile, rows * columns * per_tile
-
     def unpack(self, values_N: FloatTHW, visual: Visual) -> FloatTHW:
         """Frames stand one after the other; a frame's tiles are put together again."""
         if visual.tiles == (1, 1):

@@ -85,11 +85,6 @@ class LlavaOnevision(Family):
         """The same system message, no visual block."""
         return f"{_HEAD}\n", _END
 
-    def vision_tokens(self, size: tuple[int, int], frames: int, visual: VisualSettings) -> tuple[int, int]:
-        """Patches of all tiles."""
-        height, width = self.canvas(size, visual)
-        return frames * self.side**2, height // self.tile * (width // self.tile) * self.side**2
-
     def forward_inputs(self, model: Any, ids: Tensor, visual: Visual) -> dict[str, Any]:
         """Embeddings with the visual features in place: the model's own packing adds tokens we leave out."""
         embeds = model.get_input_embeddings()(ids)

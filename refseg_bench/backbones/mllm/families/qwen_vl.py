@@ -101,13 +101,6 @@ class QwenVL(Family):
         """The same system message, no visual block."""
         return self.system + _USER, _END
 
-    def vision_tokens(self, size: tuple[int, int], frames: int, visual: VisualSettings) -> tuple[int, int]:
-        """Patches before merging."""
-        merge = int(self.config.vision_config.spatial_merge_size) ** 2
-        t, h, w = self.video_grid(size, frames, visual)
-        rows, columns = self.frame_grid(size, visual)
-        return t * h * w * merge, rows * columns * merge
-
     def forward_inputs(self, model: Any, ids: Tensor, visual: Visual) -> dict[str, Any]:
         """Pixels with the marks of which tokens are image (1) or video (2)."""
         return {"input_ids": ids, "mm_token_type_ids": self._kinds(ids), **visual.inputs}
