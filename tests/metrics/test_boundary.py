@@ -139,15 +139,6 @@ def test_a_full_mask_has_no_boundary():
     assert boundary.boundary_f(counts)[0] == 1
 
 
-@pytest.mark.parametrize("radius", [1, 2, 3, 5, 8, 12, 18])
-def test_the_disk_is_the_square_and_its_ring(radius):
-    inner, ring = boundary._disk(radius)
-    made = np.zeros((2 * radius + 1,) * 2, np.uint8)
-    made[radius - inner : radius + inner + 1, radius - inner : radius + inner + 1] = 1
-    made[ring[0] + radius, ring[1] + radius] = 1
-    assert (made == disk(radius)).all()
-
-
 def test_large_frames_with_dense_boundaries():
     rng = np.random.default_rng(3)
     truth, answer = rng.random((2, 480, 854)) < 0.01
