@@ -11,7 +11,7 @@ from PIL import Image
 
 from refseg_bench.errors import ConfigError
 from refseg_bench.types import encode_rle
-from tests.metrics.worlds import blobs, shaken
+from tests.scoring.worlds import blobs, shaken
 
 SIZE = (40, 56)
 FRAMES = ["00000", "00005", "00010", "00015"]

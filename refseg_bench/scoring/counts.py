@@ -1,7 +1,7 @@
 """Counts of mask pairs over clips, each pair counted once whoever asks for it.
 
-Not for: the pixel arithmetic (``metrics.boundary``, ``metrics.kernel``) or what is averaged
-(``metrics.protocols``).
+Not for: the pixel arithmetic (``scoring.boundary``, ``scoring.kernel``) or what is averaged
+(``scoring.protocols``).
 """
 
 from __future__ import annotations

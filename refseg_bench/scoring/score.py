@@ -114,36 +114,6 @@ class PredictionSource(Protocol):
         """The predictions of a clip; the flags say which kind is wanted."""
 
 
-@dataclass(frozen=True)
-class LookupSource:
-    """Predictions by clip id, as a run's store gives them.
-
-    Attributes:
-        lookup: clip id → expression id → prediction. Must be picklable.
-        name: the run's name.
-        statuses: clip id → expression id → status, where the store knows it more cheaply.
-    """
-
-    lookup: Callable[[str], Mapping[str, Prediction]]
-    name: str = "run"
-    statuses: Callable[[str], Mapping[str, Status]] | None = None
-
-    def survey(self, clip: Clip, expressions: Sequence[Expression]) -> Survey:
-        """States from the store's own statuses, else from the predictions."""
-        if self.statuses is not None:
-            known = self.statuses(clip.id)
-            return Survey({e.id: State(known.get(e.id, "missing")) for e in expressions})
-        found = self.lookup(clip.id)
-        return Survey({e.id: state_of(_checked(found.get(e.id), clip), clip) for e in expressions})
-
-    def answers(
-        self, clip: Clip, expressions: Sequence[Expression], *, labels: bool, samples: bool
-    ) -> Answers:
-        """The clip's predictions."""
-        found = self.lookup(clip.id)
-        return Answers({e.id: found[e.id] for e in expressions if e.id in found})
-
-
 def state_of(prediction: Prediction | None, clip: Clip) -> State:
     """The state of a prediction already read."""
     if prediction is None:

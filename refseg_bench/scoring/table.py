@@ -103,10 +103,6 @@ class ScoreTable:
             columns[f"attr.{name}"] = pa.array(cells)
         return pa.table(columns)
 
-    def to_frame(self) -> Any:
-        """The same as a pandas DataFrame."""
-        return self.to_arrow().to_pandas()
-
     def write_parquet(self, file: Path | IO[bytes]) -> None:
         """Write all rows to one Parquet file, or into an open one (not atomic by itself)."""
         import pyarrow.parquet as pq

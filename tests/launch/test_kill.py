@@ -89,9 +89,10 @@ def test_scoring_processes_end_with_their_parent(tmp_path: Path, number: signal.
     code = (
         "from pathlib import Path\n"
         "from refseg_bench.scoring.protocols.catalogue import find\n"
-        "from refseg_bench.scoring.score import LookupSource, Options, score\n"
+        "from refseg_bench.scoring.score import Options, score\n"
         "from tests.fakes import FakeDataset\n"
         "from tests.launch.slow import SlowAnswers\n"
+        "from tests.scoring.worlds import LookupSource\n"
         "if __name__ == '__main__':\n"
         f"    data = FakeDataset(root=Path({str(tmp_path / 'data')!r}), n_clips=60)\n"
         "    data.clips()\n"

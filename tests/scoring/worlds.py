@@ -1,10 +1,12 @@
 """Small made-up datasets and predictions for scoring tests."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from refseg_bench.scoring.score import Answers, State, Survey, state_of
 from refseg_bench.types import Clip, Expression, MaskTrack, Prediction, SampleFailure, Target
 
 
@@ -116,3 +118,23 @@ class Guesses:
                 made = MaskTrack(made.size, (*made.rles[:2], None, *made.rles[3:]))
             out[expression.id] = answer(clip, expression, made)
         return out
+
+
+@dataclass(frozen=True)
+class LookupSource:
+    """Predictions by clip id from a function, with the statuses a store may know more cheaply."""
+
+    lookup: Callable[[str], Mapping[str, Prediction]]
+    name: str = "run"
+    statuses: Callable[[str], Mapping[str, str]] | None = None
+
+    def survey(self, clip, expressions):
+        if self.statuses is not None:
+            known = self.statuses(clip.id)
+            return Survey({e.id: State(known.get(e.id, "missing")) for e in expressions})
+        found = self.lookup(clip.id)
+        return Survey({e.id: state_of(found.get(e.id), clip) for e in expressions})
+
+    def answers(self, clip, expressions, *, labels, samples):
+        found = self.lookup(clip.id)
+        return Answers({e.id: found[e.id] for e in expressions if e.id in found})

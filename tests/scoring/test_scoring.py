@@ -10,10 +10,10 @@ from refseg_bench.env import cores
 from refseg_bench.errors import ScoreError
 from refseg_bench.scoring.protocols.image import Pointing, RefcocoOverall
 from refseg_bench.scoring.protocols.rvos import RvosExpression
-from refseg_bench.scoring.score import IncompleteError, LookupSource, Options, score
+from refseg_bench.scoring.score import IncompleteError, Options, score
 from refseg_bench.scoring.stats import Bootstrap
 from refseg_bench.types import HeatPoint, MaskTrack
-from tests.metrics.worlds import Guesses, World
+from tests.scoring.worlds import Guesses, LookupSource, World
 
 ONE = Options(jobs=1, bootstrap=Bootstrap(resamples=200))
 

@@ -15,7 +15,7 @@ from refseg_bench.scoring.protocols.catalogue import find, shipped
 from refseg_bench.scoring.protocols.image import encoded_sum, resized_rle
 from refseg_bench.scoring.protocols.revos import accuracy, robustness
 from refseg_bench.scoring.protocols.rvos import percent
-from refseg_bench.scoring.score import IncompleteError, LookupSource, Options, score
+from refseg_bench.scoring.score import IncompleteError, Options, score
 from refseg_bench.scoring.stats import Bootstrap
 from refseg_bench.types import (
     Clip,
@@ -27,7 +27,7 @@ from refseg_bench.types import (
     decode_rle,
     encode_rle,
 )
-from tests.metrics.worlds import Guesses, World, answer, track
+from tests.scoring.worlds import Guesses, LookupSource, World, answer, track
 
 ONE = Options(jobs=1, bootstrap=Bootstrap(0))
 

@@ -17,7 +17,7 @@ from refseg_bench.datasets.catalogue import open_dataset
 from refseg_bench.errors import ConfigError, DataError, RefsegError, ScoreError, StoreError
 from refseg_bench.scoring import submission
 from tests.datasets.conftest import video
-from tests.metrics.worlds import Guesses, World, answer
+from tests.scoring.worlds import Guesses, World, answer
 from tools.writers import write_meta_expressions_set
 
 

@@ -20,7 +20,7 @@ from refseg_bench.scoring.foreign import FolderPredictions
 from refseg_bench.scoring.protocols.catalogue import find
 from refseg_bench.scoring.protocols.objects import assign, decay
 from refseg_bench.scoring.score import IncompleteError, Options, score
-from tests.metrics.worlds import blobs
+from tests.scoring.worlds import blobs
 
 SIZE = (48, 64)
 

@@ -18,7 +18,7 @@ from refseg_bench.files import compiled as pixelwise
 from refseg_bench.files import png
 from refseg_bench.scoring import boundary, kernel
 from refseg_bench.types import encode_rle
-from tests.metrics.test_boundary import draw_mask, mask_pairs
+from tests.scoring.test_boundary import draw_mask, mask_pairs
 
 
 @pytest.fixture(scope="module")

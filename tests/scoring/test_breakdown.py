@@ -9,11 +9,11 @@ import pytest
 from refseg_bench.errors import ScoreError
 from refseg_bench.scoring.breakdown import breakdown, group_of, paired, target_facts
 from refseg_bench.scoring.protocols.catalogue import find
-from refseg_bench.scoring.score import LookupSource, Options, score
+from refseg_bench.scoring.score import Options, score
 from refseg_bench.scoring.stats import Bootstrap
 from refseg_bench.scoring.table import ScoreTable
 from refseg_bench.types import Clip, Score, Target
-from tests.metrics.worlds import Guesses, World, track
+from tests.scoring.worlds import Guesses, LookupSource, World, track
 
 FAST = Bootstrap(200)
 
