@@ -12,7 +12,10 @@ PIP_CONSTRAINT_FILE      := $(call pip_says,constraint)
 CONSTRAINTS              := $(if $(PIP_CONSTRAINT_FILE),-c $(PIP_CONSTRAINT_FILE))
 INSTALL := $(UV) pip install -q --python $(VENV) $(CONSTRAINTS)
 
-.PHONY: demo setup test lint types tables clean
+# Tests of one group (the SLURM cluster, the browser) share a process.
+PYTEST_ARGS ?= -n auto --dist loadgroup
+
+.PHONY: demo setup test quick lint types tables clean
 
 demo: $(VENV)/.user          ## install for use, then run, score and report the embedded default
 	$(BIN)/refseg run
@@ -20,12 +23,16 @@ demo: $(VENV)/.user          ## install for use, then run, score and report the 
 test: setup                  ## install for development, then run every test
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
+quick: setup                 ## the tests that take no time
+	$(BIN)/python -m pytest $(PYTEST_ARGS) -m "not slow"
+
 setup: $(VENV)/.dev          ## install for development
 
 lint: setup                  ## style and layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+	$(BIN)/python tools/house.py
 
 types: setup                 ## strict types
 	$(BIN)/mypy

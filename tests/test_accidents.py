@@ -22,6 +22,8 @@ from tests.faults import FAILING, Fault, Outcome, command
 from tests.launch.runs import overrides
 from tools.writers import write_meta_expressions_set
 
+pytestmark = pytest.mark.slow
+
 #: Words of the cure, or of what goes on without the disk.
 TOLD = "disk is full|quota is used up|[Ii]nput/output error|No space left|[Qq]uota exceeded"
 
@@ -44,7 +46,7 @@ COMMANDS: dict[str, tuple[list[list[str]], list[str]]] = {
     "submission": ([[*RUN, "--no-html", "dataset.name=mevis"]], ["submission", "RUN", "-o", "out.zip"]),
     "demo": ([], ["demo", "data/clip0", "the square", "method=fake", *overrides(clips=2)[:1], "-o", "demo"]),
 }
-#: Those that the everyday suite looks at, at a few steps.
+#: Those that are also looked at in the middle of their steps.
 SOME = ("run", "score", "pages", "prepare")
 
 
@@ -172,21 +174,18 @@ def test_a_full_disk_anywhere(name: str, worlds: Callable[[str], World]) -> None
     failed(there, (1, len(there.well.steps) // 2), "ENOSPC")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
 def test_killed_everywhere(name: str, worlds: Callable[[str], World]) -> None:
     there = worlds(name)
     killed(there, there.every("write", "rename", "link", "remove"))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_full_disk_everywhere(name: str, worlds: Callable[[str], World]) -> None:
     there = worlds(name)
     failed(there, there.every("write", "sync"), "ENOSPC")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("number", ["EDQUOT", "EIO"])
 @pytest.mark.parametrize("name", COMMANDS)
 def test_no_quota_and_a_broken_disk(name: str, number: str, worlds: Callable[[str], World]) -> None:

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
+import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
+from PIL import Image
 
 from refseg_bench.cli import main
+from refseg_bench.types import MaskTrack
+from tools.writers import VideoRecord, write_meta_expressions_set
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md")), ROOT / "results" / "README.md",
@@ -42,19 +51,120 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert anchor in anchors(place), f"{page.name}: {target}"
 
 
-EXECUTED = re.compile(r"<!-- executed -->\s*```sh\n(.*?)```", re.S)
+GUIDES = [page for page in PAGES if page.parent in (ROOT, ROOT / "docs", ROOT / "results")]
+#: What needs weights, data or machines that are not here: composed to the last option, not run.
+OUT_OF_REACH = re.compile(
+    r"experiment=|backbone=(?!tiny)|segmenter=sam(?!2_hf segmenter.model=./tiny)|cluster=slurm|gpus="
+)
+#: Where nothing is fetched: the code that a command ends with.
+CODES = {"refseg models list segmenter=sam2": 1, "refseg models get": 2}
+#: What stands in a command for something of the reader's → what that is in the reader's folder.
+STAND_INS = {
+    "ARCHIVE…": "set.zip", "ARCHIVES…": "set.zip", "CLIP/EXPRESSION": "0123456789ab/0", "NAME": "mevis",
+    "SAMPLE": "0123456789ab/0", "RUN": "runs/empty-*", "COMMIT": "0" * 40,
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if EXECUTED.search(p.read_text())], ids=lambda p: p.name)
-def test_examples_run(page: Path, in_tmp: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for block in EXECUTED.findall(page.read_text()):
-        for line in block.splitlines():
-            command, *words = shlex.split(line, comments=True)
-            assert command == "refseg"
-            arguments = [found for word in words for found in (sorted(glob.glob(word)) or [word])]
-            assert main(arguments) == 0, (line, capsys.readouterr().err)
+def commands(page: Path) -> list[str]:
+    """The commands of a page's blocks, in their order, each on one line."""
+    text = re.sub(r"\\\n\s*", "", page.read_text())
+    blocks = re.findall(r"^```(?:sh)?\n(.*?)^```|((?:^    .*\n)+)", text, re.M | re.S)
+    lines = (line.strip() for fenced, indented in blocks for line in (fenced + indented).splitlines())
+    return [line for line in lines if re.match(r"(refseg|python|make|pip|export|pytest|mkdocs) ", line + " ")]
 
 
+def mentioned(page: Path) -> list[str]:
+    """The commands of a page's blocks and sentences."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S)
+    return commands(page) + re.findall(r"`((?:refseg|make|python|pip|pytest) [^`]+)`", text)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a reader has: a small MeViS, its archive, masks of other code, a video and its frames."""
+    here = tmp_path_factory.mktemp("home")
+    lines = MaskTrack.from_masks([np.eye(24, 32, dtype=bool)] * 3, (24, 32))
+    black = np.zeros((3, 24, 32, 3), np.uint8)
+    video = VideoRecord("0123456789ab", black, [lines], [("the line", [0], {"type": "line"})])
+    for split in ("valid_u", "valid"):
+        write_meta_expressions_set(here / "data" / "mevis", split, [video])
+    shutil.make_archive(str(here / "set"), "zip", here / "data" / "mevis")
+    for frame in range(3):
+        (here / "answers" / video.name / "0").mkdir(parents=True, exist_ok=True)
+        Image.new("L", (32, 24)).save(here / "answers" / video.name / "0" / f"{frame:05d}.png")
+    shutil.copytree(here / "data/mevis/valid/JPEGImages" / video.name, here / "folder_of_frames")
+    clip = cv2.VideoWriter(str(here / "clip.mp4"), cv2.VideoWriter.fourcc(*"mp4v"), 4, (64, 48))
+    for _ in range(4):
+        clip.write(np.zeros((48, 64, 3), np.uint8))
+    clip.release()
+    with contextlib.chdir(here):
+        assert main(["run", "method=empty", "dataset=mevis", "dataset.split=valid_u", "--no-html"]) == 0
+    return here
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "page", [p for p in GUIDES if any(c.startswith("refseg") for c in commands(p))], ids=str
+)
+def test_a_reader_can_give_every_command(
+    page: Path,
+    home: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    here = tmp_path / "reader"
+    shutil.copytree(home, here)
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("COCO", "coco")
+    monkeypatch.setenv("HF_HOME", "huggingface")
+    for line in commands(page):
+        if line.startswith("python -c"):
+            monkeypatch.setenv("PYTHONPATH", str(ROOT))
+            subprocess.run([sys.executable, *shlex.split(line)[1:]], check=True)
+        if not line.startswith("refseg "):
+            continue
+        plain = re.sub(r"\[(-[^\]]*)\]", r"\1", line)
+        words = [os.path.expandvars(STAND_INS.get(word, word)) for word in shlex.split(plain, comments=True)][
+            1:
+        ]
+        words = [found for word in words for found in (sorted(glob.glob(word)) or [word])]
+        if words[0] == "run":
+            if OUT_OF_REACH.search(line):
+                words = [word for word in words if word != "--dry"] + ["--cfg", "job"]
+            elif "limit.clips" not in line:
+                words += ["limit.clips=1"]
+            words += ["limit.expressions=2", "score.bootstrap=20"]
+        if "--publish" in words:
+            words += ["--to", "rows"]
+        wanted = next((code for start, code in CODES.items() if line.startswith(start)), 0)
+        assert main(words) == wanted, (line, words, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("page", GUIDES, ids=str)
+def test_every_command_and_option_exists(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for line in mentioned(page):
+        tool, *words = line.split("  #")[0].replace("[", " ").replace("]", " ").split()
+        if tool == "make":
+            assert all(re.search(rf"^{word}:", makefile, re.M) for word in words), line
+        elif tool in ("python", "pytest"):
+            assert all((ROOT / word).exists() for word in words if word.endswith(".py")), line
+        elif tool == "pip":
+            assert all(
+                name in extras for found in re.findall(r"bench\[(.*?)\]", line) for name in found.split(",")
+            ), line
+        elif tool == "refseg":
+            depth = 2 if words[0] in ("data", "models") else 1
+            with pytest.raises(SystemExit):
+                main([*words[:depth], "--help"])
+            known = capsys.readouterr().out
+            for option in re.findall(r"(?<![\w-])--?[a-zA-Z][\w-]*", " ".join(words)):
+                assert re.search(rf"(?<![\w-]){option}(?![\w-])", known), (line, option)
+
+
+@pytest.mark.slow
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     pytest.importorskip("mkdocs", reason="NO MKDOCS: the site is not built")
     done = subprocess.run(

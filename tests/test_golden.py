@@ -26,6 +26,7 @@ COMMANDS = {
 BESIDE = ["lexical-shapes", "centre_point-shapes", "oracle-shapes"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_default_runs_print_the_published_numbers(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -20,6 +20,7 @@ from refseg_bench.run.loop import work_on
 from refseg_bench.run.store import RunStore
 from tests.launch.runs import environment, lines, overrides, point, quiet, refseg, scores, undisturbed
 
+pytestmark = pytest.mark.slow
 CLIPS = 12
 
 

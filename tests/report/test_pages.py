@@ -15,7 +15,7 @@ from refseg_bench.run.store import RunStore
 from tests.fakes import fake_run
 from tests.report.worlds import HOSTILE
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("browser")]
 
 
 class Visitor:

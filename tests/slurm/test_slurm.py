@@ -25,7 +25,7 @@ from refseg_bench.run.submissions import submissions
 from tests.launch.runs import CONF, REPO, environment, lines, overrides, point, refseg, scores, undisturbed
 from tests.slurm.conftest import Slurm
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm")]
 CLUSTER = ["cluster=slurm", "cluster.allow_dirty=true", "cluster.cpus=1", "cluster.signal_seconds=30"]
 CLIPS = 9
 
