@@ -84,6 +84,7 @@ def _track(length: int, size: tuple[int, int]) -> MaskTrack:
 def point(folder: Path, clips: int, expressions: int, frames: int, **cluster: object) -> Composed:
     """A composed run of the simulation."""
     module = "benchmarks.overhead"
+    schema.allow(module)
     values = {
         "dataset": {"_target_": f"{module}.SimulatedDataset", "n_clips": clips, "n_expressions": expressions,
                     "n_frames": frames},

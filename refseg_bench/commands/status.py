@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Column, Table
 
-from refseg_bench.errors import RefsegError
+from refseg_bench.errors import RefsegError, StoreError
 from refseg_bench.files.store_io import printable
 from refseg_bench.run.claims import records
 from refseg_bench.run.data_record import recorded
