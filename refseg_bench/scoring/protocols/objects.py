@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -21,6 +21,8 @@ from refseg_bench.types import Clip, Score
 Decay = Literal["exact", "uint8"]
 STATISTICS = (*JF, "J-Recall", "J-Decay", "F-Recall", "F-Decay")
 Regions = dict[int, kernel.Region]
+#: Object id → counts of its frames.
+Rows = dict[int, list[tuple[int, ...]]]
 
 
 def decay(values_T: NDArray[np.float64], rule: Decay = "exact") -> float:
@@ -190,6 +192,35 @@ def _frames_of(
         yield truth.frame(t), labels
 
 
+def count_by_id(
+    case: Case,
+    truth: LabelMaps,
+    answer: LabelMaps,
+    frames: Sequence[int],
+    ids: Sequence[int] = (),
+    check: Callable[[int, Regions], None] = lambda t, guesses: None,
+) -> Rows:
+    """Counts of each id's object and the prediction of that id, from the frame on where it is first seen.
+
+    Args:
+        case: the clip.
+        truth: the annotated id maps.
+        answer: the predicted ones.
+        frames: those that count.
+        ids: counted from the first frame on, seen or not.
+        check: is shown the predictions of each frame before they are counted.
+    """
+    radius, empty = boundary_radius(case.clip.size), kernel.empty_region(case.clip.size)
+    rows: Rows = {k: [] for k in ids}
+    for t, (g_HW, p_HW) in zip(frames, _frames_of(truth, answer, frames), strict=True):
+        objects, guesses = kernel.label_regions(g_HW), kernel.label_regions(p_HW)
+        check(t, guesses)
+        for k in {*rows, *objects, *guesses}:
+            pair = objects.get(k, empty), guesses.get(k, empty)
+            rows.setdefault(k, []).append(kernel.compare(*pair, radius))
+    return rows
+
+
 @dataclass
 class DavisSemi(LabelProtocol):
     """DAVIS 2017 semi-supervised: ids are given, the first and last frame don't count.
@@ -224,29 +255,24 @@ class DavisSemi(LabelProtocol):
         self, case: Case, name: str, truth: LabelMaps, maps: LabelMaps, frames: range
     ) -> list[Score]:
         """See the class."""
-        number = len(self.objects(truth, frames))
-        if not number:
-            return []
-        radius, empty = boundary_radius(case.clip.size), kernel.empty_region(case.clip.size)
-        rows: list[list[tuple[int, ...]]] = [[] for _ in range(number)]
-        for t, (g_HW, p_HW) in zip(frames, _frames_of(truth, maps, frames), strict=True):
-            objects, guesses = kernel.label_regions(g_HW), kernel.label_regions(p_HW)
-            if guesses and max(guesses) > number:
+        ids = self.objects(truth, frames)
+
+        def check(t: int, guesses: Regions) -> None:
+            if guesses and max(guesses) > len(ids):
                 raise UnusableError(
-                    f"{self.name} aborts: id {max(guesses)} is predicted, '{case.clip.id}' has {number} "
+                    f"{self.name} aborts: id {max(guesses)} is predicted, '{case.clip.id}' has {len(ids)} "
                     "objects in its first frame.",
                     where=f"{case.clip.id}/{case.clip.frame_names[t]}",
                     cure="Write object ids 1, 2, … as pixel values (a 0/255 mask holds the id 255).",
                 )
-            for k in range(number):
-                pair = objects.get(k + 1, empty), guesses.get(k + 1, empty)
-                rows[k].append(kernel.compare(*pair, radius))
-        return [
-            self._score(
-                case, name, k + 1, counts, frames, statistics(jaccard(counts), boundary_f(counts), self.decay)
-            )
-            for k, counts in enumerate(map(stack, rows))
-        ]
+
+        rows = count_by_id(case, truth, maps, frames, ids, check) if ids else {}
+        scores = []
+        for k in ids:
+            counts = stack(rows[k])
+            values = statistics(jaccard(counts), boundary_f(counts), self.decay)
+            scores.append(self._score(case, name, k, counts, frames, values))
+        return scores
 
 
 @dataclass
@@ -279,12 +305,13 @@ class DavisUnsupervised(LabelProtocol):
     metrics: ClassVar[tuple[str, ...]] = STATISTICS
     #: proposals above this number abort.
     most: ClassVar[int] = 20
+    #: how far above 0.5 a frame must be for the recall.
+    epsilon: ClassVar[float] = 0.0
 
     def score_maps(
         self, case: Case, name: str, truth: LabelMaps, maps: LabelMaps, frames: range
     ) -> list[Score]:
         """See the class."""
-        number = len(self.objects(truth, frames))
         pairs = _Pairs(len(frames), case.clip.size)
         for index, (g_HW, p_HW) in enumerate(_frames_of(truth, maps, frames)):
             seen = kernel.label_regions(p_HW)
@@ -294,20 +321,13 @@ class DavisUnsupervised(LabelProtocol):
                     where=f"{name}/{case.clip.id}/{case.clip.frame_names[frames[index]]}".lstrip("/"),
                     cure="Number the proposals 1, 2, … in pixel values.",
                 )
-            proposals = max(seen, default=0)
-            objects, guesses = _without_void(g_HW, p_HW, seen)
-            pairs.enter(index, {k: r for k, r in objects.items() if k <= number}, guesses, proposals)
-        counts_PGTC = pairs.counts(list(range(1, number + 1)), list(range(1, pairs.proposals + 1)), pad=True)
-        return self.matched(case, name, counts_PGTC, list(range(1, number + 1)), frames)
-
-    def matched(
-        self, case: Case, name: str, counts_PGTC: NDArray[np.int64], objects: Sequence[int], frames: range
-    ) -> list[Score]:
-        """Scores after the assignment, in the order of the matched proposals."""
+            pairs.enter(index, g_HW, p_HW, seen)
+        objects, proposals = self.matchable(truth, frames, pairs)
         if not objects:
             return []
-        j_PGT, f_PGT = _per_pair(counts_PGTC)
-        rows, columns = assign((j_PGT.mean(axis=2) + f_PGT.mean(axis=2)) / 2)
+        counts_PGTC = pairs.counts(objects, proposals)
+        flat = counts_PGTC.reshape(-1, counts_PGTC.shape[-1])
+        j_PGT, f_PGT = (measure(flat).reshape(counts_PGTC.shape[:-1]) for measure in (jaccard, boundary_f))
         return [
             self._score(
                 case,
@@ -315,12 +335,22 @@ class DavisUnsupervised(LabelProtocol):
                 objects[g],
                 counts_PGTC[p, g],
                 frames,
-                statistics(j_PGT[p, g], f_PGT[p, g], self.decay),
+                statistics(j_PGT[p, g], f_PGT[p, g], self.decay, self.epsilon),
                 proposal=p + 1,
                 row=k + 1,
             )
-            for k, (p, g) in enumerate(zip(rows, columns, strict=True))
+            for k, (p, g) in enumerate(zip(*assign(self.merit(j_PGT, f_PGT)), strict=True))
         ]
+
+    def matchable(
+        self, truth: LabelMaps, frames: range, pairs: _Pairs
+    ) -> tuple[Sequence[int], Sequence[int]]:
+        """The ids of objects and of proposals that are matched."""
+        return self.objects(truth, frames), range(1, max(pairs.answers, default=0) + 1)
+
+    def merit(self, j_PGT: NDArray[np.float64], f_PGT: NDArray[np.float64]) -> NDArray[np.float64]:
+        """What the assignment maximises, by proposal and object."""
+        return (j_PGT.mean(axis=2) + f_PGT.mean(axis=2)) / 2  # type: ignore[no-any-return]
 
 
 @dataclass
@@ -346,11 +376,11 @@ class RefDavisAnnotators(DavisUnsupervised):
     )
     sets: ClassVar[tuple[str, ...]] = ("anno_0", "anno_1", "anno_2", "anno_3")
 
-    def matched(
-        self, case: Case, name: str, counts_PGTC: NDArray[np.int64], objects: Sequence[int], frames: range
+    def score_maps(
+        self, case: Case, name: str, truth: LabelMaps, maps: LabelMaps, frames: range
     ) -> list[Score]:
         """As ``davis-unsup``, with the annotator noted."""
-        found = super().matched(case, name, counts_PGTC, objects, frames)
+        found = super().score_maps(case, name, truth, maps, frames)
         number = self.sets.index(name)
         return [Score(s.unit, s.cluster, s.values, {**s.attrs, "annotator": number}) for s in found]
 
@@ -426,15 +456,8 @@ class VosBenchmark(LabelProtocol):
         self, case: Case, name: str, truth: LabelMaps, maps: LabelMaps, frames: range
     ) -> list[Score]:
         """See the class."""
-        radius, empty = boundary_radius(case.clip.size), kernel.empty_region(case.clip.size)
-        rows: dict[int, list[tuple[int, ...]]] = {}
-        real: set[int] = set()
-        for g_HW, p_HW in _frames_of(truth, maps, frames):
-            objects, guesses = kernel.label_regions(g_HW), kernel.label_regions(p_HW)
-            real.update(objects)
-            for k in {*rows, *objects, *guesses}:
-                pair = objects.get(k, empty), guesses.get(k, empty)
-                rows.setdefault(k, []).append(kernel.compare(*pair, radius))
+        rows = count_by_id(case, truth, maps, frames)
+        real = {k for k, counts in rows.items() if any(area_truth for _, area_truth, *_ in counts)}
         case.ignored.update(rows.keys() - real)
         scores: list[Score] = []
         for k in sorted(real):
@@ -469,6 +492,8 @@ class TrackEval(DavisUnsupervised):
         void="ignore",
         missing_why="frame counts must match, else abort",
     )
+    most: ClassVar[int] = 255
+    epsilon: ClassVar[float] = float(np.finfo(np.float64).eps)
 
     def objects(self, truth: LabelMaps, frames: range) -> Sequence[int]:
         """The ids seen in any frame, without 255."""
@@ -491,40 +516,17 @@ class TrackEval(DavisUnsupervised):
                 where=case.clip.id,
                 cure="Take the surplus maps away.",
             )
-        pairs = _Pairs(len(frames), case.clip.size)
-        for index, (g_HW, p_HW) in enumerate(_frames_of(truth, maps, frames)):
-            seen = kernel.label_regions(p_HW)
-            objects, guesses = _without_void(g_HW, p_HW, seen)
-            pairs.enter(index, objects, guesses, max(seen, default=0), seen)
-        objects_seen = sorted(pairs.truths)
-        counts_PGTC = pairs.counts(objects_seen, sorted(pairs.answers), pad=True)
-        return self.matched(case, name, counts_PGTC, objects_seen, frames)
+        return super().score_maps(case, name, truth, maps, frames)
 
-    def matched(
-        self, case: Case, name: str, counts_PGTC: NDArray[np.int64], objects: Sequence[int], frames: range
-    ) -> list[Score]:
-        """Scores after the assignment on mean J (or J and F), in the order of the objects."""
-        if not objects:
-            return []
-        j_PGT, f_PGT = _per_pair(counts_PGTC)
-        merit = j_PGT.mean(axis=2)
-        if self.match == "hungarian_jf":
-            merit = (merit + f_PGT.mean(axis=2)) / 2
-        rows, columns = assign(merit)
-        epsilon = float(np.finfo(np.float64).eps)
-        return [
-            self._score(
-                case,
-                name,
-                objects[g],
-                counts_PGTC[p, g],
-                frames,
-                statistics(j_PGT[p, g], f_PGT[p, g], self.decay, epsilon),
-                proposal=p + 1,
-                row=k + 1,
-            )
-            for k, (p, g) in enumerate(zip(rows, columns, strict=True))
-        ]
+    def matchable(
+        self, truth: LabelMaps, frames: range, pairs: _Pairs
+    ) -> tuple[Sequence[int], Sequence[int]]:
+        """The ids that occur."""
+        return sorted(pairs.truths), sorted(pairs.answers)
+
+    def merit(self, j_PGT: NDArray[np.float64], f_PGT: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Mean J, or mean J and F."""
+        return j_PGT.mean(axis=2) if self.match == "hungarian_j" else super().merit(j_PGT, f_PGT)
 
 
 def assign(merit_PG: NDArray[np.float64]) -> tuple[list[int], list[int]]:
@@ -545,17 +547,6 @@ def assign(merit_PG: NDArray[np.float64]) -> tuple[list[int], list[int]]:
     return rows.tolist(), columns.tolist()
 
 
-def _without_void(
-    g_HW: NDArray[np.uint8], p_HW: NDArray[np.uint8], guesses: Regions
-) -> tuple[Regions, Regions]:
-    """Regions of truth and answer after pixels that are 255 in the truth were zeroed in both."""
-    objects = kernel.label_regions(g_HW)
-    if VOID in objects:
-        del objects[VOID]
-        guesses = kernel.label_regions(np.where(g_HW == VOID, np.uint8(0), p_HW))
-    return objects, guesses
-
-
 class _Pairs:
     """Counts of all proposal/object pairs of one clip, kept only where both are present."""
 
@@ -570,15 +561,15 @@ class _Pairs:
         self._both: list[tuple[int, int, int, tuple[int, ...]]] = []
         self.truths: set[int] = set()
         self.answers: set[int] = set()
-        self.proposals = 0
 
-    def enter(
-        self, frame: int, objects: Regions, guesses: Regions, proposals: int, seen: Regions | None = None
-    ) -> None:
-        """Count one frame; ``proposals`` and ``seen`` are those before void was taken out."""
+    def enter(self, frame: int, g_HW: NDArray[np.uint8], p_HW: NDArray[np.uint8], seen: Regions) -> None:
+        """Count one frame without the pixels that are 255 in the truth; ``seen``: all regions of ``p_HW``."""
+        objects, guesses = kernel.label_regions(g_HW), seen
+        if VOID in objects:
+            del objects[VOID]
+            guesses = kernel.label_regions(np.where(g_HW == VOID, np.uint8(0), p_HW))
         self.truths.update(objects)
-        self.answers.update(guesses if seen is None else seen)
-        self.proposals = max(self.proposals, proposals)
+        self.answers.update(seen)
         for side, found in enumerate((objects, guesses)):
             for number, region in found.items():
                 row = kernel.compare(region, self._empty, self._radius)
@@ -587,9 +578,9 @@ class _Pairs:
             for g, region in objects.items():
                 self._both.append((p, g, frame, kernel.compare(region, guess, self._radius)))
 
-    def counts(self, objects: Sequence[int], answers: Sequence[int], *, pad: bool) -> NDArray[np.int64]:
-        """Counts ``(P, G, T, 7)``; with ``pad`` there are at least as many rows as objects."""
-        rows = max(len(answers), len(objects)) if pad else len(answers)
+    def counts(self, objects: Sequence[int], answers: Sequence[int]) -> NDArray[np.int64]:
+        """Counts ``(P, G, T, 7)`` with at least as many proposals as objects; those added are empty."""
+        rows = max(len(answers), len(objects))
         out = np.zeros((rows, len(objects), self._length, 7), np.int64)
         g_at, p_at = ({n: i for i, n in enumerate(numbers)} for numbers in (objects, answers))
         for number, g in g_at.items():
@@ -604,9 +595,3 @@ class _Pairs:
             if p_number in p_at and g_number in g_at:
                 out[p_at[p_number], g_at[g_number], frame] = row
         return out
-
-
-def _per_pair(counts_PGTC: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    flat = counts_PGTC.reshape(-1, counts_PGTC.shape[-1])
-    shape = counts_PGTC.shape[:-1]
-    return jaccard(flat).reshape(shape), boundary_f(flat).reshape(shape)
