@@ -35,6 +35,10 @@ def encode_rle(mask_HW: NDArray[Any]) -> bytes:
 
     Returns:
         The compressed ``counts`` string of the COCO format; the size is kept by the owner.
+
+    >>> import numpy as np
+    >>> decode_rle(encode_rle(np.eye(2, dtype=bool)), (2, 2)).tolist()
+    [[True, False], [False, True]]
     """
     binary = mask_HW != 0
     if compiled.KERNEL is not None:
@@ -66,6 +70,10 @@ def run_lengths(counts: bytes) -> NDArray[np.int64]:
 
     Raises:
         ValueError: a byte outside the alphabet, or a number that does not end.
+
+    >>> import numpy as np
+    >>> run_lengths(encode_rle(np.array([[0, 1, 1]], bool))).tolist()
+    [1, 2]
     """
     groups = np.frombuffer(counts, np.uint8).astype(np.int64) - 48
     if groups.size == 0:
@@ -187,7 +195,13 @@ class MaskTrack:
 
 
 def union_rle(counts: Sequence[bytes], size: tuple[int, int]) -> bytes:
-    """Union of several masks of one size, on run lengths."""
+    """Union of several masks of one size, on run lengths.
+
+    >>> import numpy as np
+    >>> left, right = (encode_rle(np.array([row], bool)) for row in ([1, 0, 0], [0, 0, 1]))
+    >>> decode_rle(union_rle([left, right], (1, 3)), (1, 3)).tolist()
+    [[True, False, True]]
+    """
     if len(counts) == 1:
         return counts[0]
     if not counts:
@@ -267,6 +281,9 @@ def sample_id(clip_id: str, expression_id: str) -> str:
     """The id of one sample: ``"{clip.id}/{expression.id}"``.
 
     Expression ids never hold a slash, so the last slash separates the two.
+
+    >>> sample_id("set/video", "3")
+    'set/video/3'
     """
     return f"{clip_id}/{expression_id}"
 

@@ -74,7 +74,12 @@ def place(grid_hw: FloatHW, size: tuple[int, int], how: Upsample, content: tuple
 
 
 def unit_range(values: FloatHW) -> FloatHW:
-    """Shifted and scaled to [0, 1]; a constant map is 0."""
+    """Shifted and scaled to [0, 1]; a constant map is 0.
+
+    >>> import numpy as np
+    >>> unit_range(np.float32([[2, 4]])).tolist()
+    [[0.0, 1.0]]
+    """
     low, high = float(values.min()), float(values.max())
     if high <= low:
         return np.zeros_like(values)

@@ -78,6 +78,11 @@ def directions(text: str, *, axes: Axes = "both", parse: bool = False) -> tuple[
         text: the expression.
         axes: which of them to keep.
         parse: leave out words inside a prepositional phrase about another object.
+
+    >>> directions("top left microwave")
+    ('top', 'left')
+    >>> directions("the cat behind the left chair", parse=True)
+    ()
     """
     words = re.findall(
         r"[a-z]+", text.lower().replace("left-hand", "lefthand").replace("right-hand", "righthand")
@@ -110,6 +115,9 @@ def side_weight(side: Side, size: tuple[int, int], *, half: bool = False) -> NDA
 
     left 1 - x, right x, top 1 - y, bottom y, middle 1 - |2x - 1|. With ``half``: 1 where that is at
     least 0.5.
+
+    >>> side_weight("left", (1, 4)).tolist()
+    [[0.875, 0.625, 0.375, 0.125]]
     """
     y = ((np.arange(size[0]) + 0.5) / size[0])[:, None]
     x = ((np.arange(size[1]) + 0.5) / size[1])[None, :]

@@ -29,6 +29,9 @@ def boundary_radius(size: tuple[int, int], tolerance: float = TOLERANCE) -> int:
     Args:
         size: (height, width).
         tolerance: share of the diagonal, or pixels where it is at least 1.
+
+    >>> boundary_radius((480, 854)), boundary_radius((480, 854), 3)
+    (8, 3)
     """
     if tolerance >= 1:
         return math.ceil(tolerance)

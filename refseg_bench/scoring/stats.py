@@ -57,7 +57,11 @@ class Difference:
 
 
 def codes_of(clusters: Sequence[str] | NDArray[np.intp]) -> NDArray[np.intp]:
-    """Cluster names as numbers, in order of first appearance."""
+    """Cluster names as numbers, in order of first appearance.
+
+    >>> codes_of(["a", "b", "a"]).tolist()
+    [0, 1, 0]
+    """
     if isinstance(clusters, np.ndarray):
         return clusters
     seen: dict[str, int] = {}

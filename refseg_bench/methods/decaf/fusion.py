@@ -32,6 +32,9 @@ def sample_frames(length: int, count: int = 16) -> tuple[int, ...]:
 
     Returns:
         Ascending indices. Positions between frames are cut off, not rounded.
+
+    >>> sample_frames(9, 3)
+    (0, 4, 8)
     """
     if length <= count:
         return tuple(range(length))
@@ -72,6 +75,10 @@ def contrast(obj_Thw: FloatTHW, bg_Thw: FloatTHW | None) -> FloatTHW:
 
     The raw maps are subtracted, before any normalisation. Without a background map (Table 4a,
     object only) the object map alone is clamped.
+
+    >>> import numpy as np
+    >>> contrast(np.float32([[[0.75, 0.25]]]), np.float32([[[0.25, 0.5]]])).tolist()
+    [[[0.5, 0.0]]]
     """
     if bg_Thw is None:
         return np.clip(obj_Thw, 0.0, 1.0)
@@ -82,7 +89,12 @@ def contrast(obj_Thw: FloatTHW, bg_Thw: FloatTHW | None) -> FloatTHW:
 
 
 def minmax(attn_Thw: FloatTHW, *, per_frame: bool = False) -> FloatTHW:
-    """``(x - min)/(max - min)``, over the volume or frame by frame. A constant map becomes 0."""
+    """``(x - min)/(max - min)``, over the volume or frame by frame. A constant map becomes 0.
+
+    >>> import numpy as np
+    >>> minmax(np.array([[[1.0, 2.0, 5.0]]], np.float32)).tolist()
+    [[[0.0, 0.25, 1.0]]]
+    """
     axes = (1, 2) if per_frame else (0, 1, 2)
     low = attn_Thw.min(axis=axes, keepdims=True)
     span = attn_Thw.max(axis=axes, keepdims=True) - low

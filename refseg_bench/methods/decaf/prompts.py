@@ -103,7 +103,11 @@ def template(kind: Kind, version: str, custom: str | None = None) -> str:
 
 
 def sentence(text: str) -> str:
-    """The expression as the prompts quote it: with a full stop unless it ends in ``?`` or ``.``."""
+    """The expression as the prompts quote it: with a full stop unless it ends in ``?`` or ``.``.
+
+    >>> sentence("the dog on the left")
+    'the dog on the left.'
+    """
     return text if text.endswith(("?", ".")) else text + "."
 
 

@@ -77,6 +77,10 @@ def iou_matrix(a_NHW: NDArray[np.bool_], b_MHW: NDArray[np.bool_]) -> NDArray[np
 
     Raises:
         DataError: the masks differ in size.
+
+    >>> import numpy as np
+    >>> iou_matrix(np.ones((1, 1, 4), bool), np.array([[[True, True, False, False]]])).tolist()
+    [[0.5]]
     """
     if a_NHW.shape[1:] != b_MHW.shape[1:]:
         raise DataError(f"Masks of size {a_NHW.shape[1:]} are compared with masks of size {b_MHW.shape[1:]}.")
@@ -385,6 +389,9 @@ def group_by_frame(frames: Sequence[int]) -> dict[int, list[int]]:
     """Positions of the selected tracklets by prompt frame, frames in first-seen order.
 
     Each group is one propagation: the prompts of one frame are added together after a reset.
+
+    >>> group_by_frame([3, 0, 3])
+    {3: [0, 2], 0: [1]}
     """
     groups: dict[int, list[int]] = {}
     for position, frame in enumerate(frames):

@@ -99,7 +99,12 @@ class Query:
 
 
 def parse(text: str) -> tuple[Query, ...]:
-    """The queries of an expression; several where "and" joins full noun phrases (their union is meant)."""
+    """The queries of an expression; several where "and" joins full noun phrases (their union is meant).
+
+    >>> (query,) = parse("the red striped one on the left")
+    >>> query.colours, query.textures, query.sides
+    (('red',), ('striped',), ('left',))
+    """
     clean = " ".join(re.findall(r"[a-z'-]+", text.lower()))
     return tuple(_phrase(part) for part in re.split(r" and (?=(?:the|a|an|all|both) )", clean) if part)
 
