@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import glob
 import os
@@ -162,6 +163,27 @@ def test_every_command_and_option_exists(page: Path, capsys: pytest.CaptureFixtu
             known = capsys.readouterr().out
             for option in re.findall(r"(?<![\w-])--?[a-zA-Z][\w-]*", " ".join(words)):
                 assert re.search(rf"(?<![\w-]){option}(?![\w-])", known), (line, option)
+
+
+def test_troubleshooting_quotes_what_is_said() -> None:
+    said = " ".join(
+        text
+        for path in (ROOT / "refseg_bench").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if (text := literal(node))
+    )
+    page = (ROOT / "docs" / "troubleshooting.md").read_text()
+    quoted = re.findall(r"`([^`]+)`", " ".join(re.findall(r"^\| (`.*?) \|", page, re.M)))
+    assert len(quoted) > 8
+    for message in quoted:
+        assert all(part.strip(" '") in said for part in message.split("…")), message
+
+
+def literal(node: ast.AST) -> str:
+    """The text of a string or an f-string without its values."""
+    if isinstance(node, ast.JoinedStr):
+        return "".join(literal(part) for part in node.values)
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
 
 
 @pytest.mark.slow

@@ -1,6 +1,6 @@
 """How large the house is: lines, modules, public classes and rooms of the package, against its ceilings.
 
-python tools/house.py            # the figures now; exits with 1 above a ceiling
+python tools/house.py            # the figures now; exits with 1 above a ceiling or where commands cross
 python tools/house.py 0df7b8c    # those of a commit beside them
 """
 
@@ -14,8 +14,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "refseg_bench"
-#: What the package may be at most.
-CEILINGS = {"lines": 28_000, "modules": 130, "rooms": 18}
+#: What the package may be at most; these only go down (the aim: 28,000 lines, 130 modules, 18 rooms).
+CEILINGS = {"lines": 36_000, "modules": 180, "public classes": 260, "rooms": 18}
 
 
 def sources(commit: str | None) -> Iterator[tuple[str, str]]:
@@ -46,6 +46,24 @@ def figures(commit: str | None = None) -> dict[str, int]:
     }
 
 
+def crossings() -> list[str]:
+    """Imports of one command by another: what commands share belongs into the library."""
+    commands = f"{PACKAGE}.commands"
+    out = []
+    for name, text in sources(None):
+        if Path(name).parent != Path(PACKAGE) / "commands" or name.endswith("__init__.py"):
+            continue
+        for node in ast.walk(ast.parse(text)):
+            named = (
+                [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+            )
+            if isinstance(node, ast.ImportFrom):
+                named = [f"{node.module}.{part}" for part in named]
+            out += [f"{name}:{node.lineno} imports {found}" for found in named
+                    if found.startswith(f"{commands}.") and not found.endswith(".COMMANDS")]  # fmt: skip
+    return out
+
+
 def _git(*words: str) -> str:
     return subprocess.run(["git", *words], cwd=ROOT, check=True, capture_output=True, text=True).stdout
 
@@ -57,7 +75,9 @@ def main() -> int:
     print(f"{'':16}{'then':>8}{'now':>8}{'at most':>9}")
     for name, value in now.items():
         print(f"{name:16}{then.get(name, ''):>8}{value:>8}{CEILINGS.get(name, ''):>9}")
-    return int(any(now[name] > most for name, most in CEILINGS.items()))
+    crossed = crossings()
+    print(*crossed, sep="\n", end="\n" if crossed else "")
+    return int(bool(crossed) or any(now[name] > most for name, most in CEILINGS.items()))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Streamed maps against dense softmaxes written out with numpy, and the identities of the specification."""
+"""Streamed maps against dense softmaxes written out with numpy, and the identities that must hold."""
 
 import itertools
 

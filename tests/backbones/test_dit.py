@@ -37,7 +37,7 @@ def test_streaming_blocks_through_the_device_changes_nothing(name, make_dit, pic
 
 
 def test_published_grids():
-    """64 × 64 for images, 30 × 53 for Mochi (specification §0.5)."""
+    """64 × 64 for images, 30 × 53 for Mochi."""
     flux, mochi = tiny_dits.transformer("flux"), tiny_dits.transformer("mochi")
     sd3 = tiny_dits.transformer("sd3")
     assert family("flux").grid(torch.zeros(1, 16, 128, 128), flux) == (64, 64)

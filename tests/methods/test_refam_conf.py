@@ -40,7 +40,7 @@ def test_every_knob_is_listed_with_its_default(group, name):
             assert set(values) == set(full[key])
 
 
-def test_layers_of_the_specification():
+def test_layers_of_the_docs():
     def layers(name):
         return config.load_node("backbone", name)["layers"]
 

@@ -1,4 +1,4 @@
-"""The text side: T5 token layouts of the specification (§4), filters, noun phrases, captions."""
+"""The text side: T5 token layouts, filters, noun phrases, captions."""
 
 import json
 

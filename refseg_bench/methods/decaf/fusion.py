@@ -42,7 +42,7 @@ def sample_frames(length: int, count: int = 16) -> tuple[int, ...]:
 
 
 def gaussian_kernel(size: int, sigma: float = 1.0) -> NDArray[np.float32]:
-    """G_k: ``exp(-(x²+y²)/(2σ²))`` on a size×size grid, normalised to sum 1 (§4)."""
+    """G_k: ``exp(-(x²+y²)/(2σ²))`` on a size×size grid, normalised to sum 1."""
     offset = np.arange(size, dtype=np.float32) - np.float32((size - 1) / 2)
     line = np.exp(-(offset**2) / np.float32(2.0 * sigma**2))
     kernel = np.outer(line, line)
@@ -51,7 +51,7 @@ def gaussian_kernel(size: int, sigma: float = 1.0) -> NDArray[np.float32]:
 
 
 def smooth(attn_Thw: FloatTHW, size: int, sigma: float = 1.0) -> FloatTHW:
-    """s: each time slice convolved with G_k, zero padding, so that borders are attenuated (§4).
+    """s: each time slice convolved with G_k, zero padding, so that borders are attenuated.
 
     Args:
         attn_Thw: raw attention on the native token grid.
@@ -106,7 +106,7 @@ def repeat_in_time(video_Thw: FloatTHW, frames: int) -> FloatTHW:
     """The video map with one slice per sampled frame.
 
     A model that merges frames in pairs has half the slices: each is repeated; with an odd number of
-    frames the last repetition is dropped (§5).
+    frames the last repetition is dropped.
 
     Raises:
         DataError: the number of slices doesn't come from that number of frames.
