@@ -12,8 +12,18 @@ from hypothesis import strategies as st
 from refseg_bench.config.compose import compose
 from refseg_bench.datasets.limited import Limited
 from refseg_bench.errors import ConfigError, DataError, RefsegError
+from refseg_bench.methods.decaf.method import DecAF
 from refseg_bench.run.launch import freeze, launch
-from refseg_bench.run.loop import dataset_of, frozen, plan, predict_clip, share, work_on
+from refseg_bench.run.loop import (
+    build_method,
+    check_segmenter,
+    dataset_of,
+    frozen,
+    plan,
+    predict_clip,
+    share,
+    work_on,
+)
 from refseg_bench.run.store import RunStore
 from refseg_bench.types import Clip, Expression, Grounding, MaskTrack
 from tests.fakes import FakeDataset, FakeMethod, fake_run, fake_values
@@ -212,6 +222,7 @@ def test_the_segmenters_counters_reach_the_run_record(tmp_path: Path) -> None:
         ("missing_folder", "not there"),
         ("device", "not available here"),
         ("package", "needs the package 'nonsense'"),
+        ("whole_package", "needs the package 'nonsense'"),
     ],
 )
 def test_what_this_machine_lacks_is_told_once_and_fails_no_sample(
@@ -229,6 +240,7 @@ def test_what_this_machine_lacks_is_told_once_and_fails_no_sample(
         "missing_folder": ["segmenter.checkpoint=/nowhere/sam2.pt"],
         "device": ["segmenter.device=cuda:99"],
         "package": [],
+        "whole_package": [],
     }[fault]
     if fault == "package":
 
@@ -236,12 +248,28 @@ def test_what_this_machine_lacks_is_told_once_and_fails_no_sample(
             raise ModuleNotFoundError("No module named 'nonsense.part'", name="nonsense.part")
 
         monkeypatch.setattr(sam2.Sam2, "open", lacking)
+        monkeypatch.setattr(sam2.Sam2, "weights", lambda self: ())
+    if fault == "whole_package":
+        monkeypatch.setattr(sam2.Sam2, "packages", ("nonsense",))
     typed = ["method=centre_point", "segmenter=sam2", *knobs, f"paths.runs={tmp_path}"]
     (done,) = launch(compose([*typed, f"paths.cache={tmp_path}/cache"]), print, score=False)
     assert isinstance(done.error, ConfigError)
     assert told in str(done.error)
     assert not lines(done.store)
     assert asked == ([fault] if fault == "from_hub" else [])
+
+
+def test_a_missing_segmenter_is_told_before_any_attention_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(DecAF, "predict", lambda *args: pytest.fail("the model was asked first"))
+    typed = ["method=decaf", "backbone=tiny_mllm", "segmenter=sam2", "segmenter.checkpoint=/nowhere/sam2.pt",
+             f"paths.runs={tmp_path}", f"paths.cache={tmp_path}/cache"]  # fmt: skip
+    (done,) = launch(compose(typed), print, score=False)
+    assert "weights of segmenter=sam2 are not there" in str(done.error)
+    assert not done.store.index()
+    (coarse,) = compose([*typed, "method.mask=attention"])
+    check_segmenter(build_method(coarse.values, dataset_of(coarse.values)))
 
 
 def test_frozen_values_are_read_back(tmp_path: Path) -> None:

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from refseg_bench import env
+from refseg_bench.backbones.weights import NeedsWeights, choose_device, fetch
 from refseg_bench.config import schema
 from refseg_bench.config.compose import Config, Limit, checked, covers, digest_of, from_yaml, lasting, load
 from refseg_bench.datasets.files import cache_root
 from refseg_bench.datasets.limited import Limited
-from refseg_bench.errors import ConfigError, DataError, RefsegError, StoreError, missing_package
+from refseg_bench.errors import ConfigError, DataError, RefsegError, StoreError, missing_package, require
 from refseg_bench.run import oom
 from refseg_bench.run.claims import Desk, forget
 from refseg_bench.run.inputs import Present
@@ -119,6 +120,7 @@ def work_on(
             if method is None:
                 store.write_env(job, env.record(config.seed))
                 method = build_method(values, dataset)
+                check_segmenter(method)
             env.seed_everything(config.seed, clip.id)
             before = {e.id: present.inputs(clip, e, seen=sees_targets(method)) for e in fresh}
             for prediction, grounding in predict_clip(method, clip, fresh):
@@ -191,7 +193,9 @@ def capture_on(store: RunStore, *, shard: int, shards: int, launch: str) -> Tall
     job = job_name()
     owner = Owner.here(job, launch, shard=shard, shards=shards)
     with logged(store.root, job), Desk(store.root, owner) as desk:
-        capture = build_method(values, dataset).capture  # type: ignore[attr-defined]
+        method = build_method(values, dataset)
+        check_segmenter(method)
+        capture = method.capture  # type: ignore[attr-defined]
         for clip, expressions in todo:
             env.seed_everything(config.seed, clip.id)
             try:
@@ -263,6 +267,25 @@ def build_method(values: Mapping[str, Any], dataset: Dataset) -> Method:
         # Only bounds (the oracle) ask for this; no grounding method may.
         method.targets = dataset.target  # type: ignore[attr-defined]
     return method
+
+
+def check_segmenter(method: Method) -> None:
+    """See to it that the segmenter's package, device and weights are here before the first model pass.
+
+    A backbone needs no such look: it is the first to be used, unless all it would say is in the cache.
+
+    Raises:
+        ConfigError: one is missing; weights that the hub has are fetched.
+    """
+    segmenter = getattr(method, "segmenter", None)
+    if not isinstance(segmenter, NeedsWeights) or not getattr(method, "uses_segmenter", True):
+        return
+    for package in getattr(segmenter, "packages", ()):
+        require(package, f"The segmenter {type(segmenter).__name__}")
+    if isinstance(device := getattr(segmenter, "device", None), str):
+        choose_device(device)
+    for needed in segmenter.weights():
+        fetch(needed, offline=bool(getattr(segmenter, "offline", False)))
 
 
 def sees_targets(method: Method) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -61,6 +61,8 @@ class Sam1:
     feature_device_mb: float = knob(1000.0, transient=True)
     feature_host_mb: float = knob(4000.0, transient=True)
     _model: Any = field(default=None, init=False, repr=False, compare=False)
+
+    packages: ClassVar[tuple[str, ...]] = ("transformers",)
 
     def open(self, clip: Clip) -> Sam1Session:
         """Start a session; the model loads at the first one."""

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -73,6 +73,8 @@ class Sam2:
     feature_device_mb: float = knob(6000.0, transient=True)
     feature_host_mb: float = knob(12000.0, transient=True)
     _core: _PackageCore | None = field(default=None, init=False, repr=False, compare=False)
+
+    packages: ClassVar[tuple[str, ...]] = ("sam2",)
 
     def open(self, clip: Clip) -> TrackingSession:
         """Start a session; the model loads at the first one."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -58,6 +58,8 @@ class Sam2Hf:
     feature_device_mb: float = knob(6000.0, transient=True)
     feature_host_mb: float = knob(12000.0, transient=True)
     _core: HfTrackerCore | None = field(default=None, init=False, repr=False, compare=False)
+
+    packages: ClassVar[tuple[str, ...]] = ("transformers",)
 
     def open(self, clip: Clip) -> TrackingSession:
         """Start a session; the model loads at the first one."""

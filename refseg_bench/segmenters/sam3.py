@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -93,6 +93,8 @@ class Sam3:
     _core: HfTrackerCore | None = field(default=None, init=False, repr=False, compare=False)
     _detector: Any = field(default=None, init=False, repr=False, compare=False)
     _tokenizer: Any = field(default=None, init=False, repr=False, compare=False)
+
+    packages: ClassVar[tuple[str, ...]] = ("transformers",)
 
     def open(self, clip: Clip) -> Sam3Session:
         """Start a session; tracker and detector load when a prompt first needs them."""

@@ -205,6 +205,11 @@ class DecAF:
 
     # ── the loop ─────────────────────────────────────────────────────────────
 
+    @property
+    def uses_segmenter(self) -> bool:
+        """Whether the segmenter makes the masks."""
+        return self.mask == "sam2"
+
     def predict(self, clip: Clip, expressions: Sequence[Expression]) -> Iterator[Grounding]:
         """One grounding per expression, in the order given.
 

@@ -218,6 +218,11 @@ class RefAM:
                 f"No magnet preset '{self.magnets}'.", where="method.magnets", allowed=[*MAGNETS, "[a list]"]
             )
 
+    @property
+    def uses_segmenter(self) -> bool:
+        """Whether the segmenter makes the masks."""
+        return self.mask == "segmenter"
+
     def predict(self, clip: Clip, expressions: Sequence[Expression]) -> Iterator[Grounding]:
         """Ground all expressions of a clip; their attention is read together."""
         started = time.perf_counter()
