@@ -15,7 +15,7 @@ from refseg_bench.datasets.prepare import prepare
 from refseg_bench.datasets.verify import Verdict, verify
 from refseg_bench.errors import ConfigError, DataError
 from refseg_bench.files.store_io import output, safe_name, write_error
-from refseg_bench.report.show import find_sample, picture
+from refseg_bench.report.pictures import find_sample, show_target
 
 
 def add(commands: Any) -> None:
@@ -199,7 +199,7 @@ def show_sample(args: argparse.Namespace) -> int:
     name = resolve(args.name)
     data = open_dataset(name, root=args.root, split=args.split)
     clip, expression = find_sample(data, args.sample)
-    image = picture(clip, expression, data.target(clip, expression), frames=args.frames)
+    image = show_target(clip, expression, data.target(clip, expression), frames=args.frames)
     out = args.out or Path(safe_name(f"{name}-{clip.id}-{expression.id}".replace("/", "_")) + ".png")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

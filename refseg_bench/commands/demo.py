@@ -46,7 +46,7 @@ def main(args: argparse.Namespace) -> int:
     from refseg_bench.config import compose as configs
     from refseg_bench.files.store_io import output, write_error
     from refseg_bench.report.media import encoded
-    from refseg_bench.report.stacked import overlay_video, stack
+    from refseg_bench.report.pictures import overlay_video, show_stages
     from refseg_bench.run.loop import build_method, dataset_of
     from refseg_bench.types import Expression
 
@@ -71,7 +71,7 @@ def main(args: argparse.Namespace) -> int:
     seconds = time.perf_counter() - began
     picture = args.output / "picture.png"
     with output(picture) as handle:
-        handle.write(encoded(stack(clip, grounding, columns=max(1, args.columns)), "PNG"))
+        handle.write(encoded(show_stages(clip, grounding, columns=max(1, args.columns)), "PNG"))
     print(picture)
     if len(clip) > 1:
         video = args.output / "overlay.mp4"
@@ -101,7 +101,7 @@ def open_clip(path: Path, scratch: Path, most: int | None = None) -> tuple[Clip,
     """
     from refseg_bench.files.images import image_size
     from refseg_bench.report.media import spread
-    from refseg_bench.report.stacked import read_video
+    from refseg_bench.report.video import read_video
     from refseg_bench.types import Clip
 
     if most is not None and most < 1:

@@ -1,0 +1,178 @@
+"""One sample as a picture: its frames with the target, or with the maps and masks of one prediction."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from refseg_bench.errors import DataError
+from refseg_bench.report.media import coloured, spread
+from refseg_bench.report.video import write_video
+from refseg_bench.types import BoolHW, Clip, Dataset, Expression, FloatTHW, Grounding, MaskTrack, Target
+
+#: Colours of the objects, in turn; far apart for red-green blind readers too.
+COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (204, 121, 167), (213, 94, 0), (240, 228, 66))
+VOID = (128, 128, 128)
+_PREDICTED = (255, 140, 0)
+_GAP, _LABEL, _LINE = 6, 20, 26
+#: A cell of a picture: what stands below it, and its pixels.
+Cell = tuple[str, NDArray[np.uint8]]
+
+
+def find_sample(dataset: Dataset, sample: str) -> tuple[Clip, Expression]:
+    """The clip and expression of a sample id; a clip's id alone means its first expression.
+
+    Raises:
+        DataError: no such clip or expression.
+    """
+    clips = {clip.id: clip for clip in dataset.clips()}
+    head, _, tail = sample.rpartition("/")
+    if sample in clips:
+        return clips[sample], dataset.expressions(clips[sample])[0]
+    if head not in clips:
+        some = [f"{c}/…" for c in list(clips)[:8]]
+        raise DataError(
+            f"Split '{dataset.split}' of '{dataset.name}' has no sample '{sample}'.",
+            allowed=[*some, f"({len(clips)} clips)"],
+            cure="A sample's name is CLIP/EXPRESSION.",
+        )
+    for expression in dataset.expressions(clips[head]):
+        if expression.id == tail:
+            return clips[head], expression
+    raise DataError(
+        f"Clip '{head}' has no expression '{tail}'.",
+        allowed=[e.id for e in dataset.expressions(clips[head])],
+        cure="A sample's name is CLIP/EXPRESSION.",
+    )
+
+
+def show_target(
+    clip: Clip, expression: Expression, target: Target | None, *, frames: int = 6, width: int = 1600
+) -> Image.Image:
+    """Frames spread over the clip with the target's objects in their colours, under the words.
+
+    Args:
+        clip: the clip.
+        expression: what is asked for.
+        target: the truth; ``None`` where a server keeps it.
+        frames: how many frames of a video are shown, the one with the largest target among them.
+        width: of the picture, in pixels.
+    """
+    layers: list[tuple[MaskTrack, Sequence[int]]] = []
+    wanted: list[int] = []
+    truth = "the masks are not public"
+    if target is not None:
+        number = len(target.objects)
+        truth = f"{number} object{'s' * (number > 1)}" if number else "nothing is meant"
+        layers = [(track, COLOURS[i % len(COLOURS)]) for i, track in enumerate(target.objects)]
+        layers += [] if target.void is None else [(target.void, VOID)]
+        if len(clip) > frames:
+            wanted = [int(np.argmax([area or 0 for area in target.union().area()]))]
+    shown = spread(len(clip), frames - len(wanted), wanted)
+    cells: list[Cell] = []
+    for t in shown:
+        masks = [(mask, colour) for track, colour in layers if (mask := track.mask(t)) is not None]
+        cells.append((clip.frame_names[t], tinted(clip.load([t])[0], masks)))
+    length = f"{len(clip)} frames" if len(clip) > 1 else "image"
+    words = f"“{expression.text}”", f"{clip.id}/{expression.id} · {length} · {truth}"
+    return _sheet([cells[start : start + 3] for start in range(0, len(cells), 3)], words, clip.size, width)
+
+
+def show_stages(clip: Clip, grounding: Grounding, *, columns: int = 6, width: int = 1600) -> Image.Image:
+    """Frames side by side; below each its maps, stage by stage, and its mask.
+
+    Args:
+        clip: the frames.
+        grounding: the prediction.
+        columns: frames to show at most; those with a map come first.
+        width: of the picture in pixels.
+    """
+    mapped = sorted({t for shown in grounding.map_frames.values() for t in shown if 0 <= t < len(clip)})
+    pool = mapped if len(mapped) >= columns else list(range(len(clip)))
+    frames = [pool[i] for i in spread(len(pool), columns, ())]
+    pictures = dict(zip(frames, clip.load(frames), strict=True))
+    rows: list[list[Cell]] = [[(f"frames · {clip.frame_names[t]}", pictures[t]) for t in frames]]
+    for name, volume in grounding.maps.items():
+        shown = grounding.map_frames.get(name) or tuple(range(len(volume)))
+        rows.append([(name, _mapped(pictures[t], volume, shown, t)) for t in frames])
+    rows.append([("prediction", _predicted(grounding, pictures[t], t)) for t in frames])
+    return _sheet(rows, (grounding.expression.text,), clip.size, width)
+
+
+def _sheet(
+    rows: Sequence[Sequence[Cell]], words: Sequence[str], size: tuple[int, int], width: int
+) -> Image.Image:
+    """Cells in rows under some words, each shrunk to its share of the width."""
+    columns = max(map(len, rows))
+    wide = (width - _GAP * (columns + 1)) // columns
+    high = max(1, round(wide * size[0] / size[1]))
+    lines = [line for text in words for line in textwrap.wrap(text, max(20, width // 10))[:6] or [""]]
+    top = _GAP + _LINE * len(lines)
+    step = high + _LABEL + _GAP
+    sheet = Image.new("RGB", (width, top + len(rows) * step), (255, 255, 255))
+    pen = ImageDraw.Draw(sheet)
+    for number, line in enumerate(lines):
+        pen.text((_GAP, _GAP + _LINE * number), line, (0, 0, 0), ImageFont.load_default(size=18))
+    for r, row in enumerate(rows):
+        for c, (label, picture) in enumerate(row):
+            x, y = _GAP + c * (wide + _GAP), top + r * step
+            sheet.paste(Image.fromarray(picture).resize((wide, high)), (x, y))
+            pen.text((x, y + high + 2), label, (90, 90, 90), ImageFont.load_default(size=13))
+    return sheet
+
+
+def tinted(frame_HWC: NDArray[np.uint8], layers: Sequence[tuple[BoolHW, Sequence[int]]]) -> NDArray[np.uint8]:
+    """A frame with masks in their colours, their rims drawn full."""
+    out = frame_HWC.astype(np.float32)
+    for mask, colour in layers:
+        out[mask] = 0.55 * out[mask] + 0.45 * np.array(colour, np.float32)
+        padded = np.pad(mask, 1)
+        inside = padded[2:, 1:-1] & padded[:-2, 1:-1] & padded[1:-1, 2:] & padded[1:-1, :-2]
+        out[mask & ~inside] = colour
+    return out.astype(np.uint8)
+
+
+def _mapped(
+    frame_HWC: NDArray[np.uint8], volume: FloatTHW, shown: Sequence[int], frame: int
+) -> NDArray[np.uint8]:
+    """A frame under its map; the nearest one where the map has none of its own."""
+    nearest = min(range(len(shown)), key=lambda i: abs(shown[i] - frame))
+    grey = np.clip(np.asarray(volume[nearest], np.float32) * 255, 0, 255).astype(np.uint8)
+    height, width = frame_HWC.shape[:2]
+    grey_HW = np.asarray(Image.fromarray(grey).resize((width, height), Image.Resampling.BILINEAR))
+    colour_HW3, alpha_HW = coloured(grey_HW)
+    mixed = 0.4 * frame_HWC * (1 - alpha_HW[..., None]) + colour_HW3 * alpha_HW[..., None]
+    return np.asarray(mixed.round(), np.uint8)
+
+
+def _predicted(grounding: Grounding, frame_HWC: NDArray[np.uint8], frame: int) -> NDArray[np.uint8]:
+    mask = grounding.track.mask(frame)
+    out = frame_HWC if mask is None else tinted(frame_HWC, [(mask, _PREDICTED)])
+    point = grounding.point
+    if point is None or point.frame != frame:
+        return out
+    picture = Image.fromarray(out)
+    height, width = frame_HWC.shape[:2]
+    x, y, r = point.x * width, point.y * height, max(4, width // 60)
+    ImageDraw.Draw(picture).ellipse(
+        (x - r, y - r, x + r, y + r), outline=(255, 225, 77), width=max(2, r // 3)
+    )
+    return np.asarray(picture)
+
+
+def overlay_video(clip: Clip, grounding: Grounding, path: Path, *, fps: float = 12.0) -> None:
+    """Write the whole clip with its masks drawn in as an mp4.
+
+    Raises:
+        StoreError: it can't be written.
+        MissingExtra: PyAV is not installed.
+    """
+    frames: Iterator[NDArray[np.uint8]] = (
+        _predicted(grounding, clip.load([t])[0], t) for t in range(len(clip))
+    )
+    write_video(path, frames, clip.size, fps)
