@@ -325,6 +325,32 @@ def test_hidden_masks_end_a_run_well(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "rvos-expr" not in said.out, "an earlier result stands in for the one that can't be made"
 
 
+def test_jobs_after_a_run_on_hidden_masks_end_well(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = fake_run(tmp_path, dataset={"_target_": "tests.test_inputs.Hidden", "root": str(tmp_path / "d")})
+    work_on(store)
+    assert cli.main(["score", str(store.root)]) == 2
+    capsys.readouterr()
+    assert cli.main(["score", "--after-run", str(store.root)]) == 0
+    assert "are not public" in capsys.readouterr().err
+    assert cli.main(["report", str(store.root)]) == 2
+    assert cli.main(["report", "--after-run", str(store.root)]) == 0
+
+
+def test_a_damaged_run_keeps_no_other_from_the_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    score_store(a_run(tmp_path)[0].store)
+    bad = fake_run(tmp_path, seed=3)
+    bad.info_path.write_text("{")
+    assert cli.main(["report", str(tmp_path / "runs")]) == 0
+    said = capsys.readouterr()
+    assert f"{bad.root}: left out, for it can't be read" in said.err
+    assert "rvos-expr@1" in said.out
+    assert cli.main(["report", str(bad.root)]) == 2
+
+
 def test_a_run_without_predictions_keeps_no_other_from_scoring(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import subprocess
 import sys
@@ -132,6 +134,19 @@ def test_an_output_is_checked_before_and_appears_whole(tmp_path: Path) -> None:
         handle.writelines([b"new", "no bytes"])  # type: ignore[list-item]
     assert (tmp_path / "a.md").read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["a.md"]
+
+
+@pytest.mark.parametrize(("number", "fails"), [(errno.EINVAL, False), (errno.ENOSPC, True)])
+def test_a_file_system_without_fsync_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, fails: bool
+) -> None:
+    def refuse(handle: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(OSError, match="space") if fails else contextlib.nullcontext():
+        store_io.write_atomic(tmp_path / "x", "text")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ([] if fails else ["text"])
 
 
 def test_devices_pipes_and_links_are_written_to_not_replaced(tmp_path: Path) -> None:

@@ -12,11 +12,12 @@ from typing import Any
 
 from rich.console import Console
 
-from refseg_bench.errors import ConfigError, StoreError
+from refseg_bench.errors import ConfigError, RefsegError, StoreError
 from refseg_bench.files.resources import resource
 from refseg_bench.files.store_io import check_output, output
 from refseg_bench.report import tables
 from refseg_bench.report.current import leave_out_outdated
+from refseg_bench.run.loop import frozen
 from refseg_bench.run.store import RunStore, find_runs, runs_in
 
 _EXPERIMENT = "experiment="
@@ -69,6 +70,7 @@ def add(commands: Any) -> None:
     p.add_argument("--publish", action="store_true", help="add the runs' rows to results/reproduced/*.csv")
     p.add_argument("--to", type=Path, metavar="DIR", help="--publish: another folder of CSV files")
     p.add_argument("--note", default="", help="--publish: kept beside the rows; needed outside the tolerance")
+    p.add_argument("--after-run", action="store_true", help=argparse.SUPPRESS)  # as a job of `refseg run`
     p.set_defaults(main=main)
 
 
@@ -81,10 +83,9 @@ def main(args: argparse.Namespace) -> int:
     if experiments:
         # Without any run the published table is shown alone.
         known = find_runs(paths) if paths or runs_in(Path("runs")) else []
-        leave_out_outdated(known, _say)
-        return _papers(experiments, known, args)
-    stores = find_runs(paths)
-    leave_out_outdated(stores, _say)
+        return _papers(experiments, _whole(known, configs=True), args)
+    rows_alone = not (args.publish or args.sink) and args.sweep is None and args.html is None
+    stores = _whole(find_runs(paths), configs=not rows_alone)
     if args.publish:
         from refseg_bench.report.publish import publish
 
@@ -105,6 +106,9 @@ def main(args: argparse.Namespace) -> int:
         )
         return 0
     rows = tables.rows_of(stores)
+    if not rows and args.after_run:
+        _say("nothing is scored: the masks are hidden, or `refseg score` tells why")
+        return 0
     if not rows:
         raise StoreError(
             "None of the runs is scored yet.",
@@ -117,6 +121,26 @@ def main(args: argparse.Namespace) -> int:
         return 0
     _put(tables.FORMATS[args.format](rows), args.output)
     return 0
+
+
+def _whole(stores: Sequence[RunStore], *, configs: bool) -> list[RunStore]:
+    """The runs with the results that stand; of several runs a damaged one is told and left out."""
+    whole: list[RunStore] = []
+    for store in stores:
+        try:
+            store.info()
+            if configs:
+                frozen(store)
+            leave_out_outdated([store], _say)
+        except RefsegError as error:
+            if len(stores) == 1:
+                raise
+            _say(f"{store.root}: left out, for it can't be read: {error}")
+        else:
+            whole.append(store)
+    if stores and not whole:
+        raise StoreError("None of the runs can be read.", where=stores[0].root.parent)
+    return whole
 
 
 @contextlib.contextmanager

@@ -36,6 +36,12 @@ def add(commands: Any) -> None:
     p.add_argument("--dataset", metavar="NAME", help="what --check or --predictions is about (without a run)")
     p.add_argument("--root", type=Path, metavar="DIR", help="where that dataset is")
     p.add_argument("--split", metavar="S", help="its split")
+    p.add_argument(
+        "--threshold",
+        type=int,
+        metavar="N",
+        help="--predictions: grey values of mask files above N are foreground (default: 0; 127 = half)",
+    )
     p.set_defaults(main=main)
 
 
@@ -54,6 +60,8 @@ def main(args: argparse.Namespace) -> int:
 
     if args.run is not None and args.predictions is not None:
         raise ConfigError("Give a run folder or --predictions, not both.")
+    if args.threshold is not None and args.predictions is None:
+        raise ConfigError("--threshold goes with --predictions; a run's masks have no grey values.")
     store = None if args.run is None else RunStore.open(args.run)
     if args.check is not None:
         if args.predictions is not None or args.output is not None:
@@ -84,7 +92,7 @@ def _pack_files(args: argparse.Namespace) -> int:
     dataset = _dataset(args, None)
     if dataset is None:
         raise ConfigError("--predictions needs --dataset NAME.", cure="`refseg data list` shows the names.")
-    source = open_predictions(args.predictions)
+    source = open_predictions(args.predictions, above=args.threshold)
     for note in source.notes(dataset):
         print(f"  {note}", file=sys.stderr)
     clips = {clip.id: clip for clip in dataset.clips()}

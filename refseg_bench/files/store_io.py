@@ -387,6 +387,19 @@ def write_atomic(path: Path, text: str) -> None:
         handle.write(text.encode("utf-8"))
 
 
+def sync(handle: IO[Any]) -> None:
+    """Wait until the disk has a file; over NFS a full disk is told here.
+
+    Raises:
+        OSError: it can't have it. A file system that knows no such thing is no error.
+    """
+    try:
+        os.fsync(handle.fileno())
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
+            raise
+
+
 @contextlib.contextmanager
 def replacing(path: Path, *, durable: bool = True) -> Iterator[IO[bytes]]:
     """An open file that takes the place of ``path`` when the block ends well; it can be read back.
@@ -407,8 +420,7 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[IO[bytes]]:
             yield handle
             handle.flush()
             if durable:
-                # Over NFS a full disk is told here.
-                os.fsync(handle.fileno())
+                sync(handle)
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):

@@ -183,7 +183,7 @@ def _merge(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         known = {key(row): dict(row) for row in read_published(path)} if path.is_file() else {}
-        known.update({key(row): dict(row) for row in rows})
+        known.update({key(row): dict(row) for row in map(csv_cells, rows)})
         ordered = sorted(known.values(), key=lambda r: (r["paper"], r["table"], _row_number(r), r["method"]))
         out = io.StringIO()
         writer = csv.DictWriter(out, HEADER, lineterminator="\n")

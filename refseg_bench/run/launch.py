@@ -193,7 +193,7 @@ def _submit(
         submission.jobs["score"] = slurm.submit_command(
             run.store.root / "log" / submission.id,
             f"score-{run.store.root.name}",
-            ["score", str(run.store.root.resolve())],
+            ["score", "--after-run", str(run.store.root.resolve())],
             run.cluster,
             [submission.jobs["work"]],
             code,
@@ -269,7 +269,7 @@ def _report(runs: Sequence[Planned], made: Sequence[Submission], say: Callable[[
     return slurm.submit_command(
         folder,
         f"report-{first.store.root.name}",
-        ["report", *(str(run.store.root.resolve()) for run in runs), *form],
+        ["report", "--after-run", *(str(run.store.root.resolve()) for run in runs), *form],
         first.cluster,
         [s.jobs["score"] for s in made if "score" in s.jobs],
         _code(first, made[0], say),

@@ -24,7 +24,6 @@ What a folder holds is checked when it is read, for it may come from anywhere.
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import math
@@ -58,6 +57,7 @@ from refseg_bench.files.store_io import (
     sealed,
     sealed_text,
     sweep,
+    sync,
     to_plain,
     unreadable,
     within,
@@ -637,10 +637,8 @@ class PredictionWriter:
             return
         end = self._handle.tell()
         try:
-            os.fsync(self._handle.fileno())
+            sync(self._handle)
         except OSError as error:
-            if error.errno in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
-                return  # the file system has no such thing
             with contextlib.suppress(OSError):
                 self._handle.truncate(self._durable)
                 self._handle.seek(self._durable)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from refseg_bench.datasets.archives import is_litter
 from refseg_bench.datasets.files import bad_name
 from refseg_bench.datasets.rle import checked_rle
-from refseg_bench.errors import DataError, RefsegError, ScoreError
+from refseg_bench.errors import ConfigError, DataError, RefsegError, ScoreError
 from refseg_bench.files import png
 from refseg_bench.files.store_io import parse_json, printable, read_bytes
 from refseg_bench.scoring.labels import FolderLabels
@@ -80,21 +80,24 @@ EXPRESSION_KEYS = ("exp_id", "expression_id", "expression", "sent_id", "exp", "i
 
 
 def open_predictions(
-    path: Path, *, above: int = 0, sides: Sequence[int] = ()
+    path: Path, *, above: int | None = None, sides: Sequence[int] = ()
 ) -> FolderPredictions | JsonPredictions:
     """The source a path means: a folder of PNG files, or a JSON file (also alone in a folder).
 
     Args:
         path: the folder or file.
-        above: the highest grey level of a mask file that is background; 0 in all tools.
+        above: the highest grey level of a mask file that is background; ``None`` = 0, as in all tools.
         sides: squares that masks of images may have instead of the original size (a protocol's
             ``resolution``).
 
     Raises:
         DataError: there is nothing readable.
+        ConfigError: ``above`` is out of its range, or run lengths are given, which have no grey levels.
     """
+    if above is not None and not 0 <= above < 255:
+        raise ConfigError(f"--threshold is {above}.", allowed=("0 to 254",))
     if path.is_file() and path.suffix.lower() in JSON:
-        return JsonPredictions(path, tuple(sides))
+        return _run_lengths(path, above, sides)
     if path.is_dir():
         _beside.cache_clear()
         tree.cache_clear()
@@ -103,7 +106,7 @@ def open_predictions(
         except OSError as error:
             raise DataError(f"The folder can't be read ({error.strerror}).", where=path) from error
         if len(inside) == 1 and inside[0].is_file() and inside[0].suffix.lower() in JSON:
-            return JsonPredictions(inside[0], tuple(sides))
+            return _run_lengths(inside[0], above, sides)
         if not inside:
             raise DataError("The folder of predictions is empty.", where=path)
         if {"run.json", "predictions"} <= {p.name for p in inside}:
@@ -112,7 +115,7 @@ def open_predictions(
                 where=path,
                 cure=f"Give it without --predictions and --dataset: {path}",
             )
-        return FolderPredictions(path, above, tuple(sides))
+        return FolderPredictions(path, above or 0, tuple(sides))
     packed = path.is_file() and path.suffix.lower() in (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z")
     raise DataError(
         "The predictions are packed." if packed else "There are no predictions here.",
@@ -120,6 +123,12 @@ def open_predictions(
         allowed=("a folder of PNG files", "a .json or .jsonl file of run lengths"),
         cure="Unpack them and give the folder." if packed else "Check the path behind --predictions.",
     )
+
+
+def _run_lengths(path: Path, above: int | None, sides: Sequence[int]) -> JsonPredictions:
+    if above is not None:
+        raise ConfigError("--threshold is for mask files; run lengths have no grey values.")
+    return JsonPredictions(path, tuple(sides))
 
 
 # ── folders of PNG files ─────────────────────────────────────────────────────

@@ -21,9 +21,11 @@ from refseg_bench.cli import main
 from refseg_bench.config import compose as configs
 from refseg_bench.errors import ConfigError, ScoreError
 from refseg_bench.files.resources import resource
+from refseg_bench.files.store_io import sealed, sealed_text
 from refseg_bench.report import paper, tables
 from refseg_bench.report.publish import HEADER, publish, read_published
 from refseg_bench.report.reference import COLUMNS, Reference, held_against, paper_rows
+from refseg_bench.run.loop import frozen
 from refseg_bench.run.store import RunStore
 from refseg_bench.scoring.table import ScoreTable
 from refseg_bench.types import Estimate, Result
@@ -242,6 +244,18 @@ def test_publish_keeps_the_columns_and_replaces_rows(tmp_path: Path) -> None:
     assert publish([store], folder, "again") == {folder / "decaf.csv": 1}
     (again,) = read_published(folder / "decaf.csv")
     assert again["note"] == "again"
+
+
+def test_a_published_name_that_looks_like_a_formula_is_replaced(tmp_path: Path) -> None:
+    store = scored_run(tmp_path, 74.9)
+    info = {**store.info(), "choices": {"method": "=1+1", "dataset": "mevis"}}
+    store.info_path.write_text(sealed(info))
+    values = {**frozen(store), "reference": None}
+    store.config_path.write_text(sealed_text(configs.to_yaml(values)))
+    for note in ("once", "again"):
+        assert publish([store], tmp_path / "out", note) == {tmp_path / "out/samples.csv": 3}
+    rows = read_published(tmp_path / "out/samples.csv")
+    assert {(row["method"], row["note"]) for row in rows} == {("'=1+1", "again")}
 
 
 def test_publish_refuses_numbers_outside_the_tolerance_without_a_note(tmp_path: Path) -> None:

@@ -278,6 +278,11 @@ def test_other_peoples_folder_gives_the_zip_of_a_run(tmp_path, capsys, monkeypat
     told = capsys.readouterr()
     assert "fit to submit" in told.out
     assert "predictions_read: 0/1 grey" in told.err
+    assert cli.main([*words, "--threshold", "1", "-o", str(tmp_path / "none.zip")]) == 0
+    assert "0/1 grey, above 1 (16 files)" in capsys.readouterr().err
+    assert cli.main([*words, "--threshold", "255"]) == 2
+    assert cli.main(["submission", "RUN", "--threshold", "1"]) == 2
+    assert "--threshold goes with --predictions" in capsys.readouterr().err
     (tmp_path / "mine" / "Annotations" / "v2" / "1" / "00002.png").write_bytes(picture(mask[1:]))
     (tmp_path / "mine" / "Annotations" / "v1" / "0" / "00001.png").unlink()
     assert cli.main([*words, "-o", str(tmp_path / "x.zip")]) == 2
