@@ -1,6 +1,7 @@
 """`refseg score --predictions`: other people's files, in every layout, through the command line."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -149,6 +150,19 @@ def test_the_encoding_found_is_told_once(mevis, tmp_path, capsys, protocol):
     shown = capsys.readouterr().out
     assert shown.count("predictions_read: 0/38 palette, luminance") == 1
     assert "soft grey, above 0 (1 file)" in shown
+
+
+def test_truth_given_as_predictions_is_told(mevis, tmp_path, capsys):
+    root = mevis[0]
+    _, found = scores(mevis, write(tmp_path / "p", mevis[2]), tmp_path)
+    assert "predictions" not in found["rvos-expr"]["notes"]
+    folder = write(root / "valid_u" / "Annotations", mevis[1])
+    capsys.readouterr()
+    code, found = scores(mevis, folder, tmp_path)
+    shutil.rmtree(folder)
+    assert (code, found["rvos-expr"]["metrics"]["J"]) == (0, 1)
+    assert "they lie in the folder of the data set" in found["rvos-expr"]["notes"]["predictions"]
+    assert "its own annotations would score 1" in capsys.readouterr().out
 
 
 def test_a_threshold_is_taken_only_where_asked(mevis, tmp_path):

@@ -18,7 +18,7 @@ from refseg_bench.errors import ConfigError, RefsegError, ScoreError, StoreError
 from refseg_bench.files.store_io import check_output, output
 from refseg_bench.run.store import find_runs
 from refseg_bench.scoring import results
-from refseg_bench.scoring.foreign import open_predictions
+from refseg_bench.scoring.foreign import inside_dataset, open_predictions
 from refseg_bench.scoring.protocols.catalogue import find
 from refseg_bench.scoring.results import Splits
 from refseg_bench.scoring.runs import score_store, under_each
@@ -95,6 +95,10 @@ def _score_files(args: argparse.Namespace, ids: Sequence[str] | None) -> int:
         jobs=args.jobs or None, detail=args.per_frame or bool(args.explain), partial=args.partial
     )
     outcomes = under_each(dataset, source, words, options)
+    if inside := inside_dataset(args.predictions, dataset):
+        for _, outcome in outcomes:
+            if isinstance(outcome, Scored):
+                outcome.notes["predictions"] = inside
     split = results.splits(outcomes, args.by)
     if args.json is not None:
         _put_json(args.json, results.document(outcomes, per_frame=args.per_frame, by=split))

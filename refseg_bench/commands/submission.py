@@ -85,7 +85,7 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _pack_files(args: argparse.Namespace) -> int:
-    from refseg_bench.scoring.foreign import open_predictions
+    from refseg_bench.scoring.foreign import inside_dataset, open_predictions
     from refseg_bench.scoring.results import counted
     from refseg_bench.types import Prediction, SampleFailure, sample_id
 
@@ -93,6 +93,8 @@ def _pack_files(args: argparse.Namespace) -> int:
     if dataset is None:
         raise ConfigError("--predictions needs --dataset NAME.", cure="`refseg data list` shows the names.")
     source = open_predictions(args.predictions, above=args.threshold)
+    if inside := inside_dataset(args.predictions, dataset):
+        print(f"  predictions: {inside}", file=sys.stderr)
     for note in source.notes(dataset):
         print(f"  {note}", file=sys.stderr)
     clips = {clip.id: clip for clip in dataset.clips()}

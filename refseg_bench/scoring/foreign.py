@@ -125,6 +125,15 @@ def open_predictions(
     )
 
 
+def inside_dataset(path: Path, dataset: Dataset) -> str:
+    """What is to be said where predictions lie in the data set's own folder: they may be its truth."""
+    base = getattr(dataset, "base", None)
+    home = base() if callable(base) else getattr(dataset, "root", None)
+    if home is None or not path.resolve().is_relative_to(Path(home).resolve()):
+        return ""
+    return f"they lie in the folder of the data set ({home}); its own annotations would score 1"
+
+
 def _run_lengths(path: Path, above: int | None, sides: Sequence[int]) -> JsonPredictions:
     if above is not None:
         raise ConfigError("--threshold is for mask files; run lengths have no grey values.")

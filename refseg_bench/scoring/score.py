@@ -266,7 +266,7 @@ class Scored:
     result: Result
     table: ScoreTable
     coverage: Coverage
-    notes: Mapping[str, Any] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
