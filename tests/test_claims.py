@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from refseg_bench.run import claims, owners, scheduler
+from refseg_bench.run import claims, workers
 from refseg_bench.run.claims import Desk, forget, records
-from refseg_bench.run.owners import BEAT, SILENCE, Census, Owner, lives
-from refseg_bench.run.scheduler import JobState
+from refseg_bench.run.workers import BEAT, SILENCE, Census, JobState, Owner, lives
 
 
 def owner(job: str, launch: str = "L", **changes) -> Owner:
@@ -135,7 +134,7 @@ def test_slurm_decides_about_a_claim_on_another_node(
         asked.append(list(ids))
         return answer
 
-    monkeypatch.setattr(scheduler, "queued", queued)
+    monkeypatch.setattr(workers, "queued", queued)
     with Desk(tmp_path, owner("b")) as b:
         assert b.take("x") is taken
         assert b.take("y") is taken
@@ -153,7 +152,7 @@ def test_slurm_is_asked_once_for_all_processes_of_a_run(
         asked.append(set(ids))
         return {"72": JobState("RUNNING", 0), "75": JobState("RUNNING", 0)}
 
-    monkeypatch.setattr(scheduler, "queued", queued)
+    monkeypatch.setattr(workers, "queued", queued)
     with Desk(tmp_path, owner("b")) as b:
         assert [b.take(f"clip{number}") for number in range(5)] == [True, True, False, True, True]
         assert asked == [{"70", "71", "72", "73", "74"}]
@@ -212,5 +211,5 @@ def test_a_claim_that_was_never_written_whole_is_nobodys_after_a_while(tmp_path:
 
 
 def test_owners_name_themselves() -> None:
-    assert "SLURM job 9" in owners.describe([owner("a", slurm="9")])
-    assert str(os.getpid()) in owners.describe([owner("a", slurm=None)])
+    assert "SLURM job 9" in workers.describe([owner("a", slurm="9")])
+    assert str(os.getpid()) in workers.describe([owner("a", slurm=None)])

@@ -22,10 +22,11 @@ from refseg_bench.report import tables
 from refseg_bench.report.coco import to_coco
 from refseg_bench.report.current import leave_out_outdated
 from refseg_bench.report.html import write_report
+from refseg_bench.run.build import dataset_of, frozen
 from refseg_bench.run.inputs import Present, StaleError, stale
 from refseg_bench.run.launch import Launched, freeze, launch
-from refseg_bench.run.loop import Tally, dataset_of, frozen, plan, work_on
-from refseg_bench.run.planning import planned, tally_of
+from refseg_bench.run.loop import work_on
+from refseg_bench.run.shards import Tally, plan, planned, tally_of
 from refseg_bench.run.store import RunStore
 from refseg_bench.scoring.runs import score_runs, score_store
 from refseg_bench.scoring.score import Scored

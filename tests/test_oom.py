@@ -13,8 +13,9 @@ from refseg_bench.backbones.base import RolloutSettings, VisualSettings
 from refseg_bench.config import schema
 from refseg_bench.config.compose import group_members, load_node
 from refseg_bench.methods.refam.method import RefAM
-from refseg_bench.run import oom
-from refseg_bench.run.loop import predict_clip, work_on
+from refseg_bench.run import predict
+from refseg_bench.run.loop import work_on
+from refseg_bench.run.predict import predict_clip
 from refseg_bench.segmenters.base import Prompt, Segmenter
 from refseg_bench.types import Clip, Expression, Grounding, MaskTrack
 from tests import tiny_mllm
@@ -36,7 +37,7 @@ from tools import tiny_sam as tiny
     ],
 )
 def test_out_of_memory_is_told_from_other_failures(error: Exception, is_one: bool) -> None:
-    assert oom.is_out_of_memory(error) is is_one
+    assert predict.is_out_of_memory(error) is is_one
 
 
 @pytest.mark.parametrize("fits", [4, 1])
@@ -71,7 +72,7 @@ def test_parts_of_a_method_are_halved_too() -> None:
         segmenter = None
 
     whole = Whole()
-    with oom.half_batches(whole):
+    with predict.half_batches(whole):
         assert whole.backbone.batch_size == 3
     assert whole.backbone.batch_size == 6
 
@@ -187,4 +188,4 @@ def test_what_ran_out_is_halved(
     assert [prediction.track for prediction in found] == whole
     # The bound of 64 is above the 8 there are: what is in a pass counts.
     assert set(passes) == {8, 4, 2}
-    assert oom.batched(method)[0].batch_size == 64
+    assert predict.batched(method)[0].batch_size == 64

@@ -13,17 +13,11 @@ from refseg_bench.config.compose import compose
 from refseg_bench.datasets.limited import Limited
 from refseg_bench.errors import ConfigError, DataError, RefsegError
 from refseg_bench.methods.decaf.method import DecAF
+from refseg_bench.run.build import build_method, check_segmenter, dataset_of, frozen
 from refseg_bench.run.launch import freeze, launch
-from refseg_bench.run.loop import (
-    build_method,
-    check_segmenter,
-    dataset_of,
-    frozen,
-    plan,
-    predict_clip,
-    share,
-    work_on,
-)
+from refseg_bench.run.loop import work_on
+from refseg_bench.run.predict import predict_clip
+from refseg_bench.run.shards import plan, share
 from refseg_bench.run.store import RunStore
 from refseg_bench.types import Clip, Expression, Grounding, MaskTrack
 from tests.fakes import FakeDataset, FakeMethod, fake_run, fake_values

@@ -214,7 +214,7 @@ def test_cancel_ends_nothing_but_the_recorded_command(
             assert "left alone" in capsys.readouterr().out
         assert other.poll() is None
         other.communicate(b"\n")
-    monkeypatch.setattr("refseg_bench.run.scheduler.subprocess.run", lambda words, **_: asked.append(words))
+    monkeypatch.setattr("refseg_bench.run.workers.subprocess.run", lambda words, **_: asked.append(words))
     path.write_text(sealed({**record, "jobs": {"work": "--state=PENDING"}}))
     main(["cancel", str(run)])
     assert "left out" in capsys.readouterr().err

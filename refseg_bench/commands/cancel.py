@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from refseg_bench.files.store_io import printable
-from refseg_bench.run import scheduler
-from refseg_bench.run.owners import Owner, runs_command
 from refseg_bench.run.store import find_runs
 from refseg_bench.run.submissions import living
+from refseg_bench.run.workers import Owner, cancel, runs_command
 
 
 def add(commands: Any) -> None:
@@ -34,7 +33,7 @@ def main(args: argparse.Namespace) -> int:
         for submission in found:
             owner = submission.owner
             if submission.jobs:
-                scheduler.cancel(submission.jobs.values())
+                cancel(submission.jobs.values())
                 print(f"{root}: cancelled SLURM jobs {', '.join(submission.jobs.values())}")
             elif (owner.host, owner.boot, owner.space) != (here.host, here.boot, here.space):
                 print(printable(f"{root}: process {owner.pid} runs on {owner.host}; cancel it there"))

@@ -47,7 +47,7 @@ def main(args: argparse.Namespace) -> int:
     from refseg_bench.files.store_io import output, write_error
     from refseg_bench.report.media import encoded
     from refseg_bench.report.pictures import overlay_video, show_stages
-    from refseg_bench.run.loop import build_method, dataset_of
+    from refseg_bench.run.build import build_method, dataset_of
     from refseg_bench.types import Expression
 
     if not args.expression.strip():

@@ -17,7 +17,7 @@ from refseg_bench.files.resources import resource
 from refseg_bench.files.store_io import check_output, output
 from refseg_bench.report import tables
 from refseg_bench.report.current import leave_out_outdated
-from refseg_bench.run.loop import frozen
+from refseg_bench.run.build import frozen
 from refseg_bench.run.store import RunStore, find_runs, runs_in
 
 _EXPERIMENT = "experiment="

@@ -53,7 +53,7 @@ def main(args: argparse.Namespace) -> int:
     """
     from refseg_bench.files.store_io import within
     from refseg_bench.run.inputs import Present, refusal, stale
-    from refseg_bench.run.loop import plan
+    from refseg_bench.run.shards import plan
     from refseg_bench.run.store import RunStore
     from refseg_bench.scoring import submission
     from refseg_bench.scoring.sources import refuse_damage
@@ -140,7 +140,7 @@ def _dataset(args: argparse.Namespace, store: RunStore | None) -> Dataset | None
 
 def _of_run(store: RunStore) -> Dataset:
     from refseg_bench.config import schema
-    from refseg_bench.run.loop import received
+    from refseg_bench.run.build import received
 
     # The whole split, whatever part of it the run was limited to.
     made: Dataset = schema.build(received(store)["dataset"], "dataset")

@@ -15,8 +15,9 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from refseg_bench.files.store_io import output
+from refseg_bench.run.build import dataset_of, received
 from refseg_bench.run.inputs import Present, stale, without
-from refseg_bench.run.loop import dataset_of, plan, received
+from refseg_bench.run.shards import plan
 from refseg_bench.run.store import RunStore
 from refseg_bench.types import sample_id
 

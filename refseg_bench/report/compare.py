@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refseg_bench.errors import ScoreError
-from refseg_bench.run.loop import lasting_of
+from refseg_bench.run.build import lasting_of
 from refseg_bench.run.store import RunStore
 from refseg_bench.scoring.breakdown import GROUPS, group_of
 from refseg_bench.scoring.protocols.catalogue import rules as rules_of

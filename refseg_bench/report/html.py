@@ -29,8 +29,9 @@ from refseg_bench.files.store_io import is_temporary, sweep, to_plain, within, w
 from refseg_bench.report import tables
 from refseg_bench.report.compare import BOOKKEEPING, compare
 from refseg_bench.report.media import MediaFolder, spread
+from refseg_bench.run.build import dataset_of, received
 from refseg_bench.run.inputs import Present, stale, without
-from refseg_bench.run.loop import dataset_of, plan, received
+from refseg_bench.run.shards import plan
 from refseg_bench.run.store import RunStore
 from refseg_bench.scoring.breakdown import GROUPS, breakdown, group_of
 from refseg_bench.scoring.protocols.catalogue import rules as rules_of

@@ -36,7 +36,7 @@ from refseg_bench.report.tables import (
     to_latex,
     to_markdown,
 )
-from refseg_bench.run.loop import frozen
+from refseg_bench.run.build import frozen
 from refseg_bench.run.store import RunStore
 from refseg_bench.types import Estimate
 

@@ -13,7 +13,7 @@ from refseg_bench.errors import ScoreError, StoreError
 from refseg_bench.files.store_io import output, write_error
 from refseg_bench.report.reference import COLUMNS, PAPER_NAMES, Held, held_against
 from refseg_bench.report.tables import csv_cells
-from refseg_bench.run.loop import frozen
+from refseg_bench.run.build import frozen
 from refseg_bench.run.store import RunStore
 from refseg_bench.types import Estimate, Result
 

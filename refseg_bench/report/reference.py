@@ -11,7 +11,7 @@ from typing import Any
 
 from refseg_bench.errors import ConfigError, StoreError
 from refseg_bench.files.resources import resource
-from refseg_bench.run.loop import frozen
+from refseg_bench.run.build import frozen
 from refseg_bench.run.store import RunStore
 from refseg_bench.types import Estimate, Result
 

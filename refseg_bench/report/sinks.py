@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from refseg_bench.errors import ConfigError, missing_package
 from refseg_bench.report.compare import flatten
-from refseg_bench.run.loop import frozen
+from refseg_bench.run.build import frozen
 from refseg_bench.run.store import RunStore
 
 

@@ -19,7 +19,7 @@ from refseg_bench.errors import ScoreError, require
 from refseg_bench.files.store_io import printable
 from refseg_bench.report.compare import flatten
 from refseg_bench.report.tables import Cell, ResultTable, level_of, number_cell
-from refseg_bench.run.loop import lasting_of
+from refseg_bench.run.build import lasting_of
 from refseg_bench.run.store import RunStore
 from refseg_bench.types import Estimate, Result
 

@@ -31,7 +31,7 @@ from refseg_bench.files.store_io import (
     write_atomic,
     write_error,
 )
-from refseg_bench.run.owners import AT_WORK, BEAT, Census, Owner
+from refseg_bench.run.workers import AT_WORK, BEAT, Census, Owner
 
 #: A file system without hard links, or a file with as many as it may have.
 _NO_LINK = frozenset({errno.EMLINK, errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV})

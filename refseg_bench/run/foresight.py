@@ -7,8 +7,8 @@ from itertools import islice
 
 from refseg_bench.config import schema
 from refseg_bench.errors import ConfigError, RefsegError
-from refseg_bench.run.loop import build_method, dataset_of
-from refseg_bench.run.planning import Planned
+from refseg_bench.run.build import build_method, dataset_of
+from refseg_bench.run.shards import Planned
 
 #: Clips whose expressions are looked up in the cache (each lookup reads the clip's frames).
 LOOKED_UP = 20

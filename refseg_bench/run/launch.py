@@ -6,6 +6,8 @@ the run folder, leave a record of the submission, and let workers read nothing b
 
 from __future__ import annotations
 
+import hashlib
+import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -13,16 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from refseg_bench.config import schema
-from refseg_bench.config.compose import Composed, from_yaml, lasting, load, to_yaml
+from refseg_bench.config.compose import Composed, Config, from_yaml, lasting, load, to_yaml
 from refseg_bench.errors import RefsegError
 from refseg_bench.run import claims, local, slurm
 from refseg_bench.run.foresight import foreseen
-from refseg_bench.run.loop import Tally
-from refseg_bench.run.owners import Census, describe
-from refseg_bench.run.planning import Planned, planned, share_captures, tally_of
+from refseg_bench.run.shards import Planned, Tally, planned, tally_of
 from refseg_bench.run.store import RunStore
 from refseg_bench.run.submissions import Submission, living, register, submissions
 from refseg_bench.run.worker import Shard
+from refseg_bench.run.workers import Census, describe
 
 
 @dataclass
@@ -133,6 +134,35 @@ def preview(points: Sequence[Composed]) -> list[str]:
         )
         lines += foreseen(run)
     return lines
+
+
+def share_captures(runs: Sequence[Planned]) -> dict[str, Planned]:
+    """Find the runs that would capture the same attention.
+
+    A method class may offer ``capture(clip, expressions)``, which fills a cache, and
+    ``capture_digest(values)``, which names what goes into it (``None`` = nothing to share). Runs with
+    equal digests over the same samples share one capture.
+
+    Returns:
+        Shared digest → the run whose config the capture uses; the runs' ``capture`` is set.
+    """
+    groups: dict[str, list[Planned]] = {}
+    for run in runs:
+        cls = schema.locate(str(run.values["method"][schema.TARGET]), "method")
+        ask = getattr(cls, "capture_digest", None)
+        if ask is None or not hasattr(cls, "capture") or not run.work:
+            continue
+        dataset = schema.lasting(Config, {key: run.values[key] for key in ("dataset", "limit")})
+        digest = ask(run.values)
+        if digest is None:
+            continue
+        named = json.dumps([str(digest), dataset], sort_keys=True)
+        groups.setdefault(hashlib.sha256(named.encode()).hexdigest()[:8], []).append(run)
+    shared = {name: members for name, members in groups.items() if len(members) > 1}
+    for name, members in shared.items():
+        for run in members:
+            run.capture = name
+    return {name: max(members, key=lambda run: run.samples) for name, members in shared.items()}
 
 
 def _admitted(run: Planned, answer: Launched, busy: list[Submission], say: Callable[[str], None]) -> bool:

@@ -1,9 +1,13 @@
-"""Progress of a run: a bar with an ETA on a terminal, plain lines in a log."""
+"""What a process tells of its work: a bar or lines with an ETA, and a log file in the run folder."""
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import sys
 import time
+from collections.abc import Iterator
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -89,3 +93,38 @@ class Progress:
             file=sys.stderr,
             flush=True,
         )
+
+
+class _Traced(logging.Formatter):
+    """Adds the traceback that a record carries as ``trace`` (kept out of the terminal)."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One record, with its traceback."""
+        trace = getattr(record, "trace", "")
+        return super().format(record) + (f"\n{trace.rstrip()}" if trace else "")
+
+
+class _Quiet(logging.FileHandler):
+    """A log that can't be written must not take the run with it."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Say nothing."""
+
+
+def log_path(root: Path, job: str) -> Path:
+    """The log of one process of a run."""
+    return root / "log" / f"{job}.log"
+
+
+@contextlib.contextmanager
+def logged(root: Path, job: str) -> Iterator[None]:
+    """Copy this package's log records, with tracebacks, to the process's file; no file without a record."""
+    handler = _Quiet(log_path(root, job), encoding="utf-8", delay=True)
+    handler.setFormatter(_Traced("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logger = logging.getLogger("refseg_bench")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        handler.close()

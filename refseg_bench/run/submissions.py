@@ -29,9 +29,8 @@ from refseg_bench.files.store_io import (
     write_atomic,
     write_error,
 )
-from refseg_bench.run import scheduler
-from refseg_bench.run.owners import Census, Owner, moment
 from refseg_bench.run.store import RunStore
+from refseg_bench.run.workers import Census, Owner, is_job, moment, queued
 
 _DROP = "Remove its folder: it only tells of one `refseg run`."
 
@@ -119,7 +118,7 @@ def _read(path: Path) -> Submission:
         plain = schema.conform(Submission, known, "")
     except ConfigError as error:
         raise StoreError(error.what, where=path, allowed=error.allowed, cure=_DROP) from error
-    if plain["id"] != path.parent.name or not all(map(scheduler.is_job, plain["jobs"].values())):
+    if plain["id"] != path.parent.name or not all(map(is_job, plain["jobs"].values())):
         raise StoreError("The record is of another submission, or names no job.", where=path, cure=_DROP)
     return Submission(**{**plain, "owner": Owner.read(values["owner"], path)})
 
@@ -130,7 +129,7 @@ def living(stores: Iterable[RunStore]) -> dict[Path, list[Submission]]:
         store.root: [s for s in submissions(store.root) if s.state == "open"] for store in stores
     }
     ids = {number for found in unfinished.values() for s in found for number in s.jobs.values()}
-    states = scheduler.queued(ids)
+    states = queued(ids)
     census = Census()
 
     def alive(submission: Submission) -> bool:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from refseg_bench.errors import RefsegError
 
 if TYPE_CHECKING:
-    from refseg_bench.run.loop import Tally
+    from refseg_bench.run.shards import Tally
 
 _PR_SET_PDEATHSIG = 1
 
@@ -44,7 +44,8 @@ class Shard:
     def __call__(self) -> Tally:
         """Do it."""
         from refseg_bench.config.compose import load
-        from refseg_bench.run.loop import capture_on, frozen, work_on
+        from refseg_bench.run.build import frozen
+        from refseg_bench.run.loop import capture_on, work_on
         from refseg_bench.run.store import RunStore
 
         store = RunStore.open(Path(self.root))

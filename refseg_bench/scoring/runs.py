@@ -12,8 +12,9 @@ from refseg_bench.config import compose as configs
 from refseg_bench.datasets.files import files_read
 from refseg_bench.errors import RefsegError, ScoreError
 from refseg_bench.run import inputs
+from refseg_bench.run.build import dataset_of, received
 from refseg_bench.run.data_record import keep_record
-from refseg_bench.run.loop import dataset_of, plan, received
+from refseg_bench.run.shards import plan
 from refseg_bench.run.store import RunStore
 from refseg_bench.scoring import score as scoring
 from refseg_bench.scoring.protocols.catalogue import find

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from refseg_bench.run.inputs import without
-from refseg_bench.run.loop import Work
+from refseg_bench.run.shards import Work
 from refseg_bench.run.store import RunStore
 from refseg_bench.scoring.score import Answers, State, Survey, state_of
 from refseg_bench.types import Clip, Expression, sample_id

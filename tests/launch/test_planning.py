@@ -7,9 +7,8 @@ import pytest
 from refseg_bench.config.compose import Cluster
 from refseg_bench.errors import ConfigError, RefsegError
 from refseg_bench.run import local
-from refseg_bench.run.launch import launch, preview
-from refseg_bench.run.loop import queue, share
-from refseg_bench.run.planning import Planned, auto_shards, planned, share_captures
+from refseg_bench.run.launch import launch, preview, share_captures
+from refseg_bench.run.shards import Planned, auto_shards, planned, queue, share
 from refseg_bench.run.store import RunStore
 from refseg_bench.run.submissions import living, submissions
 from refseg_bench.types import Clip, Expression

@@ -9,12 +9,12 @@ import pytest
 
 from refseg_bench.cli import main
 from refseg_bench.files.store_io import sealed
-from refseg_bench.run import scheduler
+from refseg_bench.run import workers as asked
 from refseg_bench.run.claims import Desk, records
 from refseg_bench.run.launch import freeze, launch
-from refseg_bench.run.owners import Owner
 from refseg_bench.run.store import RunStore
 from refseg_bench.run.submissions import living, submissions
+from refseg_bench.run.workers import Owner
 from tests.launch.runs import lines, overrides, point, quiet, refseg, undisturbed
 from tests.launch.test_kill import wait_for, workers
 
@@ -105,7 +105,7 @@ def test_clips_that_another_node_holds_are_named(tmp_path: Path, monkeypatch) ->
         desk.take("clip3")
         kept = desk.record.read_text()
     desk.record.write_text(kept)
-    monkeypatch.setattr(scheduler, "queued", lambda ids: None)
+    monkeypatch.setattr(asked, "queued", lambda ids: None)
     told: list[str] = []
     (answer,) = launch([point(tmp_path)], told.append)
     assert answer.tally is not None

@@ -65,7 +65,7 @@ def test_missing_extension_is_refused_not_skipped(monkeypatch, clip):
 def test_run_record_says_which_filling_was_in_effect():
     from types import SimpleNamespace
 
-    from refseg_bench.run.loop import method_record
+    from refseg_bench.run.build import method_record
 
     record = method_record(SimpleNamespace(segmenter=Sam2Hf(fill_holes="off")))
     assert record["segmenter"]["hole_filling"]["in_effect"] == "none"

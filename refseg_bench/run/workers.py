@@ -3,12 +3,17 @@
 A claim or a submission must not expire by a clock alone: the operating system is asked about processes
 of this machine, SLURM about its jobs. Only for a process that neither can tell of (another machine,
 no scheduler) does a heartbeat that has stopped for long stand in.
+
+SLURM is asked rarely, about many jobs at once; submitting to it lives in :mod:`refseg_bench.run.slurm`.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shlex
+import shutil
+import subprocess
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -18,9 +23,8 @@ from typing import Any
 
 from refseg_bench import env
 from refseg_bench.config import schema
-from refseg_bench.errors import ConfigError, StoreError
+from refseg_bench.errors import ConfigError, RefsegError, StoreError
 from refseg_bench.files.store_io import PUT_BACK, safe_name
-from refseg_bench.run import scheduler
 
 #: Seconds between two signs of life of a worker.
 BEAT = 30.0
@@ -30,6 +34,8 @@ SILENCE = 20 * BEAT
 AT_WORK: set[str] = set()
 #: Seconds for which an answer of SLURM is good.
 _FRESH = 60.0
+#: States in which a job's processes may be running.
+_ACTIVE = frozenset({"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING"})
 
 
 @dataclass(frozen=True)
@@ -94,7 +100,7 @@ class Owner:
             owner = schema.construct(cls, schema.typed(dict[str, Any], values, "owner"), "owner")
         except ConfigError as error:
             raise StoreError(error.what, where=path, allowed=error.allowed, cure=PUT_BACK) from error
-        named = owner.slurm is None or scheduler.is_job(owner.slurm)
+        named = owner.slurm is None or is_job(owner.slurm)
         if owner.pid < 1 or not named or safe_name(owner.job) != owner.job or not moment(owner.started):
             raise StoreError("The record names no process.", where=path, cure=PUT_BACK)
         return owner
@@ -111,7 +117,7 @@ class Census:
         self._dead: set[str] = set()
         self._peers = peers
         self._asked: set[str] = set()
-        self._answer: dict[str, scheduler.JobState] | None = None
+        self._answer: dict[str, JobState] | None = None
         self._when = -_FRESH
         self._here = (_host(), _boot(), _space())
 
@@ -146,7 +152,7 @@ class Census:
         # An answer says nothing of a process that came after it.
         if time.monotonic() - self._when >= _FRESH or owner.job not in self._asked:
             asked = [owner, *self._peers()]
-            self._answer = scheduler.queued({o.slurm for o in asked if o.slurm is not None})
+            self._answer = queued({o.slurm for o in asked if o.slurm is not None})
             self._when, self._asked = time.monotonic(), {o.job for o in asked}
         if self._answer is None:
             return True
@@ -229,3 +235,87 @@ def _space() -> str:
     with suppress(OSError):
         return os.readlink("/proc/self/ns/pid")
     return ""
+
+
+# ── asking SLURM ────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class JobState:
+    """One job (or one task of an array) that is not over.
+
+    Attributes:
+        state: SLURM's word (``PENDING``, ``RUNNING`` …).
+        restarts: how often it was re-queued.
+    """
+
+    state: str
+    restarts: int
+
+    @property
+    def active(self) -> bool:
+        """True if its processes may be running now."""
+        return self.state in _ACTIVE
+
+
+def is_job(number: str) -> bool:
+    """Whether a text is a job id and nothing else: digits, for a task of an array ``_`` and more of them."""
+    return re.fullmatch(r"[0-9]{1,18}(_[0-9]{1,18})?", number) is not None
+
+
+def queued(job_ids: Iterable[str]) -> dict[str, JobState] | None:
+    """Which of the jobs are not over, asked in one call.
+
+    Args:
+        job_ids: raw ids; the id of an array stands for its tasks.
+
+    Returns:
+        Raw job id → state, also of every listed array's tasks; ``None`` where SLURM can't be asked.
+    """
+    wanted = sorted(filter(is_job, set(job_ids)))
+    if not wanted:
+        return {}
+    if shutil.which("squeue") is None:
+        return None
+    fields = "JobID:24,ArrayJobID:24,State:24,RestartCnt:12"
+    try:
+        done = subprocess.run(
+            ["squeue", "--noheader", "--array", f"--jobs={','.join(wanted)}", f"--Format={fields}"],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    if done.returncode != 0:
+        # A single id that SLURM has forgotten is an error to squeue, and an answer to us.
+        return {} if "Invalid job id" in done.stderr else None
+    found: dict[str, JobState] = {}
+    for line in done.stdout.splitlines():
+        words = line.split()
+        if len(words) < 4:
+            continue
+        state = JobState(words[2], int(words[3]) if words[3].isdigit() else 0)
+        found[words[0]] = state
+        # An array is listed under its own id too, as long as one of its tasks is not over.
+        found.setdefault(words[1], state)
+    return found
+
+
+def cancel(job_ids: Iterable[str]) -> None:
+    """End jobs, pending or running.
+
+    Raises:
+        RefsegError: SLURM refused or can't be asked.
+    """
+    wanted = sorted(filter(is_job, set(job_ids)))
+    if not wanted:
+        return
+    try:
+        done = subprocess.run(["scancel", "--", *wanted], capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise RefsegError(
+            f"Can't ask SLURM ({error}).", where=" ".join(wanted), cure="Cancel from a login node."
+        ) from error
+    if done.returncode != 0 and "Invalid job id" not in done.stderr:
+        raise RefsegError(f"scancel: {done.stderr.strip()}", where=" ".join(wanted))

@@ -1,10 +1,9 @@
-"""What is left of a run, into how many shards it goes, and which runs share an attention capture."""
+"""The work of a run: what there is, what is left, the shards it goes into, and what became of it."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,19 +11,69 @@ from pathlib import Path
 from typing import Any
 
 from refseg_bench import env
-from refseg_bench.config import schema
 from refseg_bench.config.compose import Cluster, Composed, Config, load
 from refseg_bench.config.schema import TARGET
 from refseg_bench.datasets.files import files_read
 from refseg_bench.errors import RefsegError
+from refseg_bench.run.build import dataset_of, frozen
 from refseg_bench.run.data_record import keep_record
 from refseg_bench.run.inputs import Present, stale, told
-from refseg_bench.run.loop import Tally, Work, dataset_of, frozen, left, plan
 from refseg_bench.run.store import Line, RunStore, runs_in
-from refseg_bench.types import sample_id
+from refseg_bench.types import Clip, Dataset, Expression, sample_id
 
+Work = list[tuple[Clip, tuple[Expression, ...]]]
 #: Stored samples looked at to measure a run.
 _LOOKS = 50
+
+
+def plan(dataset: Dataset) -> Work:
+    """All clips with their expressions."""
+    work = ((clip, tuple(dataset.expressions(clip))) for clip in dataset.clips())
+    return [(clip, expressions) for clip, expressions in work if expressions]
+
+
+def share(work: Work, shards: int) -> list[Work]:
+    """Split by clip into parts of about equal frames × expressions; the same split every time."""
+    if shards == 1:
+        return [work]
+    parts: list[Work] = [[] for _ in range(shards)]
+    loads = [0] * shards
+    order = sorted(range(len(work)), key=lambda i: (-len(work[i][0]) * len(work[i][1]), work[i][0].id))
+    mine: list[list[int]] = [[] for _ in range(shards)]
+    for index in order:
+        lightest = loads.index(min(loads))
+        loads[lightest] += len(work[index][0]) * len(work[index][1])
+        mine[lightest].append(index)
+    for part, indices in zip(parts, mine, strict=True):
+        part.extend(work[i] for i in sorted(indices))
+    return parts
+
+
+def queue(parts: Sequence[Work], shard: int) -> Work:
+    """A part and then, from their ends on, the others: what their owners will come to last."""
+    others = [reversed(parts[(shard + step) % len(parts)]) for step in range(1, len(parts))]
+    rounds = itertools.zip_longest(*others)
+    return [*parts[shard], *(item for items in rounds for item in items if item is not None)]
+
+
+def left(work: Work, index: Mapping[str, Line], present: Present) -> Work:
+    """The work less the samples that have a prediction on what the data set holds now."""
+    open_work = ((clip, present.open(index, clip, expressions)) for clip, expressions in work)
+    return [(clip, expressions) for clip, expressions in open_work if expressions]
+
+
+@dataclass
+class Tally:
+    """What one process did.
+
+    Attributes:
+        done, failed: samples.
+        elsewhere: samples it left to other living processes.
+    """
+
+    done: int = 0
+    failed: int = 0
+    elsewhere: int = 0
 
 
 @dataclass
@@ -186,32 +235,3 @@ def _siblings(run: Planned) -> float | None:
                 if measured is not None:
                     return measured
     return None
-
-
-def share_captures(runs: Sequence[Planned]) -> dict[str, Planned]:
-    """Find the runs that would capture the same attention.
-
-    A method class may offer ``capture(clip, expressions)``, which fills a cache, and
-    ``capture_digest(values)``, which names what goes into it (``None`` = nothing to share). Runs with
-    equal digests over the same samples share one capture.
-
-    Returns:
-        Shared digest → the run whose config the capture uses; the runs' ``capture`` is set.
-    """
-    groups: dict[str, list[Planned]] = {}
-    for run in runs:
-        cls = schema.locate(str(run.values["method"][TARGET]), "method")
-        ask = getattr(cls, "capture_digest", None)
-        if ask is None or not hasattr(cls, "capture") or not run.work:
-            continue
-        dataset = schema.lasting(Config, {key: run.values[key] for key in ("dataset", "limit")})
-        digest = ask(run.values)
-        if digest is None:
-            continue
-        named = json.dumps([str(digest), dataset], sort_keys=True)
-        groups.setdefault(hashlib.sha256(named.encode()).hexdigest()[:8], []).append(run)
-    shared = {name: members for name, members in groups.items() if len(members) > 1}
-    for name, members in shared.items():
-        for run in members:
-            run.capture = name
-    return {name: max(members, key=lambda run: run.samples) for name, members in shared.items()}
