@@ -289,19 +289,6 @@ def sample_id(clip_id: str, expression_id: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
-    """One clip with one expression: what is predicted and scored."""
-
-    clip: Clip
-    expression: Expression
-
-    @property
-    def id(self) -> str:
-        """``"{clip.id}/{expression.id}"``."""
-        return sample_id(self.clip.id, self.expression.id)
-
-
-@dataclass(frozen=True, slots=True)
 class Target:
     """The annotated truth of one sample; only protocols and the oracle bound ever see it.
 
