@@ -4,12 +4,14 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from refseg_bench.files.store_io import read_record, sealed
 from refseg_bench.run import claims, workers
 from refseg_bench.run.claims import Desk, forget, records
 from refseg_bench.run.workers import BEAT, SILENCE, Census, JobState, Owner, lives
@@ -144,6 +146,7 @@ def test_slurm_decides_about_a_claim_on_another_node(
 def test_slurm_is_asked_once_for_all_processes_of_a_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (tmp_path / "launches/L").mkdir(parents=True)
     for number in range(5):
         leave(tmp_path, owner(f"a{number}", host="elsewhere", slurm=str(70 + number)), f"clip{number}")
     asked: list[set[str]] = []
@@ -159,8 +162,31 @@ def test_slurm_is_asked_once_for_all_processes_of_a_run(
         # A process that came later is not judged by what was asked before.
         leave(tmp_path, owner("late", host="elsewhere", slurm="75"), "clip5")
         assert not b.take("clip5")
-    assert len(asked) == 2
-    assert "75" in asked[1]
+    assert len(asked) == 1
+    # Another process of the submission takes the answer, unless it is damaged, old or of the future.
+    told = tmp_path / "launches/L/queue.json"
+    assert [path.name for path in told.parent.iterdir()] == [told.name]
+    record = read_record(told)
+    leave(tmp_path, owner("a6", host="elsewhere", slurm="72"), "clip6")
+    with Desk(tmp_path, owner("c")) as c:
+        assert not c.take("clip6")
+    for number, text in enumerate(
+        (
+            "{",
+            sealed({**record, "when": 0}),
+            sealed({**record, "when": time.time() + 99}),
+            sealed({"when": 1}),
+        )
+    ):
+        assert len(asked) == 1 + number
+        told.write_text(text)
+        with Desk(tmp_path, owner(f"d{number}")) as d:
+            assert not d.take("clip2")
+    told.write_text("{")
+    (told.parent / f"queue-{int(time.time() // 60)}.lock").touch()
+    with Desk(tmp_path, owner("e")) as e:
+        assert not e.take("clip2"), "while another asks, all are taken to live"
+    assert len(asked) == 5
 
 
 def test_where_nobody_can_be_asked_a_long_silence_stands_in() -> None:

@@ -133,13 +133,15 @@ class Desk:
 
     def __init__(self, root: Path, owner: Owner, census: Census | None = None) -> None:
         self.root, self.owner = root, owner
-        self.census = census or Census(lambda: [r.owner for r in records(root) if not r.end])
+        self._launch = root / "launches" / owner.launch
+        self.census = census or Census(
+            lambda: [r.owner for r in records(root) if not r.end], within(root, self._launch) / "queue.json"
+        )
         self.record = root / "jobs" / f"{owner.job}.json"
         self._held: Path | None = None
         self._end: dict[str, Any] = {}
         self._over = threading.Event()
         self._pulse = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
-        self._launch = root / "launches" / owner.launch
 
     def __enter__(self) -> Self:
         try:

@@ -15,7 +15,7 @@ import shlex
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ from typing import Any
 from refseg_bench import env
 from refseg_bench.config import schema
 from refseg_bench.errors import ConfigError, RefsegError, StoreError
-from refseg_bench.files.store_io import PUT_BACK, safe_name
+from refseg_bench.files.store_io import PUT_BACK, read_record, safe_name, sealed, write_atomic
 
 #: Seconds between two signs of life of a worker.
 BEAT = 30.0
@@ -106,19 +106,66 @@ class Owner:
         return owner
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What SLURM said.
+
+    Attributes:
+        when: seconds since the epoch when it was asked.
+        asked: the jobs asked about.
+        states: those that are not over; ``None`` where SLURM couldn't be asked.
+    """
+
+    when: float
+    asked: frozenset[str]
+    states: Mapping[str, JobState] | None
+
+    def fresh(self) -> bool:
+        """Whether it is still good; one from the future (another node's clock) isn't."""
+        return 0 <= time.time() - self.when < _FRESH
+
+    def tells_of(self, owner: Owner) -> bool:
+        """Whether the owner need not be asked about again."""
+        return self.fresh() and (owner.slurm in self.asked or owner.started > self.when)
+
+    def write(self, path: Path) -> None:
+        """Keep it for other processes, if it can be."""
+        states = None if self.states is None else {k: [s.state, s.restarts] for k, s in self.states.items()}
+        with suppress(OSError):
+            write_atomic(path, sealed({"when": self.when, "asked": sorted(self.asked), "states": states}))
+
+    @classmethod
+    def read(cls, path: Path) -> Answer | None:
+        """A kept answer that is still good; a damaged file is none."""
+        if not path.exists():
+            return None
+        try:
+            record = read_record(path)
+            told = record["states"]
+            states = (
+                None
+                if told is None
+                else {str(k): JobState(str(state), int(restarts)) for k, (state, restarts) in told.items()}
+            )
+            found = cls(float(record["when"]), frozenset(map(str, record["asked"])), states)
+        except (StoreError, KeyError, TypeError, ValueError, AttributeError):
+            return None
+        return found if found.fresh() else None
+
+
 class Census:
     """Answers whether owners live; SLURM's answers are kept for a while, deaths for ever.
 
     Args:
         peers: gives the owners of the run that have not ended; SLURM is asked about all in one call.
+        shared: a file for SLURM's answer, which all processes of a submission then have in common.
     """
 
-    def __init__(self, peers: Callable[[], Iterable[Owner]] = tuple) -> None:
+    def __init__(self, peers: Callable[[], Iterable[Owner]] = tuple, shared: Path | None = None) -> None:
         self._dead: set[str] = set()
         self._peers = peers
-        self._asked: set[str] = set()
-        self._answer: dict[str, JobState] | None = None
-        self._when = -_FRESH
+        self._answer: Answer | None = None
+        self._shared = shared
         self._here = (_host(), _boot(), _space())
 
     def alive(self, owner: Owner, silent: float = 0.0) -> bool:
@@ -149,16 +196,45 @@ class Census:
 
     def _slurm(self, owner: Owner) -> bool:
         assert owner.slurm is not None
-        # An answer says nothing of a process that came after it.
-        if time.monotonic() - self._when >= _FRESH or owner.job not in self._asked:
-            asked = [owner, *self._peers()]
-            self._answer = queued({o.slurm for o in asked if o.slurm is not None})
-            self._when, self._asked = time.monotonic(), {o.job for o in asked}
-        if self._answer is None:
+        if self._answer is None or not self._answer.tells_of(owner):
+            self._answer = self._ask(owner) if self._shared is None else self._ask_together(owner)
+        answer = self._answer
+        # An answer says nothing of a process that came after it, or that it was not asked about.
+        if answer is None or not answer.tells_of(owner) or owner.started > answer.when:
             return True
-        state = self._answer.get(owner.slurm)
+        if answer.states is None:
+            return True
+        state = answer.states.get(owner.slurm)
         # Pending again, or started again: the process that we knew is gone.
         return state is not None and state.active and state.restarts == owner.restarts
+
+    def _ask(self, owner: Owner) -> Answer:
+        ids = {o.slurm for o in (owner, *self._peers()) if o.slurm is not None}
+        when = time.time()
+        return Answer(when, frozenset(ids), queued(ids))
+
+    def _ask_together(self, owner: Owner) -> Answer | None:
+        """The answer that a process of the submission has, or one to be had by all; ``None`` = not now."""
+        assert self._shared is not None
+        found = Answer.read(self._shared)
+        if found is not None:
+            return found
+        # One process asks within a minute; a lock that a killed one leaves counts for its minute only.
+        lock = self._shared.with_name(f"{self._shared.stem}-{int(time.time() // _FRESH)}.lock")
+        try:
+            os.close(os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666))
+        except FileExistsError:
+            return None
+        except OSError:
+            return self._ask(owner)
+        try:
+            found = Answer.read(self._shared) or self._ask(owner)
+            found.write(self._shared)
+        finally:
+            for old in self._shared.parent.glob(f"{self._shared.stem}-*.lock"):
+                with suppress(OSError):
+                    old.unlink()
+        return found
 
 
 def describe(owners: Iterable[Owner]) -> str:
