@@ -12,13 +12,11 @@ from numpy.typing import NDArray
 from refseg_bench.errors import ScoreError
 from refseg_bench.run.build import lasting_of
 from refseg_bench.run.store import RunStore
-from refseg_bench.scoring.breakdown import GROUPS, group_of
+from refseg_bench.scoring.breakdown import groups_of, splitting
+from refseg_bench.scoring.protocols.base import ScoringProtocol
 from refseg_bench.scoring.protocols.catalogue import rules as rules_of
 from refseg_bench.scoring.stats import Bootstrap, Difference, difference
 from refseg_bench.scoring.table import ScoreTable
-
-#: Columns of a score table that describe the scoring, not the sample.
-BOOKKEEPING = frozenset({"frames_counted", "counted_as"})
 
 
 @dataclass(frozen=True)
@@ -101,50 +99,56 @@ def compare(
     name = _shared_protocol(first, second, protocol)
     rules = rules_of(first.results()[name])
     tables = [ScoreTable.read_parquet(*s.samples(name)) for s in (first, second)]
-    where = [{unit: row for row, unit in enumerate(table.units)} for table in tables]
-    units = [unit for unit in tables[0].units if unit in where[1]]
-    if not units:
-        raise ScoreError(
-            "The runs have no unit in common.", where=f"{first.root.name}, {second.root.name}",
-            cure="Compare runs of one dataset and split.",
-        )  # fmt: skip
-    a, b = (table.select([rows[u] for u in units]) for table, rows in zip(tables, where, strict=True))
+    a, b = paired(tables[0], tables[1], f"{first.root.name}, {second.root.name}")
     options = bootstrap or Bootstrap()
 
     def group(attribute: str, value: str, rows: NDArray[np.intp]) -> Group:
-        one, two = a.select(rows), b.select(rows)
-        return Group(
-            attribute,
-            value,
-            difference(
-                rules.terms(one.values, one.attrs),
-                rules.terms(two.values, two.attrs),
-                one.clusters,
-                rules.combine,
-                options,
-            ),
-        )
+        return Group(attribute, value, differences(rules, a.select(rows), b.select(rows), options))
 
-    everything = np.arange(len(units))
     groups = [
-        group(attribute, value, np.flatnonzero([group_of(attribute, v) == value for v in a.attrs[attribute]]))
-        for attribute in attributes or _breakdowns(a)
-        for value in _values(attribute, a.attrs[attribute])
+        group(attribute, value, rows)
+        for attribute in attributes or splitting([a])
+        for value, rows in groups_of(a, attribute).items()
     ]
     headline = rules.metrics[0]
-    moved = _moved(units, a, b, headline)
+    moved = _moved(a, b, headline)
     return Comparison(
         first.root.name,
         second.root.name,
         name,
         rules.policy.scale,
-        group("", "", everything),
+        group("", "", np.arange(len(a))),
         tuple(groups),
         tuple(m for m in reversed(moved[-most:]) if m.second > m.first),
         tuple(m for m in moved[:most] if m.second < m.first),
         config_difference(lasting_of(first), lasting_of(second)),
-        len(tables[0]) + len(tables[1]) - 2 * len(units),
+        len(tables[0]) + len(tables[1]) - 2 * len(a),
     )
+
+
+def paired(first: ScoreTable, second: ScoreTable, where: str = "") -> tuple[ScoreTable, ScoreTable]:
+    """The units that both tables have, in the first one's order.
+
+    Raises:
+        ScoreError: there is none.
+    """
+    places = {unit: row for row, unit in enumerate(second.units)}
+    mine = [row for row, unit in enumerate(first.units) if unit in places]
+    if not mine:
+        raise ScoreError(
+            "The runs have no unit in common.",
+            where=where or None,
+            cure="Compare runs of one dataset and split.",
+        )
+    return first.select(mine), second.select([places[first.units[row]] for row in mine])
+
+
+def differences(
+    rules: ScoringProtocol, first: ScoreTable, second: ScoreTable, options: Bootstrap
+) -> dict[str, Difference]:
+    """The second table's metrics minus the first's, on the same units in the same order."""
+    before, after = (rules.terms(table.values, table.attrs) for table in (first, second))
+    return difference(before, after, first.clusters, rules.combine, options)
 
 
 def _shared_protocol(first: RunStore, second: RunStore, asked: str | None) -> str:
@@ -159,31 +163,13 @@ def _shared_protocol(first: RunStore, second: RunStore, asked: str | None) -> st
     return shared[0]
 
 
-def _breakdowns(table: ScoreTable) -> list[str]:
-    """Attributes that sort units into a few kinds (lists of ids, stored as JSON, don't)."""
-    kinds = {name: {group_of(name, c) for c in cells} for name, cells in table.attrs.items()}
-    return [
-        name
-        for name, words in kinds.items()
-        if 2 <= len(words) <= 12 and name not in BOOKKEEPING and not any(w[:1] == "[" for w in words)
-    ]
-
-
-def _values(attribute: str, cells: Sequence[Any]) -> list[str]:
-    """The groups an attribute sorts units into: known ones in their order, others by name."""
-    order = {name: place for place, name in enumerate(GROUPS.get(attribute, ((), ()))[1])}
-    return sorted(
-        {group_of(attribute, c) for c in cells}, key=lambda word: (order.get(word, len(order)), word)
-    )
-
-
-def _moved(units: Sequence[str], a: ScoreTable, b: ScoreTable, headline: str) -> list[Moved]:
+def _moved(a: ScoreTable, b: ScoreTable, headline: str) -> list[Moved]:
     """Units by how far the headline moved, losses first."""
     if headline not in a.values or headline not in b.values:
         return []
     before, after = a.values[headline], b.values[headline]
     order = np.argsort(after - before, kind="stable")
-    return [Moved(units[i], float(before[i]), float(after[i])) for i in order if after[i] != before[i]]
+    return [Moved(a.units[i], float(before[i]), float(after[i])) for i in order if after[i] != before[i]]
 
 
 def config_difference(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

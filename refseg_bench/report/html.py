@@ -27,13 +27,14 @@ from refseg_bench.config import schema
 from refseg_bench.errors import RefsegError, StoreError
 from refseg_bench.files.store_io import is_temporary, sweep, to_plain, within, write_atomic, write_error
 from refseg_bench.report import tables
-from refseg_bench.report.compare import BOOKKEEPING, compare
+from refseg_bench.report.compare import compare
 from refseg_bench.report.media import MediaFolder, spread
+from refseg_bench.report.tables import in_percent
 from refseg_bench.run.build import dataset_of, received
 from refseg_bench.run.inputs import Present, stale, without
 from refseg_bench.run.shards import plan
 from refseg_bench.run.store import RunStore
-from refseg_bench.scoring.breakdown import GROUPS, breakdown, group_of
+from refseg_bench.scoring.breakdown import GROUPS, breakdown, group_of, splitting
 from refseg_bench.scoring.protocols.catalogue import rules as rules_of
 from refseg_bench.scoring.stats import Bootstrap
 from refseg_bench.scoring.table import ScoreTable
@@ -243,7 +244,7 @@ def _breakdowns(group: Sequence[_Run], options: ReportOptions) -> list[dict[str,
         scored = [run for run in group if protocol in run.tables]
         rules = rules_of(scored[0].results[protocol])
         having = [run for run in scored if len(run.tables[protocol])]
-        for attribute in _kinds([run.tables[protocol] for run in having]):
+        for attribute in splitting(run.tables[protocol] for run in having):
             columns = [
                 breakdown(rules, run.tables[protocol], attribute, options.bootstrap)
                 if attribute in run.tables[protocol].attrs
@@ -264,20 +265,6 @@ def _breakdowns(group: Sequence[_Run], options: ReportOptions) -> list[dict[str,
             caption = f"{group[0].dataset} · {protocol} · {rules.metrics[0]} by {attribute}, percent"
             out.append({"caption": caption, "header": header, "rows": rows})
     return out
-
-
-def _kinds(score_tables: Sequence[ScoreTable]) -> list[str]:
-    """Attributes that sort units into 2 to 12 kinds."""
-    found: dict[str, set[str]] = defaultdict(set)
-    for table in score_tables:
-        for name, cells in table.attrs.items():
-            if len(found[name]) <= 12:
-                found[name] |= {group_of(name, cell) for cell in cells}
-    return [
-        name
-        for name, words in found.items()
-        if 2 <= len(words) <= 12 and name not in BOOKKEEPING and not any(w[:1] == "[" for w in words)
-    ]
 
 
 def _comparisons(group: Sequence[_Run], runs: list[_Run], options: ReportOptions) -> list[dict[str, Any]]:
@@ -389,16 +376,10 @@ class _GroupWriter:
                 if result is None:
                     continue
                 metric, estimate = next(iter(result.metrics.items()))
-                if math.isfinite(estimate.value):
-                    percent = 100.0 / result.scale
-                    rows.append(
-                        {
-                            "run": self.first_run + place,
-                            "value": estimate.value * percent,
-                            "low": _finite(estimate.low * percent),
-                            "high": _finite(estimate.high * percent),
-                        }
-                    )
+                shown = in_percent(result, estimate)
+                if math.isfinite(shown.value):
+                    ends = {"low": _finite(shown.low), "high": _finite(shown.high)}
+                    rows.append({"run": self.first_run + place, "value": shown.value, **ends})
             if rows:
                 return {"protocol": protocol, "metric": metric, "rows": rows}
         return None

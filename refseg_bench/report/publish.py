@@ -12,7 +12,7 @@ from typing import Any
 from refseg_bench.errors import ScoreError, StoreError
 from refseg_bench.files.store_io import output, write_error
 from refseg_bench.report.reference import COLUMNS, PAPER_NAMES, Held, held_against
-from refseg_bench.report.tables import csv_cells
+from refseg_bench.report.tables import csv_cells, in_percent
 from refseg_bench.run.build import frozen
 from refseg_bench.run.store import RunStore
 from refseg_bench.types import Estimate, Result
@@ -85,9 +85,8 @@ def _of_run(store: RunStore, note: str) -> list[dict[str, str]]:
     dataset = str(values["dataset"].get("name", "?"))
     rows = []
     for result in store.results().values():
-        percent = 100.0 / result.scale
         for metric, estimate in result.metrics.items():
-            ours = Estimate(*(percent * v for v in (estimate.value, estimate.low, estimate.high)))
+            ours = in_percent(result, estimate)
             rows.append(
                 {
                     "paper": "refseg_bench",

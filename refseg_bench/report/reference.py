@@ -11,6 +11,7 @@ from typing import Any
 
 from refseg_bench.errors import ConfigError, StoreError
 from refseg_bench.files.resources import resource
+from refseg_bench.report.tables import in_percent
 from refseg_bench.run.build import frozen
 from refseg_bench.run.store import RunStore
 from refseg_bench.types import Estimate, Result
@@ -208,8 +209,7 @@ def held_against(store: RunStore) -> list[Held]:
         for result in results:
             estimate = result.metrics.get(name)
             if estimate is not None and math.isfinite(estimate.value):
-                percent = 100.0 / result.scale
-                ours = Estimate(*(percent * v for v in (estimate.value, estimate.low, estimate.high)))
+                ours = in_percent(result, estimate)
                 out.append(Held(row, store.root.name, result.protocol, ours, result, reference.tolerance))
                 break
     return out

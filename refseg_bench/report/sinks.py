@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from refseg_bench.errors import ConfigError, missing_package
 from refseg_bench.report.compare import flatten
+from refseg_bench.report.tables import in_percent
 from refseg_bench.run.build import frozen
 from refseg_bench.run.store import RunStore
 
@@ -50,9 +51,10 @@ def record_of(store: RunStore) -> RunRecord:
         head = protocol.replace("@", "-v")
         for name, estimate in result.metrics.items():
             plain = name.replace("&", "and").replace("@", "_at_")
-            for end, value in (("", estimate.value), ("_low", estimate.low), ("_high", estimate.high)):
+            shown = in_percent(result, estimate)
+            for end, value in (("", shown.value), ("_low", shown.low), ("_high", shown.high)):
                 if math.isfinite(value):
-                    metrics[f"{head}/{plain}{end}"] = value * 100.0 / result.scale
+                    metrics[f"{head}/{plain}{end}"] = value
         metrics |= {f"{head}/n": result.n, f"{head}/failed": result.failed, f"{head}/missing": result.missing}
     return RunRecord(store.root.name, dict(flatten(frozen(store))), metrics)
 

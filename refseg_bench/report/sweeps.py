@@ -18,7 +18,7 @@ import numpy as np
 from refseg_bench.errors import ScoreError, require
 from refseg_bench.files.store_io import printable
 from refseg_bench.report.compare import flatten
-from refseg_bench.report.tables import Cell, ResultTable, level_of, number_cell
+from refseg_bench.report.tables import Cell, ResultTable, in_percent, level_of, number_cell
 from refseg_bench.run.build import lasting_of
 from refseg_bench.run.store import RunStore
 from refseg_bench.types import Estimate, Result
@@ -110,9 +110,7 @@ def sweep_of(
     points = []
     for store, known, found in zip(stores, options, results, strict=True):
         result = found[name]
-        percent = 100.0 / result.scale
-        e = result.metrics[metric]
-        estimate = Estimate(e.value * percent, e.low * percent, e.high * percent)
+        estimate = in_percent(result, result.metrics[metric])
         points.append(SweepPoint(store.root.name, {k: known.get(k) for k in chosen}, estimate, result))
     places = [tuple(_text(p.values[key]) for key in chosen) for p in points]
     if len(chosen) <= 2 and len(set(places)) < len(places):

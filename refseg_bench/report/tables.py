@@ -157,6 +157,12 @@ def level_of(results: Iterable[Result]) -> str:
     return " and ".join(f"{100 * level:g} %" for level in sorted(levels))
 
 
+def in_percent(result: Result, estimate: Estimate) -> Estimate:
+    """An estimate of a result in percent, whatever the protocol's own unit is."""
+    percent = 100.0 / result.scale
+    return Estimate(estimate.value * percent, estimate.low * percent, estimate.high * percent)
+
+
 def number_cell(estimate: Estimate | None, percent: float, best: bool = False) -> Cell:
     """An estimate in print; ``percent`` is what its unit is multiplied with."""
     if estimate is None or not math.isfinite(estimate.value):

@@ -1,4 +1,4 @@
-"""Scores by attribute, and two runs compared: what a mean over everything hides.
+"""Scores by attribute: what a mean over everything hides.
 
 Facts of a target (how many objects, how large, how fast, how long the clip) are written beside
 every unit when it is scored, so that tables can be split later without the dataset.
@@ -6,7 +6,8 @@ every unit when it is scored, so that tables can be split later without the data
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from pycocotools import mask as coco_mask
 
 from refseg_bench.errors import ScoreError
 from refseg_bench.scoring.protocols.base import ScoringProtocol
-from refseg_bench.scoring.stats import Bootstrap, Difference, difference, intervals
+from refseg_bench.scoring.stats import Bootstrap, intervals
 from refseg_bench.scoring.table import ScoreTable
 from refseg_bench.types import Clip, Estimate, MaskTrack, Target
 
@@ -26,6 +27,8 @@ GROUPS: dict[str, tuple[tuple[float, ...], tuple[str, ...]]] = {
     "clip_length": ((1, 30, 80), ("image", "2 to 30 frames", "31 to 80 frames", "above 80 frames")),
     "motion": ((0.002, 0.01), ("still, up to 0.2 %", "slow, up to 1 %", "fast, above 1 %")),
 }
+#: Columns of a score table that describe the scoring, not the sample.
+_BOOKKEEPING = frozenset({"frames_counted", "counted_as"})
 
 
 def target_facts(clip: Clip, target: Target, union: MaskTrack) -> dict[str, Any]:
@@ -83,61 +86,38 @@ def breakdown(
     Raises:
         ScoreError: the units don't have the attribute.
     """
-    if attribute not in table.attrs:
-        raise ScoreError(
-            f"The units have no attribute '{attribute}'.", where=protocol.name, allowed=sorted(table.attrs)
-        )
-    groups = [group_of(attribute, value) for value in table.attrs[attribute]]
-    order = [*GROUPS.get(attribute, ((), ()))[1], *sorted(set(groups))]
-    values = table.values
     out: dict[str, tuple[int, dict[str, Estimate]]] = {}
-    for name in dict.fromkeys(order):
-        rows = np.flatnonzero(np.array([g == name for g in groups]))
-        if len(rows):
-            out[name] = (len(rows), _summary(protocol, table, values, rows, options))
+    for name, rows in groups_of(table, attribute, protocol.name).items():
+        part = table.select(rows)
+        terms = protocol.terms(part.values, part.attrs)
+        out[name] = (len(rows), intervals(terms, part.clusters, protocol.combine, options))
     return out
 
 
-def _summary(
-    protocol: ScoringProtocol,
-    table: ScoreTable,
-    values: Mapping[str, NDArray[np.float64]],
-    rows: NDArray[np.intp],
-    options: Bootstrap,
-) -> dict[str, Estimate]:
-    chosen = {name: column[rows] for name, column in values.items()}
-    attrs = {name: [cells[i] for i in rows] for name, cells in table.attrs.items()}
-    clusters = [table.clusters[i] for i in rows]
-    return intervals(protocol.terms(chosen, attrs), clusters, protocol.combine, options)
-
-
-def paired(
-    protocol: ScoringProtocol, first: ScoreTable, second: ScoreTable, options: Bootstrap
-) -> dict[str, Difference]:
-    """The second run minus the first, on the units both have.
-
-    Args:
-        protocol: the rules both tables were made under.
-        first: units of one run.
-        second: units of the other.
-        options: resamples, level and seed.
+def groups_of(table: ScoreTable, attribute: str, where: str = "") -> dict[str, NDArray[np.intp]]:
+    """The rows of each group of units; known groups in their order, others by name.
 
     Raises:
-        ScoreError: the runs have no unit in common.
+        ScoreError: the units don't have the attribute.
     """
-    places = {unit: row for row, unit in enumerate(second.units)}
-    mine = [row for row, unit in enumerate(first.units) if unit in places]
-    if not mine:
-        raise ScoreError("The two runs have no unit in common.", where=protocol.name)
-    theirs = [places[first.units[row]] for row in mine]
-    columns = [_terms(protocol, table, rows) for table, rows in ((first, mine), (second, theirs))]
-    clusters = [first.clusters[row] for row in mine]
-    return difference(columns[0], columns[1], clusters, protocol.combine, options)
+    if attribute not in table.attrs:
+        raise ScoreError(
+            f"The units have no attribute '{attribute}'.", where=where or None, allowed=sorted(table.attrs)
+        )
+    groups = np.array([group_of(attribute, value) for value in table.attrs[attribute]])
+    order = dict.fromkeys([*GROUPS.get(attribute, ((), ()))[1], *sorted(set(groups.tolist()))])
+    found = {name: np.flatnonzero(groups == name) for name in order}
+    return {name: rows for name, rows in found.items() if len(rows)}
 
 
-def _terms(
-    protocol: ScoringProtocol, table: ScoreTable, rows: Sequence[int]
-) -> dict[str, NDArray[np.float64]]:
-    index = np.asarray(rows, np.intp)
-    values = {name: column[index] for name, column in table.values.items()}
-    return protocol.terms(values, {name: [cells[i] for i in rows] for name, cells in table.attrs.items()})
+def splitting(tables: Iterable[ScoreTable]) -> list[str]:
+    """Attributes that sort units into 2 to 12 groups (lists of ids, stored as JSON, don't)."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for table in tables:
+        for name, cells in table.attrs.items():
+            found[name] |= {group_of(name, cell) for cell in cells}
+    return [
+        name
+        for name, words in found.items()
+        if 2 <= len(words) <= 12 and name not in _BOOKKEEPING and not any(w[:1] == "[" for w in words)
+    ]

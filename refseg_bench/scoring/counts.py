@@ -7,7 +7,6 @@ Not for: the pixel arithmetic (``scoring.boundary``, ``scoring.kernel``) or what
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -103,8 +102,3 @@ class CountBook:
 def stack(rows: Sequence[tuple[int, ...]]) -> NDArray[np.int64]:
     """Count rows as one ``(N, 7)`` array, also for N = 0."""
     return np.asarray(rows, np.int64).reshape(len(rows), len(COUNTS))
-
-
-def plain(value: Any) -> Any:
-    """A numpy scalar as the Python number JSON can hold."""
-    return value.item() if isinstance(value, np.generic) else value

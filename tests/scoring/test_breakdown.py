@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from refseg_bench.errors import ScoreError
-from refseg_bench.scoring.breakdown import breakdown, group_of, paired, target_facts
+from refseg_bench.report.compare import differences, paired
+from refseg_bench.scoring.breakdown import breakdown, group_of, target_facts
 from refseg_bench.scoring.protocols.catalogue import find
 from refseg_bench.scoring.score import Options, score
 from refseg_bench.scoring.stats import Bootstrap
@@ -66,13 +67,13 @@ def test_groups_make_up_the_whole():
 
 def test_runs_are_paired_by_unit():
     first, second = scored(1), scored(0)
-    got = paired(first.protocol, first.table, second.table, FAST)["J"]
+    got = differences(first.protocol, *paired(first.table, second.table), FAST)["J"]
     assert got.value == pytest.approx(1 - first.result.metrics["J"].value, abs=1e-12)
     assert got.units == 12
     part = second.table.select(range(6))
-    assert paired(first.protocol, first.table, part, FAST)["J"].units == 6
+    assert differences(first.protocol, *paired(first.table, part), FAST)["J"].units == 6
     with pytest.raises(ScoreError, match="no unit in common"):
-        paired(first.protocol, first.table, ScoreTable(), FAST)
+        paired(first.table, ScoreTable())
 
 
 def test_tables_survive_parquet(tmp_path):
