@@ -15,6 +15,9 @@ from refseg_bench.backbones.mllm.model import MLLM, answer_rules, folder_fingerp
 from refseg_bench.errors import ConfigError, RefsegError
 from tests.tiny_mllm import FAMILIES, LAYERS, backbone, build, clip_frames, tokenizer
 
+#: The everyday suite looks at one family, the whole suite at all.
+QUICK_FIRST = [FAMILIES[0], *(pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES[1:])]
+
 VISUAL = VisualSettings(video_tokens=12)
 PROMPTS = ["the left dog. \nwhich?", "a cat that jumps over the fence. \nwhat is it? "]
 
@@ -170,7 +173,7 @@ def test_text_only_answers_are_those_of_generate():
         assert answer == tokenizer().decode(out[0, ids.shape[1] :], skip_special_tokens=True).strip()
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", QUICK_FIRST)
 def test_sharing_batching_and_budget_change_nothing_but_the_work(name):
     frames = clip_frames(3)
     prompts = [*PROMPTS, "x", "where?"]

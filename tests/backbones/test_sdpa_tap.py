@@ -104,6 +104,7 @@ def test_more_calls_than_the_schedule_is_an_error(make_dit, picture):
         SdpaTap(range(3), [0], lambda call: None, early_exit=False).run(forward)
 
 
+@pytest.mark.slow
 def test_compiled_models_and_other_back_ends_are_refused():
     model = torch.nn.Sequential(torch.nn.Linear(2, 2))
     refuse_bypass(model)

@@ -178,9 +178,9 @@ def tree(folder):
 
 
 @pytest.mark.parametrize("top", ["MeViS_release", "MeViS", "from a friend"])
-@pytest.mark.parametrize("cut", [(2, 1), (0, 2), (4, 0)])
-@pytest.mark.parametrize("order", [1, -1])
-@pytest.mark.parametrize("calls", [1, 2])
+@pytest.mark.parametrize(
+    ("cut", "order", "calls"), [((2, 1), 1, 1), ((0, 2), -1, 1), ((4, 0), 1, 2), ((2, 1), -1, 2)]
+)
 def test_parts_of_one_folder_end_up_in_one_tree(tmp_path, top, cut, order, calls):
     archives = drive_parts(tmp_path, top=top, cut=cut)[::order]
     home = tmp_path / "home"

@@ -173,6 +173,7 @@ def test_processes_may_build_the_same_index_at_once(large, tmp_path):
     assert [p.suffix for p in (tmp_path / "cache" / "index").iterdir()] == [".npz"]
 
 
+@pytest.mark.slow
 def test_memory_stays_flat_while_a_file_is_walked(tmp_path):
     """A file of 60 MB is walked and read within 25 MB above what the libraries take."""
     path = tmp_path / "mask_dict.json"

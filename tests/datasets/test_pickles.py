@@ -149,6 +149,7 @@ def test_objects_arrays_and_persistent_ids_are_refused(path):
         load_pickle(path)
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(st.binary(max_size=40), st.sampled_from([b"", b"}(", b"]("]))
 def test_arbitrary_bytes_end_in_damage_or_plain_data(path, data, before):
@@ -161,6 +162,7 @@ def test_arbitrary_bytes_end_in_damage_or_plain_data(path, data, before):
     assert "refs(unc).p" in told
 
 
+@pytest.mark.slow
 def test_every_truncation_is_told(path):
     data = pickle.dumps([{"ref_id": i, "sent": "words"} for i in range(2)], protocol=2)
     assert sum(1 for _ in pickletools.genops(data)) > 10
@@ -202,7 +204,9 @@ CRAFTED = {
 }
 
 
-@pytest.mark.parametrize("name", CRAFTED)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if "for ever" in name else name for name in CRAFTED]
+)
 def test_crafted_streams_end_in_one_error(path, name, monkeypatch):
     # Ten seconds are allowed to a real file; a test needn't wait for them.
     monkeypatch.setattr(unpickle, "__file__", str(path.with_name("quick.py")))
@@ -224,6 +228,7 @@ def test_a_reader_that_stops_leaves_no_process(path):
         os.waitpid(-1, os.WNOHANG)
 
 
+@pytest.mark.slow
 def test_memory_stays_flat(tmp_path):
     path = tmp_path / "mask_dict.pkl"
     entry = [{"size": [480, 854], "counts": bytes([48 + i % 40]) * 1000} for i in range(50)]

@@ -121,6 +121,7 @@ def test_bad_worlds_are_refused(bad):
         World(**bad)
 
 
+@pytest.mark.slow
 def test_shipped_set_is_what_the_script_writes(maker, tmp_path):
     records = maker.build()
     write_meta_expressions_set(tmp_path, maker.SPLIT, records)

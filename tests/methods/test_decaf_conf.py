@@ -76,7 +76,9 @@ def points_of(name):
         yield point
 
 
-@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize(
+    "name", [TABLES[0], *(pytest.param(name, marks=pytest.mark.slow) for name in TABLES[1:])]
+)
 def test_the_points_of_an_experiment_have_their_published_rows(name):
     with (resource("results") / "paper" / "decaf.csv").open() as file:
         rows = list(csv.DictReader(file))

@@ -66,6 +66,7 @@ def test_every_experiment_is_known():
     assert experiments() == sorted(POINTS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(POINTS))
 def test_experiments_compose_and_can_be_built(name):
     points = composed(name)
