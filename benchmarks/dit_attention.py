@@ -23,7 +23,7 @@ def measure(variant: str, grid: int, blocks: int, tokens: int, heads: int) -> di
     import torch
     from diffusers import FluxTransformer2DModel
 
-    from refseg_bench.backbones.attention_maps import MapOptions, Reading, Recorder, TokenLayout
+    from refseg_bench.backbones.attention_maps import MapObserver, MapOptions, SoftmaxTokens, TokenLayout
     from refseg_bench.backbones.dit.families import ForwardInputs, family
     from refseg_bench.backbones.sdpa_tap import SdpaTap
 
@@ -39,10 +39,10 @@ def measure(variant: str, grid: int, blocks: int, tokens: int, heads: int) -> di
         torch.randn(1, 4, 2 * grid, 2 * grid), torch.randn(1, tokens, 64), torch.randn(1, 16), 0.5, None, 0
     )
     kept: list[torch.Tensor] = []
-    recorder = Recorder(
+    recorder = MapObserver(
         TokenLayout(slice(tokens, tokens + image), (), (tuple(range(tokens)),)),
         MapOptions(),
-        [{"all": Reading(tuple(range(tokens)))}],
+        [{"all": SoftmaxTokens(tuple(range(tokens)))}],
     )
 
     def dense(call):

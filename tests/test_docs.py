@@ -57,8 +57,8 @@ GUIDES = [page for page in PAGES if page.parent in (ROOT, ROOT / "docs", ROOT / 
 OUT_OF_REACH = re.compile(
     r"experiment=|backbone=(?!tiny)|segmenter=sam(?!2_hf segmenter.model=./tiny)|cluster=slurm|gpus="
 )
-#: Where nothing is fetched: the code that a command ends with.
-CODES = {"refseg models list segmenter=sam2": 1, "refseg models get": 2}
+#: The code that a command ends with where no weights are and a set is smaller than its card says.
+CODES = {"refseg models list segmenter=sam2": 1, "refseg models get": 2, "refseg data verify": 1}
 #: What stands in a command for something of the reader's → what that is in the reader's folder.
 STAND_INS = {
     "ARCHIVE…": "set.zip", "ARCHIVES…": "set.zip", "CLIP/EXPRESSION": "0123456789ab/0", "NAME": "mevis",

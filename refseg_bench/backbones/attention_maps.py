@@ -23,7 +23,7 @@ from refseg_bench.backbones.sdpa_tap import AttentionError, SdpaCall
 from refseg_bench.errors import ConfigError
 
 HeadAgg = Literal["softmax_then_mean", "mean_logits_then_softmax", "joint_renorm"]
-Direction = Literal["img2txt", "txt2img"]
+AttentionDirection = Literal["img2txt", "txt2img"]
 SoftmaxAxis = Literal["tokens", "image", "joint"]
 Space = Literal["attention", "output"]
 FloatTN = NDArray[np.float32]
@@ -50,7 +50,7 @@ class MapOptions:
     """
 
     head_agg: HeadAgg = "softmax_then_mean"
-    direction: Direction = "img2txt"
+    direction: AttentionDirection = "img2txt"
     softmax_axis: SoftmaxAxis = "tokens"
     heads: tuple[int, ...] | None = None
     space: Space = "attention"
@@ -76,7 +76,7 @@ class MapOptions:
 
 
 @dataclass(frozen=True)
-class Reading:
+class SoftmaxTokens:
     """Which of a set's tokens take part in a softmax; one set may be read in several ways.
 
     Attributes:
@@ -172,7 +172,7 @@ Logits = dict[tuple[int, int], LayerLogits]
 class MapReducer:
     """Accumulates logits layer by layer into :class:`TokenMaps`. Memory: tokens × image tokens."""
 
-    def __init__(self, options: MapOptions, reading: Reading) -> None:
+    def __init__(self, options: MapOptions, reading: SoftmaxTokens) -> None:
         if not reading.tokens:
             raise AttentionError("A reading without tokens.")
         self.options = options
@@ -339,7 +339,7 @@ class TokenLayout:
 
 
 @dataclass
-class Recorder:
+class MapObserver:
     """The tap's observer: reads every wanted layer into the reducers of every set.
 
     Attributes:
@@ -353,7 +353,7 @@ class Recorder:
 
     layout: TokenLayout
     options: MapOptions
-    readings: Sequence[Mapping[str, Reading]]
+    readings: Sequence[Mapping[str, SoftmaxTokens]]
     keep_logits: bool = False
     round: int = 0
     logits: list[Logits] = field(init=False)
@@ -460,7 +460,7 @@ def replay(
     logits: Logits,
     layers: Sequence[int],
     options: MapOptions,
-    readings: Mapping[str, Reading],
+    readings: Mapping[str, SoftmaxTokens],
     grid: tuple[int, int],
 ) -> dict[str, TokenMaps]:
     """The maps of a set from kept logits: what the forward passes would give, without them.

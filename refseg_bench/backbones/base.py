@@ -91,7 +91,7 @@ class RolloutSettings:
 
 
 @dataclass(frozen=True, eq=False)
-class Reading:
+class PromptAttention:
     """What one prompt gave at one place.
 
     Attributes:
@@ -131,7 +131,7 @@ class MLLMCounters:
 class MLLMSession(Protocol):
     """Sampled frames opened by a model."""
 
-    def read(self, where: Where, prompts: Sequence[str], *, answer: bool) -> list[Reading]:
+    def read(self, where: Where, prompts: Sequence[str], *, answer: bool) -> list[PromptAttention]:
         """Attention (and answers) of several prompts that look at the same thing.
 
         Args:

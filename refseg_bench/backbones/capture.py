@@ -29,7 +29,7 @@ class Enough(Exception):
 
 
 @dataclass
-class Recorder:
+class PassCapture:
     """What one forward pass left behind.
 
     Attributes:
@@ -57,13 +57,13 @@ class Recorder:
         ]
 
 
-_active: ContextVar[Recorder | None] = ContextVar("refseg_attention_recorder", default=None)
+_active: ContextVar[PassCapture | None] = ContextVar("refseg_attention_recorder", default=None)
 
 
 @contextlib.contextmanager
-def recording(layers: range, stop_at: int | None = None) -> Iterator[Recorder]:
+def recording(layers: range, stop_at: int | None = None) -> Iterator[PassCapture]:
     """Record the given layers of forward passes in the block; a pass ended early is not an error."""
-    recorder = Recorder(layers, stop_at)
+    recorder = PassCapture(layers, stop_at)
     token = _active.set(recorder)
     try:
         with contextlib.suppress(Enough):
@@ -118,7 +118,7 @@ def _tap(stock: Callable[..., Any], kernel: str) -> Callable[..., Any]:
 
 
 def _observe(
-    recorder: Recorder,
+    recorder: PassCapture,
     module: nn.Module,
     query: Tensor,
     key: Tensor,

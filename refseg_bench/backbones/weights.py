@@ -60,7 +60,7 @@ class Weights:
 
 
 @dataclass(frozen=True)
-class Status:
+class WeightsStatus:
     """Whether weights are on this machine.
 
     Attributes:
@@ -136,12 +136,12 @@ def choose_device(name: str) -> torch.device:
 # ── on this machine ──────────────────────────────────────────────────────────
 
 
-def find(weights: Weights) -> Status:
+def find(weights: Weights) -> WeightsStatus:
     """Look for weights on this machine; the network is never asked."""
     if weights.local:
         place = Path(weights.repo).expanduser()
         place = place / weights.file if weights.file and place.is_dir() else place
-        return Status(weights, place if place.exists() else None, None, _megabytes(place))
+        return WeightsStatus(weights, place if place.exists() else None, None, _megabytes(place))
     _require_hub("Looking into the hub's cache")
     from huggingface_hub import scan_cache_dir, try_to_load_from_cache
     from huggingface_hub.errors import CacheNotFound
@@ -149,13 +149,13 @@ def find(weights: Weights) -> Status:
     if weights.file is not None:
         cached = try_to_load_from_cache(weights.repo, weights.file, revision=weights.revision)
         if not isinstance(cached, (str, Path)):
-            return Status(weights, None)
+            return WeightsStatus(weights, None)
         path = Path(cached)
-        return Status(weights, path, path.parent.name, _megabytes(path))
+        return WeightsStatus(weights, path, path.parent.name, _megabytes(path))
     try:
         cache = scan_cache_dir()
     except CacheNotFound:
-        return Status(weights, None)
+        return WeightsStatus(weights, None)
     for repo in cache.repos:
         if repo.repo_id != weights.repo or repo.repo_type != "model":
             continue
@@ -167,8 +167,8 @@ def find(weights: Weights) -> Status:
                     for file in revision.files
                 }
                 snapshot = Path(revision.snapshot_path) if _complete(names, weights.patterns) else None
-                return Status(weights, snapshot, revision.commit_hash, revision.size_on_disk / 1e6)
-    return Status(weights, None)
+                return WeightsStatus(weights, snapshot, revision.commit_hash, revision.size_on_disk / 1e6)
+    return WeightsStatus(weights, None)
 
 
 def _complete(files: Mapping[str, Path], patterns: Sequence[str]) -> bool:

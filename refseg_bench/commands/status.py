@@ -18,7 +18,7 @@ from refseg_bench.run.claims import records
 from refseg_bench.run.data_record import recorded
 from refseg_bench.run.inputs import Present, stale, told
 from refseg_bench.run.progress import log_path
-from refseg_bench.run.store import Line, RunStore, find_runs
+from refseg_bench.run.store import RunStore, StoredLine, find_runs
 from refseg_bench.run.submissions import Submission, living, submissions
 from refseg_bench.run.workers import BEAT, describe
 from refseg_bench.types import sample_id
@@ -59,7 +59,7 @@ def main(args: argparse.Namespace) -> int:
 def _tell(store: RunStore, busy: Sequence[Submission], failures: int, table: Table, notes: list[str]) -> None:
     """One run: its row, and what there is to say below."""
     differing: dict[str, str] = {}
-    index: Mapping[str, Line] = store.index()
+    index: Mapping[str, StoredLine] = store.index()
     expected: int | None = None
     try:
         frozen(store)

@@ -180,7 +180,7 @@ def _told(path: Path) -> Iterator[None]:
 
 
 @dataclass
-class LabelMaps:
+class LabelMapMasks:
     """``<video>/<frame>.png`` with the object's id as pixel value, all objects in one map.
 
     All objects of a clip are read in one pass and kept until another clip is asked for, because

@@ -33,7 +33,7 @@ from refseg_bench.datasets.files import (
     want,
 )
 from refseg_bench.datasets.masks import (
-    LabelMaps,
+    LabelMapMasks,
     MaskSource,
     RunLengthMasks,
     Wanted,
@@ -218,7 +218,7 @@ class MetaExpressions:
         state = self._loaded()
         source, sample = state.masks(self), sample_id(clip.id, expression.id)
         zipped = "`refseg submission RUN` (or --predictions) makes the zip for the server, where there is one"
-        if source is not None and (not isinstance(source, LabelMaps) or any(source.files(clip))):
+        if source is not None and (not isinstance(source, LabelMapMasks) or any(source.files(clip))):
             return (
                 f"There are masks in {source.path}, but {state.file} doesn't say which of them '{sample}' "
                 "means: it has no 'obj_id'.",
@@ -234,7 +234,7 @@ class MetaExpressions:
     def annotation_files(self, clip: Clip) -> list[Path | None] | None:
         """The id map of every frame (``None`` where it is missing), where the set keeps such maps."""
         source = self._loaded().masks(self)
-        return source.files(clip) if isinstance(source, LabelMaps) else None
+        return source.files(clip) if isinstance(source, LabelMapMasks) else None
 
     def encodings(self) -> Counter[str]:
         """How the mask files read since the last call are stored, in words → number of files."""
@@ -427,7 +427,7 @@ class MetaExpressions:
                 )
             )
             return None
-        if not isinstance(source, LabelMaps) and "anno_ids" not in expression.attrs:
+        if not isinstance(source, LabelMapMasks) and "anno_ids" not in expression.attrs:
             report(
                 Damage(
                     "missing field",
@@ -484,12 +484,12 @@ class MetaExpressions:
         seen: dict[Wanted, None] = {}
         for expression in expressions:
             wanted = self.wanted(expression)
-            if wanted is None or not (isinstance(source, LabelMaps) or "anno_ids" in expression.attrs):
+            if wanted is None or not (isinstance(source, LabelMapMasks) or "anno_ids" in expression.attrs):
                 self.target_of(clip, expression, report)
                 continue
             seen.update(dict.fromkeys(wanted or ()))
         source.tracks(clip, list(seen), report)
-        if isinstance(source, LabelMaps):
+        if isinstance(source, LabelMapMasks):
             for path in source.extra(clip):
                 report(
                     Damage(
@@ -511,7 +511,7 @@ class MetaExpressions:
 
     def png_source(self, path: Path, base: Path) -> MaskSource:
         """How this set's folders of PNGs are read."""
-        return LabelMaps(path, base, follow_links=self.follow_links)
+        return LabelMapMasks(path, base, follow_links=self.follow_links)
 
     # ── parts ────────────────────────────────────────────────────────────────
 
@@ -560,7 +560,7 @@ class MetaExpressions:
     def _mask_size(
         self, masks: MaskSource | None, record: Mapping[str, Any], folder: Path, names: Sequence[str]
     ) -> tuple[int, int] | None:
-        if isinstance(masks, LabelMaps):
+        if isinstance(masks, LabelMapMasks):
             with contextlib.suppress(DataError):
                 return image_size(masks.path / folder.name / f"{names[0]}.png")
         if isinstance(masks, RunLengthMasks):

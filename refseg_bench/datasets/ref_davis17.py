@@ -13,7 +13,7 @@ from typing import Any
 
 from refseg_bench.config.schema import knob
 from refseg_bench.datasets.damage import Damage, Report
-from refseg_bench.datasets.masks import LabelMaps, MaskSource
+from refseg_bench.datasets.masks import LabelMapMasks, MaskSource
 from refseg_bench.datasets.ref_youtube_vos import RunningNumbers
 
 ANNOTATORS = 4
@@ -63,4 +63,4 @@ class RefDavis17(RunningNumbers):
 
     def png_source(self, path: Path, base: Path) -> MaskSource:
         """Label maps with void."""
-        return LabelMaps(path, base, void_label=VOID, follow_links=self.follow_links)
+        return LabelMapMasks(path, base, void_label=VOID, follow_links=self.follow_links)

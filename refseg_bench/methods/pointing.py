@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from refseg_bench.methods.base import click
 from refseg_bench.methods.heatmap import FloatHW, Multimask, choose
-from refseg_bench.segmenters.base import Direction, Prompt, SegmenterSession
+from refseg_bench.segmenters.base import Prompt, SegmenterSession, TrackingDirection
 from refseg_bench.types import BoolHW, HeatPoint, MaskTrack
 
 
@@ -58,7 +58,7 @@ def track_point(
         # An empty mask points at nothing; then the click still does.
         prompt = Prompt(mask=masks[point.frame]) if masks[point.frame].any() else prompt
     if len(clip) > 1:
-        direction: Direction = "both" if options.both_ways else "forward"
+        direction: TrackingDirection = "both" if options.both_ways else "forward"
         for frame, found_NHW in session.propagate(point.frame, [prompt], direction=direction):
             masks[frame] = np.asarray(found_NHW[0], bool)
     return MaskTrack.from_masks(masks, clip.size), chosen

@@ -57,7 +57,7 @@ Column = tuple[str, str, str]
 
 
 @dataclass
-class Line:
+class TableLine:
     """One line of a table.
 
     Attributes:
@@ -89,7 +89,7 @@ class PaperTable:
     table: str
     method: str
     columns: list[Column]
-    lines: list[Line]
+    lines: list[TableLine]
     notes: list[str]
 
 
@@ -134,11 +134,11 @@ def paper_table(file: str, table: str, method: str, stores: Sequence[RunStore]) 
         have = sorted({row.table for row in paper_rows(file)})
         raise ConfigError(f"'{file}' has no table '{table}'.", allowed=have)
     columns = list(dict.fromkeys((row.dataset, row.split, row.metric) for row in printed))
-    lines: dict[tuple[str, ...], Line] = {}
+    lines: dict[tuple[str, ...], TableLine] = {}
     for row in printed:
-        line = lines.setdefault(_key(row), Line(kind_of(row), _labels(row)))
+        line = lines.setdefault(_key(row), TableLine(kind_of(row), _labels(row)))
         line.cells[(row.dataset, row.split, row.metric)] = Estimate(row.number)
-    ours: dict[tuple[str, ...], list[Line]] = {}
+    ours: dict[tuple[str, ...], list[TableLine]] = {}
     notes = []
     for store in runs_held_against(stores, file, table):
         found = held_against(store)
@@ -147,7 +147,7 @@ def paper_table(file: str, table: str, method: str, stores: Sequence[RunStore]) 
             mine = ours.setdefault(_key(held.row), [])
             place = next((line for line in mine if column not in line.cells), None)
             if place is None:
-                place = Line(kind_of(held.row), ("  ours", *_labels(held.row)[1:]))
+                place = TableLine(kind_of(held.row), ("  ours", *_labels(held.row)[1:]))
                 mine.append(place)
             place.cells[column] = held.estimate
             place.held[column] = held
@@ -221,7 +221,7 @@ def _protocol_marks(table: PaperTable) -> dict[str, str]:
     return {protocol: _MARKS[index % 26] for index, protocol in enumerate(mixed)}
 
 
-def _cell(table: PaperTable, line: Line, column: Column, marks: Mapping[str, str]) -> Cell:
+def _cell(table: PaperTable, line: TableLine, column: Column, marks: Mapping[str, str]) -> Cell:
     value = line.cells.get(column)
     if value is None:
         return Cell("–")

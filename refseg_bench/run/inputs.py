@@ -16,7 +16,7 @@ from pathlib import Path
 
 from refseg_bench.errors import DataError, ScoreError
 from refseg_bench.files.store_io import open_regular
-from refseg_bench.run.store import Line, RunStore
+from refseg_bench.run.store import RunStore, StoredLine
 from refseg_bench.types import Clip, Dataset, Expression, Inputs, Prediction, SampleFailure, sample_id
 
 #: What helps where samples were predicted on other data.
@@ -114,7 +114,7 @@ class Present:
             b"\n".join(b"-" if counts is None else counts for counts in frames), digest_size=8
         ).hexdigest()
 
-    def same(self, line: Line, clip: Clip, expression: Expression) -> bool:
+    def same(self, line: StoredLine, clip: Clip, expression: Expression) -> bool:
         """Whether a stored sample was predicted on what the data set holds now.
 
         What isn't known (a record of an older version, frames that are not on this machine) is taken to
@@ -138,7 +138,7 @@ class Present:
         return self.files(clip) in ("", files)
 
     def open(
-        self, index: Mapping[str, Line], clip: Clip, expressions: Sequence[Expression]
+        self, index: Mapping[str, StoredLine], clip: Clip, expressions: Sequence[Expression]
     ) -> tuple[Expression, ...]:
         """Those expressions of a clip that have no prediction on what the data set holds now."""
         lines = ((e, index.get(sample_id(clip.id, e.id))) for e in expressions)

@@ -19,7 +19,7 @@ from refseg_bench.errors import ConfigError, RefsegError
 from refseg_bench.files.store_io import write_error
 from refseg_bench.run.progress import Progress
 from refseg_bench.run.shards import Planned, Tally, at_once_here, outcomes, tally_of
-from refseg_bench.run.store import Line
+from refseg_bench.run.store import StoredLine
 from refseg_bench.run.submissions import Submission
 
 #: Seconds between two looks at the processes and the store.
@@ -132,7 +132,7 @@ def _start(
     return _Process(shard, popen, device, log)
 
 
-def _advance(bar: Progress, run: Planned, before: Mapping[str, Line]) -> None:
+def _advance(bar: Progress, run: Planned, before: Mapping[str, StoredLine]) -> None:
     stored = list(outcomes(run, before).values())
     good, bad = stored.count(True), stored.count(False)
     for ok in [True] * (good - bar.done + bar.failed) + [False] * (bad - bar.failed):

@@ -18,7 +18,7 @@ from refseg_bench.errors import RefsegError
 from refseg_bench.run.build import dataset_of, frozen
 from refseg_bench.run.data_record import keep_record
 from refseg_bench.run.inputs import Present, stale, told
-from refseg_bench.run.store import Line, RunStore, runs_in
+from refseg_bench.run.store import RunStore, StoredLine, runs_in
 from refseg_bench.types import Clip, Dataset, Expression, sample_id
 
 Work = list[tuple[Clip, tuple[Expression, ...]]]
@@ -56,7 +56,7 @@ def queue(parts: Sequence[Work], shard: int) -> Work:
     return [*parts[shard], *(item for items in rounds for item in items if item is not None)]
 
 
-def left(work: Work, index: Mapping[str, Line], present: Present) -> Work:
+def left(work: Work, index: Mapping[str, StoredLine], present: Present) -> Work:
     """The work less the samples that have a prediction on what the data set holds now."""
     open_work = ((clip, present.open(index, clip, expressions)) for clip, expressions in work)
     return [(clip, expressions) for clip, expressions in open_work if expressions]
@@ -150,7 +150,7 @@ def _tell_of_data(store: RunStore, whole: Work, present: Present, say: Callable[
         )
 
 
-def outcomes(run: Planned, before: Mapping[str, Line]) -> dict[str, bool | None]:
+def outcomes(run: Planned, before: Mapping[str, StoredLine]) -> dict[str, bool | None]:
     """What became of the samples that were left, whoever worked on them.
 
     Args:
@@ -170,7 +170,7 @@ def outcomes(run: Planned, before: Mapping[str, Line]) -> dict[str, bool | None]
     return found
 
 
-def tally_of(run: Planned, before: Mapping[str, Line]) -> Tally:
+def tally_of(run: Planned, before: Mapping[str, StoredLine]) -> Tally:
     """The same, counted."""
     found = list(outcomes(run, before).values())
     return Tally(found.count(True), found.count(False), found.count(None))

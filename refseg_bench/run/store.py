@@ -102,7 +102,7 @@ SAMPLES, RESULT, MADE_FROM = "samples.parquet", "result.json", "made_from.json"
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class StoredLine:
     """Where one stored sample lies.
 
     Attributes:
@@ -202,9 +202,9 @@ class RunStore:
 
     root: Path
     outdated: set[str] = field(default_factory=set, init=False, repr=False)
-    _index: dict[str, Line] = field(default_factory=dict, init=False, repr=False)
+    _index: dict[str, StoredLine] = field(default_factory=dict, init=False, repr=False)
     _seen: dict[Path, int] = field(default_factory=dict, init=False, repr=False)
-    _clips: dict[str, list[Line]] | None = field(default=None, init=False, repr=False)
+    _clips: dict[str, list[StoredLine]] | None = field(default=None, init=False, repr=False)
     _lost: set[tuple[Path, int]] = field(default_factory=set, init=False, repr=False)
 
     # ── making and opening ────────────────────────────────────────────────
@@ -320,7 +320,7 @@ class RunStore:
         self.place("predictions")
         return PredictionWriter(self.root, job or job_name())
 
-    def index(self) -> Mapping[str, Line]:
+    def index(self) -> Mapping[str, StoredLine]:
         """Sample id → its best line.
 
         What was predicted last on other data comes first; then a good one before a failed one, the first
@@ -373,7 +373,7 @@ class RunStore:
         """Ids of the samples that have a prediction."""
         return {sample for sample, line in self.index().items() if line.ok}
 
-    def read(self, line: Line) -> Prediction:
+    def read(self, line: StoredLine) -> Prediction:
         """Load one stored sample.
 
         Raises:
@@ -405,10 +405,10 @@ class RunStore:
         skip = len(clip_id) + 1
         return {line.sample[skip:]: "ok" if line.ok else "failed" for line in self._lines_of(clip_id)}
 
-    def _lines_of(self, clip_id: str) -> list[Line]:
+    def _lines_of(self, clip_id: str) -> list[StoredLine]:
         index = self.index()
         if self._clips is None:
-            grouped: dict[str, list[Line]] = {}
+            grouped: dict[str, list[StoredLine]] = {}
             for line in index.values():
                 grouped.setdefault(line.clip, []).append(line)
             self._clips = grouped
@@ -687,7 +687,7 @@ def _foreign(path: Path) -> bool:
     return not path.name.startswith((".config.yaml.", ".run.json."))
 
 
-def _better(line: Line, known: Line) -> bool:
+def _better(line: StoredLine, known: StoredLine) -> bool:
     if line.turn != known.turn:
         return line.turn > known.turn
     if line.ok != known.ok:
@@ -697,7 +697,7 @@ def _better(line: Line, known: Line) -> bool:
     return earlier if line.ok else not earlier
 
 
-def _scan(path: Path, offset: int, damaged: Callable[[int], None]) -> Iterator[Line]:
+def _scan(path: Path, offset: int, damaged: Callable[[int], None]) -> Iterator[StoredLine]:
     """The good lines of a predictions file from an offset on.
 
     Args:
@@ -727,7 +727,7 @@ def _scan(path: Path, offset: int, damaged: Callable[[int], None]) -> Iterator[L
         raise unreadable(path, error) from error
 
 
-def _headed(raw: bytes, path: Path, offset: int) -> Line | None:
+def _headed(raw: bytes, path: Path, offset: int) -> StoredLine | None:
     """A line by its first keys, if it fits its checksum."""
     head = _HEAD.match(raw)
     if head is None or _sound(raw, path) is False:
@@ -750,14 +750,14 @@ def _sound(raw: bytes, path: Path) -> bool | None:
     return None
 
 
-def _line(head: re.Match[bytes], path: Path, offset: int, length: int) -> Line:
+def _line(head: re.Match[bytes], path: Path, offset: int, length: int) -> StoredLine:
     inputs = None
     if head[4] is not None:
         # Samples of one clip share their digests.
         files, state = sys.intern(head[6].decode()), sys.intern(head[7].decode())
         inputs = (head[5].decode(), files, state, (head[8] or b"").decode())
     sample, clip = json.loads(head[1]), sys.intern(json.loads(head[2]))
-    return Line(sample, clip, head[3] == b"true", path, offset, length, inputs, int(head[4] or 0))
+    return StoredLine(sample, clip, head[3] == b"true", path, offset, length, inputs, int(head[4] or 0))
 
 
 def _record(p: Prediction) -> dict[str, Any]:

@@ -57,7 +57,7 @@ JSON = (".json", ".jsonl")
 #: Most bytes of such a file; the largest split of the field makes about 1 GB.
 MOST_BYTES = 2 << 30
 #: Folders that archives put above the videos.
-TOPS = ("", "Annotations", "480p", "Annotations/480p")
+MASK_FOLDERS = ("", "Annotations", "480p", "Annotations/480p")
 #: Names of merged sets, one per annotator (ReferFormer's layout).
 SETS = ("anno_0", "anno_1", "anno_2", "anno_3")
 #: Files that may stand beside the masks of a folder.
@@ -378,7 +378,7 @@ class FolderPredictions:
         return dataclasses.replace(prediction, **changes)
 
     def _tops(self) -> list[Path]:
-        return [self.root / top if top else self.root for top in TOPS if (self.root / top).is_dir()]
+        return [self.root / top if top else self.root for top in MASK_FOLDERS if (self.root / top).is_dir()]
 
     def _clip_exists(self, clip: Clip, expressions: Sequence[Expression]) -> bool:
         names = [clip.id, *(str(a) for e in expressions for a in _list(e.attrs.get("anno_ids")))]

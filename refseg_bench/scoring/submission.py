@@ -184,7 +184,7 @@ def _lacking(dataset: Dataset, clip: Clip, found: Mapping[str, Prediction]) -> I
 
 
 @dataclass
-class Report:
+class ZipCheck:
     """What is wrong with a zip, by kind of problem.
 
     Attributes:
@@ -215,7 +215,7 @@ class Report:
         return [*out, "fit to submit" if self.ok else "NOT fit to submit"]
 
 
-def check(path: Path, dataset: Dataset | None = None) -> Report:
+def check(path: Path, dataset: Dataset | None = None) -> ZipCheck:
     """Hold a zip against the rules of its server, without unpacking it.
 
     A zip that :func:`write` made is also held against its own checksum.
@@ -229,7 +229,7 @@ def check(path: Path, dataset: Dataset | None = None) -> Report:
     Raises:
         DataError: the file is no zip.
     """
-    report = Report()
+    report = ZipCheck()
     try:
         with open_regular(path) as handle:
             _hold_seal(handle, report)
@@ -250,7 +250,7 @@ def check(path: Path, dataset: Dataset | None = None) -> Report:
 _UNREADABLE = (zipfile.BadZipFile, OSError, ValueError, RuntimeError, EOFError, struct.error, zlib.error)
 
 
-def _hold_seal(handle: IO[bytes], report: Report) -> None:
+def _hold_seal(handle: IO[bytes], report: ZipCheck) -> None:
     size = handle.seek(0, os.SEEK_END)
     handle.seek(max(0, size - _DIGITS - len(_SEAL)))
     tag, digest = (tail := handle.read())[:-_DIGITS], tail[-_DIGITS:]
@@ -261,7 +261,7 @@ def _hold_seal(handle: IO[bytes], report: Report) -> None:
         )
 
 
-def _check(archive: zipfile.ZipFile, dataset: Dataset | None, report: Report) -> None:
+def _check(archive: zipfile.ZipFile, dataset: Dataset | None, report: ZipCheck) -> None:
     names = _plain_names(archive, report)
     expected: dict[str, Clip] | None = None
     if dataset is not None:
@@ -299,7 +299,7 @@ def _check(archive: zipfile.ZipFile, dataset: Dataset | None, report: Report) ->
         report.problems["no mask"].append("<video>/<expression>/<frame>.png is wanted")
 
 
-def _plain_names(archive: zipfile.ZipFile, report: Report) -> list[str]:
+def _plain_names(archive: zipfile.ZipFile, report: ZipCheck) -> list[str]:
     """The names of the files worth a look, after reporting the others."""
     out: list[str] = []
     for name, times in Counter(info.orig_filename for info in archive.infolist()).items():
@@ -335,7 +335,7 @@ def _video(parts: list[str], top: str) -> str | None:
 
 
 def _held_against_dataset(
-    inside: Mapping[str, str], expected: Mapping[str, Clip], report: Report
+    inside: Mapping[str, str], expected: Mapping[str, Clip], report: ZipCheck
 ) -> dict[str, tuple[int, int]]:
     videos = {clip.id for clip in expected.values()}
     samples = {name.rpartition("/")[0] for name in expected}
@@ -368,7 +368,7 @@ def _held_against_dataset(
     return {name: clip.size for name, clip in expected.items() if name in inside}
 
 
-def _held_against_itself(inside: Mapping[str, str], report: Report) -> None:
+def _held_against_itself(inside: Mapping[str, str], report: ZipCheck) -> None:
     frames: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
     for name in inside:
         parts = name.split("/")
@@ -391,7 +391,7 @@ def _check_files(
     archive: zipfile.ZipFile,
     inside: Mapping[str, str],
     sizes: Mapping[str, tuple[int, int]],
-    report: Report,
+    report: ZipCheck,
 ) -> None:
     seen: dict[str, tuple[int, int]] = {}
     for short, name in inside.items():

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from refseg_bench.errors import ConfigError, DataError
 from refseg_bench.types import BoolHW, Clip
 
-Direction = Literal["forward", "backward", "both"]
+TrackingDirection = Literal["forward", "backward", "both"]
 PromptKind = Literal["points", "box", "mask", "text", "heat"]
 
 
@@ -215,7 +215,7 @@ class SegmenterSession(Protocol):
         prompts: Sequence[Prompt],
         *,
         frames: Sequence[int] | None = None,
-        direction: Direction = "both",
+        direction: TrackingDirection = "both",
     ) -> Iterator[tuple[int, NDArray[np.bool_]]]:
         """Track the prompted objects through the clip, starting from nothing but the prompts.
 

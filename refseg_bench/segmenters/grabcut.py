@@ -26,10 +26,10 @@ from refseg_bench.segmenters import classic
 from refseg_bench.segmenters.base import (
     Candidates,
     ContextSession,
-    Direction,
     Prompt,
     PromptKind,
     SegmenterCounters,
+    TrackingDirection,
     check_frames,
     check_prompts,
 )
@@ -238,7 +238,7 @@ class GrabCutSession(ContextSession):
         prompts: Sequence[Prompt],
         *,
         frames: Sequence[int] | None = None,
-        direction: Direction = "both",
+        direction: TrackingDirection = "both",
     ) -> Iterator[tuple[int, NDArray[np.bool_]]]:
         """Track each object on its own. A mask prompt is taken as the truth of its frame."""
         check_prompts(prompts, self.clip.size, ACCEPTED, "grabcut")

@@ -27,9 +27,9 @@ from refseg_bench.errors import DataError
 from refseg_bench.segmenters.base import (
     Candidates,
     ContextSession,
-    Direction,
     Prompt,
     SegmenterCounters,
+    TrackingDirection,
     check_frames,
     check_prompts,
 )
@@ -283,7 +283,7 @@ class TrackingSession(ContextSession):
         prompts: Sequence[Prompt],
         *,
         frames: Sequence[int] | None = None,
-        direction: Direction = "both",
+        direction: TrackingDirection = "both",
     ) -> Iterator[tuple[int, NDArray[np.bool_]]]:
         """See :class:`~refseg_bench.segmenters.base.SegmenterSession`."""
         self._check(prompts)
@@ -293,7 +293,7 @@ class TrackingSession(ContextSession):
         return self._propagate(video.index(frame), tuple(prompts), video, direction)
 
     def _propagate(
-        self, start: int, prompts: tuple[Prompt, ...], video: tuple[int, ...], direction: Direction
+        self, start: int, prompts: tuple[Prompt, ...], video: tuple[int, ...], direction: TrackingDirection
     ) -> Iterator[tuple[int, NDArray[np.bool_]]]:
         groups = self._batches(prompts)
         features = self.features.get(video[start])

@@ -26,9 +26,9 @@ from refseg_bench.errors import ConfigError
 from refseg_bench.segmenters.base import (
     Candidates,
     ContextSession,
-    Direction,
     Prompt,
     SegmenterCounters,
+    TrackingDirection,
     check_frames,
     check_prompts,
 )
@@ -137,7 +137,7 @@ class Sam1Session(ContextSession):
         prompts: Sequence[Prompt],
         *,
         frames: Sequence[int] | None = None,
-        direction: Direction = "both",
+        direction: TrackingDirection = "both",
     ) -> Iterator[tuple[int, NDArray[np.bool_]]]:
         """The best mask of the one frame there is.
 

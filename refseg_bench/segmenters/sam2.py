@@ -29,7 +29,7 @@ from refseg_bench.segmenters.pixels import (
     autocast_for,
     square_pixels,
 )
-from refseg_bench.segmenters.sam2_package import Release, Size
+from refseg_bench.segmenters.sam2_package import ModelSize, Release
 from refseg_bench.types import Clip
 
 
@@ -58,7 +58,7 @@ class Sam2:
     """
 
     release: Release = "sam2"
-    size: Size = "large"
+    size: ModelSize = "large"
     checkpoint: Path | None = None
     repo: str | None = None
     revision: str | None = None

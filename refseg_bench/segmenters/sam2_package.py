@@ -19,7 +19,7 @@ from refseg_bench.backbones.weights import ModelError
 from refseg_bench.errors import ConfigError, require
 
 Release = Literal["sam2", "sam2.1"]
-Size = Literal["tiny", "small", "base_plus", "large"]
+ModelSize = Literal["tiny", "small", "base_plus", "large"]
 
 _LETTER = {"tiny": "t", "small": "s", "base_plus": "b+", "large": "l"}
 
@@ -50,18 +50,18 @@ def import_sam2() -> ModuleType:
     return sam2  # type: ignore[no-any-return]
 
 
-def architecture_file(release: Release, size: Size) -> Path:
+def architecture_file(release: Release, size: ModelSize) -> Path:
     """The package's YAML of a published model."""
     package = Path(str(import_sam2().__file__)).parent
     return package / "configs" / release / f"{release}_hiera_{_LETTER[size]}.yaml"
 
 
-def hub_repo(release: Release, size: Size) -> str:
+def hub_repo(release: Release, size: ModelSize) -> str:
     """The hub id of a published model."""
     return f"facebook/{release}-hiera-{size.replace('_', '-')}"
 
 
-def checkpoint_name(release: Release, size: Size) -> str:
+def checkpoint_name(release: Release, size: ModelSize) -> str:
     """The checkpoint's file name on the hub (and at Meta's download site)."""
     return f"{release}_hiera_{size}.pt"
 

@@ -32,9 +32,9 @@ from refseg_bench.segmenters import holes
 from refseg_bench.segmenters.base import (
     Candidates,
     ContextSession,
-    Direction,
     Prompt,
     SegmenterCounters,
+    TrackingDirection,
     check_frames,
     check_prompts,
 )
@@ -188,7 +188,7 @@ class Sam3Session(ContextSession):
         prompts: Sequence[Prompt],
         *,
         frames: Sequence[int] | None = None,
-        direction: Direction = "both",
+        direction: TrackingDirection = "both",
     ) -> Iterator[tuple[int, NDArray[np.bool_]]]:
         """See :class:`~refseg_bench.segmenters.base.SegmenterSession`."""
         self._check(frame, prompts)

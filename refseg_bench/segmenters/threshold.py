@@ -19,10 +19,10 @@ from refseg_bench.segmenters import classic
 from refseg_bench.segmenters.base import (
     Candidates,
     ContextSession,
-    Direction,
     Prompt,
     PromptKind,
     SegmenterCounters,
+    TrackingDirection,
     check_frames,
     check_prompts,
 )
@@ -142,7 +142,7 @@ class OtsuSession(ContextSession):
         prompts: Sequence[Prompt],
         *,
         frames: Sequence[int] | None = None,
-        direction: Direction = "both",
+        direction: TrackingDirection = "both",
     ) -> Iterator[tuple[int, NDArray[np.bool_]]]:
         """Follow each prompted region by overlap; a mask prompt is taken as the truth of its frame."""
         check_prompts(prompts, self.clip.size, ACCEPTED, "otsu")

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from refseg_bench.backbones.attention_maps import (
+    MapObserver,
     MapOptions,
-    Reading,
-    Recorder,
+    SoftmaxTokens,
     TokenLayout,
     replay,
     sink_statistics,
@@ -37,7 +37,7 @@ def softmax(x, axis):
 
 
 def record(options, readings=None, layout=LAYOUT, seed=0, **knobs):
-    recorder = Recorder(layout, options, [readings or {"all": Reading(tuple(range(T)))}], **knobs)
+    recorder = MapObserver(layout, options, [readings or {"all": SoftmaxTokens(tuple(range(T)))}], **knobs)
     for call in calls(seed):
         recorder(call)
     return recorder
@@ -117,7 +117,7 @@ def test_single_head_and_layer_make_two_orders_coincide():
     """softmax_then_mean and joint_renorm agree where there is nothing to average."""
     results = []
     for agg in ("softmax_then_mean", "joint_renorm"):
-        recorder = Recorder(LAYOUT, MapOptions(agg, heads=(2,)), [{"all": Reading(tuple(range(T)))}])
+        recorder = MapObserver(LAYOUT, MapOptions(agg, heads=(2,)), [{"all": SoftmaxTokens(tuple(range(T)))}])
         recorder(calls()[0])
         results.append(recorder.results((3, 4))[0]["all"])
     np.testing.assert_allclose(results[0].maps_TN, results[1].maps_TN, atol=1e-6)
@@ -127,8 +127,8 @@ def test_single_head_and_layer_make_two_orders_coincide():
 def test_fewer_tokens_are_a_subset_softmax_and_obey_the_gate_identity():
     """A' = A · Z_E / (Z_E + Z_M): per head and layer, so one of each."""
     options = MapOptions(heads=(1,))
-    readings = {"expression": Reading((0, 1, 2)), "all": Reading(tuple(range(T)))}
-    recorder = Recorder(LAYOUT, options, [readings])
+    readings = {"expression": SoftmaxTokens((0, 1, 2)), "all": SoftmaxTokens(tuple(range(T)))}
+    recorder = MapObserver(LAYOUT, options, [readings])
     recorder(calls()[1])
     found = recorder.results((3, 4))[0]
     q, k = calls()[1].query[0, 1].double().numpy(), calls()[1].key[0, 1].double().numpy()
@@ -140,18 +140,18 @@ def test_fewer_tokens_are_a_subset_softmax_and_obey_the_gate_identity():
 @pytest.mark.parametrize("agg", ["softmax_then_mean", "joint_renorm", "mean_logits_then_softmax"])
 def test_excluded_tokens_get_nothing_and_the_rest_renormalises(agg):
     options = MapOptions(agg)
-    readings = {"masked": Reading(tuple(range(T)), exclude=(1, 4)), "kept": Reading((0, 2, 3))}
+    readings = {"masked": SoftmaxTokens(tuple(range(T)), exclude=(1, 4)), "kept": SoftmaxTokens((0, 2, 3))}
     found = record(options, readings).results((3, 4))[0]
     assert (found["masked"].maps_TN[[1, 4]] == 0).all()
     np.testing.assert_allclose(found["masked"].maps_TN[[0, 2, 3]], found["kept"].maps_TN, atol=2e-6)
 
 
 def test_replaying_kept_logits_equals_the_pass():
-    readings = {"all": Reading(tuple(range(T))), "some": Reading((0, 2))}
+    readings = {"all": SoftmaxTokens(tuple(range(T))), "some": SoftmaxTokens((0, 2))}
     for options in (MapOptions(), MapOptions("joint_renorm"), MapOptions(direction="txt2img")):
         recorder = record(options, readings, keep_logits=True)
         again = replay(recorder.logits[0], [0, 2], options, readings, (3, 4))
-        fresh = Recorder(LAYOUT, options, [readings])
+        fresh = MapObserver(LAYOUT, options, [readings])
         for call in calls()[::2]:
             fresh(call)
         for name in readings:
@@ -162,7 +162,9 @@ def test_replaying_kept_logits_equals_the_pass():
 
 def test_several_sets_are_read_apart():
     layout = TokenLayout(LAYOUT.image, LAYOUT.prompt, ((P, P + 1), (P + 2, P + 3, P + 4)))
-    recorder = Recorder(layout, MapOptions(), [{"all": Reading((0, 1))}, {"all": Reading((0, 1, 2))}])
+    recorder = MapObserver(
+        layout, MapOptions(), [{"all": SoftmaxTokens((0, 1))}, {"all": SoftmaxTokens((0, 1, 2))}]
+    )
     for call in calls():
         recorder(call)
     first, second = (r["all"].maps_TN for r in recorder.results((3, 4)))
@@ -171,7 +173,7 @@ def test_several_sets_are_read_apart():
 
 
 def test_output_space_is_the_inner_product_of_outputs():
-    recorder = Recorder(LAYOUT, MapOptions(space="output"), [{"all": Reading(tuple(range(T)))}])
+    recorder = MapObserver(LAYOUT, MapOptions(space="output"), [{"all": SoftmaxTokens(tuple(range(T)))}])
     for call in calls():
         recorder(call)
     expected = []
@@ -200,7 +202,7 @@ def test_nothing_dense_is_ever_made():
     image, tokens, heads, width = 600, 4, 2, 8
     layout = TokenLayout(slice(tokens, tokens + image), (), (tuple(range(tokens)),))
     call = SdpaCall(0, *torch.randn(3, 1, heads, tokens + image, width), 1.0)
-    recorder = Recorder(layout, MapOptions(), [{"all": Reading(tuple(range(tokens)))}])
+    recorder = MapObserver(layout, MapOptions(), [{"all": SoftmaxTokens(tuple(range(tokens)))}])
     with Largest() as seen:
         recorder(call)
     assert seen.elements <= heads * (image + tokens) * max(width, tokens)
@@ -209,7 +211,7 @@ def test_nothing_dense_is_ever_made():
 def test_nan_in_a_layer_names_the_layer():
     bad = calls()
     bad[1].key[0, 2, P, 3] = float("nan")
-    recorder = Recorder(LAYOUT, MapOptions(), [{"all": Reading(tuple(range(T)))}])
+    recorder = MapObserver(LAYOUT, MapOptions(), [{"all": SoftmaxTokens(tuple(range(T)))}])
     recorder(bad[0])
     with pytest.raises(AttentionError, match="Layer 1 gives NaN"):
         recorder(bad[1])

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from refseg_bench.backbones.attention_maps import Reading
+from refseg_bench.backbones.attention_maps import SoftmaxTokens
 from refseg_bench.backbones.dit.families import FAMILIES, family
 from refseg_bench.backbones.dit.families.flux import pack
-from refseg_bench.backbones.dit.model import Query
+from refseg_bench.backbones.dit.model import TokenRequest
 from refseg_bench.backbones.dit.text_tokens import tokenise
 from refseg_bench.errors import ConfigError, DataError
 from tests.backbones import tiny_dits
@@ -18,7 +18,7 @@ from tests.backbones import tiny_dits
 
 def read(dit, picture):
     tokens = tokenise(dit.tokenizer, "a gold fish", ["with"])
-    query = Query(tokens, "cat", {"all": Reading(tuple(range(len(tokens))))})
+    query = TokenRequest(tokens, "cat", {"all": SoftmaxTokens(tuple(range(len(tokens))))})
     return dit.attend(dit.open(picture), [query])[0].maps["all"].maps_TN
 
 

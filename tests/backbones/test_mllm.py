@@ -458,7 +458,7 @@ def test_nan_in_a_map_is_told_instead_of_an_empty_mask():
 
 
 def test_a_sliding_layer_behind_a_full_one_is_refused():
-    recorder = capture.Recorder(range(2))
+    recorder = capture.PassCapture(range(2))
     q = torch.zeros(1, 1, 6, 4)
     for layer, window in ((0, None), (1, 4)):
         module = SimpleNamespace(layer_idx=layer, is_causal=True)

@@ -5,9 +5,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from refseg_bench.backbones.attention_maps import Reading
+from refseg_bench.backbones.attention_maps import SoftmaxTokens
 from refseg_bench.backbones.dit.families import ForwardInputs
-from refseg_bench.backbones.dit.model import Query, assemble
+from refseg_bench.backbones.dit.model import TokenRequest, assemble
 from refseg_bench.backbones.dit.text_tokens import tokenise
 from refseg_bench.backbones.sdpa_tap import AttentionError, SdpaTap, refuse_bypass
 
@@ -17,7 +17,7 @@ CALLS = {"flux": 4, "sd3": 3, "sd35m": 5, "mochi": 4, "cogvideox": 2, "cogvideox
 
 def question(dit, expression="a largest orange goldfish", magnets=("_", "with"), prompt="a cat on the left"):
     tokens = tokenise(dit.tokenizer, expression, magnets)
-    return Query(tokens, prompt, {"all": Reading(tuple(range(len(tokens))))})
+    return TokenRequest(tokens, prompt, {"all": SoftmaxTokens(tuple(range(len(tokens))))})
 
 
 def forward_of(dit, picture, queries, mode="prompt", text=None):

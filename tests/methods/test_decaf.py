@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from refseg_bench.backbones.base import MLLMCounters, Reading, RolloutSettings, VisualSettings
+from refseg_bench.backbones.base import MLLMCounters, PromptAttention, RolloutSettings, VisualSettings
 from refseg_bench.config import schema
 from refseg_bench.errors import ConfigError, DataError
 from refseg_bench.methods.decaf.coarse import otsu
@@ -63,7 +63,9 @@ class FakeMLLM:
         self.counters.visual_prefixes += 1
         self.counters.prompts += len(prompts)
         self.asked += [(where, prompt) for prompt in prompts]
-        return [Reading(self._map(where, prompt), self.words if answer else None) for prompt in prompts]
+        return [
+            PromptAttention(self._map(where, prompt), self.words if answer else None) for prompt in prompts
+        ]
 
     def ask(self, prompts):
         self.counters.prompts += len(prompts)

@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from refseg_bench.backbones.attention_maps import Reading, TokenMaps
-from refseg_bench.backbones.dit.model import Attended, DiT, Query
+from refseg_bench.backbones.attention_maps import SoftmaxTokens, TokenMaps
+from refseg_bench.backbones.dit.model import Attended, DiT, TokenRequest
 from refseg_bench.backbones.dit.text_tokens import tokenise
 from refseg_bench.backbones.sdpa_tap import AttentionError
 from refseg_bench.config import compose as config
@@ -542,7 +542,7 @@ def test_concept_attention(family, space, make_dit, tmp_path):
     stream = dit.variant(text_mode="concept_stream", pooled="zeros")
     tokens = tokenise(stream.tokenizer, "cat", ["cow", "the"]).firsts()
     assert len(tokens) == 3
-    query = Query(tokens, "", {"all": Reading((0, 1, 2))})
+    query = TokenRequest(tokens, "", {"all": SoftmaxTokens((0, 1, 2))})
     (answer,) = stream.attend(stream.open(clip.load([0])[0]), [query], options=stream.options(space))
     maps = answer.maps["all"].maps_THW
     np.testing.assert_allclose(maps.sum(0), 1, atol=1e-5)

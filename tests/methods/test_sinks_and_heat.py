@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from refseg_bench.backbones.attention_maps import (
+    MapObserver,
     MapOptions,
-    Reading,
-    Recorder,
+    SoftmaxTokens,
     TokenLayout,
     TokenMaps,
     sink_statistics,
@@ -25,10 +25,10 @@ def planted(sink=None, layers=3, heads=2, tokens=6, seed=0):
     """Token maps of random queries; the planted token's key is long along the mean query."""
     generator = torch.Generator().manual_seed(seed)
     mean = torch.ones(D) / D**0.5
-    recorder = Recorder(
+    recorder = MapObserver(
         TokenLayout(slice(tokens, tokens + N), (), (tuple(range(tokens)),)),
         MapOptions(),
-        [{"all": Reading(tuple(range(tokens)))}],
+        [{"all": SoftmaxTokens(tuple(range(tokens)))}],
     )
     for layer in range(layers):
         query = 3 * mean + 0.3 * torch.randn(1, heads, tokens + N, D, generator=generator)

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from refseg_bench.backbones.attention_maps import Logits, MapOptions, Reading, TokenMaps
-    from refseg_bench.backbones.dit.families import Family
+    from refseg_bench.backbones.attention_maps import Logits, MapOptions, SoftmaxTokens, TokenMaps
+    from refseg_bench.backbones.dit.families import DiTFamily
     from refseg_bench.backbones.dit.text_side import TextSide
     from refseg_bench.backbones.dit.text_tokens import Tokenizer, TokenSet
 
@@ -44,7 +44,7 @@ _FILES = ("model_index.json", "transformer/*", "vae/*", "scheduler/*", "text_enc
 
 
 @dataclass(frozen=True, eq=False)
-class Scene:
+class LatentImage:
     """One image as the transformer sees it, before noise.
 
     Attributes:
@@ -60,7 +60,7 @@ class Scene:
 
 
 @dataclass(frozen=True, eq=False)
-class Query:
+class TokenRequest:
     """What is asked of one scene: a set of tokens, read in one or several ways.
 
     Attributes:
@@ -71,7 +71,7 @@ class Query:
 
     tokens: TokenSet
     prompt: str
-    readings: Mapping[str, Reading]
+    readings: Mapping[str, SoftmaxTokens]
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,7 +179,7 @@ class DiT:
         return self._load().text.tokenizer
 
     @property
-    def adapter(self) -> Family:
+    def adapter(self) -> DiTFamily:
         """The family's adapter; needs no weights."""
         from refseg_bench.backbones.dit.families import family
 
@@ -218,7 +218,7 @@ class DiT:
         }
         return {"stage": STAGE, "kernel": "sdpa", "weights": self._load().fingerprint, **lasting}
 
-    def open(self, image_HWC: NDArray[np.uint8]) -> Scene:
+    def open(self, image_HWC: NDArray[np.uint8]) -> LatentImage:
         """Encode an image once for all its expressions.
 
         Args:
@@ -231,12 +231,12 @@ class DiT:
         with torch.inference_mode():
             latents = loaded.family.encode(loaded.vae, pixels.to(loaded.device))
         self.counters.vae_encodings += 1
-        return Scene(latents, loaded.family.grid(latents, loaded.transformer), content)
+        return LatentImage(latents, loaded.family.grid(latents, loaded.transformer), content)
 
     def attend(
         self,
-        scene: Scene,
-        queries: Sequence[Query],
+        scene: LatentImage,
+        queries: Sequence[TokenRequest],
         *,
         options: MapOptions | None = None,
         keep_logits: bool = False,
@@ -287,7 +287,7 @@ class DiT:
 
     # ── one forward pass ──
 
-    def _batches(self, queries: Sequence[Query]) -> Iterator[list[int]]:
+    def _batches(self, queries: Sequence[TokenRequest]) -> Iterator[list[int]]:
         if self.text_mode == "prompt":
             yield from ([i] for i in range(len(queries)))
             return
@@ -305,11 +305,11 @@ class DiT:
         return tokens.expression if "expression" in (self.pooled, self.conditioned_on) else prompt
 
     def _pass(
-        self, scene: Scene, queries: Sequence[Query], options: MapOptions, keep: bool
+        self, scene: LatentImage, queries: Sequence[TokenRequest], options: MapOptions, keep: bool
     ) -> list[Attended]:
         import torch
 
-        from refseg_bench.backbones.attention_maps import Recorder
+        from refseg_bench.backbones.attention_maps import MapObserver
         from refseg_bench.backbones.dit.families import ForwardInputs
         from refseg_bench.backbones.sdpa_tap import SdpaTap
 
@@ -317,7 +317,7 @@ class DiT:
         family, transformer = loaded.family, loaded.transformer
         text = assemble(self, loaded, queries)
         mask = text.mask(scene.grid[0] * scene.grid[1], family)
-        recorder = Recorder(
+        recorder = MapObserver(
             text.layout(scene.grid[0] * scene.grid[1], family),
             options,
             [query.readings for query in queries],
@@ -349,7 +349,7 @@ class DiT:
         found = recorder.results(scene.grid)
         return [Attended(maps, logits) for maps, logits in zip(found, recorder.logits, strict=True)]
 
-    def _noises(self, scene: Scene, loaded: _Loaded) -> Iterator[tuple[float, Tensor]]:
+    def _noises(self, scene: LatentImage, loaded: _Loaded) -> Iterator[tuple[float, Tensor]]:
         """(noise level, noise) of each pass; the draws depend on the seed alone."""
         import torch
 
@@ -365,7 +365,7 @@ class DiT:
                     sigma = loaded.family.shifted(sigma, tokens, loaded.scheduler)
                 yield sigma, noise
 
-    def _pooled(self, loaded: _Loaded, query: Query) -> Tensor | None:
+    def _pooled(self, loaded: _Loaded, query: TokenRequest) -> Tensor | None:
         import torch
 
         from refseg_bench.backbones.dit.families.base import config
@@ -465,7 +465,7 @@ class AssembledText:
     prompt_tokens: int
     masked: bool
 
-    def mask(self, image: int, family: Family) -> Tensor | None:
+    def mask(self, image: int, family: DiTFamily) -> Tensor | None:
         """The attention mask, or ``None`` if the plain attention already does it."""
         from refseg_bench.backbones.attention_maps import one_way_mask
 
@@ -473,7 +473,7 @@ class AssembledText:
             return None
         return one_way_mask(self.roles, image, text_first=family.text_first, cross=family.cross)
 
-    def layout(self, image: int, family: Family) -> Any:
+    def layout(self, image: int, family: DiTFamily) -> Any:
         """Where everything stands in the joint attention."""
         from refseg_bench.backbones.attention_maps import TokenLayout
 
@@ -487,7 +487,7 @@ class AssembledText:
         )
 
 
-def assemble(dit: DiT, loaded: _Loaded, queries: Sequence[Query]) -> AssembledText:
+def assemble(dit: DiT, loaded: _Loaded, queries: Sequence[TokenRequest]) -> AssembledText:
     """Prompt, extraction sets and whatever padding the model insists on, in this order."""
     import torch
 
@@ -634,7 +634,7 @@ class _Loaded:
         return ready
 
 
-def place(model: nn.Module, family: Family, device: torch.device, last: int) -> None:
+def place(model: nn.Module, family: DiTFamily, device: torch.device, last: int) -> None:
     """Move what an early exit after layer ``last`` needs to the device; later blocks stay behind."""
     unused = {id(block) for block in family.blocks(model)[last + 1 :]}
     for child in model.children():

@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol
 
 from refseg_bench.errors import DataError
 
-Kind = Literal["word", "space", "punctuation", "end"]
+TokenKind = Literal["word", "space", "punctuation", "end"]
 MagnetEncoding = Literal["separate", "joined"]
 
 #: SentencePiece's mark of a word's beginning.
@@ -48,7 +48,7 @@ class TextToken:
     piece: str
     string: int
     word: int
-    kind: Kind
+    kind: TokenKind
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ def _joined(tokenizer: Tokenizer, ids: Sequence[int], owners: Sequence[int]) -> 
     return out
 
 
-def kind_of(piece: str) -> Kind:
+def kind_of(piece: str) -> TokenKind:
     """Whether a piece is (part of) a word, a lone word mark or punctuation."""
     body = piece.replace(MARK, "")
     if not body:

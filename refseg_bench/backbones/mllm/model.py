@@ -28,13 +28,13 @@ from torch import Tensor
 from refseg_bench.backbones import capture
 from refseg_bench.backbones.base import (
     MLLMCounters,
-    Reading,
+    PromptAttention,
     RolloutSettings,
     VisualSettings,
     Where,
     layer_range,
 )
-from refseg_bench.backbones.mllm.families import Family, Visual, family_of
+from refseg_bench.backbones.mllm.families import MLLMFamily, Visual, family_of
 from refseg_bench.backbones.mllm.families.base import Piece
 from refseg_bench.backbones.rollout import LayerQK, dense_rollout, shared_rollout
 from refseg_bench.backbones.weights import ModelError, Weights, choose_device, here_only
@@ -58,7 +58,7 @@ class MLLM:
     Attributes:
         path: hub id, folder, or ``shipped:NAME``.
         revision: commit, tag or branch of the hub repository; pin a commit for a result that lasts.
-        family: adapter by the checkpoint's type (``auto``), or the dotted path of a Family class.
+        family: adapter by the checkpoint's type (``auto``), or the dotted path of an `MLLMFamily`.
         dtype: of weights and activations; ``auto`` = the checkpoint's own.
         attention: kernel of the language model. Greedy answers may differ between kernels.
         max_new_tokens: longest answer.
@@ -157,14 +157,14 @@ class MLLM:
                 raise
         return self._config
 
-    def adapter(self) -> Family:
+    def adapter(self) -> MLLMFamily:
         """The family adapter of the checkpoint."""
         preprocessing = self._preprocessing()
         if self.family == "auto":
             return family_of(self.config(), preprocessing)
         cls = locate(self.family, "backbone.family")
-        if not issubclass(cls, Family):
-            raise ConfigError(f"'{self.family}' is no Family class.", where="backbone.family")
+        if not issubclass(cls, MLLMFamily):
+            raise ConfigError(f"'{self.family}' is no MLLMFamily.", where="backbone.family")
         return cls(self.config(), preprocessing)
 
     def loaded(self) -> _Loaded:
@@ -185,7 +185,7 @@ class MLLM:
         assert self._loaded is not None
         return self._loaded
 
-    def use(self, model: Any, tokenizer: Any, adapter: Family | None = None) -> None:
+    def use(self, model: Any, tokenizer: Any, adapter: MLLMFamily | None = None) -> None:
         """Take a model that is in memory already instead of loading one.
 
         Args:
@@ -196,7 +196,7 @@ class MLLM:
         self._take(model, tokenizer, adapter if adapter is not None else family_of(model.config, {}))
         self._given, self._identity = True, None
 
-    def _take(self, model: Any, tokenizer: Any, adapter: Family) -> None:
+    def _take(self, model: Any, tokenizer: Any, adapter: MLLMFamily) -> None:
         self._config = model.config
         adapter.positions = self.positions
         model.to(self._device()).eval()
@@ -259,7 +259,7 @@ class _Loaded:
 
     model: Any
     tokenizer: Any
-    family: Family
+    family: MLLMFamily
     rules: Any
 
     @property
@@ -354,7 +354,7 @@ class Session:
         """Bytes of the prefixes kept now."""
         return sum(prefix.nbytes for prefix in self._kept.values())
 
-    def read(self, where: Where, prompts: Sequence[str], *, answer: bool) -> list[Reading]:
+    def read(self, where: Where, prompts: Sequence[str], *, answer: bool) -> list[PromptAttention]:
         """See the interface. Prompts run together as far as ``batch_size`` and the budget allow.
 
         Raises:
@@ -453,7 +453,7 @@ class Session:
 
     # ── prompts on a prefix ──────────────────────────────────────────────────
 
-    def _read(self, prefix: _Prefix, prompts: Sequence[str], answer: bool) -> list[Reading]:
+    def _read(self, prefix: _Prefix, prompts: Sequence[str], answer: bool) -> list[PromptAttention]:
         assert prefix.visual is not None
         before, after = prefix.visual.tail
         tails = [self.loaded.tokens(before + prompt + after) for prompt in prompts]
@@ -468,7 +468,9 @@ class Session:
             if answer:
                 with self.owner.timed("decode"):
                     answers = self._decode(prefix, tails, out, cache, positions)
-        return [Reading(self._map(prefix, row), text) for row, text in zip(rows, answers, strict=True)]
+        return [
+            PromptAttention(self._map(prefix, row), text) for row, text in zip(rows, answers, strict=True)
+        ]
 
     def _stop(self, answer: bool) -> int | None:
         return None if answer else self.range[-1]

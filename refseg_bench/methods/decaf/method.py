@@ -45,7 +45,7 @@ from refseg_bench.methods.decaf.fusion import (
     sample_frames,
     smooth,
 )
-from refseg_bench.methods.decaf.points import Point, candidate_points, highest, keypoints
+from refseg_bench.methods.decaf.points import PromptPoint, candidate_points, highest, keypoints
 from refseg_bench.methods.decaf.prompts import Version
 from refseg_bench.methods.decaf.tracklets import (
     Consistency,
@@ -452,7 +452,11 @@ class DecAF:
         return self._propagate(session, frames, [tracklets[index] for index in chosen]), found
 
     def tracklets(
-        self, session: SegmenterSession, frames: tuple[int, ...], volume: FloatTHW, points: Sequence[Point]
+        self,
+        session: SegmenterSession,
+        frames: tuple[int, ...],
+        volume: FloatTHW,
+        points: Sequence[PromptPoint],
     ) -> list[Tracklet]:
         """Click every point, drop duplicates, follow the rest through the sampled frames."""
         size = session.clip.size
@@ -487,7 +491,7 @@ class DecAF:
         return tracklets
 
     def _clicked(
-        self, session: SegmenterSession, frame: int, points: Sequence[Point]
+        self, session: SegmenterSession, frame: int, points: Sequence[PromptPoint]
     ) -> list[tuple[BoolHW, float]]:
         """Best mask and its predicted IoU for each point; candidates are dropped as soon as chosen from."""
         best: list[tuple[BoolHW, float]] = []
@@ -666,8 +670,8 @@ def _text(entry: Entry, name: str) -> str:
     return str(entry[name])
 
 
-def _by_frame(points: Sequence[Point]) -> Iterator[tuple[int, list[Point]]]:
-    groups: dict[int, list[Point]] = {}
+def _by_frame(points: Sequence[PromptPoint]) -> Iterator[tuple[int, list[PromptPoint]]]:
+    groups: dict[int, list[PromptPoint]] = {}
     for point in points:
         groups.setdefault(point.t, []).append(point)
     yield from groups.items()

@@ -14,7 +14,7 @@ from refseg_bench.types import FloatTHW, HeatPoint
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
+class PromptPoint:
     """A cell of V that prompts the segmenter.
 
     Attributes:
@@ -30,14 +30,14 @@ class Point:
     value: float
 
 
-def candidate_points(volume_Thw: FloatTHW, tau_pq: float = 0.8) -> list[Point]:
+def candidate_points(volume_Thw: FloatTHW, tau_pq: float = 0.8) -> list[PromptPoint]:
     """All cells with ``V ≥ tau_pq``: frames in order, cells of a frame row-major (Eq. 6).
 
     A constant volume (its largest value is 0) has none, unless ``tau_pq`` is 0.
     """
     _, height, width = volume_Thw.shape
     return [
-        Point(int(t), (int(x) + 0.5) / width, (int(y) + 0.5) / height, float(volume_Thw[t, y, x]))
+        PromptPoint(int(t), (int(x) + 0.5) / width, (int(y) + 0.5) / height, float(volume_Thw[t, y, x]))
         for t, y, x in np.argwhere(volume_Thw >= np.float32(tau_pq))
     ]
 

@@ -77,10 +77,10 @@ CHOICE: Mapping[str, str] = {
 
 _BLANKS = {"object": ("sent",), "background": ("obj_name", "sent"), "choice": ("ref_query", "obj_cls_list")}
 _TEXTS = {"object": OBJECT, "background": BACKGROUND, "choice": CHOICE}
-Kind = Literal["object", "background", "choice"]
+PromptKind = Literal["object", "background", "choice"]
 
 
-def template(kind: Kind, version: str, custom: str | None = None) -> str:
+def template(kind: PromptKind, version: str, custom: str | None = None) -> str:
     """The text of a prompt version, or ``custom`` in its place.
 
     Raises:

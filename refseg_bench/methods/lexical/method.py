@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from refseg_bench.methods.lexical.things import (
     ACHROMATIC,
     Float,
-    Scene,
-    Thing,
+    MeasuredClip,
+    Region,
     border_contrast,
     camera_path,
     colour_names,
@@ -87,7 +87,7 @@ class Lexical:
                 spent = {"things": shared, "words": time.perf_counter() - started}
                 yield Grounding(**{**vars(grounding), "seconds": spent})
 
-    def _look(self, clip: Clip, session: SegmenterSession) -> Scene:
+    def _look(self, clip: Clip, session: SegmenterSession) -> MeasuredClip:
         shape = classic.working_shape(clip.size, self.working_size)
         frames = np.stack(
             [
@@ -113,7 +113,7 @@ class Lexical:
                     tracks.append(MaskTrack.from_masks(masks, clip.size))
         camera_T2 = camera_path(frames)
         things = [measure(track, frames, names_THWK, camera_T2, self.plain_energy) for track in tracks]
-        return Scene(clip, saliency, names_THWK, things)
+        return MeasuredClip(clip, saliency, names_THWK, things)
 
     def _seeds(self, names_HWK: Float, saliency_HW: Float) -> list[BoolHW]:
         """Regions of one colour name that stand out; white stripes of a red thing are part of it."""
@@ -135,7 +135,7 @@ class Lexical:
                     regions.append(part)
         return regions
 
-    def _answer(self, scene: Scene, expression: Expression) -> Grounding:
+    def _answer(self, scene: MeasuredClip, expression: Expression) -> Grounding:
         clip, queries = scene.clip, parse(expression.text)
         scores_QN = np.array([self._scores(query, scene.things) for query in queries]).reshape(
             len(queries), -1
@@ -165,7 +165,7 @@ class Lexical:
         )
 
     def _heat(
-        self, scene: Scene, queries: Sequence[Query], text: str, score_N: NDArray[np.floating]
+        self, scene: MeasuredClip, queries: Sequence[Query], text: str, score_N: NDArray[np.floating]
     ) -> Float:
         heat = np.tanh(scene.saliency_THW / (2 * self.salient))
         named = [COLOURS.index(name) for query in queries for name in query.colours]
@@ -186,7 +186,7 @@ class Lexical:
         )
         return (heat / max(float(heat.max()), 1e-6)).astype(np.float32)
 
-    def _scores(self, query: Query, things: Sequence[Thing]) -> NDArray[np.float64]:
+    def _scores(self, query: Query, things: Sequence[Region]) -> NDArray[np.float64]:
         """How well each thing fits, in [0, 1]: looks first, then what compares it with its like."""
         score = np.array([_looks(query, thing) for thing in things])
         if not things:
@@ -231,7 +231,7 @@ def _shares(one: BoolHW, other: BoolHW) -> bool:
     return int((one & other).sum()) * 2 > min(int(one.sum()), int(other.sum()))
 
 
-def _looks(query: Query, thing: Thing) -> float:
+def _looks(query: Query, thing: Region) -> float:
     """Geometric mean of what colour and texture words say, so that more words don't mean a lower score."""
     facts = [
         max(read[name] for name in names)
@@ -243,7 +243,7 @@ def _looks(query: Query, thing: Thing) -> float:
     return math.prod(facts) ** (1 / max(len(facts), 1))
 
 
-def _oddness(kind: str, k: int, things: Sequence[Thing]) -> float:
+def _oddness(kind: str, k: int, things: Sequence[Region]) -> float:
     """How unlike its most similar other thing a thing is, in colours or texture."""
     read = [list((thing.colours if kind == "colour" else thing.textures).values()) for thing in things]
     return min(
@@ -251,7 +251,7 @@ def _oddness(kind: str, k: int, things: Sequence[Thing]) -> float:
     )
 
 
-def _heading(word: str, thing: Thing, still: float) -> float:
+def _heading(word: str, thing: Region, still: float) -> float:
     """How clearly a thing moves that way; a glimpse of it (under a third of the clip) proves little."""
     path, known = thing.path, min(3 * float((thing.seen_T > 0.5).mean()), 1.0)
     length = math.hypot(*path)
@@ -262,7 +262,7 @@ def _heading(word: str, thing: Thing, still: float) -> float:
     return known * moves * max(along / max(length, 1e-9), 0.0)
 
 
-def _along(side: str, thing: Thing) -> float:
+def _along(side: str, thing: Region) -> float:
     if side == "middle":
         return 1 - 2 * abs(thing.centre[1] - 0.5)
     return thing.centre[0] * _AHEAD[side][0] + thing.centre[1] * _AHEAD[side][1]
@@ -274,14 +274,14 @@ def _rank(value_N: NDArray[np.float64], alike_N: NDArray[np.bool_]) -> NDArray[n
     return np.clip((value_N - low) / (high - low), 0, 1) if high > low else np.ones_like(value_N)
 
 
-def _beyond(side: str, anchor: Thing, thing: Thing) -> float:
+def _beyond(side: str, anchor: Region, thing: Region) -> float:
     """1 straight on that side of the anchor, falling to 0 at right angles to it."""
     dy, dx = thing.centre[0] - anchor.centre[0], thing.centre[1] - anchor.centre[1]
     ahead = dy * _AHEAD[side][0] + dx * _AHEAD[side][1]
     return max(ahead / max(math.hypot(dy, dx), 1e-9), 0.0)
 
 
-def _event(word: str, k: int, things: Sequence[Thing]) -> float:
+def _event(word: str, k: int, things: Sequence[Region]) -> float:
     """How clearly a thing comes, goes, returns, hides or covers, from the share of it that is seen."""
     seen = np.minimum(things[k].seen_T, 1.0)
     gone = int(seen.argmin())
@@ -301,7 +301,7 @@ def _event(word: str, k: int, things: Sequence[Thing]) -> float:
     return max(hides, default=0.0)
 
 
-def _close_by(thing: Thing, hidden: Thing) -> float:
+def _close_by(thing: Region, hidden: Region) -> float:
     """1 if the thing stands where the other was, at the frame where that is seen least."""
     gone = int(hidden.seen_T.argmin())
     last = max((t for t in range(gone) if hidden.seen_T[t] > 0.5), default=gone)

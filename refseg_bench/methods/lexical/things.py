@@ -30,7 +30,7 @@ ACHROMATIC = tuple(COLOURS.index(name) for name in ("black", "white", "grey"))
 
 
 @dataclass(frozen=True, eq=False)
-class Thing:
+class Region:
     """A tracked region and what can be measured of it.
 
     Attributes:
@@ -56,13 +56,13 @@ class Thing:
 
 
 @dataclass(frozen=True, eq=False)
-class Scene:
+class MeasuredClip:
     """A clip's things and pixel cues: saliency in Lab units, share of each colour name."""
 
     clip: Clip
     saliency_THW: Float
     names_THWK: Float
-    things: list[Thing]
+    things: list[Region]
 
 
 def colour_names(frames_THWC: NDArray[np.uint8], spread: float) -> Float:
@@ -140,7 +140,7 @@ def measure(
     names_THWK: Float,
     camera_T2: NDArray[np.float64],
     plain: float,
-) -> Thing:
+) -> Region:
     """Read a tracked region's attributes off the frames."""
     shape = frames_THWC.shape[1:3]
     blank = np.zeros(shape, bool)
@@ -162,7 +162,7 @@ def measure(
     path = (steady[-1] - steady[0]) / math.hypot(*shape)
     middle = (centres.mean(0) + 0.5) / shape
     edge = [bool(m[:2].any() or m[-2:].any() or m[:, :2].any() or m[:, -2:].any()) for m in masks]
-    return Thing(
+    return Region(
         track, masks, colours, dict(zip(TEXTURES, kinds.tolist(), strict=True)), usual / blank.size,
         areas / usual, (float(middle[0]), float(middle[1])), (float(path[0]), float(path[1])), np.array(edge),
     )  # fmt: skip

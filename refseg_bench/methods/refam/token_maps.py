@@ -21,11 +21,11 @@ from refseg_bench.backbones.attention_maps import (
     LayerLogits,
     Logits,
     MapOptions,
-    Reading,
+    SoftmaxTokens,
     TokenMaps,
     replay,
 )
-from refseg_bench.backbones.dit.model import DiT, Query, Scene
+from refseg_bench.backbones.dit.model import DiT, LatentImage, TokenRequest
 from refseg_bench.backbones.dit.text_tokens import TokenSet
 from refseg_bench.cache import Cache, Entry, Value, fingerprint
 from refseg_bench.types import Clip
@@ -50,9 +50,9 @@ class Ask:
     exclude: tuple[int, ...] = ()
 
     @property
-    def reading(self) -> Reading:
+    def reading(self) -> SoftmaxTokens:
         """All tokens, less the excluded."""
-        return Reading(tuple(range(len(self.tokens))), self.exclude)
+        return SoftmaxTokens(tuple(range(len(self.tokens))), self.exclude)
 
 
 @dataclass
@@ -72,7 +72,7 @@ class TokenMapReader:
     clip: Clip
     cache_logits: bool = False
     space: Literal["attention", "output"] = "attention"
-    _scenes: dict[int, Scene] = field(default_factory=dict, init=False)
+    _scenes: dict[int, LatentImage] = field(default_factory=dict, init=False)
     _frames: dict[int, str] = field(default_factory=dict, init=False)
     _logits: dict[str, tuple[Logits, tuple[int, int]]] = field(default_factory=dict, init=False)
 
@@ -90,7 +90,7 @@ class TokenMapReader:
             return self._key("maps", frame, ask) in self.cache
         return all(self._key("logits", frame, unit) in self.cache for unit in self._units(ask))
 
-    def scene(self, frame: int) -> Scene:
+    def scene(self, frame: int) -> LatentImage:
         """A frame's latents, encoded at most once."""
         if frame not in self._scenes:
             self._scenes[frame] = self.backbone.open(self.clip.load([frame])[0])
@@ -120,11 +120,11 @@ class TokenMapReader:
                     self._put_maps(frame, bare, answer.maps["expression"])
         return [maps for maps in found if maps is not None]
 
-    def _query(self, ask: Ask) -> Query:
+    def _query(self, ask: Ask) -> TokenRequest:
         readings = {"asked": ask.reading}
         if ask.tokens.magnets and not ask.exclude and self._independent(ask.tokens):
-            readings["expression"] = Reading(ask.tokens.expression_tokens)
-        return Query(ask.tokens, ask.prompt, readings)
+            readings["expression"] = SoftmaxTokens(ask.tokens.expression_tokens)
+        return TokenRequest(ask.tokens, ask.prompt, readings)
 
     def _get_maps(self, frame: int, ask: Ask) -> TokenMaps | None:
         entry = self.cache.get(self._key("maps", frame, ask))
@@ -150,7 +150,7 @@ class TokenMapReader:
         if missing:
             answers = self.backbone.attend(
                 self.scene(frame),
-                [Query(unit.tokens, unit.prompt, {}) for _, unit in missing],
+                [TokenRequest(unit.tokens, unit.prompt, {}) for _, unit in missing],
                 options=self.options,
                 keep_logits=True,
             )

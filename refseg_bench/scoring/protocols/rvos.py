@@ -203,7 +203,7 @@ class Sa2vaRefDavis(Sa2vaMevis):
 
 
 @dataclass
-class ReasonVos(RvosExpression):
+class ReasonVosVideoLisa(RvosExpression):
     """VideoLISA's ReasonVOS evaluator: frames are the PNG files of the truth's folder.
 
     Frames of the clip that nobody annotated don't count. What is missing is left out of the mean,

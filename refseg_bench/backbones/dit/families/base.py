@@ -38,7 +38,7 @@ class ForwardInputs:
     prompt_tokens: int
 
 
-class Family(ABC):
+class DiTFamily(ABC):
     """Adapter of one family."""
 
     name: ClassVar[str]

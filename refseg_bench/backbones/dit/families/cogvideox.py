@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from refseg_bench.backbones.dit.families.base import Family, ForwardInputs, config, mode
+from refseg_bench.backbones.dit.families.base import DiTFamily, ForwardInputs, config, mode
 
 
-class CogVideoX(Family):
+class CogVideoX(DiTFamily):
     """``CogVideoXTransformer3DModel`` on a single frame. Models without rotation want 226 text tokens."""
 
     name: ClassVar[str] = "cogvideox"

@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from refseg_bench.backbones.dit.families.base import Family, ForwardInputs, config, mode, scaled
+from refseg_bench.backbones.dit.families.base import DiTFamily, ForwardInputs, config, mode, scaled
 
 
-class Flux(Family):
+class Flux(DiTFamily):
     """``FluxTransformer2DModel``. Layers count through: double 0 … 18, single 19 … 56."""
 
     name: ClassVar[str] = "flux"

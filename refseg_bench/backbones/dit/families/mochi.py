@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from refseg_bench.backbones.dit.families.base import Family, ForwardInputs, config, mode, standardised
+from refseg_bench.backbones.dit.families.base import DiTFamily, ForwardInputs, config, mode, standardised
 
 
-class Mochi(Family):
+class Mochi(DiTFamily):
     """``MochiTransformer3DModel`` on a single frame."""
 
     name: ClassVar[str] = "mochi"

@@ -7,10 +7,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from refseg_bench.backbones.dit.families.base import Family, ForwardInputs, config, mode, scaled
+from refseg_bench.backbones.dit.families.base import DiTFamily, ForwardInputs, config, mode, scaled
 
 
-class SD3(Family):
+class SD3(DiTFamily):
     """``SD3Transformer2DModel``. 3.5 medium has a second, image-only attention in its dual layers."""
 
     name: ClassVar[str] = "sd3"

@@ -11,10 +11,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from refseg_bench.backbones.dit.families.base import Family, ForwardInputs, config, mode, standardised
+from refseg_bench.backbones.dit.families.base import DiTFamily, ForwardInputs, config, mode, standardised
 
 
-class Wan(Family):
+class Wan(DiTFamily):
     """``WanTransformer3DModel`` on a single frame."""
 
     name: ClassVar[str] = "wan"

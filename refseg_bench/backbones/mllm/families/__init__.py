@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from refseg_bench.backbones.mllm.families.base import Family, Visual
+from refseg_bench.backbones.mllm.families.base import MLLMFamily, Visual
 from refseg_bench.backbones.mllm.families.internvl import InternVL
 from refseg_bench.backbones.mllm.families.llava_onevision import LlavaOnevision
 from refseg_bench.backbones.mllm.families.qwen_vl import Qwen3VL, Qwen25VL, QwenVL
 from refseg_bench.errors import ConfigError
 
-FAMILIES: tuple[type[Family], ...] = (QwenVL, Qwen25VL, Qwen3VL, InternVL, LlavaOnevision)
+FAMILIES: tuple[type[MLLMFamily], ...] = (QwenVL, Qwen25VL, Qwen3VL, InternVL, LlavaOnevision)
 
 
-def family_of(config: Any, preprocessing: Mapping[str, Any]) -> Family:
+def family_of(config: Any, preprocessing: Mapping[str, Any]) -> MLLMFamily:
     """The adapter of a checkpoint, by its config's ``model_type``.
 
     Raises:
@@ -31,4 +31,4 @@ def family_of(config: Any, preprocessing: Mapping[str, Any]) -> Family:
     )
 
 
-__all__ = ["FAMILIES", "Family", "Visual", "family_of"]
+__all__ = ["FAMILIES", "MLLMFamily", "Visual", "family_of"]

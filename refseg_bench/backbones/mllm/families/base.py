@@ -47,7 +47,7 @@ class Visual:
 
 
 @dataclass
-class Family(ABC):
+class MLLMFamily(ABC):
     """One family of models.
 
     Attributes:

@@ -10,7 +10,14 @@ from numpy.typing import NDArray
 
 from refseg_bench.backbones.base import VisualSettings
 from refseg_bench.backbones.mllm import pixels
-from refseg_bench.backbones.mllm.families.base import IMAGENET_MEAN, IMAGENET_STD, Family, Piece, Visual, pair
+from refseg_bench.backbones.mllm.families.base import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    MLLMFamily,
+    Piece,
+    Visual,
+    pair,
+)
 from refseg_bench.types import FloatTHW, Uint8THWC
 
 _SYSTEM = (
@@ -22,7 +29,7 @@ _END = "<|im_end|>\n<|im_start|>assistant\n"
 
 
 @dataclass
-class InternVL(Family):
+class InternVL(MLLMFamily):
     """InternVL3-hf."""
 
     model_types: ClassVar[tuple[str, ...]] = ("internvl",)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from refseg_bench.backbones.base import VisualSettings
 from refseg_bench.backbones.mllm import pixels
-from refseg_bench.backbones.mllm.families.base import HALF, Family, Visual, pair
+from refseg_bench.backbones.mllm.families.base import HALF, MLLMFamily, Visual, pair
 from refseg_bench.types import Uint8THWC
 
 _HEAD = "<|im_start|>system \nYou are a helpful assistant.<|im_end|><|im_start|>user "
@@ -24,7 +24,7 @@ _END = "<|im_end|><|im_start|>assistant\n"
 
 
 @dataclass
-class LlavaOnevision(Family):
+class LlavaOnevision(MLLMFamily):
     """llava-onevision-*-ov-hf."""
 
     model_types: ClassVar[tuple[str, ...]] = ("llava_onevision",)

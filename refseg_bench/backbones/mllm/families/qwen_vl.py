@@ -12,7 +12,7 @@ from torch import Tensor
 
 from refseg_bench.backbones.base import VisualSettings
 from refseg_bench.backbones.mllm import pixels
-from refseg_bench.backbones.mllm.families.base import HALF, Family, Piece, Visual
+from refseg_bench.backbones.mllm.families.base import HALF, MLLMFamily, Piece, Visual
 from refseg_bench.types import Uint8THWC
 
 #: Tokens below which qwen-vl-utils enlarges a frame.
@@ -25,7 +25,7 @@ _END = "<|im_end|>\n<|im_start|>assistant\n"
 
 
 @dataclass
-class QwenVL(Family):
+class QwenVL(MLLMFamily):
     """Qwen2-VL. The default system message is the one its template inserts."""
 
     model_types: ClassVar[tuple[str, ...]] = ("qwen2_vl",)
