@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from refseg_bench.config.compose import load_node
+from refseg_bench.config.components import options
 from refseg_bench.config.schema import build
 from refseg_bench.segmenters.base import Prompt, SegmenterCounters
 from refseg_bench.types import Clip
@@ -90,7 +90,7 @@ def main() -> int:
             torch.set_num_threads(args.threads)
             name, segmenter = "small random SAM 2", Sam2Hf(model=str(write_sam2(Path(place) / "model")))
         else:
-            name, segmenter = args.segmenter, build(load_node("segmenter", args.segmenter), "segmenter")
+            name, segmenter = args.segmenter, build(options("segmenter", args.segmenter), "segmenter")
         clip = moving_disc(Path(place), args.frames, tuple(args.size))
         clip_seconds(segmenter, clip, 1, shared=True)  # loads the model, warms up
         _, one = clip_seconds(segmenter, clip, 1, shared=True)

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("REFSEG_ALLOW", "tests")
+os.environ.setdefault("REFSEG_SEARCHPATH", "pkg://tests")
 
 settings.register_profile(
     "repeatable",
@@ -20,6 +20,12 @@ settings.register_profile(
     max_examples=60,
 )
 settings.load_profile("repeatable")
+
+
+@pytest.fixture(autouse=True)
+def _own_search_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one test puts on the search path is not there in the next."""
+    monkeypatch.setenv("REFSEG_SEARCHPATH", "pkg://tests")
 
 
 @pytest.fixture

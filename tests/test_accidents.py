@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from refseg_bench.cli import main
-from refseg_bench.datasets.catalogue import open_dataset
+from refseg_bench.config.components import open_dataset
 from tests.datasets.conftest import video
 from tests.fakes import FakeDataset
 from tests.faults import FAILING, Fault, Outcome, command

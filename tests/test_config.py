@@ -6,11 +6,10 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 
 from refseg_bench.config import compose as configs
+from refseg_bench.config.components import names, open_protocol, protocol_of
 from refseg_bench.errors import ConfigError, StoreError
 from refseg_bench.files.resources import resource
 from refseg_bench.run.launch import freeze
-from refseg_bench.scoring.protocols.catalogue import find as find_protocol
-from refseg_bench.scoring.protocols.catalogue import rules
 from refseg_bench.scoring.protocols.image import RefcocoLavt
 from refseg_bench.types import Result
 
@@ -72,7 +71,7 @@ def test_the_seed_reaches_every_component_that_draws(overrides: list[str]) -> No
 
 @pytest.mark.parametrize("group", ["dataset", "method", "backbone", "segmenter"])
 def test_every_shipped_draw_follows_the_seed(group: str) -> None:
-    for name in configs.group_members(group):
+    for name in names(group):
         node = configs.from_yaml(resource("conf") / group / f"{name}.yaml")
         assert node.get("seed", "${seed}") == "${seed}", f"{group}={name} draws whatever `seed=` says"
 
@@ -136,11 +135,10 @@ def test_an_outside_package_adds_a_method_with_a_searchpath(
 
 def test_every_group_member_composes() -> None:
     """Whatever ships under conf/ can be chosen. Members of different groups share a composition."""
-    for name in configs.group_members("method"):
+    for name in names("method"):
         assert one(f"method={name}", "segmenter=grabcut").choices["method"] == name
     groups = {"method": ["decaf"]} | {
-        group: configs.group_members(group)
-        for group in ("dataset", "backbone", "segmenter", "cluster", "paths", "debug")
+        group: names(group) for group in ("dataset", "backbone", "segmenter", "cluster", "paths", "debug")
     }
     for turn in range(max(map(len, groups.values()))):
         chosen = {group: members[turn % len(members)] for group, members in groups.items()}
@@ -149,7 +147,7 @@ def test_every_group_member_composes() -> None:
 
 
 def test_an_outside_package_adds_a_protocol_with_a_searchpath(tmp_path: Path) -> None:
-    """It is frozen by its class, for scoring and reporting know no search path."""
+    """What is typed stays on the search path, for scoring and reporting look it up again."""
     theirs = tmp_path / "theirs/protocol"
     theirs.mkdir(parents=True)
     lavt = "refseg_bench.scoring.protocols.image.RefcocoLavt"
@@ -158,8 +156,8 @@ def test_an_outside_package_adds_a_protocol_with_a_searchpath(tmp_path: Path) ->
         f"hydra.searchpath=[file://{tmp_path}/theirs]", "protocols=['my-rules@1:resolution=48',rvos-expr]"
     )
     mine, shipped = point.values["protocols"]
-    assert shipped == "rvos-expr"
-    made = find_protocol(mine)
+    assert (mine, shipped) == ("my-rules@1:resolution=48", "rvos-expr")
+    made = open_protocol(mine)
     assert isinstance(made, RefcocoLavt)
     assert made.resolution == 48
 
@@ -193,10 +191,10 @@ def test_a_torn_override_has_a_cure() -> None:
 def test_a_result_names_the_rules_that_made_it() -> None:
     """Protocols of other packages, and knobs, are found again without a search path."""
     node = {"_target_": "refseg_bench.scoring.protocols.image.RefcocoLavt", "resolution": 48}
-    made = rules(Result("theirs@1", {}, 0, 0, 0, 0, details={"rules": node}))
+    made = protocol_of(Result("theirs@1", {}, 0, 0, 0, 0, details={"rules": node}))
     assert isinstance(made, RefcocoLavt)
     assert made.resolution == 48
-    assert rules(Result("rvos-expr@1", {}, 0, 0, 0, 0)).name == "rvos-expr@1"
+    assert protocol_of(Result("rvos-expr@1", {}, 0, 0, 0, 0)).name == "rvos-expr@1"
 
 
 # ── what stands beside a run ─────────────────────────────────────────────────

@@ -11,7 +11,7 @@ import torch
 
 from refseg_bench.backbones.base import RolloutSettings, VisualSettings
 from refseg_bench.config import schema
-from refseg_bench.config.compose import group_members, load_node
+from refseg_bench.config.components import names, options
 from refseg_bench.methods.refam.method import RefAM
 from refseg_bench.run import predict
 from refseg_bench.run.loop import work_on
@@ -81,10 +81,10 @@ def test_parts_of_a_method_are_halved_too() -> None:
 
 
 @pytest.mark.parametrize(
-    ("group", "name"), [(g, name) for g in ("backbone", "segmenter") for name in group_members(g)]
+    ("group", "name"), [(g, name) for g in ("backbone", "segmenter") for name in names(g)]
 )
 def test_every_shipped_model_can_work_in_smaller_batches(group: str, name: str) -> None:
-    node = load_node(group, name)
+    node = options(group, name)
     if "device" not in node:
         return  # no model: grabcut, otsu
     knob = schema.knobs(schema.locate(str(node["_target_"]), group))["batch_size"]

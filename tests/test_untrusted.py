@@ -112,7 +112,7 @@ def test_nothing_a_run_folder_names_is_imported(
             said = tried(words, run, capsys)
             assert not Path("ran").exists()
             if old.endswith("Dataset") and words[0] in ("score", "submission"):
-                assert "REFSEG_ALLOW=evil" in said
+                assert "REFSEG_SEARCHPATH=pkg://evil" in said
     (path,) = run.glob("scores/*/result.json")
     row = read_record(path)
     row["details"]["rules"]["_target_"] = "evil.Thing"

@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from refseg_bench.datasets.catalogue import Manifest, manifest, names, open_dataset, resolve
+from refseg_bench.config.components import find, names, open_dataset
+from refseg_bench.datasets.catalogue import Manifest, manifest
 from refseg_bench.datasets.prepare import prepare
 from refseg_bench.datasets.verify import Verdict, verify
 from refseg_bench.errors import ConfigError, DataError
@@ -76,7 +77,7 @@ def list_sets(args: argparse.Namespace) -> int:
     table = Table("set", "kind", "splits (masks public)", "splits (masks hidden)", "found")
     for column in table.columns:
         column.overflow = "fold"
-    for name in names():
+    for name in names("dataset"):
         facts = manifest(name)
         data = open_dataset(name)
         table.add_row(
@@ -108,7 +109,7 @@ def _found(data: Any, facts: Manifest | None) -> str:
 
 def prepare_set(args: argparse.Namespace) -> int:
     """``refseg data prepare``."""
-    name = resolve(args.name)
+    name = find("dataset", args.name)
     console = Console()
     made = prepare(name, args.sources, args.to, lambda line: console.print(escape(line), soft_wrap=True))
     for split, clips in made.splits.items():
@@ -123,7 +124,7 @@ def prepare_set(args: argparse.Namespace) -> int:
 
 def verify_set(args: argparse.Namespace) -> int:
     """``refseg data verify``."""
-    name = resolve(args.name)
+    name = find("dataset", args.name)
     facts = manifest(name)
     splits = [args.split] if args.split else _present(name, facts, args.root)
     console = Console()
@@ -196,7 +197,7 @@ def show_sample(args: argparse.Namespace) -> int:
 
     if args.frames < 1:
         raise ConfigError("No frame would be shown.", where=f"--frames {args.frames}", allowed=["1 and more"])
-    name = resolve(args.name)
+    name = find("dataset", args.name)
     data = open_dataset(name, root=args.root, split=args.split)
     clip, expression = find_sample(data, args.sample)
     image = show_target(clip, expression, data.target(clip, expression), frames=args.frames)

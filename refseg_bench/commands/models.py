@@ -10,7 +10,8 @@ from typing import Any
 
 from refseg_bench.backbones import weights as models
 from refseg_bench.backbones.weights import Need, Weights, find, needs_of
-from refseg_bench.config.compose import compose, from_yaml, group_members, load_node
+from refseg_bench.config.components import names, options
+from refseg_bench.config.compose import compose, from_yaml
 from refseg_bench.errors import ConfigError
 
 #: Config groups whose members may need weights.
@@ -110,7 +111,7 @@ def _needs(what: Sequence[str]) -> Iterator[Need]:
     """The needs of every argument, told apart by its form."""
     if not what:
         for group in _GROUPS:
-            for name in group_members(group):
+            for name in names(group):
                 yield from _node_needs(group, name)
         return
     overrides: list[str] = []
@@ -123,7 +124,7 @@ def _needs(what: Sequence[str]) -> Iterator[Need]:
         else:
             raise ConfigError(
                 f"'{item}' is neither GROUP=NAME, an override nor a run folder.",
-                allowed=[f"{group}={name}" for group in _GROUPS for name in group_members(group)],
+                allowed=[f"{group}={name}" for group in _GROUPS for name in names(group)],
             )
     if not overrides:
         return
@@ -141,7 +142,7 @@ def _needs(what: Sequence[str]) -> Iterator[Need]:
 
 
 def _node_needs(group: str, name: str) -> Iterator[Need]:
-    for need in needs_of(load_node(group, name), group):
+    for need in needs_of(options(group, name), group):
         node = need.node.replace(group, f"{group}={name}", 1)
         yield Need(node, need.target, need.weights, need.problem)
 
@@ -158,11 +159,11 @@ def _nodes_with_knobs(pairs: Sequence[tuple[str, str]]) -> Iterator[Need]:
             if key.startswith(f"{group}.")
         }
         told = " ".join([f"{group}={name}", *(f"{group}.{key}={value}" for key, value in knobs.items())])
-        for need in needs_of(load_node(group, name, knobs), group):
+        for need in needs_of(options(group, name, knobs), group):
             yield Need(need.node.replace(group, told, 1), need.target, need.weights, need.problem)
     loose = sorted({key.partition(".")[0] for key, _ in pairs} - set(chosen))
     if loose:
         raise ConfigError(
             f"'{loose[0]}.…' sets a knob, but no {loose[0]} is chosen.",
-            allowed=[f"{loose[0]}={name}" for name in group_members(loose[0])],
+            allowed=[f"{loose[0]}={name}" for name in names(loose[0])],
         )

@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from refseg_bench.config import schema
-from refseg_bench.datasets.catalogue import open_dataset
+from refseg_bench.config.components import open_dataset, open_protocol
 from refseg_bench.errors import ConfigError, RefsegError, ScoreError, StoreError
 from refseg_bench.files.store_io import check_output, output
 from refseg_bench.run.store import find_runs
 from refseg_bench.scoring import results
 from refseg_bench.scoring.foreign import inside_dataset, open_predictions
-from refseg_bench.scoring.protocols.catalogue import find
 from refseg_bench.scoring.results import Splits
 from refseg_bench.scoring.runs import score_store, under_each
 from refseg_bench.scoring.score import HiddenTruthError, Options, Scored
@@ -87,7 +86,7 @@ def main(args: argparse.Namespace) -> int:
 def _score_files(args: argparse.Namespace, ids: Sequence[str] | None) -> int:
     dataset = open_dataset(args.dataset, root=args.root, split=args.split)
     words = list(ids or dataset.protocols)
-    sides = sorted({side for word in words if (side := find(word).side) is not None})
+    sides = sorted({side for word in words if (side := open_protocol(word).side) is not None})
     source = open_predictions(args.predictions, above=args.threshold, sides=sides)
     for note in source.notes(dataset):
         _say(note)

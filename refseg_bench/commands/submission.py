@@ -128,7 +128,7 @@ def _pack(path: Path, dataset: Dataset, lookup: Callable[[str], Mapping[str, Pre
 
 
 def _dataset(args: argparse.Namespace, store: RunStore | None) -> Dataset | None:
-    from refseg_bench.datasets.catalogue import open_dataset
+    from refseg_bench.config.components import open_dataset
 
     if args.dataset is not None:
         made: Dataset = open_dataset(args.dataset, root=args.root, split=args.split)

@@ -26,12 +26,11 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from refseg_bench.config import schema
+from refseg_bench.config import schema, searchpath
+from refseg_bench.config.components import ABOUT, is_class, names, open_protocol
 from refseg_bench.config.schema import TARGET, knob
 from refseg_bench.errors import ConfigError
-from refseg_bench.files.resources import resource
-from refseg_bench.files.store_io import read_sealed_yaml, read_yaml
-from refseg_bench.scoring.protocols.catalogue import find as find_protocol
+from refseg_bench.files.store_io import read_sealed_yaml
 
 #: What Hydra raises on a bad override, a missing member or a torn YAML.
 _COMPOSING = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError)
@@ -229,6 +228,7 @@ def compose(overrides: Sequence[str], *, multirun: bool = False) -> list[Compose
     """
     points: list[Composed] = []
     overrides = [quoted(item, multirun) for item in overrides]
+    _extend_searchpath(overrides)
     for typed in _expand(overrides) if multirun else [list(overrides)]:
         first, choices = _hydra(typed)
         grid = OmegaConf.to_container(first.sweep, resolve=True) if first.get("sweep") else {}
@@ -309,6 +309,10 @@ def _axis(key: str, values: Any, fixed: Mapping[str, str]) -> list[tuple[str, ..
     return list(rows) or [()]
 
 
+def _text(value: str) -> str:
+    return '"' + value.replace('"', '\\"') + '"'
+
+
 def _literal(value: Any) -> str:
     if value is None:
         return "null"
@@ -366,11 +370,12 @@ def _expand(overrides: Sequence[str]) -> Iterator[list[str]]:
 
 def _hydra(overrides: Sequence[str]) -> tuple[DictConfig, dict[str, str]]:
     """One Hydra composition, with Hydra's errors told as ours."""
-    conf = resource("conf").resolve()
+    said = [_without(item) for item in overrides if not _is_searchpath(item)]
+    conf, *more = searchpath.folders()
+    said.append(f"hydra.searchpath=[{','.join(_text(f'file://{folder}') for folder in more)}]")
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(config_dir=str(conf), version_base="1.3"):
-            said = [_without(item) for item in overrides]
             node = hydra_compose("config", overrides=said, return_hydra_config=True)
             choices = {str(k): str(v) for k, v in node.hydra.runtime.choices.items() if "hydra" not in str(k)}
             with open_dict(node):
@@ -381,6 +386,24 @@ def _hydra(overrides: Sequence[str]) -> tuple[DictConfig, dict[str, str]]:
     finally:
         # Other users of Hydra (Meta's sam2 package composes at import) must find it untouched.
         GlobalHydra.instance().clear()
+
+
+def _is_searchpath(override: str) -> bool:
+    return override.lstrip("+").startswith("hydra.searchpath=")
+
+
+def _extend_searchpath(overrides: Sequence[str]) -> None:
+    """Put what is typed as ``hydra.searchpath=[…]`` on the search path of this process."""
+    for item in filter(_is_searchpath, overrides):
+        try:
+            value = OverridesParser.create().parse_override(item).value()
+        except _COMPOSING as error:
+            raise ConfigError(f"Can't read the search path: {error}", where=item) from error
+        if not isinstance(value, list):
+            raise ConfigError(
+                "A search path is a list.", where=item, cure="hydra.searchpath=[pkg://my_package.conf]"
+            )
+        searchpath.extend(map(str, value))
 
 
 def _without(override: str) -> str:
@@ -418,13 +441,12 @@ def _told(error: Exception, overrides: Sequence[str]) -> ConfigError:
 
 def _allowed_at(key: str, overrides: Sequence[str]) -> list[str] | None:
     """Members of a group, or the keys beside an unknown key."""
-    folder = resource("conf") / key
-    if folder.is_dir():
-        return sorted(p.stem for p in folder.rglob("*.yaml"))
+    if members := names(key):
+        return members
     head, _, _ = key.rpartition(".")
     try:
-        with initialize_config_dir(config_dir=str(resource("conf").resolve()), version_base="1.3"):
-            chosen = [item for item in overrides if (resource("conf") / item.partition("=")[0]).is_dir()]
+        with initialize_config_dir(config_dir=str(searchpath.folders()[0]), version_base="1.3"):
+            chosen = [item for item in overrides if names(item.partition("=")[0])]
             node = hydra_compose("config", overrides=chosen if head else [])
     except _COMPOSING:
         return None
@@ -434,14 +456,14 @@ def _allowed_at(key: str, overrides: Sequence[str]) -> list[str] | None:
     return sorted(str(k) for k in place) if isinstance(place, DictConfig) else None
 
 
-def _finish(node: DictConfig, choices: dict[str, str], overrides: tuple[str, ...]) -> Composed:
+def _finish(composed: DictConfig, choices: dict[str, str], overrides: tuple[str, ...]) -> Composed:
     try:
-        plain = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
+        plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise ConfigError(str(error).splitlines()[0], where=" ".join(overrides)) from error
     assert isinstance(plain, dict)
     # What is composed was typed, or is a file of this package or of a search path that was typed.
-    schema.allow(*schema.targets(plain))
+    schema.allow(*searchpath.targets(plain))
     values = schema.conform(Config, {str(k): v for k, v in plain.items()}, "")
     values["sweep"] = {}
     _score_settings(values["score"])
@@ -460,52 +482,23 @@ def _finish(node: DictConfig, choices: dict[str, str], overrides: tuple[str, ...
         elif values[part] is None and _required(method_class, part):
             raise ConfigError(
                 f"Method '{choices.get('method', '?')}' needs a {part}.",
-                allowed=sorted(p.stem for p in (resource("conf") / part).glob("*.yaml")),
+                allowed=names(part),
                 cure=f"Add {part}=NAME",
             )
     for part in COMPONENTS:
         if values[part] is not None:
-            values[part] = schema.complete(_node(values, part), part)
-    values["protocols"] = [_protocol(str(word), overrides) for word in values["protocols"]]
-    for word in values["dataset"].get("protocols") or ():
-        _protocol(str(word), ())
+            node = {key: value for key, value in _node(values, part).items() if key not in ABOUT}
+            values[part] = schema.complete(node, part)
+    # Looked up before anything is predicted. What is typed may be a class of any package.
+    schema.allow(*filter(is_class, (word.partition(":")[0] for word in values["protocols"])))
+    for word in [*values["protocols"], *(values["dataset"].get("protocols") or ())]:
+        open_protocol(word)
     experiment = choices.get("experiment", "None")
     stem = "-".join(str(choices.get(p, p)) for p in ("method", "dataset"))
     if experiment not in ("None", "null"):
         stem = f"{experiment.replace('/', '-')}-{stem}"
     name = values["name"] or stem
     return Composed(values, name, digest(values), overrides, choices)
-
-
-def _protocol(word: str, overrides: Sequence[str]) -> str:
-    """A protocol as typed, or by its class where an outside ``hydra.searchpath`` names it.
-
-    Looked up before anything is predicted; the class is what later commands, which know no search
-    path, find again.
-    """
-    try:
-        schema.allow(*([word] if "." in word.partition(":")[0] else []))
-        find_protocol(word)
-        return word
-    except ConfigError:
-        paths = [item for item in overrides if item.lstrip("+~").startswith("hydra.searchpath=")]
-        head, *knobs = word.split(":")
-        name, at, version = head.partition("@")
-        if not paths or not name.replace("-", "_").isidentifier():
-            raise
-        try:
-            node, _ = _hydra([*paths, f"+protocol@_protocol_={name}"])
-        except ConfigError:
-            node = None
-        if node is None:
-            raise
-    values = OmegaConf.to_container(node["_protocol_"], resolve=True)
-    schema.allow(*schema.targets(values))
-    assert isinstance(values, dict)
-    pairs = [f"{key!s}={json.dumps(value)}" for key, value in values.items() if key != TARGET]
-    found = ":".join([f"{values.get(TARGET)}{at}{version}", *pairs, *knobs])
-    find_protocol(found)
-    return found
 
 
 def _score_settings(score: Mapping[str, Any]) -> None:
@@ -539,7 +532,7 @@ def _node(values: Mapping[str, Any], part: str) -> dict[str, Any]:
     if not isinstance(node, dict) or TARGET not in node:
         raise ConfigError(
             f"No {part} is chosen.",
-            allowed=sorted(p.stem for p in (resource("conf") / part).glob("*.yaml")),
+            allowed=names(part),
             cure=f"Add {part}=NAME",
         )
     return node
@@ -606,27 +599,3 @@ def checked(values: Mapping[str, Any], path: Path) -> dict[str, Any]:
     except ConfigError as error:
         raise ConfigError(error.what, where=path, allowed=error.allowed, cure=_AGAIN) from error
     return plain
-
-
-def group_members(group: str) -> list[str]:
-    """The members a config group ships with."""
-    return sorted(
-        str(p.relative_to(resource("conf") / group).with_suffix(""))
-        for p in (resource("conf") / group).rglob("*.yaml")
-    )
-
-
-def load_node(group: str, name: str, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """One component's YAML, completed and checked, outside any run.
-
-    Raises:
-        ConfigError: no such member, unknown key or wrong type.
-    """
-    path = resource("conf") / group / f"{name}.yaml"
-    if name not in group_members(group):
-        raise ConfigError(f"No {group} '{name}'.", where=path.parent, allowed=group_members(group))
-    # What follows the run's seed has the default here, outside any run.
-    node = {key: Config.seed if value == "${seed}" else value for key, value in read_yaml(path).items()}
-    node.pop("defaults", None)
-    node.update(overrides or {})
-    return schema.complete(node, group)

@@ -12,22 +12,21 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import difflib
 import importlib
-import os
 import types as pytypes
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
+from refseg_bench.config import searchpath
+from refseg_bench.config.searchpath import TARGET as TARGET
 from refseg_bench.errors import ConfigError
 
-TARGET = "_target_"
 #: Fields of a method that are handed in ready-made, not read from its YAML.
 INJECTED = ("backbone", "segmenter")
 
-#: The environment variable that names packages whose components may be built beside this one's, by commas.
-ALLOW = "REFSEG_ALLOW"
 _OWN = "refseg_bench"
 #: Where this package's own components of a kind live.
 _HOMES = {
@@ -35,6 +34,7 @@ _HOMES = {
     "method": f"{_OWN}.methods.",
     "backbone": f"{_OWN}.backbones.",
     "segmenter": f"{_OWN}.segmenters.",
+    "protocol": f"{_OWN}.scoring.protocols.",
 }
 
 T = TypeVar("T")
@@ -56,30 +56,31 @@ def knob(default: Any = dataclasses.MISSING, *, transient: bool = False, factory
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def allowed() -> set[str]:
-    """The packages whose components may be imported and built."""
-    return {_OWN, *filter(None, (name.strip() for name in os.environ.get(ALLOW, "").split(",")))}
-
-
 def allow(*targets: str) -> None:
     """Let components of the packages that these dotted paths begin with be built.
 
     To be called for what the present command line names, never for what a file of a run folder says.
     Processes that are started from here inherit it.
     """
-    named = {target.partition(".")[0] for target in targets} | allowed()
-    os.environ[ALLOW] = ",".join(sorted(named - {_OWN}))
+    searchpath.extend(f"pkg://{name}" for name in _packages(targets) if not _trusted(name))
 
 
-def targets(value: Any) -> Iterator[str]:
-    """Every ``_target_`` in a nest of plain values."""
-    if isinstance(value, Mapping):
-        if isinstance(value.get(TARGET), str):
-            yield value[TARGET]
-        value = list(value.values())
-    if isinstance(value, (list, tuple)):
-        for item in value:
-            yield from targets(item)
+def _packages(targets: Iterable[str]) -> list[str]:
+    return sorted({target.partition(".")[0] for target in targets})
+
+
+def _trusted(package: str) -> bool:
+    return package == _OWN or searchpath.trusts(package)
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str | None:
+    """A hint at what was mistyped.
+
+    >>> did_you_mean("refam_", ["decaf", "refam"])
+    "Did you mean 'refam'?"
+    """
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"Did you mean '{close[0]}'?" if close else None
 
 
 def locate(target: str, where: str) -> type:
@@ -93,12 +94,11 @@ def locate(target: str, where: str) -> type:
     if not module_name or not all(word.isidentifier() for word in target.split(".")):
         raise ConfigError(f"_target_ '{target}' is no dotted path to a class.", where=where)
     package = target.partition(".")[0]
-    if package not in allowed():
+    if not _trusted(package):
         raise ConfigError(
-            f"_target_ '{target}' is code of the package '{package}', which you haven't named.",
+            f"_target_ '{target}' is code of the package '{package}', which is not on the search path.",
             where=where,
-            allowed=sorted(allowed()),
-            cure=f"If you trust that package: export {ALLOW}={package} (several: by commas).",
+            cure=f"If you trust it: export {searchpath.SEARCHPATH}=pkg://{package}.",
         )
     if package == _OWN and not target.startswith(_HOMES.get(where, _OWN)):
         raise ConfigError(f"_target_ '{target}' is no {where}.", where=where)
@@ -128,6 +128,8 @@ def locate(target: str, where: str) -> type:
         )
     if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
         raise ConfigError(f"_target_ '{target}' is no dataclass.", where=where)
+    if where == "protocol" and not any(base.__module__.startswith(_HOMES[where]) for base in found.__mro__):
+        raise ConfigError(f"_target_ '{target}' is no protocol: it does not inherit ScoringProtocol.")
     return found
 
 
@@ -173,6 +175,7 @@ def conform(cls: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
             f"Unknown option '{_dotted(where, unknown[0])}'.",
             where=f"{cls.__module__}.{cls.__name__}",
             allowed=fields,
+            cure=did_you_mean(unknown[0], fields),
         )
     out: dict[str, Any] = {}
     for name, spec in fields.items():

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from refseg_bench.config.components import open_dataset
 from refseg_bench.datasets.archives import check_archive, unpack
-from refseg_bench.datasets.catalogue import manifest, open_dataset
+from refseg_bench.datasets.catalogue import manifest
 from refseg_bench.datasets.damage import Damage
 from refseg_bench.datasets.davis_text import TEXTS, convert
 from refseg_bench.datasets.files import data_root

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from refseg_bench.config.components import protocol_of
 from refseg_bench.errors import ScoreError
 from refseg_bench.run.build import lasting_of
 from refseg_bench.run.store import RunStore
 from refseg_bench.scoring.breakdown import groups_of, splitting
 from refseg_bench.scoring.protocols.base import ScoringProtocol
-from refseg_bench.scoring.protocols.catalogue import rules as rules_of
 from refseg_bench.scoring.stats import Bootstrap, Difference, difference
 from refseg_bench.scoring.table import ScoreTable
 
@@ -97,7 +97,7 @@ def compare(
         ScoreError: the runs share no protocol or no unit.
     """
     name = _shared_protocol(first, second, protocol)
-    rules = rules_of(first.results()[name])
+    rules = protocol_of(first.results()[name])
     tables = [ScoreTable.read_parquet(*s.samples(name)) for s in (first, second)]
     a, b = paired(tables[0], tables[1], f"{first.root.name}, {second.root.name}")
     options = bootstrap or Bootstrap()

@@ -24,6 +24,7 @@ from pycocotools import mask as coco_mask
 
 import refseg_bench
 from refseg_bench.config import schema
+from refseg_bench.config.components import protocol_of
 from refseg_bench.errors import RefsegError, StoreError
 from refseg_bench.files.store_io import is_temporary, sweep, to_plain, within, write_atomic, write_error
 from refseg_bench.report import tables
@@ -35,7 +36,6 @@ from refseg_bench.run.inputs import Present, stale, without
 from refseg_bench.run.shards import plan
 from refseg_bench.run.store import RunStore
 from refseg_bench.scoring.breakdown import GROUPS, breakdown, group_of, splitting
-from refseg_bench.scoring.protocols.catalogue import rules as rules_of
 from refseg_bench.scoring.stats import Bootstrap
 from refseg_bench.scoring.table import ScoreTable
 from refseg_bench.types import Clip, Dataset, Expression, Prediction, Result, SampleFailure, Target, sample_id
@@ -242,7 +242,7 @@ def _breakdowns(group: Sequence[_Run], options: ReportOptions) -> list[dict[str,
     out = []
     for protocol in dict.fromkeys(name for run in group for name in run.tables):
         scored = [run for run in group if protocol in run.tables]
-        rules = rules_of(scored[0].results[protocol])
+        rules = protocol_of(scored[0].results[protocol])
         having = [run for run in scored if len(run.tables[protocol])]
         for attribute in splitting(run.tables[protocol] for run in having):
             columns = [
@@ -388,7 +388,7 @@ class _GroupWriter:
         """Headlines of the protocols whose units are samples."""
         measures = []
         for protocol in dict.fromkeys(name for run in self.runs for name in run.tables):
-            rules = next(rules_of(run.results[protocol]) for run in self.runs if protocol in run.tables)
+            rules = next(protocol_of(run.results[protocol]) for run in self.runs if protocol in run.tables)
             columns: list[dict[str, float]] = []
             for run in self.runs:
                 table = run.tables.get(protocol)

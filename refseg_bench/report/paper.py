@@ -15,11 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import yaml
-
-from refseg_bench.config.compose import group_members
+from refseg_bench.config.components import read
 from refseg_bench.errors import ConfigError
-from refseg_bench.files.resources import resource
 from refseg_bench.report.reference import (
     Held,
     PaperRow,
@@ -99,18 +96,11 @@ def experiment_table(name: str) -> tuple[str, str, str]:
     Raises:
         ConfigError: no such experiment, or it has no reference.
     """
-    if name not in group_members("experiment"):
-        raise ConfigError(
-            f"No experiment '{name}'.",
-            allowed=group_members("experiment"),
-            cure="Each is a file conf/experiment/NAME.yaml, and NAME may hold a slash.",
-        )
-    path = resource("conf") / "experiment" / f"{name}.yaml"
-    node = yaml.safe_load(path.read_text(encoding="utf-8")).get("reference")
+    node = read("experiment", name).get("reference")
     if not node:
         raise ConfigError(
             f"Experiment '{name}' is held against no published table.",
-            where=path,
+            where=f"conf/experiment/{name}.yaml",
             cure="Report its runs as they are: refseg report runs",
         )
     return str(node["file"]), str(node["table"]), str(node.get("method", ""))

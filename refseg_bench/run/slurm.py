@@ -14,7 +14,7 @@ from typing import Any
 
 import refseg_bench
 from refseg_bench import env
-from refseg_bench.config import schema
+from refseg_bench.config import searchpath
 from refseg_bench.config.compose import Cluster
 from refseg_bench.errors import MissingExtra, RefsegError
 from refseg_bench.files.store_io import printable, write_atomic, write_error
@@ -177,9 +177,9 @@ def submit_command(
 
 def _common(cluster: Cluster, after: str | None, code: Path | None) -> dict[str, Any]:
     setup = list(cluster.setup)
-    if schema.ALLOW in os.environ:
+    if searchpath.SEARCHPATH in os.environ:
         # What the submitting command named may be built by its jobs.
-        setup.append(f"export {schema.ALLOW}={shlex.quote(os.environ[schema.ALLOW])}")
+        setup.append(f"export {searchpath.SEARCHPATH}={shlex.quote(os.environ[searchpath.SEARCHPATH])}")
     if cluster.conda is not None:
         setup += ['eval "$(conda shell.bash hook)"', f"conda activate {shlex.quote(cluster.conda)}"]
     if code is not None:

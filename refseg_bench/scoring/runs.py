@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from refseg_bench.config import compose as configs
+from refseg_bench.config.components import open_protocol
 from refseg_bench.datasets.files import files_read
 from refseg_bench.errors import RefsegError, ScoreError
 from refseg_bench.run import inputs
@@ -17,7 +18,6 @@ from refseg_bench.run.data_record import keep_record
 from refseg_bench.run.shards import plan
 from refseg_bench.run.store import RunStore
 from refseg_bench.scoring import score as scoring
-from refseg_bench.scoring.protocols.catalogue import find
 from refseg_bench.scoring.score import HiddenTruthError, NothingScoredError, Options, PredictionSource, Scored
 from refseg_bench.scoring.sources import StoreSource, refuse_damage
 from refseg_bench.scoring.stats import Bootstrap
@@ -105,7 +105,7 @@ def score_runs(stores: Sequence[RunStore], values: Mapping[Path, Mapping[str, An
             if not isinstance(outcome, ScoreError):
                 continue
             # No earlier result stands in for the one that was refused.
-            store.outdated.add(find(word).name)
+            store.outdated.add(open_protocol(word).name)
             if isinstance(outcome, HiddenTruthError):
                 cure = (outcome.cure or "").replace("RUN", shlex.quote(str(store.root)))
                 hidden[store.root] = f"{outcome.what}\n  {cure}"
@@ -133,7 +133,7 @@ def under_each(
     Returns:
         (protocol as typed, its outcome or its refusal).
     """
-    protocols = [find(word) for word in words]
+    protocols = [open_protocol(word) for word in words]
     outcomes: dict[int, Scored | ScoreError] = {}
     for place, protocol in enumerate(protocols):
         try:

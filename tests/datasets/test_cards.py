@@ -6,7 +6,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from refseg_bench.config import schema
-from refseg_bench.datasets.catalogue import ALIASES, cards, manifest, names, open_dataset, resolve
+from refseg_bench.config.components import find, names, open_dataset
+from refseg_bench.datasets.catalogue import cards, manifest
 from refseg_bench.errors import ConfigError
 from refseg_bench.files.resources import resource
 
@@ -102,20 +103,20 @@ def test_every_set_has_a_card_with_its_parts(name):
             assert f"{count:,}" in text
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", names("dataset"))
 def test_every_config_lists_all_knobs_with_their_defaults(name):
     node = OmegaConf.to_container(
         OmegaConf.load(resource("conf") / "dataset" / f"{name}.yaml"), resolve=False
     )
     data = open_dataset(name)
     cls = type(data)
-    assert set(node) - {"_target_"} == set(schema.knobs(cls))
+    assert set(node) - {"_target_", "aliases"} == set(schema.knobs(cls))
     assert data.name == name
     for knob in ("root", "cache", "folders", "follow_links"):
         if knob in schema.knobs(cls):
             assert schema.knobs(cls)[knob].metadata["transient"], knob
     assert not schema.knobs(cls)["split"].metadata.get("transient", False)
-    if sum(1 for other in names() if type(open_dataset(other)) is cls) == 1:
+    if sum(1 for other in names("dataset") if type(open_dataset(other)) is cls) == 1:
         # A class of one set: its defaults are the config's.
         assert (
             dataclasses.replace(cls(), cache=None) == dataclasses.replace(data, cache=None)
@@ -135,12 +136,11 @@ def test_hidden_splits_are_those_whose_masks_are_not_public(name):
 
 
 def test_common_spellings_find_their_set():
-    assert resolve("RefCOCO+") == "refcoco_plus_unc"
-    assert resolve("Ref-YouTube-VOS") == "ref_youtube_vos"
-    assert resolve("Ref-DAVIS17") == "ref_davis17"
-    assert resolve("refcocog") == "refcocog_umd"
-    assert resolve("MeViS") == "mevis"
-    assert set(ALIASES.values()) <= set(names())
+    assert find("dataset", "RefCOCO+") == "refcoco_plus_unc"
+    assert find("dataset", "Ref-YouTube-VOS") == "ref_youtube_vos"
+    assert find("dataset", "Ref-DAVIS17") == "ref_davis17"
+    assert find("dataset", "refcocog") == "refcocog_umd"
+    assert find("dataset", "MeViS") == "mevis"
     with pytest.raises(ConfigError, match="No dataset 'coco'") as caught:
-        resolve("coco")
+        find("dataset", "coco")
     assert "mevis" in caught.value.allowed

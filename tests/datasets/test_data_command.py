@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from refseg_bench.cli import main
+from refseg_bench.config.components import open_dataset
 from refseg_bench.datasets import prepare
-from refseg_bench.datasets.catalogue import open_dataset
 from refseg_bench.datasets.verify import verify, wrong_sums
 from tools.writers import (
     ImageRecord,

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from refseg_bench.datasets.catalogue import open_dataset
+from refseg_bench.config.components import open_dataset
 from refseg_bench.datasets.meta_expressions import MetaExpressions
 from refseg_bench.datasets.verify import verify
 from refseg_bench.errors import ConfigError, DataError

@@ -89,7 +89,7 @@ def test_kill_9_of_the_command_takes_its_shards_along(tmp_path: Path) -> None:
 def test_scoring_processes_end_with_their_parent(tmp_path: Path, number: signal.Signals) -> None:
     code = (
         "from pathlib import Path\n"
-        "from refseg_bench.scoring.protocols.catalogue import find\n"
+        "from refseg_bench.config.components import open_protocol\n"
         "from refseg_bench.scoring.score import Options, score\n"
         "from tests.fakes import FakeDataset\n"
         "from tests.launch.slow import SlowAnswers\n"
@@ -99,7 +99,7 @@ def test_scoring_processes_end_with_their_parent(tmp_path: Path, number: signal.
         "    data.clips()\n"
         f"    slow = SlowAnswers({str(tmp_path)!r})\n"
         "    source = LookupSource(slow, statuses=slow.statuses)\n"
-        "    score(data, [source], [find('rvos-expr')], Options(jobs=2, partial=True))\n"
+        "    score(data, [source], [open_protocol('rvos-expr')], Options(jobs=2, partial=True))\n"
     )
     (tmp_path / "score.py").write_text(code)
     command = [sys.executable, str(tmp_path / "score.py")]

@@ -6,7 +6,8 @@ import pytest
 
 from refseg_bench.backbones.mllm.model import MLLM
 from refseg_bench.config import schema
-from refseg_bench.config.compose import compose, from_yaml, group_members
+from refseg_bench.config.components import names
+from refseg_bench.config.compose import compose, from_yaml
 from refseg_bench.errors import ConfigError
 from refseg_bench.files.resources import resource
 from refseg_bench.methods.decaf.method import DecAF, Fusion
@@ -62,7 +63,7 @@ def test_transient_knobs_do_not_name_the_run():
 
 
 def test_there_is_one_experiment_per_table():
-    found = {name.removeprefix("decaf/") for name in group_members("experiment") if name.startswith("decaf/")}
+    found = {name.removeprefix("decaf/") for name in names("experiment") if name.startswith("decaf/")}
     assert found == set(TABLES)
 
 

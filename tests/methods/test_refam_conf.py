@@ -7,6 +7,7 @@ import pytest
 
 from refseg_bench.config import compose as config
 from refseg_bench.config import schema
+from refseg_bench.config.components import options
 from refseg_bench.errors import ConfigError
 from refseg_bench.files.resources import resource
 
@@ -30,7 +31,7 @@ def test_every_knob_is_listed_with_its_default(group, name):
     node.pop("defaults", None)
     cls = schema.locate(node["_target_"], group)
     assert set(node) - {"_target_"} == set(schema.knobs(cls))
-    full = config.load_node(group, name)
+    full = options(group, name)
     if group == "method":
         assert full == schema.complete({"_target_": node["_target_"]}, group), (
             "the YAML's values are the defaults"
@@ -42,13 +43,13 @@ def test_every_knob_is_listed_with_its_default(group, name):
 
 def test_layers_of_the_docs():
     def layers(name):
-        return config.load_node("backbone", name)["layers"]
+        return options("backbone", name)["layers"]
 
     assert layers("flux1-dev") == list(range(10, 19))
     assert layers("mochi1") == list(range(28, 47))
     assert layers("sd35-large") == list(range(20, 38))
     assert layers("sd3-medium") == list(range(12, 24))
-    modes = {name: config.load_node("backbone", name)["text_mode"] for name in ("flux1-dev", "mochi1")}
+    modes = {name: options("backbone", name)["text_mode"] for name in ("flux1-dev", "mochi1")}
     assert modes == {"flux1-dev": "concept_stream", "mochi1": "prompt"}
 
 

@@ -19,6 +19,7 @@ from rich.console import Console
 
 from refseg_bench.cli import main
 from refseg_bench.config import compose as configs
+from refseg_bench.config.components import names
 from refseg_bench.errors import ConfigError, ScoreError
 from refseg_bench.files.resources import resource
 from refseg_bench.files.store_io import sealed, sealed_text
@@ -31,7 +32,7 @@ from refseg_bench.scoring.table import ScoreTable
 from refseg_bench.types import Estimate, Result
 from tests.fakes import fake_run
 
-EXPERIMENTS = configs.group_members("experiment")
+EXPERIMENTS = names("experiment")
 
 
 def references(experiment: str) -> list[tuple[dict[str, str], dict[str, Any]]]:
@@ -43,8 +44,8 @@ def references(experiment: str) -> list[tuple[dict[str, str], dict[str, Any]]]:
     for combination in itertools.product(*grid.values()):
         point, said = copy.deepcopy(node), {}
         OmegaConf.set_struct(point, False)
-        for names, values in zip(grid, combination, strict=True):
-            keys = str(names).split(",")
+        for key, values in zip(grid, combination, strict=True):
+            keys = str(key).split(",")
             row = values if len(keys) > 1 else [values]
             for name, value in zip(keys, row, strict=True):
                 said[name] = str(value)

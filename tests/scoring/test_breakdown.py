@@ -6,10 +6,10 @@ import sys
 import numpy as np
 import pytest
 
+from refseg_bench.config.components import open_protocol
 from refseg_bench.errors import ScoreError
 from refseg_bench.report.compare import differences, paired
 from refseg_bench.scoring.breakdown import breakdown, group_of, target_facts
-from refseg_bench.scoring.protocols.catalogue import find
 from refseg_bench.scoring.score import Options, score
 from refseg_bench.scoring.stats import Bootstrap
 from refseg_bench.scoring.table import ScoreTable
@@ -50,7 +50,9 @@ def test_groups(attribute, value, group):
 
 def scored(noise=1):
     world = World()
-    return score(world, [LookupSource(Guesses(world, noise))], [find("rvos-expr")], Options(jobs=1))[0]
+    return score(world, [LookupSource(Guesses(world, noise))], [open_protocol("rvos-expr")], Options(jobs=1))[
+        0
+    ]
 
 
 def test_groups_make_up_the_whole():
@@ -99,7 +101,7 @@ def test_a_value_some_units_lack_is_nan():
 MILLION = """
 import sys, time
 import numpy as np
-from refseg_bench.scoring.protocols.catalogue import find
+from refseg_bench.config.components import open_protocol
 from refseg_bench.scoring.stats import Bootstrap
 from refseg_bench.scoring.table import ScoreTable
 from refseg_bench.scoring.score import Coverage, conclude
@@ -113,7 +115,7 @@ for clip in range(n // 20):
                        {"type_id": e % 3, "objects": e % 4, "size": v, "frames_counted": 60})
                  for e, v in enumerate(j.tolist()))
 made = time.process_time()
-result = conclude(find("rvos-expr"), table, Coverage(expected=n), Bootstrap(1000))
+result = conclude(open_protocol("rvos-expr"), table, Coverage(expected=n), Bootstrap(1000))
 assert abs(result.metrics["J"].value - table.values["J"].mean()) < 1e-12
 # ru_maxrss of a child starts at its parent's peak; this mark starts at its own.
 peak = next(int(x.split()[1]) for x in open("/proc/self/status") if x.startswith("VmHWM")) / 1024

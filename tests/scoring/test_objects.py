@@ -14,10 +14,10 @@ from trackeval.datasets import DAVIS
 from trackeval.metrics import JAndF
 from vos_benchmark.benchmark import benchmark
 
+from refseg_bench.config.components import open_protocol
 from refseg_bench.datasets.id_maps import IdMaps
 from refseg_bench.errors import DataError, ScoreError
 from refseg_bench.scoring.foreign import FolderPredictions
-from refseg_bench.scoring.protocols.catalogue import find
 from refseg_bench.scoring.protocols.objects import assign, decay
 from refseg_bench.scoring.score import IncompleteError, Options, score
 from tests.scoring.worlds import blobs
@@ -85,7 +85,7 @@ def tree(tmp_path):
 
 def scored(tree, protocol, **options):
     dataset, source = IdMaps(tree[0]), FolderPredictions(tree[1])
-    return score(dataset, [source], [find(protocol)], Options(jobs=1, **options))[0]
+    return score(dataset, [source], [open_protocol(protocol)], Options(jobs=1, **options))[0]
 
 
 @pytest.mark.parametrize("every", [False, True])
@@ -371,7 +371,7 @@ def test_decay_breaks_in_uint8_above_256_frames():
 def test_processes_change_nothing(tree):
     alone, many = scored(tree, "davis-unsup"), None
     dataset, source = IdMaps(tree[0]), FolderPredictions(tree[1])
-    many = score(dataset, [source], [find("davis-unsup")], Options(jobs=2))[0]
+    many = score(dataset, [source], [open_protocol("davis-unsup")], Options(jobs=2))[0]
     assert many.table.units == alone.table.units
     assert all((many.table.values[k] == v).all() for k, v in alone.table.values.items())
 

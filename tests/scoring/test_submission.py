@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from refseg_bench import cli
-from refseg_bench.datasets.catalogue import open_dataset
+from refseg_bench.config.components import open_dataset
 from refseg_bench.errors import ConfigError, DataError, RefsegError, ScoreError, StoreError
 from refseg_bench.scoring import submission
 from tests.datasets.conftest import video

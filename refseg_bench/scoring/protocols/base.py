@@ -163,8 +163,6 @@ class ScoringProtocol:
 
     id: ClassVar[str]
     version: ClassVar[int] = 1
-    #: other names the protocol answers to.
-    aliases: ClassVar[tuple[str, ...]] = ()
     #: the tool whose rules these are, and where they were published.
     imitates: ClassVar[str]
     citation: ClassVar[str] = ""

@@ -123,7 +123,6 @@ class RefcocoOverall(ImageProtocol):
     """
 
     id: ClassVar[str] = "refcoco-oiou"
-    aliases: ClassVar[tuple[str, ...]] = ("ref_image.ciou",)
     imitates: ClassVar[str] = "none (harness default)"
     policy: ClassVar[Policy] = Policy()
     metrics: ClassVar[tuple[str, ...]] = ("oIoU", "mIoU", *precision_names())
@@ -160,7 +159,6 @@ class RefcocoLavt(RefcocoOverall):
     resolution: int | None = None
 
     id: ClassVar[str] = "refcoco-lavt"
-    aliases: ClassVar[tuple[str, ...]] = ()
     imitates: ClassVar[str] = "LAVT"
     citation: ClassVar[str] = "Yang et al., CVPR 2022; yz93/LAVT-RIS @ 1da0af9"
     policy: ClassVar[Policy] = Policy(overlap="background")
@@ -181,7 +179,6 @@ class RefcocoCris(RefcocoOverall):
 
     id: ClassVar[str] = "refcoco-cris"
     version: ClassVar[int] = 2
-    aliases: ClassVar[tuple[str, ...]] = ()
     imitates: ClassVar[str] = "CRIS"
     citation: ClassVar[str] = "Wang et al., CVPR 2022; DerrickWang005/CRIS.pytorch @ e596332"
     policy: ClassVar[Policy] = Policy()
@@ -203,7 +200,6 @@ class RefcocoLisa(ImageProtocol):
     """
 
     id: ClassVar[str] = "refcoco-lisa"
-    aliases: ClassVar[tuple[str, ...]] = ("ref_image.giou_lisa",)
     imitates: ClassVar[str] = "LISA"
     citation: ClassVar[str] = "Lai et al., CVPR 2024; dvlab-research/LISA @ 3cb2d43"
     policy: ClassVar[Policy] = Policy(void="ignore", overlap="background")
@@ -234,7 +230,6 @@ class ReasonSegLisa(RefcocoLisa):
     """LISA on ReasonSeg: as ``refcoco-lisa``; only the first text of an image is scored."""
 
     id: ClassVar[str] = "reasonseg-lisa"
-    aliases: ClassVar[tuple[str, ...]] = ()
     imitates: ClassVar[str] = "LISA on ReasonSeg"
 
     def unfit(self, dataset: Dataset) -> str | None:
@@ -261,7 +256,6 @@ class RefcocoSa2va(RefcocoLisa):
 
     id: ClassVar[str] = "refcoco-sa2va"
     version: ClassVar[int] = 2
-    aliases: ClassVar[tuple[str, ...]] = ()
     imitates: ClassVar[str] = "Sa2VA on RefCOCO"
     citation: ClassVar[str] = "Yuan et al., 2025; magic-research/Sa2VA @ d01bf3f"
     policy: ClassVar[Policy] = Policy(

@@ -363,7 +363,6 @@ class RefDavisAnnotators(DavisUnsupervised):
     """
 
     id: ClassVar[str] = "refdavis-anno"
-    aliases: ClassVar[tuple[str, ...]] = ("davis17.annotators",)
     imitates: ClassVar[str] = "ReferFormer, VideoLISA"
     citation: ClassVar[str] = "Wu et al., CVPR 2022; ReferFormer @ 06fc218"
     policy: ClassVar[Policy] = Policy(

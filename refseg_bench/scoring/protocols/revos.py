@@ -62,7 +62,6 @@ class RevosVisa(RvosExpression):
     encoding: Literal["0/255", "0/1"] = "0/255"
 
     id: ClassVar[str] = "revos-visa"
-    aliases: ClassVar[tuple[str, ...]] = ("revos.legacy255",)
     imitates: ClassVar[str] = "VISA, DecAF on ReVOS"
     citation: ClassVar[str] = "Yan et al., ECCV 2024; cilinyan/VISA @ ec158fd"
     policy: ClassVar[Policy] = Policy(
@@ -165,7 +164,6 @@ class RevosBinary(RevosVisa):
     encoding: Literal["0/1"] = "0/1"
 
     id: ClassVar[str] = "revos-binary"
-    aliases: ClassVar[tuple[str, ...]] = ()
     imitates: ClassVar[str] = "VISA on ReVOS, without its 8-bit quirks"
 
     def values_at(self, item: Item, frame: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
@@ -186,7 +184,6 @@ class Sa2vaRevos(RevosVisa):
     encoding: Literal["0/255", "0/1"] = "0/1"
 
     id: ClassVar[str] = "sa2va-revos"
-    aliases: ClassVar[tuple[str, ...]] = ()
     imitates: ClassVar[str] = "Sa2VA on ReVOS"
     citation: ClassVar[str] = "Yuan et al., 2025; magic-research/Sa2VA @ d01bf3f"
     policy: ClassVar[Policy] = Policy(missing_why="KeyError, crash", rounding="unit", digits=2, scale=100.0)

@@ -37,7 +37,6 @@ class RvosExpression(ScoringProtocol):
     """
 
     id: ClassVar[str] = "rvos-expr"
-    aliases: ClassVar[tuple[str, ...]] = ("mevis", "ytvos")
     imitates: ClassVar[str] = "MeViS"
     citation: ClassVar[str] = "Ding et al., ICCV 2023; henghuiding/MeViS @ 7c0620b"
     policy: ClassVar[Policy] = Policy(
@@ -89,7 +88,6 @@ class ExpressionStrict(RvosExpression):
     """``rvos-expr`` that refuses incomplete work instead of dropping it."""
 
     id: ClassVar[str] = "expression"
-    aliases: ClassVar[tuple[str, ...]] = ()
     imitates: ClassVar[str] = "none (harness default)"
     policy: ClassVar[Policy] = Policy()
 
@@ -99,7 +97,6 @@ class MevisVideoLisa(RvosExpression):
     """VideoLISA's copy of the MeViS evaluator: a video without predictions is dropped, not zero."""
 
     id: ClassVar[str] = "mevis-vlisa"
-    aliases: ClassVar[tuple[str, ...]] = ()
     imitates: ClassVar[str] = "VideoLISA's copy of MeViS"
     citation: ClassVar[str] = "Bai et al., NeurIPS 2024; showlab/VideoLISA @ 146f2bc"
     policy: ClassVar[Policy] = Policy(
@@ -112,7 +109,6 @@ class MevisVisa(RvosExpression):
     """VISA's copy of the MeViS evaluator: in percent, printed with 2 decimals after averaging."""
 
     id: ClassVar[str] = "mevis-visa"
-    aliases: ClassVar[tuple[str, ...]] = ()
     imitates: ClassVar[str] = "VISA's copy of MeViS"
     citation: ClassVar[str] = "Yan et al., ECCV 2024; cilinyan/VISA @ ec158fd"
     policy: ClassVar[Policy] = Policy(
@@ -150,7 +146,6 @@ class Decaf(RvosExpression):
     """
 
     id: ClassVar[str] = "decaf"
-    aliases: ClassVar[tuple[str, ...]] = ()
     imitates: ClassVar[str] = "DecAF"
     citation: ClassVar[str] = "HYUNJS/DecAF @ 6c9766c"
     policy: ClassVar[Policy] = Policy(
@@ -211,7 +206,6 @@ class ReasonVosVideoLisa(RvosExpression):
     """
 
     id: ClassVar[str] = "reasonvos"
-    aliases: ClassVar[tuple[str, ...]] = ()
     imitates: ClassVar[str] = "VideoLISA on ReasonVOS"
     citation: ClassVar[str] = "Bai et al., NeurIPS 2024; showlab/VideoLISA @ 146f2bc"
     policy: ClassVar[Policy] = Policy(

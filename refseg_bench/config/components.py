@@ -1,0 +1,188 @@
+"""The one opener of what ``conf/`` names: a dataset, method, segmenter, backbone, protocol or experiment.
+
+A word means a YAML of the group on the search path (:mod:`refseg_bench.config.searchpath`), by its name in
+any spelling or by one of its ``aliases``, or else a class by its dotted path. Runs are composed
+(:mod:`refseg_bench.config.compose`); everything that needs one component alone comes here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from refseg_bench.config import schema, searchpath
+from refseg_bench.config.schema import TARGET, did_you_mean
+from refseg_bench.errors import ConfigError
+from refseg_bench.files.store_io import parse_yaml, read_yaml
+
+if TYPE_CHECKING:
+    from refseg_bench.types import Result
+
+#: Keys of a component's YAML that are no options of its class.
+ABOUT = ("defaults", "aliases")
+
+
+def names(group: str) -> list[str]:
+    """The members of a config group on the search path, sorted."""
+    return sorted(_files(group))
+
+
+def _files(group: str) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for folder in searchpath.folders():
+        for path in (folder / group).rglob("*.yaml"):
+            found.setdefault(path.relative_to(folder / group).with_suffix("").as_posix(), path)
+    return found
+
+
+def find(group: str, word: str) -> str:
+    """A member's own name from a spelling or alias of it; a dotted path of a class stays as it is.
+
+    >>> find("dataset", "RefCOCO+"), find("protocol", "mevis"), find("backbone", "Qwen2.5-VL-7B")
+    ('refcoco_plus_unc', 'rvos-expr', 'qwen2_5_vl_7b')
+
+    Raises:
+        ConfigError: there is no such member.
+    """
+    known = names(group)
+    if word in known:
+        return word
+    plain = _plain(word)
+    for name in known:
+        if plain in map(_plain, (name, *aliases(group, name))):
+            return name
+    if is_class(word):
+        return word
+    raise ConfigError(
+        f"No {group} '{word}'.",
+        where=f"conf/{group}",
+        allowed=known,
+        cure=did_you_mean(word, known)
+        or f"One of your own goes by package.module.Class, or as "
+        f"{group}/NAME.yaml in a folder on the search path ({searchpath.SEARCHPATH}).",
+    )
+
+
+def _plain(word: str) -> str:
+    return re.sub(r"[-_. ]", "", word.lower().replace("+", "plus"))
+
+
+def is_class(word: str) -> bool:
+    """Whether a word is the dotted path of a class."""
+    return "." in word and all(part.isidentifier() for part in word.split("."))
+
+
+def aliases(group: str, name: str) -> list[str]:
+    """What else a member is called."""
+    return [str(word) for word in read(group, name).get("aliases", [])]
+
+
+def read(group: str, name: str) -> dict[str, Any]:
+    """A member's YAML as it stands, upon the members of its group that its ``defaults`` build on.
+
+    Raises:
+        ConfigError: there is no such member.
+    """
+    files = _files(group)
+    # The name is compared, never joined: it may come from a file.
+    if name not in files:
+        raise ConfigError(f"No {group} '{name}'.", allowed=sorted(files), cure=did_you_mean(name, files))
+    own = read_yaml(files[name])
+    bases = [base for base in own.get("defaults", []) if isinstance(base, str) and base != "_self_"]
+    below = [{key: v for key, v in read(group, base).items() if key != "aliases"} for base in bases]
+    node = OmegaConf.to_container(OmegaConf.merge(*below, own), resolve=False)
+    assert isinstance(node, dict)
+    return {str(key): value for key, value in node.items()}
+
+
+def options(group: str, word: str, values: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """A component's class and every option of it, checked, outside of any run.
+
+    What a YAML takes from the run (``${seed}``, ``${paths.cache}``) has its default here.
+
+    Args:
+        group: ``dataset``, ``method``, ``backbone``, ``segmenter`` or ``protocol``.
+        word: a name, an alias or a class.
+        values: options to set.
+
+    Raises:
+        ConfigError: no such component or option, or a wrong type.
+    """
+    name = find(group, word)
+    configured = name in names(group)
+    node = read(group, name) if configured else {TARGET: name}
+    run = {"seed": 0, "paths": {"cache": None}, group: {k: v for k, v in node.items() if k not in ABOUT}}
+    try:
+        plain: Any = OmegaConf.to_container(OmegaConf.create(run), resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(str(error).splitlines()[0], where=f"{group}={name}") from error
+    if TARGET not in plain[group]:
+        raise ConfigError(f"A {group}'s YAML needs a {TARGET}.", where=f"{group}={name}")
+    if configured:
+        schema.allow(*searchpath.targets(plain[group]))
+    return schema.complete({**plain[group], **(values or {})}, group)
+
+
+def make(group: str, word: str, values: Mapping[str, Any] | None = None) -> Any:
+    """Build a component by its name, an alias or its class; see :func:`options`."""
+    return schema.build(options(group, word, values), group)
+
+
+def open_dataset(word: str, **values: Any) -> Any:
+    """Build the data set that a command line names, outside of a run.
+
+    Args:
+        word: a set's name, a common spelling of it, or a class.
+        values: options to set; ``None`` leaves the set's own value.
+
+    Raises:
+        ConfigError: no such set or option.
+    """
+    if is_class(word):
+        schema.allow(word)
+    return make("dataset", word, {key: v for key, v in values.items() if v is not None})
+
+
+def open_protocol(word: str) -> Any:
+    """The protocol that a word means.
+
+    Args:
+        word: ``ID``, ``ID@VERSION``, an alias or a class, with options as ``ID:option=value``.
+
+    Raises:
+        ConfigError: there is no such protocol, version or option.
+    """
+    head, *pairs = word.strip().split(":")
+    name, _, version = head.partition("@")
+    values: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals:
+            raise ConfigError(f"'{pair}' in protocol '{word}' is no option=value.")
+        try:
+            values[key.strip()] = parse_yaml(text)
+        except ValueError as error:
+            raise ConfigError(f"'{pair}' in protocol '{word}' can't be read ({error}).") from error
+    made = make("protocol", name, values)
+    if version and version != str(made.version):
+        raise ConfigError(
+            f"Protocol '{name}' has no version {version}.",
+            allowed=(made.version,),
+            cure="Install the release of refseg-bench that had it.",
+        )
+    return made
+
+
+def protocol_of(result: Result) -> Any:
+    """The protocol that made a result, of whatever package, with the options it had.
+
+    Raises:
+        ConfigError: its package is not on the search path, or there is no such protocol.
+    """
+    node = result.details.get("rules")
+    return schema.build(node, "protocol") if isinstance(node, dict) else open_protocol(result.protocol)
