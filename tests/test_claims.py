@@ -213,8 +213,8 @@ def test_records_tell_the_time_and_the_gpus(tmp_path: Path) -> None:
     with Desk(tmp_path, owner("a", gpus=4)) as a:
         a.finish(done=3, failed=1)
     (record,) = records(tmp_path)
-    assert record.end["done"] == 3
-    assert record.gpu_hours == pytest.approx(4 * record.end["seconds"] / 3600)
+    assert record.end.done == 3
+    assert record.gpu_hours == pytest.approx(4 * record.end.seconds / 3600)
     forget(tmp_path)
     assert list((tmp_path / "claims").iterdir()) == []
 

@@ -119,8 +119,8 @@ def _tell(store: RunStore, busy: Sequence[Submission], failures: int, table: Tab
             if other.state == "refused" and other.created >= since:
                 notes.append(f"  made way for it: {other.told()}")
     if left or failed:
-        for job in [j for j in jobs if "error" in j.end or j in quiet][-failures or len(jobs) :]:
-            why = job.end.get("error", "no sign of life")
+        for job in [j for j in jobs if (j.end and j.end.error) or j in quiet][-failures or len(jobs) :]:
+            why = job.end.error if job.end else "no sign of life"
             notes.append(f"{store.root.name}  {describe([job.owner])}: {why}")
             notes.append(f"  log: {store.root / 'log' / job.owner.launch}")
     for line in [line for line in index.values() if not line.ok][:failures]:

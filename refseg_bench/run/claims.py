@@ -18,8 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from refseg_bench.config import schema
-from refseg_bench.errors import ConfigError, StoreError
+from refseg_bench.errors import StoreError
 from refseg_bench.files.store_io import (
     leave_out,
     parse_json,
@@ -31,38 +30,11 @@ from refseg_bench.files.store_io import (
     write_atomic,
     write_error,
 )
+from refseg_bench.run.store import record_of
 from refseg_bench.run.workers import AT_WORK, BEAT, Census, Owner
 
 #: A file system without hard links, or a file with as many as it may have.
 _NO_LINK = frozenset({errno.EMLINK, errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV})
-
-
-@dataclass(frozen=True)
-class JobRecord:
-    """What the run folder keeps of one process.
-
-    Attributes:
-        owner: the process.
-        end: what it wrote when it ended (``seconds``, ``done``, ``failed``, ``well``, ``error``), empty
-            before.
-        beat: file time of its last sign of life.
-        path: the file.
-    """
-
-    owner: Owner
-    end: dict[str, Any]
-    beat: float
-    path: Path
-
-    @property
-    def seconds(self) -> float:
-        """Wall time it worked, up to its last sign of life."""
-        return float(self.end["seconds"]) if self.end else max(0.0, self.beat - self.owner.started)
-
-    @property
-    def gpu_hours(self) -> float:
-        """Accelerators held × hours."""
-        return int(self.end.get("gpus", self.owner.gpus)) * self.seconds / 3600
 
 
 #: Most bytes of a process's record.
@@ -71,15 +43,51 @@ _DROP = "Delete the file: it only tells who worked on the run, and since when."
 
 
 @dataclass
-class _End:
-    """What is used of the line that a process ends its record with."""
+class End:
+    """The line that a process ends its record with.
+
+    Attributes:
+        seconds: wall time it worked.
+        well: False where an exception ended it.
+        error: that exception.
+        gpus: accelerators it held; ``None`` = as many as its owner says.
+        done, failed: samples.
+    """
 
     seconds: float = 0.0
     well: bool = False
     error: str = ""
-    gpus: int = 0
+    gpus: int | None = None
     done: int = 0
     failed: int = 0
+
+
+@dataclass(frozen=True)
+class JobRecord:
+    """What the run folder keeps of one process.
+
+    Attributes:
+        owner: the process.
+        end: what it wrote when it ended; ``None`` before.
+        beat: file time of its last sign of life.
+        path: the file.
+    """
+
+    owner: Owner
+    end: End | None
+    beat: float
+    path: Path
+
+    @property
+    def seconds(self) -> float:
+        """Wall time it worked, up to its last sign of life."""
+        return self.end.seconds if self.end else max(0.0, self.beat - self.owner.started)
+
+    @property
+    def gpu_hours(self) -> float:
+        """Accelerators held × hours."""
+        held = self.end.gpus if self.end else None
+        return (self.owner.gpus if held is None else held) * self.seconds / 3600
 
 
 def read_record(path: Path) -> JobRecord | None:
@@ -93,20 +101,18 @@ def read_record(path: Path) -> JobRecord | None:
         # A line without its end is still being written.
         lines = read_bytes(path, _MOST).decode("utf-8").split("\n")[:-1]
         parts = [unsealed(parse_json(line), path) for line in lines[:2]]
-        end = parts[1] if len(parts) > 1 else {}
-        schema.conform(_End, {name: end[name] for name in schema.knobs(_End) if name in end}, "end")
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, ConfigError) as error:
-        told = error.what if isinstance(error, ConfigError) else str(error)
+    except (OSError, ValueError) as error:
         raise StoreError(
-            f"The record of a process can't be read ({told}).", where=path, cure=_DROP
+            f"The record of a process can't be read ({error}).", where=path, cure=_DROP
         ) from error
     if not parts:
         return None
-    if end:
-        end.setdefault("seconds", 0.0)
-    return JobRecord(Owner.read(parts[0], path), end, beat, path)
+    owner = record_of(Owner, parts[0], path, _DROP)
+    owner.check(path)
+    end = record_of(End, parts[1], path, _DROP) if len(parts) > 1 else None
+    return JobRecord(owner, end, beat, path)
 
 
 def records(root: Path) -> list[JobRecord]:
@@ -197,7 +203,7 @@ class Desk:
             # The same file where links can be made; where they can't, the claim is an old copy.
             held = read_record(self.root / "jobs" / f"{claim.owner.job}.json") or claim
             if held.end:
-                if held.end.get("well") and held.owner.launch == self.owner.launch:
+                if held.end.well and held.owner.launch == self.owner.launch:
                     return False
             elif self.census.alive(held.owner, self._since(held.path)):
                 return False

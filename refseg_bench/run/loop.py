@@ -54,39 +54,34 @@ def work_on(
         RefsegError: more samples failed than ``max_failures`` allows.
     """
     values = frozen(store, launch)
-    config = load(values)
-    dataset = dataset_of(values)
-    work = plan(dataset)
+    config, dataset = load(values), dataset_of(values)
+    work, present = plan(dataset), Present(dataset)
     parts = share(work, shards)
-    order = queue(parts, shard) if steal else parts[shard]
+    todo = left(queue(parts, shard) if steal else parts[shard], store.index(), present)
     tally = Tally()
-    present = Present(dataset)
-    todo = left(order, store.index(), present)
     if not todo:
         return tally
     job = job or job_name()
     owner = Owner.here(job, launch or job, shard=shard, shards=shards)
-    own = {clip.id for clip, _ in parts[shard]}
-    total = sum(len(es) for clip, es in todo if clip.id in own)
+    own = {clip.id: len(expressions) for clip, expressions in left(parts[shard], store.index(), present)}
     method: Method | None = None
     with (
         logged(store.root, job),
         Desk(store.root, owner) as desk,
         store.writer(job) as out,
-        Progress(total, label=store.root.name) as bar,
+        Progress(sum(own.values()), label=store.root.name) as bar,
     ):
         for clip, expressions in todo:
             if desk.stopped:
                 raise _too_many(store, config)
-            mine = clip.id in own
             if not desk.take(clip.id):
                 tally.elsewhere += len(expressions)
-                bar.expect(-len(expressions) if mine else 0)
+                bar.expect(-own.get(clip.id, 0))
                 continue
             # A former owner may have stored some of them since.
             index = store.index()
             fresh = present.open(index, clip, expressions)
-            bar.expect(len(fresh) - (len(expressions) if mine else 0))
+            bar.expect(len(fresh) - own.get(clip.id, 0))
             if not fresh:
                 continue
             if method is None:
@@ -103,17 +98,10 @@ def work_on(
                 known = index.get(prediction.sample)
                 turn = 0 if known is None else known.turn + known.ok
                 out.append(replace(prediction, inputs=before[prediction.expression], turn=turn))
-                tally.done += prediction.ok
-                tally.failed += not prediction.ok
+                tally.add(prediction.ok)
                 bar.advance(prediction.ok)
-                if prediction.ok:
-                    continue
-                if not tally.done:
-                    _refuse_without_frames(todo)
-                failures = desk.fail(prediction.sample)
-                if config.max_failures is not None and failures > config.max_failures:
-                    desk.stop()
-                    raise _too_many(store, config)
+                if not prediction.ok:
+                    _mind_failure(prediction.sample, todo, tally, desk, store, config)
             out.sync()
         if method is not None:
             # Written again: by now the model's libraries are loaded and can be asked for their kernels.
@@ -122,6 +110,16 @@ def work_on(
     if not left(work, store.index(), present):
         forget(store.root)
     return tally
+
+
+def _mind_failure(sample: str, todo: Work, tally: Tally, desk: Desk, store: RunStore, config: Config) -> None:
+    """End the work if no sample can do well, or if too many of the submission's have failed."""
+    if not tally.done:
+        _refuse_without_frames(todo)
+    failures = desk.fail(sample)
+    if config.max_failures is not None and failures > config.max_failures:
+        desk.stop()
+        raise _too_many(store, config)
 
 
 def _refuse_without_frames(work: Work) -> None:
@@ -157,10 +155,8 @@ def capture_on(store: RunStore, *, shard: int, shards: int, launch: str) -> Tall
         launch: the submission this process belongs to.
     """
     values = frozen(store, launch)
-    config = load(values)
-    dataset = dataset_of(values)
-    work = plan(dataset)
-    todo = left(share(work, shards)[shard], store.index(), Present(dataset))
+    config, dataset = load(values), dataset_of(values)
+    todo = left(share(plan(dataset), shards)[shard], store.index(), Present(dataset))
     tally = Tally()
     job = job_name()
     owner = Owner.here(job, launch, shard=shard, shards=shards)

@@ -75,6 +75,11 @@ class Tally:
     failed: int = 0
     elsewhere: int = 0
 
+    def add(self, ok: bool) -> None:
+        """Count a sample that was predicted, or failed."""
+        self.done += ok
+        self.failed += not ok
+
 
 @dataclass
 class Planned:

@@ -36,7 +36,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,6 +77,8 @@ from refseg_bench.types import (
     rle_fault,
     sample_id,
 )
+
+T = TypeVar("T")
 
 # Every line starts with these keys in this order, so that an index is made without parsing masks.
 _HEAD = re.compile(
@@ -178,17 +180,34 @@ class _Details:
     interval: dict[str, float] | None = None
 
 
-def _typed(kind: type, record: Any, path: Path) -> dict[str, Any]:
+def typed_record(kind: type, record: Any, path: Path, cure: str = PUT_BACK) -> dict[str, Any]:
     """A record whose known values are what a dataclass says; the others stay as they are.
+
+    Args:
+        kind: the dataclass.
+        record: what was read.
+        path: where from.
+        cure: what helps against a damaged one.
 
     Raises:
         StoreError: one is missing or of another type.
     """
     known = schema.knobs(kind)
     try:
-        return {**record, **schema.conform(kind, {k: v for k, v in record.items() if k in known}, "")}
+        given = {k: v for k, v in schema.typed(dict[str, Any], record, "record").items() if k in known}
+        return {**record, **schema.conform(kind, given, "")}
     except ConfigError as error:
-        raise StoreError(error.what, where=path, allowed=error.allowed, cure=PUT_BACK) from error
+        raise StoreError(error.what, where=path, allowed=error.allowed, cure=cure) from error
+
+
+def record_of(kind: type[T], record: Any, path: Path, cure: str = PUT_BACK) -> T:
+    """The dataclass that a record holds; what else is in it is left out.
+
+    Raises:
+        StoreError: as :func:`typed_record`.
+    """
+    typed = typed_record(kind, record, path, cure)
+    return schema.construct(kind, {name: typed[name] for name in schema.knobs(kind)}, "")
 
 
 @dataclass
@@ -311,7 +330,7 @@ class RunStore:
         Raises:
             StoreError: the file is damaged, or a value is not what it has to be.
         """
-        return _typed(RunInfo, read_record(self.info_path), self.info_path)
+        return typed_record(RunInfo, read_record(self.info_path), self.info_path)
 
     # ── predictions ───────────────────────────────────────────────────────
 
@@ -476,7 +495,7 @@ class RunStore:
             StoreError: one is damaged.
         """
         paths = sorted((self.root / "env").glob("*.json"))
-        return {p.stem: _typed(EnvRecord, read_record(p), p) for p in paths}
+        return {p.stem: typed_record(EnvRecord, read_record(p), p) for p in paths}
 
     def scores_dir(self, protocol: str) -> Path:
         """The folder of one protocol's scores; ``protocol`` is ``id@version``."""
@@ -538,8 +557,8 @@ class RunStore:
         """
         found = {}
         for path in sorted((self.root / "scores").glob(f"*/{RESULT}")):
-            record = _typed(ResultRecord, read_record(path), path)
-            _typed(_Details, record["details"], path)
+            record = typed_record(ResultRecord, read_record(path), path)
+            typed_record(_Details, record["details"], path)
             counts = [record[name] for name in ("n", "expected", "failed", "missing")]
             if not (0 < record["scale"] < math.inf and all(0 <= count < 1 << 40 for count in counts)):
                 raise StoreError("No protocol counts like this row.", where=path, cure=_RESCORE)

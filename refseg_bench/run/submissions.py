@@ -17,9 +17,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from refseg_bench.config import schema
 from refseg_bench.config.compose import to_yaml
-from refseg_bench.errors import ConfigError, StoreError
+from refseg_bench.errors import StoreError
 from refseg_bench.files.store_io import (
     leave_out,
     read_record,
@@ -29,7 +28,7 @@ from refseg_bench.files.store_io import (
     write_atomic,
     write_error,
 )
-from refseg_bench.run.store import RunStore
+from refseg_bench.run.store import RunStore, record_of
 from refseg_bench.run.workers import Census, Owner, is_job, moment, queued
 
 _DROP = "Remove its folder: it only tells of one `refseg run`."
@@ -112,15 +111,11 @@ def submissions(root: Path) -> list[Submission]:
 
 
 def _read(path: Path) -> Submission:
-    values = read_record(path)
-    try:
-        known = {name: values[name] for name in schema.knobs(Submission) if name in values}
-        plain = schema.conform(Submission, known, "")
-    except ConfigError as error:
-        raise StoreError(error.what, where=path, allowed=error.allowed, cure=_DROP) from error
-    if plain["id"] != path.parent.name or not all(map(is_job, plain["jobs"].values())):
+    found = record_of(Submission, read_record(path), path, _DROP)
+    if found.id != path.parent.name or not all(map(is_job, found.jobs.values())):
         raise StoreError("The record is of another submission, or names no job.", where=path, cure=_DROP)
-    return Submission(**{**plain, "owner": Owner.read(values["owner"], path)})
+    found.owner.check(path)
+    return found
 
 
 def living(stores: Iterable[RunStore]) -> dict[Path, list[Submission]]:

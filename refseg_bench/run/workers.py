@@ -19,11 +19,9 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from refseg_bench import env
-from refseg_bench.config import schema
-from refseg_bench.errors import ConfigError, RefsegError, StoreError
+from refseg_bench.errors import RefsegError, StoreError
 from refseg_bench.files.store_io import PUT_BACK, read_record, safe_name, sealed, write_atomic
 
 #: Seconds between two signs of life of a worker.
@@ -89,21 +87,15 @@ class Owner:
             started=time.time(),
         )
 
-    @classmethod
-    def read(cls, values: Any, path: Path) -> Owner:
-        """An owner from plain values.
+    def check(self, path: Path) -> None:
+        """See to it that an owner that was read from ``path`` can be a process.
 
         Raises:
-            StoreError: one is missing or not what it has to be.
+            StoreError: it can't.
         """
-        try:
-            owner = schema.construct(cls, schema.typed(dict[str, Any], values, "owner"), "owner")
-        except ConfigError as error:
-            raise StoreError(error.what, where=path, allowed=error.allowed, cure=PUT_BACK) from error
-        named = owner.slurm is None or is_job(owner.slurm)
-        if owner.pid < 1 or not named or safe_name(owner.job) != owner.job or not moment(owner.started):
+        named = self.slurm is None or is_job(self.slurm)
+        if self.pid < 1 or not named or safe_name(self.job) != self.job or not moment(self.started):
             raise StoreError("The record names no process.", where=path, cure=PUT_BACK)
-        return owner
 
 
 @dataclass(frozen=True)

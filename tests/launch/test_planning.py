@@ -24,7 +24,7 @@ def work(*sizes: tuple[int, int]):
 
 def plan_of(folder: Path, **options) -> Planned:
     composed = point(folder, **options)
-    return planned(RunStore(composed.path), composed, quiet)
+    return planned(RunStore(composed.path), composed, quiet, keep=False)
 
 
 def test_auto_shards_aim_at_the_wall_time() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -48,7 +48,7 @@ def test_gpu_hours_are_summed_over_all_tries(tmp_path: Path, capsys, monkeypatch
     (answer,) = launch([point(tmp_path)], quiet)
     (record,) = records(answer.store.root)
     owner = record.path.read_text().splitlines(keepends=True)[0]
-    record.path.write_text(owner + sealed({**record.end, "seconds": 5400}))
+    record.path.write_text(owner + sealed({**asdict(record.end), "seconds": 5400}))
     main(["status", str(answer.store.root)])
     row = next(line for line in capsys.readouterr().out.splitlines() if answer.store.root.name in line)
     assert row.split("│")[7].strip() == "3.00"
