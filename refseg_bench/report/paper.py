@@ -7,8 +7,6 @@ lines of their own below the row they repeat, with interval and difference.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +25,7 @@ from refseg_bench.report.reference import (
 from refseg_bench.report.tables import (
     Cell,
     ResultTable,
-    csv_cells,
+    csv_of,
     level_of,
     number_cell,
     to_latex,
@@ -275,19 +273,10 @@ def to_records(table: PaperTable) -> list[dict[str, Any]]:
     return out
 
 
-def _csv(table: PaperTable) -> str:
-    out = io.StringIO()
-    records = to_records(table)
-    writer = csv.DictWriter(out, list(records[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(map(csv_cells, records))
-    return out.getvalue()
-
-
 #: Format name → text of a paper's table.
 FORMATS: dict[str, Callable[[PaperTable], str]] = {
     "md": lambda table: to_markdown(layout(table)),
     "latex": lambda table: to_latex(layout(table)),
-    "csv": _csv,
+    "csv": lambda table: csv_of(to_records(table)),
     "json": lambda table: json.dumps(to_records(table), indent=2, ensure_ascii=False) + "\n",
 }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 from refseg_bench.errors import ScoreError, StoreError
 from refseg_bench.files.store_io import output, write_error
 from refseg_bench.report.reference import COLUMNS, PAPER_NAMES, Held, held_against
-from refseg_bench.report.tables import csv_cells, in_percent
+from refseg_bench.report.tables import csv_cells, csv_of, in_percent
 from refseg_bench.run.build import frozen
 from refseg_bench.run.store import RunStore
 from refseg_bench.types import Estimate, Result
@@ -184,12 +183,8 @@ def _merge(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
         known = {key(row): dict(row) for row in read_published(path)} if path.is_file() else {}
         known.update({key(row): dict(row) for row in map(csv_cells, rows)})
         ordered = sorted(known.values(), key=lambda r: (r["paper"], r["table"], _row_number(r), r["method"]))
-        out = io.StringIO()
-        writer = csv.DictWriter(out, HEADER, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(map(csv_cells, ordered))
         with output(path) as handle:
-            handle.write(out.getvalue().encode())
+            handle.write(csv_of(ordered, HEADER).encode())
     except OSError as error:
         raise write_error(error, path) from error
 

@@ -337,6 +337,16 @@ def to_latex(table: ResultTable) -> str:
     return "\n".join(lines) + "\n"
 
 
+def csv_of(records: Iterable[Mapping[str, Any]], header: Sequence[str] = ()) -> str:
+    """Records of the same keys as CSV."""
+    out = io.StringIO()
+    rows = list(map(csv_cells, records))
+    writer = csv.DictWriter(out, header or list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()
+
+
 def csv_cells(record: Mapping[str, Any]) -> dict[str, Any]:
     """A record whose texts are :func:`csv_text`."""
     return {key: csv_text(value) if isinstance(value, str) else value for key, value in record.items()}
@@ -360,20 +370,16 @@ def csv_text(text: str) -> str:
 
 def to_csv(rows: Sequence[Row]) -> str:
     """Long form, full precision: one line per run, protocol and metric."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(
-        ["run", "method", "dataset", "protocol", "metric", "value", "low", "high", "scale", "n", "expected",
-         "failed", "missing"]
+    return csv_of(
+        {
+            "run": row.run, "method": row.method, "dataset": row.dataset, "protocol": row.result.protocol,
+            "metric": name, "value": repr(e.value), "low": repr(e.low), "high": repr(e.high),
+            "scale": row.result.scale, "n": row.result.n, "expected": row.result.expected,
+            "failed": row.result.failed, "missing": row.result.missing,
+        }
+        for row in rows
+        for name, e in row.result.metrics.items()
     )  # fmt: skip
-    for row in rows:
-        r = row.result
-        for name, e in r.metrics.items():
-            writer.writerow(
-                [*map(csv_text, (row.run, row.method, row.dataset, r.protocol, name)),
-                 repr(e.value), repr(e.low), repr(e.high), r.scale, r.n, r.expected, r.failed, r.missing]
-            )  # fmt: skip
-    return out.getvalue()
 
 
 def to_json(rows: Sequence[Row]) -> str:

@@ -302,33 +302,42 @@ def survey(
     for clip in dataset.clips():
         expressions = dataset.expressions(clip)
         found = source.survey(clip, expressions)
-        for coverage, protocol in zip((whole, *each), (None, *protocols), strict=True):
-            _enter_clip(coverage, protocol, clip, expressions, found)
+        for name, state in _all_states(clip, expressions, found):
+            whole.enter(name, state)
+        for coverage, protocol in zip(each, protocols, strict=True):
+            for name, state in _asked_states(protocol, clip, expressions, found):
+                coverage.enter(name, state)
     return whole, each
 
 
-def _enter_clip(
-    coverage: Coverage,
-    protocol: ScoringProtocol | None,
-    clip: Clip,
-    expressions: Sequence[Expression],
-    found: Survey,
-) -> None:
-    frames = None if protocol is None else protocol.needs(clip)
+def _all_states(clip: Clip, expressions: Sequence[Expression], found: Survey) -> Iterator[tuple[str, State]]:
+    """Every sample of a clip; its id maps where it has no expression."""
+    if found.labels is not None and not expressions:
+        yield from ((_unit(name, clip), state) for name, state in found.labels.items())
+    else:
+        yield from ((sample_id(clip.id, e.id), found.samples[e.id]) for e in expressions)
+
+
+def _asked_states(
+    protocol: ScoringProtocol, clip: Clip, expressions: Sequence[Expression], found: Survey
+) -> Iterator[tuple[str, State]]:
+    """What a protocol asks for of a clip: samples or sets of id maps, without gaps that don't count."""
+    frames = protocol.needs(clip)
     counted = None if frames is None else {clip.frame_names[t] for t in frames}
-    if protocol is not None and protocol.compares == "labels" and not counted:
+    if protocol.compares == "labels" and not counted:
         return
-    if found.labels is not None and (
-        protocol.compares == "labels" if protocol is not None else not expressions
-    ):
-        for name in found.labels if protocol is None else protocol.sets:
-            state = found.labels.get(name, State("missing"))
-            coverage.enter(f"{name}/{clip.id}".lstrip("/"), _only(state, counted))
+    if protocol.compares == "labels" and found.labels is not None:
+        for name in protocol.sets:
+            yield _unit(name, clip), _only(found.labels.get(name, State("missing")), counted)
         return
-    for expression in expressions:
-        if protocol is None or protocol.wants(expression):
-            state = _only(found.samples[expression.id], counted)
-            coverage.enter(sample_id(clip.id, expression.id), state)
+    for e in expressions:
+        if protocol.wants(e):
+            yield sample_id(clip.id, e.id), _only(found.samples[e.id], counted)
+
+
+def _unit(labels: str, clip: Clip) -> str:
+    """The name of a set of id maps of a clip."""
+    return f"{labels}/{clip.id}".lstrip("/")
 
 
 def _only(state: State, counted: set[str] | None) -> State:
@@ -560,20 +569,18 @@ def score_one_clip(
                 for e, target, union in zip(expressions, targets, unions, strict=False)
             ]
             views[side] = found, states, items
+        label_states = None if answers.labels is None else _label_states(clip, answers.labels)
         merged = answers.labels
         if labels and merged is None:
             merged = merged_labels(clip, expressions, views[None][0])
         parts: list[_Part] = []
         for protocol in protocols:
             _, states, items = views[protocol.side]
-            if protocol.compares == "labels" and answers.labels is not None:
-                known = _label_states(protocol, clip, answers.labels)
-            else:
-                known = [
-                    (sample_id(clip.id, e.id), _counted(protocol, clip, states[e.id], items, index))
-                    for index, e in enumerate(expressions)
-                    if protocol.wants(e) and (protocol.compares != "labels" or protocol.needs(clip))
-                ]
+            here = {
+                e.id: _counted(protocol, clip, states[e.id], items, index)
+                for index, e in enumerate(expressions)
+            }
+            known = list(_asked_states(protocol, clip, expressions, Survey(here, label_states)))
             if not (options.partial or _acceptable(protocol, known, options.strict)):
                 # Refused once all clips are read, so that the refusal names everything.
                 parts.append(_Part(known, [], {}))
@@ -648,18 +655,9 @@ def _found_out(state: State, failed: Mapping[str, str], *names: str) -> State:
     return state if why is None else State("failed", why=why)
 
 
-def _label_states(
-    protocol: ScoringProtocol, clip: Clip, labels: Mapping[str, LabelMaps]
-) -> list[tuple[str, State]]:
-    counted = {clip.frame_names[t] for t in protocol.needs(clip) or ()}
-    out: list[tuple[str, State]] = []
-    if not counted:
-        return out
-    for name in protocol.sets:
-        gaps = tuple(labels[name].missing()) if name in labels else clip.frame_names
-        state = State("missing") if len(gaps) == len(clip) else _only(State("ok", gaps), counted)
-        out.append((f"{name}/{clip.id}".lstrip("/"), state))
-    return out
+def _label_states(clip: Clip, labels: Mapping[str, LabelMaps]) -> dict[str, State]:
+    gaps = {name: tuple(maps.missing()) for name, maps in labels.items()}
+    return {n: State("missing") if len(g) == len(clip) else State("ok", g) for n, g in gaps.items()}
 
 
 def _encodings(read: Mapping[str, int], *maps: LabelMaps | None) -> dict[str, int]:
