@@ -282,6 +282,23 @@ def reachable() -> bool:
     return True
 
 
+def hub_megabytes(weights: Weights) -> float | None:
+    """What fetching the weights would bring, by the hub's listing; ``None`` where it can't be asked."""
+    if weights.local or offline_by_environment() or not reachable():
+        return None
+    from huggingface_hub import HfApi
+
+    try:
+        found = HfApi().model_info(weights.repo, revision=weights.revision, timeout=10, files_metadata=True)
+    except (OSError, ValueError):
+        return None
+    files = {file.rfilename: file.size or 0 for file in found.siblings or ()}
+    if weights.file is not None:
+        return files[weights.file] / 1e6 if weights.file in files else None
+    wanted = [n for n in files if not weights.patterns or any(fnmatch(n, p) for p in weights.patterns)]
+    return sum(files[name] for name in wanted) / 1e6
+
+
 def here_only(repo: str, *, offline: bool = False) -> bool:
     """Whether a model is to be loaded from this machine alone: asked for, or the hub can't be reached."""
     return offline or is_local(repo) or offline_by_environment() or not reachable()

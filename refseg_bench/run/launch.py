@@ -10,20 +10,25 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from refseg_bench.backbones.weights import find, hub_megabytes, needs_of
 from refseg_bench.config import schema
 from refseg_bench.config.compose import Composed, Config, from_yaml, lasting, load, to_yaml
-from refseg_bench.errors import RefsegError
+from refseg_bench.errors import ConfigError, RefsegError
 from refseg_bench.run import claims, local, slurm
-from refseg_bench.run.foresight import foreseen
+from refseg_bench.run.build import build_method, dataset_of
 from refseg_bench.run.shards import Planned, Tally, planned, tally_of
 from refseg_bench.run.store import RunStore
 from refseg_bench.run.submissions import Submission, living, register, submissions
 from refseg_bench.run.worker import Shard
 from refseg_bench.run.workers import Census, describe
+
+#: Clips whose expressions are looked up in the cache for a preview: each lookup reads the clip's frames.
+_LOOKED_UP = 20
 
 
 @dataclass
@@ -124,16 +129,59 @@ def launch(
 
 
 def preview(points: Sequence[Composed]) -> list[str]:
-    """What :func:`launch` would do, one line a run and what it would cost; nothing is written."""
+    """What :func:`launch` would do: a line a run, what the cache holds of it, and the weights all need.
+
+    Nothing is written and no weights are loaded. What can't be told is said, not raised.
+    """
     lines: list[str] = []
+    needed: dict[str, None] = {}
     for point in points:
         run = planned(RunStore(point.path), point, lines.append, keep=False)
         where = f"cluster={run.cluster.kind}"
         lines.append(
             f"{point.path}: {run.samples} samples left in {run.clips} clips, {run.shards} shards, {where}"
         )
-        lines += foreseen(run)
-    return lines
+        if run.work:
+            lines += _cache_hits(run)
+            needed |= dict.fromkeys(_weights(run))
+    return [*lines, *needed]
+
+
+def _cache_hits(run: Planned) -> list[str]:
+    """How many of the first expressions need no model call; nothing for a method that keeps no cache."""
+    method = build_method(run.values, dataset_of(run.values))
+    if not hasattr(method, "cached"):
+        return []
+    ready = total = clips = 0
+    try:
+        for clip, expressions in run.work[:_LOOKED_UP]:
+            clips, total = clips + 1, total + len(expressions)
+            # A model that isn't on this machine and can't be asked for has left nothing in the cache.
+            with suppress(ConfigError):
+                ready += method.cached(clip, [expression.text for expression in expressions])
+    except RefsegError as error:
+        return [f"  cache: can't be asked: {error.what}"]
+    return [f"  cache: {ready} of {total} expressions of the first {clips} clips need no model call"]
+
+
+def _weights(run: Planned) -> Iterator[str]:
+    """Which weights a run needs, and whether they are here."""
+    for need in needs_of(run.values):
+        if need.problem is not None:
+            yield f"weights of {need.node}: can't tell: {need.problem.splitlines()[0]}"
+        for weights in need.weights:
+            try:
+                status = find(weights)
+            except RefsegError as error:
+                yield f"weights of {need.node}: {weights.repo}: can't tell: {error.what}"
+                continue
+            if status.path is not None:
+                told = f"here, {status.megabytes:,.0f} MB"
+            else:
+                offline = bool((run.values.get(need.node) or {}).get("offline"))
+                size = None if offline else hub_megabytes(weights)
+                told = f"missing, {'size unknown' if size is None else f'{size:,.0f} MB to fetch'}"
+            yield f"weights of {need.node}: {weights.repo}: {told}"
 
 
 def share_captures(runs: Sequence[Planned]) -> dict[str, Planned]:

@@ -129,7 +129,7 @@ def test_the_default_run_needs_no_download():
     assert point.values["method"]["source"]["_target_"].endswith("ConceptAttention")
 
 
-def test_a_dry_run_tells_cache_hits(tmp_path, monkeypatch):
+def test_a_dry_run_tells_cache_hits_and_weights(tmp_path, monkeypatch):
     from refseg_bench.run.launch import preview
     from tests.backbones import tiny_dits
 
@@ -140,4 +140,6 @@ def test_a_dry_run_tells_cache_hits(tmp_path, monkeypatch):
     assert "  cache: 0 of 4 expressions of the first 2 clips need no model call" in lines
     absent = preview(config.compose(["method=refam", "backbone=wan", "backbone.offline=true", *small]))
     assert "  cache: 0 of 4 expressions of the first 2 clips need no model call" in absent
+    assert any(line.startswith("weights of backbone: Wan-AI/") and "missing" in line for line in absent)
+    assert any(line.startswith("weights of backbone: ") and ": here, " in line for line in lines)
     assert len(preview(config.compose(["method=lexical", *small]))) == 1
