@@ -39,7 +39,7 @@ from refseg_bench.scoring.misplaced import (
     video_instead,
 )
 from refseg_bench.scoring.protocols.base import GreyTrack, LabelMaps
-from refseg_bench.scoring.score import Answers, State, Survey, state_of
+from refseg_bench.scoring.sources import Answers, State, Survey, state_of
 from refseg_bench.types import (
     Clip,
     Dataset,

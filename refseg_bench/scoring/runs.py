@@ -18,8 +18,9 @@ from refseg_bench.run.data_record import keep_record
 from refseg_bench.run.shards import plan
 from refseg_bench.run.store import RunStore
 from refseg_bench.scoring import score as scoring
-from refseg_bench.scoring.score import HiddenTruthError, NothingScoredError, Options, PredictionSource, Scored
-from refseg_bench.scoring.sources import StoreSource, refuse_damage
+from refseg_bench.scoring.coverage import NothingScoredError
+from refseg_bench.scoring.score import HiddenTruthError, Options, Scored
+from refseg_bench.scoring.sources import PredictionSource, StoreSource, refuse_damage
 from refseg_bench.scoring.stats import Bootstrap
 from refseg_bench.types import Dataset
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from refseg_bench.scoring.score import Answers, State, Survey, state_of
+from refseg_bench.scoring.sources import Answers, State, Survey, state_of
 from refseg_bench.types import Clip, Expression, MaskTrack, Prediction, SampleFailure, Target
 
 

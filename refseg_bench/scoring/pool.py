@@ -1,0 +1,142 @@
+"""Clips spread over processes that each have a data set of their own, results in a fixed order."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from refseg_bench.env import cores
+from refseg_bench.errors import ScoreError
+from refseg_bench.scoring import kernel
+from refseg_bench.types import Clip, Dataset
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class _Portable:
+    """A dataset as its class and knobs, so that a worker builds its own with its own open files."""
+
+    made: Any
+    cls: type | None = None
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, dataset: Any) -> _Portable:
+        if dataclasses.is_dataclass(dataset) and not isinstance(dataset, type):
+            knobs = {f.name: getattr(dataset, f.name) for f in dataclasses.fields(dataset) if f.init}
+            parts = {k: cls.of(v) if dataclasses.is_dataclass(v) else v for k, v in knobs.items()}
+            return cls(None, type(dataset), parts)
+        return cls(dataset)
+
+    def build(self) -> Any:
+        if self.cls is None:
+            return self.made
+        return self.cls(**{k: v.build() if isinstance(v, _Portable) else v for k, v in self.fields.items()})
+
+
+#: What a worker process keeps: its data set, the clips of it, and what is done with one.
+_worker: tuple[Any, Sequence[Clip], Callable[[Any, Clip], Any]] | None = None
+
+
+def _start_worker(portable: _Portable, work: Callable[[Any, Clip], Any]) -> None:
+    global _worker
+    _end_with_parent()
+    # The parent opens the same files, and says what there is to say about them.
+    logging.disable()
+    _quiet_threads()
+    dataset = portable.build()
+    _worker = dataset, dataset.clips(), work
+
+
+def _end_with_parent() -> None:
+    """A pool's process would wait for its next clip for ever once its parent has been killed."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()
+
+
+@contextlib.contextmanager
+def _deaf_children() -> Iterator[None]:
+    """Processes started here don't hear Ctrl-C, which a terminal sends to all: their parent ends them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _work(index: int) -> Any:
+    if _worker is None:
+        raise RuntimeError("scoring worker was not started")
+    dataset, clips, work = _worker
+    return work(dataset, clips[index])
+
+
+def _quiet_threads() -> None:
+    """One thread per process: the clips are what is spread."""
+    kernel.keep_pages()
+    if kernel.name() == "plain":
+        import cv2
+
+        cv2.setNumThreads(1)
+
+
+def over_clips(dataset: Dataset, work: Callable[[Any, Clip], T], jobs: int | None) -> Iterator[T]:
+    """What ``work(dataset, clip)`` returns for all clips in their order, whichever process finishes first.
+
+    Args:
+        dataset: with more than one process a dataclass (workers rebuild it from its fields) or picklable.
+        work: picklable.
+        jobs: processes; ``None`` = as many as pay, of the cores given to this process.
+
+    Raises:
+        ScoreError: a process was killed.
+    """
+    clips = dataset.clips()
+    # A process costs about as much CPU to start as scoring a few hundred frames.
+    sensible = min(cores(), 1 + sum(map(len, clips)) // 400)
+    jobs = min(jobs or sensible, len(clips))
+    if jobs <= 1:
+        _quiet_threads()
+        yield from (work(dataset, clip) for clip in clips)
+        return
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(jobs, context, _start_worker, (_Portable.of(dataset), work))
+    waiting: list[Future[T]] = []
+    try:
+        # A bounded window: results in flight stay few however many clips there are.
+        for index in range(len(clips)):
+            with _deaf_children():
+                waiting.append(pool.submit(_work, index))
+            if len(waiting) >= 4 * jobs:
+                yield waiting.pop(0).result()
+        while waiting:
+            yield waiting.pop(0).result()
+    except BrokenProcessPool as error:
+        raise ScoreError(
+            "A scoring process was killed (out of memory?).", cure="Use fewer processes: -j 1"
+        ) from error
+    except BaseException:
+        # Nobody waits for what they are at.
+        for process in list((pool._processes or {}).values()):
+            process.terminate()
+        raise
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
