@@ -125,6 +125,12 @@ def test_a_reader_can_give_every_command(
     monkeypatch.chdir(here)
     monkeypatch.setenv("COCO", "coco")
     monkeypatch.setenv("HF_HOME", "huggingface")
+    monkeypatch.syspath_prepend(here)
+    for name, text in re.findall(
+        r"^```(?:python|yaml|toml)\n# ([\w/]+\.\w+)\n(.*?)^```", page.read_text(), re.M | re.S
+    ):
+        (here / name).parent.mkdir(parents=True, exist_ok=True)
+        (here / name).write_text(text)
     for line in commands(page):
         if line.startswith("python -c"):
             monkeypatch.setenv("PYTHONPATH", str(ROOT))
