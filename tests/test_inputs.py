@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ from refseg_bench.report.coco import to_coco
 from refseg_bench.report.current import leave_out_outdated
 from refseg_bench.report.html import write_report
 from refseg_bench.run.build import dataset_of, frozen
+from refseg_bench.run.data_record import keep_record, recorded
 from refseg_bench.run.inputs import Present, StaleError, stale
 from refseg_bench.run.launch import Launched, freeze, launch
 from refseg_bench.run.loop import work_on
@@ -379,3 +380,16 @@ def test_truth_of_another_size_is_told_and_no_earlier_result_shown(
     assert "rvos-expr" not in said.out
     write_report([store], tmp_path / "report")
     assert "Some targets don't fit their clips" in (tmp_path / "report/data/meta.js").read_text()
+
+
+def test_names_that_no_json_can_hold_leave_no_record(tmp_path: Path) -> None:
+    store = fake_run(tmp_path)
+    clip = Clip("c", (Path("a/\udcff.png"),), ("0",), (2, 3))
+    expressions = (Expression("0", "a \U0001f600"),)
+    keep_record(store, [(clip, expressions)], [])
+    assert recorded(store) is None
+    whole = replace(clip, frame_paths=(Path("a/0.png"),))
+    keep_record(store, [(whole, expressions)], [])
+    found = recorded(store)
+    assert found is not None
+    assert found.work == [(replace(whole, frame_paths=(Path("a/0.png").absolute(),)), expressions)]

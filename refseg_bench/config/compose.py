@@ -18,11 +18,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
@@ -31,9 +26,6 @@ from refseg_bench.config.components import ABOUT, is_class, names, open_protocol
 from refseg_bench.config.schema import TARGET, knob
 from refseg_bench.errors import ConfigError
 from refseg_bench.files.store_io import read_sealed_yaml
-
-#: What Hydra raises on a bad override, a missing member or a torn YAML.
-_COMPOSING = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError)
 
 #: What to do about a run folder that can't be read.
 _AGAIN = "Put the run's own file back, or move the folder away and run the command again."
@@ -332,8 +324,8 @@ def quoted(override: str, multirun: bool = False) -> str:
     if re.fullmatch(r"[\w./:-]*", value, re.ASCII) or value.startswith(("[", "{", "=")) or "${" in value:
         return override
     try:
-        parsed = OverridesParser.create().parse_override(override)
-    except _COMPOSING:
+        parsed = _parser().parse_override(override)
+    except _composing_errors():
         pass
     else:
         plain = multirun if parsed.is_sweep_override() else parsed.value() == value
@@ -343,18 +335,32 @@ def quoted(override: str, multirun: bool = False) -> str:
     inner = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), value)
     try:
         again = f"{key}{equals}'{inner}'"
-        OverridesParser.create().parse_override(again)
-    except _COMPOSING:
+        _parser().parse_override(again)
+    except _composing_errors():
         return override
     return again
+
+
+def _composing_errors() -> tuple[type[Exception], ...]:
+    """What Hydra raises on a bad override, a missing member or a torn YAML."""
+    from hydra.errors import HydraException
+
+    return HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError
+
+
+def _parser() -> Any:
+    # Hydra takes half of a short command's start, and only composing needs it.
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    return OverridesParser.create()
 
 
 def _expand(overrides: Sequence[str]) -> Iterator[list[str]]:
     """All combinations of the sweeps in a command line, in the order typed."""
     axes: list[list[str]] = []
     try:
-        parsed = OverridesParser.create().parse_overrides(list(overrides))
-    except _COMPOSING as error:
+        parsed = _parser().parse_overrides(list(overrides))
+    except _composing_errors() as error:
         raise ConfigError(
             f"Can't read the overrides: {error}", cure="Quote values that hold commas."
         ) from error
@@ -370,6 +376,10 @@ def _expand(overrides: Sequence[str]) -> Iterator[list[str]]:
 
 def _hydra(overrides: Sequence[str]) -> tuple[DictConfig, dict[str, str]]:
     """One Hydra composition, with Hydra's errors told as ours."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
     said = [_without(item) for item in overrides if not _is_searchpath(item)]
     conf, *more = searchpath.folders()
     said.append(f"hydra.searchpath=[{','.join(_text(f'file://{folder}') for folder in more)}]")
@@ -381,7 +391,7 @@ def _hydra(overrides: Sequence[str]) -> tuple[DictConfig, dict[str, str]]:
             with open_dict(node):
                 node.pop("hydra")
             return node, choices
-    except _COMPOSING as error:
+    except _composing_errors() as error:
         raise _told(error, overrides) from error
     finally:
         # Other users of Hydra (Meta's sam2 package composes at import) must find it untouched.
@@ -396,8 +406,8 @@ def _extend_searchpath(overrides: Sequence[str]) -> None:
     """Put what is typed as ``hydra.searchpath=[…]`` on the search path of this process."""
     for item in filter(_is_searchpath, overrides):
         try:
-            value = OverridesParser.create().parse_override(item).value()
-        except _COMPOSING as error:
+            value = _parser().parse_override(item).value()
+        except _composing_errors() as error:
             raise ConfigError(f"Can't read the search path: {error}", where=item) from error
         if not isinstance(value, list):
             raise ConfigError(
@@ -443,12 +453,16 @@ def _allowed_at(key: str, overrides: Sequence[str]) -> list[str] | None:
     """Members of a group, or the keys beside an unknown key."""
     if members := names(key):
         return members
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
     head, _, _ = key.rpartition(".")
     try:
         with initialize_config_dir(config_dir=str(searchpath.folders()[0]), version_base="1.3"):
             chosen = [item for item in overrides if names(item.partition("=")[0])]
             node = hydra_compose("config", overrides=chosen if head else [])
-    except _COMPOSING:
+    except _composing_errors():
         return None
     finally:
         GlobalHydra.instance().clear()

@@ -7,9 +7,9 @@ that :mod:`refseg_bench.run.inputs` holds runs against it as against the data se
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,6 @@ from refseg_bench.files.store_io import (
     PUT_BACK,
     read_record,
     sealed,
-    to_plain,
     write_atomic,
     write_error,
 )
@@ -29,6 +28,8 @@ from refseg_bench.types import Clip, Expression, Target
 
 #: Name of the file in a run folder.
 NAME = "data.json"
+
+_HALF = re.compile("[\ud800-\udfff]")
 
 
 @dataclass
@@ -85,13 +86,11 @@ def keep_record(
         "clips": [_told(clip, expressions) for clip, expressions in work],
         "files": {path: state for path, state in states.items() if state is not None},
     }
-    text = sealed(to_plain(record))
+    text = sealed(record)
     path = store.place(NAME)
-    try:
-        json.dumps(record, ensure_ascii=False, default=str).encode("utf-8")
-        if len(text) > MOST_BYTES:
-            text = ""
-    except UnicodeEncodeError:
+    # The reader takes no half characters, as names in another encoding have them.
+    halves = "\\ud" in text and _HALF.search("".join(_texts([record["clips"], list(states)])))
+    if halves or len(text) > MOST_BYTES:
         text = ""
     try:
         if text:
@@ -122,18 +121,30 @@ def recorded(store: RunStore) -> RecordedDataset | None:
 
 def _told(clip: Clip, expressions: Sequence[Expression]) -> list[Any]:
     """Id, size, frame names, folder of the frames, their files there, and [id, text] of the expressions."""
-    paths = [os.path.abspath(path) for path in clip.frame_paths]
+    paths = [os.fspath(path) for path in clip.frame_paths]
     folder = os.path.dirname(paths[0]) if paths else ""
     start = len(folder) + 1
-    files = [path[start:] if path.startswith(f"{folder}/") else path for path in paths]
+    files = [path[start:] if path[:start] == f"{folder}/" else os.path.abspath(path) for path in paths]
+    if not folder:
+        files = paths
+    folder = os.path.abspath(folder)
     return [
         clip.id,
-        list(clip.size),
+        [int(side) for side in clip.size],
         list(clip.frame_names),
         folder,
         files,
         [[e.id, e.text] for e in expressions],
     ]
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts in nested lists."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        for item in value:
+            yield from _texts(item)
 
 
 def _clip(entry: Any) -> tuple[Clip, tuple[Expression, ...]]:
