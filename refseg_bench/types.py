@@ -246,16 +246,18 @@ class Clip:
         Raises:
             DataError: a frame is missing, unreadable or of another size than the clip.
         """
-        from refseg_bench.files.images import read_rgb
+        from refseg_bench.files.images import read_rgb, turn_in_words
 
         chosen = range(len(self.frame_paths)) if indices is None else indices
         out = np.empty((len(chosen), *self.size, 3), np.uint8)
         for row, index in enumerate(chosen):
-            frame = read_rgb(self.frame_paths[index], upright=self.upright)
+            path = self.frame_paths[index]
+            frame = read_rgb(path, upright=self.upright)
             if frame.shape[:2] != self.size:
                 raise DataError(
-                    f"Frame is {frame.shape[:2]}, its clip '{self.id}' is {self.size} (height, width).",
-                    where=self.frame_paths[index],
+                    f"Frame is {frame.shape[:2]}, its clip '{self.id}' is {self.size} (height, width)."
+                    + turn_in_words(path, upright=self.upright),
+                    where=path,
                     cure="Restore the original frame, or check with `refseg data verify`.",
                 )
             out[row] = frame

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from refseg_bench.datasets.damage import Damage
-from refseg_bench.datasets.files import bad_name
+from refseg_bench.datasets.files import bad_name, found_instead, is_litter
+from refseg_bench.datasets.issues import Damage
 from refseg_bench.files.store_io import open_regular
 
 #: More files than any set of the field holds.
@@ -32,21 +32,10 @@ GROWTH_FROM = 64 << 20
 SPARE = 256 << 20
 #: Most bytes of a tar's headers for one member: long names and attributes.
 _MOST_HEADER = 1 << 20
-_DONT = "Don't use this archive; fetch it again from the data set's own page."
-_UNPACK_IT = (
-    "Unpack it with the program that made it, and give dataset.root the folder, or pack it as .zip or .tar."
-)
+_PACK_AGAIN = "and give dataset.root the folder, or pack it as .zip or .tar."
 #: What Python's readers unpack; anything else is told by name.
 _METHODS = {0: "stored", 8: "deflate", 12: "bzip2", 14: "LZMA"}
 _OTHER_METHODS = {9: "Deflate64", 93: "Zstandard", 95: "XZ", 98: "PPMd", 99: "AES encryption"}
-#: First bytes of what people take for a zip or tar.
-_OTHERS = (
-    (b"Rar!", "a RAR archive"),
-    (b"7z\xbc\xaf\x27\x1c", "a 7z archive"),
-    (b"\x28\xb5\x2f\xfd", "a Zstandard file"),
-    (b"\x1f\x8b", "a gzip file that holds no tar"),
-    (b"<", "a web page"),
-)
 #: What a damaged archive makes the readers raise.
 _TORN = (
     zipfile.BadZipFile,
@@ -83,12 +72,9 @@ def check_archive(archive: Path) -> None:
         open_regular(archive).close()
     except OSError as error:
         there = os.path.lexists(archive)
-        raise Damage(
-            "unreadable file" if there else "missing file",
-            f"The archive can't be read ({error.strerror})." if there else "There is no such archive.",
-            file=archive,
-            cure="Give --from the path of the archive as it was downloaded.",
-        ) from error
+        told = f"The archive can't be read ({error.strerror})." if there else "There is no such archive."
+        hint = "Give --from the path of the archive as it was downloaded."
+        raise Damage("unreadable file" if there else "missing file", told, archive, hint=hint) from error
 
 
 def unpack(archive: Path, into: Path) -> int:
@@ -148,10 +134,7 @@ def _damage_told(archive: Path) -> Iterator[None]:
 
 def _torn(archive: Path, error: Exception) -> Damage:
     return Damage(
-        "torn archive",
-        f"The archive is torn or damaged ({type(error).__name__}: {error}).",
-        file=archive,
-        cure="Fetch it again and compare its size or hash with the page it comes from.",
+        "torn archive", f"The archive is torn or damaged ({type(error).__name__}: {error}).", archive
     )
 
 
@@ -175,21 +158,16 @@ def _members(archive: Path) -> Iterator[Iterator[_Member]]:
 
 
 def _no_archive(archive: Path, head: bytes) -> Damage:
-    told = next(
-        (name for start, name in _OTHERS if head.lstrip().startswith(start)), "no zip and no tar archive"
+    told, hint = found_instead(head) or (
+        "no zip and no tar archive",
+        "Fetch it again: a download page may have been saved in its place.",
     )
-    cure = "Fetch it again: a download page may have been saved in its place."
-    if "page" not in told and not told.startswith("no "):
-        cure = _UNPACK_IT
+    if hint.startswith("Unpack"):
+        told, hint = f"{told}, and no tar in it can be read here", f"{hint.rstrip('.')}, {_PACK_AGAIN}"
     elif re.fullmatch(r"(\.z\d\d|\.\d{2,3}|\.[a-z]{2}|\.part\w*)", archive.suffix):
-        cure = "If it is one piece of a split archive, join the pieces first: cat NAME.* > NAME."
-    return Damage(
-        "torn archive",
-        f"The file is {told}.",
-        file=archive,
-        allowed=[".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz"],
-        cure=cure,
-    )
+        hint = "If it is one piece of a split archive, join the pieces first: cat NAME.* > NAME."
+    allowed = [".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz"]
+    return Damage("torn archive", f"The file is {told}.", archive, hint=hint, allowed=allowed)
 
 
 _EXTENSIONS = (
@@ -235,10 +213,10 @@ def _zipped(packed: zipfile.ZipFile, info: zipfile.ZipInfo, archive: Path) -> _M
         raise Damage(
             "unknown packing",
             f"The member {_shown(name)} is packed with {method}, which can't be unpacked here.",
-            file=archive,
-            place=f"member {_shown(name)}",
+            archive,
+            f"member {_shown(name)}",
+            f"Unpack it with the program that made it, {_PACK_AGAIN}",
             allowed=_METHODS.values(),
-            cure=_UNPACK_IT,
         )
     return _Member(_plain(name), info.file_size, info.is_dir(), lambda: packed.open(info))
 
@@ -262,22 +240,9 @@ def _plain(name: str) -> str:
     return name[:-1] if name.endswith("/") else name
 
 
-def is_litter(name: str) -> bool:
-    """The tar's own root, and what macOS and Windows add to every archive."""
-    parts = name.split("/")
-    return (
-        name in ("", ".")
-        or "__MACOSX" in parts
-        or parts[-1] in (".DS_Store", "Thumbs.db", "desktop.ini")
-        or parts[-1].startswith("._")
-    )
-
-
 def _unsafe(archive: Path, name: str, reason: str) -> Damage:
     shown = _shown(name)
-    return Damage(
-        "unsafe archive", f"The member {shown} {reason}.", file=archive, place=f"member {shown}", cure=_DONT
-    )
+    return Damage("unsafe archive", f"The member {shown} {reason}.", archive, f"member {shown}")
 
 
 def _shown(name: str) -> str:
@@ -294,21 +259,12 @@ def _checked(found: Iterator[_Member], archive: Path) -> list[_Member]:
     for number, member in enumerate(found, start=1):
         total += member.size + 512
         if number > MAX_MEMBERS:
-            raise Damage(
-                "unsafe archive",
-                f"The archive holds more than {MAX_MEMBERS} files.",
-                file=archive,
-                cure=_DONT,
-            )
+            raise Damage("unsafe archive", f"The archive holds more than {MAX_MEMBERS} files.", archive)
         if member.size < 0:
             raise _unsafe(archive, member.name, "has a negative size")
         if total > GROWTH_FROM and total > MAX_GROWTH * packed:
-            raise Damage(
-                "unsafe archive",
-                f"{packed} bytes would grow to {total} or more: that is a bomb, not a data set.",
-                file=archive,
-                cure=_DONT,
-            )
+            told = f"{packed} bytes would grow to {total} or more: that is a bomb, not a data set."
+            raise Damage("unsafe archive", told, archive)
         if is_litter(member.name):
             continue
         reason = bad_name(member.name)
@@ -330,12 +286,9 @@ def _check_space(members: list[_Member], into: Path) -> None:
     into.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(into).free - SPARE
     if total > free:
-        raise Damage(
-            "disk too small",
-            f"The archive unpacks to {total / 1e9:.1f} GB, {max(0, free) / 1e9:.1f} GB are free.",
-            file=into,
-            cure="Free some space, or unpack to another disk with --to.",
-        )
+        told = f"The archive unpacks to {total / 1e9:.1f} GB, {max(0, free) / 1e9:.1f} GB are free."
+        hint = "Free some space, or unpack to another disk with --to."
+        raise Damage("disk too small", told, into, hint=hint)
 
 
 def _copy(source: IO[bytes], out: IO[bytes], member: _Member, archive: Path) -> None:
@@ -347,9 +300,4 @@ def _copy(source: IO[bytes], out: IO[bytes], member: _Member, archive: Path) -> 
             raise _unsafe(archive, member.name, "is longer than it says")
         out.write(piece)
     if left:
-        raise Damage(
-            "torn archive",
-            f"The member {_shown(member.name)} ends early.",
-            file=archive,
-            cure="Fetch it again.",
-        )
+        raise Damage("torn archive", f"The member {_shown(member.name)} ends early.", archive)

@@ -1,7 +1,7 @@
-"""Reading small files and joining names from data, with errors that name file and place.
+"""Where data sets are, reading their small files, and joining names from data.
 
-Names that come out of JSON, pickles or archives are strangers' input: :func:`safe_join` is the
-only way from such a name to a path.
+Errors name file and place. Names that come out of JSON, pickles or archives are strangers' input:
+:func:`safe_join` is the only way from such a name to a path.
 """
 
 from __future__ import annotations
@@ -11,12 +11,16 @@ import difflib
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+import re
+import shlex
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from refseg_bench.datasets.damage import UNPACK_AGAIN, Damage, Report, refuse
+from refseg_bench.datasets.issues import Damage, Place, Report, refuse
+from refseg_bench.errors import DataError
 from refseg_bench.files import store_io
+from refseg_bench.files.resources import resource
 from refseg_bench.files.store_io import open_regular, printable
 
 
@@ -73,12 +77,8 @@ def fingerprint(*paths: Path) -> str:
 
 def missing_file(path: Path) -> Damage:
     """The error of a file that should be there."""
-    return Damage(
-        "missing file",
-        f"The file '{path.name}' is missing.",
-        file=path,
-        cure=rename_that_helps(path) or UNPACK_AGAIN,
-    )
+    told = f"The file '{path.name}' is missing."
+    return Damage("missing file", told, path, hint=rename_that_helps(path))
 
 
 def rename_that_helps(path: Path) -> str | None:
@@ -116,28 +116,32 @@ def bad_name(name: object) -> str | None:
     return None
 
 
-def safe_join(base: Path, name: object, *, file: Path, place: str) -> Path:
+def safe_join(base: Path, name: object, at: Place) -> Path:
     """``base / name`` if the name stays below ``base``.
 
     Args:
         base: trusted folder.
-        name: a name read from ``file``; slashes are allowed, ``..`` is not.
-        file: the file the name was read from.
-        place: where in that file.
+        name: a name read from a file; slashes are allowed, ``..`` is not.
+        at: where it was read.
 
     Raises:
         Damage: the name is no text, empty, absolute or leads out of ``base``.
     """
     reason = bad_name(name)
     if reason is not None:
-        raise Damage(
-            "unsafe name",
-            f"The name {name!r} {reason}.",
-            file=file,
-            place=place,
-            cure="Don't use this file: names in a data set are plain relative paths.",
-        )
+        raise at.damage("unsafe name", f"The name {name!r} {reason}.")
     return base / str(name)
+
+
+def is_litter(name: str) -> bool:
+    """An archive's own root, and what macOS and Windows add to every archive."""
+    parts = name.split("/")
+    return (
+        name in ("", ".")
+        or "__MACOSX" in parts
+        or parts[-1] in (".DS_Store", "Thumbs.db", "desktop.ini")
+        or parts[-1].startswith("._")
+    )
 
 
 def check_link(path: Path, *homes: Path, follow: bool, report: Report = refuse) -> bool:
@@ -160,14 +164,9 @@ def check_link(path: Path, *homes: Path, follow: bool, report: Report = refuse) 
         top = os.path.realpath(home)
         if real == top or real.startswith(top + os.sep):
             return True
-    report(
-        Damage(
-            "link out of the data set",
-            f"'{path.name}' is a symbolic link to '{real}', outside of the data set.",
-            file=path,
-            cure="Put the files inside the data set, or, if you made the link: dataset.follow_links=true.",
-        )
-    )
+    told = f"'{path.name}' is a symbolic link to '{real}', outside of the data set."
+    hint = "Put the files inside the data set, or, if you made the link: dataset.follow_links=true."
+    report(Damage("link out of the data set", told, path, hint=hint))
     return False
 
 
@@ -206,7 +205,7 @@ def open_data(path: Path) -> IO[bytes]:
         raise unreadable(path, error) from error
     if instead is not None:
         file.close()
-        raise Damage("another file", f"The file is {instead[0]}.", file=path, cure=instead[1])
+        raise Damage("another file", f"The file is {instead[0]}.", path, hint=instead[1])
     _collect(path)
     return file
 
@@ -215,12 +214,8 @@ def unreadable(path: Path, error: OSError) -> Damage:
     """The error of a file that can't be read."""
     if isinstance(error, FileNotFoundError):
         return missing_file(path)
-    return Damage(
-        "unreadable file",
-        f"The file can't be read ({error.strerror or error}).",
-        file=path,
-        cure="Check its permissions, and that it is a plain file.",
-    )
+    told = f"The file can't be read ({error.strerror or error})."
+    return Damage("unreadable file", told, path, hint="Check its permissions, and that it is a plain file.")
 
 
 def read_text(path: Path, encodings: tuple[str, ...] = ("utf-8-sig",)) -> str:
@@ -235,12 +230,7 @@ def read_text(path: Path, encodings: tuple[str, ...] = ("utf-8-sig",)) -> str:
         except OSError as error:
             raise unreadable(path, error) from error
     if len(data) > MOST_BYTES:
-        raise Damage(
-            "another file",
-            f"The file is larger than {MOST_BYTES >> 20} MB.",
-            file=path,
-            cure="Restore the original file.",
-        )
+        raise Damage("another file", f"The file is larger than {MOST_BYTES >> 20} MB.", path)
     problem: UnicodeDecodeError | None = None
     for encoding in encodings:
         try:
@@ -248,13 +238,9 @@ def read_text(path: Path, encodings: tuple[str, ...] = ("utf-8-sig",)) -> str:
         except UnicodeDecodeError as error:
             problem = problem or error
     assert problem is not None
-    raise Damage(
-        "text in another encoding",
-        f"Byte {problem.start} ({problem.object[problem.start]:#04x}) is not {' or '.join(encodings)}.",
-        file=path,
-        place=f"byte {problem.start}",
-        cure="Restore the original file, or convert it to UTF-8.",
-    )
+    place = f"byte {problem.start}"
+    told = f"Byte {problem.start} ({problem.object[problem.start]:#04x}) is not {' or '.join(encodings)}."
+    raise Damage("text in another encoding", told, path, place)
 
 
 class _Repeated(ValueError):
@@ -271,88 +257,124 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return out
 
 
-def parse_json(text: str, file: Path, place: str | None = None) -> Any:
+def parse_json(text: str, at: Place) -> Any:
     """JSON to plain values; a repeated key is an error, not a silent loss.
 
     Raises:
         Damage: torn or malformed text, a repeated key, or nesting that no data file has.
     """
+    before = "" if at.part is None else f"{at.part}, "
     try:
         return store_io.parse_json(text, _unique)
     except _Repeated as error:
-        raise Damage(
-            "duplicate id",
-            f"The key '{error.key}' stands twice in one object.",
-            file=file,
-            place=f"key '{error.key}'" if place is None else f"{place}, key '{error.key}'",
-            cure="Restore the original file: one of the two entries would be lost.",
-        ) from None
+        told = f"The key '{error.key}' stands twice in one object."
+        raise Damage("duplicate id", told, at.file, f"{before}key '{error.key}'") from None
     except json.JSONDecodeError as error:
-        at = f"line {error.lineno}, column {error.colno}"
-        told, cure = error.msg, UNPACK_AGAIN
+        told, hint = error.msg, None
         if error.msg == "Extra data" and text[error.pos - 1 : error.pos] == "\n":
             told = "more than one value, as in JSON lines"
-            cure = "Make it one JSON value, as the original is."
-        raise Damage(
-            "torn JSON",
-            f"The JSON is torn or malformed: {told}.",
-            file=file,
-            place=at if place is None else f"{place}, {at}",
-            cure=cure,
-        ) from error
+            hint = "Make it one JSON value, as the original is."
+        where = f"{before}line {error.lineno}, column {error.colno}"
+        raise Damage("torn JSON", f"The JSON is torn or malformed: {told}.", at.file, where, hint) from error
     except ValueError as error:
-        raise Damage(
-            "torn JSON", f"The JSON is torn or malformed: {error}.", file=file, place=place
-        ) from error
+        raise at.damage("torn JSON", f"The JSON is torn or malformed: {error}.") from error
 
 
 def read_json(path: Path, encodings: tuple[str, ...] = ("utf-8-sig",)) -> Any:
-    """Read a JSON file whole (for files of a few MB; large ones go through ``jsonstream``).
+    """Read a JSON file whole (for files of a few MB; large ones go through ``index``).
 
     Raises:
         Damage: missing, not in the encoding, torn, or with a repeated key.
     """
-    return parse_json(read_text(path, encodings), path)
+    return parse_json(read_text(path, encodings), Place(path))
 
 
-_NAMES = {dict: "an object", list: "a list", str: "text", int: "a whole number", bool: "true or false"}
+# ── where data sets are ──────────────────────────────────────────────────────
 
 
-def want(value: Any, kind: type, *, file: Path, place: str, report: Report = refuse) -> bool:
-    """Check that a JSON value is of a kind.
+def find_base(name: str, root: Path | None, folders: Sequence[str], landmarks: Sequence[str]) -> Path | None:
+    """The folder a data set lies in: the first that holds one of its landmark files.
 
-    Returns:
-        True if it is; otherwise the problem went to ``report``.
+    Args:
+        name: the data set's name, also a folder tried.
+        root: what the user gave; ``None`` looks in ``$REFSEG_DATA`` (or ``data``) and then among
+            the samples that ship with the package.
+        folders: names its archives unpack to, tried in any case and with any of ``-``, ``_`` and space.
+        landmarks: relative paths of which one must be there.
     """
-    if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
-        return True
-    shown = repr(value)
-    shown = shown if len(shown) < 60 else f"{shown[:57]}..."
-    report(
-        Damage(
-            "wrong type",
-            f"Expected {_NAMES.get(kind, kind.__name__)}, found {shown}.",
-            file=file,
-            place=place,
-            cure="Restore the original file: this is not the format's layout.",
-        )
+    for base in _bases(name, root, folders):
+        if any(os.path.exists(base / landmark) for landmark in landmarks):
+            return base
+    return None
+
+
+def _bases(name: str, root: Path | None, folders: Sequence[str]) -> Iterator[Path]:
+    for place in [root] if root is not None else [data_root(), resource("datasets")]:
+        homes = [place] if root is not None else list(_spelled(place, name))
+        yield from homes
+        for home in dict.fromkeys((*homes, place)):
+            for folder in folders:
+                yield from _spelled(home, folder)
+
+
+def _spelled(place: Path, folder: str) -> Iterator[Path]:
+    """The folder as it is named, and as others write such a name."""
+    yield place / folder
+    plain = _plainly(folder)
+    with contextlib.suppress(OSError):
+        for entry in sorted(os.listdir(place)):
+            if entry != folder and _plainly(entry) == plain:
+                yield place / entry
+
+
+def _plainly(name: str) -> str:
+    return re.sub("[-_ ]", "", name.lower())
+
+
+def splits_there(name: str, root: Path | None, folders: Sequence[str], patterns: Sequence[str]) -> list[str]:
+    """The splits a data set has on this disk.
+
+    Args:
+        name: the data set's name.
+        root: what the user gave, as in :func:`find_base`.
+        folders: names its archives unpack to.
+        patterns: landmarks with ``{split}`` in its place.
+    """
+    found = set()
+    for base in _bases(name, root, folders):
+        for pattern in patterns:
+            head, mark, tail = pattern.partition("{split}")
+            if mark and "{" not in head + tail and os.path.isdir(base):
+                full = re.compile(re.escape(head) + r"([^/]+)" + re.escape(tail))
+                names = (path.relative_to(base).as_posix() for path in base.glob(f"{head}*{tail}"))
+                found |= {match[1] for match in map(full.fullmatch, names) if match}
+    return sorted(found)
+
+
+def not_found(name: str, root: Path | None, landmarks: Sequence[str]) -> DataError:
+    """The error of a data set that isn't where it is looked for; says where it is, if it is near."""
+    place = root or data_root() / name
+    inside: list[str] = []
+    try:
+        inside = sorted(name for name in os.listdir(place) if not name.startswith("."))
+        holds = f" The folder holds {', '.join(inside[:8]) + (' …' if len(inside) > 8 else '') or 'nothing'}."
+    except FileNotFoundError:
+        holds = " There is no such folder." if root is not None else ""
+    except OSError as error:
+        holds = f" It can't be read as a folder ({error.strerror})."
+    cure = (
+        f"Get it as datasets/{name}/README.md says, then set dataset.root=FOLDER (`refseg score`: "
+        "--root FOLDER) or put it under $REFSEG_DATA; `refseg data list` shows what is found where."
     )
-    return False
-
-
-def field_of(
-    record: Mapping[str, Any], key: str, kind: type, *, file: Path, place: str, report: Report = refuse
-) -> Any:
-    """A required field of a JSON object, or ``None`` after reporting that it is missing or wrong."""
-    if key not in record:
-        report(
-            Damage(
-                "missing field",
-                f"The field '{key}' is missing.",
-                file=file,
-                place=place,
-                cure="Restore the original file: this is not the format's layout.",
-            )
-        )
-        return None
-    return record[key] if want(record[key], kind, file=file, place=f"{place}.{key}", report=report) else None
+    near = [place / one for one in inside[:1000]] + [place.parent, place.parent.parent]
+    for folder in near:
+        if any(os.path.exists(folder / landmark) for landmark in landmarks):
+            cure = f"It lies in {folder}: set {shlex.quote(f'dataset.root={folder}')} (elsewhere: --root)."
+            break
+    else:
+        cure = next(filter(None, (rename_that_helps(place / landmark) for landmark in landmarks)), cure)
+    return DataError(
+        f"The data set '{name}' is not here: none of its files {', '.join(landmarks)} exists.{holds}",
+        where=place,
+        cure=cure,
+    )

@@ -1,4 +1,4 @@
-"""Where the masks of a video set come from: run-length dictionaries or folders of PNGs.
+"""Where the masks of a data set come from: checked run lengths, dictionaries of them, folders of PNGs.
 
 Each source answers one question: the tracks of these objects in this clip. In a run-length
 dictionary ``null`` says that the object does not show; where a PNG is missing, either the frame
@@ -10,23 +10,118 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from abc import abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
 
-from refseg_bench.datasets.damage import UNPACK_AGAIN, Damage, Report, refuse
 from refseg_bench.datasets.files import check_link, safe_join
-from refseg_bench.datasets.offsets import Entries, open_entries, open_store
+from refseg_bench.datasets.index import Entries, open_entries, open_store
+from refseg_bench.datasets.issues import UNPACK_AGAIN, Damage, Place, Report, refuse
 from refseg_bench.datasets.pickles import pickled_items
-from refseg_bench.datasets.rle import Size, blank, checked_rle, checked_track
 from refseg_bench.files import png
-from refseg_bench.types import Clip, MaskTrack, encode_rle
+from refseg_bench.types import Clip, MaskTrack, encode_rle, rle_fault
+
+Size = tuple[int, int]
+#: Widest and highest that a mask or a video can be.
+MOST_SIDE = 65535
+
+
+# ── one mask in run lengths, measured before anything decodes it ─────────────
+
+
+@lru_cache(maxsize=64)
+def blank(size: Size) -> bytes:
+    """The mask that says "absent"."""
+    return encode_rle(np.zeros(size, np.uint8))
+
+
+def checked_rle(entry: Any, size: Size | None, at: Place) -> tuple[bytes, Size] | None:
+    """One RLE of a data file as compressed counts.
+
+    Args:
+        entry: ``{"size": [h, w], "counts": text, bytes or list of runs}``.
+        size: the (height, width) it must have, or ``None`` for any.
+        at: where it was read.
+
+    Returns:
+        Counts and size, or ``None`` after reporting a problem.
+    """
+    if not isinstance(entry, Mapping) or "size" not in entry or "counts" not in entry:
+        at.tell("malformed mask", "A mask must be an object with 'size' and 'counts', or null.")
+        return None
+    own = entry["size"]
+    if not (
+        isinstance(own, (list, tuple))
+        and len(own) == 2
+        and all(
+            isinstance(n, (int, np.integer)) and not isinstance(n, bool) and 0 < n <= MOST_SIDE for n in own
+        )
+    ):
+        at.tell("malformed mask", f"The mask's size {own!r} is no [height, width].")
+        return None
+    mine = (int(own[0]), int(own[1]))
+    if size is not None and mine != size:
+        at.tell("mask of another size", _sizes(mine, size))
+        return None
+    counts = entry["counts"]
+    if isinstance(counts, str):
+        # Only ASCII is in the alphabet; anything else fails the measurement below.
+        counts = counts.encode("ascii", "replace")
+    elif isinstance(counts, (list, tuple)):
+        if not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in counts):
+            at.tell("torn mask", "The mask's run lengths are not whole numbers from 0 up.")
+            return None
+        if sum(counts) != mine[0] * mine[1]:
+            at.tell("torn mask", f"The mask's runs cover {sum(counts)} pixels of {mine[0] * mine[1]}.")
+            return None
+        counts = bytes(coco_mask.frPyObjects({"size": list(mine), "counts": list(counts)}, *mine)["counts"])
+    if not isinstance(counts, bytes):
+        at.tell("malformed mask", f"The mask's counts are {type(counts).__name__}.")
+        return None
+    reason = rle_fault(counts, mine)
+    if reason is not None:
+        at.tell("torn mask", f"The mask's run-length code is damaged: {reason}.")
+        return None
+    return counts, mine
+
+
+def are_coordinates(values: Sequence[Any]) -> bool:
+    """Whether all values are numbers that a polygon's corner can have."""
+    return all(isinstance(v, (int, float)) and not isinstance(v, bool) and abs(v) < 1e6 for v in values)
+
+
+def _sizes(mask: Sequence[int], size: Size) -> str:
+    swapped = ": height and width are swapped" if tuple(mask[:2]) == size[::-1] else ""
+    return f"The mask is {mask[0]} x {mask[1]}, its frame {size[0]} x {size[1]} (height x width){swapped}."
+
+
+def checked_track(entries: Any, clip: Clip, at: Place) -> MaskTrack:
+    """The masks of one object: one RLE, or null = absent, per frame.
+
+    Returns:
+        The track; a mask that was reported as damaged stands as absent.
+    """
+    out = [blank(clip.size)] * len(clip)
+    if not isinstance(entries, (list, tuple)):
+        at.tell("malformed mask", "The masks of an object must be a list.")
+        entries = ()
+    elif len(entries) != len(clip):
+        at.tell("mask count differs", f"The object has {len(entries)} masks, its video {len(clip)} frames.")
+    for index, entry in enumerate(entries[: len(clip)]):
+        if entry is not None and (found := checked_rle(entry, clip.size, at.at(f"[{index}]"))) is not None:
+            out[index] = found[0]
+    return MaskTrack(clip.size, tuple(out))
+
+
+# ── sources of tracks ────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True)
@@ -42,7 +137,8 @@ class Wanted:
     anno_id: str
 
 
-class MaskSource(Protocol):
+@dataclass
+class MaskSource:
     """Gives the annotated tracks of a clip's objects.
 
     Attributes:
@@ -51,16 +147,15 @@ class MaskSource(Protocol):
     """
 
     path: Path
-    encodings: Counter[str]
+    encodings: Counter[str] = field(default_factory=Counter, init=False, repr=False)
 
+    @abstractmethod
     def tracks(self, clip: Clip, wanted: Sequence[Wanted], report: Report = refuse) -> list[MaskTrack]:
         """One track per wanted object, in that order."""
 
     def void(self, clip: Clip, report: Report = refuse) -> MaskTrack | None:
         """Pixels that are neither object nor background, where the source marks them."""
-
-
-# ── run-length dictionaries ──────────────────────────────────────────────────
+        return None
 
 
 def open_mask_dict(path: Path, cache: Path) -> Entries:
@@ -77,15 +172,13 @@ def open_mask_dict(path: Path, cache: Path) -> Entries:
 
 
 @dataclass
-class RunLengthMasks:
+class RunLengthMasks(MaskSource):
     """``{anno_id: [RLE or null per frame]}``.
 
     The objects of the last clip are kept, because its expressions share them.
     """
 
-    path: Path
     entries: Entries
-    encodings: Counter[str] = field(default_factory=Counter, init=False, repr=False)
     _clip: str | None = field(default=None, init=False, repr=False)
     _tracks: dict[str, MaskTrack] = field(default_factory=dict, init=False, repr=False)
 
@@ -104,25 +197,22 @@ class RunLengthMasks:
         except Damage as damage:
             report(damage)
             return MaskTrack.empty(clip.size, len(clip))
-        place = f"anno_id {anno_id}"
-        rles = checked_track(entries, clip.size, len(clip), file=self.path, place=place, report=report)
-        return MaskTrack(clip.size, rles)
+        return checked_track(entries, clip, Place(self.path, f"anno_id {anno_id}", report))
 
     def size(self, anno_id: str) -> Size | None:
         """(height, width) of an object's first mask; ``None`` if it never shows or can't be read."""
         with contextlib.suppress(Damage):
             for entry in self.entries.get(anno_id) or ():
                 if entry is not None:
-                    found = checked_rle(entry, None, file=self.path, place=f"anno_id {anno_id}")
+                    found = checked_rle(entry, None, Place(self.path, f"anno_id {anno_id}"))
                     return found[1] if found else None
-        return None
-
-    def void(self, clip: Clip, report: Report = refuse) -> MaskTrack | None:
-        """These dictionaries hold no void."""
         return None
 
 
 # ── folders of PNGs ──────────────────────────────────────────────────────────
+
+_Pixels = TypeVar("_Pixels", bound=NDArray[Any])
+_KINDS = {"missing": "missing mask", "torn": "torn mask"}
 
 
 def read_labels(path: Path, tally: Counter[str] | None = None) -> NDArray[np.uint8]:
@@ -135,11 +225,7 @@ def read_labels(path: Path, tally: Counter[str] | None = None) -> NDArray[np.uin
     Raises:
         Damage: missing, torn, or an image whose pixels are no labels.
     """
-    with _told(path):
-        labels, encoding = png.read_labels(path)
-    if tally is not None:
-        tally[encoding] += 1
-    return labels
+    return _read(png.read_labels, path, tally)
 
 
 def read_binary(path: Path, tally: Counter[str] | None = None) -> NDArray[np.bool_]:
@@ -153,34 +239,73 @@ def read_binary(path: Path, tally: Counter[str] | None = None) -> NDArray[np.boo
     Raises:
         Damage: missing or torn, or a mask in an alpha channel.
     """
-    with _told(path):
+
+    def read(path: Path) -> tuple[NDArray[np.bool_], str]:
         try:
-            mask, encoding = png.read_mask(path)
+            return png.read_mask(path)
         except png.MaskFault as fault:
             if fault.kind != "flat":
                 raise
             labels, encoding = png.read_labels(path)
-            mask, encoding = labels != 0, f"{encoding}, all nonzero"
-    if tally is not None:
-        tally[encoding] += 1
-    return mask
+            return labels != 0, f"{encoding}, all nonzero"
+
+    return _read(read, path, tally)
 
 
-_KINDS = {"missing": "missing mask", "torn": "torn mask"}
-
-
-@contextlib.contextmanager
-def _told(path: Path) -> Iterator[None]:
+def _read(read: Callable[[Path], tuple[_Pixels, str]], path: Path, tally: Counter[str] | None) -> _Pixels:
     try:
-        yield
+        pixels, encoding = read(path)
     except png.MaskFault as fault:
         kind = _KINDS.get(fault.kind)
-        cure = UNPACK_AGAIN if kind or not fault.cure else fault.cure
-        raise Damage(kind or "mask of another mode", fault.what, file=path, cure=cure) from fault
+        hint = UNPACK_AGAIN if kind else fault.cure
+        raise Damage(kind or "mask of another mode", fault.what, path, hint=hint) from fault
+    if tally is not None:
+        tally[encoding] += 1
+    return pixels
 
 
 @dataclass
-class LabelMapMasks:
+class _Folders(MaskSource):
+    """Folders of one PNG per frame.
+
+    Attributes:
+        home: the data set's folder, which links must not leave.
+        follow_links: read links that lead out of ``home``.
+    """
+
+    home: Path
+    follow_links: bool = field(default=False, kw_only=True)
+
+    def _masks(
+        self, folder: Path, clip: Clip, names: Sequence[str], report: Report
+    ) -> Iterator[tuple[int, NDArray[Any]]]:
+        """Frame index and pixels of every readable mask; damaged ones go to ``report``."""
+        if not check_link(folder, self.home, folder.parent, follow=self.follow_links, report=report):
+            return
+        wanted = set(names)
+        for index, name in enumerate(clip.frame_names):
+            path = folder / f"{name}.png"
+            if name not in wanted or (
+                path.is_symlink()
+                and not check_link(path, self.home, folder, follow=self.follow_links, report=report)
+            ):
+                continue
+            try:
+                pixels = self._pixels(path)
+            except Damage as damage:
+                report(damage)
+                continue
+            if pixels.shape[:2] != clip.size:
+                report(Damage("mask of another size", _sizes(pixels.shape, clip.size), path))
+                continue
+            yield index, pixels
+
+    def _pixels(self, path: Path) -> NDArray[Any]:
+        return read_binary(path, self.encodings)
+
+
+@dataclass
+class LabelFolders(_Folders):
     """``<video>/<frame>.png`` with the object's id as pixel value, all objects in one map.
 
     All objects of a clip are read in one pass and kept until another clip is asked for, because
@@ -188,51 +313,30 @@ class LabelMapMasks:
 
     Attributes:
         path: folder of the videos.
-        home: the data set's folder, which links must not leave.
         void_label: pixel value that belongs to nobody, or ``None``.
-        follow_links: read links that lead out of ``home``.
     """
 
-    path: Path
-    home: Path
     void_label: int | None = None
-    follow_links: bool = False
-    encodings: Counter[str] = field(default_factory=Counter, init=False, repr=False)
     _clip: str | None = field(default=None, init=False, repr=False)
     _labels: dict[int, MaskTrack] = field(default_factory=dict, init=False, repr=False)
 
     def tracks(self, clip: Clip, wanted: Sequence[Wanted], report: Report = refuse) -> list[MaskTrack]:
         """See :class:`MaskSource`. An object whose id no frame holds is absent in all of them."""
         self._read(clip, report)
-        absent = MaskTrack.empty(clip.size, len(clip))
         out: list[MaskTrack] = []
         for one in wanted:
+            at, track = Place(self.path / clip.id, f"object {one.object_id}", report), None
             if not one.object_id.isdecimal() or not 0 < int(one.object_id) < 256:
-                report(
-                    Damage(
-                        "bad object id",
-                        f"The object id '{one.object_id}' is no pixel value of a label map.",
-                        file=self.path / clip.id,
-                        place=f"object {one.object_id}",
-                        allowed=["1 to 255"],
-                        cure="Use the masks and the expression file of one release.",
-                    )
+                at.tell(
+                    "bad object id",
+                    f"The object id '{one.object_id}' is no pixel value of a label map.",
+                    "Use the masks and the expression file of one release.",
+                    allowed=["1 to 255"],
                 )
-                out.append(absent)
-                continue
-            track = self._labels.get(int(one.object_id))
-            if track is None:
-                report(
-                    Damage(
-                        "object without a pixel",
-                        f"No frame of '{clip.id}' shows object {one.object_id}.",
-                        file=self.path / clip.id,
-                        place=f"object {one.object_id}",
-                        allowed=sorted(self._labels),
-                        cure="Use the masks and the expression file of one release.",
-                    )
-                )
-            out.append(track or absent)
+            elif (track := self._labels.get(int(one.object_id))) is None:
+                told = f"No frame of '{clip.id}' shows object {one.object_id}."
+                at.tell("object without a pixel", told, allowed=sorted(self._labels))
+            out.append(track or MaskTrack.empty(clip.size, len(clip)))
         return out
 
     def void(self, clip: Clip, report: Report = refuse) -> MaskTrack | None:
@@ -247,20 +351,13 @@ class LabelMapMasks:
         folder = self.path / clip.id
         return [p if (p := folder / f"{name}.png").is_file() else None for name in clip.frame_names]
 
-    def extra(self, clip: Clip) -> list[Path]:
-        """Maps that belong to no frame of the clip."""
-        known = set(clip.frame_names)
-        folder = self.path / clip.id
-        return sorted(p for p in folder.glob("*.png") if p.stem not in known and p.name[0] != ".")
-
     def _read(self, clip: Clip, report: Report) -> None:
         if self._clip == clip.id:
             return
         self._clip = None
         rles: dict[int, list[bytes]] = {}
-        folder = safe_join(self.path, clip.id, file=self.path, place=clip.id)
-        read = partial(read_labels, tally=self.encodings)
-        for index, labels in frame_masks(folder, clip, read, self.home, self.follow_links, report):
+        folder = safe_join(self.path, clip.id, Place(self.path, clip.id))
+        for index, labels in self._masks(folder, clip, clip.frame_names, report):
             for label in np.unique(labels).tolist():
                 if label:
                     track = rles.setdefault(label, [blank(clip.size)] * len(clip))
@@ -269,96 +366,47 @@ class LabelMapMasks:
         if report is refuse:
             self._clip = clip.id
 
-
-def other_size(path: Path, found: tuple[int, ...], size: tuple[int, int]) -> Damage:
-    """The error of a mask that doesn't fit its frame."""
-    return Damage(
-        "mask of another size",
-        f"The mask is {found[0]} x {found[1]}, its frame {size[0]} x {size[1]} (height x width).",
-        file=path,
-    )
-
-
-def frame_masks(
-    folder: Path,
-    clip: Clip,
-    read: Callable[[Path], NDArray[np.uint8] | NDArray[np.bool_]],
-    home: Path,
-    follow_links: bool,
-    report: Report,
-) -> Iterator[tuple[int, NDArray[np.uint8] | NDArray[np.bool_]]]:
-    """Index and pixels of every readable mask of a clip; damaged ones go to ``report``."""
-    if not check_link(folder, home, folder.parent, follow=follow_links, report=report):
-        return
-    for index, name in enumerate(clip.frame_names):
-        path = folder / f"{name}.png"
-        if path.is_symlink() and not check_link(path, home, folder, follow=follow_links, report=report):
-            continue
-        try:
-            pixels = read(path)
-        except Damage as damage:
-            report(damage)
-            continue
-        if pixels.shape[:2] != clip.size:
-            report(other_size(path, pixels.shape, clip.size))
-            continue
-        yield index, pixels
+    def _pixels(self, path: Path) -> NDArray[Any]:
+        return read_labels(path, self.encodings)
 
 
 @dataclass
-class ObjectFolders:
+class ObjectFolders(_Folders):
     """``<anno_id>/<frame>.png``, one folder per object, any nonzero pixel = the object (ReasonVOS).
 
     A frame without a PNG was not annotated and is not scored: its mask is ``None``.
-
-    Attributes:
-        path: folder of the objects.
-        home: the data set's folder, which links must not leave.
-        follow_links: read links that lead out of ``home``.
     """
-
-    path: Path
-    home: Path
-    follow_links: bool = False
-    encodings: Counter[str] = field(default_factory=Counter, init=False, repr=False)
 
     def tracks(self, clip: Clip, wanted: Sequence[Wanted], report: Report = refuse) -> list[MaskTrack]:
         """See :class:`MaskSource`."""
-        return [self._track(clip, one, report) for one in wanted]
+        return [self._track(clip, one.anno_id, report) for one in wanted]
 
-    def void(self, clip: Clip, report: Report = refuse) -> MaskTrack | None:
-        """These folders hold no void."""
-        return None
-
-    def _track(self, clip: Clip, one: Wanted, report: Report) -> MaskTrack:
+    def _track(self, clip: Clip, anno_id: str, report: Report) -> MaskTrack:
         rles: list[bytes | None] = [None] * len(clip)
-        folder = safe_join(self.path, one.anno_id, file=self.path, place=one.anno_id)
+        folder = safe_join(self.path, anno_id, Place(self.path, anno_id))
         if not folder.is_dir():
-            report(
-                Damage("missing mask", f"The object's mask folder '{one.anno_id}' is missing.", file=folder)
-            )
+            report(Damage("missing mask", f"The object's mask folder '{anno_id}' is missing.", folder))
             return MaskTrack(clip.size, tuple(rles))
-        names = (entry.name for entry in os.scandir(folder))
-        present = {name[:-4] for name in names if name.endswith(".png") and name[0] != "."}
-        for name in sorted(present - set(clip.frame_names)):
-            report(
-                Damage(
-                    "extra mask",
-                    f"The mask '{name}.png' belongs to no frame of video '{clip.id}'.",
-                    file=folder / f"{name}.png",
-                    cure=UNPACK_AGAIN,
-                )
-            )
+        present = png_names(folder)
         if not present:
-            report(Damage("missing mask", f"The mask folder '{one.anno_id}' holds no PNG.", file=folder))
-        annotated = Clip(
-            clip.id,
-            tuple(p for p, n in zip(clip.frame_paths, clip.frame_names, strict=True) if n in present),
-            tuple(n for n in clip.frame_names if n in present),
-            clip.size,
-        )
-        places = {name: index for index, name in enumerate(clip.frame_names)}
-        read = partial(read_binary, tally=self.encodings)
-        for index, mask in frame_masks(folder, annotated, read, self.home, self.follow_links, report):
-            rles[places[annotated.frame_names[index]]] = encode_rle(mask)
+            report(Damage("missing mask", f"The mask folder '{anno_id}' holds no PNG.", folder))
+        report_extra(folder, present, clip, report)
+        for index, mask in self._masks(folder, clip, present, report):
+            rles[index] = encode_rle(mask)
         return MaskTrack(clip.size, tuple(rles))
+
+
+def png_names(folder: Path) -> list[str]:
+    """Names, without ending, of the PNG files of a folder, sorted; none if it isn't there."""
+    with contextlib.suppress(OSError):
+        return sorted(n[:-4] for n in os.listdir(folder) if n.endswith(".png") and n[0] != ".")
+    return []
+
+
+def report_extra(folder: Path, present: Sequence[str], clip: Clip, report: Report) -> None:
+    """Report the masks of a folder that belong to no frame of the clip."""
+    known = set(clip.frame_names)
+    for name in present:
+        if name not in known:
+            told = f"The mask '{name}.png' belongs to no frame of video '{clip.id}'."
+            report(Damage("extra mask", told, folder / f"{name}.png"))

@@ -19,10 +19,8 @@ from typing import Any, Literal
 
 from refseg_bench.datasets import unpickle
 from refseg_bench.datasets.archives import GROWTH_FROM, MAX_GROWTH
-from refseg_bench.datasets.damage import Damage
 from refseg_bench.datasets.files import open_data, parse_json
-
-_FETCH = "Don't use this file; fetch it again from the data set's own page."
+from refseg_bench.datasets.issues import Damage, Place
 
 
 def pickled_items(path: Path) -> Iterator[tuple[str, Any]]:
@@ -58,7 +56,7 @@ def _entries(path: Path, kind: Literal["dict", "list"]) -> Iterator[Any]:
             try:
                 number = 0
                 while (line := child.stdout.readline(left + 1)).endswith(b"\n"):
-                    yield parse_json(line.decode("ascii"), path, f"entry {number}")
+                    yield parse_json(line.decode("ascii"), Place(path, f"entry {number}"))
                     left -= len(line)
                     number += 1
                 if len(line) > left:
@@ -73,14 +71,13 @@ def _entries(path: Path, kind: Literal["dict", "list"]) -> Iterator[Any]:
         raise Damage(
             "pickle with a callable",
             f"The pickle names '{words}', which plain data never does; it was not run.",
-            file=path,
-            place=f"global '{words}'",
+            path,
+            f"global '{words}'",
             allowed=[".".join(pair) for pair in sorted(unpickle.ADMITTED)],
-            cure=_FETCH,
         )
     if child.returncode == unpickle.OTHER_TYPE:
         holds = "dictionary" if kind == "dict" else "list"
-        raise Damage("wrong type", f"The pickle holds no {holds}.", file=path, place="the file")
+        raise Damage("wrong type", f"The pickle holds no {holds}.", path, "the file")
     if child.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
         raise _torn(path, "reading it takes more time or memory than any real one")
     if child.returncode < 0:
@@ -90,4 +87,4 @@ def _entries(path: Path, kind: Literal["dict", "list"]) -> Iterator[Any]:
 
 
 def _torn(path: Path, how: str) -> Damage:
-    return Damage("torn pickle", f"The pickle is torn or damaged ({how}).", file=path, cure=_FETCH)
+    return Damage("torn pickle", f"The pickle is torn or damaged ({how}).", path)

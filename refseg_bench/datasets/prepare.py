@@ -14,10 +14,10 @@ from typing import Any
 
 from refseg_bench.config.components import open_dataset
 from refseg_bench.datasets.archives import check_archive, unpack
-from refseg_bench.datasets.catalogue import manifest
-from refseg_bench.datasets.damage import Damage
-from refseg_bench.datasets.davis_text import TEXTS, convert
+from refseg_bench.datasets.catalogue import manifest, open_dataset
 from refseg_bench.datasets.files import data_root
+from refseg_bench.datasets.issues import Damage
+from refseg_bench.datasets.ref_davis17 import MASKS, TEXTS, convert
 from refseg_bench.datasets.refcoco import COCO_FOLDERS, coco_number
 from refseg_bench.errors import DataError
 from refseg_bench.files.store_io import replacing, sweep, temporary_name, write_error
@@ -25,7 +25,6 @@ from refseg_bench.files.store_io import replacing, sweep, temporary_name, write_
 Say = Callable[[str], None]
 #: How deep below an archive's top a set's own folder may lie.
 _DEPTH = 6
-_MASKS = "Annotations_unsupervised/480p"
 
 
 @dataclass(frozen=True)
@@ -131,7 +130,7 @@ def _davis(places: Sequence[Path], home: Path, stage: Path, say: Say) -> None:
     """Convert DAVIS and its texts; the archives may come in any number and order."""
     merged = stage / "merged"
     # The semantics archive may hold frames too, but not the masks that are needed.
-    needed = ("JPEGImages/480p", _MASKS, "ImageSets")
+    needed = ("JPEGImages/480p", MASKS, "ImageSets")
     davis = _find(places, lambda d: all((d / part).is_dir() for part in needed))
     if davis is None:
         # The parts of one folder, packed apart.
@@ -144,15 +143,11 @@ def _davis(places: Sequence[Path], home: Path, stage: Path, say: Say) -> None:
         davis = _find([together], lambda d: all((d / part).is_dir() for part in needed))
     texts = _find(places, lambda d: (d / TEXTS[0][0]).is_file())
     if davis is None or texts is None:
-        lacking = (
-            "DAVIS-2017-Unsupervised-trainval-480p.zip" if davis is None else "davis_text_annotations.zip"
-        )
-        raise Damage(
-            "missing file",
-            f"Nothing given holds {f'JPEGImages/480p with {_MASKS}' if davis is None else TEXTS[0][0]}.",
-            file=places[0] if places else home,
-            cure=f"Add {lacking} to --from.",
-        )
+        lacking, archive = f"JPEGImages/480p with {MASKS}", "DAVIS-2017-Unsupervised-trainval-480p.zip"
+        if davis is not None:
+            lacking, archive = TEXTS[0][0], "davis_text_annotations.zip"
+        place, hint = places[0] if places else home, f"Add {archive} to --from."
+        raise Damage("missing file", f"Nothing given holds {lacking}.", place, hint=hint)
     semantics = _find(places, lambda d: (d / "davis_semantics.json").is_file())
     if semantics is not None and semantics != davis and not (davis / "davis_semantics.json").exists():
         # A folder of the user's own is not written to.
@@ -184,9 +179,9 @@ def _arrange(name: str, sources: Sequence[Path], places: Sequence[Path], home: P
                 raise Damage(
                     "missing file",
                     f"The archive holds nothing of '{name}', but {', '.join(sorted(os.listdir(place))[:5])}.",
-                    file=source,
+                    source,
+                    hint=f"See datasets/{name}/README.md for the archives' names and what is in them.",
                     allowed=[*marks, *(part for part in parts if part not in marks)][:12],
-                    cure=f"See datasets/{name}/README.md for the archives' names and what is in them.",
                 )
     for place, base in zip(places, bases, strict=True):
         while (images := _find([place], _holds_coco_images)) is not None:
@@ -310,12 +305,8 @@ def _rename(source: Path, target: Path) -> None:
 
 
 def _exists(place: Path) -> Damage:
-    return Damage(
-        "file exists",
-        "Another file is there already.",
-        file=place,
-        cure="Prepare to another folder with --to, or take the old copy away first.",
-    )
+    hint = "Prepare to another folder with --to, or take the old copy away first."
+    return Damage("file exists", "Another file is there already.", place, hint=hint)
 
 
 def _index(name: str, home: Path, say: Say) -> dict[str, int]:

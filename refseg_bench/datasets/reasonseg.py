@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refseg_bench.config.schema import knob
-from refseg_bench.datasets.damage import Damage, Report, refuse
-from refseg_bench.datasets.files import check_link, field_of, parse_json, read_text, want
-from refseg_bench.datasets.meta_expressions import find_base, not_found
+from refseg_bench.datasets.files import check_link, find_base, not_found, read_json
+from refseg_bench.datasets.issues import Damage, Place, Report, refuse
+from refseg_bench.datasets.masks import are_coordinates
 from refseg_bench.errors import DataError
 from refseg_bench.files.images import image_size
 from refseg_bench.types import Clip, Expression, MaskTrack, Target
@@ -131,14 +131,22 @@ class ReasonSeg:
         """All readable images of the split."""
         folder = self.base() / self.split
         names = sorted(p for p in folder.iterdir() if p.name[0] != ".") if folder.is_dir() else []
-        images = {p.stem: p for p in names if p.suffix.lower() in (".jpg", ".jpeg")}
+        images: dict[str, Path] = {}
+        for path in names:
+            if path.suffix.lower() not in (".jpg", ".jpeg"):
+                continue
+            if (other := images.setdefault(path.stem, path)) != path:
+                told = f"The images '{other.name}' and '{path.name}' share one JSON."
+                hint = "Take away the one that the JSON isn't of, or rename it with a JSON of its own."
+                report(Damage("duplicate id", told, path, hint=hint))
         jsons = {p.stem for p in names if p.suffix == ".json"}
         for name in sorted(set(images) - jsons):
-            report(Damage("missing file", f"Image '{name}.jpg' has no JSON.", file=folder / f"{name}.json"))
+            told = f"Image '{images[name].name}' has no JSON."
+            report(Damage("missing file", told, folder / f"{name}.json"))
         for name in sorted(jsons - set(images)):
-            report(Damage("missing frame", f"'{name}.json' has no image.", file=folder / f"{name}.jpg"))
+            report(Damage("missing frame", f"'{name}.json' has no image.", folder / f"{name}.jpg"))
         if not images and not jsons:
-            report(Damage("missing file", f"The split's folder '{self.split}' holds no image.", file=folder))
+            report(Damage("missing file", f"The split's folder '{self.split}' holds no image.", folder))
         clips: list[Clip] = []
         for name, path in images.items():
             if name not in jsons:
@@ -151,36 +159,28 @@ class ReasonSeg:
                 # Annotators saw, and LISA's tool (OpenCV) reads, the picture as its header turns it.
                 clips.append(Clip(name, (path,), (name,), image_size(path, upright=True), upright=True))
             except DataError as error:
-                report(Damage("unreadable frame", error.what, file=path))
+                report(Damage("unreadable frame", error.what, path))
         return clips
 
     def expressions_of(self, image: str, report: Report) -> list[Expression]:
         """The readable texts of an image."""
-        file = self.file(image)
-        record = self._record(image)
-        texts = field_of(record, "text", list, file=file, place="the file", report=report)
-        sentence = field_of(record, "is_sentence", bool, file=file, place="the file", report=report)
-        if texts is None or sentence is None:
+        at = Place(self.file(image), report=report)
+        found = at.fields(self._record(image), text=list, is_sentence=bool)
+        if found is None:
             return []
+        texts, sentence = found
+        if not texts:
+            at.at("text").tell("empty expression", "The image has no text.")
         out: list[Expression] = []
         for index, text in enumerate(texts[:1] if self.texts == "first" else texts):
-            if not want(text, str, file=file, place=f"text[{index}]", report=report):
+            here = at.at(f"text[{index}]")
+            if not here.holds(text, str):
                 continue
             if not text.strip():
-                report(
-                    Damage(
-                        "empty expression",
-                        "The text has no words.",
-                        file=file,
-                        place=f"text[{index}]",
-                        cure="Restore the original file.",
-                    )
-                )
+                here.tell("empty expression", "The text has no words.")
                 continue
             attrs = {"is_sentence": sentence, "type": "long" if sentence else "short", "text_index": index}
             out.append(Expression(str(index), text, attrs))
-        if not texts:
-            report(Damage("empty expression", "The image has no text.", file=file, place="text"))
         return out
 
     def survey(self, report: Report) -> Iterator[tuple[Clip | None, list[Expression]]]:
@@ -201,9 +201,9 @@ class ReasonSeg:
 
     def target_of(self, clip: Clip, expression: Expression, report: Report) -> Target:
         """The target of an image, with damaged polygons told to ``report`` and left out."""
-        file = self.file(clip.id)
-        shapes = field_of(self._record(clip.id), "shapes", list, file=file, place="the file", report=report)
-        readable = [s for i, s in enumerate(shapes or []) if _is_shape(s, file, f"shapes[{i}]", report)]
+        at = Place(self.file(clip.id), report=report)
+        shapes = at.field(self._record(clip.id), "shapes", list)
+        readable = [s for i, s in enumerate(shapes or []) if _is_shape(s, at.at(f"shapes[{i}]"))]
         labels = label_map(readable, clip.size)
         drawn = any("ignore" not in s["label"].lower() and s["label"].lower() != "flag" for s in readable)
         objects = (MaskTrack.from_masks([labels == 1], clip.size),) if drawn else ()
@@ -224,36 +224,20 @@ class ReasonSeg:
         if image not in self._records:
             file = self.file(image)
             # Some files of the release were saved on Windows.
-            record = parse_json(read_text(file, ("utf-8-sig", "cp1252")), file)
-            want(record, dict, file=file, place="the file")
+            record = read_json(file, ("utf-8-sig", "cp1252"))
+            Place(file).holds(record, dict)
             self._records = {image: record}
         return self._records[image]
 
 
-def _is_shape(shape: Any, file: Path, place: str, report: Report) -> bool:
-    if not want(shape, dict, file=file, place=place, report=report):
+def _is_shape(shape: Any, at: Place) -> bool:
+    found = at.fields(shape, label=str, points=list) if at.holds(shape, dict) else None
+    if found is None:
         return False
-    label = field_of(shape, "label", str, file=file, place=place, report=report)
-    points = field_of(shape, "points", list, file=file, place=place, report=report)
-    if label is None or points is None:
-        return False
-    if label.lower() == "flag" or (points and all(_is_point(point) for point in points)):
+    label, points = found
+    if label.lower() == "flag" or (
+        points and all(isinstance(p, list) and len(p) == 2 and are_coordinates(p) for p in points)
+    ):
         return True
-    report(
-        Damage(
-            "malformed mask",
-            "A polygon must be a list of [x, y] numbers within 10^6.",
-            file=file,
-            place=f"{place}.points",
-            cure="Restore the original file.",
-        )
-    )
+    at.at("points").tell("malformed mask", "A polygon must be a list of [x, y] numbers within 10^6.")
     return False
-
-
-def _is_point(point: Any) -> bool:
-    return (
-        isinstance(point, list)
-        and len(point) == 2
-        and all(isinstance(v, (int, float)) and not isinstance(v, bool) and abs(v) < 1e6 for v in point)
-    )

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from refseg_bench.config.schema import knob
-from refseg_bench.datasets.damage import Damage, Report
-from refseg_bench.datasets.files import bad_name, field_of, want
+from refseg_bench.datasets.files import bad_name
+from refseg_bench.datasets.issues import Place, Report
 from refseg_bench.datasets.masks import MaskSource, ObjectFolders
 from refseg_bench.datasets.meta_expressions import MetaExpressions
 
@@ -65,46 +65,32 @@ class ReasonVos(MetaExpressions):
         """The videos in the common shape, whichever form the file has."""
         videos = super().read_videos(file, report)
         return {
-            video: self._common(video, record, file, report)
+            video: self._common(video, record, Place(file, f"videos.{video}", report))
             if isinstance(record, dict) and isinstance(record.get("expressions"), list)
             else record
             for video, record in videos.items()
         }
 
-    def _common(self, video: str, record: Mapping[str, Any], file: Path, report: Report) -> dict[str, Any]:
-        place = f"videos.{video}"
-        source = field_of(record, "source", str, file=file, place=place, report=report)
+    def _common(self, video: str, record: Mapping[str, Any], at: Place) -> dict[str, Any]:
+        source = at.field(record, "source", str)
         readable: list[dict[str, Any]] = []
         for index, raw in enumerate(record["expressions"]):
-            here = f"{place}.expressions[{index}]"
-            if not want(raw, dict, file=file, place=here, report=report):
+            here = at.at(f"expressions[{index}]")
+            if not here.holds(raw, dict):
                 continue
             if not str(raw.get("exp_id", "")).isdecimal():
-                report(
-                    Damage(
-                        "bad expression id",
-                        f"'exp_id' is {raw.get('exp_id')!r}, not a whole number.",
-                        file=file,
-                        place=f"{here}.exp_id",
-                        cure="Restore the original file (fixed on 27 December 2024).",
-                    )
-                )
+                told = f"'exp_id' is {raw.get('exp_id')!r}, not a whole number."
+                hint = "Restore the original file (fixed on 27 December 2024)."
+                here.at("exp_id").tell("bad expression id", told, hint)
                 continue
-            text = field_of(raw, "exp_text", str, file=file, place=here, report=report)
+            text = here.field(raw, "exp_text", str)
             if text is None:
                 continue
             object_id = str(raw.get("obj_id", ""))
             anno_id = f"{source}_{video}_{object_id}"
             if not object_id or "/" in object_id or bad_name(anno_id) is not None:
-                report(
-                    Damage(
-                        "bad object id",
-                        f"'obj_id' is {raw.get('obj_id')!r}, which names no mask folder.",
-                        file=file,
-                        place=f"{here}.obj_id",
-                        cure="Restore the original file.",
-                    )
-                )
+                told = f"'obj_id' is {raw.get('obj_id')!r}, which names no mask folder."
+                here.at("obj_id").tell("bad object id", told)
                 continue
             extra = {k: v for k, v in raw.items() if k not in ("exp_text", "obj_id")}
             # The official tool's name of the sample, to find it in that tool's results.

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from refseg_bench.config.schema import knob
-from refseg_bench.datasets.damage import Damage, Report
 from refseg_bench.datasets.files import read_json, read_text
+from refseg_bench.datasets.issues import Damage, Place, Report
 from refseg_bench.datasets.meta_expressions import MetaExpressions
 
 VALID_VIDEOS = 202
@@ -48,11 +48,9 @@ class RunningNumbers(MetaExpressions):
         )
         return videos
 
-    def attributes(
-        self, video: str, key: str, raw: Mapping[str, Any], place: str, report: Report
-    ) -> dict[str, Any] | None:
+    def attributes(self, video: str, key: str, raw: Mapping[str, Any], at: Place) -> dict[str, Any] | None:
         """The common attributes; ``anno_ids`` is the running number where the file has none."""
-        attrs = super().attributes(video, key, raw, place, report)
+        attrs = super().attributes(video, key, raw, at)
         if attrs is not None and "obj_ids" in attrs:
             attrs.setdefault("anno_ids", [self._numbers[video, key]])
         return attrs
@@ -104,36 +102,30 @@ class RefYoutubeVos(RunningNumbers):
         if self.split != "valid":
             return videos
         base = self.base()
-        chosen: set[str] | None = None
-        source: Path | None = None
-        for path in (base / p for p in self.valid_list):
-            if path.is_file():
-                chosen, source = _names(path), path
-                break
+        valid = next((path for p in self.valid_list if (path := base / p).is_file()), None)
+        test = next((path for p in self.test if (path := base / p).is_file()), None)
+        if valid is not None:
+            source, chosen = valid, _names(valid)
+        elif test is not None:
+            source, chosen = test, set(videos) - set(_videos(test))
+        elif len(videos) > VALID_VIDEOS:
+            raise Damage(
+                "valid split unknown",
+                f"The valid file lists {len(videos)} videos; only {VALID_VIDEOS} of them are valid.",
+                file,
+                "videos",
+                f"Put the test expression file at {base / self.test[0]}, "
+                f"or the {VALID_VIDEOS} names, one a line, at {base / self.valid_list[0]}.",
+            )
         else:
-            for path in (base / p for p in self.test):
-                if path.is_file():
-                    chosen, source = set(videos) - set(_videos(path)), path
-                    break
-        if chosen is None or source is None:
-            if len(videos) > VALID_VIDEOS:
-                raise Damage(
-                    "valid split unknown",
-                    f"The valid file lists {len(videos)} videos; only {VALID_VIDEOS} of them are valid.",
-                    file=file,
-                    place="videos",
-                    cure=f"Put the test expression file at {base / self.test[0]}, "
-                    f"or the {VALID_VIDEOS} names, one a line, at {base / self.valid_list[0]}.",
-                )
             return videos
         kept = {video: record for video, record in videos.items() if video in chosen}
         if len(videos) > VALID_VIDEOS and len(kept) != VALID_VIDEOS:
-            raise Damage(
-                "valid split unknown",
-                f"{source.name} leaves {len(kept)} of {len(videos)} valid videos, there are {VALID_VIDEOS}.",
-                file=source,
-                cure="Use the test list of the same release as the valid file.",
+            told = (
+                f"{source.name} leaves {len(kept)} of {len(videos)} valid videos, there are {VALID_VIDEOS}."
             )
+            hint = "Use the test list of the same release as the valid file."
+            raise Damage("valid split unknown", told, source, hint=hint)
         return kept
 
 
@@ -141,13 +133,7 @@ def _videos(path: Path) -> list[str]:
     whole = read_json(path)
     videos = whole.get("videos") if isinstance(whole, dict) else None
     if not isinstance(videos, dict):
-        raise Damage(
-            "wrong type",
-            "The file has no object 'videos'.",
-            file=path,
-            place="the file",
-            cure="Restore the original file.",
-        )
+        raise Damage("wrong type", "The file has no object 'videos'.", path, "the file")
     return list(videos)
 
 

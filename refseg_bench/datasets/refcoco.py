@@ -9,7 +9,6 @@ hundreds of thousands of annotations and an image needs a handful.
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import os
 import re
@@ -24,22 +23,19 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from refseg_bench.config.schema import knob
-from refseg_bench.datasets.damage import Damage, Report, refuse
 from refseg_bench.datasets.files import (
     bad_name,
     cache_root,
     check_link,
-    field_of,
+    find_base,
     missing_file,
-    parse_json,
+    not_found,
     safe_join,
-    want,
 )
-from refseg_bench.datasets.jsonstream import JsonStream
-from refseg_bench.datasets.meta_expressions import find_base, not_found
-from refseg_bench.datasets.offsets import Entries, open_store
+from refseg_bench.datasets.index import Entries, JsonStream, open_store, parse_entry
+from refseg_bench.datasets.issues import Damage, Place, Report, refuse
+from refseg_bench.datasets.masks import MOST_SIDE, Size, are_coordinates, blank, checked_rle
 from refseg_bench.datasets.pickles import pickled_list
-from refseg_bench.datasets.rle import Size, blank, checked_rle
 from refseg_bench.errors import ConfigError, DataError
 from refseg_bench.types import Clip, Expression, MaskTrack, Target, encode_rle, union_rle
 
@@ -232,7 +228,7 @@ class RefCoco:
     ) -> Clip:
         """The clip of one image; its file is only looked at by ``verify`` and when it is read."""
         image_id, file_name, height, width = row
-        path = safe_join(folder, file_name, file=self.files()[1], place=f"image {image_id}")
+        path = safe_join(folder, file_name, Place(self.files()[1], f"image {image_id}"))
         if pictures and not path.exists():
             path = pictures.get(spelling(file_name), path)
         if path.is_symlink():
@@ -297,7 +293,7 @@ class RefCoco:
                     pictures = self.elsewhere(folder)
                 yield self.clip(blob["image"], folder, report, pictures or {}), list(self._expressions(blob))
             if not found:
-                report(Damage("missing split", f"There is no sentence of split '{self.split}'.", file=refs))
+                report(Damage("missing split", f"There is no sentence of split '{self.split}'.", refs))
         except Damage as damage:
             report(damage)
 
@@ -318,13 +314,8 @@ class RefCoco:
         layers: list[list[bytes]] = []
         ids = expression.attrs["anno_ids"]
         for anno_id in ids:
-            mask, *deeper = layers_of(
-                annotations[anno_id]["segmentation"],
-                clip.size,
-                file=file,
-                place=f"annotation {anno_id}",
-                report=report,
-            )
+            at = Place(file, f"annotation {anno_id}", report)
+            mask, *deeper = layers_of(annotations[anno_id]["segmentation"], clip.size, at)
             tracks.append(MaskTrack(clip.size, (mask,)))
             layers.append(deeper)
         # Layer by layer over the annotations: what is covered twice, three times …
@@ -353,87 +344,42 @@ def spelling(name: str) -> str:
 # ── polygons and RLE ─────────────────────────────────────────────────────────
 
 
-def rasterise(
-    segmentation: Any, size: Size, *, file: Path, place: str, report: Report = refuse
-) -> tuple[bytes, bytes | None]:
-    """One COCO segmentation as the union of its parts, see :func:`layers_of`.
-
-    Returns:
-        Compressed counts of the union, and of the pixels that two or more parts cover (``None``
-        where no pixel is), which LISA and LAVT count as background.
-    """
-    union, *deeper = layers_of(segmentation, size, file=file, place=place, report=report)
-    return union, deeper[0] if deeper else None
-
-
-def layers_of(
-    segmentation: Any, size: Size, *, file: Path, place: str, report: Report = refuse
-) -> list[bytes]:
+def layers_of(segmentation: Any, size: Size, at: Place) -> list[bytes]:
     """One COCO segmentation, by how many of its parts cover a pixel.
 
     Args:
         segmentation: polygons ``[[x, y, …], …]``, one RLE, or a list of RLEs (RefCLEF).
         size: (height, width) of the image.
-        file: where it was read from.
-        place: where in that file.
-        report: receives problems; a damaged part is left out.
+        at: where it was read; a damaged part is reported and left out.
 
     Returns:
-        Compressed counts of the pixels that one part or more covers (always), two or more, three or more
-        … (as far as any pixel is).
+        Compressed counts of the pixels that one part or more covers (always), two or more (which LISA
+        and LAVT count as background), three or more … (as far as any pixel is).
     """
     parts: list[bytes] = []
     pieces = [segmentation] if isinstance(segmentation, Mapping) else segmentation
     if not isinstance(pieces, list):
-        report(
-            Damage(
-                "malformed mask",
-                "The segmentation is no list of polygons and no RLE.",
-                file=file,
-                place=place,
-            )
-        )
+        at.tell("malformed mask", "The segmentation is no list of polygons and no RLE.")
         pieces = []
     elif not pieces:
         # As LISA reads it.
-        report(
-            Damage(
-                "empty segmentation",
-                "The segmentation has no part: its mask is empty.",
-                file=file,
-                place=place,
-                harmless=True,
-            )
-        )
+        at.tell("empty segmentation", "The segmentation has no part: its mask is empty.", harmless=True)
     sound = any(isinstance(piece, Mapping) or _is_polygon(piece) for piece in pieces)
     for index, piece in enumerate(pieces):
-        here = f"{place}.segmentation[{index}]"
+        here = at.at(f"segmentation[{index}]")
         if isinstance(piece, Mapping):
-            found = checked_rle(piece, size, file=file, place=here, report=report)
+            found = checked_rle(piece, size, here)
             if found is not None:
                 parts.append(found[0])
         elif _is_polygon(piece):
             parts.append(bytes(coco_mask.frPyObjects([[float(v) for v in piece]], *size)[0]["counts"]))
-        elif sound and isinstance(piece, list) and len(piece) in (0, 2, 4) and _are_numbers(piece):
+        elif sound and isinstance(piece, list) and len(piece) in (0, 2, 4) and are_coordinates(piece):
             # As detectron2 does: a point or a line has no area.
-            report(
-                Damage(
-                    "polygon without area",
-                    "A polygon of fewer than three points is left out.",
-                    file=file,
-                    place=here,
-                    harmless=True,
-                )
-            )
+            told = "A polygon of fewer than three points is left out."
+            here.tell("polygon without area", told, harmless=True)
         else:
-            report(
-                Damage(
-                    "malformed mask",
-                    "A polygon must be at least three points as x, y numbers within 10^6.",
-                    file=file,
-                    place=here,
-                )
-            )
+            told = "A polygon must be at least three points as x, y numbers within 10^6."
+            here.tell("malformed mask", told)
     if not parts:
         return [blank(size)]
     if len(parts) == 1:
@@ -445,11 +391,7 @@ def layers_of(
 
 
 def _is_polygon(piece: Any) -> bool:
-    return isinstance(piece, list) and len(piece) >= 6 and len(piece) % 2 == 0 and _are_numbers(piece)
-
-
-def _are_numbers(piece: Sequence[Any]) -> bool:
-    return all(isinstance(v, (int, float)) and not isinstance(v, bool) and abs(v) < 1e6 for v in piece)
+    return isinstance(piece, list) and len(piece) >= 6 and len(piece) % 2 == 0 and are_coordinates(piece)
 
 
 # ── joining the two files ────────────────────────────────────────────────────
@@ -462,14 +404,7 @@ def _raw_refs(path: Path) -> Iterator[Any]:
         return
     with JsonStream(path) as stream:
         for number in stream.elements():
-            place = f"[{number}]"
-            try:
-                text = stream.value()[1].decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise Damage(
-                    "text in another encoding", "The entry is not UTF-8.", file=path, place=place
-                ) from error
-            yield parse_json(text, path, place)
+            yield parse_entry(stream.value()[1], Place(path, f"[{number}]"))
         stream.finish()
 
 
@@ -482,25 +417,16 @@ def checked_refs(path: Path, report: Report) -> Iterator[dict[str, Any]]:
     """
     seen: dict[Any, int] = {}
     for index, ref in enumerate(_raw_refs(path)):
-        place = f"[{index}]"
-        if not want(ref, dict, file=path, place=place, report=report):
+        at = Place(path, f"[{index}]", report)
+        if not at.holds(ref, dict):
             continue
-        get = functools.partial(field_of, ref, file=path, place=place, report=report)
-        ref_id, image_id, split = get("ref_id", int), get("image_id", int), get("split", str)
-        sentences = get("sentences", list)
-        anno_ids = _ids(ref, "ann_id", path, place, report)
-        if ref_id is None or image_id is None or split is None or sentences is None or anno_ids is None:
+        found = at.fields(ref, ref_id=int, image_id=int, split=str, sentences=list)
+        anno_ids = _ids(ref, "ann_id", at)
+        if found is None or anno_ids is None:
             continue
+        ref_id, image_id, split, sentences = found
         if ref_id in seen:
-            report(
-                Damage(
-                    "duplicate id",
-                    f"ref_id {ref_id} stands at [{seen[ref_id]}] too.",
-                    file=path,
-                    place=place,
-                    cure="Restore the original file.",
-                )
-            )
+            at.tell("duplicate id", f"ref_id {ref_id} stands at [{seen[ref_id]}] too.")
             continue
         seen[ref_id] = index
         categories = ref.get("category_id", [])
@@ -512,49 +438,32 @@ def checked_refs(path: Path, report: Report) -> Iterator[dict[str, Any]]:
             "obj_ids": anno_ids,
             "category_ids": categories if isinstance(categories, list) else [categories],
             "no_target": not anno_ids,
-            "sentences": list(_sentences(sentences, path, place, report)),
+            "sentences": list(_sentences(sentences, at)),
         }
 
 
-def _ids(ref: Mapping[str, Any], key: str, path: Path, place: str, report: Report) -> list[str] | None:
+def _ids(ref: Mapping[str, Any], key: str, at: Place) -> list[str] | None:
     value = ref.get(key)
     items = value if isinstance(value, (list, tuple)) else [value]
     if not items or not all(isinstance(i, int) and not isinstance(i, bool) for i in items):
-        report(
-            Damage(
-                "bad object id",
-                f"'{key}' is {value!r}, not a number or a list of numbers.",
-                file=path,
-                place=f"{place}.{key}",
-                cure=_MIXED,
-            )
-        )
+        told = f"'{key}' is {value!r}, not a number or a list of numbers."
+        at.at(key).tell("bad object id", told, _MIXED)
         return None
     return [str(i) for i in items if i != -1]
 
 
-def _sentences(raw: Sequence[Any], path: Path, place: str, report: Report) -> Iterator[dict[str, Any]]:
+def _sentences(raw: Sequence[Any], at: Place) -> Iterator[dict[str, Any]]:
     for number, sentence in enumerate(raw):
-        here = f"{place}.sentences[{number}]"
-        if not want(sentence, dict, file=path, place=here, report=report):
+        here = at.at(f"sentences[{number}]")
+        found = here.fields(sentence, sent_id=int, sent=str) if here.holds(sentence, dict) else None
+        if found is None:
             continue
-        sent_id = field_of(sentence, "sent_id", int, file=path, place=here, report=report)
-        sent = field_of(sentence, "sent", str, file=path, place=here, report=report)
-        if sent_id is None or sent is None:
-            continue
+        sent_id, sent = found
         typed = sentence.get("raw")
         typed = typed if isinstance(typed, str) else sent
         # A few typed expressions are nothing but marks that the cleaning took away.
         if not sent.strip() and not typed.strip():
-            report(
-                Damage(
-                    "empty expression",
-                    "The sentence has no words.",
-                    file=path,
-                    place=f"{here}.sent",
-                    cure="Restore the original file, or take the entry out.",
-                )
-            )
+            here.at("sent").tell("empty expression", "The sentence has no words.")
             continue
         tokens = sentence.get("tokens")
         yield {
@@ -579,15 +488,8 @@ def join(refs_file: Path, instances_file: Path, report: Report) -> Iterator[tupl
     tables: dict[str, list[list[Any]]] = {}
     for (split, image_id), refs in by_place.items():
         if image_id not in images:
-            report(
-                Damage(
-                    "missing entry",
-                    f"Image {image_id} is not in instances.json.",
-                    file=refs_file,
-                    place=f"ref {refs[0]['ref_id']}",
-                    cure=_MIXED,
-                )
-            )
+            at = Place(refs_file, f"ref {refs[0]['ref_id']}", report)
+            at.tell("missing entry", f"Image {image_id} is not in instances.json.", _MIXED)
             continue
         kept = [ref for ref in refs if _complete(ref, image_id, annotations, refs_file, report)]
         _unique_sentences(kept, refs_file, report)
@@ -622,15 +524,8 @@ def _complete(
         elif annotations[anno_id][0] != image_id:
             reason = f"belongs to image {annotations[anno_id][0]}, not {image_id}"
         if reason is not None:
-            report(
-                Damage(
-                    "missing entry",
-                    f"Annotation {anno_id} {reason}.",
-                    file=file,
-                    place=f"ref {ref['ref_id']}",
-                    cure=_MIXED,
-                )
-            )
+            at = Place(file, f"ref {ref['ref_id']}", report)
+            at.tell("missing entry", f"Annotation {anno_id} {reason}.", _MIXED)
             return False
     return True
 
@@ -640,15 +535,8 @@ def _unique_sentences(refs: Sequence[dict[str, Any]], file: Path, report: Report
     for ref in refs:
         for sentence in list(ref["sentences"]):
             if sentence["sent_id"] in seen:
-                report(
-                    Damage(
-                        "duplicate id",
-                        f"sent_id {sentence['sent_id']} stands twice for one image.",
-                        file=file,
-                        place=f"ref {ref['ref_id']}",
-                        cure="Restore the original file.",
-                    )
-                )
+                told = f"sent_id {sentence['sent_id']} stands twice for one image."
+                report(Damage("duplicate id", told, file, f"ref {ref['ref_id']}"))
                 ref["sentences"].remove(sentence)
             seen.add(sentence["sent_id"])
 
@@ -669,59 +557,46 @@ def read_instances(
                 stream.value()
                 continue
             for number in stream.elements():
-                place = f"{key}[{number}]"
+                at = Place(path, f"{key}[{number}]", report)
                 _, text = stream.value()
-                record = _record(text, path, place, report)
+                record = _record(text, at)
                 if record is None:
                     continue
                 if key == "images":
-                    image = _image(record, path, place, report) if record["id"] in images else None
+                    image = _image(record, at) if record["id"] in images else None
                     if image is not None:
                         found_images[record["id"]] = image
-                elif str(record["id"]) in annotations:
-                    image_id = field_of(record, "image_id", int, file=path, place=place, report=report)
-                    field_of(record, "segmentation", object, file=path, place=place, report=report)
-                    if str(record["id"]) in found_annotations:
-                        report(
-                            Damage(
-                                "duplicate id",
-                                f"Annotation {record['id']} stands twice.",
-                                file=path,
-                                place=place,
-                            )
-                        )
+                elif (anno_id := str(record["id"])) in annotations:
+                    if anno_id in found_annotations:
+                        at.tell("duplicate id", f"Annotation {anno_id} stands twice.")
+                    image_id = at.field(record, "image_id", int)
+                    at.field(record, "segmentation", object)
                     if image_id is not None and "segmentation" in record:
-                        found_annotations[str(record["id"])] = (image_id, text)
+                        found_annotations[anno_id] = (image_id, text)
         stream.finish()
     return found_images, found_annotations
 
 
-def _record(text: bytes, path: Path, place: str, report: Report) -> dict[str, Any] | None:
+def _record(text: bytes, at: Place) -> dict[str, Any] | None:
     try:
-        record = parse_json(text.decode("utf-8"), path, place)
-    except UnicodeDecodeError:
-        report(Damage("text in another encoding", "The entry is not UTF-8.", file=path, place=place))
-        return None
+        record = parse_entry(text, at)
     except Damage as damage:
-        report(damage)
+        at.report(damage)
         return None
-    if not want(record, dict, file=path, place=place, report=report):
-        return None
-    return None if field_of(record, "id", int, file=path, place=place, report=report) is None else record
+    return record if at.holds(record, dict) and at.field(record, "id", int) is not None else None
 
 
-def _image(record: Mapping[str, Any], path: Path, place: str, report: Report) -> tuple[str, int, int] | None:
-    name = field_of(record, "file_name", str, file=path, place=place, report=report)
-    height = field_of(record, "height", int, file=path, place=place, report=report)
-    width = field_of(record, "width", int, file=path, place=place, report=report)
-    if name is None or height is None or width is None:
+def _image(record: Mapping[str, Any], at: Place) -> tuple[str, int, int] | None:
+    found = at.fields(record, file_name=str, height=int, width=int)
+    if found is None:
         return None
+    name, height, width = found
     try:
-        safe_join(Path(), name, file=path, place=place)
+        safe_join(Path(), name, at)
     except Damage as damage:
-        report(damage)
+        at.report(damage)
         return None
-    if not (0 < height <= 65535 and 0 < width <= 65535):
-        report(Damage("malformed mask", f"The image is {height} x {width} pixels.", file=path, place=place))
+    if not (0 < height <= MOST_SIDE and 0 < width <= MOST_SIDE):
+        at.tell("malformed mask", f"The image is {height} x {width} pixels.")
         return None
     return name, height, width

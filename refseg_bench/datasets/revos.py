@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from refseg_bench.config.schema import knob
-from refseg_bench.datasets.damage import Damage, Report, refuse
-from refseg_bench.datasets.files import cache_root, field_of, want
+from refseg_bench.datasets.files import cache_root
+from refseg_bench.datasets.index import Entries, open_entries
+from refseg_bench.datasets.issues import Place
+from refseg_bench.datasets.masks import checked_track
 from refseg_bench.datasets.meta_expressions import MetaExpressions
-from refseg_bench.datasets.offsets import Entries, open_entries
-from refseg_bench.datasets.rle import checked_track
 from refseg_bench.types import Clip, MaskTrack
 
 #: ``type_id`` of an expression.
@@ -39,31 +39,21 @@ class Revos(MetaExpressions):
     every_frame_listed: bool = knob(False, transient=True)
     foreground_masks: list[str] = field(default_factory=lambda: ["mask_dict_foreground.json"])
 
-    def attributes(
-        self, video: str, key: str, raw: Mapping[str, Any], place: str, report: Report
-    ) -> dict[str, Any] | None:
+    def attributes(self, video: str, key: str, raw: Mapping[str, Any], at: Place) -> dict[str, Any] | None:
         """The common attributes with ``type`` in words."""
-        attrs = super().attributes(video, key, raw, place, report)
+        attrs = super().attributes(video, key, raw, at)
         if attrs is None or "type_id" not in raw:
             return attrs
         type_id = raw["type_id"]
         if isinstance(type_id, bool) or not isinstance(type_id, int) or not 0 <= type_id < len(TYPES):
-            report(
-                Damage(
-                    "bad type",
-                    f"The expression's type_id is {type_id!r}.",
-                    file=self._loaded().file,
-                    place=f"{place}.type_id",
-                    allowed=[f"{number} ({name})" for number, name in enumerate(TYPES)],
-                    cure="Restore the original file.",
-                )
-            )
+            allowed = [f"{number} ({name})" for number, name in enumerate(TYPES)]
+            at.at("type_id").tell("bad type", f"The expression's type_id is {type_id!r}.", allowed=allowed)
             return None
         return {**attrs, "type": TYPES[type_id]}
 
     _foreground: Entries | None = field(default=None, init=False, repr=False, compare=False)
 
-    def foreground(self, clip: Clip, report: Report = refuse) -> MaskTrack | None:
+    def foreground(self, clip: Clip) -> MaskTrack | None:
         """Union of all annotated instances of a clip; ``None`` where the copy lacks the file.
 
         Raises:
@@ -75,13 +65,6 @@ class Revos(MetaExpressions):
             if path is None:
                 return None
             self._foreground = open_entries(path, cache_root(self.cache))
-        file, place = self._foreground.file, f"video {clip.id}"
-        entry = self._foreground.get(clip.id)
-        if not want(entry, dict, file=file, place=place, report=report):
-            return None
-        rles = field_of(entry, "masks_rle", list, file=file, place=place, report=report)
-        if rles is None:
-            return None
-        return MaskTrack(
-            clip.size, checked_track(rles, clip.size, len(clip), file=file, place=place, report=report)
-        )
+        at, entry = Place(self._foreground.file, f"video {clip.id}"), self._foreground.get(clip.id)
+        at.holds(entry, dict)
+        return checked_track(at.field(entry, "masks_rle", list), clip, at)

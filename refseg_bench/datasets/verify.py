@@ -1,7 +1,7 @@
 """Check a data set on disk against itself and its manifest, and list everything that is wrong.
 
 One pass, no stop at the first problem: the readers' own checks report into a list (see
-:mod:`~refseg_bench.datasets.damage`), and files the readers only open when they are wanted are
+:mod:`~refseg_bench.datasets.issues`), and files the readers only open when they are wanted are
 looked at here.
 """
 
@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from refseg_bench.datasets.catalogue import SplitFacts
-from refseg_bench.datasets.damage import Damage, Report
 from refseg_bench.datasets.files import missing_file, read_text
+from refseg_bench.datasets.issues import Damage, Report
 from refseg_bench.errors import DataError
-from refseg_bench.files.images import image_size, read_rgb
+from refseg_bench.files.images import image_size, read_rgb, turn_in_words
 from refseg_bench.files.store_io import open_regular
 from refseg_bench.types import Clip, Dataset, Expression
 
@@ -142,7 +142,7 @@ def _survey(dataset: Dataset, report: Report) -> Iterator[tuple[Clip | None, lis
             for expression in expressions:
                 dataset.target(clip, expression)
         except DataError as error:
-            report(Damage("damaged clip", error.what, file=error.where or clip.id, cure=error.cure or ""))
+            report(Damage("damaged clip", error.what, error.where or clip.id, hint=error.cure))
             continue
         yield clip, expressions
 
@@ -181,15 +181,8 @@ def _compare(verdict: Verdict, facts: SplitFacts, report: Report) -> None:
         if key in facts.unchecked:
             verdict.notes.append(f"{text} That figure is from the paper and was never counted.")
             continue
-        report(
-            Damage(
-                "count differs",
-                text,
-                file="manifest.yaml",
-                place=key,
-                cure="A part or another release? Compare with the card in datasets/NAME/README.md.",
-            )
-        )
+        hint = "A part or another release? Compare with the card in datasets/NAME/README.md."
+        report(Damage("count differs", text, "manifest.yaml", key, hint))
 
 
 def frame_problems(
@@ -197,24 +190,22 @@ def frame_problems(
 ) -> Iterator[Damage]:
     """What is wrong with one frame file: missing, unreadable, cut off, or of another size."""
     if not os.path.isfile(path):
-        yield Damage("missing frame", f"Frame '{path.stem}' is missing.", file=path)
+        yield Damage("missing frame", f"Frame '{path.stem}' is missing.", path)
         return
     try:
         found = image_size(path, upright=upright)
         if decode:
             read_rgb(path)
         elif not _ends(path):
-            yield Damage("torn frame", "The frame's file is cut off.", file=path)
+            yield Damage("torn frame", "The frame's file is cut off.", path)
             return
     except DataError as error:
-        yield Damage("unreadable frame", error.what, file=path)
+        yield Damage("unreadable frame", error.what, path)
         return
     if found != size:
-        yield Damage(
-            "frame of another size",
-            f"The frame is {found[0]} x {found[1]}, its clip {size[0]} x {size[1]} (height x width).",
-            file=path,
-        )
+        told = f"The frame is {found[0]} x {found[1]}, its clip {size[0]} x {size[1]} (height x width)."
+        told += turn_in_words(path, upright=upright)
+        yield Damage("frame of another size", told, path)
 
 
 def _ends(path: Path) -> bool:
@@ -240,12 +231,9 @@ def extra_frames(clip: Clip) -> Iterator[Damage]:
     listed = {path.name for path in clip.frame_paths}
     for path in sorted(folder.iterdir()):
         if path.suffix in (".jpg", ".jpeg", ".png") and path.name not in listed and path.name[0] != ".":
-            yield Damage(
-                "extra frame",
-                f"The frame '{path.name}' of video '{clip.id}' is not in the expression file.",
-                file=path,
-                cure="Use frames and expressions of one release, or take the file away.",
-            )
+            told = f"The frame '{path.name}' of video '{clip.id}' is not in the expression file."
+            hint = "Use frames and expressions of one release, or take the file away."
+            yield Damage("extra frame", told, path, hint=hint)
 
 
 def wrong_sums(listing: Path) -> Iterator[Damage]:
@@ -255,16 +243,12 @@ def wrong_sums(listing: Path) -> Iterator[Damage]:
         path = listing.parent / name.strip().lstrip("*")
         if len(expected) != 64 or not name:
             if line.strip():
-                yield Damage(
-                    "malformed line", "Not a line of sha256sum.", file=listing, place=f"line {number}"
-                )
+                yield Damage("malformed line", "Not a line of sha256sum.", listing, f"line {number}")
             continue
         if not os.path.isfile(path):
             yield missing_file(path)
             continue
-        digest = hashlib.sha256()
         with path.open("rb") as file:
-            while piece := file.read(1 << 20):
-                digest.update(piece)
-        if digest.hexdigest() != expected.lower():
-            yield Damage("hash differs", f"SHA-256 is {digest.hexdigest()}, not {expected}.", file=path)
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != expected.lower():
+            yield Damage("hash differs", f"SHA-256 is {found}, not {expected}.", path)

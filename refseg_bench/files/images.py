@@ -103,6 +103,16 @@ def read_rgb(path: Path, *, upright: bool = False) -> NDArray[np.uint8]:
         return np.asarray(plain if turn is None else plain.transpose(turn))
 
 
+def turn_in_words(path: Path, *, upright: bool = False) -> str:
+    """The end of an error about a picture's size, where its header asks for a turn; else empty."""
+    with contextlib.suppress(*UNREADABLE), open_image(path) as image:
+        turn = orientation(image)
+        if turn != 1:
+            done = "which was followed" if upright else "which this data set doesn't follow"
+            return f" Its header asks for a turn (EXIF orientation {turn}), {done}."
+    return ""
+
+
 def stored_upright(path: Path) -> bool:
     """True for a JPEG without a turn in its header: what a browser shows is what is stored.
 

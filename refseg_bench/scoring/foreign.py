@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from refseg_bench.datasets.archives import is_litter
-from refseg_bench.datasets.files import bad_name
-from refseg_bench.datasets.rle import checked_rle
+from refseg_bench.datasets.files import bad_name, is_litter
+from refseg_bench.datasets.issues import Place
+from refseg_bench.datasets.masks import checked_rle
 from refseg_bench.errors import ConfigError, DataError, RefsegError, ScoreError
 from refseg_bench.files import png
 from refseg_bench.files.store_io import parse_json, printable, read_bytes
@@ -1031,7 +1031,7 @@ def _measured(mask: Any, size: tuple[int, int], file: Path, place: str) -> bytes
     if isinstance(mask, Mapping):
         mask = {k: _whole(v) if k in ("size", "counts") else v for k, v in mask.items()}
     try:
-        found = checked_rle(mask, size, file=file, place=place)
+        found = checked_rle(mask, size, Place(file, place))
     except DataError as error:
         raise DataError(
             f"{error.what}{_slip(mask, size)}", where=error.where, cure="Write the JSON again."

@@ -23,8 +23,7 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
-from refseg_bench.datasets.archives import is_litter
-from refseg_bench.datasets.files import bad_name
+from refseg_bench.datasets.files import bad_name, is_litter
 from refseg_bench.errors import ConfigError, DataError, ScoreError
 from refseg_bench.files import png
 from refseg_bench.files.store_io import (

@@ -13,7 +13,7 @@ import zipfile
 import pytest
 
 from refseg_bench.datasets.archives import unpack
-from refseg_bench.datasets.damage import Damage
+from refseg_bench.datasets.issues import Damage
 
 
 def make_zip(path, *names, method=zipfile.ZIP_STORED):

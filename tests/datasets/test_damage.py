@@ -15,12 +15,11 @@ import pytest
 from PIL import Image
 
 from refseg_bench.datasets.archives import unpack
-from refseg_bench.datasets.damage import Damage
-from refseg_bench.datasets.davis_text import convert
+from refseg_bench.datasets.issues import Damage
 from refseg_bench.datasets.meta_expressions import MetaExpressions
 from refseg_bench.datasets.reasonseg import ReasonSeg
 from refseg_bench.datasets.reasonvos import ReasonVos
-from refseg_bench.datasets.ref_davis17 import RefDavis17
+from refseg_bench.datasets.ref_davis17 import RefDavis17, convert
 from refseg_bench.datasets.ref_youtube_vos import RefYoutubeVos
 from refseg_bench.datasets.refcoco import RefCoco
 from refseg_bench.datasets.revos import Revos

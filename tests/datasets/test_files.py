@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refseg_bench.datasets.damage import Damage
 from refseg_bench.datasets.files import bad_name, fingerprint, read_json, safe_join
+from refseg_bench.datasets.issues import Damage, Place
 from refseg_bench.datasets.meta_expressions import id_list
 
 parts = st.sampled_from(["a", "..", ".", "", "b c", "ü", "…", "a\\..", "\0", "..."])
@@ -18,7 +18,7 @@ parts = st.sampled_from(["a", "..", ".", "", "b c", "ü", "…", "a\\..", "\0", 
 def test_a_joined_name_is_below_its_base(name):
     base = Path("/data/set")
     try:
-        joined = safe_join(base, name, file=Path("m.json"), place="videos")
+        joined = safe_join(base, name, Place(Path("m.json"), "videos"))
     except Damage:
         assert bad_name(name) is not None
     else:
@@ -32,13 +32,13 @@ def test_a_joined_name_is_below_its_base(name):
 )
 def test_what_is_no_name(name):
     with pytest.raises(Damage, match="name") as caught:
-        safe_join(Path("x"), name, file=Path("m.json"), place="videos.3")
+        safe_join(Path("x"), name, Place(Path("m.json"), "videos.3"))
     assert caught.value.where == "m.json: videos.3"
 
 
 @pytest.mark.parametrize("name", ["00000", "UVO/all/2E4T5NCywcE", "_x_", "...", "a b", "é"])
 def test_what_is_a_name(name):
-    assert safe_join(Path("x"), name, file=Path("m"), place="") == Path("x") / name
+    assert safe_join(Path("x"), name, Place(Path("m"))) == Path("x") / name
 
 
 def test_ids_in_every_spelling():

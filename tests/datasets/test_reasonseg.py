@@ -9,6 +9,7 @@ from PIL import Image
 
 from refseg_bench.datasets.reasonseg import ReasonSeg, label_map
 from refseg_bench.datasets.verify import verify
+from refseg_bench.errors import DataError
 from tools.writers import write_reasonseg_image
 
 from .conftest import frames
@@ -139,3 +140,12 @@ def test_pictures_are_read_as_their_header_turns_them(tmp_path, orientation, siz
     # OpenCV turns it too; LISA's tool reads with it.
     assert np.array_equal(clip.load()[0] > 128, cv2.imread(str(path)) > 128)
     assert verify(data).problems == []
+
+
+def test_two_pictures_of_one_stem_are_refused_by_name(tmp_path):
+    write(tmp_path, [("target", TRIANGLE)])
+    folder = tmp_path / "ReasonSeg/val"
+    (folder / "a.jpeg").write_bytes((folder / "a.jpg").read_bytes())
+    with pytest.raises(DataError, match=r"'a\.jpeg' and 'a\.jpg' share one JSON"):
+        ReasonSeg(root=tmp_path).clips()
+    assert list(verify(ReasonSeg(root=tmp_path)).kinds()) == ["duplicate id"]

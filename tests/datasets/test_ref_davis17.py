@@ -7,9 +7,8 @@ import shutil
 import numpy as np
 import pytest
 
-from refseg_bench.datasets.davis_text import convert, expressions, read_sentences
 from refseg_bench.datasets.masks import read_labels
-from refseg_bench.datasets.ref_davis17 import RefDavis17
+from refseg_bench.datasets.ref_davis17 import RefDavis17, convert, expressions, read_sentences
 from refseg_bench.errors import DataError
 from refseg_bench.types import MaskTrack
 from tools.writers import running_mask_dict, write_davis_source, write_mask_pickle

@@ -3,16 +3,19 @@
 import contextlib
 import json
 import pickle
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from pycocotools import mask as coco_mask
 
-from refseg_bench.datasets import offsets
-from refseg_bench.datasets.refcoco import RefCoco, layers_of, rasterise
+from refseg_bench.datasets import index
+from refseg_bench.datasets.issues import Place
+from refseg_bench.datasets.refcoco import RefCoco, layers_of
 from refseg_bench.datasets.verify import verify
 from refseg_bench.errors import ConfigError, DataError
 from refseg_bench.types import decode_rle
@@ -23,6 +26,7 @@ from .conftest import frames
 SQUARE = [4, 4, 20, 4, 20, 16, 4, 16]
 OTHER = [12, 8, 30, 8, 30, 20, 12, 20]
 SIZE = (24, 32)
+HERE = Place(Path("instances.json"), "annotation 1")
 
 
 def image(name="COCO_train2014_000000000042.jpg", **how):
@@ -120,11 +124,11 @@ def polygon_mask(polygon):
 
 
 def test_doubly_covered_pixels_are_given_beside_the_union():
-    union, double = rasterise([SQUARE, OTHER], SIZE, file="instances.json", place="annotation 1")
+    union, double = layers_of([SQUARE, OTHER], SIZE, HERE)
     summed = polygon_mask(SQUARE).astype(int) + polygon_mask(OTHER)
     assert np.array_equal(decode_rle(union, SIZE), summed > 0)
     assert np.array_equal(decode_rle(double, SIZE), summed == 2)
-    assert rasterise([SQUARE, [22, 18, 30, 18, 30, 22]], SIZE, file="", place="")[1] is None
+    assert len(layers_of([SQUARE, [22, 18, 30, 18, 30, 22]], SIZE, HERE)) == 1
 
 
 @given(
@@ -135,12 +139,12 @@ def test_doubly_covered_pixels_are_given_beside_the_union():
     )
 )
 def test_union_and_overlap_equal_the_sum_of_the_parts(polygons):
-    union, double = rasterise(polygons, SIZE, file="", place="")
+    union, double, *_ = [*layers_of(polygons, SIZE, HERE), None]
     summed = sum(polygon_mask(p).astype(int) for p in polygons)
     assert np.array_equal(decode_rle(union, SIZE), summed > 0)
     assert double is None or np.array_equal(decode_rle(double, SIZE), summed > 1)
     assert (double is None) == (summed.max() < 2)
-    layers = layers_of(polygons, SIZE, file="", place="")
+    layers = layers_of(polygons, SIZE, HERE)
     assert len(layers) == max(1, summed.max())
     for n, layer in enumerate(layers, start=1):
         assert np.array_equal(decode_rle(layer, SIZE), summed >= n)
@@ -156,9 +160,9 @@ def test_segmentation_may_be_one_rle_or_several(tmp_path):
     plain = {"size": list(SIZE), "counts": np.diff([0, *changes, column.size]).tolist()}
     assert runs.size
     for segmentation in (text, [text], plain):
-        union, double = rasterise(segmentation, SIZE, file="", place="")
+        union, *double = layers_of(segmentation, SIZE, HERE)
         assert np.array_equal(decode_rle(union, SIZE), mask == 1)
-        assert double is None
+        assert not double
 
 
 def test_image_size_and_file_name_come_from_instances(tmp_path):
@@ -180,7 +184,7 @@ def test_the_joined_store_on_disk_says_the_same_as_memory(tmp_path, monkeypatch)
         ]
 
     expected = all_of(RefCoco(root=tmp_path))
-    monkeypatch.setattr(offsets, "SMALL", 0)
+    monkeypatch.setattr(index, "SMALL", 0)
     assert all_of(RefCoco(root=tmp_path)) == expected
     stored = sorted(p.name for p in (tmp_path / "cache" / "index").iterdir())
     assert len(stored) == 2
@@ -259,3 +263,17 @@ def test_a_file_under_another_name_is_told_with_the_rename(tmp_path):
     (tmp_path / "instances.json").rename(tmp_path / "instances_train2014.json")
     with pytest.raises(DataError, match="rename it to instances.json"):
         RefCoco(root=tmp_path).clips()
+
+
+def test_the_error_of_a_turned_photo_names_the_turn(tmp_path):
+    write_refcoco_set(tmp_path, [image()], image_folder="images")
+    path = tmp_path / "images/COCO_train2014_000000000042.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    with Image.open(path) as picture:
+        picture.transpose(Image.Transpose.ROTATE_90).save(path, exif=exif)
+    words = r"asks for a turn \(EXIF orientation 6\), which this data set doesn't follow"
+    with pytest.raises(DataError, match=words):
+        RefCoco(root=tmp_path).clips()[0].load()
+    (problem,) = verify(RefCoco(root=tmp_path)).kinds()["frame of another size"]
+    assert re.search(words, problem.what)

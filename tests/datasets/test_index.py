@@ -11,10 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refseg_bench.datasets import jsonstream, offsets
-from refseg_bench.datasets.damage import Damage
-from refseg_bench.datasets.jsonstream import JsonStream
-from refseg_bench.datasets.offsets import open_entries
+from refseg_bench.datasets import index
+from refseg_bench.datasets.index import JsonStream, open_entries
+from refseg_bench.datasets.issues import Damage
 from refseg_bench.files import store_io
 
 plain = st.recursive(
@@ -42,12 +41,12 @@ def test_entries_equal_json_at_any_buffer_size(scratch, whole, chunk, indent, as
     path.write_bytes(
         mark + json.dumps(whole, indent=indent, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass")
     )
-    usual = jsonstream._CHUNK
-    jsonstream._CHUNK = chunk
+    usual = index._CHUNK
+    index._CHUNK = chunk
     try:
         entries = open_entries(path, scratch / "cache")
     finally:
-        jsonstream._CHUNK = usual
+        index._CHUNK = usual
     assert list(entries) == list(whole)
     for key, value in whole.items():
         assert json.loads(entries.raw(key)) == value
@@ -106,7 +105,7 @@ def test_torn_files_name_the_byte(tmp_path, text):
 
 @pytest.fixture
 def large(tmp_path, monkeypatch):
-    monkeypatch.setattr(offsets, "SMALL", 0)
+    monkeypatch.setattr(index, "SMALL", 0)
     path = tmp_path / "mask_dict.json"
     path.write_text(json.dumps({str(i): [i] * 20 for i in range(300)}))
     return path
@@ -114,8 +113,8 @@ def large(tmp_path, monkeypatch):
 
 def walks(monkeypatch):
     calls = []
-    usual = offsets.object_places
-    monkeypatch.setattr(offsets, "object_places", lambda path: (calls.append(path), usual(path))[1])
+    usual = index.object_places
+    monkeypatch.setattr(index, "object_places", lambda path: (calls.append(path), usual(path))[1])
     return calls
 
 
@@ -154,7 +153,7 @@ def test_a_read_only_cache_stops_nobody(large, tmp_path, caplog, monkeypatch):
 
 
 def _open(path, cache, barrier, results):
-    offsets.SMALL = 0
+    index.SMALL = 0
     barrier.wait()
     results.put(open_entries(Path(path), Path(cache)).get("123"))
 
@@ -184,7 +183,7 @@ def test_memory_stays_flat_while_a_file_is_walked(tmp_path):
         out.write("}")
     script = (
         "import sys; from pathlib import Path\n"
-        "from refseg_bench.datasets.offsets import open_entries\n"
+        "from refseg_bench.datasets.index import open_entries\n"
         # ru_maxrss of a child starts at its parent's peak; this mark starts at its own.
         "status = lambda: Path('/proc/self/status').read_text().splitlines()\n"
         "peak = lambda: next(int(x.split()[1]) for x in status() if x.startswith('VmHWM')) // 1024\n"
@@ -195,6 +194,6 @@ def test_memory_stays_flat_while_a_file_is_walked(tmp_path):
     )
     out = subprocess.run(
         [sys.executable, "-c", script, path, tmp_path / "cache"], capture_output=True, text=True, check=True,
-        env={**os.environ, "PYTHONPATH": str(Path(offsets.__file__).parents[2])},
+        env={**os.environ, "PYTHONPATH": str(Path(index.__file__).parents[2])},
     )  # fmt: skip
     assert int(out.stdout) < 25
