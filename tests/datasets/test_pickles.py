@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from refseg_bench.datasets import unpickle
+from refseg_bench.datasets import pickles
 from refseg_bench.datasets.issues import Damage
 from refseg_bench.datasets.pickles import pickled_items, pickled_list
 from tools.writers import write_python2_pickle
@@ -209,8 +209,8 @@ CRAFTED = {
 )
 def test_crafted_streams_end_in_one_error(path, name, monkeypatch):
     # Ten seconds are allowed to a real file; a test needn't wait for them.
-    monkeypatch.setattr(unpickle, "__file__", str(path.with_name("quick.py")))
-    text = Path(unpickle.__spec__.origin).read_text()
+    monkeypatch.setattr(pickles, "__file__", str(path.with_name("quick.py")))
+    text = Path(pickles.__spec__.origin).read_text()
     path.with_name("quick.py").write_text(text.replace("seconds = 10 +", "seconds = 2 +"))
     path.write_bytes(CRAFTED[name])
     start = time.monotonic()
@@ -251,7 +251,7 @@ def test_memory_stays_flat(tmp_path):
     )
     out = subprocess.run(
         [sys.executable, "-c", script, path, tmp_path / "cache"], capture_output=True, text=True, check=True,
-        env={**os.environ, "PYTHONPATH": str(Path(unpickle.__file__).parents[2])},
+        env={**os.environ, "PYTHONPATH": str(Path(pickles.__file__).parents[2])},
     )  # fmt: skip
     assert path.stat().st_size > 42 << 20
     # Libraries and one entry, not the file.
