@@ -292,7 +292,9 @@ def read_json(path: Path, encodings: tuple[str, ...] = ("utf-8-sig",)) -> Any:
 # ── where data sets are ──────────────────────────────────────────────────────
 
 
-def find_base(name: str, root: Path | None, folders: Sequence[str], landmarks: Sequence[str]) -> Path | None:
+def find_base(
+    name: str, root: Path | None, folders: Sequence[str], landmarks: Sequence[str], split: str
+) -> Path:
     """The folder a data set lies in: the first that holds one of its landmark files.
 
     Args:
@@ -300,12 +302,25 @@ def find_base(name: str, root: Path | None, folders: Sequence[str], landmarks: S
         root: what the user gave; ``None`` looks in ``$REFSEG_DATA`` (or ``data``) and then among
             the samples that ship with the package.
         folders: names its archives unpack to, tried in any case and with any of ``-``, ``_`` and space.
-        landmarks: relative paths of which one must be there.
+        landmarks: relative paths of which one must be there; ``{split}`` stands for the split.
+        split: the split.
+
+    Raises:
+        DataError: it isn't there, or not with that split; says where it is, if it is near.
     """
+    filled = [landmark.replace("{split}", split) for landmark in landmarks]
     for base in _bases(name, root, folders):
-        if any(os.path.exists(base / landmark) for landmark in landmarks):
+        if any(os.path.exists(base / landmark) for landmark in filled):
             return base
-    return None
+    splits = _splits_there(name, root, folders, landmarks)
+    if splits:
+        raise DataError(
+            f"'{name}' has no split '{split}' here.",
+            where=root or name,
+            allowed=splits,
+            cure="Set dataset.split (`refseg score`: --split) to one of them.",
+        )
+    raise _not_found(name, root, filled)
 
 
 def _bases(name: str, root: Path | None, folders: Sequence[str]) -> Iterator[Path]:
@@ -331,15 +346,8 @@ def _plainly(name: str) -> str:
     return re.sub("[-_ ]", "", name.lower())
 
 
-def splits_there(name: str, root: Path | None, folders: Sequence[str], patterns: Sequence[str]) -> list[str]:
-    """The splits a data set has on this disk.
-
-    Args:
-        name: the data set's name.
-        root: what the user gave, as in :func:`find_base`.
-        folders: names its archives unpack to.
-        patterns: landmarks with ``{split}`` in its place.
-    """
+def _splits_there(name: str, root: Path | None, folders: Sequence[str], patterns: Sequence[str]) -> list[str]:
+    """The splits a data set has on this disk, by its landmarks with ``{split}`` in a split's place."""
     found = set()
     for base in _bases(name, root, folders):
         for pattern in patterns:
@@ -351,8 +359,7 @@ def splits_there(name: str, root: Path | None, folders: Sequence[str], patterns:
     return sorted(found)
 
 
-def not_found(name: str, root: Path | None, landmarks: Sequence[str]) -> DataError:
-    """The error of a data set that isn't where it is looked for; says where it is, if it is near."""
+def _not_found(name: str, root: Path | None, landmarks: Sequence[str]) -> DataError:
     place = root or data_root() / name
     inside: list[str] = []
     try:

@@ -24,11 +24,9 @@ from refseg_bench.datasets.files import (
     cache_root,
     check_link,
     find_base,
-    not_found,
     read_json,
     rename_that_helps,
     safe_join,
-    splits_there,
 )
 from refseg_bench.datasets.issues import Damage, Place, Report, refuse
 from refseg_bench.datasets.masks import (
@@ -116,13 +114,35 @@ class MetaExpressions:
         """
         return self.expressions_of(clip.id, refuse)
 
-    def target(self, clip: Clip, expression: Expression) -> Target | None:
+    def target(self, clip: Clip, expression: Expression, report: Report = refuse) -> Target | None:
         """The annotated objects of an expression; ``None`` where a server keeps the masks.
 
         Raises:
-            DataError: the masks are missing or damaged.
+            DataError: the masks are missing or damaged; where ``report`` takes that, they are left empty.
         """
-        return self.target_of(clip, expression, refuse)
+        state = self._loaded()
+        source, wanted = state.masks(self), self.wanted(expression)
+        if self.split in self.hidden and (source is None or wanted is None):
+            return None
+        at = Place(state.file, f"videos.{clip.id}.expressions.{expression.id}", report)
+        if wanted is None:
+            hint = "Use the expression file of a split with public masks."
+            at.tell("missing field", "The expression names no object ('obj_id', 'anno_id').", hint)
+            return None
+        if source is None:
+            paths = [self.fill(path) for path in self.masks]
+            told = f"Split '{self.split}' of '{self.name}' has public masks, but there is none of "
+            hints = (rename_that_helps(state.base / path) for path in paths)
+            rename = next(filter(None, hints), None)
+            report(Damage("missing file", f"{told}{', '.join(paths)}.", state.base / paths[0], hint=rename))
+            return None
+        if not isinstance(source, LabelFolders) and "anno_ids" not in expression.attrs:
+            told = f"The expression has no 'anno_id', by which {source.path.name} names its masks."
+            at.tell("missing field", told, "Use the expression file and the masks of one release.")
+            return None
+        tracks = source.tracks(clip, wanted, report)
+        ids = tuple(w.object_id for w in wanted)
+        return Target(clip.size, len(clip), tuple(tracks), ids, void=source.void(clip, report))
 
     def no_truth(self, clip: Clip, expression: Expression) -> tuple[str, str]:
         """Why :meth:`target` has none for a sample of a hidden split, and what helps."""
@@ -186,13 +206,13 @@ class MetaExpressions:
         source = self._loaded().masks(self)
         if source is None:
             if expressions:
-                self.target_of(clip, expressions[0], report)
+                self.target(clip, expressions[0], report)
             return
         seen: dict[Wanted, None] = {}
         for expression in expressions:
             wanted = self.wanted(expression)
             if wanted is None or not (isinstance(source, LabelFolders) or "anno_ids" in expression.attrs):
-                self.target_of(clip, expression, report)
+                self.target(clip, expression, report)
                 continue
             seen.update(dict.fromkeys(wanted))
         source.tracks(clip, list(seen), report)
@@ -255,32 +275,6 @@ class MetaExpressions:
             objects = names
         return [Wanted(o, a) for o, a in zip(objects, names, strict=True)]
 
-    def target_of(self, clip: Clip, expression: Expression, report: Report) -> Target | None:
-        """The target of a sample, with damaged masks told to ``report`` and left empty."""
-        state = self._loaded()
-        source, wanted = state.masks(self), self.wanted(expression)
-        if self.split in self.hidden and (source is None or wanted is None):
-            return None
-        at = Place(state.file, f"videos.{clip.id}.expressions.{expression.id}", report)
-        if wanted is None:
-            hint = "Use the expression file of a split with public masks."
-            at.tell("missing field", "The expression names no object ('obj_id', 'anno_id').", hint)
-            return None
-        if source is None:
-            paths = [self.fill(path) for path in self.masks]
-            told = f"Split '{self.split}' of '{self.name}' has public masks, but there is none of "
-            hints = (rename_that_helps(state.base / path) for path in paths)
-            rename = next(filter(None, hints), None)
-            report(Damage("missing file", f"{told}{', '.join(paths)}.", state.base / paths[0], hint=rename))
-            return None
-        if not isinstance(source, LabelFolders) and "anno_ids" not in expression.attrs:
-            told = f"The expression has no 'anno_id', by which {source.path.name} names its masks."
-            at.tell("missing field", told, "Use the expression file and the masks of one release.")
-            return None
-        tracks = source.tracks(clip, wanted, report)
-        ids = tuple(w.object_id for w in wanted)
-        return Target(clip.size, len(clip), tuple(tracks), ids, void=source.void(clip, report))
-
     # ── where things are ─────────────────────────────────────────────────────
 
     def base(self) -> Path:
@@ -289,19 +283,7 @@ class MetaExpressions:
         Raises:
             DataError: it is not found.
         """
-        landmarks = [self.fill(path) for path in self.meta]
-        found = find_base(self.name, self.root, self.folders, landmarks)
-        if found is None:
-            splits = splits_there(self.name, self.root, self.folders, self.meta)
-            if splits:
-                raise DataError(
-                    f"'{self.name}' has no split '{self.split}' here.",
-                    where=self.root or self.name,
-                    allowed=splits,
-                    cure="Set dataset.split (`refseg score`: --split) to one of them.",
-                )
-            raise not_found(self.name, self.root, landmarks)
-        return found
+        return find_base(self.name, self.root, self.folders, self.meta, self.split)
 
     def fill(self, path: str) -> str:
         """A layout path of this split."""

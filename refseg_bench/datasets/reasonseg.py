@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refseg_bench.config.schema import knob
-from refseg_bench.datasets.files import check_link, find_base, not_found, read_json
+from refseg_bench.datasets.files import check_link, find_base, read_json
 from refseg_bench.datasets.issues import Damage, Place, Report, refuse
 from refseg_bench.datasets.masks import are_coordinates
 from refseg_bench.errors import DataError
@@ -90,45 +90,12 @@ class ReasonSeg:
 
     # ── the Dataset interface ────────────────────────────────────────────────
 
-    def clips(self) -> Sequence[Clip]:
+    def clips(self, report: Report = refuse) -> Sequence[Clip]:
         """One clip per image, sorted by name.
 
         Raises:
             DataError: the set is not found, or an image has no JSON or the reverse.
         """
-        return self.read(refuse)
-
-    def expressions(self, clip: Clip) -> Sequence[Expression]:
-        """The texts of an image, with ``is_sentence`` (long) or not (short).
-
-        Raises:
-            DataError: the image's JSON is damaged.
-        """
-        return self.expressions_of(clip.id, refuse)
-
-    def target(self, clip: Clip, expression: Expression) -> Target | None:
-        """What the polygons cover, the same for all texts; no polygon = an empty target.
-
-        Raises:
-            DataError: a polygon is damaged.
-        """
-        return self.target_of(clip, expression, refuse)
-
-    # ── the same with every problem told ─────────────────────────────────────
-
-    def base(self) -> Path:
-        """The folder of the splits.
-
-        Raises:
-            DataError: it is not found.
-        """
-        found = find_base(self.name, self.root, self.folders, [self.split])
-        if found is None:
-            raise not_found(self.name, self.root, [f"{self.split}/"])
-        return found
-
-    def read(self, report: Report) -> list[Clip]:
-        """All readable images of the split."""
         folder = self.base() / self.split
         names = sorted(p for p in folder.iterdir() if p.name[0] != ".") if folder.is_dir() else []
         images: dict[str, Path] = {}
@@ -162,10 +129,14 @@ class ReasonSeg:
                 report(Damage("unreadable frame", error.what, path))
         return clips
 
-    def expressions_of(self, image: str, report: Report) -> list[Expression]:
-        """The readable texts of an image."""
-        at = Place(self.file(image), report=report)
-        found = at.fields(self._record(image), text=list, is_sentence=bool)
+    def expressions(self, clip: Clip, report: Report = refuse) -> list[Expression]:
+        """The texts of an image, with ``is_sentence`` (long) or not (short).
+
+        Raises:
+            DataError: the image's JSON is damaged.
+        """
+        at = Place(self.file(clip.id), report=report)
+        found = at.fields(self._record(clip.id), text=list, is_sentence=bool)
         if found is None:
             return []
         texts, sentence = found
@@ -183,24 +154,12 @@ class ReasonSeg:
             out.append(Expression(str(index), text, attrs))
         return out
 
-    def survey(self, report: Report) -> Iterator[tuple[Clip | None, list[Expression]]]:
-        """Read everything but the masks, with every problem told.
+    def target(self, clip: Clip, expression: Expression, report: Report = refuse) -> Target:
+        """What the polygons cover, the same for all texts; no polygon = an empty target.
 
-        Yields:
-            Per image its clip and its readable texts.
+        Raises:
+            DataError: a polygon is damaged; where ``report`` takes that, it is left out.
         """
-        for clip in self.read(report):
-            try:
-                yield clip, self.expressions_of(clip.id, report)
-            except Damage as damage:
-                report(damage)
-
-    def check_targets(self, clip: Clip, expressions: Sequence[Expression], report: Report) -> None:
-        """Read the polygons of an image."""
-        self.target_of(clip, expressions[0] if expressions else Expression("0", ""), report)
-
-    def target_of(self, clip: Clip, expression: Expression, report: Report) -> Target:
-        """The target of an image, with damaged polygons told to ``report`` and left out."""
         at = Place(self.file(clip.id), report=report)
         shapes = at.field(self._record(clip.id), "shapes", list)
         readable = [s for i, s in enumerate(shapes or []) if _is_shape(s, at.at(f"shapes[{i}]"))]
@@ -215,6 +174,30 @@ class ReasonSeg:
             ("target",) * len(objects),
             void=MaskTrack.from_masks([void], clip.size) if void.any() else None,
         )
+
+    def survey(self, report: Report) -> Iterator[tuple[Clip | None, list[Expression]]]:
+        """Read everything but the masks, with every problem told.
+
+        Yields:
+            Per image its clip and its readable texts.
+        """
+        for clip in self.clips(report):
+            try:
+                yield clip, self.expressions(clip, report)
+            except Damage as damage:
+                report(damage)
+
+    def check_targets(self, clip: Clip, expressions: Sequence[Expression], report: Report) -> None:
+        """Read the polygons of an image."""
+        self.target(clip, expressions[0] if expressions else Expression("0", ""), report)
+
+    def base(self) -> Path:
+        """The folder of the splits.
+
+        Raises:
+            DataError: it is not found.
+        """
+        return find_base(self.name, self.root, self.folders, [f"{self.split}/"], self.split)
 
     def file(self, image: str) -> Path:
         """The JSON of an image."""

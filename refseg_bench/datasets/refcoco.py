@@ -29,7 +29,6 @@ from refseg_bench.datasets.files import (
     check_link,
     find_base,
     missing_file,
-    not_found,
     safe_join,
 )
 from refseg_bench.datasets.index import Entries, JsonStream, open_store, parse_entry
@@ -121,13 +120,29 @@ class RefCoco:
         """
         return list(self._expressions(self._blob(clip.id)))
 
-    def target(self, clip: Clip, expression: Expression) -> Target | None:
+    def target(self, clip: Clip, expression: Expression, report: Report = refuse) -> Target:
         """The annotations a sentence means; none of them = nothing in the image is meant.
 
         Raises:
-            DataError: an annotation is damaged.
+            DataError: an annotation is damaged; where ``report`` takes that, it is left empty.
         """
-        return self.target_of(clip, expression, refuse)
+        annotations = self._blob(clip.id)["annotations"]
+        file = self.files()[1]
+        tracks: list[MaskTrack] = []
+        layers: list[list[bytes]] = []
+        ids = expression.attrs["anno_ids"]
+        for anno_id in ids:
+            at = Place(file, f"annotation {anno_id}", report)
+            mask, *deeper = layers_of(annotations[anno_id]["segmentation"], clip.size, at)
+            tracks.append(MaskTrack(clip.size, (mask,)))
+            layers.append(deeper)
+        # Layer by layer over the annotations: what is covered twice, three times …
+        deeper_tracks = [
+            MaskTrack(clip.size, (union_rle([c for c in layer if c is not None], clip.size),))
+            for layer in zip_longest(*layers)
+        ]
+        twice = deeper_tracks[0] if deeper_tracks else None
+        return Target(clip.size, 1, tuple(tracks), tuple(ids), overlap=twice, deeper=tuple(deeper_tracks[1:]))
 
     # ── parts ────────────────────────────────────────────────────────────────
 
@@ -137,11 +152,7 @@ class RefCoco:
         Raises:
             DataError: it is not found.
         """
-        landmarks = [self.fill(path) for path in self.refs]
-        found = find_base(self.name, self.root, self.folders, landmarks)
-        if found is None:
-            raise not_found(self.name, self.root, landmarks)
-        return found
+        return find_base(self.name, self.root, self.folders, [self.fill(p) for p in self.refs], self.split)
 
     def fill(self, path: str) -> str:
         """A file name of this split author."""
@@ -150,9 +161,8 @@ class RefCoco:
     def files(self) -> tuple[Path, Path]:
         """The sentence file and the annotation file."""
         base = self.base()
-        return next(
-            base / self.fill(p) for p in self.refs if (base / self.fill(p)).exists()
-        ), base / "instances.json"
+        refs = next(path for p in self.refs if (path := base / self.fill(p)).exists())
+        return refs, base / "instances.json"
 
     def image_folder(self) -> Path:
         """The first image folder that exists, else the first."""
@@ -303,28 +313,8 @@ class RefCoco:
         for expression in expressions:
             ids = tuple(expression.attrs["anno_ids"])
             if ids not in seen:
-                self.target_of(clip, expression, report)
+                self.target(clip, expression, report)
             seen.add(ids)
-
-    def target_of(self, clip: Clip, expression: Expression, report: Report) -> Target:
-        """The target of a sentence, with damaged annotations told to ``report`` and left empty."""
-        annotations = self._blob(clip.id)["annotations"]
-        file = self.files()[1]
-        tracks: list[MaskTrack] = []
-        layers: list[list[bytes]] = []
-        ids = expression.attrs["anno_ids"]
-        for anno_id in ids:
-            at = Place(file, f"annotation {anno_id}", report)
-            mask, *deeper = layers_of(annotations[anno_id]["segmentation"], clip.size, at)
-            tracks.append(MaskTrack(clip.size, (mask,)))
-            layers.append(deeper)
-        # Layer by layer over the annotations: what is covered twice, three times …
-        deeper_tracks = [
-            MaskTrack(clip.size, (union_rle([c for c in layer if c is not None], clip.size),))
-            for layer in zip_longest(*layers)
-        ]
-        twice = deeper_tracks[0] if deeper_tracks else None
-        return Target(clip.size, 1, tuple(tracks), tuple(ids), overlap=twice, deeper=tuple(deeper_tracks[1:]))
 
 
 # ── names of pictures ──
