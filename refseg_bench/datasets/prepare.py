@@ -95,18 +95,13 @@ def prepare(name: str, sources: Sequence[Path], root: Path | None, say: Say = pr
 
 
 def _is_folder(source: Path) -> DataError:
+    told = f"'{source}' is a folder: this set needs no conversion."
+    hint = f"Use it as it is with dataset.root={source}, or give the archives."
     packed = sorted(p.name for p in source.iterdir() if p.suffix in (".zip", ".tar", ".gz", ".tgz", ".xz"))
     if packed:
-        return DataError(
-            f"'{source}' is a folder of archives.",
-            where=source,
-            cure=f"Name the archives themselves: --from {source}/{packed[0]} … (or {source}/*).",
-        )
-    return DataError(
-        f"'{source}' is a folder: this set needs no conversion.",
-        where=source,
-        cure=f"Use it as it is with dataset.root={source}, or give the archives.",
-    )
+        told = f"'{source}' is a folder of archives."
+        hint = f"Name the archives themselves: --from {source}/{packed[0]} … (or {source}/*)."
+    return DataError(told, where=source, cure=hint)
 
 
 def _fill(name: str, sources: Sequence[Path], home: Path, stage: Path, say: Say) -> None:
@@ -162,14 +157,14 @@ def _davis(places: Sequence[Path], home: Path, stage: Path, say: Say) -> None:
 
 def _arrange(name: str, sources: Sequence[Path], places: Sequence[Path], home: Path, say: Say) -> None:
     """Move what was unpacked to where the loader looks; keep the layout below the set's own folder."""
-    marks, parts = landmarks(name), layout(name)
+    marks, parts = layout(name)
     # Archives may share a folder: some hold its frames alone.
     bases = [
         _find([place], lambda d: any((d / mark).exists() for mark in marks))
         or _find([place], lambda d: any((d / part).exists() for part in parts if part != "."))
         for place in places
     ]
-    names = {folder.lower() for folder in _folders(name)}
+    names = {part.lower() for folder in open_dataset(name).folders for part in Path(folder).parts}
     names |= {n.lower() for p, b in zip(places, bases, strict=True) if b for n in b.relative_to(p).parts}
     for number, (source, place) in enumerate(zip(sources, places, strict=True)):
         if bases[number] is None:
@@ -212,35 +207,22 @@ def _holds_coco_images(folder: Path) -> bool:
     )
 
 
-def _folders(name: str) -> list[str]:
-    folders: list[str] = list(open_dataset(name).folders)
-    return [part for folder in folders for part in Path(folder).parts]
-
-
-def landmarks(name: str) -> list[str]:
-    """Files (or folders) that show where a set begins, for all of its splits."""
-    facts = manifest(name)
-    splits = list(facts.splits) if facts is not None else []
-    data = open_dataset(name)
-    if hasattr(data, "refs"):
-        return [data.fill(path) for path in data.refs] + ["instances.json"]
-    if not hasattr(data, "meta"):
-        return splits
-    return [path.replace("{split}", split) for path in data.meta for split in splits or [data.split]]
-
-
-def layout(name: str) -> list[str]:
-    """All paths that the loader reads below a set's folder, for all of its splits."""
-    facts = manifest(name)
-    data = open_dataset(name)
+def layout(name: str) -> tuple[list[str], list[str]]:
+    """Files or folders that a set begins with, and all paths that its loader reads there; of all splits."""
+    data, facts = open_dataset(name), manifest(name)
     splits = list(facts.splits) if facts is not None else [data.split]
+
+    def filled(paths: Sequence[str]) -> list[str]:
+        return list(dict.fromkeys(path.replace("{split}", split) for path in paths for split in splits))
+
+    if hasattr(data, "refs"):
+        marks = [*(data.fill(path) for path in data.refs), "instances.json"]
+    else:
+        marks = filled(getattr(data, "meta", ["{split}"]))
     options = ("frames", "masks", "test", "foreground_masks", "meta", "images")
-    patterns = [path for option in options for path in getattr(data, option, ()) if not path.startswith("..")]
-    if not patterns:
-        return splits
+    parts = [path for option in options for path in getattr(data, option, ()) if not path.startswith("..")]
     # A folder of the layout alone (`meta_expressions`) is a part too.
-    patterns += [path.split("/")[0] for path in patterns]
-    return list(dict.fromkeys(path.replace("{split}", split) for path in patterns for split in splits))
+    return marks, filled([*parts, *(path.split("/")[0] for path in parts)] or ["{split}"])
 
 
 def _find(places: Sequence[Path], fits: Callable[[Path], bool]) -> Path | None:

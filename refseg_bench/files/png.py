@@ -204,23 +204,26 @@ def _slow(data: bytes, path: Path) -> tuple[Uint8HW, str]:
     return np.ascontiguousarray(grey, np.uint8), kind
 
 
-def parse_header(start: bytes, name: str) -> tuple[int, int, int, int]:
+def parse_header(start: bytes, path: str | Path) -> tuple[int, int, int, int]:
     """(height, width, bit depth, colour type) from the first 33 bytes of a file.
 
     Raises:
-        DataError: it is no PNG.
+        MaskFault: it is no PNG.
     """
-    return _header(start, Path(name))
+    if len(start) < 33 or not start.startswith(_SIGNATURE) or start[12:16] != b"IHDR":
+        raise _torn(path, "it is no PNG")
+    width, height, depth, colour = struct.unpack(">IIBB", start[16:26])
+    return height, width, depth, colour
 
 
-def values_of(data: bytes, name: str) -> list[int]:
+def values_of(data: bytes, path: str | Path) -> list[int]:
     """The values that occur in an 8-bit grey file, ascending.
 
     Raises:
-        DataError: the file is torn.
+        MaskFault: the file is torn.
     """
-    simple = _simple(data, Path(name))
-    pixels = _pillow(data, Path(name))[0] if simple is None else simple[0]
+    simple = _simple(data, path)
+    pixels = _pillow(data, path)[0] if simple is None else simple[0]
     return [int(v) for v in np.flatnonzero(np.bincount(pixels.ravel(), minlength=256))]
 
 
@@ -241,7 +244,7 @@ def header(path: Path) -> tuple[int, int]:
     """
     start = _bytes(path, 33)
     if start.startswith(_SIGNATURE):
-        return _header(start, path)[:2]
+        return parse_header(start, path)[:2]
     from refseg_bench.files.images import UNREADABLE, open_image
 
     try:
@@ -249,13 +252,6 @@ def header(path: Path) -> tuple[int, int]:
             return image.height, image.width
     except UNREADABLE as error:
         raise _torn(path, str(error)) from error
-
-
-def _header(data: bytes, path: Path) -> tuple[int, int, int, int]:
-    if len(data) < 33 or not data.startswith(_SIGNATURE) or data[12:16] != b"IHDR":
-        raise _torn(path, "it is no PNG")
-    width, height, depth, colour = struct.unpack(">IIBB", data[16:26])
-    return height, width, depth, colour
 
 
 def _bytes(path: Path, first: int | None = None) -> bytes:
@@ -279,11 +275,11 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, tuple[int, int]]]:
         at = end + 4
 
 
-def _simple(data: bytes, path: Path) -> tuple[Uint8HW, dict[bytes, tuple[int, int]]] | None:
+def _simple(data: bytes, path: str | Path) -> tuple[Uint8HW, dict[bytes, tuple[int, int]]] | None:
     """Stored values and chunks of a palette, 8-bit or 1-bit grey PNG without interlace, else ``None``."""
     if not data.startswith(_SIGNATURE):
         return None
-    height, width, depth, colour = _header(data, path)
+    height, width, depth, colour = parse_header(data, path)
     if not 0 < height * width <= MOST_PIXELS:
         raise _torn(path, f"{height} x {width} are no pixels or more than {MOST_PIXELS}")
     if data[28] or not (colour == _PALETTE or (colour == _GREY and depth in (1, 8))):
@@ -334,7 +330,7 @@ def _unpacking(depth: int) -> Uint8HW:
     return ((np.arange(256)[:, None] >> shifts) & ((1 << depth) - 1)).astype(np.uint8)
 
 
-def _pillow(data: bytes, path: Path, grey: bool = False) -> tuple[NDArray[Any], str, str, bytes, int]:
+def _pillow(data: bytes, path: str | Path, grey: bool = False) -> tuple[NDArray[Any], str, str, bytes, int]:
     """Stored pixels, mode, format, palette and EXIF orientation of a whole picture.
 
     Args:
@@ -355,7 +351,7 @@ def _pillow(data: bytes, path: Path, grey: bool = False) -> tuple[NDArray[Any], 
         raise _torn(path, str(error)) from error
 
 
-def _fault(kind: str, what: str, path: Path, cure: str | None = None) -> MaskFault:
+def _fault(kind: str, what: str, path: str | Path, cure: str | None = None) -> MaskFault:
     fault = MaskFault(what, where=path, cure=cure)
     fault.kind = kind
     return fault
@@ -371,5 +367,5 @@ def _flat(path: Path, kind: str) -> MaskFault:
     )
 
 
-def _torn(path: Path, why: str) -> MaskFault:
+def _torn(path: str | Path, why: str) -> MaskFault:
     return _fault("torn", f"A mask can't be decoded: {why}.", path, "Write the file again.")
