@@ -16,7 +16,7 @@ from refseg_bench.errors import DataError
 from refseg_bench.types import Clip, Expression, Target
 
 #: Where the folders of the videos may lie below the root, likeliest first.
-VIDEO_FOLDERS = (
+MAP_FOLDERS = (
     "Annotations/480p",
     "Annotations",
     "Annotations/Full-Resolution",
@@ -27,9 +27,9 @@ VIDEO_FOLDERS = (
     "",
 )
 #: Where lists of videos may lie (DAVIS' lists of 2016 name frames, not videos).
-LISTS = ("", "ImageSets/2017", "ImageSets")
+LIST_FOLDERS = ("", "ImageSets/2017", "ImageSets")
 #: The split that means every video.
-EVERY = "all"
+ALL = "all"
 
 
 @dataclass
@@ -45,7 +45,7 @@ class IdMaps:
     """
 
     root: Path | None = knob(None, transient=True)
-    split: str = EVERY
+    split: str = ALL
     name: str = "id_maps"
     protocols: list[str] = knob(factory=lambda: ["vosb"], transient=True)
 
@@ -83,7 +83,7 @@ class IdMaps:
         number = len(self.clips())
         count = f"{number} video{'s' * (number != 1)}"
         lists = self._lists()
-        if self.split != EVERY:
+        if self.split != ALL:
             count += f" of {lists[self.split]}"
         elif lists:
             count += f" (--split takes those of a list: {', '.join(sorted(lists))})"
@@ -96,7 +96,7 @@ class IdMaps:
             raise DataError(
                 "The folder of id maps is not there.", where=self.root, cure="Give it with --root."
             )
-        tops = [top for top in (self.root / name for name in VIDEO_FOLDERS) if any(_videos(top))]
+        tops = [top for top in (self.root / name for name in MAP_FOLDERS) if any(_videos(top))]
         if not tops:
             raise DataError(
                 "No <video>/<frame>.png here.", where=self.root, cure="Check the path behind --root."
@@ -111,19 +111,24 @@ class IdMaps:
         for folder in (self.root, *list(self.root.resolve().parents)[:1]):
             if folder.name.startswith("Annotations"):
                 bases.append(folder.parent)
-        found = [p for base in bases for name in reversed(LISTS) for p in sorted((base / name).glob("*.txt"))]
+        found = [
+            p
+            for base in bases
+            for name in reversed(LIST_FOLDERS)
+            for p in sorted((base / name).glob("*.txt"))
+        ]
         return {p.stem: p for p in found if p.is_file() and not p.name.startswith(".")}
 
     def _folders(self) -> list[Path]:
         videos = {folder.name: folder for folder in _videos(self._tops()[0])}
         lists = self._lists()
-        if self.split == EVERY:
+        if self.split == ALL:
             return list(videos.values())
         if self.split not in lists:
             raise DataError(
                 f"There is no list of the split '{self.split}'.",
                 where=self.root,
-                allowed=[EVERY, *sorted(lists)],
+                allowed=[ALL, *sorted(lists)],
                 cure=f"Put the videos' names into {self.split}.txt there, or choose another --split.",
             )
         path = lists[self.split]

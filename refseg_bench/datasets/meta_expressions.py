@@ -95,6 +95,8 @@ class MetaExpressions:
             self.split = "valid"
 
     _state: _State | None = field(default=None, init=False, repr=False, compare=False)
+    #: The mask source, or ``None`` in its place, once it was looked for.
+    _sources: list[MaskSource | None] = field(default_factory=list, init=False, repr=False, compare=False)
 
     # ── the Dataset interface ────────────────────────────────────────────────
 
@@ -121,7 +123,7 @@ class MetaExpressions:
             DataError: the masks are missing or damaged; where ``report`` takes that, they are left empty.
         """
         state = self._loaded()
-        source, wanted = state.masks(self), self.wanted(expression)
+        source, wanted = self._masks(), self.wanted(expression)
         if self.split in self.hidden and (source is None or wanted is None):
             return None
         at = Place(state.file, f"videos.{clip.id}.expressions.{expression.id}", report)
@@ -147,7 +149,7 @@ class MetaExpressions:
     def no_truth(self, clip: Clip, expression: Expression) -> tuple[str, str]:
         """Why :meth:`target` has none for a sample of a hidden split, and what helps."""
         state = self._loaded()
-        source, sample = state.masks(self), sample_id(clip.id, expression.id)
+        source, sample = self._masks(), sample_id(clip.id, expression.id)
         zipped = "`refseg submission RUN` (or --predictions) makes the zip for the server, where there is one"
         if source is not None and (not isinstance(source, LabelFolders) or any(source.files(clip))):
             return (
@@ -164,12 +166,12 @@ class MetaExpressions:
 
     def annotation_files(self, clip: Clip) -> list[Path | None] | None:
         """The id map of every frame (``None`` where it is missing), where the set keeps such maps."""
-        source = self._loaded().masks(self)
+        source = self._masks()
         return source.files(clip) if isinstance(source, LabelFolders) else None
 
     def encodings(self) -> Counter[str]:
         """How the mask files read since the last call are stored, in words → number of files."""
-        source = self._loaded().masks(self)
+        source = self._masks()
         if source is None:
             return Counter()
         found, source.encodings = source.encodings, Counter()
@@ -189,21 +191,20 @@ class MetaExpressions:
         except Damage as damage:
             report(damage)
         # A torn mask file is told although nothing asks for it.
-        source = None
+        self._sources = [None]
         try:
-            source = self.mask_source(self.base())
+            self._sources = [self.mask_source(self.base())]
         except Damage as damage:
             report(damage)
         if self._state is None:
             return
-        self._state.keep(source)
         clips = {clip.id: clip for clip in self._state.clips}
         for video, record in self._state.videos.items():
             yield clips.get(video), self.expressions_of(video, report) if isinstance(record, dict) else []
 
     def check_targets(self, clip: Clip, expressions: Sequence[Expression], report: Report) -> None:
         """Read every mask the expressions mean, each once."""
-        source = self._loaded().masks(self)
+        source = self._masks()
         if source is None:
             if expressions:
                 self.target(clip, expressions[0], report)
@@ -352,6 +353,11 @@ class MetaExpressions:
             self._state = self.read(refuse)
         return self._state
 
+    def _masks(self) -> MaskSource | None:
+        if not self._sources:
+            self._sources = [self.mask_source(self._loaded().base)]
+        return self._sources[0]
+
     def _frames_folder(self, base: Path, videos: Mapping[str, Any]) -> Path | None:
         """The first frames folder that holds a video of the split (copies drop ``JPEGImages/``).
 
@@ -464,18 +470,6 @@ class _State:
     file: Path
     videos: dict[str, dict[str, Any]]
     clips: list[Clip]
-    _masks: MaskSource | None = None
-    _looked: bool = False
-
-    def masks(self, owner: MetaExpressions) -> MaskSource | None:
-        if not self._looked:
-            self._masks = owner.mask_source(self.base)
-            self._looked = True
-        return self._masks
-
-    def keep(self, masks: MaskSource | None) -> None:
-        """Set the source, found or not."""
-        self._masks, self._looked = masks, True
 
 
 def id_list(value: Any) -> list[str] | None:
