@@ -21,7 +21,7 @@ from refseg_bench.datasets.issues import Damage, Place, Report, refuse
 from refseg_bench.errors import DataError
 from refseg_bench.files import store_io
 from refseg_bench.files.resources import resource
-from refseg_bench.files.store_io import open_regular, printable
+from refseg_bench.files.store_io import leads_out, open_regular, printable
 
 
 def data_root() -> Path:
@@ -157,13 +157,9 @@ def check_link(path: Path, *homes: Path, follow: bool, report: Report = refuse) 
     Returns:
         True if the path may be read.
     """
-    if follow:
+    real = None if follow else leads_out(path, *homes)
+    if real is None:
         return True
-    real = os.path.realpath(path)
-    for home in homes:
-        top = os.path.realpath(home)
-        if real == top or real.startswith(top + os.sep):
-            return True
     told = f"'{path.name}' is a symbolic link to '{real}', outside of the data set."
     hint = "Put the files inside the data set, or, if you made the link: dataset.follow_links=true."
     report(Damage("link out of the data set", told, path, hint=hint))

@@ -371,14 +371,21 @@ def within(root: Path, path: Path) -> Path:
     Raises:
         StoreError: the path leads elsewhere.
     """
-    top, real = os.path.realpath(root), os.path.realpath(path)
-    if real == top or real.startswith(top + os.sep):
+    real = leads_out(path, root)
+    if real is None:
         return path
     raise StoreError(
         f"A symbolic link leads out of the folder, to '{real}'.",
         where=path,
         cure="Remove the link: nothing is written or deleted through it.",
     )
+
+
+def leads_out(path: Path, *homes: Path) -> str | None:
+    """Where a path really is, if symbolic links lead it out of all of these folders; else ``None``."""
+    real = os.path.realpath(path)
+    tops = [os.path.realpath(home) for home in homes]
+    return None if any(real == top or real.startswith(top + os.sep) for top in tops) else real
 
 
 def write_atomic(path: Path, text: str) -> None:
