@@ -14,7 +14,7 @@ import pytest
 
 from refseg_bench.cli import main
 from refseg_bench.config.compose import to_yaml
-from refseg_bench.datasets import offsets
+from refseg_bench.datasets import index
 from refseg_bench.files.store_io import read_record, read_sealed_yaml, sealed, sealed_text
 from tests.fakes import FakeDataset
 from tests.launch.runs import overrides
@@ -224,7 +224,7 @@ def test_cancel_ends_nothing_but_the_recorded_command(
 def test_reading_commands_write_indices_where_the_present_command_does(
     in_tmp: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(offsets, "SMALL", 0)
+    monkeypatch.setattr(index, "SMALL", 0)
     monkeypatch.setenv("REFSEG_CACHE", str(in_tmp / "mine"))
     assert main(["run", "dataset=shapes", "method=empty", "limit.clips=1", "--no-html"]) == 0
     (run,) = (in_tmp / "runs").iterdir()

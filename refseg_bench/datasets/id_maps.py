@@ -16,7 +16,7 @@ from refseg_bench.errors import DataError
 from refseg_bench.types import Clip, Expression, Target
 
 #: Where the folders of the videos may lie below the root, likeliest first.
-MAP_FOLDERS = (
+VIDEO_FOLDERS = (
     "Annotations/480p",
     "Annotations",
     "Annotations/Full-Resolution",
@@ -96,7 +96,7 @@ class IdMaps:
             raise DataError(
                 "The folder of id maps is not there.", where=self.root, cure="Give it with --root."
             )
-        tops = [top for top in (self.root / name for name in MAP_FOLDERS) if any(_videos(top))]
+        tops = [top for top in (self.root / name for name in VIDEO_FOLDERS) if any(_videos(top))]
         if not tops:
             raise DataError(
                 "No <video>/<frame>.png here.", where=self.root, cure="Check the path behind --root."

@@ -305,7 +305,7 @@ class _Folders(MaskSource):
 
 
 @dataclass
-class LabelFolders(_Folders):
+class LabelMapMasks(_Folders):
     """``<video>/<frame>.png`` with the object's id as pixel value, all objects in one map.
 
     All objects of a clip are read in one pass and kept until another clip is asked for, because

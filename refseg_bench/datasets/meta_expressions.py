@@ -31,7 +31,7 @@ from refseg_bench.datasets.files import (
 from refseg_bench.datasets.issues import Damage, Place, Report, refuse
 from refseg_bench.datasets.masks import (
     MOST_SIDE,
-    LabelFolders,
+    LabelMapMasks,
     MaskSource,
     RunLengthMasks,
     Wanted,
@@ -138,7 +138,7 @@ class MetaExpressions:
             rename = next(filter(None, hints), None)
             report(Damage("missing file", f"{told}{', '.join(paths)}.", state.base / paths[0], hint=rename))
             return None
-        if not isinstance(source, LabelFolders) and "anno_ids" not in expression.attrs:
+        if not isinstance(source, LabelMapMasks) and "anno_ids" not in expression.attrs:
             told = f"The expression has no 'anno_id', by which {source.path.name} names its masks."
             at.tell("missing field", told, "Use the expression file and the masks of one release.")
             return None
@@ -151,7 +151,7 @@ class MetaExpressions:
         state = self._loaded()
         source, sample = self._masks(), sample_id(clip.id, expression.id)
         zipped = "`refseg submission RUN` (or --predictions) makes the zip for the server, where there is one"
-        if source is not None and (not isinstance(source, LabelFolders) or any(source.files(clip))):
+        if source is not None and (not isinstance(source, LabelMapMasks) or any(source.files(clip))):
             return (
                 f"There are masks in {source.path}, but {state.file} doesn't say which of them '{sample}' "
                 "means: it has no 'obj_id'.",
@@ -167,7 +167,7 @@ class MetaExpressions:
     def annotation_files(self, clip: Clip) -> list[Path | None] | None:
         """The id map of every frame (``None`` where it is missing), where the set keeps such maps."""
         source = self._masks()
-        return source.files(clip) if isinstance(source, LabelFolders) else None
+        return source.files(clip) if isinstance(source, LabelMapMasks) else None
 
     def encodings(self) -> Counter[str]:
         """How the mask files read since the last call are stored, in words → number of files."""
@@ -212,12 +212,12 @@ class MetaExpressions:
         seen: dict[Wanted, None] = {}
         for expression in expressions:
             wanted = self.wanted(expression)
-            if wanted is None or not (isinstance(source, LabelFolders) or "anno_ids" in expression.attrs):
+            if wanted is None or not (isinstance(source, LabelMapMasks) or "anno_ids" in expression.attrs):
                 self.target(clip, expression, report)
                 continue
             seen.update(dict.fromkeys(wanted))
         source.tracks(clip, list(seen), report)
-        if isinstance(source, LabelFolders):
+        if isinstance(source, LabelMapMasks):
             folder = source.path / clip.id
             report_extra(folder, png_names(folder), clip, report)
 
@@ -302,7 +302,7 @@ class MetaExpressions:
 
     def png_source(self, path: Path, base: Path) -> MaskSource:
         """How this set's folders of PNGs are read."""
-        return LabelFolders(path, base, follow_links=self.follow_links)
+        return LabelMapMasks(path, base, follow_links=self.follow_links)
 
     # ── reading the split ────────────────────────────────────────────────────
 
@@ -373,7 +373,7 @@ class MetaExpressions:
         self, masks: MaskSource | None, record: Mapping[str, Any], video: str, names: Sequence[str]
     ) -> tuple[int, int] | None:
         """The size of a video whose frames are not there, by its masks."""
-        if isinstance(masks, LabelFolders):
+        if isinstance(masks, LabelMapMasks):
             with contextlib.suppress(DataError):
                 return image_size(masks.path / video / f"{names[0]}.png")
         if isinstance(masks, RunLengthMasks):

@@ -22,7 +22,7 @@ import numpy as np
 from refseg_bench.config.schema import knob
 from refseg_bench.datasets.files import bad_name, read_json, read_text
 from refseg_bench.datasets.issues import Damage, Place
-from refseg_bench.datasets.masks import LabelFolders, MaskSource, read_labels
+from refseg_bench.datasets.masks import LabelMapMasks, MaskSource, read_labels
 from refseg_bench.datasets.ref_youtube_vos import RunningNumbers
 
 ANNOTATORS = 4
@@ -64,7 +64,7 @@ class RefDavis17(RunningNumbers):
 
     def png_source(self, path: Path, base: Path) -> MaskSource:
         """Label maps with void."""
-        return LabelFolders(path, base, VOID, follow_links=self.follow_links)
+        return LabelMapMasks(path, base, VOID, follow_links=self.follow_links)
 
 
 # ── conversion ───────────────────────────────────────────────────────────────
