@@ -14,7 +14,7 @@ from typing import Any
 
 from refseg_bench.config.components import open_dataset
 from refseg_bench.datasets.archives import check_archive, unpack
-from refseg_bench.datasets.catalogue import manifest, open_dataset
+from refseg_bench.datasets.catalogue import manifest
 from refseg_bench.datasets.files import data_root
 from refseg_bench.datasets.issues import Damage
 from refseg_bench.datasets.ref_davis17 import MASKS, TEXTS, convert
