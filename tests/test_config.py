@@ -260,7 +260,7 @@ def test_a_control_that_is_the_run_itself_is_not_repeated() -> None:
         ["segmenter=null", "method.mask=attention"],
         ["~segmenter", "method.mask=attention"],
         ["segmenter.working_size=128"],
-        ["segmenter=otsu"],
+        ["segmenter=sam2_hf"],
     ],
 )
 def test_controls_compose_whatever_the_run_needs(overrides: list[str]) -> None:

@@ -86,7 +86,7 @@ def test_parts_of_a_method_are_halved_too() -> None:
 def test_every_shipped_model_can_work_in_smaller_batches(group: str, name: str) -> None:
     node = options(group, name)
     if "device" not in node:
-        return  # no model: grabcut, otsu
+        return  # no model: grabcut
     knob = schema.knobs(schema.locate(str(node["_target_"]), group))["batch_size"]
     assert knob.metadata["transient"]
     assert node["batch_size"] > 1

@@ -304,6 +304,29 @@ def here_only(repo: str, *, offline: bool = False) -> bool:
     return offline or is_local(repo) or offline_by_environment() or not reachable()
 
 
+def from_pretrained(kind: Any, weights: Weights, *, offline: bool = False, **options: Any) -> Any:
+    """A model or tokenizer of transformers, from this machine where it is here.
+
+    Args:
+        kind: the class whose ``from_pretrained`` loads it.
+        weights: what to load.
+        offline: look into the cache only.
+        options: further arguments of the class.
+
+    Raises:
+        ModelError: see :func:`fetch`.
+    """
+    offline = offline or offline_by_environment()
+    here = here_only(weights.repo, offline=offline)
+    return told(
+        lambda: kind.from_pretrained(
+            weights.repo, revision=weights.revision, local_files_only=here, **options
+        ),
+        weights,
+        offline=offline,
+    )
+
+
 def told(load: Callable[[], T], weights: Weights, *, offline: bool) -> T:
     """Run something that loads from the hub, and tell its failures with their cure.
 

@@ -7,8 +7,10 @@ frame's width and height, measured at pixel centres, so that no method has to kn
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from types import TracebackType
@@ -21,7 +23,7 @@ from refseg_bench.errors import ConfigError, DataError
 from refseg_bench.types import BoolHW, Clip
 
 TrackingDirection = Literal["forward", "backward", "both"]
-PromptKind = Literal["points", "box", "mask", "text", "heat"]
+PromptKind = Literal["points", "box", "mask", "text"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +36,6 @@ class Prompt:
         box: (x0, y0, x1, y1) in [0, 1].
         mask: boolean mask at the clip's size.
         text: a concept in words; only segmenters that say so accept it.
-        heat: a map (h, w) of any resolution over the frame, in [0, 1]; only thresholds accept it.
     """
 
     points: tuple[tuple[float, float], ...] = ()
@@ -42,7 +43,6 @@ class Prompt:
     box: tuple[float, float, float, float] | None = None
     mask: BoolHW | None = None
     text: str | None = None
-    heat: NDArray[np.float32] | None = None
 
     @classmethod
     def click(cls, x: float, y: float) -> Self:
@@ -60,8 +60,6 @@ class Prompt:
             given.append("mask")
         if self.text is not None:
             given.append("text")
-        if self.heat is not None:
-            given.append("heat")
         return tuple(given)
 
 
@@ -185,6 +183,13 @@ class SegmenterCounters:
     propagated_frames: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     recomputed_frames: int = 0
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Add the block's wall time to a stage."""
+        began = time.perf_counter()
+        yield
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - began
 
     def add(self, other: SegmenterCounters) -> None:
         """Count another session's work as well."""

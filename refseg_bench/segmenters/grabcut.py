@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import cv2
@@ -121,7 +119,7 @@ class GrabCutSession(ContextSession):
     def frame(self, index: int) -> NDArray[np.uint8]:
         """A frame at working size, BGR."""
         if index not in self._frames:
-            with self._clock("encode"):
+            with self.counters.timed("encode"):
                 rgb = self.clip.load([index])[0]
                 small = cv2.resize(rgb, self.shape[::-1], interpolation=cv2.INTER_AREA)
                 self._frames[index] = np.ascontiguousarray(small[..., ::-1])
@@ -132,7 +130,7 @@ class GrabCutSession(ContextSession):
         """Dense flow between two frames at working size (half precision: a tenth of a pixel is enough)."""
         if (start, end) not in self._flows:
             pair = (cv2.cvtColor(self.frame(index), cv2.COLOR_BGR2GRAY) for index in (start, end))
-            with self._clock("flow"):
+            with self.counters.timed("flow"):
                 self._flows[start, end] = classic.dense_flow(*pair).astype(np.float16)
         return self._flows[start, end]
 
@@ -163,13 +161,6 @@ class GrabCutSession(ContextSession):
             if len(self._cuts) > _MOST_CUTS:
                 self._cuts.popitem(last=False)
         return np.unpackbits(self._cuts[key], count=trimap.size).view(bool).reshape(trimap.shape)
-
-    @contextmanager
-    def _clock(self, stage: str) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        spent = self.counters.seconds
-        spent[stage] = spent.get(stage, 0.0) + time.perf_counter() - started
 
     # ── one frame ────────────────────────────────────────────────────────────
 
@@ -205,7 +196,7 @@ class GrabCutSession(ContextSession):
                 starts.append(_grow(self.smooth(frame, blur), prompt, tolerance))
         out: list[tuple[BoolHW, float]] = []
         codes = self.codes(frame)
-        with self._clock("cut"):
+        with self.counters.timed("cut"):
             for start in starts:
                 refined = self._cut(frame, start, prompt)
                 out.append((refined, _believed_iou(codes, start, refined)))
@@ -283,7 +274,7 @@ class GrabCutSession(ContextSession):
         if not track.mask.any():
             return self._search(track, odds)
         warped = classic.warp_mask(track.mask, self.flow(index, previous))
-        with self._clock("cut"):
+        with self.counters.timed("cut"):
             cut = self._recut(index, warped, odds)
         area = int(cut.sum())
         if area < self.knobs.lost_area * track.usual:

@@ -17,9 +17,14 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from refseg_bench.backbones.weights import ModelError
-from refseg_bench.segmenters.features import Features
-from refseg_bench.segmenters.memory_tracking import Heads, Memory
-from refseg_bench.segmenters.pixels import IMAGENET_MEAN, IMAGENET_STD, Resampling, square_pixels
+from refseg_bench.segmenters.memory_tracking import Heads, Memory, TrackerCore, sequence
+from refseg_bench.segmenters.sam_base import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Features,
+    Resampling,
+    square_pixels,
+)
 
 #: Mask logits of an object that isn't in the frame.
 _ABSENT = -1024.0
@@ -27,7 +32,7 @@ _ABSENT = -1024.0
 _MASK_LOGIT = 10.0
 
 
-class HfTrackerCore:
+class HfTrackerCore(TrackerCore):
     """:class:`~refseg_bench.segmenters.memory_tracking.TrackerCore` over a transformers tracker.
 
     Args:
@@ -45,7 +50,7 @@ class HfTrackerCore:
         std: Sequence[float] = IMAGENET_STD,
     ) -> None:
         self.model = model
-        self.config = model.config
+        self.rules = self.config = model.config
         size = self.config.image_size
         if not isinstance(size, int):
             if len(set(size)) != 1:
@@ -76,15 +81,6 @@ class HfTrackerCore:
             for level, size in zip(output.fpn_hidden_states, sizes, strict=True)
         )
 
-    def wants_several(self, n_points: int) -> bool:
-        """Three masks for up to one point; with more points the prompt is no longer ambiguous."""
-        config = self.config
-        return bool(
-            config.multimask_output_in_sam
-            and config.multimask_min_pt_num <= n_points <= config.multimask_max_pt_num
-            and (n_points > 0 or config.multimask_output_for_tracking)
-        )
-
     def first_look(self, features: Features, n: int) -> torch.Tensor:
         """Without memory a learned embedding takes its place."""
         nothing: torch.Tensor = self.model.no_memory_embedding
@@ -100,7 +96,7 @@ class HfTrackerCore:
         assert self._memory_positions is not None  # the prompted frame was memorised before
         tokens, positions = [], []
         for slot, step in memory.spatial(position, reverse=reverse, slots=config.num_maskmem):
-            tokens.append(_sequence(step.memory_NChw))
+            tokens.append(sequence(step.memory_NChw))
             # Slot 0, the prompted frame, has the last of the learned temporal encodings.
             temporal = model.memory_temporal_positional_encoding[slot - 1]
             positions.append((self._memory_positions + temporal).expand(-1, n, -1))
@@ -113,7 +109,7 @@ class HfTrackerCore:
             positions.append(pointer_positions)
             n_pointer_tokens = len(pointer_tokens)
         attended: torch.Tensor = model.memory_attention(
-            _sequence(top).expand(-1, n, -1),
+            sequence(top).expand(-1, n, -1),
             torch.cat(tokens),
             self._positions,
             torch.cat(positions),
@@ -197,7 +193,7 @@ class HfTrackerCore:
         memory_NChw: torch.Tensor
         memory_NChw, positions = model.memory_encoder(features[-1].expand(n, -1, -1, -1), shown)
         if self._memory_positions is None:
-            self._memory_positions = _sequence(positions[:1])
+            self._memory_positions = sequence(positions[:1])
         absent = model.occlusion_spatial_embedding_parameter
         if absent is not None:
             memory_NChw = memory_NChw + (presence_N1 <= 0).float()[..., None, None] * absent[..., None, None]
@@ -234,11 +230,6 @@ def _resized(map_N1hw: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
     if tuple(map_N1hw.shape[-2:]) == size:
         return map_N1hw
     return F.interpolate(map_N1hw.float(), size=size, mode="bilinear", align_corners=False, antialias=True)
-
-
-def _sequence(map_NChw: torch.Tensor) -> torch.Tensor:
-    """``(N, C, h, w)`` → ``(h·w, N, C)``."""
-    return map_NChw.flatten(2).permute(2, 0, 1)
 
 
 def _sine(values_L: torch.Tensor, width: int) -> torch.Tensor:

@@ -12,11 +12,12 @@ Axes: ``N`` objects, ``K`` mask candidates, ``P`` points of one prompt, ``S`` th
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Protocol
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,16 +25,19 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from refseg_bench.errors import DataError
+from refseg_bench.segmenters import holes
 from refseg_bench.segmenters.base import (
     Candidates,
     ContextSession,
     Prompt,
     SegmenterCounters,
+    SegmenterSession,
     TrackingDirection,
     check_frames,
     check_prompts,
 )
-from refseg_bench.segmenters.features import Features, FeatureStore
+from refseg_bench.segmenters.holes import HoleFilling
+from refseg_bench.segmenters.sam_base import Features, FeatureStore, Resampling, Sam, autocast_for
 from refseg_bench.types import BoolHW, Clip
 
 #: Labels of a box's corners among the points of a prompt, as SAM 2 was trained.
@@ -136,28 +140,40 @@ class Memory:
                 del self.followed[known]
 
 
-class TrackerCore(Protocol):
+class TrackerCore(ABC):
     """One implementation of a SAM 2-type model."""
 
     image_size: int
     device: torch.device
     #: How many frames back a memory or pointer can still matter.
     reach: int
+    #: Holds the model's rules for several masks, named ``multimask_…`` by the paper's code.
+    rules: Any
 
+    @abstractmethod
     def encode(self, frame_HWC: NDArray[np.uint8]) -> Features:
         """Image features of one frame, ready for the decoder."""
 
     def wants_several(self, n_points: int) -> bool:
-        """Whether the model decodes several candidates for that many points on a prompted frame."""
+        """Three masks for up to one point; with more points the prompt is no longer ambiguous."""
+        rules = self.rules
+        return bool(
+            rules.multimask_output_in_sam
+            and rules.multimask_min_pt_num <= n_points <= rules.multimask_max_pt_num
+            and (n_points > 0 or rules.multimask_output_for_tracking)
+        )
 
+    @abstractmethod
     def first_look(self, features: Features, n: int) -> torch.Tensor:
         """Top features ``(n, C, h, w)`` of a frame seen without memory."""
 
+    @abstractmethod
     def recall(
         self, features: Features, n: int, memory: Memory, position: int, length: int, *, reverse: bool
     ) -> torch.Tensor:
         """Top features ``(n, C, h, w)`` after attending to memory."""
 
+    @abstractmethod
     def decode(
         self,
         top_NChw: torch.Tensor,
@@ -169,9 +185,11 @@ class TrackerCore(Protocol):
     ) -> Heads:
         """Prompt encoder and mask decoder; without points the memory alone tells the object."""
 
+    @abstractmethod
     def take_mask(self, features: Features, masks_N1SS: torch.Tensor) -> Heads:
         """Heads that show the given 0/1 masks themselves, with a pointer made from them."""
 
+    @abstractmethod
     def memorise(
         self,
         features: Features,
@@ -181,6 +199,11 @@ class TrackerCore(Protocol):
         from_prompt: bool,
     ) -> torch.Tensor:
         """Encoded memory of the masks at the model's image size."""
+
+
+def sequence(map_NChw: torch.Tensor) -> torch.Tensor:
+    """``(N, C, h, w)`` → ``(h·w, N, C)``."""
+    return map_NChw.flatten(2).permute(2, 0, 1)
 
 
 class LazyCandidates(Candidates):
@@ -422,15 +445,60 @@ class TrackingSession(ContextSession):
 
     @contextmanager
     def _work(self, stage: str) -> Iterator[None]:
-        began = time.perf_counter()
-        with ExitStack() as stack:
-            stack.enter_context(torch.inference_mode())
-            stack.enter_context(self._autocast())
+        with self.counters.timed(stage), torch.inference_mode(), self._autocast():
             yield
-        seconds = self.counters.seconds
-        seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - began
 
 
 def _point_count(prompt: Prompt) -> int:
     """Points the decoder sees: a box counts as two."""
     return len(prompt.points) + (2 if prompt.box is not None else 0)
+
+
+@dataclass
+class SamTracker(Sam):
+    """Options of every SAM that tracks with a memory.
+
+    Attributes:
+        resampling: filter that squashes a frame to the model's square. ``bicubic`` is what the
+            official video predictor of SAM 2 does, ``bilinear`` what the processors of transformers do.
+        fill_holes: ``own`` (needs no extension), ``extension`` (the compiled kernel of Meta's package,
+            refused where it is missing) or ``off``.
+        hole_area: largest hole to fill, in pixels of the low-resolution mask.
+    """
+
+    resampling: Resampling = "bicubic"
+    fill_holes: HoleFilling = "own"
+    hole_area: int = 8
+    _core: TrackerCore | None = field(default=None, init=False, repr=False, compare=False)
+
+    def open(self, clip: Clip) -> SegmenterSession:
+        """Start a session; the model loads at the first one."""
+        return self.track(clip, SegmenterCounters())
+
+    def track(self, clip: Clip, counters: SegmenterCounters) -> TrackingSession:
+        """A tracking session that counts into ``counters``; the model loads at the first one."""
+        if self.fill_holes == "extension":
+            holes.require_extension()
+        if self._core is None:
+            self._core = self._load()
+        fillers = {"own": holes.fill_holes, "extension": holes.fill_holes_with_extension, "off": None}
+        fill = fillers[self.fill_holes]
+        return TrackingSession(
+            clip,
+            self._core,
+            device_mb=self.feature_device_mb,
+            host_mb=self.feature_host_mb,
+            batch_size=self.batch_size,
+            fill=None if fill is None else partial(fill, max_area=self.hole_area),
+            autocast=autocast_for(self.precision, self._core.device),
+            name=self.name,
+            counters=counters,
+        )
+
+    def environment(self) -> Mapping[str, Any]:
+        """Facts for the environment record."""
+        return {**super().environment(), "hole_filling": holes.report(self.fill_holes, self.hole_area)}
+
+    @abstractmethod
+    def _load(self) -> TrackerCore:
+        """The model on its device."""

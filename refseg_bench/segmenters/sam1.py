@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -13,14 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.nn import functional as F
 
-from refseg_bench.backbones.weights import (
-    Weights,
-    choose_device,
-    here_only,
-    identity,
-    offline_by_environment,
-    told,
-)
+from refseg_bench.backbones.weights import Weights
 from refseg_bench.config.schema import knob
 from refseg_bench.errors import ConfigError
 from refseg_bench.segmenters.base import (
@@ -32,67 +24,44 @@ from refseg_bench.segmenters.base import (
     check_frames,
     check_prompts,
 )
-from refseg_bench.segmenters.features import Features, FeatureStore
-from refseg_bench.segmenters.pixels import IMAGENET_MEAN, IMAGENET_STD, Precision, autocast_for
+from refseg_bench.segmenters.sam_base import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Features,
+    FeatureStore,
+    Sam,
+    autocast_for,
+)
 from refseg_bench.types import Clip
 
 
 @dataclass
-class Sam1:
+class Sam1(Sam):
     """SAM for images.
 
     Attributes:
         model: hub id or local folder.
-        revision: commit, tag or branch of the hub repository.
-        offline: never ask the hub, only the cache.
-        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        precision: ``fp32``, or ``bf16`` autocast.
-        batch_size: prompts of an image in one pass of the decoder.
-        feature_device_mb: image features kept on an accelerator; then in host memory …
-        feature_host_mb: … up to this; beyond both they are computed again.
     """
 
+    name: ClassVar[str] = "sam1"
+    implementation: ClassVar[str] = "transformers SamModel"
+
     model: str = "facebook/sam-vit-huge"
-    revision: str | None = None
-    offline: bool = knob(False, transient=True)
-    device: str = knob("auto", transient=True)
-    precision: Precision = "fp32"
-    batch_size: int = knob(64, transient=True)
     feature_device_mb: float = knob(1000.0, transient=True)
     feature_host_mb: float = knob(4000.0, transient=True)
     _model: Any = field(default=None, init=False, repr=False, compare=False)
-
-    packages: ClassVar[tuple[str, ...]] = ("transformers",)
 
     def open(self, clip: Clip) -> Sam1Session:
         """Start a session; the model loads at the first one."""
         if self._model is None:
             from transformers import SamModel
 
-            offline = self.offline or offline_by_environment()
-            here = here_only(self.model, offline=offline)
-            loaded = told(
-                lambda: SamModel.from_pretrained(
-                    self.model, revision=self.revision, local_files_only=here, dtype=torch.float32
-                ),
-                self.weights()[0],
-                offline=offline,
-            )
-            self._model = loaded.eval().to(choose_device(self.device))
+            self._model = self._pretrained(SamModel, self.model)
         return Sam1Session(clip, self._model, self)
 
     def weights(self) -> tuple[Weights, ...]:
         """What ``refseg models`` lists and fetches."""
-        patterns = ("*.json", "*.safetensors")
-        return (Weights(self.model, self.revision, patterns=patterns, component="segmenter=sam1"),)
-
-    def environment(self) -> Mapping[str, Any]:
-        """Facts for the environment record."""
-        return {
-            "weights": [identity(needed) for needed in self.weights()],
-            "precision": self.precision,
-            "implementation": "transformers SamModel",
-        }
+        return (self._needs(self.model, patterns=("*.json", "*.safetensors")),)
 
 
 class Sam1Session(ContextSession):
@@ -121,14 +90,13 @@ class Sam1Session(ContextSession):
         for row, prompt in enumerate(prompts):
             groups.setdefault((len(prompt.points), prompt.box is not None), []).append(row)
         features = self.features.get(frame)
-        began = time.perf_counter()
         out: dict[int, Candidates] = {}
-        for rows in groups.values():
-            for first in range(0, len(rows), self._options.batch_size):
-                batch = rows[first : first + self._options.batch_size]
-                found = self._decode(features, [prompts[row] for row in batch], multimask)
-                out.update(zip(batch, found, strict=True))
-        self._took("segment", began)
+        with self.counters.timed("segment"):
+            for rows in groups.values():
+                for first in range(0, len(rows), self._options.batch_size):
+                    batch = rows[first : first + self._options.batch_size]
+                    found = self._decode(features, [prompts[row] for row in batch], multimask)
+                    out.update(zip(batch, found, strict=True))
         return [out[row] for row in range(len(prompts))]
 
     def propagate(
@@ -161,17 +129,16 @@ class Sam1Session(ContextSession):
 
     @torch.inference_mode()
     def _encode(self, frame: int) -> Features:
-        began = time.perf_counter()
-        height, width = self._inner
-        image = Image.fromarray(self.clip.load([frame])[0])
-        pixels = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR), np.float32) / 255
-        normal = (pixels - np.array(IMAGENET_MEAN, np.float32)) / np.array(IMAGENET_STD, np.float32)
-        square = np.zeros((1, 3, self._side, self._side), np.float32)
-        square[0, :, :height, :width] = normal.transpose(2, 0, 1)
-        with self._autocast():
-            features = self._model.get_image_embeddings(torch.from_numpy(square).to(self._device))
-        self._took("encode", began)
-        return (features.contiguous(),)
+        with self.counters.timed("encode"):
+            height, width = self._inner
+            image = Image.fromarray(self.clip.load([frame])[0])
+            pixels = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR), np.float32) / 255
+            normal = (pixels - np.array(IMAGENET_MEAN, np.float32)) / np.array(IMAGENET_STD, np.float32)
+            square = np.zeros((1, 3, self._side, self._side), np.float32)
+            square[0, :, :height, :width] = normal.transpose(2, 0, 1)
+            with self._autocast():
+                features = self._model.get_image_embeddings(torch.from_numpy(square).to(self._device))
+            return (features.contiguous(),)
 
     @torch.inference_mode()
     def _decode(self, features: Features, prompts: Sequence[Prompt], several: bool) -> list[Candidates]:
@@ -202,7 +169,3 @@ class Sam1Session(ContextSession):
         enlarged = F.interpolate(inner, self.clip.size, mode="bilinear", align_corners=False)
         masks_KHW: NDArray[np.bool_] = (enlarged[0] > 0).cpu().numpy()
         return masks_KHW
-
-    def _took(self, stage: str, began: float) -> None:
-        seconds = self.counters.seconds
-        seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - began

@@ -7,9 +7,7 @@ in one batch; the order of things is that of the predictor (:mod:`.memory_tracki
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,24 +15,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from refseg_bench.backbones.weights import Weights, choose_device, fetch, identity
-from refseg_bench.config.schema import knob
-from refseg_bench.segmenters import holes, sam2_package
-from refseg_bench.segmenters.features import Features
-from refseg_bench.segmenters.holes import HoleFilling
-from refseg_bench.segmenters.memory_tracking import Heads, Memory, Step, TrackingSession
-from refseg_bench.segmenters.pixels import (
-    Precision,
-    Resampling,
-    autocast_for,
-    square_pixels,
-)
+from refseg_bench.backbones.weights import Weights, choose_device, fetch
+from refseg_bench.segmenters import sam2_package
+from refseg_bench.segmenters.memory_tracking import Heads, Memory, SamTracker, Step, TrackerCore, sequence
 from refseg_bench.segmenters.sam2_package import ModelSize, Release
-from refseg_bench.types import Clip
+from refseg_bench.segmenters.sam_base import Features, Resampling, square_pixels
 
 
 @dataclass
-class Sam2:
+class Sam2(SamTracker):
     """SAM 2 / 2.1 by Meta's package.
 
     Attributes:
@@ -42,81 +31,25 @@ class Sam2:
         size: Hiera size.
         checkpoint: local ``.pt`` file; ``None`` = from the hub.
         repo: hub id to fetch from; ``None`` = the published one of this release and size.
-        revision: commit, tag or branch of the hub repository.
         architecture: YAML of another architecture than the published ones.
-        offline: never ask the hub, only the cache.
-        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        precision: ``fp32``, or ``bf16`` autocast.
-        resampling: filter that squashes a frame to the model's square; ``bicubic`` is the official
-            video predictor's.
-        fill_holes: ``own`` (needs no extension), ``extension`` (the package's compiled kernel, refused
-            where it is missing) or ``off``.
-        hole_area: largest hole to fill, in pixels of the low-resolution mask.
-        batch_size: objects, or clicks of a frame, in one pass of the model.
-        feature_device_mb: frame features kept on an accelerator; then in host memory …
-        feature_host_mb: … up to this; beyond both they are computed again.
     """
+
+    name: ClassVar[str] = "sam2"
+    implementation: ClassVar[str] = "sam2 package"
+    packages: ClassVar[tuple[str, ...]] = ("sam2",)
 
     release: Release = "sam2"
     size: ModelSize = "large"
     checkpoint: Path | None = None
     repo: str | None = None
-    revision: str | None = None
     architecture: Path | None = None
-    offline: bool = knob(False, transient=True)
-    device: str = knob("auto", transient=True)
-    precision: Precision = "fp32"
-    resampling: Resampling = "bicubic"
-    fill_holes: HoleFilling = "own"
-    hole_area: int = 8
-    batch_size: int = knob(64, transient=True)
-    feature_device_mb: float = knob(6000.0, transient=True)
-    feature_host_mb: float = knob(12000.0, transient=True)
-    _core: _PackageCore | None = field(default=None, init=False, repr=False, compare=False)
-
-    packages: ClassVar[tuple[str, ...]] = ("sam2",)
-
-    def open(self, clip: Clip) -> TrackingSession:
-        """Start a session; the model loads at the first one."""
-        if self.fill_holes == "extension":
-            holes.require_extension()
-        if self._core is None:
-            self._core = self._load()
-        fillers = {"own": holes.fill_holes, "extension": holes.fill_holes_with_extension, "off": None}
-        fill = fillers[self.fill_holes]
-        return TrackingSession(
-            clip,
-            self._core,
-            device_mb=self.feature_device_mb,
-            host_mb=self.feature_host_mb,
-            batch_size=self.batch_size,
-            fill=None if fill is None else partial(fill, max_area=self.hole_area),
-            autocast=autocast_for(self.precision, self._core.device),
-            name="sam2",
-        )
 
     def weights(self) -> tuple[Weights, ...]:
         """What ``refseg models`` lists and fetches."""
-        component = "segmenter=sam2"
         if self.checkpoint is not None:
-            return (Weights(str(self.checkpoint), component=component),)
-        return (
-            Weights(
-                self.repo or sam2_package.hub_repo(self.release, self.size),
-                self.revision,
-                sam2_package.checkpoint_name(self.release, self.size),
-                component=component,
-            ),
-        )
-
-    def environment(self) -> Mapping[str, Any]:
-        """Facts for the environment record."""
-        return {
-            "weights": [identity(needed) for needed in self.weights()],
-            "hole_filling": holes.report(self.fill_holes, self.hole_area),
-            "precision": self.precision,
-            "implementation": "sam2 package",
-        }
+            return (Weights(str(self.checkpoint), component="segmenter=sam2"),)
+        repo = self.repo or sam2_package.hub_repo(self.release, self.size)
+        return (self._needs(repo, sam2_package.checkpoint_name(self.release, self.size)),)
 
     def _load(self) -> _PackageCore:
         sam2_package.import_sam2()
@@ -129,11 +62,11 @@ class Sam2:
         return _PackageCore(model.to(device), self.resampling)
 
 
-class _PackageCore:
+class _PackageCore(TrackerCore):
     """:class:`~refseg_bench.segmenters.memory_tracking.TrackerCore` over ``SAM2Base``."""
 
     def __init__(self, model: Any, resampling: Resampling) -> None:
-        self.model = model
+        self.model = self.rules = model
         self.image_size = int(model.image_size)
         self.device: torch.device = model.device
         self.reach = max(
@@ -152,15 +85,6 @@ class _PackageCore:
         if not self._positions:
             self._positions = list(output["vision_pos_enc"][-levels:])
         return tuple(output["backbone_fpn"][-levels:])
-
-    def wants_several(self, n_points: int) -> bool:
-        """Three masks for up to one point; with more points the prompt is no longer ambiguous."""
-        model = self.model
-        return bool(
-            model.multimask_output_in_sam
-            and model.multimask_min_pt_num <= n_points <= model.multimask_max_pt_num
-            and (n_points > 0 or model.multimask_output_for_tracking)
-        )
 
     def first_look(self, features: Features, n: int) -> torch.Tensor:
         """Without memory a learned embedding takes its place."""
@@ -214,7 +138,7 @@ class _PackageCore:
         """Memory encoder; a prompted mask goes in hard, a tracked one as probabilities."""
         memory: torch.Tensor
         memory, positions = self.model._encode_new_memory(
-            current_vision_feats=[_sequence(features[-1]).expand(-1, len(logits_N1SS), -1)],
+            current_vision_feats=[sequence(features[-1]).expand(-1, len(logits_N1SS), -1)],
             feat_sizes=[tuple(features[-1].shape[-2:])],
             pred_masks_high_res=logits_N1SS,
             object_score_logits=presence_N1,
@@ -229,8 +153,8 @@ class _PackageCore:
     ) -> torch.Tensor:
         fused: torch.Tensor = self.model._prepare_memory_conditioned_features(
             frame_idx=position,
-            current_vision_feats=[_sequence(features[-1]).expand(-1, n, -1)],
-            current_vision_pos_embeds=[_sequence(self._positions[-1]).expand(-1, n, -1)],
+            current_vision_feats=[sequence(features[-1]).expand(-1, n, -1)],
+            current_vision_pos_embeds=[sequence(self._positions[-1]).expand(-1, n, -1)],
             feat_sizes=[tuple(features[-1].shape[-2:])],
             output_dict=outputs,
             num_frames=length,
@@ -257,8 +181,3 @@ class _PackageCore:
     def _heads(outputs: tuple[torch.Tensor, ...]) -> Heads:
         candidates, _, ious, best, _, pointer, presence = outputs
         return Heads(candidates, ious, best, pointer, presence)
-
-
-def _sequence(map_NChw: torch.Tensor) -> torch.Tensor:
-    """``(N, C, h, w)`` → ``(h·w, N, C)``."""
-    return map_NChw.flatten(2).permute(2, 0, 1)

@@ -7,10 +7,8 @@ The detector's and the tracker's image features differ, so a frame that serves b
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,15 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from refseg_bench.backbones.weights import (
-    Weights,
-    choose_device,
-    here_only,
-    identity,
-    offline_by_environment,
-    told,
-)
-from refseg_bench.config.schema import knob
+from refseg_bench.backbones.weights import Weights, from_pretrained
 from refseg_bench.errors import DataError
 from refseg_bench.segmenters import holes
 from refseg_bench.segmenters.base import (
@@ -38,12 +28,12 @@ from refseg_bench.segmenters.base import (
     check_frames,
     check_prompts,
 )
-from refseg_bench.segmenters.features import Features, FeatureStore
 from refseg_bench.segmenters.hf_tracker import HfTrackerCore
 from refseg_bench.segmenters.holes import HoleFilling
-from refseg_bench.segmenters.memory_tracking import TrackingSession
-from refseg_bench.segmenters.pixels import (
-    Precision,
+from refseg_bench.segmenters.memory_tracking import SamTracker, TrackingSession
+from refseg_bench.segmenters.sam_base import (
+    Features,
+    FeatureStore,
     Resampling,
     autocast_for,
     square_pixels,
@@ -57,44 +47,25 @@ _TEXT_TOKENS = 32
 
 
 @dataclass
-class Sam3:
-    """SAM 3.
+class Sam3(SamTracker):
+    """SAM 3. The feature budgets count for detector and tracker each.
 
     Attributes:
         model: hub id or local folder of the tracker.
         detector: hub id or local folder of the concept detector and its tokenizer; ``None`` = the
             same as ``model``, as published.
-        revision: commit, tag or branch of the hub repository.
-        offline: never ask the hub, only the cache.
-        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        precision: ``fp32``, or ``bf16`` autocast.
-        resampling: filter that squashes a frame to the model's square.
         text_threshold: an instance of the concept counts above this score.
-        fill_holes: hole filling of tracked masks: ``own``, ``extension`` or ``off``.
-        hole_area: largest hole to fill, in pixels of the low-resolution mask.
-        batch_size: objects, or clicks of a frame, in one pass of the model.
-        feature_device_mb: frame features kept on an accelerator (detector and tracker each); then …
-        feature_host_mb: … in host memory up to this (each); beyond both they are computed again.
     """
+
+    name: ClassVar[str] = "sam3"
+    implementation: ClassVar[str] = "transformers Sam3TrackerVideoModel, Sam3Model"
 
     model: str = "facebook/sam3"
     detector: str | None = None
-    revision: str | None = None
-    offline: bool = knob(False, transient=True)
-    device: str = knob("auto", transient=True)
-    precision: Precision = "fp32"
-    resampling: Resampling = "bilinear"
     text_threshold: float = 0.5
+    resampling: Resampling = "bilinear"
     fill_holes: HoleFilling = "off"
-    hole_area: int = 8
-    batch_size: int = knob(64, transient=True)
-    feature_device_mb: float = knob(6000.0, transient=True)
-    feature_host_mb: float = knob(12000.0, transient=True)
-    _core: HfTrackerCore | None = field(default=None, init=False, repr=False, compare=False)
-    _detector: Any = field(default=None, init=False, repr=False, compare=False)
-    _tokenizer: Any = field(default=None, init=False, repr=False, compare=False)
-
-    packages: ClassVar[tuple[str, ...]] = ("transformers",)
+    _detector: tuple[Any, Any] | None = field(default=None, init=False, repr=False, compare=False)
 
     def open(self, clip: Clip) -> Sam3Session:
         """Start a session; tracker and detector load when a prompt first needs them."""
@@ -104,30 +75,8 @@ class Sam3:
 
     def weights(self) -> tuple[Weights, ...]:
         """What ``refseg models`` lists and fetches."""
-        repos = [self.model] if self.detector in (None, self.model) else [self.model, str(self.detector)]
-        patterns = ("*.json", "*.safetensors", "*.txt")
-        return tuple(
-            Weights(repo, self.revision, patterns=patterns, component="segmenter=sam3") for repo in repos
-        )
-
-    def environment(self) -> Mapping[str, Any]:
-        """Facts for the environment record."""
-        return {
-            "weights": [identity(needed) for needed in self.weights()],
-            "hole_filling": holes.report(self.fill_holes, self.hole_area),
-            "precision": self.precision,
-            "implementation": "transformers Sam3TrackerVideoModel, Sam3Model",
-        }
-
-    def tracker(self) -> HfTrackerCore:
-        """The tracker, loaded at the first call."""
-        if self._core is None:
-            from transformers import Sam3TrackerVideoModel
-
-            model = self._pretrained(Sam3TrackerVideoModel, self.model, dtype=torch.float32)
-            device = choose_device(self.device)
-            self._core = HfTrackerCore(model.eval().to(device), self.resampling, _HALF, _HALF)
-        return self._core
+        repos = dict.fromkeys((self.model, self.detector or self.model))
+        return tuple(self._needs(repo, patterns=("*.json", "*.safetensors", "*.txt")) for repo in repos)
 
     def concept_detector(self) -> tuple[Any, Any]:
         """(concept model, tokenizer), loaded at the first call."""
@@ -135,19 +84,15 @@ class Sam3:
             from transformers import AutoTokenizer, Sam3Model
 
             repo = self.detector or self.model
-            self._tokenizer = self._pretrained(AutoTokenizer, repo)
-            model = self._pretrained(Sam3Model, repo, dtype=torch.float32)
-            self._detector = model.eval().to(choose_device(self.device))
-        return self._detector, self._tokenizer
+            tokenizer = from_pretrained(AutoTokenizer, self._needs(repo), offline=self.offline)
+            self._detector = self._pretrained(Sam3Model, repo), tokenizer
+        return self._detector
 
-    def _pretrained(self, kind: Any, repo: str, **options: Any) -> Any:
-        offline = self.offline or offline_by_environment()
-        here = here_only(repo, offline=offline)
-        return told(
-            lambda: kind.from_pretrained(repo, revision=self.revision, local_files_only=here, **options),
-            Weights(repo, self.revision, component="segmenter=sam3"),
-            offline=offline,
-        )
+    def _load(self) -> HfTrackerCore:
+        from transformers import Sam3TrackerVideoModel
+
+        model = self._pretrained(Sam3TrackerVideoModel, self.model)
+        return HfTrackerCore(model, self.resampling, _HALF, _HALF)
 
 
 class Sam3Session(ContextSession):
@@ -229,20 +174,7 @@ class Sam3Session(ContextSession):
 
     def _tracker(self) -> TrackingSession:
         if self._tracking is None:
-            options, core = self._options, self._options.tracker()
-            fillers = {"own": holes.fill_holes, "extension": holes.fill_holes_with_extension, "off": None}
-            fill = fillers[options.fill_holes]
-            self._tracking = TrackingSession(
-                self.clip,
-                core,
-                device_mb=options.feature_device_mb,
-                host_mb=options.feature_host_mb,
-                batch_size=options.batch_size,
-                fill=None if fill is None else partial(fill, max_area=options.hole_area),
-                autocast=autocast_for(options.precision, core.device),
-                name="sam3",
-                counters=self.counters,
-            )
+            self._tracking = self._options.track(self.clip, self.counters)
         return self._tracking
 
     def _detector(self) -> _Concepts:
@@ -269,11 +201,14 @@ class _Concepts:
     @torch.inference_mode()
     def find(self, frame: int, text: str) -> Candidates:
         """Instances above the threshold by descending score; one empty mask if there is none."""
+        features = self.features.get(frame)
+        self._counters.decoder_calls += 1
+        with self._counters.timed("detect"):
+            return self._find(features, text)
+
+    def _find(self, features: Features, text: str) -> Candidates:
         from transformers.models.sam3.modeling_sam3 import Sam3VisionEncoderOutput
 
-        features = self.features.get(frame)
-        began = time.perf_counter()
-        self._counters.decoder_calls += 1
         tokens = self._tokenizer(
             text, return_tensors="pt", padding="max_length", max_length=_TEXT_TOKENS, truncation=True
         )
@@ -295,25 +230,21 @@ class _Concepts:
             enlarged = F.interpolate(share, self._clip.size, mode="bilinear", align_corners=False)
             masks_KHW[row] = (enlarged[0, 0] > 0.5).cpu().numpy()
         scores_K = score_Q[kept] if kept else score_Q.max()[None]
-        seconds = self._counters.seconds
-        seconds["detect"] = seconds.get("detect", 0.0) + time.perf_counter() - began
         return Candidates(masks_KHW, scores_K.cpu().numpy())
 
     @torch.inference_mode()
     def _encode(self, frame: int) -> Features:
-        began = time.perf_counter()
-        pixels = square_pixels(
-            self._clip.load([frame])[0],
-            int(self._model.config.image_size),
-            self._options.resampling,
-            self._device,
-            _HALF,
-            _HALF,
-        )
-        with self._autocast():
-            output = self._model.get_vision_features(pixels)
+        with self._counters.timed("encode"):
+            pixels = square_pixels(
+                self._clip.load([frame])[0],
+                int(self._model.config.image_size),
+                self._options.resampling,
+                self._device,
+                _HALF,
+                _HALF,
+            )
+            with self._autocast():
+                output = self._model.get_vision_features(pixels)
         # The same for every frame, and as large as the features.
         self._positions = self._positions or tuple(output.fpn_position_encoding)
-        seconds = self._counters.seconds
-        seconds["encode"] = seconds.get("encode", 0.0) + time.perf_counter() - began
         return tuple(output.fpn_hidden_states)

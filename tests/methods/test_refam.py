@@ -518,7 +518,7 @@ def test_what_names_a_shared_capture():
         (point,) = config.compose(["method=refam", *overrides])
         return RefAM.capture_digest(point.values)
 
-    assert digest() == digest("method.gas.action=redistribute", "method.sb.mode=half", "segmenter=otsu")
+    assert digest() == digest("method.gas.action=redistribute", "method.sb.mode=half", "segmenter=sam2_hf")
     assert digest() == digest("backbone.device=cpu")
     assert digest() != digest("method.magnets=page")
     assert digest() != digest("backbone.sigma=0.7")

@@ -10,9 +10,9 @@ import torch
 
 from refseg_bench.segmenters.base import Prompt
 from refseg_bench.segmenters.memory_tracking import TrackingSession
-from refseg_bench.segmenters.pixels import square_pixels
 from refseg_bench.segmenters.sam2 import Sam2
 from refseg_bench.segmenters.sam2_hf import Sam2Hf
+from refseg_bench.segmenters.sam_base import square_pixels
 
 
 @pytest.fixture(params=["sam2", "sam2.1"])

@@ -8,8 +8,8 @@ import torch
 
 from refseg_bench.errors import DataError
 from refseg_bench.segmenters.base import Prompt
-from refseg_bench.segmenters.pixels import square_pixels
 from refseg_bench.segmenters.sam3 import Sam3
+from refseg_bench.segmenters.sam_base import square_pixels
 from tools import tiny_sam as tiny
 
 HALF = (0.5, 0.5, 0.5)

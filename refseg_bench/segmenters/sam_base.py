@@ -1,0 +1,182 @@
+"""What every segmenter of the SAM family shares: options, weights, device and precision, pixels, features.
+
+How SAM 2-type models track is in :mod:`.memory_tracking`; an implementation's own module holds only
+how its model is loaded and called.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from refseg_bench.backbones.weights import Weights, choose_device, from_pretrained, identity
+from refseg_bench.config.schema import knob
+from refseg_bench.segmenters.base import SegmenterCounters
+
+Precision = Literal["fp32", "bf16"]
+Resampling = Literal["bicubic", "bilinear"]
+Features = tuple[torch.Tensor, ...]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass
+class Sam(ABC):
+    """Options of every SAM.
+
+    Attributes:
+        revision: commit, tag or branch of the hub repository.
+        offline: never ask the hub, only the cache.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        precision: ``fp32``, or ``bf16`` autocast.
+        batch_size: objects, or clicks of a frame, in one pass of the model.
+        feature_device_mb: frame features kept on an accelerator; then in host memory …
+        feature_host_mb: … up to this; beyond both they are computed again.
+    """
+
+    #: Name of the segmenter on the command line, for errors.
+    name: ClassVar[str]
+    #: Whose code runs, for the environment record.
+    implementation: ClassVar[str]
+    #: What it can't do without.
+    packages: ClassVar[tuple[str, ...]] = ("transformers",)
+
+    revision: str | None = None
+    offline: bool = knob(False, transient=True)
+    device: str = knob("auto", transient=True)
+    precision: Precision = "fp32"
+    batch_size: int = knob(64, transient=True)
+    feature_device_mb: float = knob(6000.0, transient=True)
+    feature_host_mb: float = knob(12000.0, transient=True)
+
+    @abstractmethod
+    def weights(self) -> tuple[Weights, ...]:
+        """What ``refseg models`` lists and fetches."""
+
+    def environment(self) -> Mapping[str, Any]:
+        """Facts for the environment record."""
+        return {
+            "weights": [identity(needed) for needed in self.weights()],
+            "precision": self.precision,
+            "implementation": self.implementation,
+        }
+
+    def _needs(self, repo: str, file: str | None = None, patterns: Sequence[str] = ()) -> Weights:
+        return Weights(repo, self.revision, file, tuple(patterns), component=f"segmenter={self.name}")
+
+    def _pretrained(self, kind: Any, repo: str) -> Any:
+        """A model of transformers in float32, ready on the device."""
+        loaded = from_pretrained(kind, self._needs(repo), offline=self.offline, dtype=torch.float32)
+        return loaded.eval().to(choose_device(self.device))
+
+
+# ── frames to model pixels ───────────────────────────────────────────────────
+
+
+def square_pixels(
+    frame_HWC: NDArray[np.uint8],
+    image_size: int,
+    resampling: Resampling,
+    device: torch.device,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+) -> torch.Tensor:
+    """A frame squashed to a square by PIL and normalised: float32 ``(1, 3, S, S)``.
+
+    PIL's filters widen their support when shrinking, so both are antialiased.
+    """
+    method = Image.Resampling.BICUBIC if resampling == "bicubic" else Image.Resampling.BILINEAR
+    resized = np.asarray(Image.fromarray(frame_HWC).resize((image_size, image_size), method))
+    # Divided in float64, then rounded: as the official loader does.
+    pixels_3SS = torch.from_numpy((resized / 255.0).astype(np.float32)).permute(2, 0, 1)
+    shape = (3, 1, 1)
+    pixels_3SS = (pixels_3SS - torch.tensor(mean).view(shape)) / torch.tensor(std).view(shape)
+    return pixels_3SS[None].contiguous().to(device)
+
+
+def autocast_for(precision: Precision, device: torch.device) -> Callable[[], AbstractContextManager[object]]:
+    """Makes the context of a model pass: none in fp32, autocast to bfloat16 in bf16."""
+    if precision == "fp32":
+        return nullcontext
+    return lambda: torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+# ── features of a clip, computed once ────────────────────────────────────────
+
+
+class FeatureStore:
+    """Features by frame: first on the accelerator, then in host memory, then recomputed.
+
+    What is stored stays until the clip is closed. Propagation walks the whole clip again and again,
+    where throwing the least recently used frame out would throw out exactly the next one needed.
+    Beyond both budgets only the frame in work is held, so memory doesn't grow with the clip. Not for
+    attention maps or anything that outlives a clip: that is the cache on disk.
+
+    Args:
+        encode: computes the features of a frame, on ``device``.
+        device: where features are wanted.
+        device_mb: budget on an accelerator (unused where ``device`` is the CPU).
+        host_mb: budget in host memory.
+        counters: counts the encoder's passes.
+    """
+
+    def __init__(
+        self,
+        encode: Callable[[int], Features],
+        device: torch.device,
+        device_mb: float,
+        host_mb: float,
+        counters: SegmenterCounters,
+    ) -> None:
+        self._encode = encode
+        self._device = device
+        self._device_left = 0.0 if device.type == "cpu" else device_mb * 1e6
+        self._host_left = host_mb * 1e6
+        self._counters = counters
+        self._kept: dict[int, Features] = {}
+        self._in_work: tuple[int, Features] | None = None
+        self._seen: set[int] = set()
+
+    def get(self, frame: int) -> Features:
+        """The features of a frame on the device."""
+        if self._in_work is not None and self._in_work[0] == frame:
+            return self._in_work[1]
+        if frame in self._kept:
+            features = tuple(part.to(self._device, non_blocking=True) for part in self._kept[frame])
+        else:
+            features = self._encode(frame)
+            self._counters.frame_encodings += 1
+            self._counters.recomputed_frames += frame in self._seen
+            self._seen.add(frame)
+            self._keep(frame, features)
+        self._in_work = (frame, features)
+        return features
+
+    def _keep(self, frame: int, features: Features) -> None:
+        # The storage counts, not the view: a view may hold more memory than it shows.
+        size = sum(part.untyped_storage().nbytes() for part in features)
+        if size <= self._device_left:
+            self._device_left -= size
+            self._kept[frame] = features
+        elif size <= self._host_left:
+            self._host_left -= size
+            self._kept[frame] = tuple(part.to("cpu") for part in features)
+
+    @property
+    def megabytes(self) -> float:
+        """What the kept features take, wherever they are."""
+        return sum(part.untyped_storage().nbytes() for kept in self._kept.values() for part in kept) / 1e6
+
+    def clear(self) -> None:
+        """Drop everything."""
+        self._kept.clear()
+        self._in_work = None
