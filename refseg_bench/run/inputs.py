@@ -16,7 +16,8 @@ from pathlib import Path
 
 from refseg_bench.errors import DataError, ScoreError
 from refseg_bench.files.store_io import open_regular
-from refseg_bench.run.store import RunStore, StoredLine
+from refseg_bench.run.predictions import StoredLine
+from refseg_bench.run.store import RunStore
 from refseg_bench.types import Clip, Dataset, Expression, Inputs, Prediction, SampleFailure, sample_id
 
 #: What helps where samples were predicted on other data.

@@ -19,9 +19,10 @@ from refseg_bench.run.build import (
 from refseg_bench.run.claims import Desk, forget
 from refseg_bench.run.inputs import Present
 from refseg_bench.run.predict import predict_clip
+from refseg_bench.run.predictions import job_name
 from refseg_bench.run.progress import Progress, logged
 from refseg_bench.run.shards import Tally, Work, left, plan, queue, share
-from refseg_bench.run.store import RunStore, job_name
+from refseg_bench.run.store import RunStore
 from refseg_bench.run.workers import Owner
 from refseg_bench.types import Method
 

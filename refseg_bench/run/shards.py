@@ -18,7 +18,8 @@ from refseg_bench.errors import RefsegError
 from refseg_bench.run.build import dataset_of, frozen
 from refseg_bench.run.data_record import keep_record
 from refseg_bench.run.inputs import Present, stale, told
-from refseg_bench.run.store import RunStore, StoredLine, runs_in
+from refseg_bench.run.predictions import StoredLine
+from refseg_bench.run.store import RunStore, runs_in
 from refseg_bench.types import Clip, Dataset, Expression, sample_id
 
 Work = list[tuple[Clip, tuple[Expression, ...]]]
