@@ -22,6 +22,7 @@ from refseg_bench.report import tables
 from refseg_bench.report.coco import to_coco
 from refseg_bench.report.current import leave_out_outdated
 from refseg_bench.report.html import write_report
+from refseg_bench.run import inputs
 from refseg_bench.run.build import dataset_of, frozen
 from refseg_bench.run.data_record import keep_record, recorded
 from refseg_bench.run.inputs import Present, StaleError, stale
@@ -386,10 +387,34 @@ def test_names_that_no_json_can_hold_leave_no_record(tmp_path: Path) -> None:
     store = fake_run(tmp_path)
     clip = Clip("c", (Path("a/\udcff.png"),), ("0",), (2, 3))
     expressions = (Expression("0", "a \U0001f600"),)
-    keep_record(store, [(clip, expressions)], [])
+    keep_record(store, [(clip, expressions)], [], Present(FakeDataset()))
     assert recorded(store) is None
     whole = replace(clip, frame_paths=(Path("a/0.png"),))
-    keep_record(store, [(whole, expressions)], [])
+    keep_record(store, [(whole, expressions)], [], Present(FakeDataset()))
     found = recorded(store)
     assert found is not None
     assert found.work == [(replace(whole, frame_paths=(Path("a/0.png").absolute(),)), expressions)]
+
+
+def test_a_copied_data_set_is_read_once_to_be_known_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = a_run(tmp_path)[0].store
+    shutil.copytree(tmp_path / "data", tmp_path / "copy")
+    shutil.rmtree(tmp_path / "data")
+    (tmp_path / "copy").rename(tmp_path / "data")
+    read: list[Path] = []
+    works = inputs.open_regular
+    monkeypatch.setattr(inputs, "open_regular", lambda path: (read.append(path), works(path))[1])
+    score_store(store)
+    assert len(read) == 8
+    for again in (
+        lambda: score_store(store),
+        lambda: a_run(tmp_path),
+        lambda: cli.main(["status", str(store.root)]),
+    ):
+        again()
+    assert len(read) == 8
+    repaint(tmp_path / "data/clip2/00001.png")
+    assert isinstance(score_store(store)[0][1], StaleError)
+    assert len(read) == 10

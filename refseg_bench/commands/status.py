@@ -75,7 +75,7 @@ def _tell(store: RunStore, busy: Sequence[Submission], failures: int, table: Tab
                 f"{', '.join(surplus[:3])}{' …' if len(surplus) > 3 else ''}"
             )
             index = {sample: line for sample, line in index.items() if sample in asked}
-        differing = stale(store, dataset.work, Present(dataset))
+        differing = stale(store, dataset.work, Present(dataset, dataset.seen))
         if changed := dataset.changed():
             notes.append(
                 f"{store.root.name}  {changed} has changed since the last command that opened the data set; "

@@ -28,7 +28,7 @@ def leave_out_outdated(stores: Sequence[RunStore], say: Callable[[str], None]) -
     for store in stores:
         results = store.results()
         dataset = recorded(store) if results else None
-        present = Present(dataset) if dataset else None
+        present = Present(dataset, dataset.seen) if dataset else None
         for protocol in results:
             made = store.made_from(protocol)
             if not {"predictions", "facts", "state", "files"} <= made.keys():

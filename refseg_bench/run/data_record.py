@@ -23,6 +23,7 @@ from refseg_bench.files.store_io import (
     write_atomic,
     write_error,
 )
+from refseg_bench.run.inputs import Present
 from refseg_bench.run.store import RunStore
 from refseg_bench.types import Clip, Expression, Target
 
@@ -39,10 +40,13 @@ class RecordedDataset:
     Attributes:
         work: its clips with their expressions; of both only what a record holds.
         files: each of its own files (expressions, annotations) that was read → size and time of change.
+        seen: clip id → state and digest of its frames' files, as :class:`~refseg_bench.run.inputs.Present`
+            takes them.
     """
 
     work: list[tuple[Clip, tuple[Expression, ...]]]
     files: Mapping[str, tuple[int, int]]
+    seen: Mapping[str, tuple[str, str]]
     name: str = ""
     split: str = ""
     protocols: Sequence[str] = ()
@@ -69,7 +73,10 @@ class RecordedDataset:
 
 
 def keep_record(
-    store: RunStore, work: Iterable[tuple[Clip, Sequence[Expression]]], files: Collection[Path]
+    store: RunStore,
+    work: Iterable[tuple[Clip, Sequence[Expression]]],
+    files: Collection[Path],
+    present: Present,
 ) -> None:
     """Write what was seen of a run's data set; names that no JSON can hold leave no record.
 
@@ -77,13 +84,14 @@ def keep_record(
         store: the run.
         work: clips with their expressions.
         files: the data set's own files that were read.
+        present: what was found of the frames' files; later commands need not read them again.
 
     Raises:
         StoreError: it can't be written.
     """
     states = {path: _state(path) for path in sorted({os.path.abspath(path) for path in files})}
     record = {
-        "clips": [_told(clip, expressions) for clip, expressions in work],
+        "clips": [[*_told(clip, e), present.state(clip), present.known(clip)] for clip, e in work],
         "files": {path: state for path, state in states.items() if state is not None},
     }
     text = sealed(record)
@@ -112,11 +120,21 @@ def recorded(store: RunStore) -> RecordedDataset | None:
         return None
     record = read_record(path)
     try:
-        work = [_clip(entry) for entry in record["clips"]]
+        work = [_clip(entry[:6]) for entry in record["clips"]]
+        seen = {str(name): (str(state), str(digest)) for name, *_, state, digest in record["clips"]}
         files = {str(name): (int(size), int(time)) for name, (size, time) in record["files"].items()}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise StoreError("The record of the data set is malformed.", where=path, cure=PUT_BACK) from error
-    return RecordedDataset(work, files)
+    return RecordedDataset(work, files, seen)
+
+
+def seen_before(store: RunStore) -> Mapping[str, tuple[str, str]]:
+    """What the last command found of the frames' files; nothing where there is no whole record."""
+    try:
+        found = recorded(store)
+    except StoreError:
+        return {}
+    return {} if found is None else found.seen
 
 
 def _told(clip: Clip, expressions: Sequence[Expression]) -> list[Any]:

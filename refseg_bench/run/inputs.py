@@ -36,10 +36,13 @@ class Present:
 
     Args:
         dataset: the data set; only its targets are asked for here, where a method saw them.
+        seen: clip id → state and digest of its files as an earlier command found them: files of the same
+            state are not read again.
     """
 
-    def __init__(self, dataset: Dataset) -> None:
+    def __init__(self, dataset: Dataset, seen: Mapping[str, tuple[str, str]] | None = None) -> None:
         self._dataset = dataset
+        self._seen = seen or {}
         self._facts: dict[str, bytes] = {}
         self._states: dict[str, str] = {}
         self._files: dict[str, str] = {}
@@ -85,8 +88,8 @@ class Present:
 
     def files(self, clip: Clip) -> str:
         """Digest of the bytes of a clip's frames, wherever they lie; empty where one can't be read."""
-        known = self._files.get(clip.id)
-        if known is None:
+        known = self.known(clip)
+        if not known:
             whole = hashlib.blake2b(digest_size=8)
             try:
                 for path in clip.frame_paths:
@@ -100,6 +103,14 @@ class Present:
                 known = ""
             self._files[clip.id] = known
         return known
+
+    def known(self, clip: Clip) -> str:
+        """The same, where it is known without reading them; else empty."""
+        if clip.id not in self._files:
+            state, files = self._seen.get(clip.id, ("", ""))
+            if state and files and state == self.state(clip):
+                self._files[clip.id] = files
+        return self._files.get(clip.id, "")
 
     def truth(self, clip: Clip, expression: Expression) -> str:
         """Digest of a sample's target; empty where it is hidden or can't be read."""

@@ -17,6 +17,7 @@ from refseg_bench.run.build import (
     sees_targets,
 )
 from refseg_bench.run.claims import Desk, forget
+from refseg_bench.run.data_record import seen_before
 from refseg_bench.run.inputs import Present
 from refseg_bench.run.predict import predict_clip
 from refseg_bench.run.predictions import job_name
@@ -56,7 +57,7 @@ def work_on(
     """
     values = frozen(store, launch)
     config, dataset = load(values), dataset_of(values)
-    work, present = plan(dataset), Present(dataset)
+    work, present = plan(dataset), Present(dataset, seen_before(store))
     parts = share(work, shards)
     todo = left(queue(parts, shard) if steal else parts[shard], store.index(), present)
     tally = Tally()
@@ -157,7 +158,7 @@ def capture_on(store: RunStore, *, shard: int, shards: int, launch: str) -> Tall
     """
     values = frozen(store, launch)
     config, dataset = load(values), dataset_of(values)
-    todo = left(share(plan(dataset), shards)[shard], store.index(), Present(dataset))
+    todo = left(share(plan(dataset), shards)[shard], store.index(), Present(dataset, seen_before(store)))
     tally = Tally()
     job = job_name()
     owner = Owner.here(job, launch, shard=shard, shards=shards)

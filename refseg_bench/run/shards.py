@@ -16,7 +16,7 @@ from refseg_bench.config.schema import TARGET
 from refseg_bench.datasets.files import files_read
 from refseg_bench.errors import RefsegError
 from refseg_bench.run.build import dataset_of, frozen
-from refseg_bench.run.data_record import keep_record
+from refseg_bench.run.data_record import keep_record, seen_before
 from refseg_bench.run.inputs import Present, stale, told
 from refseg_bench.run.predictions import StoredLine
 from refseg_bench.run.store import RunStore, runs_in
@@ -130,11 +130,11 @@ def planned(store: RunStore, point: Composed, say: Callable[[str], None], *, kee
     config = load(point.values)
     dataset = dataset_of(point.values)
     with files_read() as files:
-        whole, present = plan(dataset), Present(dataset)
-    if keep:
-        keep_record(store, whole, files)
+        whole, present = plan(dataset), Present(dataset, seen_before(store))
     work = left(whole, store.index(), present)
     _tell_of_data(store, whole, present, say)
+    if keep:
+        keep_record(store, whole, files, present)
     run = Planned(store, point.values, config, work, len(whole))
     run.shards = max(1, min(_wanted(run, say), run.clips))
     return run

@@ -14,7 +14,7 @@ from refseg_bench.datasets.files import files_read
 from refseg_bench.errors import RefsegError, ScoreError
 from refseg_bench.run import inputs
 from refseg_bench.run.build import dataset_of, received
-from refseg_bench.run.data_record import keep_record
+from refseg_bench.run.data_record import keep_record, seen_before
 from refseg_bench.run.shards import plan
 from refseg_bench.run.store import RunStore
 from refseg_bench.scoring import score as scoring
@@ -67,11 +67,11 @@ def score_store(
     # Before anything is read: what is appended meanwhile makes the result outdated.
     made_from = {"predictions": store.mark()}
     with files_read() as files:
-        work, present = plan(dataset), inputs.Present(dataset)
-    keep_record(store, work, files)
+        work, present = plan(dataset), inputs.Present(dataset, seen_before(store))
+    differing = inputs.stale(store, work, present)
+    keep_record(store, work, files, present)
     if not options.partial:
         refuse_damage(store, work)
-    differing = inputs.stale(store, work, present)
     if differing and not options.partial:
         return [(word, inputs.refusal(differing, store.root)) for word in words]
     made_from |= present.marks(work)
