@@ -16,8 +16,7 @@ from refseg_bench.backbones.dit.model import DiT
 from refseg_bench.backbones.dit.text_tokens import tokenise
 from refseg_bench.cache import Cache
 from refseg_bench.methods.base import peak
-from refseg_bench.methods.heatmap import resized, unit_range
-from refseg_bench.methods.pointing import PointOptions, track_point
+from refseg_bench.methods.pointing import PointOptions, resized, track_point, unit_range
 from refseg_bench.methods.refam.captions import MissingCaption, PromptMode, prompt_of
 from refseg_bench.methods.refam.noun_phrases import noun_phrase_parser
 from refseg_bench.segmenters.base import Segmenter

@@ -17,6 +17,12 @@ from numpy.typing import NDArray
 Side = Literal["left", "right", "top", "bottom", "middle"]
 Axes = Literal["both", "horizontal", "vertical"]
 
+
+def word_set(text: str) -> frozenset[str]:
+    """The words of a text, for word lists kept readable."""
+    return frozenset(text.split())
+
+
 SIDE_OF: dict[str, Side] = {
     **dict.fromkeys(("left", "leftmost", "lefthand"), "left"),
     **dict.fromkeys(("right", "rightmost", "righthand"), "right"),
@@ -24,34 +30,15 @@ SIDE_OF: dict[str, Side] = {
     **dict.fromkeys(("bottom", "bottommost", "lower", "lowermost", "lowest", "below"), "bottom"),
     **dict.fromkeys(("middle", "center", "centre", "central"), "middle"),
 }
+#: Those that say nothing else about an object: neither prepositions nor heights, and no stop word.
+DIRECTION_WORDS = frozenset(SIDE_OF) - word_set("above below highest lowest lefthand righthand")
 _HORIZONTAL = ("left", "right", "middle")
-_PREPOSITIONS = frozenset(
-    (
-        "of",
-        "with",
-        "behind",
-        "beside",
-        "near",
-        "by",
-        "at",
-        "in",
-        "on",
-        "under",
-        "over",
-        "from",
-        "to",
-        "against",
-        "beyond",
-        "around",
-        "next",
-        "holding",
-    )
+_PREPOSITIONS = word_set(
+    "of with behind beside near by at in on under over from to against beyond around next holding"
 )
-_DETERMINERS = frozenset(
-    ("the", "a", "an", "his", "her", "its", "their", "this", "that", "far", "very", "most")
-)
+_DETERMINERS = word_set("the a an his her its their this that far very most")
 #: Nouns that name a place of the picture, not another object ("in the top left corner").
-_PLACES = frozenset(("side", "corner", "edge", "part", "half", "end", "area", "of", "and", "hand"))
+_PLACES = word_set("side corner edge part half end area of and hand")
 
 
 @dataclass

@@ -8,8 +8,7 @@ from PIL import Image
 from refseg_bench.backbones.base import MLLMCounters, PromptAttention, RolloutSettings, VisualSettings
 from refseg_bench.config import schema
 from refseg_bench.errors import ConfigError, DataError
-from refseg_bench.methods.decaf.coarse import otsu
-from refseg_bench.methods.decaf.fusion import resize
+from refseg_bench.methods.decaf.fusion import otsu, resize
 from refseg_bench.methods.decaf.method import DecAF, Fusion
 from refseg_bench.methods.decaf.points import candidate_points
 from refseg_bench.methods.spatial import SpatialBias

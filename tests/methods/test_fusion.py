@@ -8,13 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from refseg_bench.errors import DataError
-from refseg_bench.methods.decaf.coarse import coarse_masks, otsu
 from refseg_bench.methods.decaf.fusion import (
     attention_volume,
+    coarse_masks,
     contrast,
     fuse,
     gaussian_kernel,
     minmax,
+    otsu,
     repeat_in_time,
     resize,
     sample_frames,

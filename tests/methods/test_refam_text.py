@@ -8,11 +8,12 @@ from refseg_bench.backbones.dit.text_tokens import kind_of, tokenise
 from refseg_bench.errors import ConfigError, DataError
 from refseg_bench.methods.refam.captions import caption_of
 from refseg_bench.methods.refam.noun_phrases import noun_phrase_parser, parse_by_rules
-from refseg_bench.methods.refam.stop_words import NLTK_ENGLISH, stop_words
 from refseg_bench.methods.refam.text_filters import (
+    NLTK_ENGLISH,
     content_tokens,
     intersect,
     kept_tokens,
+    stop_words,
     surface_words,
     tokens_of_words,
 )

@@ -13,8 +13,15 @@ from refseg_bench.backbones.attention_maps import (
     sink_statistics,
 )
 from refseg_bench.backbones.sdpa_tap import SdpaCall
-from refseg_bench.methods.heatmap import aggregate, choose, content_cells, place, resized, unit_range
-from refseg_bench.methods.pointing import threshold
+from refseg_bench.methods.pointing import (
+    aggregate,
+    choose,
+    content_cells,
+    place,
+    resized,
+    threshold,
+    unit_range,
+)
 from refseg_bench.methods.refam.sinks import Gas, act, find_sinks, redistribute
 from refseg_bench.segmenters.base import Candidates
 

@@ -2,7 +2,7 @@
 
 Pure functions on arrays, named by the paper's symbols. Where the paper and the official code differ
 the code is followed, because it made the numbers: the second min–max after averaging is one case.
-Not here: where the maps come from (``backbones``) and what is done with V (``coarse``, ``points``,
+Not here: where the maps come from (``backbones``) and what is done with V (``points``,
 ``tracklets``).
 
 Axes: ``T`` sampled frames (or temporal cells of the video grid), ``h w`` cells of a token grid,
@@ -11,13 +11,14 @@ Axes: ``T`` sampled frames (or temporal cells of the video grid), ``h w`` cells 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from refseg_bench.errors import DataError
-from refseg_bench.types import FloatTHW
+from refseg_bench.types import BoolHW, FloatTHW
 
 Contrast = Literal["obj_minus_bg", "obj_only"]
 Branch = Literal["both", "video", "frame"]
@@ -193,3 +194,30 @@ def attention_volume(
         smooth(obj_frame, frame_kernel, sigma), smooth(bg_frame, frame_kernel, sigma) if subtract else None
     )
     return fuse(minmax(video), minmax(frame, per_frame=True), branch, final_minmax=final_minmax)
+
+
+# ── coarse masks straight from the volume (§3.2) ─────────────────────────────
+
+
+def otsu(volume_hw: FloatTHW) -> BoolHW:
+    """Foreground of one map in [0, 1]: 8 bits by truncation, strictly above OpenCV's Otsu threshold."""
+    import cv2
+
+    # A product of float32 can exceed 255 by one unit in the last place; uint8 would wrap.
+    grey = np.clip(volume_hw * np.float32(255), 0, 255).astype(np.uint8)
+    _, binary = cv2.threshold(grey, 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
+    return np.asarray(binary > 0)
+
+
+def coarse_masks(volume_Thw: FloatTHW, size: tuple[int, int]) -> Iterator[BoolHW]:
+    """One mask per sampled frame, at the clip's size.
+
+    Args:
+        volume_Thw: V, in [0, 1].
+        size: (height, width) in pixels.
+
+    Yields:
+        Boolean masks, frame by frame (the full-size volume is never held).
+    """
+    for frame_hw in volume_Thw:
+        yield otsu(resize(frame_hw[None], size)[0])

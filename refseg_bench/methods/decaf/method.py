@@ -4,7 +4,7 @@ A multimodal language model is asked what the expression means (object prompt) a
 without it (background prompt), on the video and on each sampled frame. The attention of each prompt's
 last token, rolled out over the upper layers, is contrasted and fused to one volume V; V gives masks by
 itself, or prompts a segmenter. This module holds the order of the stages and the knobs; the stages
-are pure functions in ``fusion``, ``coarse``, ``points``, ``tracklets`` and ``prompts``.
+are pure functions in ``fusion``, ``points``, ``tracklets`` and ``prompts``.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from refseg_bench.config import schema
 from refseg_bench.config.schema import knob
 from refseg_bench.errors import ConfigError
 from refseg_bench.methods.decaf import prompts
-from refseg_bench.methods.decaf.coarse import coarse_masks
 from refseg_bench.methods.decaf.fusion import (
     Branch,
     Contrast,
     attention_volume,
+    coarse_masks,
     contrast,
     minmax,
     sample_frames,
@@ -463,7 +463,8 @@ class DecAF:
         grid = (volume.shape[1], volume.shape[2])
         place = {frame: index for index, frame in enumerate(frames)}
         tracklets: list[Tracklet] = []
-        for t, here in _by_frame(points):
+        for t, members in group_by_frame([point.t for point in points]).items():
+            here = [points[index] for index in members]
             best = self._clicked(session, frames[t], here)
             masks_NHW = np.stack([mask for mask, _ in best])
             scores = [iou + point.value for (_, iou), point in zip(best, here, strict=True)]
@@ -496,9 +497,7 @@ class DecAF:
         """Best mask and its predicted IoU for each point; candidates are dropped as soon as chosen from."""
         best: list[tuple[BoolHW, float]] = []
         for first in range(0, len(points), _CLICKS):
-            clicks = [
-                Prompt(points=((point.x, point.y),), labels=(1,)) for point in points[first : first + _CLICKS]
-            ]
+            clicks = [Prompt.click(point.x, point.y) for point in points[first : first + _CLICKS]]
             best += [offer.best() for offer in session.segment(frame, clicks, multimask=True)]
         return best
 
@@ -668,10 +667,3 @@ def _maps(entry: Entry) -> Maps:
 
 def _text(entry: Entry, name: str) -> str:
     return str(entry[name])
-
-
-def _by_frame(points: Sequence[PromptPoint]) -> Iterator[tuple[int, list[PromptPoint]]]:
-    groups: dict[int, list[PromptPoint]] = {}
-    for point in points:
-        groups.setdefault(point.t, []).append(point)
-    yield from groups.items()

@@ -3,7 +3,7 @@
 Per expression: its tokens and those of some stop words ("magnets") are read against one frame; the
 kept tokens' maps are averaged; the peak, weighted by direction words, prompts the segmenter. What
 attention is read is the backbone's business, the steps after it stand in ``text_filters``,
-``sinks``, ``noun_phrases``, ``spatial``, ``heatmap`` and ``pointing``. Most of the publication's
+``sinks``, ``noun_phrases``, ``spatial`` and ``pointing``. Most of the publication's
 settings are unknown: `docs/refam.md` lists which default is settled and which is our reading.
 """
 
@@ -24,25 +24,27 @@ from refseg_bench.config import schema
 from refseg_bench.config.schema import knob
 from refseg_bench.errors import ConfigError
 from refseg_bench.methods.base import peak
-from refseg_bench.methods.heatmap import (
+from refseg_bench.methods.pointing import (
     Aggregate,
     FloatHW,
     Multimask,
+    PointOptions,
     Upsample,
     aggregate,
     place,
     resized,
+    threshold,
+    track_point,
     unit_range,
 )
-from refseg_bench.methods.pointing import PointOptions, threshold, track_point
 from refseg_bench.methods.refam.captions import MissingCaption, PromptMode, prompt_of
 from refseg_bench.methods.refam.noun_phrases import noun_phrase_parser
 from refseg_bench.methods.refam.sinks import Gas, act, find_sinks
-from refseg_bench.methods.refam.stop_words import stop_words
 from refseg_bench.methods.refam.text_filters import (
     content_tokens,
     intersect,
     kept_tokens,
+    stop_words,
     surface_words,
     tokens_of_words,
 )

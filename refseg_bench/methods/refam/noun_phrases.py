@@ -18,7 +18,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from refseg_bench.errors import ConfigError, require
-from refseg_bench.methods.refam.text_filters import DIRECTION_WORDS, word_set
+from refseg_bench.methods.spatial import DIRECTION_WORDS, word_set
 
 log = logging.getLogger(__name__)
 
