@@ -30,13 +30,21 @@ _NAME_WIDTH = 34
 
 @dataclass(frozen=True)
 class Row:
-    """One run under one protocol; ``name`` is the one it was given, if any."""
+    """One run under one protocol.
+
+    Attributes:
+        run, method, dataset: what was run, by their names.
+        result: its numbers.
+        name: the one the run was given, if any.
+        sees_targets: True if its method is shown the truth.
+    """
 
     run: str
     method: str
     dataset: str
     result: Result
     name: str = ""
+    sees_targets: bool = False
 
 
 @dataclass(frozen=True)
@@ -90,14 +98,14 @@ def rows_of(stores: Iterable[RunStore]) -> list[Row]:
         if name.endswith(f"{method}-{dataset}"):  # not given by anybody
             name = ""
         for result in store.results().values():
-            rows.append(Row(store.root.name, method, dataset, result, name))
+            rows.append(Row(store.root.name, method, dataset, result, name, bool(info.get("sees_targets"))))
     return rows
 
 
 def tabulate(rows: Sequence[Row]) -> list[ResultTable]:
     """One table per dataset and protocol; the best of each metric is marked.
 
-    Bounds that see the truth are never the best of anything.
+    Methods that see the truth are never the best of anything.
     """
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
@@ -112,7 +120,7 @@ def _table(dataset: str, protocol: str, rows: list[Row]) -> ResultTable:
         values = [
             row.result.metrics[name].value
             for row in rows
-            if name in row.result.metrics and not row.method.startswith("oracle")
+            if name in row.result.metrics and not row.sees_targets
         ]
         top[name] = max((v for v in values if math.isfinite(v)), default=math.nan)
     titles = _titles(rows)
@@ -121,12 +129,8 @@ def _table(dataset: str, protocol: str, rows: list[Row]) -> ResultTable:
         cells = [Cell(title)]
         for name in names:
             estimate = row.result.metrics.get(name)
-            best = (
-                estimate is not None
-                and len(rows) > 1
-                and estimate.value == top[name]
-                and not row.method.startswith("oracle")
-            )
+            ranked = len(rows) > 1 and not row.sees_targets
+            best = ranked and estimate is not None and estimate.value == top[name]
             cells.append(number_cell(estimate, 100.0 / row.result.scale, best))
         r = row.result
         cells += [Cell(f"{r.n}"), Cell(f"{r.failed}"), Cell(f"{r.missing}")]

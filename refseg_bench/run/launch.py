@@ -64,6 +64,7 @@ def freeze(point: Composed) -> RunStore:
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "lasting": lasting(point.values),
         "bound": bool(getattr(method, "bound", False)),
+        "sees_targets": bool(getattr(method, "sees_targets", False)),
     }
     store = RunStore.create(point.path, to_yaml(point.values), info)
     kept = from_yaml(store.config_path)

@@ -88,6 +88,7 @@ class RunInfo:
         created: when it was frozen.
         lasting: the options that the digest is made of.
         bound: True if the method is a bound (its class says so), not a grounding method.
+        sees_targets: True if the method is shown the truth.
     """
 
     digest: str
@@ -97,6 +98,7 @@ class RunInfo:
     created: str = ""
     lasting: dict[str, Any] = field(default_factory=dict)
     bound: bool = False
+    sees_targets: bool = False
 
 
 @dataclass

@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -295,3 +296,12 @@ def test_a_row_outside_the_tolerance_is_found(tmp_path: Path, value: str, note: 
     (row,) = read_published(tmp_path / "out" / "decaf.csv")
     assert row["published"]
     assert unexplained({**row, "note": note}) is told
+
+
+def test_who_sees_the_truth_is_never_the_best() -> None:
+    made = [Result("p@1", {"J": Estimate(value)}, 9, 9, 0, 0) for value in (0.9, 0.5, 0.4)]
+    rows = [tables.Row(n, n, "set", r) for n, r in zip("abc", made, strict=True)]
+    (fair,) = tables.tabulate(rows)
+    assert [row[1].best for row in fair.rows] == [True, False, False]
+    (table,) = tables.tabulate([replace(rows[0], sees_targets=True), *rows[1:]])
+    assert [row[1].best for row in table.rows] == [False, True, False]
