@@ -418,3 +418,13 @@ def test_a_copied_data_set_is_read_once_to_be_known_again(
     repaint(tmp_path / "data/clip2/00001.png")
     assert isinstance(score_store(store)[0][1], StaleError)
     assert len(read) == 10
+
+
+def test_a_record_from_elsewhere_makes_no_command_read_without_end(tmp_path: Path) -> None:
+    huge = tmp_path / "huge"
+    huge.touch()
+    os.truncate(huge, 1 << 40)
+    endless = [path for path in (huge, Path("/proc/kcore"), Path("/proc/kmsg")) if path.exists()]
+    for path in endless:
+        present = Present(FakeDataset())
+        assert len(present.files(Clip("c", (path,), ("0",), (2, 3)))) in (0, 16)
