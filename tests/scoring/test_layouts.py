@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from refseg_bench import cli
-from refseg_bench.datasets.catalogue import open_dataset
+from refseg_bench.config.components import open_dataset
 from refseg_bench.datasets.reasonvos import ReasonVos
 from refseg_bench.datasets.ref_davis17 import RefDavis17, convert
 from refseg_bench.datasets.refcoco import RefCoco
