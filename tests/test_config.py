@@ -200,14 +200,14 @@ def test_a_result_names_the_rules_that_made_it() -> None:
 # ── what stands beside a run ─────────────────────────────────────────────────
 
 
-def beside(*overrides: str) -> list[configs.Composed]:
-    return configs.controls_of(one(*overrides))
+def baselines(*overrides: str) -> list[configs.Composed]:
+    return configs.baselines_of(one(*overrides))
 
 
 def test_the_default_run_has_its_raw_attention_and_the_controls_beside_it() -> None:
     point = one()
     assert (point.choices["method"], point.choices["backbone"]) == ("decaf_tiny", "tiny_mllm")
-    raw, *others = configs.controls_of(point)
+    raw, *others = configs.baselines_of(point)
     assert raw.name == "decaf_tiny_raw-shapes"
     assert raw.values["method"]["fusion"]["contrast"] == "obj_only"
     assert {**raw.values["method"], "fusion": None} == {**point.values["method"], "fusion": None}
@@ -225,33 +225,33 @@ def test_controls_take_over_what_was_typed() -> None:
         "limit.clips=2",
         "method.np.mode=off",
     ]
-    raw, *others = beside(*typed)
+    raw, *others = baselines(*typed)
     assert raw.values["method"]["magnets"] == "none"
     assert raw.values["method"]["np"]["mode"] == "off"
-    for control in (raw, *others):
-        assert control.values["seed"] == 3
-        assert control.values["limit"]["clips"] == 2
-        assert not control.name.startswith("mine")
+    for baseline in (raw, *others):
+        assert baseline.values["seed"] == 3
+        assert baseline.values["limit"]["clips"] == 2
+        assert not baseline.name.startswith("mine")
 
 
 @pytest.mark.parametrize(
     "overrides",
     [
         ["method=lexical"],
-        ["controls=[]"],
+        ["baselines=[]"],
         ["cluster=slurm"],
         ["experiment=decaf/table2", "dataset=shapes", "backbone=tiny_mllm", "segmenter=grabcut"],
         ["dataset=mevis"],
-        ["method=refam", "controls=[]"],
+        ["method=refam", "baselines=[]"],
     ],
 )
 def test_runs_without_controls(overrides: list[str]) -> None:
-    assert beside(*overrides) == []
+    assert baselines(*overrides) == []
 
 
 def test_a_control_that_is_the_run_itself_is_not_repeated() -> None:
-    raw = next(iter(beside()))
-    assert [o.choices["method"] for o in beside(*raw.overrides)] == ["lexical", "centre_point", "oracle"]
+    raw = next(iter(baselines()))
+    assert [o.choices["method"] for o in baselines(*raw.overrides)] == ["lexical", "centre_point", "oracle"]
 
 
 @pytest.mark.parametrize(
@@ -264,7 +264,7 @@ def test_a_control_that_is_the_run_itself_is_not_repeated() -> None:
     ],
 )
 def test_controls_compose_whatever_the_run_needs(overrides: list[str]) -> None:
-    raw, lexical, centre, oracle = beside(*overrides)
+    raw, lexical, centre, oracle = baselines(*overrides)
     mine = one(*overrides).values["segmenter"]
     assert raw.values["segmenter"] == mine
     assert lexical.values["segmenter"] == centre.values["segmenter"]
@@ -273,10 +273,10 @@ def test_controls_compose_whatever_the_run_needs(overrides: list[str]) -> None:
 
 
 def test_controls_can_be_chosen_and_a_wrong_one_is_told() -> None:
-    assert [o.choices["method"] for o in beside("controls=[lexical]")] == ["lexical"]
-    for wrong in ("controls=[lexicl]", "controls=lexical"):
+    assert [o.choices["method"] for o in baselines("baselines=[lexical]")] == ["lexical"]
+    for wrong in ("baselines=[lexicl]", "baselines=lexical"):
         with pytest.raises(ConfigError) as error:
-            beside(wrong)
+            baselines(wrong)
         assert "lexic" in str(error.value)
 
 
@@ -314,3 +314,9 @@ def test_what_hydra_reads_is_left_to_it():
 def test_score_settings_out_of_their_range_are_told(word: str) -> None:
     with pytest.raises(ConfigError, match=word.partition("=")[0]):
         configs.compose([word])
+
+
+def test_a_run_of_former_days_is_read_by_the_present_names() -> None:
+    values = one("method=empty").values
+    former = {("controls" if key == "baselines" else key): value for key, value in values.items()}
+    assert configs.checked(former, Path("config.yaml")) == configs.checked(values, Path("config.yaml"))

@@ -23,7 +23,7 @@ COMMANDS = {
     "decaf": ([], ["decaf_tiny-shapes", "decaf_tiny_raw-shapes"]),
     "refam": (["method=refam", "backbone=tiny_dit"], ["refam-shapes", "refam_raw-shapes"]),
 }
-BESIDE = ["lexical-shapes", "centre_point-shapes", "oracle-shapes"]
+BASELINES = ["lexical-shapes", "centre_point-shapes", "oracle-shapes"]
 
 
 @pytest.mark.slow
@@ -35,7 +35,7 @@ def test_the_default_runs_print_the_published_numbers(
     command, attention = COMMANDS[name]
     assert main(["run", *command, "--no-html"]) == 0
     stores = {store.root.name.rpartition("-")[0]: store for store in runs_in(Path("runs"))}
-    assert sorted(stores) == sorted([*attention, *BESIDE])
+    assert sorted(stores) == sorted([*attention, *BASELINES])
     table = capsys.readouterr().out
     for run, store in stores.items():
         assert run.removesuffix("-shapes") in table

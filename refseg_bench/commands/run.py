@@ -48,19 +48,19 @@ def main(args: argparse.Namespace) -> int:
             print(configs.to_yaml(point.values))
         return 0
     alone = len(points) == 1  # a sweep chooses its own rows
-    controls = configs.controls_of(points[0]) if alone else []
+    baselines = configs.baselines_of(points[0]) if alone else []
     if args.dry:
-        for line in launch.preview([*points, *controls]):
+        for line in launch.preview([*points, *baselines]):
             print(line)
         return 0
     with _ending_well():
         launched = launch.launch(points, score=not args.no_score)
         if alone and launched[0].error is not None:
             raise launched[0].error
-        if controls:
-            launched += launch.launch(controls, score=not args.no_score)
+        if baselines:
+            launched += launch.launch(baselines, score=not args.no_score)
     code = 0
-    values = {point.path: point.values for point in [*points, *controls]}
+    values = {point.path: point.values for point in [*points, *baselines]}
     here: list[RunStore] = []
     for item in launched:
         if item.error is not None:

@@ -27,6 +27,8 @@ from refseg_bench.config.schema import TARGET, knob
 from refseg_bench.errors import ConfigError
 from refseg_bench.files.store_io import read_sealed_yaml
 
+#: Options of run folders that were made before these had their present name.
+_RENAMED = {"controls": "baselines"}
 #: What to do about a run folder that can't be read.
 _AGAIN = "Put the run's own file back, or move the folder away and run the command again."
 
@@ -158,7 +160,7 @@ class Config:
         score, paths, cluster: see their classes.
         reference: which published rows a run is held against.
         sweep: override key → values; expanded before anything else.
-        controls: what is run beside a single run of an attention method; see :func:`controls_of`.
+        baselines: what is run beside a single run of an attention method; see :func:`baselines_of`.
     """
 
     dataset: dict[str, Any]
@@ -176,7 +178,7 @@ class Config:
     cluster: Cluster = knob(factory=Cluster, transient=True)
     reference: dict[str, Any] | None = knob(None, transient=True)
     sweep: dict[str, list[Any]] = knob(factory=dict, transient=True)
-    controls: list[str] = knob(factory=list, transient=True)
+    baselines: list[str] = knob(factory=list, transient=True)
 
 
 @dataclass(frozen=True)
@@ -235,29 +237,29 @@ def compose(overrides: Sequence[str], *, multirun: bool = False) -> list[Compose
     return points
 
 
-def controls_of(point: Composed) -> list[Composed]:
+def baselines_of(point: Composed) -> list[Composed]:
     """What stands beside a run of an attention method: its raw attention, and methods without a model.
 
     What was typed about data, scoring and places holds for them, too, and so does the segmenter where
-    they take one. A method's raw attention is the method at the knobs of its ``raw_knobs``; a method
+    they take one. A method's raw attention is the method at the knobs of its ``raw_options``; a method
     without them has no such row.
 
     Args:
-        point: a run. One without a backbone, of an experiment or on SLURM has no controls.
+        point: a run. One without a backbone, of an experiment or on SLURM has no baselines.
 
     Raises:
-        ConfigError: ``controls`` names no method.
+        ConfigError: ``baselines`` names no method.
     """
     experiment = point.choices.get("experiment", "None") not in ("None", "null")
     if point.values["backbone"] is None or experiment or point.values["cluster"]["kind"] == "slurm":
         return []
     method = schema.locate(str(point.values["method"][TARGET]), "method")
-    raw: Mapping[str, Any] = getattr(method, "raw_knobs", {})
-    own = ("method", "backbone", "segmenter", "name", "controls")
+    raw: Mapping[str, Any] = getattr(method, "raw_options", {})
+    own = ("method", "backbone", "segmenter", "name", "baselines")
     shared = [item for item in point.overrides if _part(item) not in own]
     segmenter = [item for item in point.overrides if _part(item) == "segmenter"]
     found: dict[str, Composed] = {point.folder: point}
-    for word in point.values["controls"]:
+    for word in point.values["baselines"]:
         if word != "raw":
             (one,) = compose([*shared, f"method={word}"])
             if one.values["segmenter"] is not None and point.values["segmenter"] is not None:
@@ -604,6 +606,7 @@ def checked(values: Mapping[str, Any], path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: an option is unknown or of the wrong type, or a component has no class.
     """
+    values = {_RENAMED.get(key, key): value for key, value in values.items()}
     try:
         plain = schema.conform(Config, values, "")
         _score_settings(plain["score"])

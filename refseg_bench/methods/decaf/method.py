@@ -152,7 +152,7 @@ class DecAF:
     """
 
     #: The video branch's rollout for the object prompt, as it is.
-    raw_knobs: ClassVar[Mapping[str, Any]] = {
+    raw_options: ClassVar[Mapping[str, Any]] = {
         "fusion.contrast": "obj_only",
         "fusion.branch": "video",
         "fusion.video_kernel": 1,

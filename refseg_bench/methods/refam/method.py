@@ -171,7 +171,7 @@ class RefAM:
     """
 
     #: The mean map of all the expression's tokens, no magnets, nothing filtered.
-    raw_knobs: ClassVar[Mapping[str, Any]] = {
+    raw_options: ClassVar[Mapping[str, Any]] = {
         "magnets": "none",
         "filter_stopwords": False,
         "gas.enabled": False,
