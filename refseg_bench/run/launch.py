@@ -19,6 +19,7 @@ from refseg_bench.backbones.weights import find, hub_megabytes, needs_of
 from refseg_bench.config import schema
 from refseg_bench.config.compose import Composed, Config, from_yaml, lasting, load, to_yaml
 from refseg_bench.errors import ConfigError, RefsegError
+from refseg_bench.files.store_io import sealed_text
 from refseg_bench.run import claims, local, slurm
 from refseg_bench.run.build import build_method, dataset_of
 from refseg_bench.run.shards import Planned, Tally, planned, tally_of
@@ -70,7 +71,7 @@ def freeze(point: Composed) -> RunStore:
     kept = from_yaml(store.config_path)
     if kept.get("dataset") != point.values["dataset"]:
         # The same set at another place: scoring and reports look where the last command found it.
-        store.freeze_again(to_yaml({**kept, "dataset": point.values["dataset"]}))
+        store.keep(sealed_text(to_yaml({**kept, "dataset": point.values["dataset"]})), "config.yaml")
     return store
 
 

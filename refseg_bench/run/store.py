@@ -227,17 +227,6 @@ class RunStore:
             raise write_error(error, root) from error
         return store
 
-    def freeze_again(self, config_yaml: str) -> None:
-        """Replace the frozen config by one that differs in what can't change a prediction.
-
-        Raises:
-            StoreError: it can't be written.
-        """
-        try:
-            write_atomic(self.config_path, sealed_text(config_yaml))
-        except OSError as error:
-            raise write_error(error, self.config_path) from error
-
     @classmethod
     def open(cls, root: Path) -> RunStore:
         """Open an existing run folder.
@@ -273,6 +262,23 @@ class RunStore:
             StoreError: a symbolic link on the way leads out of the folder.
         """
         return within(self.root, self.root.joinpath(*names))
+
+    def keep(self, text: str, *names: str) -> None:
+        """Write a small file of the folder in one step.
+
+        Args:
+            text: the content.
+            names: the path below the folder; what lacks of it is made.
+
+        Raises:
+            StoreError: it can't be written, or a link on the way leads out of the folder.
+        """
+        path = self.place(*names)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(path, text)
+        except OSError as error:
+            raise write_error(error, path) from error
 
     @property
     def info_path(self) -> Path:
@@ -434,8 +440,7 @@ class RunStore:
 
     def write_env(self, job: str, record: Mapping[str, Any]) -> None:
         """Keep the environment record of one process."""
-        self.place("env").mkdir(exist_ok=True)
-        write_atomic(self.root / "env" / f"{job}.json", sealed(to_plain(record), 2))
+        self.keep(sealed(to_plain(record), 2), "env", f"{job}.json")
 
     def environments(self) -> dict[str, dict[str, Any]]:
         """Job → environment record.

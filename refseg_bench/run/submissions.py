@@ -24,9 +24,6 @@ from refseg_bench.files.store_io import (
     read_record,
     sealed,
     sealed_text,
-    within,
-    write_atomic,
-    write_error,
 )
 from refseg_bench.run.store import RunStore, record_of
 from refseg_bench.run.workers import Census, Owner, is_job, moment, queued
@@ -62,13 +59,7 @@ class Submission:
 
     def write(self, store: RunStore) -> None:
         """Keep the record."""
-        folder = store.root / "launches" / self.id
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            within(store.root, folder)
-            write_atomic(folder / "launch.json", sealed(asdict(self), 2))
-        except OSError as error:
-            raise write_error(error, folder) from error
+        store.keep(sealed(asdict(self), 2), "launches", self.id, "launch.json")
 
     def told(self) -> str:
         """The submission in one line, for another one's user."""
@@ -89,12 +80,7 @@ def register(store: RunStore, values: Mapping[str, Any], kind: str, shards: int)
         owner=Owner.here(name, name),
         shards=shards,
     )
-    path = store.launch_config(name)
-    try:
-        within(store.root, path.parent).mkdir(parents=True, exist_ok=True)
-        write_atomic(path, sealed_text(to_yaml(values)))
-    except OSError as error:
-        raise write_error(error, path) from error
+    store.keep(sealed_text(to_yaml(values)), "launches", name, "config.yaml")
     submission.write(store)
     return submission
 
