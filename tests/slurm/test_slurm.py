@@ -86,7 +86,7 @@ def test_a_sweep_of_four_runs_by_three_shards(slurm: Slurm, tmp_path: Path) -> N
         whole = undisturbed(tmp_path / "whole", clips=CLIPS, method={"variant": int(variant[1])})
         # The dependent job scored it before we do.
         made = sorted(p.name for p in store.root.glob("scores/*/*"))
-        assert made == ["result.json", "samples.parquet"]
+        assert made == ["made_from.json", "result.json", "samples.parquet"]
         before = {p.name: p.read_bytes() for p in store.root.glob("scores/*/*")}
         assert lines(store) == lines(whole)
         assert scores(store) == scores(whole)
