@@ -220,7 +220,7 @@ def test_bad_questions_are_told(words, told):
         main(*words)
 
 
-def test_components_without_a_weights_method_are_read_by_their_knobs():
+def test_a_component_tells_the_weights_it_needs():
     nodes = {
         "backbone": {"_target_": "refseg_bench.backbones.mllm.MLLM", "path": "some/model", "revision": "v1"},
         "dataset": {"_target_": "refseg_bench.segmenters.grabcut.GrabCut"},

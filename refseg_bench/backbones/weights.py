@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _HUB = "https://huggingface.co"
+#: Weights that come with this package are named so.
+SHIPPED = "shipped:"
 _TENSORS = (".safetensors", ".bin", ".pt", ".pth")
 
 
@@ -97,6 +99,14 @@ class Need:
 def is_local(repo: str) -> bool:
     """A path (absolute, relative with ``.`` or ``~``, or existing) rather than a hub id."""
     return repo.startswith((".", "/", "~")) or Path(repo).exists()
+
+
+def folder_of(path: str) -> Path | None:
+    """The folder that a model's path names: one of this package's (``shipped:NAME``) or a local one."""
+    if path.startswith(SHIPPED):
+        return resources.weights(path.removeprefix(SHIPPED))
+    folder = Path(path).expanduser()
+    return folder if folder.is_dir() else None
 
 
 def offline_by_environment() -> bool:
@@ -417,17 +427,11 @@ def _require_hub(capability: str) -> None:
 
 # ── what a config needs ──────────────────────────────────────────────────────
 
-#: Knob names that hold a hub id or path in components that don't tell their weights themselves.
-_MODEL_KNOBS = ("model", "path", "checkpoint")
-#: Weights that come with this package are named so.
-_SHIPPED = "shipped:"
-
 
 def needs_of(config: Mapping[str, Any], prefix: str = "") -> Iterator[Need]:
     """The weights every component of a (resolved) config asks for.
 
-    A component tells them by a method ``weights()``; one without it is read by its knobs ``model``,
-    ``path`` or ``checkpoint``, and ``revision``. A component is built for the question but loads nothing.
+    A component tells them by a method ``weights()``; it is built for the question but loads nothing.
     """
     if TARGET in config:
         yield need_of(config, prefix)
@@ -446,15 +450,4 @@ def need_of(node: Mapping[str, Any], where: str) -> Need:
             return Need(where, target, tuple(schema.construct(cls, values, where).weights()))
     except RefsegError as error:
         return Need(where, target, (), str(error))
-    asked = "revision" in values  # a mere `path` is a file of the user's, not a model
-    for name in _MODEL_KNOBS:
-        repo = values.get(name)
-        if not asked or not isinstance(repo, str):
-            continue
-        if repo.startswith(_SHIPPED):
-            try:
-                repo = str(resources.weights(repo.removeprefix(_SHIPPED)))
-            except RefsegError as error:
-                return Need(where, target, (), str(error))
-        return Need(where, target, (Weights(repo, values["revision"], component=where),))
     return Need(where, target)

@@ -108,8 +108,7 @@ def base_row(clip: Clip, expression: Expression, target: Target) -> Row:
 def decaf_rows(model: str, dataset: MetaExpressions) -> Iterator[Row]:
     """Every variant from one reading of attention per clip."""
     from refseg_bench.backbones.mllm.model import MLLM
-    from refseg_bench.methods.decaf.coarse import coarse_masks
-    from refseg_bench.methods.decaf.fusion import sample_frames
+    from refseg_bench.methods.decaf.fusion import coarse_masks, sample_frames
     from refseg_bench.methods.decaf.method import DecAF, Fusion
     from refseg_bench.methods.decaf.points import highest
 

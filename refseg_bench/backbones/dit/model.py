@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from refseg_bench.backbones.weights import Weights, choose_device, fetch, find, is_local
+from refseg_bench.backbones.weights import SHIPPED, Weights, choose_device, fetch, find, folder_of, is_local
 from refseg_bench.config.schema import knob
 from refseg_bench.errors import ConfigError, DataError
 
@@ -39,7 +39,6 @@ log = logging.getLogger(__name__)
 TextMode = Literal["concept_stream", "prompt"]
 #: Bump when the same knobs come to mean other numbers: cached maps are then never found again.
 STAGE = 3
-_SHIPPED = "shipped:"
 _FILES = ("model_index.json", "transformer/*", "vae/*", "scheduler/*", "text_encoder*/*", "tokenizer*/*")
 
 
@@ -277,7 +276,7 @@ class DiT:
 
     def weights(self) -> tuple[Weights, ...]:
         """What ``refseg models`` lists and fetches."""
-        if self.path.startswith(_SHIPPED):
+        if self.path.startswith(SHIPPED):
             return ()
         return (Weights(self.path, self.revision, patterns=_FILES, component=f"backbone ({self.path})"),)
 
@@ -656,17 +655,13 @@ def model_folder(dit: DiT) -> Path:
         ConfigError: a local folder that holds no model.
         ModelError: the hub's model is missing and can't be fetched.
     """
-    if dit.path.startswith(_SHIPPED):
-        from refseg_bench.files.resources import weights
-
-        return weights(dit.path.removeprefix(_SHIPPED))
-    if is_local(dit.path):
-        folder = Path(dit.path).expanduser()
-        if (folder / "model_index.json").is_file():
-            return folder
+    folder = folder_of(dit.path)
+    if folder is not None and (folder / "model_index.json").is_file():
+        return folder
+    if folder is not None or is_local(dit.path):
         raise ConfigError(
             "This folder holds no model in diffusers' layout (no model_index.json).",
-            where=folder,
+            where=folder or Path(dit.path).expanduser(),
             cure="Save a pipeline there with save_pretrained, or give a hub id.",
         )
     (wanted,) = dit.weights()

@@ -37,13 +37,11 @@ from refseg_bench.backbones.base import (
 from refseg_bench.backbones.mllm.families import MLLMFamily, Visual, family_of
 from refseg_bench.backbones.mllm.families.base import Piece
 from refseg_bench.backbones.rollout import LayerQK, dense_rollout, shared_rollout
-from refseg_bench.backbones.weights import ModelError, Weights, choose_device, here_only
+from refseg_bench.backbones.weights import ModelError, Weights, choose_device, folder_of, here_only
 from refseg_bench.config.schema import knob, locate
 from refseg_bench.errors import ConfigError, RefsegError
-from refseg_bench.files.resources import weights
 from refseg_bench.types import FloatTHW, Uint8THWC
 
-SHIPPED = "shipped:"
 _GIB = 2**30
 #: Files of a hub repository that a model is loaded from.
 _NEEDED = ("*.json", "*.safetensors", "*.txt", "*.jinja")
@@ -109,7 +107,7 @@ class MLLM:
             if self._given and self._loaded is not None:
                 # Not what `path` names: it must not share cache entries with that.
                 source: dict[str, Any] = {"memory": memory_fingerprint(self._loaded.model)}
-            elif (folder := self._folder()) is not None:
+            elif (folder := folder_of(self.path)) is not None:
                 source = {"files": folder_fingerprint(folder)}
             else:
                 commit = getattr(self.config(), "_commit_hash", None)
@@ -129,7 +127,7 @@ class MLLM:
 
     def weights(self) -> tuple[Weights, ...]:
         """What ``refseg models`` lists and fetches."""
-        folder = self._folder()
+        folder = folder_of(self.path)
         if folder is not None:
             return (Weights(str(folder), component="backbone"),)
         return (Weights(self.path, self.revision, patterns=_NEEDED, component="backbone"),)
@@ -225,18 +223,12 @@ class MLLM:
             spent = self.counters.seconds.get(stage, 0.0) + time.perf_counter() - began
             self.counters.seconds[stage] = spent
 
-    def _folder(self) -> Path | None:
-        if self.path.startswith(SHIPPED):
-            return weights(self.path.removeprefix(SHIPPED))
-        folder = Path(self.path).expanduser()
-        return folder if folder.is_dir() else None
-
     def _source(self) -> str:
-        folder = self._folder()
+        folder = folder_of(self.path)
         return self.path if folder is None else str(folder)
 
     def _hub(self) -> dict[str, Any]:
-        if self._folder() is not None:
+        if folder_of(self.path) is not None:
             return {"local_files_only": True}
         return {"revision": self.revision, "local_files_only": here_only(self.path, offline=self.offline)}
 
