@@ -72,7 +72,7 @@ def fingerprint(paths: Iterable[Path], *, upright: bool = False) -> str:
             raise RefsegError(
                 f"A frame can't be read ({type(error).__name__}).",
                 where=path,
-                cure="`refseg data verify NAME` lists every missing frame.",
+                hint="`refseg data verify NAME` lists every missing frame.",
             ) from error
     return whole.hexdigest()
 

@@ -94,7 +94,7 @@ def _told(words: Sequence[str]) -> int:
             told = write_error(error, Path(error.filename or "standard output"))
         else:
             what = f"The file system refuses it ({error.strerror})."
-            told = StoreError(what, where=error.filename, cure="Check the path, its length and its rights.")
+            told = StoreError(what, where=error.filename, hint="Check the path, its length and its rights.")
     from refseg_bench.files.texts import shown
 
     name = next((word for word in words if not word.startswith("-")), "")

@@ -19,7 +19,7 @@ class RefsegError(Exception):
         what: what is wrong, one sentence.
         where: the file, key or sample it is about.
         allowed: the values that would be accepted.
-        cure: what the user can do about it.
+        hint: what the user can do about it.
     """
 
     def __init__(
@@ -28,17 +28,17 @@ class RefsegError(Exception):
         *,
         where: str | Path | None = None,
         allowed: Iterable[object] | None = None,
-        cure: str | None = None,
+        hint: str | None = None,
     ) -> None:
         self.what = what
         self.where = None if where is None else str(where)
         self.allowed = None if allowed is None else [str(item) for item in allowed]
-        self.cure = cure
-        super().__init__(what, self.where, self.allowed, cure)
+        self.hint = hint
+        super().__init__(what, self.where, self.allowed, hint)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Errors cross process borders; the default would call __init__ with positional arguments.
-        return _again, (type(self), self.what, self.where, self.allowed, self.cure, dict(self.__dict__))
+        return _again, (type(self), self.what, self.where, self.allowed, self.hint, dict(self.__dict__))
 
     def __str__(self) -> str:
         lines = [self.what]
@@ -46,8 +46,8 @@ class RefsegError(Exception):
             lines.append(f"  where:   {self.where}")
         if self.allowed is not None:
             lines.append(f"  allowed: {', '.join(self.allowed) or '(nothing)'}")
-        if self.cure is not None:
-            lines.append(f"  cure:    {self.cure}")
+        if self.hint is not None:
+            lines.append(f"  hint:    {self.hint}")
         return "\n".join(lines)
 
 
@@ -56,11 +56,11 @@ def _again(
     what: str,
     where: str | None,
     allowed: list[str] | None,
-    cure: str | None,
+    hint: str | None,
     state: dict[str, Any],
 ) -> RefsegError:
     error = kind.__new__(kind)
-    RefsegError.__init__(error, what, where=where, allowed=allowed, cure=cure)
+    RefsegError.__init__(error, what, where=where, allowed=allowed, hint=hint)
     error.__dict__.update(state)
     return error
 
@@ -87,7 +87,7 @@ class MissingExtra(ConfigError):
     def __init__(self, capability: str, package: str, extra: str) -> None:
         super().__init__(
             f"{capability} needs the package '{package}', which is not installed.",
-            cure=f"pip install 'refseg-bench[{extra}]'",
+            hint=f"pip install 'refseg-bench[{extra}]'",
         )
 
 
@@ -114,12 +114,12 @@ def missing_package(capability: str, package: str) -> RefsegError:
     if top in EXTRA_OF:
         return MissingExtra(capability, top, EXTRA_OF[top])
     return ConfigError(
-        f"{capability} needs the package '{top}', which is not installed.", cure=f"pip install {top}"
+        f"{capability} needs the package '{top}', which is not installed.", hint=f"pip install {top}"
     )
 
 
 def require(package: str, capability: str) -> None:
-    """Raise the error with its cure unless the package can be found (it is not imported)."""
+    """Raise the error with its hint unless the package can be found (it is not imported)."""
     from importlib.util import find_spec
 
     if find_spec(package) is None:

@@ -153,7 +153,7 @@ class MaskTrack:
             if mask.shape != size:
                 raise DataError(
                     f"The mask of frame {index} is {mask.shape}, the clip is {size} (height, width).",
-                    cure="Resize the mask to the clip's size before making a MaskTrack.",
+                    hint="Resize the mask to the clip's size before making a MaskTrack.",
                 )
             rles.append(encode_rle(mask))
         return cls(size, tuple(rles))
@@ -258,7 +258,7 @@ class Clip:
                     f"Frame is {frame.shape[:2]}, its clip '{self.id}' is {self.size} (height, width)."
                     + turn_in_words(path, upright=self.upright),
                     where=path,
-                    cure="Restore the original frame, or check with `refseg data verify`.",
+                    hint="Restore the original frame, or check with `refseg data verify`.",
                 )
             out[row] = frame
         return out

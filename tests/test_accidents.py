@@ -24,7 +24,7 @@ from tools.writers import write_meta_expressions_set
 
 pytestmark = pytest.mark.slow
 
-#: Words of the cure, or of what goes on without the disk.
+#: Words of the hint, or of what goes on without the disk.
 TOLD = "disk is full|quota is used up|[Ii]nput/output error|No space left|[Qq]uota exceeded"
 
 RUN = ["run", *overrides(clips=2), "method=fake", "keep_maps=true", "dataset.n_expressions=2"]

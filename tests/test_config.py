@@ -182,10 +182,10 @@ def test_an_unknown_knob_beside_a_choice_is_told_as_the_knob() -> None:
     assert set(told.value.allowed or []) == set(one("method=random_point").values["method"])
 
 
-def test_a_torn_override_has_a_cure() -> None:
+def test_a_torn_override_has_a_hint() -> None:
     with pytest.raises(ConfigError) as told:
         one("method=[")
-    assert told.value.cure
+    assert told.value.hint
 
 
 def test_a_result_names_the_rules_that_made_it() -> None:

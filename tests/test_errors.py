@@ -9,16 +9,16 @@ from refseg_bench.errors import DataError, MissingExtra, RefsegError, ScoreError
 from refseg_bench.scoring.coverage import Coverage, IncompleteError
 
 
-def test_an_error_says_what_where_allowed_and_cure() -> None:
-    error = DataError("It is torn.", where=Path("a/b.json"), allowed=[1, 2], cure="Mend it.")
-    assert str(error) == "It is torn.\n  where:   a/b.json\n  allowed: 1, 2\n  cure:    Mend it."
+def test_an_error_says_what_where_allowed_and_hint() -> None:
+    error = DataError("It is torn.", where=Path("a/b.json"), allowed=[1, 2], hint="Mend it.")
+    assert str(error) == "It is torn.\n  where:   a/b.json\n  allowed: 1, 2\n  hint:    Mend it."
     assert str(RefsegError("Only this.")) == "Only this."
 
 
 @pytest.mark.parametrize(
     "error",
     [
-        DataError("It is torn.", where="x", allowed=["a"], cure="c"),
+        DataError("It is torn.", where="x", allowed=["a"], hint="c"),
         ScoreError("No."),
         MissingExtra("scoring", "torch", "mllm"),
         IncompleteError(["decaf@1"], "run", Coverage(expected=2, missing=["a/0"])),

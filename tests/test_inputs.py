@@ -219,7 +219,7 @@ def test_what_was_predicted_on_other_data_is_not_scored(tmp_path: Path, kind: st
     assert isinstance(refused, StaleError)
     assert f"{expected} samples were predicted on other data" in refused.what
     assert words in refused.what
-    assert "refseg run" in str(refused.cure)
+    assert "refseg run" in str(refused.hint)
     found = to_coco(RunStore(store.root))
     assert len(found["info"]["without_prediction"]) == expected
     ((_, part),) = score_store(RunStore(store.root), partial=True)

@@ -45,7 +45,7 @@ def picture(drawing: dict[str, Any]) -> np.ndarray:
         raise DataError(
             f"The picture is {image.shape[:2]}, the polygons were drawn at {tuple(drawing['size'])}.",
             where=path,
-            cure="Install the release of scikit-image named in datasets/photos/README.md.",
+            hint="Install the release of scikit-image named in datasets/photos/README.md.",
         )
     return image
 

@@ -86,19 +86,19 @@ class World:
     def __post_init__(self) -> None:
         if not 0.0 <= self.difficulty <= 1.0:
             raise ConfigError(
-                f"difficulty is {self.difficulty}.", allowed=["0.0 to 1.0"], cure="Choose a value in range."
+                f"difficulty is {self.difficulty}.", allowed=["0.0 to 1.0"], hint="Choose a value in range."
             )
         if self.height < 48 or self.width < 48 or self.n_frames < 1:
             raise ConfigError(
                 f"A clip of {self.n_frames} frames of {self.height} x {self.width} can't be drawn.",
                 allowed=["at least 48 x 48 pixels and 1 frame"],
-                cure="Choose a larger clip.",
+                hint="Choose a larger clip.",
             )
         if not 1 <= self.objects[0] <= self.objects[1] <= 8:
             raise ConfigError(
                 f"objects is {self.objects}.",
                 allowed=["1 <= smallest <= largest <= 8"],
-                cure="Choose a range.",
+                hint="Choose a range.",
             )
 
     @property

@@ -99,14 +99,14 @@ def _check(video: VideoRecord, names: Sequence[str]) -> None:
         raise DataError(
             f"Clip '{video.name}' has {length} frames, {len(names)} frame names and tracks of "
             f"{sorted({len(track) for track in video.objects})} frames.",
-            cure="Give one name and one mask (or None) per frame.",
+            hint="Give one name and one mask (or None) per frame.",
         )
     for text, objects, _ in video.expressions:
         if any(not 0 <= o < len(video.objects) for o in objects):
             raise DataError(
                 f"Expression '{text}' of clip '{video.name}' means objects {list(objects)}.",
                 allowed=[f"0 to {len(video.objects) - 1}"],
-                cure="Use indices into the clip's objects.",
+                hint="Use indices into the clip's objects.",
             )
 
 
@@ -509,7 +509,7 @@ def write_refcoco_set(
                 raise DataError(
                     f"A ref of image '{record.file_name}' means objects {list(objects)}.",
                     allowed=[f"0 to {len(record.segmentations) - 1}"],
-                    cure="Use indices into the image's segmentations.",
+                    hint="Use indices into the image's segmentations.",
                 )
             ids = [first + o for o in objects] or [-1]
             sent_ids = [counts["sentences"] + i for i in range(len(sentences))]

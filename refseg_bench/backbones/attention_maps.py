@@ -66,7 +66,7 @@ class MapOptions:
             raise ConfigError(
                 "Outputs of the attention have no queries and keys.",
                 where="space=output",
-                cure="Use direction=img2txt, softmax_axis=tokens or image, and no joint_renorm.",
+                hint="Use direction=img2txt, softmax_axis=tokens or image, and no joint_renorm.",
             )
 
     @property
@@ -297,7 +297,7 @@ def require_finite(values: Tensor, layer: int) -> None:
     if not bool(torch.isfinite(values).all()):
         raise AttentionError(
             f"Layer {layer} gives NaN or infinite attention logits.",
-            cure="Run the model in bf16 or fp32 (backbone.dtype): fp16 overflows in some of them.",
+            hint="Run the model in bf16 or fp32 (backbone.dtype): fp16 overflows in some of them.",
         )
 
 
@@ -416,7 +416,7 @@ class MapObserver:
                 raise ConfigError(
                     "This model's text never queries the image and its image queries see text alone.",
                     where="direction, softmax_axis, head_agg",
-                    cure="Use direction=img2txt, softmax_axis=tokens or image.",
+                    hint="Use direction=img2txt, softmax_axis=tokens or image.",
                 )
             return LayerLogits(query @ text_keys.mT)
         text_queries = query[:, positions]

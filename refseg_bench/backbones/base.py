@@ -45,7 +45,7 @@ def layer_range(start: int, end: int, n_layers: int) -> range:
         raise RefsegError(
             f"Layers {start}…{stop} are no range in a model of {n_layers} layers.",
             allowed=[f"0 <= start < end <= {n_layers}"],
-            cure="Set method.start_layer and method.end_layer (-1 = last).",
+            hint="Set method.start_layer and method.end_layer (-1 = last).",
         )
     return range(start, stop)
 

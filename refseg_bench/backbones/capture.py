@@ -169,7 +169,7 @@ def refuse_non_causal(
         raise RefsegError(
             f"Attention in this language model {reason}, so its maps can't be rolled out or shared.",
             where=type(module).__name__,
-            cure="Use a model with plain causal attention over visual tokens.",
+            hint="Use a model with plain causal attention over visual tokens.",
         )
 
 

@@ -96,7 +96,7 @@ def dense_rollout(
         mixed.diagonal().add_(residual)
         rolled = mixed if rolled is None else mixed @ rolled
     if rolled is None:
-        raise RefsegError("Rollout over no layer.", cure="Choose start_layer below end_layer.")
+        raise RefsegError("Rollout over no layer.", hint="Choose start_layer below end_layer.")
     return rolled[-1]
 
 
@@ -120,7 +120,7 @@ def no_visual_tokens() -> RefsegError:
     """The error for a prompt in which nothing is visual."""
     return RefsegError(
         "The prompt holds no visual tokens, so there is no attention map to read.",
-        cure="Check that the processor's image or video token is the one in the model's config.",
+        hint="Check that the processor's image or video token is the one in the model's config.",
     )
 
 
@@ -196,7 +196,7 @@ def shared_rollout(
         RefsegError: no layer, or ``v_max`` without a visual token.
     """
     if not prefix:
-        raise RefsegError("Rollout over no layer.", cure="Choose start_layer below end_layer.")
+        raise RefsegError("Rollout over no layer.", hint="Choose start_layer below end_layer.")
     size_P = visual_P.shape[0]
     device = prefix[0].q_HND.device
     tails = [

@@ -135,7 +135,7 @@ class SdpaTap(TorchFunctionMode):
     def _miscounted(self, seen: int) -> AttentionError:
         return AttentionError(
             f"{seen} attention calls passed F.scaled_dot_product_attention, {self.expected} were expected.",
-            cure="Use diffusers' default attention back end ('native') and no torch.compile: other kernels "
+            hint="Use diffusers' default attention back end ('native') and no torch.compile: other kernels "
             "bypass that function. If the model itself is newer than its adapter, correct the schedule.",
         )
 
@@ -151,7 +151,7 @@ def _with_mask(
         raise AttentionError(
             f"The attention is {query.shape[-2]} × {key.shape[-2]} tokens, the mask "
             f"{mask.shape[0]} × {mask.shape[1]}.",
-            cure="The family's adapter mistakes the model's token layout; correct it.",
+            hint="The family's adapter mistakes the model's token layout; correct it.",
         )
     given = args[3] if len(args) > 3 else kwargs.pop("attn_mask", None)
     rest = dict(zip(("dropout_p", "is_causal"), args[4:6], strict=False))
@@ -176,7 +176,7 @@ def refuse_bypass(model: nn.Module) -> None:
             raise AttentionError(
                 "The model is compiled: its attention can't be read.",
                 where=name or type(model).__name__,
-                cure="Load it without torch.compile.",
+                hint="Load it without torch.compile.",
             )
         backend = getattr(getattr(module, "processor", None), "_attention_backend", None)
         backend = getattr(backend, "value", backend)
@@ -185,5 +185,5 @@ def refuse_bypass(model: nn.Module) -> None:
                 f"The attention back end '{backend}' bypasses the tap.",
                 where=name,
                 allowed=["native"],
-                cure="Leave diffusers' attention back end alone (no set_attention_backend).",
+                hint="Leave diffusers' attention back end alone (no set_attention_backend).",
             )

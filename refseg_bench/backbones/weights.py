@@ -240,7 +240,7 @@ def fetch(weights: Weights, *, offline: bool = False) -> Path:
             raise ModelError(
                 f"The weights of {weights.component or 'the model'} are not there.",
                 where=Path(weights.repo).expanduser(),
-                cure="Correct the path, or give a hub id.",
+                hint="Correct the path, or give a hub id.",
             )
         return status.path
     _require_hub("Fetching weights")
@@ -338,7 +338,7 @@ def from_pretrained(kind: Any, weights: Weights, *, offline: bool = False, **opt
 
 
 def told(load: Callable[[], T], weights: Weights, *, offline: bool) -> T:
-    """Run something that loads from the hub, and tell its failures with their cure.
+    """Run something that loads from the hub, and tell its failures with their hint.
 
     Raises:
         ModelError: see :func:`fetch`.
@@ -352,26 +352,26 @@ def told(load: Callable[[], T], weights: Weights, *, offline: bool) -> T:
         raise ModelError(
             f"The hub's repository '{weights.repo}' has no revision '{weights.revision}'.",
             where=weights.component or None,
-            cure="Give a commit, tag or branch that exists.",
+            hint="Give a commit, tag or branch that exists.",
         ) from error
     except hub.GatedRepoError as error:
         raise ModelError(
             f"The hub gives '{weights.repo}' only to accounts that accepted its terms.",
             where=f"{_HUB}/{weights.repo}",
-            cure="Accept the terms there and log in with `hf auth login`.",
+            hint="Accept the terms there and log in with `hf auth login`.",
         ) from error
     except hub.RepositoryNotFoundError as error:
         raise ModelError(
             f"The hub has no public repository '{weights.repo}'.",
             where=weights.component or None,
-            cure="Check the spelling; for a private one log in with `hf auth login`.",
+            hint="Check the spelling; for a private one log in with `hf auth login`.",
         ) from error
     except hub.EntryNotFoundError as error:
         if not isinstance(error, hub.LocalEntryNotFoundError):
             raise ModelError(
                 f"'{name}' has no file '{weights.file}'.",
                 where=weights.component or None,
-                cure="Correct the file name or the revision.",
+                hint="Correct the file name or the revision.",
             ) from error
         raise _absent(name, weights, offline) from error
     except (hub.HfHubHTTPError, hub.OfflineModeIsEnabled, ConnectionError, TimeoutError) as error:
@@ -401,12 +401,12 @@ def _absent(name: str, weights: Weights, offline: bool) -> ModelError:
         return ModelError(
             f"'{name}'{what} is not in the cache, and offline mode forbids fetching it.",
             where=cache_folder(),
-            cure=f"On a machine with network: {get}; or set HF_HOME to the cache that holds it.",
+            hint=f"On a machine with network: {get}; or set HF_HOME to the cache that holds it.",
         )
     return ModelError(
         f"'{name}'{what} is not in the cache, and the hub can't be reached.",
         where=os.environ.get("HF_ENDPOINT", _HUB),
-        cure=f"Check the network (HF_ENDPOINT names a mirror), fetch it elsewhere with {get} "
+        hint=f"Check the network (HF_ENDPOINT names a mirror), fetch it elsewhere with {get} "
         "and copy HF_HOME, or give a local path.",
     )
 

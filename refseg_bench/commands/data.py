@@ -188,7 +188,7 @@ def _report(console: Console, name: str, split: str, verdict: Verdict, first: in
             say(f"      {problem.what}")
         if len(problems) > len(shown):
             say(f"    … and {len(problems) - len(shown)} more (--first 0 prints all)")
-        say(f"    cure: {problems[0].cure}")
+        say(f"    hint: {problems[0].hint}")
 
 
 def show_sample(args: argparse.Namespace) -> int:

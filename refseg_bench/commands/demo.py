@@ -51,7 +51,7 @@ def main(args: argparse.Namespace) -> int:
     from refseg_bench.types import Expression
 
     if not args.expression.strip():
-        raise ConfigError("The expression is empty.", cure='refseg demo CLIP "the thing to find"')
+        raise ConfigError("The expression is empty.", hint='refseg demo CLIP "the thing to find"')
     # The default of `refseg run` is trained on rendered shapes: on a clip of one's own words alone do better.
     chosen = any(word.partition("=")[0] in ("method", "experiment") for word in args.overrides)
     (point, *more) = configs.compose(args.overrides if chosen else ["method=lexical", *args.overrides])
@@ -119,14 +119,14 @@ def open_clip(path: Path, scratch: Path, most: int | None = None) -> tuple[Clip,
             raise DataError(
                 f"'{files[twice - 1].name}' and '{files[twice].name}' would be one frame.",
                 where=path,
-                cure="Give a folder that holds every frame once and nothing else.",
+                hint="Give a folder that holds every frame once and nothing else.",
             )
         if not files:
             raise DataError(
                 "The folder holds no picture.",
                 where=path,
                 allowed=_IMAGES,
-                cure="Give the folder that holds the frames themselves.",
+                hint="Give the folder that holds the frames themselves.",
             )
         files = [files[i] for i in (range(len(files)) if most is None else spread(len(files), most, ()))]
     elif not path.exists():
@@ -134,7 +134,7 @@ def open_clip(path: Path, scratch: Path, most: int | None = None) -> tuple[Clip,
             "There is no such file or folder.",
             where=path,
             allowed=["a folder of frames", *_VIDEOS, *_IMAGES],
-            cure="Give the path of a clip or picture that exists.",
+            hint="Give the path of a clip or picture that exists.",
         )
     elif not path.is_file():
         raise DataError("This is no regular file.", where=path, allowed=[*_VIDEOS, *_IMAGES])
@@ -148,7 +148,7 @@ def open_clip(path: Path, scratch: Path, most: int | None = None) -> tuple[Clip,
             "The file is no video or picture by its name.",
             where=path,
             allowed=(*_VIDEOS, *_IMAGES),
-            cure="Convert it to one of these, or give a folder of frames.",
+            hint="Convert it to one of these, or give a folder of frames.",
         )
     size = image_size(files[0], upright=True)
     other = next((file for file in files if image_size(file, upright=True) != size), None)
@@ -156,7 +156,7 @@ def open_clip(path: Path, scratch: Path, most: int | None = None) -> tuple[Clip,
         raise DataError(
             f"The frame is {image_size(other, upright=True)}, the first is {size} (height, width).",
             where=other,
-            cure="Give frames of one clip, all of one size.",
+            hint="Give frames of one clip, all of one size.",
         )
     return Clip(path.stem, tuple(files), tuple(file.stem for file in files), size, upright=True), rate
 

@@ -65,8 +65,8 @@ def _list(what: Sequence[str]) -> int:
             absent += status.path is None
             print(f"  {_name(weights)}")
             if status.path is None:
-                cure = "" if weights.local else f"; fetch it: refseg models get {need.node}"
-                print(f"    missing{cure}")
+                hint = "" if weights.local else f"; fetch it: refseg models get {need.node}"
+                print(f"    missing{hint}")
             else:
                 commit = f", commit {status.commit}" if status.commit else ""
                 print(f"    here, {status.megabytes:,.0f} MB{commit}: {status.path}")
@@ -81,12 +81,12 @@ def _get(args: argparse.Namespace) -> int:
             raise ConfigError(
                 "`refseg models get` fetches what it is told to.",
                 allowed=("GROUP=NAME", "an override of `refseg run`", "a run folder", "--repo ID"),
-                cure="`refseg models list` shows what there is.",
+                hint="`refseg models list` shows what there is.",
             )
         if args.revision is not None or args.file is not None:
             raise ConfigError(
                 "--revision and --file belong to --repo.",
-                cure="Set a component's own with segmenter.revision=…",
+                hint="Set a component's own with segmenter.revision=…",
             )
         wanted = []
         for need in _needs(args.what):

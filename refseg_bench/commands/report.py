@@ -113,7 +113,7 @@ def main(args: argparse.Namespace) -> int:
         raise StoreError(
             "None of the runs is scored yet.",
             where=", ".join(str(s.root) for s in stores[:5]),
-            cure="refseg score RUN",
+            hint="refseg score RUN",
         )
     if args.format == "term":
         with _console(args.output) as console:

@@ -71,7 +71,7 @@ def main(args: argparse.Namespace) -> int:
             raise ConfigError("Give run folders or --predictions, not both.")
         if args.dataset is None:
             raise ConfigError(
-                "--predictions needs --dataset NAME.", cure="`refseg data list` shows the names."
+                "--predictions needs --dataset NAME.", hint="`refseg data list` shows the names."
             )
         return _score_files(args, ids)
     for name in ("dataset", "root", "split", "threshold"):
@@ -144,7 +144,7 @@ def _score_runs(args: argparse.Namespace, ids: Sequence[str] | None) -> int:
         raise StoreError(
             "Nothing was predicted in any of the runs.",
             where=", ".join(str(store.root) for store in stores[:5]),
-            cure="`refseg run` again: it tells what kept it from predicting.",
+            hint="`refseg run` again: it tells what kept it from predicting.",
         )
     if args.json is not None:
         whole = next(iter(documents.values())) if len(stores) == 1 else documents

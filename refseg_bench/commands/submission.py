@@ -71,7 +71,7 @@ def main(args: argparse.Namespace) -> int:
         return _pack_files(args)
     if store is None:
         raise ConfigError(
-            "Give a run folder, --predictions, or a zip with --check.", cure="`refseg status` lists the runs."
+            "Give a run folder, --predictions, or a zip with --check.", hint="`refseg status` lists the runs."
         )
     if args.dataset is not None:
         raise ConfigError("--dataset goes with --check and --predictions; a run knows its dataset.")
@@ -91,7 +91,7 @@ def _pack_files(args: argparse.Namespace) -> int:
 
     dataset = _dataset(args, None)
     if dataset is None:
-        raise ConfigError("--predictions needs --dataset NAME.", cure="`refseg data list` shows the names.")
+        raise ConfigError("--predictions needs --dataset NAME.", hint="`refseg data list` shows the names.")
     source = open_predictions(args.predictions, above=args.threshold)
     if inside := inside_dataset(args.predictions, dataset):
         print(f"  predictions: {inside}", file=sys.stderr)
@@ -119,10 +119,10 @@ def _pack_files(args: argparse.Namespace) -> int:
     return code
 
 
-def _pack(path: Path, dataset: Dataset, lookup: Callable[[str], Mapping[str, Prediction]], cure: str) -> int:
+def _pack(path: Path, dataset: Dataset, lookup: Callable[[str], Mapping[str, Prediction]], hint: str) -> int:
     from refseg_bench.scoring import submission
 
-    count = submission.write(path, dataset, lookup, cure=cure)
+    count = submission.write(path, dataset, lookup, hint=hint)
     print(f"{path}: {count} masks", file=sys.stderr)
     return _tell(submission.check(path, dataset), path)
 

@@ -62,7 +62,7 @@ def find(group: str, word: str) -> str:
         f"No {group} '{word}'.",
         where=f"conf/{group}",
         allowed=known,
-        cure=did_you_mean(word, known)
+        hint=did_you_mean(word, known)
         or f"One of your own goes by package.module.Class, or as "
         f"{group}/NAME.yaml in a folder on the search path ({searchpath.SEARCHPATH}).",
     )
@@ -91,7 +91,7 @@ def read(group: str, name: str) -> dict[str, Any]:
     files = _files(group)
     # The name is compared, never joined: it may come from a file.
     if name not in files:
-        raise ConfigError(f"No {group} '{name}'.", allowed=sorted(files), cure=did_you_mean(name, files))
+        raise ConfigError(f"No {group} '{name}'.", allowed=sorted(files), hint=did_you_mean(name, files))
     own = read_yaml(files[name])
     bases = [base for base in own.get("defaults", []) if isinstance(base, str) and base != "_self_"]
     below = [{key: v for key, v in read(group, base).items() if key != "aliases"} for base in bases]
@@ -173,7 +173,7 @@ def open_protocol(word: str) -> Any:
         raise ConfigError(
             f"Protocol '{name}' has no version {version}.",
             allowed=(made.version,),
-            cure="Install the release of refseg-bench that had it.",
+            hint="Install the release of refseg-bench that had it.",
         )
     return made
 

@@ -364,7 +364,7 @@ def _expand(overrides: Sequence[str]) -> Iterator[list[str]]:
         parsed = _parser().parse_overrides(list(overrides))
     except _composing_errors() as error:
         raise ConfigError(
-            f"Can't read the overrides: {error}", cure="Quote values that hold commas."
+            f"Can't read the overrides: {error}", hint="Quote values that hold commas."
         ) from error
     for override in parsed:
         if override.is_sweep_override():
@@ -413,7 +413,7 @@ def _extend_searchpath(overrides: Sequence[str]) -> None:
             raise ConfigError(f"Can't read the search path: {error}", where=item) from error
         if not isinstance(value, list):
             raise ConfigError(
-                "A search path is a list.", where=item, cure="hydra.searchpath=[pkg://my_package.conf]"
+                "A search path is a list.", where=item, hint="hydra.searchpath=[pkg://my_package.conf]"
             )
         searchpath.extend(map(str, value))
 
@@ -434,7 +434,7 @@ def _told(error: Exception, overrides: Sequence[str]) -> ConfigError:
                 text.splitlines()[0],
                 where=item,
                 allowed=allowed,
-                cure="`refseg run --cfg job` prints every option of the current choice.",
+                hint="`refseg run --cfg job` prints every option of the current choice.",
             )
     allowed = None
     if "Available options in" in text:
@@ -446,7 +446,7 @@ def _told(error: Exception, overrides: Sequence[str]) -> ConfigError:
         text.splitlines()[0] if text else type(error).__name__,
         where=" ".join(overrides),
         allowed=allowed,
-        cure="Options are key=value, quoted for the shell where they hold brackets or commas; "
+        hint="Options are key=value, quoted for the shell where they hold brackets or commas; "
         "`refseg run --cfg job` prints them all.",
     )
 
@@ -488,7 +488,7 @@ def _finish(composed: DictConfig, choices: dict[str, str], overrides: tuple[str,
         if count is not None and count < 1:
             raise ConfigError(
                 f"limit.{name} is {count}.", where=f"limit.{name}={count}", allowed=["null", "1 and more"],
-                cure=f"Set limit.{name}=N, or leave it out for all.",
+                hint=f"Set limit.{name}=N, or leave it out for all.",
             )  # fmt: skip
     method_class = schema.locate(str(_node(values, "method")[TARGET]), "method")
     for part in schema.INJECTED:
@@ -499,7 +499,7 @@ def _finish(composed: DictConfig, choices: dict[str, str], overrides: tuple[str,
             raise ConfigError(
                 f"Method '{choices.get('method', '?')}' needs a {part}.",
                 allowed=names(part),
-                cure=f"Add {part}=NAME",
+                hint=f"Add {part}=NAME",
             )
     for part in COMPONENTS:
         if values[part] is not None:
@@ -532,7 +532,7 @@ def _score_settings(score: Mapping[str, Any]) -> None:
     for name, (allowed, met) in ranges.items():
         if not met:
             raise ConfigError(
-                f"score.{name} is {score[name]}.", allowed=[allowed], cure=f"Set score.{name}=N."
+                f"score.{name} is {score[name]}.", allowed=[allowed], hint=f"Set score.{name}=N."
             )
 
 
@@ -549,7 +549,7 @@ def _node(values: Mapping[str, Any], part: str) -> dict[str, Any]:
         raise ConfigError(
             f"No {part} is chosen.",
             allowed=names(part),
-            cure=f"Add {part}=NAME",
+            hint=f"Add {part}=NAME",
         )
     return node
 
@@ -614,5 +614,5 @@ def checked(values: Mapping[str, Any], path: Path) -> dict[str, Any]:
             if plain[part] is not None and not isinstance(plain[part].get(TARGET), str):
                 raise ConfigError(f"Config node '{part}' has no {TARGET}.")
     except ConfigError as error:
-        raise ConfigError(error.what, where=path, allowed=error.allowed, cure=_AGAIN) from error
+        raise ConfigError(error.what, where=path, allowed=error.allowed, hint=_AGAIN) from error
     return plain

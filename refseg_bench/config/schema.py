@@ -98,7 +98,7 @@ def locate(target: str, where: str) -> type:
         raise ConfigError(
             f"_target_ '{target}' is code of the package '{package}', which is not on the search path.",
             where=where,
-            cure=f"If you trust it: export {searchpath.SEARCHPATH}=pkg://{package}.",
+            hint=f"If you trust it: export {searchpath.SEARCHPATH}=pkg://{package}.",
         )
     if package == _OWN and not target.startswith(_HOMES.get(where, _OWN)):
         raise ConfigError(f"_target_ '{target}' is no {where}.", where=where)
@@ -112,7 +112,7 @@ def locate(target: str, where: str) -> type:
         raise ConfigError(
             f"_target_ '{target}': there is no module '{error.name}'.",
             where=where,
-            cure="Correct the path, or install the package that holds it.",
+            hint="Correct the path, or install the package that holds it.",
         ) from error
     found = getattr(module, class_name, None)
     if found is None:
@@ -175,7 +175,7 @@ def conform(cls: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
             f"Unknown option '{_dotted(where, unknown[0])}'.",
             where=f"{cls.__module__}.{cls.__name__}",
             allowed=fields,
-            cure=did_you_mean(unknown[0], fields),
+            hint=did_you_mean(unknown[0], fields),
         )
     out: dict[str, Any] = {}
     for name, spec in fields.items():
@@ -190,7 +190,7 @@ def conform(cls: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
             raise ConfigError(
                 f"Option '{path}' has no value.",
                 where=f"{cls.__module__}.{cls.__name__}",
-                cure=f"Give it on the command line: {path}=VALUE",
+                hint=f"Give it on the command line: {path}=VALUE",
             )
     return out
 
@@ -264,12 +264,12 @@ def _wrong(path: str, hint: Any, value: Any) -> ConfigError:
         return ConfigError(
             f"Option '{path}' is {value!r} ({type(value).__name__}), but it has parts.",
             allowed=[f"{path}.{f.name}" for f in dataclasses.fields(parts) if f.init],
-            cure=f"Set one of them: {path}.NAME=VALUE",
+            hint=f"Set one of them: {path}.NAME=VALUE",
         )
     return ConfigError(
         f"Option '{path}' is {value!r} ({type(value).__name__}).",
         allowed=[getattr(hint, "__name__", None) or str(hint)],
-        cure=f"Set it with {path}=VALUE",
+        hint=f"Set it with {path}=VALUE",
     )
 
 
@@ -302,7 +302,7 @@ def _check(hint: Any, value: Any, path: str) -> Any:
     if origin is Literal:
         if value in arms:
             return value
-        raise ConfigError(f"Option '{path}' is {value!r}.", allowed=arms, cure=f"Set it with {path}=VALUE")
+        raise ConfigError(f"Option '{path}' is {value!r}.", allowed=arms, hint=f"Set it with {path}=VALUE")
     if origin in (list, tuple) or hint in (list, tuple):
         if isinstance(value, str) or not isinstance(value, Sequence):
             raise _wrong(path, hint, value)

@@ -40,7 +40,7 @@ def entries() -> list[str]:
             raise ConfigError(
                 "[tool.refseg] searchpath is no list of texts.",
                 where=project.resolve(),
-                cure='searchpath = ["pkg://my_package.conf", "conf"]',
+                hint='searchpath = ["pkg://my_package.conf", "conf"]',
             )
         found += own
     return list(dict.fromkeys(filter(None, found)))
@@ -81,7 +81,7 @@ def folders() -> list[Path]:
                 raise ConfigError(
                     f"The search path names the package '{name}', which can't be imported.",
                     where=entry,
-                    cure="Install it, or correct the name.",
+                    hint="Install it, or correct the name.",
                 )
             found += [Path(place) for place in spec.submodule_search_locations or ()]
         elif _folder(entry).is_dir():

@@ -82,7 +82,7 @@ def missing_file(path: Path) -> Damage:
 
 
 def rename_that_helps(path: Path) -> str | None:
-    """The cure of a missing file whose name is spelled otherwise on this disk, if one is."""
+    """The hint of a missing file whose name is spelled otherwise on this disk, if one is."""
     with contextlib.suppress(OSError):
         there = [name for name in os.listdir(path.parent) if Path(name).suffix.lower() == path.suffix.lower()]
         close = difflib.get_close_matches(path.name, there, 1, 0.7)
@@ -314,7 +314,7 @@ def find_base(
             f"'{name}' has no split '{split}' here.",
             where=root or name,
             allowed=splits,
-            cure="Set dataset.split (`refseg score`: --split) to one of them.",
+            hint="Set dataset.split (`refseg score`: --split) to one of them.",
         )
     raise _not_found(name, root, filled)
 
@@ -365,19 +365,19 @@ def _not_found(name: str, root: Path | None, landmarks: Sequence[str]) -> DataEr
         holds = " There is no such folder." if root is not None else ""
     except OSError as error:
         holds = f" It can't be read as a folder ({error.strerror})."
-    cure = (
+    hint = (
         f"Get it as datasets/{name}/README.md says, then set dataset.root=FOLDER (`refseg score`: "
         "--root FOLDER) or put it under $REFSEG_DATA; `refseg data list` shows what is found where."
     )
     near = [place / one for one in inside[:1000]] + [place.parent, place.parent.parent]
     for folder in near:
         if any(os.path.exists(folder / landmark) for landmark in landmarks):
-            cure = f"It lies in {folder}: set {shlex.quote(f'dataset.root={folder}')} (elsewhere: --root)."
+            hint = f"It lies in {folder}: set {shlex.quote(f'dataset.root={folder}')} (elsewhere: --root)."
             break
     else:
-        cure = next(filter(None, (rename_that_helps(place / landmark) for landmark in landmarks)), cure)
+        hint = next(filter(None, (rename_that_helps(place / landmark) for landmark in landmarks)), hint)
     return DataError(
         f"The data set '{name}' is not here: none of its files {', '.join(landmarks)} exists.{holds}",
         where=place,
-        cure=cure,
+        hint=hint,
     )

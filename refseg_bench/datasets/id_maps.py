@@ -94,12 +94,12 @@ class IdMaps:
         """The folders that hold videos, the one taken first."""
         if self.root is None or not self.root.is_dir():
             raise DataError(
-                "The folder of id maps is not there.", where=self.root, cure="Give it with --root."
+                "The folder of id maps is not there.", where=self.root, hint="Give it with --root."
             )
         tops = [top for top in (self.root / name for name in VIDEO_FOLDERS) if any(_videos(top))]
         if not tops:
             raise DataError(
-                "No <video>/<frame>.png here.", where=self.root, cure="Check the path behind --root."
+                "No <video>/<frame>.png here.", where=self.root, hint="Check the path behind --root."
             )
         return tops
 
@@ -129,7 +129,7 @@ class IdMaps:
                 f"There is no list of the split '{self.split}'.",
                 where=self.root,
                 allowed=[ALL, *sorted(lists)],
-                cure=f"Put the videos' names into {self.split}.txt there, or choose another --split.",
+                hint=f"Put the videos' names into {self.split}.txt there, or choose another --split.",
             )
         path = lists[self.split]
         names = sorted(set(read_text(path).split()))
@@ -139,7 +139,7 @@ class IdMaps:
             raise DataError(
                 f"Videos of the list have no id maps: {told}." if names else "The list names no video.",
                 where=path,
-                cure=f"Put their maps into {self._tops()[0]}, or take their names off the list.",
+                hint=f"Put their maps into {self._tops()[0]}, or take their names off the list.",
             )
         return [videos[name] for name in names]
 

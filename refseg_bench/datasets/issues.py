@@ -72,7 +72,7 @@ class Damage(DataError):
         self.file = str(file)
         self.place = place
         where = self.file if place is None else f"{self.file}: {place}"
-        super().__init__(what, where=where, allowed=allowed, cure=hint or HINTS.get(kind, UNPACK_AGAIN))
+        super().__init__(what, where=where, allowed=allowed, hint=hint or HINTS.get(kind, UNPACK_AGAIN))
 
 
 Report = Callable[[Damage], None]

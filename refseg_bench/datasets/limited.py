@@ -73,5 +73,5 @@ class Limited:
             raise ConfigError(
                 f"limit.samples names samples the split does not have: {', '.join(unknown[:5])}",
                 where=f"{self.name}, split {self.split}",
-                cure="A sample's id is CLIP/EXPRESSION, as `refseg status` and the score tables spell it.",
+                hint="A sample's id is CLIP/EXPRESSION, as `refseg status` and the score tables spell it.",
             )

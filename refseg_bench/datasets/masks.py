@@ -257,7 +257,7 @@ def _read(read: Callable[[Path], tuple[_Pixels, str]], path: Path, tally: Counte
         pixels, encoding = read(path)
     except png.MaskFault as fault:
         kind = _KINDS.get(fault.kind)
-        hint = UNPACK_AGAIN if kind else fault.cure
+        hint = UNPACK_AGAIN if kind else fault.hint
         raise Damage(kind or "mask of another mode", fault.what, path, hint=hint) from fault
     if tally is not None:
         tally[encoding] += 1

@@ -60,7 +60,7 @@ def prepare(name: str, sources: Sequence[Path], root: Path | None, say: Say = pr
     home = root or data_root() / name
     if not hasattr(open_dataset(name), "folders"):
         raise DataError(
-            f"'{name}' comes in no archives of its own.", where=name, cure="Use its folder as it is, as root."
+            f"'{name}' comes in no archives of its own.", where=name, hint="Use its folder as it is, as root."
         )
     for source in sources:
         if source.is_dir():
@@ -101,7 +101,7 @@ def _is_folder(source: Path) -> DataError:
     if packed:
         told = f"'{source}' is a folder of archives."
         hint = f"Name the archives themselves: --from {source}/{packed[0]} … (or {source}/*)."
-    return DataError(told, where=source, cure=hint)
+    return DataError(told, where=source, hint=hint)
 
 
 def _fill(name: str, sources: Sequence[Path], home: Path, stage: Path, say: Say) -> None:

@@ -95,7 +95,7 @@ class RefCoco:
             raise ConfigError(
                 f"dataset.split_by is '{self.split_by}', but the set's name '{self.name}' says '{author}'.",
                 where="dataset",
-                cure=f"Choose that author's set (dataset=NAME_{self.split_by}), or set dataset.name too.",
+                hint=f"Choose that author's set (dataset=NAME_{self.split_by}), or set dataset.name too.",
             )
 
     # ── the Dataset interface ────────────────────────────────────────────────
@@ -224,7 +224,7 @@ class RefCoco:
                 f"'{self.name}' has no split '{self.split}'.",
                 where=self.files()[0],
                 allowed=sorted(self.splits()),
-                cure="Set dataset.split; splits differ by author.",
+                hint="Set dataset.split; splits differ by author.",
             )
         rows: list[list[Any]] = store.get(f"table:{self.split}")
         return rows

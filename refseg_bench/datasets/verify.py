@@ -142,7 +142,7 @@ def _survey(dataset: Dataset, report: Report) -> Iterator[tuple[Clip | None, lis
             for expression in expressions:
                 dataset.target(clip, expression)
         except DataError as error:
-            report(Damage("damaged clip", error.what, error.where or clip.id, hint=error.cure))
+            report(Damage("damaged clip", error.what, error.where or clip.id, hint=error.hint))
             continue
         yield clip, expressions
 

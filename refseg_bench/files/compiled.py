@@ -30,7 +30,7 @@ def _choose() -> ModuleType | None:
             return None
         raise ConfigError(
             "REFSEG_KERNEL=compiled, but the extension was not built.",
-            cure="Install refseg-bench again where a C compiler is present, or unset REFSEG_KERNEL.",
+            hint="Install refseg-bench again where a C compiler is present, or unset REFSEG_KERNEL.",
         ) from error
 
 

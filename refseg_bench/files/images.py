@@ -154,12 +154,12 @@ def _told(path: Path) -> Iterator[None]:
         raise DataError(
             "A frame is missing.",
             where=path,
-            cure="Unpack the dataset again; `refseg data verify NAME` lists everything that is missing.",
+            hint="Unpack the dataset again; `refseg data verify NAME` lists everything that is missing.",
         ) from None
     except UNREADABLE as error:
         told = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise DataError(
             f"A frame can't be decoded ({told or type(error).__name__}).",
             where=path,
-            cure="Replace the file; `refseg data verify NAME` lists every unreadable frame.",
+            hint="Replace the file; `refseg data verify NAME` lists every unreadable frame.",
         ) from error

@@ -183,8 +183,8 @@ def _slow(data: bytes, path: Path) -> tuple[Uint8HW, str]:
 
     pixels, mode, form, palette, turn = _pillow(data, path, grey=True)
     if mode not in _READ_AS:
-        cure = "Write masks as 8-bit grey PNG, 0 and 255."
-        raise _fault("mode", f"This {form} of mode {mode} is no mask.", path, cure)
+        hint = "Write masks as 8-bit grey PNG, 0 and 255."
+        raise _fault("mode", f"This {form} of mode {mode} is no mask.", path, hint)
     if mode == "P":
         grey = _luminances(palette, form != "PNG")[pixels]
     elif mode in ("RGB", "RGBA"):
@@ -351,8 +351,8 @@ def _pillow(data: bytes, path: str | Path, grey: bool = False) -> tuple[NDArray[
         raise _torn(path, str(error)) from error
 
 
-def _fault(kind: str, what: str, path: str | Path, cure: str | None = None) -> MaskFault:
-    fault = MaskFault(what, where=path, cure=cure)
+def _fault(kind: str, what: str, path: str | Path, hint: str | None = None) -> MaskFault:
+    fault = MaskFault(what, where=path, hint=hint)
     fault.kind = kind
     return fault
 

@@ -27,7 +27,7 @@ def resource(name: Literal["conf", "datasets", "results"]) -> Path:
         ):
             return place
     raise ConfigError(
-        f"The shipped folder '{name}' is missing.", where=_PACKAGE, cure="Install refseg-bench again."
+        f"The shipped folder '{name}' is missing.", where=_PACKAGE, hint="Install refseg-bench again."
     )
 
 

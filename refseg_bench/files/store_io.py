@@ -173,7 +173,7 @@ def read_json(path: Path, most: int = MOST_BYTES) -> dict[str, Any]:
     except ValueError as error:
         raise unreadable(path, error) from error
     if not isinstance(value, dict):
-        raise StoreError("The JSON file holds no object.", where=path, cure=PUT_BACK)
+        raise StoreError("The JSON file holds no object.", where=path, hint=PUT_BACK)
     return value
 
 
@@ -222,7 +222,7 @@ def read_yaml(path: Path, most: int = MOST_BYTES) -> dict[str, Any]:
     except ValueError as error:
         raise unreadable(path, error) from error
     if not isinstance(value, dict):
-        raise StoreError("The YAML file holds no mapping.", where=path, cure=PUT_BACK)
+        raise StoreError("The YAML file holds no mapping.", where=path, hint=PUT_BACK)
     return {str(k): v for k, v in value.items()}
 
 
@@ -287,7 +287,7 @@ def unsealed(value: Any, path: Path) -> dict[str, Any]:
             and its file kept in :data:`UNCHECKED`.
     """
     if not isinstance(value, dict):
-        raise StoreError("The JSON holds no object.", where=path, cure=PUT_BACK)
+        raise StoreError("The JSON holds no object.", where=path, hint=PUT_BACK)
     found = value.pop("check", None)
     if found is None:
         UNCHECKED.add(path)
@@ -333,7 +333,7 @@ _LEFT_OUT: set[str] = set()
 
 def leave_out(error: StoreError) -> None:
     """Say once, on standard error, which record is left out and why."""
-    told = printable(f"left out: {error.what} {error.where} — {error.cure or ''}")
+    told = printable(f"left out: {error.what} {error.where} — {error.hint or ''}")
     if told not in _LEFT_OUT:
         _LEFT_OUT.add(told)
         print(told, file=sys.stderr)
@@ -344,7 +344,7 @@ def changed(path: Path | str) -> StoreError:
     return StoreError(
         "The content doesn't fit its checksum: it was damaged, or changed by hand.",
         where=path,
-        cure="Put the file back, or move its folder away. Options are changed by `refseg run` with the "
+        hint="Put the file back, or move its folder away. Options are changed by `refseg run` with the "
         "same words and KEY=VALUE, not in a run's files.",
     )
 
@@ -352,7 +352,7 @@ def changed(path: Path | str) -> StoreError:
 def unreadable(path: Path, error: Exception) -> StoreError:
     """An error that came up when a file was read, told to the user."""
     told = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
-    return StoreError(f"Can't read the file ({told or type(error).__name__}).", where=path, cure=PUT_BACK)
+    return StoreError(f"Can't read the file ({told or type(error).__name__}).", where=path, hint=PUT_BACK)
 
 
 # ── writing ──────────────────────────────────────────────────────────────────
@@ -377,7 +377,7 @@ def within(root: Path, path: Path) -> Path:
     raise StoreError(
         f"A symbolic link leads out of the folder, to '{real}'.",
         where=path,
-        cure="Remove the link: nothing is written or deleted through it.",
+        hint="Remove the link: nothing is written or deleted through it.",
     )
 
 
@@ -545,18 +545,18 @@ def write_error(error: OSError, where: Path) -> StoreError:
             f"The {'quota is used up' if error.errno == errno.EDQUOT else 'disk is full'}. "
             "Everything finished so far is kept.",
             where=where,
-            cure="Free space, or write elsewhere; the same command then goes on where it stopped.",
+            hint="Free space, or write elsewhere; the same command then goes on where it stopped.",
         )
     if error.errno in (errno.EIO, errno.ESTALE, errno.ETIMEDOUT):
         return StoreError(
             f"The disk fails ({error.strerror}). Everything finished so far is kept.",
             where=where,
-            cure="When it works again, the same command goes on where it stopped.",
+            hint="When it works again, the same command goes on where it stopped.",
         )
     if error.errno == errno.ENOENT and not where.parent.is_dir():
-        return StoreError("There is no such folder.", where=where.parent, cure=f"mkdir -p '{where.parent}'")
+        return StoreError("There is no such folder.", where=where.parent, hint=f"mkdir -p '{where.parent}'")
     return StoreError(
-        f"Can't write ({error.strerror or error}).", where=where, cure="Check the path and its rights."
+        f"Can't write ({error.strerror or error}).", where=where, hint="Check the path and its rights."
     )
 
 

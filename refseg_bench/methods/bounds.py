@@ -67,14 +67,14 @@ class _SeesTargets:
         """
         if self.targets is None:
             raise ConfigError(
-                f"{type(self).__name__} has no targets.", cure="Set its `targets` to the dataset's `target`."
+                f"{type(self).__name__} has no targets.", hint="Set its `targets` to the dataset's `target`."
             )
         target = self.targets(clip, expression)
         if target is None:
             raise DataError(
                 f"{type(self).__name__} needs the masks of '{sample_id(clip.id, expression.id)}', "
                 "which are hidden on a server.",
-                cure="Choose a split with public masks; `refseg data list` shows them.",
+                hint="Choose a split with public masks; `refseg data list` shows them.",
             )
         return target
 

@@ -44,7 +44,7 @@ class PointControl:
                 if found.point is None:
                     raise RefsegError(
                         f"{type(self.inner).__name__} gives no point for '{found.expression.text}'.",
-                        cure="Take a source that makes heat maps.",
+                        hint="Take a source that makes heat maps.",
                     )
                 track = track_prompts(session, found.point.frame, [click(found.point)])
                 yield Grounding(

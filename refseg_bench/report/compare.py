@@ -138,7 +138,7 @@ def paired(first: ScoreTable, second: ScoreTable, where: str = "") -> tuple[Scor
         raise ScoreError(
             "The runs have no unit in common.",
             where=where or None,
-            cure="Compare runs of one dataset and split.",
+            hint="Compare runs of one dataset and split.",
         )
     return first.select(mine), second.select([places[first.units[row]] for row in mine])
 
@@ -158,7 +158,7 @@ def _shared_protocol(first: RunStore, second: RunStore, asked: str | None) -> st
         raise ScoreError(
             "The runs are not scored under " + (f"'{asked}'." if asked else "a common protocol."),
             where=f"{first.root.name}: {', '.join(have[0])}; {second.root.name}: {', '.join(have[1])}",
-            cure="refseg score RUN_A RUN_B --protocol ID",
+            hint="refseg score RUN_A RUN_B --protocol ID",
         )
     return shared[0]
 

@@ -33,16 +33,16 @@ def leave_out_outdated(stores: Sequence[RunStore], say: Callable[[str], None]) -
             made = store.made_from(protocol)
             if not {"predictions", "facts", "state", "files"} <= made.keys():
                 continue
-            cure = "makes it again"
+            hint = "makes it again"
             why = "predictions" if made.get("predictions") != store.mark() else ""
             if not why:
                 why = "" if dataset is None or present is None else _data(dataset, present, made)
-                cure = "tells where, the same `refseg run` makes it again"
+                hint = "tells where, the same `refseg run` makes it again"
             if why:
                 store.outdated.add(protocol)
                 say(
                     f"{store.root}: the result under {protocol} is not shown, for {why} have changed since; "
-                    f"`refseg score {shlex.quote(str(store.root))}` {cure}"
+                    f"`refseg score {shlex.quote(str(store.root))}` {hint}"
                 )
 
 

@@ -99,7 +99,7 @@ def experiment_table(name: str) -> tuple[str, str, str]:
         raise ConfigError(
             f"Experiment '{name}' is held against no published table.",
             where=f"conf/experiment/{name}.yaml",
-            cure="Report its runs as they are: refseg report runs",
+            hint="Report its runs as they are: refseg report runs",
         )
     return str(node["file"]), str(node["table"]), str(node.get("method", ""))
 

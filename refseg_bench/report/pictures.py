@@ -39,7 +39,7 @@ def find_sample(dataset: Dataset, sample: str) -> tuple[Clip, Expression]:
         raise DataError(
             f"Split '{dataset.split}' of '{dataset.name}' has no sample '{sample}'.",
             allowed=[*some, f"({len(clips)} clips)"],
-            cure="A sample's name is CLIP/EXPRESSION.",
+            hint="A sample's name is CLIP/EXPRESSION.",
         )
     for expression in dataset.expressions(clips[head]):
         if expression.id == tail:
@@ -47,7 +47,7 @@ def find_sample(dataset: Dataset, sample: str) -> tuple[Clip, Expression]:
     raise DataError(
         f"Clip '{head}' has no expression '{tail}'.",
         allowed=[e.id for e in dataset.expressions(clips[head])],
-        cure="A sample's name is CLIP/EXPRESSION.",
+        hint="A sample's name is CLIP/EXPRESSION.",
     )
 
 

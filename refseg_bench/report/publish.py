@@ -46,7 +46,7 @@ def publish(stores: Iterable[RunStore], folder: Path, note: str = "") -> dict[Pa
     new: dict[str, list[dict[str, str]]] = {}
     for store in stores:
         if not store.results():
-            raise ScoreError("The run is not scored.", where=store.root, cure="refseg score RUN")
+            raise ScoreError("The run is not scored.", where=store.root, hint="refseg score RUN")
         held = held_against(store)
         off = [h for h in held if not h.within]
         if off and not note:
@@ -56,7 +56,7 @@ def publish(stores: Iterable[RunStore], folder: Path, note: str = "") -> dict[Pa
                 f"{worst.row.dataset} {worst.row.metric}: {worst.estimate.value:.1f}, "
                 f"published {worst.row.value}.",
                 where=store.root,
-                cure='Say why with --note "…": it is kept beside the rows.',
+                hint='Say why with --note "…": it is kept beside the rows.',
             )
         file = (frozen(store).get("reference") or {}).get("file", "samples.csv")
         rows = [_of_paper(h, store, note) for h in held] if held else _of_run(store, note)

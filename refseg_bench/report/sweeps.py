@@ -86,7 +86,7 @@ def sweep_of(
         raise ScoreError(
             f"The runs are not all scored under {protocol or 'a common protocol'}.",
             where=", ".join(store.root.name for store in stores[:5]),
-            cure="refseg score RUNS --protocol ID",
+            hint="refseg score RUNS --protocol ID",
         )
     name = shared[0]
     metric = metric or next(iter(results[0][name].metrics))
@@ -105,7 +105,7 @@ def sweep_of(
     chosen = tuple(keys) or tuple(differing)
     if not chosen:
         raise ScoreError(
-            "The runs differ in no option.", cure="Give runs of a sweep: refseg run -m key=a,b,c"
+            "The runs differ in no option.", hint="Give runs of a sweep: refseg run -m key=a,b,c"
         )
     points = []
     for store, known, found in zip(stores, options, results, strict=True):
@@ -117,7 +117,7 @@ def sweep_of(
         raise ScoreError(
             f"Several runs have the same {' and '.join(chosen)}.",
             allowed=differing,
-            cure="Name every option that differs, or give fewer runs.",
+            hint="Name every option that differs, or give fewer runs.",
         )
     return Sweep(metric, name, chosen, tuple(points))
 

@@ -72,7 +72,7 @@ def read_video(path: Path, folder: Path, *, most: int | None = None) -> tuple[li
                     _keep(files[-1], encoded(Image.fromarray(picture), "PNG", compress_level=1))
     except (av.error.FFmpegError, OSError) as error:
         raise DataError(
-            f"The video can't be decoded ({error}).", where=path, cure="Give a folder of its frames instead."
+            f"The video can't be decoded ({error}).", where=path, hint="Give a folder of its frames instead."
         ) from error
     if not files:
         raise DataError("The video holds no frame.", where=path)

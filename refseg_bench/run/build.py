@@ -33,7 +33,7 @@ def frozen(store: RunStore, launch: str | None = None) -> dict[str, Any]:
         raise StoreError(
             f"The config is not the one that the run's digest {info['digest']} is of.",
             where=path,
-            cure="Put the file back. Options are changed by `refseg run` with the same words and KEY=VALUE.",
+            hint="Put the file back. Options are changed by `refseg run` with the same words and KEY=VALUE.",
         )
     return values
 

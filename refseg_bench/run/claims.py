@@ -105,7 +105,7 @@ def read_record(path: Path) -> JobRecord | None:
         return None
     except (OSError, ValueError) as error:
         raise StoreError(
-            f"The record of a process can't be read ({error}).", where=path, cure=_DROP
+            f"The record of a process can't be read ({error}).", where=path, hint=_DROP
         ) from error
     if not parts:
         return None

@@ -124,7 +124,7 @@ def recorded(store: RunStore) -> RecordedDataset | None:
         seen = {str(name): (str(state), str(digest)) for name, *_, state, digest in record["clips"]}
         files = {str(name): (int(size), int(time)) for name, (size, time) in record["files"].items()}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise StoreError("The record of the data set is malformed.", where=path, cure=PUT_BACK) from error
+        raise StoreError("The record of the data set is malformed.", where=path, hint=PUT_BACK) from error
     return RecordedDataset(work, files, seen)
 
 

@@ -254,12 +254,12 @@ def without(
     for name, prediction in found.items():
         if prediction.track is None:
             continue
-        cure = CURE
+        hint = CURE
         why = differing.get(prediction.sample) or prediction.track.misfit(clip.size, len(clip))
         if prediction.inputs is None:
-            cure = "An older version wrote it without its data: move the run folder away and run again."
+            hint = "An older version wrote it without its data: move the run folder away and run again."
         if why:
-            failure = SampleFailure("StaleError", f"Predicted on other data: {why}. {cure}", "")
+            failure = SampleFailure("StaleError", f"Predicted on other data: {why}. {hint}", "")
             out[name] = replace(prediction, track=None, point=None, no_target=None, failure=failure)
     return out
 
@@ -270,7 +270,7 @@ def refusal(differing: Mapping[str, str], where: Path) -> StaleError:
         f"{len(differing)} samples were predicted on other data than the data set holds now: "
         f"{told(differing, first=20)}.",
         where=where,
-        cure=CURE,
+        hint=CURE,
     )
 
 

@@ -233,7 +233,7 @@ def _admitted(run: Planned, answer: Launched, busy: list[Submission], say: Calla
         answer.error = RefsegError(
             f"The run is already being worked on: {older[0].told()}.",
             where=run.store.root,
-            cure=f"Watch it with `refseg status {run.store.root}`, end it with `refseg cancel "
+            hint=f"Watch it with `refseg status {run.store.root}`, end it with `refseg cancel "
             f"{run.store.root}`, or add workers to it with cluster.join=true.",
         )
         return False

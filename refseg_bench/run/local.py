@@ -98,7 +98,7 @@ def work(run: Planned, submission: Submission, say: Callable[[str], None], *, ca
             f"{len(bad)} of {run.shards} shards died, {tally.elsewhere} samples are left. "
             f"Shard {process.shard} {_end(code)}:\n{_tail(process.log)}",
             where=process.log,
-            cure="The same command goes on with what is left.",
+            hint="The same command goes on with what is left.",
         )
     return tally
 

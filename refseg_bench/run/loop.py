@@ -132,7 +132,7 @@ def _refuse_without_frames(work: Work) -> None:
     raise DataError(
         f"None of the frames is there: {len(work)} of {len(work)} clips lack theirs.",
         where=first,
-        cure="Put the frames where the first is looked for, or set dataset.root "
+        hint="Put the frames where the first is looked for, or set dataset.root "
         "(dataset.images or dataset.frames for a folder of another name).",
     )
 
@@ -141,7 +141,7 @@ def _too_many(store: RunStore, config: Config) -> RefsegError:
     return RefsegError(
         f"More samples failed than max_failures={config.max_failures} allows.",
         where=store.root,
-        cure="`refseg status RUN` shows why; `refseg run` again retries only those.",
+        hint="`refseg status RUN` shows why; `refseg run` again retries only those.",
     )
 
 

@@ -224,7 +224,7 @@ def read_line(line: StoredLine) -> Prediction:
         raise StoreError(
             f"The prediction of '{line.sample}' can't be read ({error}).",
             where=f"{line.path} at byte {line.offset}",
-            cure="Delete that line and run again: only this sample is predicted anew.",
+            hint="Delete that line and run again: only this sample is predicted anew.",
         ) from error
     return found
 

@@ -37,14 +37,14 @@ def check(cluster: Cluster) -> None:
     if shutil.which("sbatch") is None or shutil.which("srun") is None:
         raise RefsegError(
             "There is no SLURM here: sbatch and srun are not on the PATH.",
-            cure="Submit from a login node, or use cluster=local or cluster=debug.",
+            hint="Submit from a login node, or use cluster=local or cluster=debug.",
         )
     changed = changes()
     if changed and not cluster.allow_dirty:
         raise RefsegError(
             "The code has changes that no commit holds, so the results could not be traced to it.",
             where=", ".join(changed[:8]),
-            cure="Commit them, or add cluster.allow_dirty=true (the run then records the diff's hash).",
+            hint="Commit them, or add cluster.allow_dirty=true (the run then records the diff's hash).",
         )
 
 
@@ -85,7 +85,7 @@ def snapshot(folder: Path, say: Callable[[str], None]) -> Path:
         tracked, left_out = files(), files("--others", "--exclude-standard", "--directory")
     except (OSError, subprocess.SubprocessError) as error:
         raise RefsegError(
-            "cluster.snapshot needs a git checkout.", where=_HOME, cure="Set cluster.snapshot=false."
+            "cluster.snapshot needs a git checkout.", where=_HOME, hint="Set cluster.snapshot=false."
         ) from error
     try:
         for name in tracked:
@@ -228,5 +228,5 @@ def _submit(folder: Path, cluster: Cluster, options: Mapping[str, Any], jobs: Se
         raise RefsegError(
             f"sbatch refused: {str(error).strip().splitlines()[-1]}",
             where=folder,
-            cure="Check cluster.partition, account, qos, gpus and minutes against `sinfo` and `sacctmgr`.",
+            hint="Check cluster.partition, account, qos, gpus and minutes against `sinfo` and `sacctmgr`.",
         ) from error

@@ -144,14 +144,14 @@ class _Details:
     interval: dict[str, float] | None = None
 
 
-def typed_record(kind: type, record: Any, path: Path, cure: str = PUT_BACK) -> dict[str, Any]:
+def typed_record(kind: type, record: Any, path: Path, hint: str = PUT_BACK) -> dict[str, Any]:
     """A record whose known values are what a dataclass says; the others stay as they are.
 
     Args:
         kind: the dataclass.
         record: what was read.
         path: where from.
-        cure: what helps against a damaged one.
+        hint: what helps against a damaged one.
 
     Raises:
         StoreError: one is missing or of another type.
@@ -161,16 +161,16 @@ def typed_record(kind: type, record: Any, path: Path, cure: str = PUT_BACK) -> d
         given = {k: v for k, v in schema.typed(dict[str, Any], record, "record").items() if k in known}
         return {**record, **schema.conform(kind, given, "")}
     except ConfigError as error:
-        raise StoreError(error.what, where=path, allowed=error.allowed, cure=cure) from error
+        raise StoreError(error.what, where=path, allowed=error.allowed, hint=hint) from error
 
 
-def record_of(kind: type[T], record: Any, path: Path, cure: str = PUT_BACK) -> T:
+def record_of(kind: type[T], record: Any, path: Path, hint: str = PUT_BACK) -> T:
     """The dataclass that a record holds; what else is in it is left out.
 
     Raises:
         StoreError: as :func:`typed_record`.
     """
-    typed = typed_record(kind, record, path, cure)
+    typed = typed_record(kind, record, path, hint)
     return schema.construct(kind, {name: typed[name] for name in schema.knobs(kind)}, "")
 
 
@@ -209,14 +209,14 @@ class RunStore:
                         f"The folder holds a run of another config (digest {known.get('digest')}, "
                         f"not {info.get('digest')}).",
                         where=root,
-                        cure="Choose another name=… or move the folder away.",
+                        hint="Choose another name=… or move the folder away.",
                     )
                 return store
             if root.is_dir() and not (root / "config.yaml").is_file() and any(map(_foreign, root.iterdir())):
                 raise StoreError(
                     "The folder exists, but is no run folder.",
                     where=root,
-                    cure="Choose another name=… or paths.runs=…",
+                    hint="Choose another name=… or paths.runs=…",
                 )
             for part in _PARTS:
                 store.place(part).mkdir(parents=True, exist_ok=True)
@@ -243,7 +243,7 @@ class RunStore:
                 "No run folder.",
                 where=root,
                 allowed=near[:20] or None,
-                cure="`refseg status` lists the runs.",
+                hint="`refseg status` lists the runs.",
             )
         return store
 
@@ -355,7 +355,7 @@ class RunStore:
         return StoreError(
             f"{len(told)} stored lines don't fit their checksum, or are no records.",
             where=", ".join(told[:3]) + more,
-            cure="Give the same `refseg run` again: what they held is predicted anew.",
+            hint="Give the same `refseg run` again: what they held is predicted anew.",
         )
 
     def done(self) -> set[str]:
@@ -431,7 +431,7 @@ class RunStore:
                 frames = found.get(f"{name}.frames", volume)
                 fit = volume.dtype == np.uint8 and volume.ndim == 3 and frames.shape == volume.shape[:1]
             if not fit:
-                raise StoreError("The maps are not such as a run keeps.", where=path, cure="Delete the file.")
+                raise StoreError("The maps are not such as a run keeps.", where=path, hint="Delete the file.")
         return found
 
     def maps_path(self, sample: str) -> Path:
@@ -515,9 +515,9 @@ class RunStore:
             typed_record(_Details, record["details"], path)
             counts = [record[name] for name in ("n", "expected", "failed", "missing")]
             if not (0 < record["scale"] < math.inf and all(0 <= count < 1 << 40 for count in counts)):
-                raise StoreError("No protocol counts like this row.", where=path, cure=_RESCORE)
+                raise StoreError("No protocol counts like this row.", where=path, hint=_RESCORE)
             if safe_name(record["protocol"]) != path.parent.name:
-                raise StoreError("The row is of another protocol than its folder.", where=path, cure=_RESCORE)
+                raise StoreError("The row is of another protocol than its folder.", where=path, hint=_RESCORE)
             if record["protocol"] not in self.outdated:
                 found[record["protocol"]] = _result(record)
         return found
@@ -537,7 +537,7 @@ class RunStore:
         if known is None:
             UNCHECKED.add(path)
         elif checksum(data) != known:
-            raise StoreError("The scores don't belong to their result row.", where=path, cure=_RESCORE)
+            raise StoreError("The scores don't belong to their result row.", where=path, hint=_RESCORE)
         return path, data
 
 
@@ -559,7 +559,7 @@ def find_runs(paths: Sequence[Path]) -> list[RunStore]:
             continue
         inside = runs_in(path)
         if not inside:
-            raise StoreError("No run folder here.", where=path, cure="`refseg run` makes one.")
+            raise StoreError("No run folder here.", where=path, hint="`refseg run` makes one.")
         found.extend(inside)
     return found
 

@@ -99,7 +99,7 @@ def submissions(root: Path) -> list[Submission]:
 def _read(path: Path) -> Submission:
     found = record_of(Submission, read_record(path), path, _DROP)
     if found.id != path.parent.name or not all(map(is_job, found.jobs.values())):
-        raise StoreError("The record is of another submission, or names no job.", where=path, cure=_DROP)
+        raise StoreError("The record is of another submission, or names no job.", where=path, hint=_DROP)
     found.owner.check(path)
     return found
 

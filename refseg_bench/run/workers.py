@@ -95,7 +95,7 @@ class Owner:
         """
         named = self.slurm is None or is_job(self.slurm)
         if self.pid < 1 or not named or safe_name(self.job) != self.job or not moment(self.started):
-            raise StoreError("The record names no process.", where=path, cure=PUT_BACK)
+            raise StoreError("The record names no process.", where=path, hint=PUT_BACK)
 
 
 @dataclass(frozen=True)
@@ -383,7 +383,7 @@ def cancel(job_ids: Iterable[str]) -> None:
         done = subprocess.run(["scancel", "--", *wanted], capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise RefsegError(
-            f"Can't ask SLURM ({error}).", where=" ".join(wanted), cure="Cancel from a login node."
+            f"Can't ask SLURM ({error}).", where=" ".join(wanted), hint="Cancel from a login node."
         ) from error
     if done.returncode != 0 and "Invalid job id" not in done.stderr:
         raise RefsegError(f"scancel: {done.stderr.strip()}", where=" ".join(wanted))

@@ -105,7 +105,7 @@ class IncompleteError(ScoreError):
             f"{', '.join(protocols)} refuses incomplete work: {coverage.summary()}.\n  "
             + "\n  ".join(coverage.shown()),
             where=source,
-            cure="Finish the run (the same `refseg run` resumes it) or write what is missing; or score what "
+            hint="Finish the run (the same `refseg run` resumes it) or write what is missing; or score what "
             "there is with --partial.",
         )
         self.coverage = coverage
@@ -126,7 +126,7 @@ class NothingScoredError(ScoreError):
         super().__init__(
             "\n  ".join([what, *coverage.shown()]),
             where=source,
-            cure="Check the files named here, the dataset, its split and the file layout (docs/scoring.md).",
+            hint="Check the files named here, the dataset, its split and the file layout (docs/scoring.md).",
         )
         self.coverage = coverage
 

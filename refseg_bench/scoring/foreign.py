@@ -113,7 +113,7 @@ def open_predictions(
             raise DataError(
                 "This is a run of this harness, not a folder of mask files.",
                 where=path,
-                cure=f"Give it without --predictions and --dataset: {path}",
+                hint=f"Give it without --predictions and --dataset: {path}",
             )
         return FolderPredictions(path, above or 0, tuple(sides))
     packed = path.is_file() and path.suffix.lower() in (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z")
@@ -121,7 +121,7 @@ def open_predictions(
         "The predictions are packed." if packed else "There are no predictions here.",
         where=path,
         allowed=("a folder of PNG files", "a .json or .jsonl file of run lengths"),
-        cure="Unpack them and give the folder." if packed else "Check the path behind --predictions.",
+        hint="Unpack them and give the folder." if packed else "Check the path behind --predictions.",
     )
 
 
@@ -326,7 +326,7 @@ class FolderPredictions:
             raise ScoreError(
                 "These are id maps, whose values are ids: there is no threshold.",
                 where=self.root,
-                cure="Leave out --threshold.",
+                hint="Leave out --threshold.",
             )
         split = _split(maps, clip, expressions) if samples else {}
         return Answers(split, {}, maps, not maps and not self._clip_exists(clip, expressions))
@@ -456,7 +456,7 @@ def _beside(path: Path) -> Any:
         raise DataError(
             f"'{path.name}' is neither an object nor a list." if len(kinds) > 1 else "It is no object.",
             where=path,
-            cure="docs/scoring.md says what may stand in it.",
+            hint="docs/scoring.md says what may stand in it.",
         )
     return value
 
@@ -537,7 +537,7 @@ def fitting(shape: tuple[int, ...], clip: Clip, sides: Sequence[int], file: str 
         f"The mask is {tuple(shape)}{turned}, its frame {clip.size} (height, width); no evaluator resizes "
         "masks.",
         where=file,
-        cure="Write masks at the original size. Masks at the square that a model "
+        hint="Write masks at the original size. Masks at the square that a model "
         "works on are scored there by a protocol that has it: --protocol refcoco-lavt:resolution=480"
         if len(clip) == 1 and shape[0] == shape[1]
         else "Write masks at the original size.",
@@ -555,7 +555,7 @@ def lossless(encoding: str, above: int, file: Path) -> None:
             "The mask is a JPEG, no PNG: its blur around the outline would count as foreground "
             "(--threshold 127 leaves it out).",
             where=file,
-            cure="Write masks as PNG, or give --threshold 127.",
+            hint="Write masks as PNG, or give --threshold 127.",
         )
 
 
@@ -754,7 +754,7 @@ def _load(path: Path) -> Any:
         raise DataError(
             f"The predictions can't be read ({printable(str(told))}).",
             where=path,
-            cure="Write the JSON again.",
+            hint="Write the JSON again.",
         ) from error
 
 
@@ -827,7 +827,7 @@ class _Held:
                 raise DataError(
                     f"Entry [{index}] has the frame {printable(repr(frame)[:40])}, which is no text.",
                     where=self.path,
-                    cure="Write the frame's name as the data set's own list has it.",
+                    hint="Write the frame's name as the data set's own list has it.",
                 )
             frames = held.setdefault(expression, {})
             if not isinstance(frames, dict) or _mask_in(frames) is not None:
@@ -845,7 +845,7 @@ class _Held:
         return DataError(
             f"The sample {printable(name)} stands twice, with different masks.",
             where=self.path,
-            cure="Keep one of the two: which one is meant can't be told.",
+            hint="Keep one of the two: which one is meant can't be told.",
         )
 
     def has_clip(self, clip: Clip) -> bool:
@@ -930,11 +930,11 @@ class _Held:
                 return f"the entry '{name}' is a list without names: put each expression's masks under its id"
             if isinstance(held, Mapping):
                 near = meant(expression.id, held, expression.text)
-                cure = f": rename it to '{expression.id}'"
+                hint = f": rename it to '{expression.id}'"
                 return (
                     f"'{name}' holds {few(held)}, no '{expression.id}'"
                     if near is None
-                    else f"found '{name}', '{near}'{cure}"
+                    else f"found '{name}', '{near}'{hint}"
                 )
         swapped = self.clips.get(expression.id)
         if isinstance(swapped, Mapping) and clip.id in swapped:
@@ -948,10 +948,10 @@ class _Held:
                 )
                 if clip.id in inside:
                     return f"found below '{key}': write what stands there alone"
-        for name, cure in ((wanted, wanted), (clip.id, clip.id)):
+        for name, hint in ((wanted, wanted), (clip.id, clip.id)):
             near = meant(name, self.clips)
             if near is not None:
-                return f"found '{near}': rename it to '{cure}'"
+                return f"found '{near}': rename it to '{hint}'"
         return ""
 
     def _within(self, name: str, keys: Sequence[str], clip: Clip, expression: Expression) -> Any:
@@ -1034,7 +1034,7 @@ def _measured(mask: Any, size: tuple[int, int], file: Path, place: str) -> bytes
         found = checked_rle(mask, size, Place(file, place))
     except DataError as error:
         raise DataError(
-            f"{error.what}{_slip(mask, size)}", where=error.where, cure="Write the JSON again."
+            f"{error.what}{_slip(mask, size)}", where=error.where, hint="Write the JSON again."
         ) from None
     return None if found is None else found[0]
 

@@ -60,7 +60,7 @@ class FolderLabels:
             raise ScoreError(
                 f"The id map is {labels.shape}, the clip is {self.size} (height, width).",
                 where=file,
-                cure="Write maps at the original size; no evaluator resizes them.",
+                hint="Write maps at the original size; no evaluator resizes them.",
             )
         return labels
 
@@ -134,7 +134,7 @@ def label_number(name: object, clip: Clip) -> int:
         raise ScoreError(
             f"Object '{text}' of '{clip.id}' can't be a pixel value.",
             allowed=("1 to 254",),
-            cure="Score this dataset under a protocol whose unit is the expression.",
+            hint="Score this dataset under a protocol whose unit is the expression.",
         )
     return int(text)
 
@@ -163,7 +163,7 @@ def merged_labels(
                 f"Object {number} of '{clip.id}' has several expressions, so their masks can't be merged "
                 "into one id map.",
                 where=clip.id,
-                cure="Score this dataset under a protocol whose unit is the expression.",
+                hint="Score this dataset under a protocol whose unit is the expression.",
             )
         prediction = predictions.get(expression.id)
         if prediction is None or prediction.track is None:
@@ -189,7 +189,7 @@ def _only_object(expression: Expression, clip: Clip) -> int:
             raise ScoreError(
                 f"Expression '{expression.id}' of '{clip.id}' means {len(ids)} objects; an id map needs "
                 "one each.",
-                cure="Score this dataset under a protocol whose unit is the expression.",
+                hint="Score this dataset under a protocol whose unit is the expression.",
             )
         ids = ids[0]
     return label_number(ids, clip)

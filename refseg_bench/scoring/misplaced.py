@@ -87,10 +87,10 @@ def frames_instead(names: Collection[str], wanted: Sequence[str], end: str = ".p
     )
     other = next((n for n in sorted(names) if end and n.rpartition(".")[0] == lacking[0]), None)
     if other is not None:
-        cure = (
+        hint = (
             "rename it" if other.lower() == first else "masks must be PNG files (JPEG changes their values)"
         )
-        return f"'{other}' lies there for '{first}': {cure}"
+        return f"'{other}' lies there for '{first}': {hint}"
     if not surplus:
         rest = [n for n in names if n.removesuffix(end) not in known]
         return f"{first} is missing" + (f", there is {few(rest)}" if rest else "")
@@ -220,13 +220,13 @@ def maps_instead(root: Path, clip: str, frame: str) -> str:
 
 def _renamed(held: Tree, clip: str, more: Sequence[tuple[str, str]]) -> str:
     """A path that looks like one of some names or like a clip's, and what to do."""
-    cure = f"rename it to '{clip}'"
-    for name, help_ in (*more, (clip, cure), (clip.rpartition("/")[2], cure)):
+    hint = f"rename it to '{clip}'"
+    for name, help_ in (*more, (clip, hint), (clip.rpartition("/")[2], hint)):
         near = held.alike(name)
         if near is not None:
             return f"found '{near}': {help_}"
     near = meant(clip, held.folders[""][0]) if "" in held.folders else None
-    return "" if near is None else f"found '{near}': {cure}"
+    return "" if near is None else f"found '{near}': {hint}"
 
 
 def image_instead(root: Path, names: Sequence[str], clip: str, expression: str, text: str) -> str:
@@ -239,8 +239,8 @@ def image_instead(root: Path, names: Sequence[str], clip: str, expression: str, 
                     below, files = held.folders[path]
                     return f"the folder '{path}' holds {few(below + files)} instead of one PNG"
             elif not path.endswith(".png"):
-                cure = "rename it" if path.lower().endswith(".png") else "write a PNG file"
-                return f"found '{path}' for '{name}.png': {cure}"
+                hint = "rename it" if path.lower().endswith(".png") else "write a PNG file"
+                return f"found '{path}' for '{name}.png': {hint}"
             elif path != f"{name}.png":
                 return f"found below '{path[: -len(name) - 5]}': give that folder instead"
     both = f"{clip}/{expression}"

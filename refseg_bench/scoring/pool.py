@@ -131,7 +131,7 @@ def over_clips(dataset: Dataset, work: Callable[[Any, Clip], T], jobs: int | Non
             yield waiting.pop(0).result()
     except BrokenProcessPool as error:
         raise ScoreError(
-            "A scoring process was killed (out of memory?).", cure="Use fewer processes: -j 1"
+            "A scoring process was killed (out of memory?).", hint="Use fewer processes: -j 1"
         ) from error
     except BaseException:
         # Nobody waits for what they are at.

@@ -221,7 +221,7 @@ def explained(scored: Scored, sample: str) -> str:
         raise ScoreError(
             f"{protocol.name} has no unit '{sample}'.",
             allowed=[*table.units[:10], *(["…"] if len(table) > 10 else [])],
-            cure="Give a sample id (CLIP/EXPRESSION), a unit id or a clip id.",
+            hint="Give a sample id (CLIP/EXPRESSION), a unit id or a clip id.",
         )
     values = table.values
     for row in rows:

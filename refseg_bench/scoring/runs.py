@@ -108,8 +108,8 @@ def score_runs(stores: Sequence[RunStore], values: Mapping[Path, Mapping[str, An
             # No earlier result stands in for the one that was refused.
             store.outdated.add(open_protocol(word).name)
             if isinstance(outcome, HiddenTruthError):
-                cure = (outcome.cure or "").replace("RUN", shlex.quote(str(store.root)))
-                hidden[store.root] = f"{outcome.what}\n  {cure}"
+                hint = (outcome.hint or "").replace("RUN", shlex.quote(str(store.root)))
+                hidden[store.root] = f"{outcome.what}\n  {hint}"
             else:
                 print(f"{store.root}\n  not scored: {outcome}", file=sys.stderr)
                 code = 2

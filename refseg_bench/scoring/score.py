@@ -175,7 +175,7 @@ def check_fit(protocol: ScoringProtocol, dataset: Dataset) -> None:
         own = getattr(dataset, "protocols", ())
         raise ScoreError(
             f"{protocol.name} can't be applied to {dataset.name}: {why}.",
-            cure=f"The data set's own: --protocol {','.join(own)}" if own else None,
+            hint=f"The data set's own: --protocol {','.join(own)}" if own else None,
         )
 
 
@@ -330,7 +330,7 @@ def _targets(dataset: Dataset, clip: Clip, expressions: Sequence[Expression]) ->
         target = dataset.target(clip, expression)
         if target is None:
             told = hook(dataset, "no_truth")
-            what, cure = (
+            what, hint = (
                 told(clip, expression)
                 if told is not None
                 else (
@@ -338,13 +338,13 @@ def _targets(dataset: Dataset, clip: Clip, expressions: Sequence[Expression]) ->
                     "`refseg submission RUN` (or --predictions) makes the zip for the evaluation server.",
                 )
             )
-            raise HiddenTruthError(what, where=f"{dataset.name}, split {dataset.split}", cure=cure)
+            raise HiddenTruthError(what, where=f"{dataset.name}, split {dataset.split}", hint=hint)
         for track in (*target.objects, *([] if target.void is None else [target.void])):
             if why := track.misfit(clip.size, len(clip)):
                 raise DataError(
                     f"The truth of '{sample_id(clip.id, expression.id)}' doesn't fit its clip: {why}.",
                     where=f"{dataset.name}, split {dataset.split}",
-                    cure="Use frames and masks of one release; `refseg data verify` tells what differs.",
+                    hint="Use frames and masks of one release; `refseg data verify` tells what differs.",
                 )
         targets.append(target)
     return targets

@@ -55,7 +55,7 @@ def top_of(dataset: str) -> str:
         raise ConfigError(
             f"No evaluation server takes predictions on '{dataset}'.",
             allowed=TOPS,
-            cure="Its masks are public: use `refseg score`.",
+            hint="Its masks are public: use `refseg score`.",
         )
     return TOPS[dataset]
 
@@ -80,7 +80,7 @@ def write(
     lookup: Callable[[str], Mapping[str, Prediction]],
     progress: Callable[[int, int], None] = lambda done, total: None,
     *,
-    cure: str = "Finish the run (the same `refseg run` resumes it).",
+    hint: str = "Finish the run (the same `refseg run` resumes it).",
 ) -> int:
     """Write the zip of a run; it appears under its name only when it is whole.
 
@@ -89,7 +89,7 @@ def write(
         dataset: what was predicted; its name decides the layout.
         lookup: clip id → expression id → prediction.
         progress: receives (clips done, clips).
-        cure: what to do about samples without a complete prediction.
+        hint: what to do about samples without a complete prediction.
 
     Returns:
         Masks written.
@@ -103,7 +103,7 @@ def write(
     check_output(path)
     if path.exists() and not path.is_file():
         raise ConfigError(
-            "A zip can't be written to a device or a pipe.", where=path, cure="Give -o FILE.zip"
+            "A zip can't be written to a device or a pipe.", where=path, hint="Give -o FILE.zip"
         )
     clips = dataset.clips()
     lacking = [line for clip in clips for line in _lacking(dataset, clip, lookup(clip.id))]
@@ -111,7 +111,7 @@ def write(
         more = f"\n  … and {len(lacking) - 20} more" if len(lacking) > 20 else ""
         raise ScoreError(
             f"{len(lacking)} samples have no complete prediction:\n  " + "\n  ".join(lacking[:20]) + more,
-            cure=cure,
+            hint=hint,
         )
     written = 0
     try:
@@ -239,7 +239,7 @@ def check(path: Path, dataset: Dataset | None = None) -> ZipCheck:
         raise DataError(
             "There is no such file." if not path.exists() else f"This is no readable zip ({told}).",
             where=path,
-            cure="`refseg submission RUN` writes a zip and says where.",
+            hint="`refseg submission RUN` writes a zip and says where.",
         ) from error
     return report
 

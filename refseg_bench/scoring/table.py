@@ -147,7 +147,7 @@ class ScoreTable:
             raise StoreError(
                 f"The scores can't be read ({str(error).splitlines()[0] if str(error) else type(error)}).",
                 where=path,
-                cure="Score the run again: refseg score RUN",
+                hint="Score the run again: refseg score RUN",
             ) from error
         out.frames = [None] * len(out.units)
         return out

@@ -92,7 +92,7 @@ def check_prompts(
                     f"Segmenter '{segmenter}' takes no {kind} prompt.",
                     where=where,
                     allowed=sorted(accepted),
-                    cure="Choose another segmenter with segmenter=NAME.",
+                    hint="Choose another segmenter with segmenter=NAME.",
                 )
         if len(prompt.points) != len(prompt.labels):
             raise DataError(f"{len(prompt.points)} points have {len(prompt.labels)} labels.", where=where)

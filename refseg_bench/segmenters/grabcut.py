@@ -72,7 +72,7 @@ class GrabCut:
         if len(self.smoothing) != len(self.tolerances) or not self.tolerances:
             raise ConfigError(
                 f"grabcut has {len(self.smoothing)} smoothing and {len(self.tolerances)} tolerances values.",
-                cure="Give as many of one as of the other, at least one: a pair per candidate.",
+                hint="Give as many of one as of the other, at least one: a pair per candidate.",
             )
         if self.working_size < 16:
             raise ConfigError(f"grabcut.working_size is {self.working_size}.", allowed=["16 or more"])

@@ -81,7 +81,7 @@ def require_extension() -> None:
             "fill_holes=extension needs the compiled kernel of the package 'sam2' (sam2/_C.so), "
             "which is not there.",
             allowed=("own", "off", "extension (with sam2 built against a CUDA toolkit)"),
-            cure="Use segmenter.fill_holes=own: the same result without the kernel.",
+            hint="Use segmenter.fill_holes=own: the same result without the kernel.",
         )
 
 

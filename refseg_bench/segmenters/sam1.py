@@ -117,7 +117,7 @@ class Sam1Session(ContextSession):
                 "Segmenter 'sam1' segments images; it can't follow an object through a video.",
                 where=self.clip.id,
                 allowed=("sam2", "sam2_hf", "sam3"),
-                cure="Choose a video segmenter with segmenter=NAME.",
+                hint="Choose a video segmenter with segmenter=NAME.",
             )
         candidates = self.segment(frame, prompts)
         self.counters.propagated_frames += 1

@@ -87,7 +87,7 @@ def build(architecture: Path, image_size: int | None = None) -> Any:
         raise ConfigError(
             "The SAM 2 architecture file is missing.",
             where=architecture,
-            cure="Leave segmenter.architecture empty for the published models.",
+            hint="Leave segmenter.architecture empty for the published models.",
         )
     node = OmegaConf.select(OmegaConf.load(architecture), "model")
     if node is None:
@@ -127,13 +127,13 @@ def load_checkpoint(model: Any, path: Path) -> None:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise ModelError(
-            "The checkpoint is missing.", where=path, cure="Correct segmenter.checkpoint."
+            "The checkpoint is missing.", where=path, hint="Correct segmenter.checkpoint."
         ) from None
     except (RuntimeError, pickle.UnpicklingError, EOFError, OSError) as error:
         raise ModelError(
             f"The checkpoint can't be read as tensors ({type(error).__name__}).",
             where=path,
-            cure="Fetch it again; a file that holds code is refused on purpose.",
+            hint="Fetch it again; a file that holds code is refused on purpose.",
         ) from error
     state = state.get("model", state)
     missing, unexpected = _compare(model.state_dict().keys(), state.keys())
@@ -142,7 +142,7 @@ def load_checkpoint(model: Any, path: Path) -> None:
             f"The checkpoint doesn't fit the architecture: {len(missing)} tensors missing "
             f"({', '.join(missing[:2])} …), {len(unexpected)} unknown ({', '.join(unexpected[:2])} …).",
             where=path,
-            cure="Set segmenter.release, segmenter.size or segmenter.architecture to what was trained.",
+            hint="Set segmenter.release, segmenter.size or segmenter.architecture to what was trained.",
         )
     try:
         model.load_state_dict(state)
@@ -151,7 +151,7 @@ def load_checkpoint(model: Any, path: Path) -> None:
             "The checkpoint's tensors have other shapes than the architecture's: "
             + str(error).splitlines()[-1].strip(),
             where=path,
-            cure="Set segmenter.size to the size that was trained.",
+            hint="Set segmenter.size to the size that was trained.",
         ) from error
 
 

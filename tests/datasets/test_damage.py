@@ -1,5 +1,5 @@
 # ruff: noqa: E501 (one line per case reads as a table)
-"""Forty-odd kinds of damaged input: each ends in one error that names file, place, reason and cure."""
+"""Forty-odd kinds of damaged input: each ends in one error that names file, place, reason and hint."""
 
 import io
 import json
@@ -321,13 +321,13 @@ def test_damage_ends_in_one_error_that_names_everything(case, tmp_path):
         assert case.file in error.where
         assert case.place in error.where
         assert error.what.endswith(".")
-        assert error.cure
+        assert error.hint
     if case.kind == "not here":
         return
     verdict = verify(build())
     assert case.kind in verdict.kinds(), [str(p) for p in verdict.problems]
     told = next(p for p in verdict.kinds()[case.kind] if case.file in p.where and case.place in p.where)
-    assert told.cure
+    assert told.hint
 
 
 def test_there_are_forty_kinds_and_more():
@@ -393,7 +393,7 @@ def test_unsafe_archives_write_nothing_outside(tmp_path, kind):
         unpack(path, tmp_path / "into")
     assert caught.value.kind in ("unsafe archive", "torn archive")
     assert "set.zip" in caught.value.where
-    assert caught.value.cure
+    assert caught.value.hint
     assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == ["set.zip"]
 
 

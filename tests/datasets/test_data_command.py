@@ -304,7 +304,7 @@ def test_verify_reports_the_first_problems_of_each_kind(tmp_path, capsys):
     assert "… and 4 more" in out
     assert "torn JSON: 1" in out
     assert "mask_dict.json: byte 1" in out
-    assert "cure:" in out
+    assert "hint:" in out
 
 
 def test_verify_of_the_shipped_sample_is_clean(capsys):
@@ -352,7 +352,7 @@ def test_a_set_from_outside_without_surveys_is_verified_through_its_interface():
             return open_dataset("shapes").expressions(clip)
 
         def target(self, clip, expression):
-            raise DataError("The masks are gone.", where="masks.bin", cure="Get them back.")
+            raise DataError("The masks are gone.", where="masks.bin", hint="Get them back.")
 
     verdict = verify(Foreign())
     assert [(d.kind, d.file) for d in verdict.problems] == [("damaged clip", "masks.bin")]

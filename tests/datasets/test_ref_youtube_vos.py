@@ -104,7 +104,7 @@ def test_masks_of_valid_that_no_object_id_points_to_are_told(tmp_path, masks):
     clip = data.clips()[0]
     expression = data.expressions(clip)[0]
     assert data.target(clip, expression) is None
-    what, cure = data.no_truth(clip, expression)
+    what, hint = data.no_truth(clip, expression)
     assert ("There are masks in" in what) == masks
-    assert "obj_id" in what + cure
-    assert "README.md" in cure
+    assert "obj_id" in what + hint
+    assert "README.md" in hint

@@ -226,7 +226,7 @@ def test_bad_places_for_a_zip(tmp_path, monkeypatch):
     for place in (tmp_path, tmp_path / "no" / "s.zip", Path("/dev/null")):
         with pytest.raises(RefsegError) as caught:
             submission.write(place, world, Guesses(world))
-        assert caught.value.cure
+        assert caught.value.hint
     monkeypatch.setattr(zipfile.ZipFile, "writestr", lambda *a: (_ for _ in ()).throw(OSError(28, "full")))
     with pytest.raises(StoreError, match="disk is full"):
         submission.write(tmp_path / "s.zip", world, Guesses(world))

@@ -389,7 +389,7 @@ class DiT:
         if image_HWC.ndim != 3 or image_HWC.shape[2] != 3 or 0 in image_HWC.shape:
             raise DataError(
                 f"An image must be height × width × 3, not {image_HWC.shape}.",
-                cure="Read it with refseg_bench.files.images.read_rgb, which brings every mode to RGB.",
+                hint="Read it with refseg_bench.files.images.read_rgb, which brings every mode to RGB.",
             )
         rows, columns = self._inner(image_HWC.shape[:2])
         pixels = torch.tensor(image_HWC).permute(2, 0, 1)[None].float() / 127.5 - 1
@@ -524,7 +524,7 @@ def assemble(dit: DiT, loaded: _Loaded, queries: Sequence[TokenRequest]) -> Asse
         if len(roles) > exact:
             raise DataError(
                 f"Prompt and extraction tokens are {len(roles)}, the model takes {exact}.",
-                cure="Lower backbone.batch_size, or use a shorter prompt.",
+                hint="Lower backbone.batch_size, or use a shorter prompt.",
             )
         parts.append(torch.zeros(exact - len(roles), width))
         roles += [HIDDEN] * (exact - len(roles))
@@ -625,7 +625,7 @@ class _Loaded:
                 f"The model's {name} is {entry[1] if isinstance(entry, list) else 'missing'}; "
                 f"family '{self.family.name}' works with {expected}.",
                 where=self.folder / "model_index.json",
-                cure="Set backbone.family to the model's own.",
+                hint="Set backbone.family to the model's own.",
             )
         cls = getattr(import_module("diffusers"), expected)
         module = cls.from_pretrained(self.folder / name, torch_dtype=self.dtype, local_files_only=True)
@@ -662,7 +662,7 @@ def model_folder(dit: DiT) -> Path:
         raise ConfigError(
             "This folder holds no model in diffusers' layout (no model_index.json).",
             where=folder or Path(dit.path).expanduser(),
-            cure="Save a pipeline there with save_pretrained, or give a hub id.",
+            hint="Save a pipeline there with save_pretrained, or give a hub id.",
         )
     (wanted,) = dit.weights()
     if not dit.offline and find(wanted).path is None:
@@ -675,7 +675,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         raise ConfigError(
-            "A file of the model is missing.", where=path, cure="Fetch the model again."
+            "A file of the model is missing.", where=path, hint="Fetch the model again."
         ) from None
     except ValueError as error:
         raise ConfigError(f"A file of the model is no JSON ({error}).", where=path) from error

@@ -102,7 +102,7 @@ class TextSide:
             raise ConfigError(
                 "The model has no CLIP text encoder for a pooled vector.",
                 where=self.folder,
-                cure="Use backbone.pooled=zeros.",
+                hint="Use backbone.pooled=zeros.",
             )
 
         def compute() -> Tensor:

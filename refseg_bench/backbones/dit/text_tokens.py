@@ -132,7 +132,7 @@ def tokenise(
     """
     text = " ".join((expression.lower() if lowercase else expression).split())
     if not text:
-        raise DataError("The expression is empty.", cure="Leave the sample out, or correct its text.")
+        raise DataError("The expression is empty.", hint="Leave the sample out, or correct its text.")
     if encoding == "joined":
         joined = " ".join([text, *magnets])
         ids = _ids(tokenizer, joined)
@@ -150,7 +150,7 @@ def tokenise(
             raise DataError(
                 f"Expression and magnets are {sum(map(len, strings))} tokens, the model takes {limit}.",
                 where=f"{text[:60]}…",
-                cure="Shorten it, or use method.overlong=truncate with magnet_encoding=separate.",
+                hint="Shorten it, or use method.overlong=truncate with magnet_encoding=separate.",
             )
         strings[0] = [*strings[0][: -cut - 1], strings[0][-1]]
         parts[0] = [*parts[0][: -cut - 1], parts[0][-1]]

@@ -324,7 +324,7 @@ class Session:
 
     def __post_init__(self) -> None:
         if self.frames_THWC.ndim != 4 or len(self.frames_THWC) == 0:
-            raise RefsegError("There is no frame to look at.", cure="Check the clip's frame list.")
+            raise RefsegError("There is no frame to look at.", hint="Check the clip's frame list.")
         total = int(self.loaded.family.text_config.num_hidden_layers)
         self.range = layer_range(self.rollout.start, self.rollout.end, total)
         self.dtype: torch.dtype = getattr(torch, self.rollout.precision)
@@ -409,7 +409,7 @@ class Session:
                     f"The prompt holds {int(mask.sum())} visual tokens where the grid {visual.grid} needs "
                     f"{int(np.prod(visual.grid))}.",
                     where=self.owner.path,
-                    cure="Check that tokenizer, config and family belong together.",
+                    hint="Check that tokenizer, config and family belong together.",
                 )
             positions, first = family.head_positions(loaded.model, head, visual)
             cache = self._cache()
@@ -522,7 +522,7 @@ class Session:
             raise RefsegError(
                 "The attention map holds NaN or infinity.",
                 where=self.owner.path,
-                cure="Half precision overflows in some models: set backbone.dtype=bfloat16 or float32.",
+                hint="Half precision overflows in some models: set backbone.dtype=bfloat16 or float32.",
             )
         return self.loaded.family.unpack(values, prefix.visual)
 
@@ -585,7 +585,7 @@ class Session:
             raise RefsegError(
                 f"{what[0].upper()}{what[1:]} takes {tokens} tokens; the model's context is {most}.",
                 where=self.owner.path,
-                cure="Use fewer frames, a smaller token budget or a shorter expression.",
+                hint="Use fewer frames, a smaller token budget or a shorter expression.",
             )
 
 
@@ -678,5 +678,5 @@ def _found(path: str, revision: str) -> Iterator[None]:
             f"The model '{path}' (revision '{revision}') can't be loaded: {str(error).splitlines()[0]}",
             where="backbone.path",
             allowed=["a hub id", "a local folder", "shipped:NAME"],
-            cure="Check the spelling and your access; download it first where the machine has no network.",
+            hint="Check the spelling and your access; download it first where the machine has no network.",
         ) from error

@@ -64,7 +64,7 @@ def smooth(attn_Thw: FloatTHW, size: int, sigma: float = 1.0) -> FloatTHW:
     import torch
 
     if size < 1 or size % 2 == 0:
-        raise DataError(f"A smoothing kernel of size {size} has no centre.", cure="Choose an odd size.")
+        raise DataError(f"A smoothing kernel of size {size} has no centre.", hint="Choose an odd size.")
     kernel = torch.from_numpy(gaussian_kernel(size, sigma))[None, None]
     maps = torch.from_numpy(np.ascontiguousarray(attn_Thw, np.float32))[:, None]
     out: FloatTHW = torch.nn.functional.conv2d(maps, kernel, padding=size // 2)[:, 0].numpy()

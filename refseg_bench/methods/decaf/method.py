@@ -197,7 +197,7 @@ class DecAF:
         if self.mask == "sam2" and self.segmenter is None:
             raise ConfigError(
                 "method.mask=sam2 needs a segmenter.",
-                cure="Add segmenter=NAME, or take the coarse masks with method.mask=attention.",
+                hint="Add segmenter=NAME, or take the coarse masks with method.mask=attention.",
             )
         self._object = prompts.template("object", self.prompt_obj, self.prompt_obj_text)
         self._background = prompts.template("background", self.prompt_bg, self.prompt_bg_text)

@@ -93,7 +93,7 @@ def template(kind: PromptKind, version: str, custom: str | None = None) -> str:
             raise ConfigError(
                 f"The custom {kind} prompt can't be filled ({error!r}).",
                 allowed=[f"{{{blank}}}" for blank in _BLANKS[kind]],
-                cure="Write literal braces twice: {{ }}.",
+                hint="Write literal braces twice: {{ }}.",
             ) from error
         return custom
     texts = _TEXTS[kind]

@@ -31,7 +31,7 @@ def read_captions(path: Path) -> Mapping[str, str]:
         raise ConfigError(
             f"The captions can't be read ({type(error).__name__}: {error}).",
             where=path,
-            cure="Give method.captions a JSON object {id: caption}, or COCO's captions_train2014.json.",
+            hint="Give method.captions a JSON object {id: caption}, or COCO's captions_train2014.json.",
         ) from error
     if isinstance(found, dict) and isinstance(found.get("annotations"), list):
         rows = sorted(found["annotations"], key=lambda row: -int(row["id"]))
@@ -57,7 +57,7 @@ def caption_of(clip: Clip, path: Path) -> str:
     raise DataError(
         f"Clip '{clip.id}' has no caption.",
         where=path,
-        cure="Add it, or use method.missing_caption=expression or empty.",
+        hint="Add it, or use method.missing_caption=expression or empty.",
     )
 
 
@@ -83,7 +83,7 @@ def prompt_of(
         raise ConfigError(
             "The transformer is to be prompted with captions, and none are given.",
             where="method.captions",
-            cure="Give a file, or use method.prompt_mode=expression or empty.",
+            hint="Give a file, or use method.prompt_mode=expression or empty.",
         )
     try:
         return caption_of(clip, captions)

@@ -213,7 +213,7 @@ class RefAM:
             raise ConfigError(
                 "method.mask=segmenter needs a segmenter.",
                 where="method.mask",
-                cure="Add segmenter=NAME, or do without one by method.mask=threshold or method.mask=none.",
+                hint="Add segmenter=NAME, or do without one by method.mask=threshold or method.mask=none.",
             )
         if isinstance(self.magnets, str) and self.magnets not in MAGNETS:
             raise ConfigError(

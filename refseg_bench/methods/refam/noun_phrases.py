@@ -173,7 +173,7 @@ def _pipeline(model: str) -> Any:
             f"The spaCy model '{model}' is not installed.",
             where="method.np.parser",
             allowed=["auto", "rules", "any installed spaCy model"],
-            cure=f"python -m spacy download {model}, or use method.np.parser=rules",
+            hint=f"python -m spacy download {model}, or use method.np.parser=rules",
         ) from error
 
 

@@ -339,5 +339,5 @@ def present(
             raise ScoreError(
                 f"'{unit}' has no complete prediction ({item.status}); {protocol.name} refuses incomplete "
                 "work.",
-                cure="Finish the run, or score what there is with --partial.",
+                hint="Finish the run, or score what there is with --partial.",
             )

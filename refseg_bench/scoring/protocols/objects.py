@@ -69,7 +69,7 @@ class LabelProtocol(ScoringProtocol):
             raise ScoreError(
                 f"{self.name} needs id maps of all annotated objects, which this dataset doesn't have.",
                 where=case.clip.id,
-                cure="Use a protocol whose unit is the expression, such as rvos-expr.",
+                hint="Use a protocol whose unit is the expression, such as rvos-expr.",
             )
         frames = self.frames(case.clip)
         if not frames:
@@ -85,7 +85,7 @@ class LabelProtocol(ScoringProtocol):
                     f"{self.name} scores {f'the set {name}' if name else 'one set of id maps'} per clip, "
                     f"the predictions hold {', '.join(repr(n) for n in case.answers)}.",
                     where=case.clip.id,
-                    cure="Use refdavis-anno for four annotators, davis-unsup for one set of maps.",
+                    hint="Use refdavis-anno for four annotators, davis-unsup for one set of maps.",
                 )
             if maps is None or len(maps.missing()) == len(case.clip):
                 self._allow(case, name, self.policy.missing_clip, "no id map")
@@ -150,7 +150,7 @@ class LabelProtocol(ScoringProtocol):
             raise ScoreError(
                 f"{self.name} refuses incomplete work: {why}.",
                 where=f"{name}/{case.clip.id}".lstrip("/"),
-                cure="Add the missing maps, or score what there is with --partial.",
+                hint="Add the missing maps, or score what there is with --partial.",
             )
 
     def _score(
@@ -188,7 +188,7 @@ def _frames_of(
         try:
             labels = answer.frame(t)
         except RefsegError as error:
-            raise UnusableError(error.what, where=error.where, cure=error.cure) from error
+            raise UnusableError(error.what, where=error.where, hint=error.hint) from error
         yield truth.frame(t), labels
 
 
@@ -263,7 +263,7 @@ class DavisSemi(LabelProtocol):
                     f"{self.name} aborts: id {max(guesses)} is predicted, '{case.clip.id}' has {len(ids)} "
                     "objects in its first frame.",
                     where=f"{case.clip.id}/{case.clip.frame_names[t]}",
-                    cure="Write object ids 1, 2, … as pixel values (a 0/255 mask holds the id 255).",
+                    hint="Write object ids 1, 2, … as pixel values (a 0/255 mask holds the id 255).",
                 )
 
         rows = count_by_id(case, truth, maps, frames, ids, check) if ids else {}
@@ -319,7 +319,7 @@ class DavisUnsupervised(LabelProtocol):
                 raise UnusableError(
                     f"{self.name} aborts: {max(seen)} proposals, at most {self.most} are allowed.",
                     where=f"{name}/{case.clip.id}/{case.clip.frame_names[frames[index]]}".lstrip("/"),
-                    cure="Number the proposals 1, 2, … in pixel values.",
+                    hint="Number the proposals 1, 2, … in pixel values.",
                 )
             pairs.enter(index, g_HW, p_HW, seen)
         objects, proposals = self.matchable(truth, frames, pairs)
@@ -513,7 +513,7 @@ class TrackEval(DavisUnsupervised):
                 f"{self.name} aborts: '{case.clip.id}' has {len(case.clip)} frames, but also maps for "
                 f"{', '.join(maps.extra())}.",
                 where=case.clip.id,
-                cure="Take the surplus maps away.",
+                hint="Take the surplus maps away.",
             )
         return super().score_maps(case, name, truth, maps, frames)
 

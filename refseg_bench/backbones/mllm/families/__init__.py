@@ -27,7 +27,7 @@ def family_of(config: Any, preprocessing: Mapping[str, Any]) -> MLLMFamily:
     raise ConfigError(
         f"Models of type '{kind}' can't be used: nothing is known of their visual tokens and layout.",
         allowed=[name for family in FAMILIES for name in family.model_types],
-        cure="Choose another backbone, or give backbone.family the dotted path of your own adapter class.",
+        hint="Choose another backbone, or give backbone.family the dotted path of your own adapter class.",
     )
 
 
