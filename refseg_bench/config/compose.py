@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from refseg_bench.config import schema, searchpath
-from refseg_bench.config.components import ABOUT, is_class, names, open_protocol
+from refseg_bench.config.components import ABOUT, find, is_class, names, open_protocol
 from refseg_bench.config.schema import TARGET, knob
 from refseg_bench.errors import ConfigError
 from refseg_bench.files.store_io import read_sealed_yaml
@@ -225,7 +225,7 @@ def compose(overrides: Sequence[str], *, multirun: bool = False) -> list[Compose
     _extend_searchpath(overrides)
     for typed in _expand(overrides) if multirun else [list(overrides)]:
         first, choices = _hydra(typed)
-        grid = OmegaConf.to_container(first.sweep, resolve=True) if first.get("sweep") else {}
+        grid = OmegaConf.to_container(first.sweep, resolve=True)
         if not isinstance(grid, dict):
             raise ConfigError("'sweep' must map override keys to lists.", where="experiment")
         fixed = {key.lstrip("+"): value for key, _, value in (item.partition("=") for item in typed)}
@@ -377,27 +377,48 @@ def _expand(overrides: Sequence[str]) -> Iterator[list[str]]:
 
 
 def _hydra(overrides: Sequence[str]) -> tuple[DictConfig, dict[str, str]]:
-    """One Hydra composition, with Hydra's errors told as ours."""
+    """One Hydra composition, with every default filled in and Hydra's errors told as ours."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
-    said = [_without(item) for item in overrides if not _is_searchpath(item)]
+    said = [_said(item) for item in overrides if not _is_searchpath(item)]
     conf, *more = searchpath.folders()
     said.append(f"hydra.searchpath=[{','.join(_text(f'file://{folder}') for folder in more)}]")
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(config_dir=str(conf), version_base="1.3"):
             node = hydra_compose("config", overrides=said, return_hydra_config=True)
-            choices = {str(k): str(v) for k, v in node.hydra.runtime.choices.items() if "hydra" not in str(k)}
-            with open_dict(node):
-                node.pop("hydra")
-            return node, choices
     except _composing_errors() as error:
         raise _told(error, overrides) from error
     finally:
         # Other users of Hydra (Meta's sam2 package composes at import) must find it untouched.
         GlobalHydra.instance().clear()
+    choices = {str(k): str(v) for k, v in node.hydra.runtime.choices.items() if "hydra" not in str(k)}
+    OmegaConf.set_struct(node, False)
+    node.pop("hydra")
+    # What is composed was typed, or is a file of this package or of the search path.
+    schema.allow(*searchpath.targets(OmegaConf.to_container(node, resolve=False)))
+    _fill(node, Config)
+    return node, choices
+
+
+def _fill(node: DictConfig, cls: type) -> None:
+    """Give each option that the YAMLs leave out its default, so that others may refer to it."""
+    for name, value in schema.defaults(cls).items():
+        if name not in node:
+            node[name] = value
+    parts = {str(name): node[name] for name in node if not OmegaConf.is_interpolation(node, str(name))}
+    if cls is Config and TARGET in (parts.get("method") or ()):
+        # A part that the method does not take is never imported.
+        taken = schema.injected(schema.locate(str(parts["method"][TARGET]), "method"))
+        parts = {name: part for name, part in parts.items() if name in taken or name not in schema.INJECTED}
+    for name, part in parts.items():
+        if not isinstance(part, DictConfig):
+            continue
+        inner = schema.locate(str(part[TARGET]), name) if TARGET in part else schema.group_of(cls, name)
+        if inner is not None:
+            _fill(part, inner)
 
 
 def _is_searchpath(override: str) -> bool:
@@ -418,58 +439,31 @@ def _extend_searchpath(overrides: Sequence[str]) -> None:
         searchpath.extend(map(str, value))
 
 
-def _without(override: str) -> str:
-    """``segmenter=null`` as Hydra has it: a group can't be set to null, only be taken out."""
-    key, _, value = override.partition("=")
-    return f"~{key}" if key in schema.INJECTED and value == "null" else override
+def _said(override: str) -> str:
+    """An override as Hydra takes it.
+
+    A member of a group goes by any spelling; an option needs no place in a YAML, for the schema knows them
+    all; a group can't be set to null, only be taken out.
+    """
+    key, equals, value = override.partition("=")
+    if not equals or key.startswith(("+", "~", "hydra.")) or re.search(r"[/@]", key):
+        return override
+    if not names(key):
+        return f"++{override}"
+    if value == "null":
+        return f"~{key}" if key in schema.INJECTED else override
+    return f"{key}={find(key, value)}" if re.fullmatch(r"[\w.+/ -]+", value) else override
 
 
 def _told(error: Exception, overrides: Sequence[str]) -> ConfigError:
-    text = str(error)
-    for item in overrides:
-        key = item.partition("=")[0].lstrip("+~")
-        if f"'{key}'" in text or f"key '{key.split('.')[-1]}'" in text.lower():
-            allowed = _allowed_at(key, overrides)
-            return ConfigError(
-                text.splitlines()[0],
-                where=item,
-                allowed=allowed,
-                hint="`refseg run --cfg job` prints every option of the current choice.",
-            )
-    allowed = None
-    if "Available options in" in text:
-        allowed = [
-            line.strip() for line in text.split("Available options in")[1].splitlines()[1:] if line.strip()
-        ]
-        text = text.split("Available options in")[0].strip()
+    text, _, options = str(error).partition("Available options in")
     return ConfigError(
-        text.splitlines()[0] if text else type(error).__name__,
+        (text.strip() or type(error).__name__).splitlines()[0],
         where=" ".join(overrides),
-        allowed=allowed,
+        allowed=[line.strip() for line in options.splitlines()[1:] if line.strip()] or None,
         hint="Options are key=value, quoted for the shell where they hold brackets or commas; "
         "`refseg run --cfg job` prints them all.",
     )
-
-
-def _allowed_at(key: str, overrides: Sequence[str]) -> list[str] | None:
-    """Members of a group, or the keys beside an unknown key."""
-    if members := names(key):
-        return members
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-
-    head, _, _ = key.rpartition(".")
-    try:
-        with initialize_config_dir(config_dir=str(searchpath.folders()[0]), version_base="1.3"):
-            chosen = [item for item in overrides if names(item.partition("=")[0])]
-            node = hydra_compose("config", overrides=chosen if head else [])
-    except _composing_errors():
-        return None
-    finally:
-        GlobalHydra.instance().clear()
-    place = OmegaConf.select(node, head) if head else node
-    return sorted(str(k) for k in place) if isinstance(place, DictConfig) else None
 
 
 def _finish(composed: DictConfig, choices: dict[str, str], overrides: tuple[str, ...]) -> Composed:
@@ -478,8 +472,6 @@ def _finish(composed: DictConfig, choices: dict[str, str], overrides: tuple[str,
     except OmegaConfBaseException as error:
         raise ConfigError(str(error).splitlines()[0], where=" ".join(overrides)) from error
     assert isinstance(plain, dict)
-    # What is composed was typed, or is a file of this package or of a search path that was typed.
-    schema.allow(*searchpath.targets(plain))
     values = schema.conform(Config, {str(k): v for k, v in plain.items()}, "")
     values["sweep"] = {}
     _score_settings(values["score"])
@@ -492,6 +484,8 @@ def _finish(composed: DictConfig, choices: dict[str, str], overrides: tuple[str,
             )  # fmt: skip
     method_class = schema.locate(str(_node(values, "method")[TARGET]), "method")
     for part in schema.INJECTED:
+        if values[part] is not None:
+            _node(values, part)
         # A part the method does not take can't change its predictions, so it is not in the config.
         if part not in schema.injected(method_class):
             values[part] = None

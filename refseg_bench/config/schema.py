@@ -138,6 +138,22 @@ def knobs(cls: type) -> dict[str, dataclasses.Field[Any]]:
     return {f.name: f for f in dataclasses.fields(cls) if f.init and not _is_injected(f)}
 
 
+def defaults(cls: type) -> dict[str, Any]:
+    """The options of a component that have a default, as plain values."""
+    found: dict[str, Any] = {}
+    for name, spec in knobs(cls).items():
+        if spec.default is not dataclasses.MISSING:
+            found[name] = _plain(spec.default)
+        elif spec.default_factory is not dataclasses.MISSING:
+            found[name] = _plain(spec.default_factory())
+    return found
+
+
+def group_of(cls: type, name: str) -> type | None:
+    """The dataclass of an option that is a group of options."""
+    return _dataclass_of(typing.get_type_hints(cls)[name]) if name in knobs(cls) else None
+
+
 def injected(cls: type) -> tuple[str, ...]:
     """Which ready-made components the class wants handed in."""
     return tuple(f.name for f in dataclasses.fields(cls) if f.init and _is_injected(f))
@@ -177,15 +193,14 @@ def conform(cls: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
             allowed=fields,
             hint=did_you_mean(unknown[0], fields),
         )
+    filled = defaults(cls)
     out: dict[str, Any] = {}
-    for name, spec in fields.items():
+    for name in fields:
         path = _dotted(where, name)
         if name in given:
             out[name] = _check(hints[name], given[name], path)
-        elif spec.default is not dataclasses.MISSING:
-            out[name] = _plain(spec.default)
-        elif spec.default_factory is not dataclasses.MISSING:
-            out[name] = _plain(spec.default_factory())
+        elif name in filled:
+            out[name] = filled[name]
         else:
             raise ConfigError(
                 f"Option '{path}' has no value.",

@@ -7,11 +7,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-import yaml
 
 from refseg_bench.config.compose import Cluster
 from refseg_bench.errors import MissingExtra, RefsegError
-from refseg_bench.files import resources
 from refseg_bench.run import slurm
 from refseg_bench.run.launch import launch
 from tests.launch.runs import point, quiet
@@ -77,8 +75,3 @@ def test_no_slurm_and_no_submitit_are_told(monkeypatch) -> None:
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(MissingExtra, match=r"refseg-bench\[slurm\]"):
         slurm.check(Cluster(kind="slurm"))
-
-
-def test_the_yaml_lists_every_option_with_its_default() -> None:
-    listed = yaml.safe_load((resources.resource("conf") / "cluster/slurm.yaml").read_text())
-    assert listed == {**vars(Cluster()), "kind": "slurm"}

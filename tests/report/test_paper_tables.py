@@ -20,7 +20,7 @@ from rich.console import Console
 
 from refseg_bench.cli import main
 from refseg_bench.config import compose as configs
-from refseg_bench.config.components import names
+from refseg_bench.config.components import names, options
 from refseg_bench.errors import ConfigError, ScoreError
 from refseg_bench.files.resources import resource
 from refseg_bench.files.store_io import sealed, sealed_text
@@ -51,9 +51,7 @@ def references(experiment: str) -> list[tuple[dict[str, str], dict[str, Any]]]:
             for name, value in zip(keys, row, strict=True):
                 said[name] = str(value)
                 if name in ("dataset", "backbone", "method", "segmenter"):
-                    member = OmegaConf.load(resource("conf") / name / f"{value}.yaml")
-                    member.pop("defaults", None)
-                    point[name] = member
+                    point[name] = options(name, value)
                 else:
                     OmegaConf.update(point, name, value)
         if point.get("reference") is not None:
