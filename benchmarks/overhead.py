@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from refseg_bench.config import schema
 from refseg_bench.config.compose import Composed, Config, digest
+from refseg_bench.datasets.base import Dataset
 from refseg_bench.run.launch import freeze, launch
 from refseg_bench.run.submissions import register, submissions
 from refseg_bench.run.worker import Shard
@@ -33,7 +34,7 @@ LIMIT_MS = 5.0
 
 
 @dataclass
-class SimulatedDataset:
+class SimulatedDataset(Dataset):
     """Clips without files.
 
     Attributes:
@@ -43,6 +44,8 @@ class SimulatedDataset:
     n_clips: int = 1000
     n_expressions: int = 10
     n_frames: int = 20
+    name: str = "simulated"
+    split: str = "all"
 
     def clips(self) -> list[Clip]:
         """Clips whose frames are never read."""
@@ -53,6 +56,9 @@ class SimulatedDataset:
     def expressions(self, clip: Clip) -> list[Expression]:
         """As many as asked for."""
         return [Expression(str(e), "the dog on the left") for e in range(self.n_expressions)]
+
+    def target(self, clip: Clip, expression: Expression) -> None:
+        """None: nothing is scored here."""
 
 
 @dataclass

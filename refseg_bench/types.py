@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -486,41 +486,3 @@ class Result:
     missing: int
     scale: float = 1.0
     details: Mapping[str, Any] = field(default_factory=dict)
-
-
-# ── the plug-in interfaces ───────────────────────────────────────────────────
-
-
-class Dataset(Protocol):
-    """Yields clips, their expressions and (where public) their targets."""
-
-    @property
-    def name(self) -> str:
-        """The data set's name."""
-
-    @property
-    def split(self) -> str:
-        """The split's name."""
-
-    @property
-    def protocols(self) -> Sequence[str]:
-        """Ids of the protocols a run is scored under unless it says otherwise."""
-
-    def clips(self) -> Sequence[Clip]:
-        """All clips of the split, in the order of the dataset's own files."""
-
-    def expressions(self, clip: Clip) -> Sequence[Expression]:
-        """The expressions of a clip, in the order of the dataset's own files."""
-
-    def target(self, clip: Clip, expression: Expression) -> Target | None:
-        """The truth of a sample, or ``None`` where the masks are hidden on a server."""
-
-
-class Method(Protocol):
-    """Turns a clip and its expressions into groundings."""
-
-    def predict(self, clip: Clip, expressions: Sequence[Expression]) -> Iterator[Grounding]:
-        """Yield one :class:`Grounding` per expression, in any order, each as soon as it exists.
-
-        A clip comes with all of its open expressions, because that is where work is shared.
-        """

@@ -14,6 +14,8 @@ from PIL import Image
 from refseg_bench.config import schema
 from refseg_bench.config.compose import Composed, Config, digest
 from refseg_bench.config.schema import knob
+from refseg_bench.datasets.base import Dataset
+from refseg_bench.methods.base import Method
 from refseg_bench.run.launch import freeze
 from refseg_bench.run.store import RunStore
 from refseg_bench.types import Clip, Expression, Grounding, HeatPoint, MaskTrack, Target
@@ -22,7 +24,7 @@ REPO = Path(__file__).resolve().parents[1]
 
 
 @dataclass
-class FakeDataset:
+class FakeDataset(Dataset):
     """Clips of grey frames with one square each, written on first use; never into the repository."""
 
     root: Path = knob(Path("fake"), transient=True)
@@ -71,7 +73,7 @@ class Options:
 
 
 @dataclass
-class FakeMethod:
+class FakeMethod(Method):
     """Predicts a fixed square; fails where told."""
 
     side: int = 8

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from refseg_bench.backbones.base import RolloutSettings, VisualSettings
+from refseg_bench.backbones.base import Backbone, RolloutSettings, VisualSettings
 from refseg_bench.config import schema
 from refseg_bench.config.components import names, options
+from refseg_bench.methods.base import Method, PerExpression
 from refseg_bench.methods.refam.method import RefAM
 from refseg_bench.run import predict
 from refseg_bench.run.loop import work_on
@@ -64,14 +65,19 @@ def test_the_batch_is_whole_again_for_the_next_clip(tmp_path: Path) -> None:
 
 
 def test_parts_of_a_method_are_halved_too() -> None:
-    class Part:
-        batch_size = 6
+    @dataclass
+    class Part(Backbone):
+        batch_size: int = 6
 
-    class Whole:
-        backbone = Part()
-        segmenter = None
+    @dataclass
+    class Whole(PerExpression):
+        backbone: Backbone
+        segmenter: Segmenter | None = None
 
-    whole = Whole()
+        def ground(self, clip: Clip, expression: Expression) -> Grounding:
+            raise AssertionError
+
+    whole = Whole(Part())
     with predict.half_batches(whole):
         assert whole.backbone.batch_size == 3
     assert whole.backbone.batch_size == 6
@@ -93,7 +99,7 @@ def test_every_shipped_model_can_work_in_smaller_batches(group: str, name: str) 
 
 
 @dataclass
-class Clicks:
+class Clicks(Method):
     """Eight clicks at once."""
 
     segmenter: Segmenter
@@ -106,7 +112,7 @@ class Clicks:
 
 
 @dataclass
-class Reads:
+class Reads(Method):
     """All expressions read from a language model at once."""
 
     backbone: Any
@@ -188,4 +194,4 @@ def test_what_ran_out_is_halved(
     assert [prediction.track for prediction in found] == whole
     # The bound of 64 is above the 8 there are: what is in a pass counts.
     assert set(passes) == {8, 4, 2}
-    assert predict.batched(method)[0].batch_size == 64
+    assert [size for _, size in predict.batched(method)] == [64]

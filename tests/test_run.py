@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from refseg_bench.config.compose import compose
-from refseg_bench.datasets.limited import Limited
+from refseg_bench.datasets.base import LimitedDataset
 from refseg_bench.errors import ConfigError, DataError, RefsegError
 from refseg_bench.methods.decaf.method import DecAF
 from refseg_bench.run.build import build_method, check_segmenter, dataset_of, frozen
@@ -106,12 +106,12 @@ def test_maps_are_kept_when_asked(tmp_path: Path) -> None:
 
 def test_limits(tmp_path: Path) -> None:
     data = FakeDataset(root=tmp_path)
-    assert [(c.id, len(es)) for c, es in plan(Limited(data, 2, 1))] == [("clip0", 1), ("clip1", 1)]
-    (only,) = plan(Limited(data, samples=("clip2/1",)))
+    assert [(c.id, len(es)) for c, es in plan(LimitedDataset(data, 2, 1))] == [("clip0", 1), ("clip1", 1)]
+    (only,) = plan(LimitedDataset(data, samples=("clip2/1",)))
     assert (only[0].id, [e.id for e in only[1]]) == ("clip2", ["1"])
     with pytest.raises(ConfigError, match="clip9/9"):
-        plan(Limited(data, samples=("clip9/9",)))
-    assert isinstance(dataset_of(fake_values(tmp_path, limit={"clips": 1})), Limited)
+        plan(LimitedDataset(data, samples=("clip9/9",)))
+    assert isinstance(dataset_of(fake_values(tmp_path, limit={"clips": 1})), LimitedDataset)
     assert isinstance(dataset_of(fake_values(tmp_path)), FakeDataset)
 
 

@@ -5,11 +5,13 @@ Interfaces and plain data only, free of torch, so that methods and tests need no
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Literal, Protocol, Self, TypeAlias
+from typing import Any, ClassVar, Literal, Protocol, Self, TypeAlias
 
+from refseg_bench.config.component import Component
 from refseg_bench.errors import RefsegError
 from refseg_bench.types import FloatTHW, Uint8THWC
 
@@ -154,16 +156,25 @@ class MLLMSession(Protocol):
     ) -> None: ...
 
 
-class GroundingMLLM(Protocol):
+class Backbone(Component):
+    """A model that methods read attention from."""
+
+    kind: ClassVar[str] = "backbone"
+
+
+class GroundingMLLM(Backbone):
     """A multimodal language model that can be asked where it looks."""
 
     counters: MLLMCounters
 
+    @abstractmethod
     def identity(self) -> dict[str, Any]:
         """Everything of the model that its outputs depend on, for cache keys. Loads no weights."""
 
+    @abstractmethod
     def layers(self) -> int:
         """Number of language-model layers. Loads no weights."""
 
+    @abstractmethod
     def open(self, frames_THWC: Uint8THWC, visual: VisualSettings, rollout: RolloutSettings) -> MLLMSession:
         """Start a session on the sampled frames of a clip."""

@@ -95,14 +95,14 @@ def list_sets(args: argparse.Namespace) -> int:
 def _found(data: Any, facts: Manifest | None) -> str:
     """Where a set is, with the splits that are there; ``-`` if it is nowhere."""
     present: dict[str, list[str]] = {}
-    if not hasattr(data, "base"):
-        return "(give dataset.root)" if data.root is None else str(data.root)
     for split in facts.splits if facts else [data.split]:
         data.split = split
         try:
             base = data.base()
         except DataError:
             continue
+        if base is None:
+            return "(give dataset.root)"
         present.setdefault(str(base), []).append(split)
     return "; ".join(f"{base} ({', '.join(splits)})" for base, splits in present.items()) or "-"
 
@@ -147,8 +147,6 @@ def _present(name: str, facts: Manifest | None, root: Path | None) -> list[str]:
     """
     default = open_dataset(name, root=root)
     candidates = list(facts.splits) if facts else [default.split]
-    if not hasattr(default, "base"):
-        return [default.split]
     if hasattr(default, "refs"):
         stored = default.splits()
         return [split for split in candidates if split in stored] or [default.split]

@@ -63,7 +63,7 @@ def main(args: argparse.Namespace) -> int:
         raise write_error(error, args.output) from error
     clip, rate = open_clip(args.clip, args.output / "frames", args.frames)
     method = build_method(point.values, dataset_of(point.values))
-    if getattr(method, "sees_targets", False):
+    if method.sees_targets:
         raise ConfigError("This method looks at the truth, which a clip of your own has none of.")
     env.seed_everything(int(point.values["seed"]), clip.id)
     began = time.perf_counter()

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 from refseg_bench.errors import ConfigError
 
 if TYPE_CHECKING:
+    from refseg_bench.datasets.base import Dataset
     from refseg_bench.run.store import RunStore
-    from refseg_bench.types import Dataset, Prediction
+    from refseg_bench.types import Prediction
 
 
 def add(commands: Any) -> None:

@@ -254,7 +254,7 @@ def baselines_of(point: Composed) -> list[Composed]:
     if point.values["backbone"] is None or experiment or point.values["cluster"]["kind"] == "slurm":
         return []
     method = schema.locate(str(point.values["method"][TARGET]), "method")
-    raw: Mapping[str, Any] = getattr(method, "raw_options", {})
+    raw: Mapping[str, Any] = method.raw_options
     own = ("method", "backbone", "segmenter", "name", "baselines")
     shared = [item for item in point.overrides if _part(item) not in own]
     segmenter = [item for item in point.overrides if _part(item) == "segmenter"]

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 from refseg_bench.config import searchpath
+from refseg_bench.config.component import BASES, Component, adopt, base_of
 from refseg_bench.config.searchpath import TARGET as TARGET
 from refseg_bench.errors import ConfigError
 
@@ -28,14 +29,6 @@ from refseg_bench.errors import ConfigError
 INJECTED = ("backbone", "segmenter")
 
 _OWN = "refseg_bench"
-#: Where this package's own components of a kind live.
-_HOMES = {
-    "dataset": f"{_OWN}.datasets.",
-    "method": f"{_OWN}.methods.",
-    "backbone": f"{_OWN}.backbones.",
-    "segmenter": f"{_OWN}.segmenters.",
-    "protocol": f"{_OWN}.scoring.protocols.",
-}
 
 T = TypeVar("T")
 
@@ -83,13 +76,22 @@ def did_you_mean(word: str, known: Iterable[str]) -> str | None:
     return f"Did you mean '{close[0]}'?" if close else None
 
 
-def locate(target: str, where: str) -> type:
+def locate(target: str, where: str, kind: str | None = None) -> type[Any]:
     """Import the class a ``_target_`` names, if its package may be.
+
+    Args:
+        target: dotted path of the class.
+        where: the component's place in the config.
+        kind: of component, where it isn't the same word as ``where``.
+
+    Returns:
+        The class, which has every hook of its kind's base.
 
     Raises:
         ConfigError: nobody has named the package, the module or class doesn't exist, is no dataclass, or
             is another kind of component.
     """
+    kind = kind or where
     module_name, _, class_name = target.rpartition(".")
     if not module_name or not all(word.isidentifier() for word in target.split(".")):
         raise ConfigError(f"_target_ '{target}' is no dotted path to a class.", where=where)
@@ -100,7 +102,8 @@ def locate(target: str, where: str) -> type:
             where=where,
             hint=f"If you trust it: export {searchpath.SEARCHPATH}=pkg://{package}.",
         )
-    if package == _OWN and not target.startswith(_HOMES.get(where, _OWN)):
+    home = BASES.get(kind, "").rpartition(".base.")[0] or _OWN
+    if package == _OWN and not target.startswith(f"{home}."):
         raise ConfigError(f"_target_ '{target}' is no {where}.", where=where)
     try:
         module = importlib.import_module(module_name)
@@ -128,8 +131,10 @@ def locate(target: str, where: str) -> type:
         )
     if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
         raise ConfigError(f"_target_ '{target}' is no dataclass.", where=where)
-    if where == "protocol" and not any(base.__module__.startswith(_HOMES[where]) for base in found.__mro__):
+    base = base_of(kind)
+    if kind == "protocol" and not issubclass(found, base):
         raise ConfigError(f"_target_ '{target}' is no protocol: it does not inherit ScoringProtocol.")
+    adopt(found, base, where)
     return found
 
 
@@ -157,6 +162,12 @@ def group_of(cls: type, name: str) -> type | None:
 def injected(cls: type) -> tuple[str, ...]:
     """Which ready-made components the class wants handed in."""
     return tuple(f.name for f in dataclasses.fields(cls) if f.init and _is_injected(f))
+
+
+def parts(component: Any) -> dict[str, Any]:
+    """The ready-made components that were handed in to one, by name."""
+    found = {name: getattr(component, name) for name in injected(type(component))}
+    return {name: part for name, part in found.items() if part is not None}
 
 
 def _dotted(where: str, name: str) -> str:
@@ -219,16 +230,16 @@ def construct(cls: type[T], values: Mapping[str, Any], where: str, **ready: Any)
     return cls(**made, **{name: part for name, part in ready.items() if name in wanted})
 
 
-def build(node: Mapping[str, Any], where: str, **ready: Any) -> Any:
-    """Build the component a config node names with ``_target_``."""
+def build(node: Mapping[str, Any], where: str, kind: str | None = None, **ready: Any) -> Any:
+    """Build the component a config node names with ``_target_``; ``kind`` as for :func:`locate`."""
     if TARGET not in node:
         raise ConfigError(f"Config node '{where}' has no _target_.", where=where)
-    return construct(locate(str(node[TARGET]), where), node, where, **ready)
+    return construct(locate(str(node[TARGET]), where, kind), node, where, **ready)
 
 
-def complete(node: Mapping[str, Any], where: str) -> dict[str, Any]:
+def complete(node: Mapping[str, Any], where: str, kind: str | None = None) -> dict[str, Any]:
     """A node with every knob filled in and checked; ``_target_`` stays first."""
-    cls = locate(str(node[TARGET]), where)
+    cls = locate(str(node[TARGET]), where, kind)
     return {TARGET: str(node[TARGET]), **conform(cls, node, where)}
 
 
@@ -340,7 +351,8 @@ def _check(hint: Any, value: Any, path: str) -> Any:
             raise _wrong(path, hint, value)
         return conform(hint, value, path)
     if isinstance(value, Mapping) and TARGET in value:
-        return complete(value, path)
+        is_kind = isinstance(hint, type) and issubclass(hint, Component)
+        return complete(value, path, hint.kind if is_kind else None)
     if hint is bool:
         if isinstance(value, bool):
             return value

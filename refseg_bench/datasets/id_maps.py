@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from refseg_bench.config.schema import knob
+from refseg_bench.datasets.base import Dataset
 from refseg_bench.datasets.files import bad_name, read_text
 from refseg_bench.errors import DataError
 from refseg_bench.types import Clip, Expression, Target
@@ -33,7 +34,7 @@ ALL = "all"
 
 
 @dataclass
-class IdMaps:
+class IdMaps(Dataset):
     """``<root>/<video>/<frame>.png``, pixel value = object id; ``Annotations/`` above it is fine.
 
     Attributes:

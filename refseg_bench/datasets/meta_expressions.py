@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from refseg_bench.config.schema import knob
+from refseg_bench.datasets.base import Dataset
 from refseg_bench.datasets.files import (
     bad_name,
     cache_root,
@@ -52,7 +53,7 @@ _NOBODY = ("-1",)
 
 
 @dataclass
-class MetaExpressions:
+class MetaExpressions(Dataset):
     """A video set in MeViS' layout.
 
     Paths are relative to the set's folder; ``{split}`` stands for the split. Where several are

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refseg_bench.config.schema import knob
+from refseg_bench.datasets.base import Dataset
 from refseg_bench.datasets.files import check_link, find_base, read_json
 from refseg_bench.datasets.issues import Damage, Place, Report, refuse
 from refseg_bench.datasets.masks import are_coordinates
@@ -63,7 +64,7 @@ def label_map(shapes: Sequence[Mapping[str, Any]], size: tuple[int, int]) -> NDA
 
 
 @dataclass
-class ReasonSeg:
+class ReasonSeg(Dataset):
     """ReasonSeg. A clip is one image, its expressions are the ``text`` entries of its JSON.
 
     Attributes:

@@ -23,6 +23,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from refseg_bench.config.schema import knob
+from refseg_bench.datasets.base import Dataset
 from refseg_bench.datasets.files import (
     bad_name,
     cache_root,
@@ -47,7 +48,7 @@ _MIXED = "Use refs and instances.json of one release."
 
 
 @dataclass
-class RefCoco:
+class RefCoco(Dataset):
     """An image set in RefCOCO's layout.
 
     Attributes:

@@ -13,32 +13,19 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
+from refseg_bench.datasets.base import Dataset
 from refseg_bench.datasets.catalogue import SplitFacts
 from refseg_bench.datasets.files import missing_file, read_text
 from refseg_bench.datasets.issues import Damage, Report
 from refseg_bench.errors import DataError
 from refseg_bench.files.images import image_size, read_rgb, turn_in_words
 from refseg_bench.files.store_io import open_regular
-from refseg_bench.types import Clip, Dataset, Expression
+from refseg_bench.types import Clip, Expression
 
 #: Where a JPEG's or PNG's own end mark must stand, counted from the end of the file. Some cameras
 #: and servers append a few bytes.
 _TAIL = 512
-
-
-@runtime_checkable
-class Surveyable(Protocol):
-    """A data set that can tell all of its problems instead of stopping at the first."""
-
-    split: str
-
-    def survey(self, report: Report) -> Iterator[tuple[Clip | None, list[Expression]]]:
-        """Per clip, the clip (``None`` if it can't be made) and its readable expressions."""
-
-    def check_targets(self, clip: Clip, expressions: Sequence[Expression], report: Report) -> None:
-        """Read every mask the expressions mean."""
 
 
 @dataclass
@@ -105,7 +92,7 @@ def verify(
 
     tally = _Tally()
     with ThreadPoolExecutor(threads) as pool:
-        for clip, expressions in _survey(dataset, report):
+        for clip, expressions in dataset.survey(report):
             tally.add(clip, expressions)
             if clip is None:
                 continue
@@ -115,10 +102,10 @@ def verify(
             ):
                 for damage in damages:
                     report(damage)
-            if getattr(dataset, "every_frame_listed", False):
+            if dataset.every_frame_listed:
                 for damage in extra_frames(clip):
                     report(damage)
-            if masks and isinstance(dataset, Surveyable):
+            if masks:
                 try:
                     dataset.check_targets(clip, expressions, report)
                 except Damage as problem:
@@ -130,21 +117,6 @@ def verify(
         for damage in wrong_sums(sums):
             report(damage)
     return verdict
-
-
-def _survey(dataset: Dataset, report: Report) -> Iterator[tuple[Clip | None, list[Expression]]]:
-    if isinstance(dataset, Surveyable):
-        yield from dataset.survey(report)
-        return
-    for clip in dataset.clips():
-        try:
-            expressions = list(dataset.expressions(clip))
-            for expression in expressions:
-                dataset.target(clip, expression)
-        except DataError as error:
-            report(Damage("damaged clip", error.what, error.where or clip.id, hint=error.hint))
-            continue
-        yield clip, expressions
 
 
 class _Tally:

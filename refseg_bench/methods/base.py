@@ -1,23 +1,70 @@
-"""What methods share: the loop over expressions, clicks, and turning prompts into a track.
+"""What a method is, and what methods share: the loop over expressions, clicks, from prompts to a track.
 
 No grounding here: a method's own idea lives in its own module.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from refseg_bench.config.component import Component
 from refseg_bench.segmenters.base import Prompt, SegmenterSession
-from refseg_bench.types import BoolHW, Clip, Expression, Grounding, HeatPoint, MaskTrack
+from refseg_bench.types import BoolHW, Clip, Expression, Grounding, HeatPoint, MaskTrack, Target
+
+
+class Method(Component):
+    """Turns a clip and its expressions into groundings.
+
+    A method is a dataclass with ``predict``; its fields named ``backbone`` and ``segmenter`` are handed in
+    ready-made. The other methods are hooks.
+    """
+
+    kind: ClassVar[str] = "method"
+
+    #: True for a bound: a method that doesn't try (all, nothing, the truth). No table takes it for the best.
+    bound: ClassVar[bool] = False
+    #: True if it is given the truth: before the first clip ``targets`` is set to the data set's ``target``.
+    sees_targets: ClassVar[bool] = False
+    targets: Callable[[Clip, Expression], Target | None] | None = None
+    #: Options (dotted) and values under which its raw attention answers; empty = it has no such row.
+    raw_options: ClassVar[Mapping[str, Any]] = {}
+
+    @abstractmethod
+    def predict(self, clip: Clip, expressions: Sequence[Expression]) -> Iterator[Grounding]:
+        """Yield one :class:`Grounding` per expression, in any order, each as soon as it exists.
+
+        A clip comes with all of its open expressions, because that is where work is shared.
+        """
+
+    @property
+    def uses_segmenter(self) -> bool:
+        """Whether it opens the segmenter it is handed, under its present options."""
+        return True
+
+    @staticmethod
+    def capture_digest(values: Mapping[str, Any]) -> str | None:
+        """Names what :meth:`capture` stores under a frozen config; ``None`` = there is nothing to share.
+
+        Runs of one submission with equal digests over the same samples share one capture.
+        """
+        return None
+
+    def capture(self, clip: Clip, expressions: Sequence[Expression]) -> None:
+        """Fill the cache that ``predict`` reads, and predict nothing."""
+
+    def cached(self, clip: Clip, texts: Sequence[str]) -> int | None:
+        """How many of the texts need no model call, by the cache; ``None`` = no cache. Loads no weights."""
+        return None
 
 
 @dataclass
-class PerExpression(ABC):
+class PerExpression(Method):
     """A method with nothing to share between the expressions of a clip.
 
     A method that shares work (frame features, a model's visual prefix) writes its own ``predict``.

@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import hashlib
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
 
 from refseg_bench.errors import ConfigError, DataError
-from refseg_bench.methods.base import PerExpression, click, peak, track_prompts
+from refseg_bench.methods.base import Method, PerExpression, click, peak, track_prompts
 from refseg_bench.segmenters.base import Segmenter
 from refseg_bench.types import (
     BoolHW,
@@ -31,8 +31,6 @@ from refseg_bench.types import (
     encode_rle,
     sample_id,
 )
-
-TargetLookup = Callable[[Clip, Expression], Target | None]
 
 
 def innermost(mask_HW: BoolHW, frame: int) -> HeatPoint:
@@ -51,12 +49,11 @@ def largest_frame(track: MaskTrack) -> int | None:
 
 
 @dataclass
-class _SeesTargets:
+class _SeesTargets(PerExpression):
     """The lookup into the truth, handed in by the run loop."""
 
     sees_targets: ClassVar[bool] = True
     bound: ClassVar[bool] = True
-    targets: TargetLookup | None = field(default=None, init=False, repr=False, compare=False)
 
     def truth(self, clip: Clip, expression: Expression) -> Target:
         """The sample's target.
@@ -80,7 +77,7 @@ class _SeesTargets:
 
 
 @dataclass
-class Oracle(_SeesTargets, PerExpression):
+class Oracle(_SeesTargets):
     """The truth itself: the upper bound of every protocol.
 
     Frames without annotation are answered as absent, since a prediction covers every frame.
@@ -99,7 +96,7 @@ class Oracle(_SeesTargets, PerExpression):
 
 
 @dataclass
-class OraclePoint(_SeesTargets, PerExpression):
+class OraclePoint(_SeesTargets):
     """The best click there is, through the segmenter: what is lost after the pointing.
 
     Each target object is prompted with its innermost pixel on the frame where it is largest.
@@ -158,7 +155,7 @@ class FullFrame(PerExpression):
 
 
 @dataclass
-class _OnePoint(ABC):
+class _OnePoint(Method):
     """One click that doesn't look at the picture, through the segmenter.
 
     Attributes:

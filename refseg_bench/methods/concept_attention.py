@@ -15,7 +15,7 @@ from typing import Any, Literal
 from refseg_bench.backbones.dit.model import DiT
 from refseg_bench.backbones.dit.text_tokens import tokenise
 from refseg_bench.cache import Cache
-from refseg_bench.methods.base import peak
+from refseg_bench.methods.base import Method, peak
 from refseg_bench.methods.pointing import PointOptions, resized, track_point, unit_range
 from refseg_bench.methods.refam.captions import MissingCaption, PromptMode, prompt_of
 from refseg_bench.methods.refam.noun_phrases import noun_phrase_parser
@@ -26,7 +26,7 @@ CONTRAST = ("background", "sky", "grass", "floor", "wall", "tree", "road")
 
 
 @dataclass
-class ConceptAttention:
+class ConceptAttention(Method):
     """Referring segmentation by concept maps.
 
     Attributes:
@@ -46,7 +46,6 @@ class ConceptAttention:
     prompt_mode: PromptMode = "caption"
     captions: Path | None = None
     missing_caption: MissingCaption = "error"
-    cache_root: Path | None = field(default=None, init=False, repr=False, compare=False)
 
     def predict(self, clip: Clip, expressions: Sequence[Expression]) -> Iterator[Grounding]:
         """Ground all expressions of a clip on its first frame."""

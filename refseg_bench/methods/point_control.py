@@ -8,18 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, cast
 
 from refseg_bench.config import schema
 from refseg_bench.errors import RefsegError
-from refseg_bench.methods.base import click, track_prompts
+from refseg_bench.methods.base import Method, click, track_prompts
 from refseg_bench.segmenters.base import Segmenter
-from refseg_bench.types import Clip, Expression, Grounding, Method
+from refseg_bench.types import Clip, Expression, Grounding
 
 
 @dataclass
-class PointControl:
+class PointControl(Method):
     """One click at the source's peak.
 
     Attributes:
@@ -30,8 +29,7 @@ class PointControl:
     source: Method  # as a config node: what the config layer checks and completes
     segmenter: Segmenter
     backbone: Any = None
-    cache_root: Path | None = field(default=None, init=False, repr=False, compare=False)
-    _inner: Any = field(default=None, init=False, repr=False, compare=False)
+    _inner: Method | None = field(default=None, init=False, repr=False, compare=False)
 
     def predict(self, clip: Clip, expressions: Sequence[Expression]) -> Iterator[Grounding]:
         """The source's groundings, each with its track replaced by the click's.
@@ -62,15 +60,11 @@ class PointControl:
         """The source, made at its first use."""
         if self._inner is None:
             node = cast(Mapping[str, Any], self.source)
-            self._inner = schema.build(
-                node, "method.source", backbone=self.backbone, segmenter=self.segmenter
-            )
-            if hasattr(self._inner, "cache_root"):
-                self._inner.cache_root = self.cache_root
-        made: Method = self._inner
-        return made
+            ready = {"backbone": self.backbone, "segmenter": self.segmenter}
+            self._inner = schema.build(node, "method.source", "method", **ready)
+            self._inner.cache_root = self.cache_root
+        return self._inner
 
     def report(self) -> dict[str, Any]:
         """The source's own record."""
-        report = getattr(self.inner, "report", None)
-        return dict(report()) if callable(report) else {}
+        return dict(self.inner.report())

@@ -25,6 +25,7 @@ from pycocotools import mask as coco_mask
 import refseg_bench
 from refseg_bench.config import schema
 from refseg_bench.config.components import protocol_of
+from refseg_bench.datasets.base import Dataset
 from refseg_bench.errors import RefsegError, StoreError
 from refseg_bench.files.store_io import is_temporary, sweep, to_plain, within, write_atomic, write_error
 from refseg_bench.report import tables
@@ -38,7 +39,7 @@ from refseg_bench.run.store import RunStore
 from refseg_bench.scoring.breakdown import GROUPS, breakdown, group_of, splitting
 from refseg_bench.scoring.stats import Bootstrap
 from refseg_bench.scoring.table import ScoreTable
-from refseg_bench.types import Clip, Dataset, Expression, Prediction, Result, SampleFailure, Target, sample_id
+from refseg_bench.types import Clip, Expression, Prediction, Result, SampleFailure, Target, sample_id
 
 _TEMPLATES = Path(__file__).resolve().parent / "templates"
 _ASSETS = ("app.css", "draw.js", "app.js", "pages.js", "sample.js")

@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from refseg_bench.datasets.base import Dataset
 from refseg_bench.errors import DataError
 from refseg_bench.report.media import coloured, spread
 from refseg_bench.report.video import write_video
-from refseg_bench.types import BoolHW, Clip, Dataset, Expression, FloatTHW, Grounding, MaskTrack, Target
+from refseg_bench.types import BoolHW, Clip, Expression, FloatTHW, Grounding, MaskTrack, Target
 
 #: Colours of the objects, in turn; far apart for red-green blind readers too.
 COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (204, 121, 167), (213, 94, 0), (240, 228, 66))

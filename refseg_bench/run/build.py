@@ -7,15 +7,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from refseg_bench.backbones.weights import NeedsWeights, choose_device, fetch
 from refseg_bench.config import schema
 from refseg_bench.config.compose import Limit, checked, covers, digest_of, from_yaml, lasting, load
+from refseg_bench.datasets.base import Dataset, LimitedDataset
 from refseg_bench.datasets.files import cache_root
-from refseg_bench.datasets.limited import Limited
-from refseg_bench.errors import StoreError, require
+from refseg_bench.errors import StoreError
+from refseg_bench.methods.base import Method
 from refseg_bench.run.store import RunStore
-from refseg_bench.segmenters.base import count_sessions
-from refseg_bench.types import Dataset, Method
+from refseg_bench.segmenters.base import Segmenter, count_sessions
 
 
 def frozen(store: RunStore, launch: str | None = None) -> dict[str, Any]:
@@ -66,58 +65,43 @@ def build_method(values: Mapping[str, Any], dataset: Dataset) -> Method:
     }
     method: Method = schema.build(values["method"], "method", **parts)
     if "segmenter" in parts:
-        object.__setattr__(parts["segmenter"], "counted", count_sessions(parts["segmenter"]))
+        count_sessions(parts["segmenter"])
     for part in (*parts.values(), method):
-        # A component with a `cache_root` keeps what it can reuse in other runs there.
-        if hasattr(part, "cache_root"):
-            part.cache_root = Path(values["paths"]["cache"])
-    if sees_targets(method):
+        object.__setattr__(part, "cache_root", Path(values["paths"]["cache"]))  # a component may be frozen
+    if method.sees_targets:
         # Only bounds (the oracle) ask for this; no grounding method may.
-        method.targets = dataset.target  # type: ignore[attr-defined]
+        method.targets = dataset.target
     return method
 
 
 def check_segmenter(method: Method) -> None:
-    """See to it that the segmenter's package, device and weights are here before the first model pass.
+    """See to it that all of the segmenter is here before the first model pass.
 
     A backbone needs no such look: it is the first to be used, unless all it would say is in the cache.
 
     Raises:
-        ConfigError: one is missing; weights that the hub has are fetched.
+        ConfigError: its package, device or weights are missing; weights that the hub has are fetched.
     """
-    segmenter = getattr(method, "segmenter", None)
-    if not isinstance(segmenter, NeedsWeights) or not getattr(method, "uses_segmenter", True):
-        return
-    for package in getattr(segmenter, "packages", ()):
-        require(package, f"The segmenter {type(segmenter).__name__}")
-    if isinstance(device := getattr(segmenter, "device", None), str):
-        choose_device(device)
-    for needed in segmenter.weights():
-        fetch(needed, offline=bool(getattr(segmenter, "offline", False)))
-
-
-def sees_targets(method: Method) -> bool:
-    """Whether the method is given the truth, as bounds are."""
-    return bool(getattr(method, "sees_targets", False))
+    segmenter: Segmenter | None = schema.parts(method).get("segmenter")
+    if segmenter is not None and method.uses_segmenter:
+        segmenter.check()
 
 
 def method_record(method: Method) -> dict[str, Any]:
     """What a method and its parts want remembered of this process: counters, kernels in effect."""
-    report = getattr(method, "report", None)
-    record = {"method": report()} if callable(report) else {}
-    for name in schema.INJECTED:
-        part = getattr(method, name, None)
-        told = getattr(part, "environment", None)
-        if callable(told):
-            record[name] = dict(told())
-        counted = getattr(part, "counted", None)
-        if callable(counted):
-            record[name] = {**record.get(name, {}), "counters": asdict(counted())}
-    return record
+    record = {"method": dict(method.report())}
+    segmenter: Segmenter | None = schema.parts(method).get("segmenter")
+    if segmenter is not None:
+        record["segmenter"] = dict(segmenter.environment())
+        if segmenter.counted is not None:
+            record["segmenter"]["counters"] = asdict(segmenter.counted())
+    return {name: facts for name, facts in record.items() if facts}
 
 
 def dataset_of(values: Mapping[str, Any]) -> Dataset:
     """The dataset of a config, or the part of it that ``limit`` leaves."""
     whole: Dataset = schema.build(values["dataset"], "dataset")
     limit = load(values).limit
-    return Limited(whole, limit.clips, limit.expressions, tuple(limit.samples)) if limit != Limit() else whole
+    if limit == Limit():
+        return whole
+    return LimitedDataset(whole, limit.clips, limit.expressions, tuple(limit.samples))

@@ -1,8 +1,8 @@
 """What a command saw of a run's data set, kept in the run folder as data (``data.json``).
 
 ``run``, ``score``, ``submission`` and ``report --html`` open the data set; ``status`` and the tables of
-``report`` only read this record. It is itself a :class:`~refseg_bench.types.Dataset` without targets, so
-that :mod:`refseg_bench.run.inputs` holds runs against it as against the data set.
+``report`` only read this record. It is itself a data set, without targets, so that
+:mod:`refseg_bench.run.inputs` holds runs against it as against the data set.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from refseg_bench.datasets.base import Dataset
 from refseg_bench.errors import StoreError
 from refseg_bench.files.store_io import (
     MOST_BYTES,
@@ -34,7 +35,7 @@ _HALF = re.compile("[\ud800-\udfff]")
 
 
 @dataclass
-class RecordedDataset:
+class RecordedDataset(Dataset):
     """A data set as a command found it last.
 
     Attributes:

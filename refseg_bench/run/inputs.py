@@ -14,11 +14,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from refseg_bench.datasets.base import Dataset
 from refseg_bench.errors import DataError, ScoreError
 from refseg_bench.files.store_io import open_regular
 from refseg_bench.run.predictions import StoredLine
 from refseg_bench.run.store import RunStore
-from refseg_bench.types import Clip, Dataset, Expression, Inputs, Prediction, SampleFailure, sample_id
+from refseg_bench.types import Clip, Expression, Inputs, Prediction, SampleFailure, sample_id
 
 #: What helps where samples were predicted on other data.
 CURE = "The same `refseg run` predicts them again; or put the former data back."

@@ -20,6 +20,7 @@ from refseg_bench.config import schema
 from refseg_bench.config.compose import Composed, Config, from_yaml, lasting, load, to_yaml
 from refseg_bench.errors import ConfigError, RefsegError
 from refseg_bench.files.store_io import sealed_text
+from refseg_bench.methods.base import Method
 from refseg_bench.run import claims, local, slurm
 from refseg_bench.run.build import build_method, dataset_of
 from refseg_bench.run.shards import Planned, Tally, planned, tally_of
@@ -56,7 +57,7 @@ class Launched:
 
 def freeze(point: Composed) -> RunStore:
     """Make (or open) the run folder of a point."""
-    method = schema.locate(point.values["method"][schema.TARGET], "method")
+    method: type[Method] = schema.locate(point.values["method"][schema.TARGET], "method")
     info = {
         "name": point.name,
         "digest": point.digest,
@@ -64,8 +65,8 @@ def freeze(point: Composed) -> RunStore:
         "choices": point.choices,
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "lasting": lasting(point.values),
-        "bound": bool(getattr(method, "bound", False)),
-        "sees_targets": bool(getattr(method, "sees_targets", False)),
+        "bound": method.bound,
+        "sees_targets": method.sees_targets,
     }
     store = RunStore.create(point.path, to_yaml(point.values), info)
     kept = from_yaml(store.config_path)
@@ -152,15 +153,16 @@ def preview(points: Sequence[Composed]) -> list[str]:
 def _cache_hits(run: Planned) -> list[str]:
     """How many of the first expressions need no model call; nothing for a method that keeps no cache."""
     method = build_method(run.values, dataset_of(run.values))
-    if not hasattr(method, "cached"):
-        return []
     ready = total = clips = 0
     try:
         for clip, expressions in run.work[:_LOOKED_UP]:
             clips, total = clips + 1, total + len(expressions)
             # A model that isn't on this machine and can't be asked for has left nothing in the cache.
             with suppress(ConfigError):
-                ready += method.cached(clip, [expression.text for expression in expressions])
+                found = method.cached(clip, [expression.text for expression in expressions])
+                if found is None:
+                    return []
+                ready += found
     except RefsegError as error:
         return [f"  cache: can't be asked: {error.what}"]
     return [f"  cache: {ready} of {total} expressions of the first {clips} clips need no model call"]
@@ -198,14 +200,11 @@ def share_captures(runs: Sequence[Planned]) -> dict[str, Planned]:
     """
     groups: dict[str, list[Planned]] = {}
     for run in runs:
-        cls = schema.locate(str(run.values["method"][schema.TARGET]), "method")
-        ask = getattr(cls, "capture_digest", None)
-        if ask is None or not hasattr(cls, "capture") or not run.work:
-            continue
-        dataset = schema.lasting(Config, {key: run.values[key] for key in ("dataset", "limit")})
-        digest = ask(run.values)
+        cls: type[Method] = schema.locate(str(run.values["method"][schema.TARGET]), "method")
+        digest = cls.capture_digest(run.values) if run.work else None
         if digest is None:
             continue
+        dataset = schema.lasting(Config, {key: run.values[key] for key in ("dataset", "limit")})
         named = json.dumps([str(digest), dataset], sort_keys=True)
         groups.setdefault(hashlib.sha256(named.encode()).hexdigest()[:8], []).append(run)
     shared = {name: members for name, members in groups.items() if len(members) > 1}

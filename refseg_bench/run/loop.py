@@ -8,13 +8,13 @@ from dataclasses import replace
 from refseg_bench import env
 from refseg_bench.config.compose import Config, load
 from refseg_bench.errors import ConfigError, DataError, RefsegError, StoreError
+from refseg_bench.methods.base import Method
 from refseg_bench.run.build import (
     build_method,
     check_segmenter,
     dataset_of,
     frozen,
     method_record,
-    sees_targets,
 )
 from refseg_bench.run.claims import Desk, forget
 from refseg_bench.run.data_record import seen_before
@@ -25,7 +25,6 @@ from refseg_bench.run.progress import Progress, logged
 from refseg_bench.run.shards import Tally, Work, left, plan, queue, share
 from refseg_bench.run.store import RunStore
 from refseg_bench.run.workers import Owner
-from refseg_bench.types import Method
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +90,7 @@ def work_on(
                 method = build_method(values, dataset)
                 check_segmenter(method)
             env.seed_everything(config.seed, clip.id)
-            before = {e.id: present.inputs(clip, e, seen=sees_targets(method)) for e in fresh}
+            before = {e.id: present.inputs(clip, e, seen=method.sees_targets) for e in fresh}
             for prediction, grounding in predict_clip(method, clip, fresh):
                 if desk.lost:
                     raise StoreError("Another process has taken over.", where=f"{store.root}, clip {clip.id}")
@@ -165,7 +164,7 @@ def capture_on(store: RunStore, *, shard: int, shards: int, launch: str) -> Tall
     with logged(store.root, job), Desk(store.root, owner) as desk:
         method = build_method(values, dataset)
         check_segmenter(method)
-        capture = method.capture  # type: ignore[attr-defined]
+        capture = method.capture
         for clip, expressions in todo:
             env.seed_everything(config.seed, clip.id)
             try:

@@ -14,12 +14,13 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from refseg_bench import env
-from refseg_bench.config.schema import INJECTED
+from refseg_bench.config import schema
+from refseg_bench.config.component import Component
 from refseg_bench.errors import ConfigError, DataError, RefsegError, StoreError, missing_package
-from refseg_bench.types import Clip, Expression, Grounding, Method, Prediction, SampleFailure, sample_id
+from refseg_bench.methods.base import Method
+from refseg_bench.types import Clip, Expression, Grounding, Prediction, SampleFailure, sample_id
 
 log = logging.getLogger(__name__)
 
@@ -122,25 +123,24 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and "out of memory" in str(error).lower()
 
 
-def batched(method: Any) -> list[Any]:
-    """The method and its parts that could work with a smaller batch."""
-    parts = [method, *(getattr(method, name, None) for name in INJECTED)]
-    return [part for part in parts if isinstance(size := getattr(part, "batch_size", None), int) and size > 1]
+def batched(method: Method) -> list[tuple[Component, int]]:
+    """The method and its parts that could work with a smaller batch, and their batch sizes."""
+    parts: list[Component] = [method, *schema.parts(method).values()]
+    return [(part, part.batch_size) for part in parts if part.batch_size is not None and part.batch_size > 1]
 
 
 @contextlib.contextmanager
-def half_batches(method: Any) -> Iterator[None]:
+def half_batches(method: Method) -> Iterator[None]:
     """Within the block every batch is half as large; the memory that failed is given back first."""
     parts = batched(method)
-    sizes = [part.batch_size for part in parts]
     gc.collect()
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         torch.cuda.empty_cache()
     try:
-        for part, size in zip(parts, sizes, strict=True):
+        for part, size in parts:
             part.batch_size = size // 2
         yield
     finally:
-        for part, size in zip(parts, sizes, strict=True):
+        for part, size in parts:
             part.batch_size = size

@@ -13,6 +13,7 @@ from typing import Any
 from refseg_bench import env
 from refseg_bench.config.compose import Cluster, Composed, Config, load
 from refseg_bench.config.schema import TARGET
+from refseg_bench.datasets.base import Dataset
 from refseg_bench.datasets.files import files_read
 from refseg_bench.errors import RefsegError
 from refseg_bench.run.build import dataset_of, frozen
@@ -20,7 +21,7 @@ from refseg_bench.run.data_record import keep_record, seen_before
 from refseg_bench.run.inputs import Present, stale, told
 from refseg_bench.run.predictions import StoredLine
 from refseg_bench.run.store import RunStore, runs_in
-from refseg_bench.types import Clip, Dataset, Expression, sample_id
+from refseg_bench.types import Clip, Expression, sample_id
 
 Work = list[tuple[Clip, tuple[Expression, ...]]]
 #: Stored samples looked at to measure a run.

@@ -6,11 +6,12 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from refseg_bench.datasets.base import Dataset
 from refseg_bench.errors import ScoreError
 from refseg_bench.files.store_io import printable
 from refseg_bench.scoring.protocols.base import ScoringProtocol
 from refseg_bench.scoring.sources import PredictionSource, State, Survey
-from refseg_bench.types import Clip, Dataset, Expression, sample_id
+from refseg_bench.types import Clip, Expression, sample_id
 
 #: Names and reasons shown on the screen; ``--json`` holds all of them.
 SHOWN = 5

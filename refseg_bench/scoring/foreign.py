@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from refseg_bench.datasets.base import Dataset
 from refseg_bench.datasets.files import bad_name, is_litter
 from refseg_bench.datasets.issues import Place
 from refseg_bench.datasets.masks import checked_rle
@@ -42,7 +43,6 @@ from refseg_bench.scoring.protocols.base import GreyTrack, LabelMaps
 from refseg_bench.scoring.sources import Answers, State, Survey, state_of
 from refseg_bench.types import (
     Clip,
-    Dataset,
     Expression,
     HeatPoint,
     MaskTrack,
@@ -127,9 +127,8 @@ def open_predictions(
 
 def inside_dataset(path: Path, dataset: Dataset) -> str:
     """What is to be said where predictions lie in the data set's own folder: they may be its truth."""
-    base = getattr(dataset, "base", None)
-    home = base() if callable(base) else getattr(dataset, "root", None)
-    if home is None or not path.resolve().is_relative_to(Path(home).resolve()):
+    home = dataset.base()
+    if home is None or not path.resolve().is_relative_to(home.resolve()):
         return ""
     return f"they lie in the folder of the data set ({home}); its own annotations would score 1"
 

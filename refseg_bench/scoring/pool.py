@@ -15,10 +15,11 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from refseg_bench.datasets.base import Dataset
 from refseg_bench.env import cores
 from refseg_bench.errors import ScoreError
 from refseg_bench.scoring import kernel
-from refseg_bench.types import Clip, Dataset
+from refseg_bench.types import Clip
 
 T = TypeVar("T")
 

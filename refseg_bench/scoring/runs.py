@@ -10,6 +10,7 @@ from typing import Any
 
 from refseg_bench.config import compose as configs
 from refseg_bench.config.components import open_protocol
+from refseg_bench.datasets.base import Dataset
 from refseg_bench.datasets.files import files_read
 from refseg_bench.errors import RefsegError, ScoreError
 from refseg_bench.run import inputs
@@ -22,7 +23,6 @@ from refseg_bench.scoring.coverage import NothingScoredError
 from refseg_bench.scoring.score import HiddenTruthError, Options, Scored
 from refseg_bench.scoring.sources import PredictionSource, StoreSource, refuse_damage
 from refseg_bench.scoring.stats import Bootstrap
-from refseg_bench.types import Dataset
 
 
 def score_run(store: RunStore, values: Mapping[str, Any] | None = None) -> None:

@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any
 
 from refseg_bench.config import schema
+from refseg_bench.datasets.base import Dataset
 from refseg_bench.errors import DataError, ScoreError
 from refseg_bench.scoring.breakdown import target_facts
 from refseg_bench.scoring.counts import CountBook
@@ -29,10 +30,8 @@ from refseg_bench.scoring.stats import Bootstrap, intervals
 from refseg_bench.scoring.table import ScoreTable
 from refseg_bench.types import (
     Clip,
-    Dataset,
     Estimate,
     Expression,
-    MaskTrack,
     Prediction,
     Result,
     SampleFailure,
@@ -119,8 +118,8 @@ def score(
             refuses the data.
     """
     options = options or Options()
-    taken = hook(dataset, "taken")
-    facts = {} if taken is None else {"truth": taken()}
+    taken = dataset.taken()
+    facts = {} if taken is None else {"truth": taken}
     for fact in facts.values():
         report(f"truth: {fact}")
     surveyed: list[list[Coverage]] = []
@@ -172,7 +171,7 @@ def check_fit(protocol: ScoringProtocol, dataset: Dataset) -> None:
     """
     why = protocol.unfit(dataset)
     if why is not None:
-        own = getattr(dataset, "protocols", ())
+        own = dataset.protocols
         raise ScoreError(
             f"{protocol.name} can't be applied to {dataset.name}: {why}.",
             hint=f"The data set's own: --protocol {','.join(own)}" if own else None,
@@ -248,19 +247,16 @@ def score_one_clip(
     expressions = [e for e in dataset.expressions(clip) if any(p.wants(e) for p in protocols)]
     labels = any(p.compares == "labels" for p in protocols)
     samples = any(p.compares != "labels" for p in protocols)
-    files = hook(dataset, "annotation_files")
-    maps = files(clip) if labels and files is not None else None
+    maps = dataset.annotation_files(clip) if labels else None
     truth: LabelMaps | None = None
     if maps is not None:
         truth = FolderLabels(tuple(maps), clip.frame_names, clip.size)
     targets = _targets(dataset, clip, expressions) if samples or (labels and truth is None) else []
     if labels and truth is None:
         truth = truth_labels(clip, targets)
-    encodings = hook(dataset, "encodings")
-    truth_read: Mapping[str, int] = {} if encodings is None else encodings()
+    truth_read = dataset.encodings()
     unions = [target.union() for target in targets]
-    foreground = hook(dataset, "foreground")
-    instances: MaskTrack | None = None if foreground is None else foreground(clip)
+    instances = dataset.foreground(clip)
     book = CountBook(clip.size, len(clip))
     facts = {
         sample_id(clip.id, e.id): {**_short(e.attrs), **target_facts(clip, target, union)}
@@ -311,33 +307,12 @@ def score_one_clip(
     return out
 
 
-def hook(dataset: Any, name: str) -> Callable[..., Any] | None:
-    """An optional method of a dataset, also of the one a part was taken from.
-
-    ``annotation_files(clip)`` gives one id-map PNG (or ``None``) per frame, ``foreground(clip)`` the
-    union of all annotated instances, ``encodings()`` how the mask files read since its last call are
-    stored, ``taken()`` where the truth was found if that was a choice.
-    """
-    found = getattr(dataset, name, None)
-    if found is None and hasattr(dataset, "inner"):
-        return hook(dataset.inner, name)
-    return found if callable(found) else None
-
-
 def _targets(dataset: Dataset, clip: Clip, expressions: Sequence[Expression]) -> list[Target]:
     targets: list[Target] = []
     for expression in expressions:
         target = dataset.target(clip, expression)
         if target is None:
-            told = hook(dataset, "no_truth")
-            what, hint = (
-                told(clip, expression)
-                if told is not None
-                else (
-                    f"The masks of '{sample_id(clip.id, expression.id)}' are not public.",
-                    "`refseg submission RUN` (or --predictions) makes the zip for the evaluation server.",
-                )
-            )
+            what, hint = dataset.no_truth(clip, expression)
             raise HiddenTruthError(what, where=f"{dataset.name}, split {dataset.split}", hint=hint)
         for track in (*target.objects, *([] if target.void is None else [target.void])):
             if why := track.misfit(clip.size, len(clip)):

@@ -23,6 +23,7 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
+from refseg_bench.datasets.base import Dataset
 from refseg_bench.datasets.files import bad_name, is_litter
 from refseg_bench.errors import ConfigError, DataError, ScoreError
 from refseg_bench.files import png
@@ -35,7 +36,7 @@ from refseg_bench.files.store_io import (
     sweep,
     write_error,
 )
-from refseg_bench.types import Clip, Dataset, Prediction, rle_fault, sample_id
+from refseg_bench.types import Clip, Prediction, rle_fault, sample_id
 
 #: Name of a dataset → folder above its videos in the zip.
 TOPS = {"ref_youtube_vos": "Annotations", "mevis": "", "mevis_v2": ""}

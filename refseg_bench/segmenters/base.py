@@ -8,18 +8,21 @@ frame's width and height, measured at pixel centres, so that no method has to kn
 from __future__ import annotations
 
 import time
+from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from types import TracebackType
-from typing import Any, Literal, Protocol, Self, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from refseg_bench.errors import ConfigError, DataError
+from refseg_bench.backbones.weights import choose_device, fetch
+from refseg_bench.config.component import Component
+from refseg_bench.errors import ConfigError, DataError, require
 from refseg_bench.types import BoolHW, Clip
 
 TrackingDirection = Literal["forward", "backward", "both"]
@@ -245,27 +248,52 @@ class SegmenterSession(Protocol):
     ) -> None: ...
 
 
-class Segmenter(Protocol):
+class Segmenter(Component):
     """Opens clips. A component: its fields are knobs, its model loads at the first ``open``."""
 
+    kind: ClassVar[str] = "segmenter"
+
+    #: Packages it imports at the first ``open``.
+    packages: ClassVar[tuple[str, ...]] = ()
+    #: Where its model runs, and whether no weights may be fetched; one with a model has both options.
+    device: str | None = None
+    offline: bool = False
+    #: The sum of all its sessions' counters, once :func:`count_sessions` has been called.
+    counted: Callable[[], SegmenterCounters] | None = None
+
+    @abstractmethod
     def open(self, clip: Clip) -> SegmenterSession:
         """Start a session on a clip."""
 
+    def check(self) -> None:
+        """See to it that its packages, device and weights are here; weights that the hub has are fetched.
 
-def count_sessions(segmenter: Any) -> Callable[[], SegmenterCounters]:
-    """Have a segmenter's sessions counted from now on.
+        Raises:
+            ConfigError: one is missing.
+        """
+        for package in self.packages:
+            require(package, f"The segmenter {type(self).__name__}")
+        if self.device is not None:
+            choose_device(self.device)
+        for needed in self.weights() or ():
+            fetch(needed, offline=self.offline)
+
+    def environment(self) -> Mapping[str, Any]:
+        """JSON facts (which hole filling is in effect, precision, package versions), loading nothing."""
+        return {}
+
+
+def count_sessions(segmenter: Segmenter) -> None:
+    """Have a segmenter's sessions counted from now on; its ``counted`` gives the sum.
 
     Args:
         segmenter: its ``open`` is replaced by one that remembers each session's counters.
-
-    Returns:
-        Gives the sum over all sessions opened so far.
     """
     opened, over = deque[SegmenterCounters](), SegmenterCounters()
     plain = segmenter.open
 
     def open_counted(clip: Clip) -> SegmenterSession:
-        session: SegmenterSession = plain(clip)
+        session = plain(clip)
         opened.append(session.counters)
         if len(opened) > 16:  # memory doesn't grow with the clips, and no method holds so many at once
             over.add(opened.popleft())
@@ -277,16 +305,8 @@ def count_sessions(segmenter: Any) -> Callable[[], SegmenterCounters]:
             found.add(counters)
         return found
 
-    object.__setattr__(segmenter, "open", open_counted)  # a component may be frozen
-    return total
-
-
-@runtime_checkable
-class TellsEnvironment(Protocol):
-    """A component with facts of this machine that belong into a run's environment record."""
-
-    def environment(self) -> Mapping[str, Any]:
-        """JSON facts (which hole filling is in effect, precision, package versions), loading nothing."""
+    for name, value in (("open", open_counted), ("counted", total)):
+        object.__setattr__(segmenter, name, value)  # a component may be frozen
 
 
 class ContextSession:

@@ -26,6 +26,7 @@ from refseg_bench.segmenters.base import (
     ContextSession,
     Prompt,
     PromptKind,
+    Segmenter,
     SegmenterCounters,
     TrackingDirection,
     check_frames,
@@ -39,7 +40,7 @@ ACCEPTED: tuple[PromptKind, ...] = ("points", "box", "mask")
 
 
 @dataclass
-class GrabCut:
+class GrabCut(Segmenter):
     """Segments by colour, edges and optical flow.
 
     Attributes:

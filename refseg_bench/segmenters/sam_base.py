@@ -6,7 +6,7 @@ how its model is loaded and called.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from PIL import Image
 
 from refseg_bench.backbones.weights import Weights, choose_device, from_pretrained, identity
 from refseg_bench.config.schema import knob
-from refseg_bench.segmenters.base import SegmenterCounters
+from refseg_bench.segmenters.base import Segmenter, SegmenterCounters
 
 Precision = Literal["fp32", "bf16"]
 Resampling = Literal["bicubic", "bilinear"]
@@ -30,7 +30,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 @dataclass
-class Sam(ABC):
+class Sam(Segmenter):
     """Options of every SAM.
 
     Attributes:

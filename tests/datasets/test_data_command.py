@@ -340,9 +340,10 @@ def test_hashes_are_held_against_a_listing(tmp_path):
 
 
 def test_a_set_from_outside_without_surveys_is_verified_through_its_interface():
+    from refseg_bench.datasets.base import Dataset
     from refseg_bench.errors import DataError
 
-    class Foreign:
+    class Foreign(Dataset):
         name, split = "foreign", "all"
 
         def clips(self):

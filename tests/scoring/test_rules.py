@@ -9,6 +9,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from refseg_bench.config.components import aliases, make, names, open_protocol
+from refseg_bench.datasets.base import Dataset
 from refseg_bench.errors import ConfigError, ScoreError
 from refseg_bench.scoring.coverage import IncompleteError
 from refseg_bench.scoring.foreign import FolderGrey, encoding_of
@@ -45,7 +46,7 @@ def shape_of(rows):
     raise AssertionError("no masks")
 
 
-class Hand:
+class Hand(Dataset):
     """A dataset and a source spelled out in a test: (expression attrs, objects, prediction) rows."""
 
     name, split = "hand", "test"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from refseg_bench.datasets.base import Dataset
 from refseg_bench.scoring.sources import Answers, State, Survey, state_of
 from refseg_bench.types import Clip, Expression, MaskTrack, Prediction, SampleFailure, Target
 
@@ -45,7 +46,7 @@ def failed(clip, expression):
 
 
 @dataclass
-class World:
+class World(Dataset):
     """A dataset in memory; everything follows from its knobs, so workers rebuild it."""
 
     clip_count: int = 4

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from refseg_bench.backbones.base import Backbone
 from refseg_bench.backbones.weights import SHIPPED, Weights, choose_device, fetch, find, folder_of, is_local
 from refseg_bench.config.schema import knob
 from refseg_bench.errors import ConfigError, DataError
@@ -91,7 +92,7 @@ class Counters:
 
 
 @dataclass
-class DiT:
+class DiT(Backbone):
     """A text-to-image or text-to-video transformer.
 
     Attributes:

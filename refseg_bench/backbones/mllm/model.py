@@ -27,6 +27,7 @@ from torch import Tensor
 
 from refseg_bench.backbones import capture
 from refseg_bench.backbones.base import (
+    GroundingMLLM,
     MLLMCounters,
     PromptAttention,
     RolloutSettings,
@@ -50,7 +51,7 @@ _SAMPLE = 1 << 20
 
 
 @dataclass
-class MLLM:
+class MLLM(GroundingMLLM):
     """A chat model with vision from the Hugging Face hub, a local folder or this package.
 
     Attributes:

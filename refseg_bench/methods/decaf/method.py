@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -34,6 +33,7 @@ from refseg_bench.cache import Cache, Entry, digest, fingerprint
 from refseg_bench.config import schema
 from refseg_bench.config.schema import knob
 from refseg_bench.errors import ConfigError
+from refseg_bench.methods.base import Method
 from refseg_bench.methods.decaf import prompts
 from refseg_bench.methods.decaf.fusion import (
     Branch,
@@ -112,7 +112,7 @@ class Fusion:
 
 
 @dataclass
-class DecAF:
+class DecAF(Method):
     """Decomposed attention fusion. Defaults are the one setting of all the paper's experiments.
 
     Attributes:
@@ -190,7 +190,6 @@ class DecAF:
     keypoints: int = 0
     use_cache: bool = knob(True, transient=True)
 
-    cache_root: Path | None = field(default=None, init=False, repr=False, compare=False)
     _cache: Cache | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -305,14 +304,9 @@ class DecAF:
 
     def report(self) -> dict[str, Any]:
         """For the run record: counters, and what the model and the segmenter say of themselves."""
-        out: dict[str, Any] = {"counters": self.counters()}
-        for name, part, asked in (
-            ("backbone", self.backbone, "report"),
-            ("segmenter", self.segmenter, "environment"),
-        ):
-            ask = getattr(part, asked, None)
-            if callable(ask):
-                out[name] = dict(ask())
+        out: dict[str, Any] = {"counters": self.counters(), "backbone": dict(self.backbone.report())}
+        if self.segmenter is not None:
+            out["segmenter"] = dict(self.segmenter.environment())
         return out
 
     # ── stage A: attention ───────────────────────────────────────────────────

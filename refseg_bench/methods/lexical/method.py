@@ -20,6 +20,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from refseg_bench.methods.base import Method
 from refseg_bench.methods.lexical.things import (
     ACHROMATIC,
     Float,
@@ -40,7 +41,7 @@ _AHEAD = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0), "top"
 
 
 @dataclass
-class Lexical:
+class Lexical(Method):
     """Score tracked regions by the expression's words.
 
     Attributes:

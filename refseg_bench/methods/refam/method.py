@@ -23,7 +23,7 @@ from refseg_bench.cache import Cache, digest
 from refseg_bench.config import schema
 from refseg_bench.config.schema import knob
 from refseg_bench.errors import ConfigError
-from refseg_bench.methods.base import peak
+from refseg_bench.methods.base import Method, peak
 from refseg_bench.methods.pointing import (
     Aggregate,
     FloatHW,
@@ -135,7 +135,7 @@ class Heat:
 
 
 @dataclass
-class RefAM:
+class RefAM(Method):
     """Referring segmentation by attention magnets.
 
     Attributes:
@@ -205,7 +205,6 @@ class RefAM:
     bidirectional: bool = False
     cache_logits: bool = knob(False, transient=True)
     keep_token_maps: bool = knob(False, transient=True)
-    cache_root: Path | None = field(default=None, init=False, repr=False, compare=False)
     _cache: Cache | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol, cast
@@ -16,11 +17,12 @@ from typing import Any, ClassVar, Literal, Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from refseg_bench.config.component import Component
+from refseg_bench.datasets.base import Dataset
 from refseg_bench.errors import ScoreError
 from refseg_bench.scoring.counts import CountBook
 from refseg_bench.types import (
     Clip,
-    Dataset,
     Expression,
     MaskTrack,
     Prediction,
@@ -155,11 +157,13 @@ class Case:
     ignored: set[int] = field(default_factory=set)
 
 
-class ScoringProtocol:
+class ScoringProtocol(Component):
     """Base of every protocol: a dataclass with the class attributes below.
 
     Subclasses give ``score_clip`` and, where metrics are not plain means, ``terms`` and ``combine``.
     """
+
+    kind: ClassVar[str] = "protocol"
 
     id: ClassVar[str]
     version: ClassVar[int] = 1
@@ -235,9 +239,9 @@ class ScoringProtocol:
         """Facts of a clip worth printing beside the result (equal ones are merged)."""
         return {}
 
+    @abstractmethod
     def score_clip(self, case: Case) -> list[Score]:
         """Score all samples of one clip. Pure: no file is written, nothing is remembered."""
-        raise NotImplementedError
 
     def terms(self, values: Mapping[str, Column], attrs: Mapping[str, Sequence[Any]]) -> dict[str, Column]:
         """Per-unit summands whose sums determine all metrics (see :meth:`combine`).

@@ -9,9 +9,10 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from refseg_bench.datasets.base import Dataset
 from refseg_bench.scoring.counts import overlap_rle, subtract_rle
 from refseg_bench.scoring.protocols.base import Case, Column, Item, Policy, ScoringProtocol, present, ratio
-from refseg_bench.types import Clip, Dataset, Expression, MaskTrack, Score, decode_rle, encode_rle, sample_id
+from refseg_bench.types import Clip, Expression, MaskTrack, Score, decode_rle, encode_rle, sample_id
 
 #: Thresholds of Pr@X.
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)

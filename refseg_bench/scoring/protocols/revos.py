@@ -9,9 +9,10 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from refseg_bench.datasets.base import Dataset
 from refseg_bench.scoring.protocols.base import Case, Column, Item, Policy, ratio
 from refseg_bench.scoring.protocols.rvos import RvosExpression, jf_values, mean_of, percent
-from refseg_bench.types import Dataset, Expression, MaskTrack, Score, sample_id
+from refseg_bench.types import Expression, MaskTrack, Score, sample_id
 
 #: ``type_id`` of an expression → its column.
 TYPES = {0: "referring", 1: "reasoning", 2: "absent"}
