@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from refseg_bench.config.compose import Composed, Config, digest
-from refseg_bench.config.schema import complete, conform, knob
+from refseg_bench.config.schema import complete, conform, option
 from refseg_bench.report.html import write_report
 from refseg_bench.run.launch import freeze
 from refseg_bench.run.loop import work_on
@@ -34,11 +34,11 @@ SIZE = (60, 80)
 class Many:
     """Clips of two noisy frames with many expressions each."""
 
-    root: Path = knob(Path("many"), transient=True)
+    root: Path = option(Path("many"), transient=True)
     n_clips: int = 500
     split: str = "val"
     name: str = "many"
-    protocols: list[str] = knob(factory=lambda: ["rvos-expr"], transient=True)
+    protocols: list[str] = option(factory=lambda: ["rvos-expr"], transient=True)
 
     def clips(self) -> list[Clip]:
         """All clips; their frames are written at the first call."""

@@ -472,7 +472,7 @@ class Result:
     """One row of a results table: all metrics of a run under one protocol, and their coverage.
 
     Attributes:
-        protocol: ``id@version``, with the knobs that differ from their defaults (``:knob=value``).
+        protocol: ``id@version``, with the options that differ from their defaults (``:option=value``).
         metrics: name → estimate, in the protocol's own unit (see ``scale``).
         n: units scored.  failed, missing: samples without a prediction, by reason.
         scale: 1.0 where the metrics are fractions, 100.0 where percent.

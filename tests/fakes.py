@@ -13,7 +13,7 @@ from PIL import Image
 
 from refseg_bench.config import schema
 from refseg_bench.config.compose import Composed, Config, digest
-from refseg_bench.config.schema import knob
+from refseg_bench.config.schema import option
 from refseg_bench.datasets.base import Dataset
 from refseg_bench.methods.base import Method
 from refseg_bench.run.launch import freeze
@@ -27,12 +27,12 @@ REPO = Path(__file__).resolve().parents[1]
 class FakeDataset(Dataset):
     """Clips of grey frames with one square each, written on first use; never into the repository."""
 
-    root: Path = knob(Path("fake"), transient=True)
+    root: Path = option(Path("fake"), transient=True)
     split: str = "val"
     n_clips: int = 4
     n_expressions: int = 3
     n_frames: int = 2
-    protocols: list[str] = knob(factory=lambda: ["rvos-expr"], transient=True)
+    protocols: list[str] = option(factory=lambda: ["rvos-expr"], transient=True)
     name: str = "fake"
 
     size = (24, 32)
@@ -66,7 +66,7 @@ class FakeDataset(Dataset):
 
 @dataclass
 class Options:
-    """A nested group of knobs."""
+    """A nested group of options."""
 
     kernel: int = 3
     mode: Literal["mean", "max"] = "mean"
@@ -79,7 +79,7 @@ class FakeMethod(Method):
     side: int = 8
     fail_on: list[str] = dataclasses.field(default_factory=list)
     options: Options = dataclasses.field(default_factory=Options)
-    batch_size: int = knob(4, transient=True)
+    batch_size: int = option(4, transient=True)
 
     def predict(self, clip: Clip, expressions: Sequence[Expression]) -> Iterator[Grounding]:
         for expression in expressions:

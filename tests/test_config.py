@@ -59,11 +59,11 @@ def test_the_seed_reaches_every_component_that_draws(overrides: list[str]) -> No
     zero, seven = one(*overrides).values, one(*overrides, "seed=7").values
     assert zero["seed"] == 0
     for part in configs.COMPONENTS:
-        knobs = dict(seven[part] or {})
-        if "seed" in knobs:
-            assert knobs["seed"] == 7
-            knobs["seed"] = 0
-        assert knobs == (zero[part] or {})
+        options = dict(seven[part] or {})
+        if "seed" in options:
+            assert options["seed"] == 7
+            options["seed"] = 0
+        assert options == (zero[part] or {})
     pinned = one(*overrides, "seed=7", "segmenter.seed=3").values
     assert (pinned["segmenter"]["seed"], pinned["seed"]) == (3, 7)
 
@@ -185,7 +185,7 @@ def test_a_torn_override_has_a_hint() -> None:
 
 
 def test_a_result_names_the_rules_that_made_it() -> None:
-    """Protocols of other packages, and knobs, are found again without a search path."""
+    """Protocols of other packages, and options, are found again without a search path."""
     node = {"_target_": "refseg_bench.scoring.protocols.image.RefcocoLavt", "resolution": 48}
     made = protocol_of(Result("theirs@1", {}, 0, 0, 0, 0, details={"rules": node}))
     assert isinstance(made, RefcocoLavt)

@@ -93,8 +93,8 @@ def test_every_shipped_model_can_work_in_smaller_batches(group: str, name: str) 
     node = options(group, name)
     if "device" not in node:
         return  # no model: grabcut
-    knob = schema.knobs(schema.locate(str(node["_target_"]), group))["batch_size"]
-    assert knob.metadata["transient"]
+    option = schema.options(schema.locate(str(node["_target_"]), group))["batch_size"]
+    assert option.metadata["transient"]
     assert node["batch_size"] > 1
 
 

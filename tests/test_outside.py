@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from refseg_bench.config.schema import knob
+from refseg_bench.config.schema import option
 from refseg_bench.scoring.protocols.rvos import RvosExpression
 from refseg_bench.types import Clip, Expression, Grounding, MaskTrack, Target
 
@@ -34,8 +34,8 @@ class Squares:
 
     name: str = "squares"
     split: str = "all"
-    root: Path = knob(Path("squares"), transient=True)
-    protocols: list[str] = knob(factory=lambda: ["my-rules"], transient=True)
+    root: Path = option(Path("squares"), transient=True)
+    protocols: list[str] = option(factory=lambda: ["my-rules"], transient=True)
 
     def clips(self) -> list[Clip]:
         paths = tuple(self.root / f"{i}.png" for i in range(2))

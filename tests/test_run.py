@@ -229,7 +229,7 @@ def test_what_this_machine_lacks_is_told_once_and_fails_no_sample(
     asked: list[str] = []
     monkeypatch.setattr(models, "reachable", lambda: asked.append(fault))
     monkeypatch.setenv("HF_HUB_OFFLINE", "")
-    knobs = {
+    options = {
         "from_hub": ["segmenter.repo=nobody/nothing"],
         "missing_folder": ["segmenter.checkpoint=/nowhere/sam2.pt"],
         "device": ["segmenter.device=cuda:99"],
@@ -245,7 +245,7 @@ def test_what_this_machine_lacks_is_told_once_and_fails_no_sample(
         monkeypatch.setattr(sam2.Sam2, "weights", lambda self: ())
     if fault == "whole_package":
         monkeypatch.setattr(sam2.Sam2, "packages", ("nonsense",))
-    typed = ["method=centre_point", "segmenter=sam2", *knobs, f"paths.runs={tmp_path}"]
+    typed = ["method=centre_point", "segmenter=sam2", *options, f"paths.runs={tmp_path}"]
     (done,) = launch(compose([*typed, f"paths.cache={tmp_path}/cache"]), print, score=False)
     assert isinstance(done.error, ConfigError)
     assert told in str(done.error)

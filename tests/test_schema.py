@@ -53,7 +53,7 @@ def test_wrong_targets_are_told(target: str, told: str) -> None:
         schema.locate(target, "method")
 
 
-def test_transient_knobs_are_not_lasting() -> None:
+def test_transient_options_are_not_lasting() -> None:
     values = schema.conform(FakeMethod, {}, "method")
     assert "batch_size" not in schema.lasting(FakeMethod, values)
     assert schema.lasting(FakeDataset, schema.conform(FakeDataset, {}, "d")) == {
@@ -69,7 +69,7 @@ def test_no_shipped_yaml_repeats_a_default() -> None:
         for name in names(group):
             node = read(group, name)
             cls = schema.locate(str(node[schema.TARGET]), group)
-            options, defaults = schema.knobs(cls), schema.defaults(cls)
+            options, defaults = schema.options(cls), schema.defaults(cls)
             for key, value in node.items():
                 assert defaults.get(key, ...) != value, f"{group}={name} repeats {key}"
                 assert key in (*options, schema.TARGET, "defaults", "aliases"), f"{group}={name}: {key}"

@@ -476,7 +476,7 @@ def test_a_protocol_that_cannot_apply_says_so_in_one_line(mevis, tmp_path, capsy
     assert found["rvos-expr"]["n"] == 6
 
 
-def test_the_json_holds_knobs_and_breakdowns(mevis, tmp_path, capsys):
+def test_the_json_holds_options_and_breakdowns(mevis, tmp_path, capsys):
     folder = write(tmp_path / "p", mevis[2])
     code, found = scores(mevis, folder, tmp_path, "--by", "objects", protocol="rvos-expr")
     assert code == 0

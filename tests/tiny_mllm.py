@@ -166,9 +166,9 @@ def build(family, seed=0):
     return model
 
 
-def backbone(family, **knobs):
+def backbone(family, **options):
     """A backbone around a fresh tiny model."""
-    made = MLLM(path=f"tiny:{family}", dtype="float32", device="cpu", **{"max_new_tokens": 6, **knobs})
+    made = MLLM(path=f"tiny:{family}", dtype="float32", device="cpu", **{"max_new_tokens": 6, **options})
     made.use(build(family), tokenizer())
     return made
 

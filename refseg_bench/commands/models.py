@@ -134,8 +134,8 @@ def _needs(what: Sequence[str]) -> Iterator[Need]:
             yield from _node_needs(group, name)
         return
     if all(group.partition(".")[0] in _GROUPS for group, _ in pairs):
-        # Knobs of components (segmenter.size=tiny) without a method that would bring the rest.
-        yield from _nodes_with_knobs(pairs)
+        # Options of components (segmenter.size=tiny) without a method that would bring the rest.
+        yield from _nodes_with_options(pairs)
         return
     for point in compose(overrides):
         yield from needs_of(point.values)
@@ -147,23 +147,23 @@ def _node_needs(group: str, name: str) -> Iterator[Need]:
         yield Need(node, need.target, need.weights, need.problem)
 
 
-def _nodes_with_knobs(pairs: Sequence[tuple[str, str]]) -> Iterator[Need]:
+def _nodes_with_options(pairs: Sequence[tuple[str, str]]) -> Iterator[Need]:
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     parser = OverridesParser.create()
     chosen = {group: name for group, name in pairs if group in _GROUPS}
     for group, name in chosen.items():
-        knobs = {
+        given = {
             key.partition(".")[2]: parser.parse_override(f"{key}={value}").value()
             for key, value in pairs
             if key.startswith(f"{group}.")
         }
-        told = " ".join([f"{group}={name}", *(f"{group}.{key}={value}" for key, value in knobs.items())])
-        for need in needs_of(options(group, name, knobs), group):
+        told = " ".join([f"{group}={name}", *(f"{group}.{key}={value}" for key, value in given.items())])
+        for need in needs_of(options(group, name, given), group):
             yield Need(need.node.replace(group, told, 1), need.target, need.weights, need.problem)
     loose = sorted({key.partition(".")[0] for key, _ in pairs} - set(chosen))
     if loose:
         raise ConfigError(
-            f"'{loose[0]}.…' sets a knob, but no {loose[0]} is chosen.",
+            f"'{loose[0]}.…' sets an option, but no {loose[0]} is chosen.",
             allowed=[f"{loose[0]}={name}" for name in names(loose[0])],
         )

@@ -23,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from refseg_bench.config import schema, searchpath
 from refseg_bench.config.components import ABOUT, find, is_class, names, open_protocol
-from refseg_bench.config.schema import TARGET, knob
+from refseg_bench.config.schema import TARGET, option
 from refseg_bench.errors import ConfigError
 from refseg_bench.files.store_io import read_sealed_yaml
 
@@ -152,7 +152,7 @@ class Config:
         dataset, method, backbone, segmenter: component nodes.
         protocols: ids to score under; empty = the dataset's own.
         name: leading part of the run folder's name; by default ``METHOD-DATASET``.
-        seed: moves every random draw of the prediction. A component with a draw of its own has a knob
+        seed: moves every random draw of the prediction. A component with a draw of its own has an option
             ``seed`` whose YAML says ``${seed}``.
         limit: which part of the split.
         max_failures: stop the run when more samples than this failed; ``None`` = never.
@@ -165,20 +165,20 @@ class Config:
 
     dataset: dict[str, Any]
     method: dict[str, Any]
-    backbone: dict[str, Any] | None = knob(None)
-    segmenter: dict[str, Any] | None = knob(None)
-    protocols: list[str] = knob(factory=list, transient=True)
-    name: str | None = knob(None, transient=True)
+    backbone: dict[str, Any] | None = option(None)
+    segmenter: dict[str, Any] | None = option(None)
+    protocols: list[str] = option(factory=list, transient=True)
+    name: str | None = option(None, transient=True)
     seed: int = 0
     limit: Limit = field(default_factory=Limit)
-    max_failures: int | None = knob(None, transient=True)
-    keep_maps: bool = knob(False, transient=True)
-    score: ScoreSettings = knob(factory=ScoreSettings, transient=True)
-    paths: Paths = knob(factory=Paths, transient=True)
-    cluster: Cluster = knob(factory=Cluster, transient=True)
-    reference: dict[str, Any] | None = knob(None, transient=True)
-    sweep: dict[str, list[Any]] = knob(factory=dict, transient=True)
-    baselines: list[str] = knob(factory=list, transient=True)
+    max_failures: int | None = option(None, transient=True)
+    keep_maps: bool = option(False, transient=True)
+    score: ScoreSettings = option(factory=ScoreSettings, transient=True)
+    paths: Paths = option(factory=Paths, transient=True)
+    cluster: Cluster = option(factory=Cluster, transient=True)
+    reference: dict[str, Any] | None = option(None, transient=True)
+    sweep: dict[str, list[Any]] = option(factory=dict, transient=True)
+    baselines: list[str] = option(factory=list, transient=True)
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ class Composed:
     """One point of an experiment, ready to freeze.
 
     Attributes:
-        values: the whole config as plain values, every knob filled in.
+        values: the whole config as plain values, every option filled in.
         name: the run folder's name without its digest.
         digest: 8 hex digits of what can change a prediction.
         overrides: the command line that made it.
@@ -241,7 +241,7 @@ def baselines_of(point: Composed) -> list[Composed]:
     """What stands beside a run of an attention method: its raw attention, and methods without a model.
 
     What was typed about data, scoring and places holds for them, too, and so does the segmenter where
-    they take one. A method's raw attention is the method at the knobs of its ``raw_options``; a method
+    they take one. A method's raw attention is the method at the options of its ``raw_options``; a method
     without them has no such row.
 
     Args:
@@ -267,9 +267,9 @@ def baselines_of(point: Composed) -> list[Composed]:
             found.setdefault(one.folder, one)
         elif raw:
             typed = [item for item in point.overrides if _part(item) != "name"]
-            knobs = [f"method.{key}={_literal(value)}" for key, value in raw.items()]
+            options = [f"method.{key}={_literal(value)}" for key, value in raw.items()]
             name = f"{point.choices['method']}_raw-{point.choices['dataset']}"
-            (one,) = compose([*typed, *knobs, f"name={name}"])
+            (one,) = compose([*typed, *options, f"name={name}"])
             found.setdefault(one.folder, one)
     return list(found.values())[1:]
 

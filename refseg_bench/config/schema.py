@@ -1,11 +1,11 @@
 """Typed components from plain mappings: the one place where option names and types are checked.
 
 A *component* (dataset, method, backbone, segmenter, protocol) is a ``@dataclass`` whose fields are
-its knobs. Its YAML names it with ``_target_`` and sets the knobs. Nothing is registered anywhere:
+its options. Its YAML names it with ``_target_`` and sets the options. Nothing is registered anywhere:
 an outside package adds a component with one class and one YAML.
 
-A knob that can't change a result (a path, a device, a batch size) is declared with
-``knob(default, transient=True)`` and stays out of the digest that names a run folder.
+An option that can't change a result (a path, a device, a batch size) is declared with
+``option(default, transient=True)`` and stays out of the digest that names a run folder.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _OWN = "refseg_bench"
 T = TypeVar("T")
 
 
-def knob(default: Any = dataclasses.MISSING, *, transient: bool = False, factory: Any = None) -> Any:
+def option(default: Any = dataclasses.MISSING, *, transient: bool = False, factory: Any = None) -> Any:
     """A dataclass field with the mark of what it is worth for the run's identity.
 
     Args:
@@ -138,7 +138,7 @@ def locate(target: str, where: str, kind: str | None = None) -> type[Any]:
     return found
 
 
-def knobs(cls: type) -> dict[str, dataclasses.Field[Any]]:
+def options(cls: type) -> dict[str, dataclasses.Field[Any]]:
     """The fields of a component that its YAML may set, by name."""
     return {f.name: f for f in dataclasses.fields(cls) if f.init and not _is_injected(f)}
 
@@ -146,7 +146,7 @@ def knobs(cls: type) -> dict[str, dataclasses.Field[Any]]:
 def defaults(cls: type) -> dict[str, Any]:
     """The options of a component that have a default, as plain values."""
     found: dict[str, Any] = {}
-    for name, spec in knobs(cls).items():
+    for name, spec in options(cls).items():
         if spec.default is not dataclasses.MISSING:
             found[name] = _plain(spec.default)
         elif spec.default_factory is not dataclasses.MISSING:
@@ -156,7 +156,7 @@ def defaults(cls: type) -> dict[str, Any]:
 
 def group_of(cls: type, name: str) -> type | None:
     """The dataclass of an option that is a group of options."""
-    return _dataclass_of(typing.get_type_hints(cls)[name]) if name in knobs(cls) else None
+    return _dataclass_of(typing.get_type_hints(cls)[name]) if name in options(cls) else None
 
 
 def injected(cls: type) -> tuple[str, ...]:
@@ -175,12 +175,12 @@ def _dotted(where: str, name: str) -> str:
 
 
 def _is_injected(spec: dataclasses.Field[Any]) -> bool:
-    # The root config has fields of these names too; there they are knobs, and declared as such.
+    # The root config has fields of these names too; there they are options, and declared as such.
     return spec.name in INJECTED and "transient" not in spec.metadata
 
 
 def conform(cls: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Check values against a component's knobs and fill in the defaults.
+    """Check values against a component's options and fill in the defaults.
 
     Args:
         cls: the component's dataclass.
@@ -188,12 +188,12 @@ def conform(cls: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
         where: dotted config path, for the error.
 
     Returns:
-        Plain values (JSON types) for every knob, in field order.
+        Plain values (JSON types) for every option, in field order.
 
     Raises:
         ConfigError: unknown key, missing value or wrong type.
     """
-    fields = knobs(cls)
+    fields = options(cls)
     hints = typing.get_type_hints(cls)
     given = {str(key): value for key, value in values.items() if key != TARGET}
     unknown = sorted(set(given) - set(fields))
@@ -238,16 +238,16 @@ def build(node: Mapping[str, Any], where: str, kind: str | None = None, **ready:
 
 
 def complete(node: Mapping[str, Any], where: str, kind: str | None = None) -> dict[str, Any]:
-    """A node with every knob filled in and checked; ``_target_`` stays first."""
+    """A node with every option filled in and checked; ``_target_`` stays first."""
     cls = locate(str(node[TARGET]), where, kind)
     return {TARGET: str(node[TARGET]), **conform(cls, node, where)}
 
 
 def lasting(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values without transient knobs, nested components and option groups included."""
+    """The values without transient options, nested components and option groups included."""
     hints = typing.get_type_hints(cls)
     out: dict[str, Any] = {}
-    for name, spec in knobs(cls).items():
+    for name, spec in options(cls).items():
         if spec.metadata.get("transient", False) or name not in values:
             continue
         value = values[name]

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from refseg_bench.config.schema import knob
+from refseg_bench.config.schema import option
 from refseg_bench.datasets.base import Dataset
 from refseg_bench.datasets.files import bad_name, read_text
 from refseg_bench.errors import DataError
@@ -45,10 +45,10 @@ class IdMaps(Dataset):
         protocols: ids scored under unless the command says otherwise.
     """
 
-    root: Path | None = knob(None, transient=True)
+    root: Path | None = option(None, transient=True)
     split: str = ALL
     name: str = "id_maps"
-    protocols: list[str] = knob(factory=lambda: ["vosb"], transient=True)
+    protocols: list[str] = option(factory=lambda: ["vosb"], transient=True)
 
     _clips: list[Clip] | None = field(default=None, init=False, repr=False, compare=False)
 

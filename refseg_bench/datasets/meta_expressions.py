@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from refseg_bench.config.schema import knob
+from refseg_bench.config.schema import option
 from refseg_bench.datasets.base import Dataset
 from refseg_bench.datasets.files import (
     bad_name,
@@ -78,17 +78,17 @@ class MetaExpressions(Dataset):
 
     name: str = "mevis"
     split: str = "valid_u"
-    root: Path | None = knob(None, transient=True)
-    cache: Path | None = knob(None, transient=True)
-    folders: list[str] = knob(factory=lambda: ["mevis", "MeViS", "MeViS_release"], transient=True)
+    root: Path | None = option(None, transient=True)
+    cache: Path | None = option(None, transient=True)
+    folders: list[str] = option(factory=lambda: ["mevis", "MeViS", "MeViS_release"], transient=True)
     meta: list[str] = field(default_factory=lambda: ["{split}/meta_expressions.json"])
     frames: list[str] = field(default_factory=lambda: ["{split}/JPEGImages", "{split}"])
     masks: list[str] = field(default_factory=lambda: ["{split}/mask_dict.json", "{split}/mask_dict.pkl"])
     hidden: list[str] = field(default_factory=lambda: ["valid", "test"])
     videos: list[str] = field(default_factory=list)
-    protocols: list[str] = knob(factory=lambda: ["rvos-expr"], transient=True)
-    every_frame_listed: bool = knob(True, transient=True)
-    follow_links: bool = knob(False, transient=True)
+    protocols: list[str] = option(factory=lambda: ["rvos-expr"], transient=True)
+    every_frame_listed: bool = option(True, transient=True)
+    follow_links: bool = option(False, transient=True)
 
     def __post_init__(self) -> None:
         # Papers say "val", the folders say "valid".

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from refseg_bench.config.schema import knob
+from refseg_bench.config.schema import option
 from refseg_bench.datasets.base import Dataset
 from refseg_bench.datasets.files import check_link, find_base, read_json
 from refseg_bench.datasets.issues import Damage, Place, Report, refuse
@@ -79,13 +79,13 @@ class ReasonSeg(Dataset):
 
     name: str = "reasonseg"
     split: str = "val"
-    root: Path | None = knob(None, transient=True)
-    folders: list[str] = knob(
+    root: Path | None = option(None, transient=True)
+    folders: list[str] = option(
         factory=lambda: ["ReasonSeg", "reason_seg/ReasonSeg", "reason_seg"], transient=True
     )
     texts: Literal["first", "all"] = "first"
-    protocols: list[str] = knob(factory=lambda: ["reasonseg-lisa"], transient=True)
-    follow_links: bool = knob(False, transient=True)
+    protocols: list[str] = option(factory=lambda: ["reasonseg-lisa"], transient=True)
+    follow_links: bool = option(False, transient=True)
 
     _records: dict[str, dict[str, Any]] = field(default_factory=dict, init=False, repr=False, compare=False)
 

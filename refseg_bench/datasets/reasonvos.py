@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from refseg_bench.config.schema import knob
+from refseg_bench.config.schema import option
 from refseg_bench.datasets.files import bad_name
 from refseg_bench.datasets.issues import Place, Report
 from refseg_bench.datasets.masks import MaskSource, ObjectFolders
@@ -51,15 +51,15 @@ class ReasonVos(MetaExpressions):
 
     name: str = "reasonvos"
     split: str = "test"
-    folders: list[str] = knob(factory=lambda: ["ReasonVOS", "reasonvos"], transient=True)
+    folders: list[str] = option(factory=lambda: ["ReasonVOS", "reasonvos"], transient=True)
     meta: list[str] = field(default_factory=lambda: ["meta_expressions.json", "meta_expressions_v2.json"])
     frames: list[str] = field(default_factory=lambda: ["JPEGImages", "."])
     masks: list[str] = field(
         default_factory=lambda: ["Annotations", "mask_dict_v2.pkl", "mask_dict.pkl", "mask_dict.json"]
     )
     hidden: list[str] = field(default_factory=list)
-    protocols: list[str] = knob(factory=lambda: ["reasonvos"], transient=True)
-    every_frame_listed: bool = knob(False, transient=True)
+    protocols: list[str] = option(factory=lambda: ["reasonvos"], transient=True)
+    every_frame_listed: bool = option(False, transient=True)
 
     def read_videos(self, file: Path, report: Report) -> dict[str, dict[str, Any]]:
         """The videos in the common shape, whichever form the file has."""

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from refseg_bench.config.schema import knob
+from refseg_bench.config.schema import option
 from refseg_bench.datasets.files import bad_name, read_json, read_text
 from refseg_bench.datasets.issues import Damage, Place
 from refseg_bench.datasets.masks import LabelMapMasks, MaskSource, read_labels
@@ -39,7 +39,7 @@ class RefDavis17(RunningNumbers):
 
     name: str = "ref_davis17"
     split: str = "valid"
-    folders: list[str] = knob(
+    folders: list[str] = option(
         factory=lambda: ["ref-davis", "ref_davis17", "davis17", "refdavis"], transient=True
     )
     meta: list[str] = field(default_factory=lambda: ["meta_expressions/{split}/meta_expressions.json"])
@@ -48,7 +48,7 @@ class RefDavis17(RunningNumbers):
         default_factory=lambda: ["{split}/Annotations", "{split}/mask_dict.pkl", "{split}/mask_dict.json"]
     )
     hidden: list[str] = field(default_factory=list)
-    protocols: list[str] = knob(factory=lambda: ["refdavis-anno"], transient=True)
+    protocols: list[str] = option(factory=lambda: ["refdavis-anno"], transient=True)
 
     def attributes(self, video: str, key: str, raw: Mapping[str, Any], at: Place) -> dict[str, Any] | None:
         """The common attributes, ``annotator`` (0 to 3) and ``object_index`` (from 0)."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from refseg_bench.config.schema import knob
+from refseg_bench.config.schema import option
 from refseg_bench.datasets.files import read_json, read_text
 from refseg_bench.datasets.issues import Damage, Place, Report
 from refseg_bench.datasets.meta_expressions import MetaExpressions
@@ -71,7 +71,7 @@ class RefYoutubeVos(RunningNumbers):
 
     name: str = "ref_youtube_vos"
     split: str = "valid"
-    folders: list[str] = knob(
+    folders: list[str] = option(
         factory=lambda: ["ref-youtube-vos", "refer-youtube-vos", "refytvos", "rvos"], transient=True
     )
     meta: list[str] = field(default_factory=lambda: ["meta_expressions/{split}/meta_expressions.json"])
@@ -80,7 +80,7 @@ class RefYoutubeVos(RunningNumbers):
         default_factory=lambda: ["{split}/Annotations", "{split}/mask_dict.pkl", "{split}/mask_dict.json"]
     )
     hidden: list[str] = field(default_factory=lambda: ["valid", "test"])
-    every_frame_listed: bool = knob(False, transient=True)
+    every_frame_listed: bool = option(False, transient=True)
     test: list[str] = field(default_factory=lambda: ["meta_expressions/test/meta_expressions.json"])
     valid_list: list[str] = field(
         default_factory=lambda: [

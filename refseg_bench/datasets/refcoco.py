@@ -22,7 +22,7 @@ from typing import Any, Literal
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from refseg_bench.config.schema import knob
+from refseg_bench.config.schema import option
 from refseg_bench.datasets.base import Dataset
 from refseg_bench.datasets.files import (
     bad_name,
@@ -67,9 +67,9 @@ class RefCoco(Dataset):
 
     name: str = "refcoco_unc"
     split: str = "val"
-    root: Path | None = knob(None, transient=True)
-    cache: Path | None = knob(None, transient=True)
-    folders: list[str] = knob(factory=lambda: ["refcoco", "refer_seg/refcoco"], transient=True)
+    root: Path | None = option(None, transient=True)
+    cache: Path | None = option(None, transient=True)
+    folders: list[str] = option(factory=lambda: ["refcoco", "refer_seg/refcoco"], transient=True)
     split_by: Literal["unc", "google", "umd"] = "unc"
     text: Literal["sent", "sent_lower", "raw"] = "sent"
     refs: list[str] = field(default_factory=lambda: ["refs({split_by}).p"])
@@ -83,8 +83,8 @@ class RefCoco(Dataset):
             "../train2014",
         ]
     )
-    protocols: list[str] = knob(factory=lambda: ["refcoco-oiou"], transient=True)
-    follow_links: bool = knob(False, transient=True)
+    protocols: list[str] = option(factory=lambda: ["refcoco-oiou"], transient=True)
+    follow_links: bool = option(False, transient=True)
 
     _store: Entries | None = field(default=None, init=False, repr=False, compare=False)
     _last: tuple[str, dict[str, Any]] = field(default=("", {}), init=False, repr=False, compare=False)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from refseg_bench.config.schema import knob
+from refseg_bench.config.schema import option
 from refseg_bench.datasets.files import cache_root
 from refseg_bench.datasets.index import Entries, open_entries
 from refseg_bench.datasets.issues import Place
@@ -28,15 +28,15 @@ class Revos(MetaExpressions):
 
     name: str = "revos"
     split: str = "valid"
-    folders: list[str] = knob(factory=lambda: ["ReVOS", "revos"], transient=True)
+    folders: list[str] = option(factory=lambda: ["ReVOS", "revos"], transient=True)
     meta: list[str] = field(
         default_factory=lambda: ["meta_expressions_{split}_.json", "meta_expressions_{split}__llamavid.json"]
     )
     frames: list[str] = field(default_factory=lambda: ["JPEGImages", "."])
     masks: list[str] = field(default_factory=lambda: ["mask_dict.json", "mask_dict.pkl"])
     hidden: list[str] = field(default_factory=list)
-    protocols: list[str] = knob(factory=lambda: ["revos-binary"], transient=True)
-    every_frame_listed: bool = knob(False, transient=True)
+    protocols: list[str] = option(factory=lambda: ["revos-binary"], transient=True)
+    every_frame_listed: bool = option(False, transient=True)
     foreground_masks: list[str] = field(default_factory=lambda: ["mask_dict_foreground.json"])
 
     def attributes(self, video: str, key: str, raw: Mapping[str, Any], at: Place) -> dict[str, Any] | None:

@@ -229,7 +229,7 @@ def seconds_per_frame(store: RunStore) -> float | None:
 
 
 def _siblings(run: Planned) -> float | None:
-    """The same from another run of the same components (their knobs may differ)."""
+    """The same from another run of the same components (their options may differ)."""
 
     def parts(values: Mapping[str, Any]) -> list[str | None]:
         return [(values.get(part) or {}).get(TARGET) for part in ("method", "backbone", "segmenter")]

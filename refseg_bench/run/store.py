@@ -156,7 +156,7 @@ def typed_record(kind: type, record: Any, path: Path, hint: str = PUT_BACK) -> d
     Raises:
         StoreError: one is missing or of another type.
     """
-    known = schema.knobs(kind)
+    known = schema.options(kind)
     try:
         given = {k: v for k, v in schema.typed(dict[str, Any], record, "record").items() if k in known}
         return {**record, **schema.conform(kind, given, "")}
@@ -171,7 +171,7 @@ def record_of(kind: type[T], record: Any, path: Path, hint: str = PUT_BACK) -> T
         StoreError: as :func:`typed_record`.
     """
     typed = typed_record(kind, record, path, hint)
-    return schema.construct(kind, {name: typed[name] for name in schema.knobs(kind)}, "")
+    return schema.construct(kind, {name: typed[name] for name in schema.options(kind)}, "")
 
 
 @dataclass
@@ -577,7 +577,7 @@ def _result_record(r: Result) -> dict[str, Any]:
         return {k: float(v) if math.isfinite(v) else None for k, v in asdict(e).items()}
 
     metrics = {name: numbers(estimate) for name, estimate in r.metrics.items()}
-    row = {name: getattr(r, name) for name in schema.knobs(ResultRecord)}
+    row = {name: getattr(r, name) for name in schema.options(ResultRecord)}
     return {**row, "metrics": metrics, "details": to_plain(r.details)}
 
 
@@ -586,4 +586,4 @@ def _result(record: Mapping[str, Any]) -> Result:
         name: Estimate(**{k: math.nan if v is None else v for k, v in numbers.items()})
         for name, numbers in record["metrics"].items()
     }
-    return Result(**{name: record[name] for name in schema.knobs(ResultRecord)} | {"metrics": metrics})
+    return Result(**{name: record[name] for name in schema.options(ResultRecord)} | {"metrics": metrics})

@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class _Portable:
-    """A dataset as its class and knobs, so that a worker builds its own with its own open files."""
+    """A dataset as its class and options, so that a worker builds its own with its own open files."""
 
     made: Any
     cls: type | None = None
@@ -35,8 +35,8 @@ class _Portable:
     @classmethod
     def of(cls, dataset: Any) -> _Portable:
         if dataclasses.is_dataclass(dataset) and not isinstance(dataset, type):
-            knobs = {f.name: getattr(dataset, f.name) for f in dataclasses.fields(dataset) if f.init}
-            parts = {k: cls.of(v) if dataclasses.is_dataclass(v) else v for k, v in knobs.items()}
+            options = {f.name: getattr(dataset, f.name) for f in dataclasses.fields(dataset) if f.init}
+            parts = {k: cls.of(v) if dataclasses.is_dataclass(v) else v for k, v in options.items()}
             return cls(None, type(dataset), parts)
         return cls(dataset)
 

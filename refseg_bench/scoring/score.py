@@ -216,9 +216,9 @@ def conclude(
 
 
 def _node(protocol: ScoringProtocol) -> dict[str, Any]:
-    """The class and knobs of a protocol, from which it can be built again."""
+    """The class and options of a protocol, from which it can be built again."""
     cls = type(protocol)
-    values = {name: getattr(protocol, name) for name in schema.knobs(cls)}
+    values = {name: getattr(protocol, name) for name in schema.options(cls)}
     return {schema.TARGET: f"{cls.__module__}.{cls.__qualname__}", **values}
 
 

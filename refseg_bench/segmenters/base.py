@@ -249,7 +249,7 @@ class SegmenterSession(Protocol):
 
 
 class Segmenter(Component):
-    """Opens clips. A component: its fields are knobs, its model loads at the first ``open``."""
+    """Opens clips. A component: its fields are options, its model loads at the first ``open``."""
 
     kind: ClassVar[str] = "segmenter"
 

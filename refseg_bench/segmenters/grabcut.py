@@ -100,7 +100,7 @@ class GrabCutSession(ContextSession):
     """
 
     clip: Clip
-    knobs: GrabCut
+    options: GrabCut
     counters: SegmenterCounters = field(default_factory=SegmenterCounters)
     _frames: dict[int, NDArray[np.uint8]] = field(default_factory=dict, init=False)
     _flows: dict[tuple[int, int], NDArray[np.float16]] = field(default_factory=dict, init=False)
@@ -115,7 +115,7 @@ class GrabCutSession(ContextSession):
     @functools.cached_property
     def shape(self) -> tuple[int, int]:
         """(height, width) at working size."""
-        return classic.working_shape(self.clip.size, self.knobs.working_size)
+        return classic.working_shape(self.clip.size, self.options.working_size)
 
     def frame(self, index: int) -> NDArray[np.uint8]:
         """A frame at working size, BGR."""
@@ -157,7 +157,7 @@ class GrabCutSession(ContextSession):
         if key in self._cuts:
             self._cuts.move_to_end(key)
         else:
-            found = _grabcut(self.frame(index), trimap, pad, rounds, self.knobs)
+            found = _grabcut(self.frame(index), trimap, pad, rounds, self.options)
             self._cuts[key] = np.packbits(found)
             if len(self._cuts) > _MOST_CUTS:
                 self._cuts.popitem(last=False)
@@ -193,7 +193,7 @@ class GrabCutSession(ContextSession):
         elif prompt.box is not None:
             starts.append(_box_mask(prompt.box, self.shape))
         else:
-            for blur, tolerance in zip(self.knobs.smoothing, self.knobs.tolerances, strict=True):
+            for blur, tolerance in zip(self.options.smoothing, self.options.tolerances, strict=True):
                 starts.append(_grow(self.smooth(frame, blur), prompt, tolerance))
         out: list[tuple[BoolHW, float]] = []
         codes = self.codes(frame)
@@ -210,7 +210,7 @@ class GrabCutSession(ContextSession):
         if not start.any():
             return start
         top, left, bottom, right = classic.bounding_box(start)
-        reach = max(round(self.knobs.margin * min(bottom - top, right - left)), 2)
+        reach = max(round(self.options.margin * min(bottom - top, right - left)), 2)
         inner = max(reach // 2, 1)
         outer = 0 if prompt.box is not None else reach  # a box promises that nothing reaches beyond it
         near = classic.dilate(start, outer) if outer else start
@@ -219,7 +219,7 @@ class GrabCutSession(ContextSession):
             trimap[classic.erode(start, inner)] = cv2.GC_FGD
         for (row, column), label in _pixels(prompt, start.shape):
             trimap[row, column] = cv2.GC_FGD if label else cv2.GC_BGD
-        refined = self.cut(frame, trimap, reach + 4, self.knobs.iterations)
+        refined = self.cut(frame, trimap, reach + 4, self.options.iterations)
         return _keep_clicked(refined, start, prompt)
 
     # ── through the clip ─────────────────────────────────────────────────────
@@ -278,25 +278,25 @@ class GrabCutSession(ContextSession):
         with self.counters.timed("cut"):
             cut = self._recut(index, warped, odds)
         area = int(cut.sum())
-        if area < self.knobs.lost_area * track.usual:
+        if area < self.options.lost_area * track.usual:
             return np.zeros_like(cut)
         return cut
 
     def _recut(self, index: int, warped: BoolHW, odds: classic.Float) -> BoolHW:
-        core = classic.erode(warped, self.knobs.band)
-        near = classic.dilate(warped, self.knobs.band)
-        likely = odds >= self.knobs.likely
+        core = classic.erode(warped, self.options.band)
+        near = classic.dilate(warped, self.options.band)
+        likely = odds >= self.options.likely
         if not (warped & likely).any():
             return np.zeros_like(warped)
         trimap = np.where(near, np.where(likely, cv2.GC_PR_FGD, cv2.GC_PR_BGD), cv2.GC_BGD).astype(np.uint8)
         trimap[core & likely] = cv2.GC_FGD
-        return self.cut(index, trimap, 2 * self.knobs.band, 1)
+        return self.cut(index, trimap, 2 * self.options.band, 1)
 
     def _search(self, track: _Track, odds: classic.Float) -> BoolHW:
         """The likeliest region of the object's colours and about its size, or nothing."""
-        wanted = max(round(self.knobs.found_area * track.usual), 1)
-        regions = classic.components(np.asarray(odds >= self.knobs.likely), wanted)
-        regions = [region for region in regions if region.sum() * self.knobs.found_area <= track.usual]
+        wanted = max(round(self.options.found_area * track.usual), 1)
+        regions = classic.components(np.asarray(odds >= self.options.likely), wanted)
+        regions = [region for region in regions if region.sum() * self.options.found_area <= track.usual]
         best = max(regions, key=lambda region: float(odds[region].mean()), default=None)
         return np.zeros(self.shape, bool) if best is None else classic.fill_holes(best)
 
@@ -343,7 +343,7 @@ def _grow(smooth: NDArray[np.float32], prompt: Prompt, tolerance: float) -> Bool
 
 
 def _grabcut(
-    bgr: NDArray[np.uint8], trimap: NDArray[np.uint8], pad: int, rounds: int, knobs: GrabCut
+    bgr: NDArray[np.uint8], trimap: NDArray[np.uint8], pad: int, rounds: int, options: GrabCut
 ) -> BoolHW:
     """GrabCut within the padded box of what may be object; without a choice the trimap is the answer."""
     possible = trimap != cv2.GC_BGD
@@ -354,14 +354,14 @@ def _grabcut(
     view = np.s_[max(top - pad, 0) : bottom + pad, max(left - pad, 0) : right + pad]
     part, picture = np.ascontiguousarray(trimap[view]), np.ascontiguousarray(bgr[view])
     sure, never = part == cv2.GC_FGD, part == cv2.GC_BGD
-    scale = min(1.0, (knobs.cut_pixels / part.size) ** 0.5)
+    scale = min(1.0, (options.cut_pixels / part.size) ** 0.5)
     if scale < 1:
         small = tuple(max(round(side * scale), 1) for side in part.shape[::-1])
         part = cv2.resize(part, small, interpolation=cv2.INTER_NEAREST)
         picture = cv2.resize(picture, small, interpolation=cv2.INTER_AREA)
     found = (part == cv2.GC_FGD) | (part == cv2.GC_PR_FGD)
     if found.any() and not found.all():
-        env.opencv_seed(knobs.seed)  # the result must not depend on what was cut before
+        env.opencv_seed(options.seed)  # the result must not depend on what was cut before
         models = np.zeros((1, 65)), np.zeros((1, 65))
         cv2.grabCut(picture, part, None, *models, rounds, cv2.GC_INIT_WITH_MASK)
         found = (part == cv2.GC_FGD) | (part == cv2.GC_PR_FGD)

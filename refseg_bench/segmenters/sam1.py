@@ -13,7 +13,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from refseg_bench.backbones.weights import Weights
-from refseg_bench.config.schema import knob
+from refseg_bench.config.schema import option
 from refseg_bench.errors import ConfigError
 from refseg_bench.segmenters.base import (
     Candidates,
@@ -47,8 +47,8 @@ class Sam1(Sam):
     implementation: ClassVar[str] = "transformers SamModel"
 
     model: str = "facebook/sam-vit-huge"
-    feature_device_mb: float = knob(1000.0, transient=True)
-    feature_host_mb: float = knob(4000.0, transient=True)
+    feature_device_mb: float = option(1000.0, transient=True)
+    feature_host_mb: float = option(4000.0, transient=True)
     _model: Any = field(default=None, init=False, repr=False, compare=False)
 
     def open(self, clip: Clip) -> Sam1Session:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from refseg_bench.backbones.weights import Weights, choose_device, from_pretrained, identity
-from refseg_bench.config.schema import knob
+from refseg_bench.config.schema import option
 from refseg_bench.segmenters.base import Segmenter, SegmenterCounters
 
 Precision = Literal["fp32", "bf16"]
@@ -51,12 +51,12 @@ class Sam(Segmenter):
     packages: ClassVar[tuple[str, ...]] = ("transformers",)
 
     revision: str | None = None
-    offline: bool = knob(False, transient=True)
-    device: str = knob("auto", transient=True)
+    offline: bool = option(False, transient=True)
+    device: str = option("auto", transient=True)
     precision: Precision = "fp32"
-    batch_size: int = knob(64, transient=True)
-    feature_device_mb: float = knob(6000.0, transient=True)
-    feature_host_mb: float = knob(12000.0, transient=True)
+    batch_size: int = option(64, transient=True)
+    feature_device_mb: float = option(6000.0, transient=True)
+    feature_host_mb: float = option(12000.0, transient=True)
 
     @abstractmethod
     def weights(self) -> tuple[Weights, ...]:

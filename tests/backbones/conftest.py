@@ -19,14 +19,14 @@ def dit_folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def make_dit(dit_folder):
-    """Family name and knobs → a backbone at 64 × 96 pixels in float32."""
+    """Family name and options → a backbone at 64 × 96 pixels in float32."""
     from refseg_bench.backbones.dit.model import DiT
 
-    def make(family, **knobs):
+    def make(family, **options):
         adapter = {"sd35m": "sd3", "cogvideox2b": "cogvideox"}.get(family, family)
         given = {"height": 64, "width": 96, "dtype": "fp32", "layers": "all", "prompt_padding": "none"}
         given["pooled"] = "prompt" if family == "flux" else "zeros"
-        return DiT(str(dit_folder(family)), adapter, **{**given, **knobs})
+        return DiT(str(dit_folder(family)), adapter, **{**given, **options})
 
     return make
 

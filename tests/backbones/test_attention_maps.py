@@ -36,8 +36,8 @@ def softmax(x, axis):
     return e / e.sum(axis, keepdims=True)
 
 
-def record(options, readings=None, layout=LAYOUT, seed=0, **knobs):
-    recorder = MapObserver(layout, options, [readings or {"all": SoftmaxTokens(tuple(range(T)))}], **knobs)
+def record(options, readings=None, layout=LAYOUT, seed=0, **more):
+    recorder = MapObserver(layout, options, [readings or {"all": SoftmaxTokens(tuple(range(T)))}], **more)
     for call in calls(seed):
         recorder(call)
     return recorder

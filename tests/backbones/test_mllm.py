@@ -188,15 +188,15 @@ def test_sharing_batching_and_budget_change_nothing_but_the_work(name):
     expected, prefixes, kept = everything(backbone(name, share_prefix=False))
     assert prefixes == 2 * 4 * 4
     assert kept == 0
-    for knobs, runs in (
+    for options, runs in (
         ({}, 4),
         ({"batch_size": 1}, 4),
         ({"batch_size": 3}, 4),
         ({"memory_budget_gb": 0.0}, 8),
     ):
-        found, prefixes, kept = everything(backbone(name, **knobs))
+        found, prefixes, kept = everything(backbone(name, **options))
         assert prefixes == runs
-        assert (kept > 0) == ("memory_budget_gb" not in knobs)
+        assert (kept > 0) == ("memory_budget_gb" not in options)
         for a, b in zip(expected, found, strict=True):
             for x, y in zip(a, b, strict=True):
                 np.testing.assert_allclose(y.map_Thw, x.map_Thw, atol=1e-5 * x.map_Thw.max(), rtol=0)
@@ -400,8 +400,8 @@ def test_identity_holds_what_outputs_depend_on(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     base = dict(path=str(tmp_path))
     same = [
-        MLLM(**base, **knobs).identity()
-        for knobs in (
+        MLLM(**base, **options).identity()
+        for options in (
             {},
             {"device": "cuda"},
             {"batch_size": 1},
@@ -411,8 +411,8 @@ def test_identity_holds_what_outputs_depend_on(tmp_path):
     ]
     assert all(identity == same[0] for identity in same)
     changed = [
-        MLLM(**base, **knobs).identity()
-        for knobs in (
+        MLLM(**base, **options).identity()
+        for options in (
             {"dtype": "float32"},
             {"attention": "flash_attention_2"},
             {"max_new_tokens": 5},

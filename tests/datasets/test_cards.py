@@ -107,15 +107,15 @@ def test_every_config_is_named_as_its_set(name):
     data = open_dataset(name)
     cls = type(data)
     assert data.name == name
-    for knob in ("root", "cache", "folders", "follow_links"):
-        if knob in schema.knobs(cls):
-            assert schema.knobs(cls)[knob].metadata["transient"], knob
-    assert not schema.knobs(cls)["split"].metadata.get("transient", False)
+    for option in ("root", "cache", "folders", "follow_links"):
+        if option in schema.options(cls):
+            assert schema.options(cls)[option].metadata["transient"], option
+    assert not schema.options(cls)["split"].metadata.get("transient", False)
     if sum(1 for other in names("dataset") if type(open_dataset(other)) is cls) == 1:
         # A class of one set: its defaults are the config's.
         assert (
             dataclasses.replace(cls(), cache=None) == dataclasses.replace(data, cache=None)
-            if "cache" in schema.knobs(cls)
+            if "cache" in schema.options(cls)
             else cls() == data
         )
 

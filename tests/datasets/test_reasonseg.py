@@ -22,8 +22,8 @@ def write(tmp_path, shapes, name="a", texts=("What holds the soup?", "the bowl")
     write_reasonseg_image(tmp_path / "ReasonSeg", "val", name, frames(1, SIZE)[0], texts, shapes, **how)
 
 
-def mask_of(tmp_path, **knobs):
-    data = ReasonSeg(root=tmp_path, **knobs)
+def mask_of(tmp_path, **options):
+    data = ReasonSeg(root=tmp_path, **options)
     clip = data.clips()[0]
     return data.target(clip, data.expressions(clip)[0])
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from refseg_bench.config.schema import knob
+from refseg_bench.config.schema import option
 from refseg_bench.types import Clip, Expression, Grounding, HeatPoint, MaskTrack
 
 
@@ -33,12 +33,12 @@ class SlowMethod:
         cache: folder of the capture stage; a line per captured clip goes to its `captured` file.
     """
 
-    seconds: float = knob(0.0, transient=True)
+    seconds: float = option(0.0, transient=True)
     variant: int = 0
-    batch_size: int = knob(8, transient=True)
-    fits: int = knob(8, transient=True)
+    batch_size: int = option(8, transient=True)
+    fits: int = option(8, transient=True)
     fail_on: list[str] = dataclasses.field(default_factory=list)
-    cache: str = knob("", transient=True)
+    cache: str = option("", transient=True)
 
     @staticmethod
     def capture_digest(values: Mapping[str, Any]) -> str:

@@ -333,10 +333,10 @@ def test_coarse_masks_are_for_the_sampled_frames_only(moving):
             assert mask is None
 
 
-def test_every_knob_of_the_fusion_reaches_it(moving):
+def test_every_option_of_the_fusion_reaches_it(moving):
     model = FakeMLLM(look={**look_at_red(FRAMES_OF_20), 3: [(4, 6, 9e-4)], ("video", 2): [(5, 1, 5e-4)]})
     volumes = {}
-    for name, knobs in {
+    for name, options in {
         "default": {},
         "video": {"branch": "video"},
         "frame": {"branch": "frame"},
@@ -346,7 +346,7 @@ def test_every_knob_of_the_fusion_reaches_it(moving):
         "sigma": {"sigma": 2.0},
         "raw": {"final_minmax": False},
     }.items():
-        (found,) = DecAF(model, mask="attention", fusion=Fusion(**knobs)).predict(moving, expressions("x"))
+        (found,) = DecAF(model, mask="attention", fusion=Fusion(**options)).predict(moving, expressions("x"))
         volumes[name] = found.maps["fused"]
         assert ("background" in found.maps) == (name != "object")
     for name, volume in volumes.items():
@@ -416,8 +416,8 @@ def test_frames_of_different_sizes_are_told(tmp_path):
 # ── cache ────────────────────────────────────────────────────────────────────
 
 
-def cached(model, root, segmenter=None, **knobs):
-    method = DecAF(model, segmenter, **({} if segmenter else {"mask": "attention"}), **knobs)
+def cached(model, root, segmenter=None, **options):
+    method = DecAF(model, segmenter, **({} if segmenter else {"mask": "attention"}), **options)
     method.cache_root = root
     return method
 
@@ -428,7 +428,7 @@ def test_a_sweep_on_a_warm_cache_makes_no_call(moving, tmp_path):
     first = FakeMLLM(look=look_at_red(FRAMES_OF_20))
     (cold, _) = list(cached(first, root).predict(moving, asked))
     assert first.counters.calls > 0
-    for knobs in (
+    for options in (
         {},
         {"fusion": Fusion(frame_kernel=5, contrast="obj_only")},
         {"fusion": Fusion(branch="video")},
@@ -439,7 +439,7 @@ def test_a_sweep_on_a_warm_cache_makes_no_call(moving, tmp_path):
         {"start_layer": 14, "end_layer": 28},
     ):
         model = FakeMLLM(look=look_at_red(FRAMES_OF_20))
-        method = cached(model, root, **knobs)
+        method = cached(model, root, **options)
         (warm, _) = list(method.predict(moving, asked))
         assert model.counters.calls == 0
         assert method.counters()["mllm_calls"] == 0
@@ -449,7 +449,7 @@ def test_a_sweep_on_a_warm_cache_makes_no_call(moving, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "knobs",
+    "options",
     [
         {"rollout": "rollout"},
         {"start_layer": 3},
@@ -469,11 +469,11 @@ def test_a_sweep_on_a_warm_cache_makes_no_call(moving, tmp_path):
         {"prompt_obj_text": "what is {sent}"},
     ],
 )
-def test_what_changes_the_maps_misses(moving, tmp_path, knobs):
+def test_what_changes_the_maps_misses(moving, tmp_path, options):
     root = tmp_path / "cache"
     list(cached(FakeMLLM(), root).predict(moving, expressions("x")))
     model = FakeMLLM()
-    list(cached(model, root, **knobs).predict(moving, expressions("x")))
+    list(cached(model, root, **options).predict(moving, expressions("x")))
     assert model.counters.calls > 0
 
 
@@ -614,13 +614,13 @@ def test_what_the_cache_holds_is_told_before_a_run(moving, tmp_path):
 
 
 def test_a_capture_serves_every_run_of_its_digest(moving, tmp_path):
-    def values(**knobs):
-        node = {"_target_": "refseg_bench.methods.decaf.DecAF", **schema.conform(DecAF, knobs, "method")}
+    def values(**options):
+        node = {"_target_": "refseg_bench.methods.decaf.DecAF", **schema.conform(DecAF, options, "method")}
         return {"method": node, "backbone": {"_target_": "refseg_bench.backbones.mllm.MLLM", "path": "a/b"}}
 
     same = [
-        DecAF.capture_digest(values(**knobs))
-        for knobs in (
+        DecAF.capture_digest(values(**options))
+        for options in (
             {},
             {"tau_pq": 0.7, "ac": "none"},
             {"fusion": {"contrast": "obj_only"}},
@@ -630,8 +630,8 @@ def test_a_capture_serves_every_run_of_its_digest(moving, tmp_path):
     ]
     assert len(set(same)) == 1
     other = [
-        DecAF.capture_digest(values(**knobs))
-        for knobs in ({"rollout": "plain"}, {"prompt_bg": "v1"}, {"n_frames": 8}, {"use_cache": False})
+        DecAF.capture_digest(values(**options))
+        for options in ({"rollout": "plain"}, {"prompt_bg": "v1"}, {"n_frames": 8}, {"use_cache": False})
     ]
     assert len({*same, *other}) == 5
     assert DecAF.capture_digest(values(rollout="rollout")) == other[0]

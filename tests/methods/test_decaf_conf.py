@@ -40,7 +40,7 @@ def test_a_backbone_has_a_path_and_a_label(name):
     assert made.label
 
 
-def test_transient_knobs_do_not_name_the_run():
+def test_transient_options_do_not_name_the_run():
     a = compose(["method=decaf", "dataset=shapes", "backbone=tiny_mllm", "method.mask=attention"])[0]
     b = compose(
         [

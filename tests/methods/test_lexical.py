@@ -64,8 +64,8 @@ def iou(track, masks_THW):
     return 1.0 if union == 0 else (got & masks_THW).sum() / union
 
 
-def ask(clip, *texts, **knobs):
-    method = Lexical(GrabCut(), **knobs)
+def ask(clip, *texts, **options):
+    method = Lexical(GrabCut(), **options)
     return list(method.predict(clip, [Expression(str(i), text) for i, text in enumerate(texts)]))
 
 

@@ -12,10 +12,10 @@ from tests.methods.test_refam import SquareSegmenter, a_clip
 SAID = [Expression("0", "the cat")]
 
 
-def control(target, **knobs):
+def control(target, **options):
     return schema.construct(
         PointControl,
-        {"source": {"_target_": f"refseg_bench.methods.bounds.{target}", **knobs}},
+        {"source": {"_target_": f"refseg_bench.methods.bounds.{target}", **options}},
         "method",
         segmenter=SquareSegmenter(),
     )

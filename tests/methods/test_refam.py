@@ -88,9 +88,9 @@ def said(*texts):
 THREE = said("a largest orange goldfish", "cat on the left", "the pink cow")
 
 
-def refam(dit, cache=None, segmenter=None, **knobs):
+def refam(dit, cache=None, segmenter=None, **options):
     given = {"prompt_mode": "empty", "np": NounPhraseFilter(parser="rules")}
-    method = RefAM(dit, segmenter or SquareSegmenter(), **{**given, **knobs})
+    method = RefAM(dit, segmenter or SquareSegmenter(), **{**given, **options})
     method.cache_root = cache
     return method
 
@@ -98,8 +98,8 @@ def refam(dit, cache=None, segmenter=None, **knobs):
 @pytest.mark.parametrize("mask", ["none", "threshold"])
 def test_points_and_thresholds_need_no_segmenter(mask, make_dit, tmp_path):
     clip = a_clip(tmp_path / "clip")
-    knobs = {"mask": mask, "prompt_mode": "empty", "np": NounPhraseFilter(parser="rules")}
-    found = list(RefAM(make_dit("sd3"), **knobs).predict(clip, THREE))
+    options = {"mask": mask, "prompt_mode": "empty", "np": NounPhraseFilter(parser="rules")}
+    found = list(RefAM(make_dit("sd3"), **options).predict(clip, THREE))
     assert all(g.point is not None and (g.track.mask(0) is None) == (mask == "none") for g in found)
     with pytest.raises(ConfigError, match="needs a segmenter"):
         RefAM(make_dit("sd3"))
@@ -153,28 +153,28 @@ def test_filters_sinks_bias_and_segmenter_need_no_second_pass(make_dit, tmp_path
         {"multimask": "heat"},
         {"mask": "threshold"},
     ]
-    for knobs in swept:
-        again = refam(make_dit("sd3"), tmp_path / "cache", **knobs)
+    for options in swept:
+        again = refam(make_dit("sd3"), tmp_path / "cache", **options)
         list(again.predict(clip, THREE))
-        assert again.report()["dit_forwards"] == 0, knobs
+        assert again.report()["dit_forwards"] == 0, options
         assert again.report()["vae_encodings"] == 0
         assert again.report()["cache_hits"] == 3
-    for knobs in ({"sigma": 0.4}, {"layers": [1]}, {"seed": 1}, {"text_mode": "prompt"}, {"height": 32}):
-        other = refam(make_dit("sd3", **knobs), tmp_path / "cache")
+    for options in ({"sigma": 0.4}, {"layers": [1]}, {"seed": 1}, {"text_mode": "prompt"}, {"height": 32}):
+        other = refam(make_dit("sd3", **options), tmp_path / "cache")
         list(other.predict(clip, THREE))
-        assert other.backbone.counters.dit_forwards > 0, knobs
+        assert other.backbone.counters.dit_forwards > 0, options
 
 
 @pytest.mark.parametrize("family", ["sd3", "flux", "mochi"])
 def test_magnets_off_is_exact_from_the_cache(family, make_dit, tmp_path):
     """Concepts that don't see each other: the run without magnets is in the run with them."""
     clip = a_clip(tmp_path / "clip")
-    knobs = {"concept_self_attention": False}
-    with_magnets = refam(make_dit(family, **knobs), tmp_path / "cache").heats(clip, THREE)
-    off = refam(make_dit(family, **knobs), tmp_path / "cache", magnets="none")
+    options = {"concept_self_attention": False}
+    with_magnets = refam(make_dit(family, **options), tmp_path / "cache").heats(clip, THREE)
+    off = refam(make_dit(family, **options), tmp_path / "cache", magnets="none")
     cached = off.heats(clip, THREE)
     assert off.backbone.counters.dit_forwards == 0
-    fresh = refam(make_dit(family, **knobs), magnets="none").heats(clip, THREE)
+    fresh = refam(make_dit(family, **options), magnets="none").heats(clip, THREE)
     for (on,), (a,), (b,) in zip(with_magnets, cached, fresh, strict=True):
         np.testing.assert_allclose(a.maps.maps_TN, b.maps.maps_TN, atol=1e-5)
         np.testing.assert_allclose(a.maps.text_TT, b.maps.text_TT, atol=1e-5)
@@ -189,15 +189,15 @@ def test_magnets_off_is_exact_from_the_cache(family, make_dit, tmp_path):
 
 def test_any_magnets_recombine_from_cached_logits(make_dit, tmp_path):
     clip = a_clip(tmp_path / "clip")
-    knobs = {"concept_self_attention": False}
-    refam(make_dit("sd3", **knobs), tmp_path / "c", cache_logits=True).heats(clip, THREE)
+    options = {"concept_self_attention": False}
+    refam(make_dit("sd3", **options), tmp_path / "c", cache_logits=True).heats(clip, THREE)
     for magnets, softmax in (
         ("pipeline", {}),
         (["pink", "_"], {"head_agg": "mean_logits_then_softmax"}),
         ("none", {"softmax_axis": "image"}),
     ):
         off = refam(
-            make_dit("sd3", **knobs, **softmax), tmp_path / "c", cache_logits=True, magnets=magnets,
+            make_dit("sd3", **options, **softmax), tmp_path / "c", cache_logits=True, magnets=magnets,
             gas=Gas(action="mask_logits", tau_text=1, tau_image=1, cv_max=9),
         )  # fmt: skip
         if magnets == "pipeline":  # "to" is new: one pass for one string
@@ -207,7 +207,7 @@ def test_any_magnets_recombine_from_cached_logits(make_dit, tmp_path):
         cached = off.heats(clip, THREE)
         assert off.backbone.counters.dit_forwards == 0
         fresh = refam(
-            make_dit("sd3", **knobs, **softmax), magnets=magnets,
+            make_dit("sd3", **options, **softmax), magnets=magnets,
             gas=Gas(action="mask_logits", tau_text=1, tau_image=1, cv_max=9),
         ).heats(clip, THREE)  # fmt: skip
         for (a,), (b,) in zip(cached, fresh, strict=True):

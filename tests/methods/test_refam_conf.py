@@ -1,4 +1,4 @@
-"""Every shipped config of RefAM's family composes, names every knob, and finds its published rows."""
+"""Every shipped config of RefAM's family composes, names every option, and finds its published rows."""
 
 import csv
 import functools

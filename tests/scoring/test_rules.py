@@ -535,12 +535,12 @@ def test_every_protocol_is_documented_and_named():
         ("vosb:all_frames=true", "vosb@1:all_frames=true"),
     ],
 )
-def test_the_full_name_holds_the_knobs(spec, name):
+def test_the_full_name_holds_the_options(spec, name):
     assert open_protocol(spec).full_name == name
     assert open_protocol(name) == open_protocol(spec)
 
 
-def test_a_result_is_named_with_its_knobs():
+def test_a_result_is_named_with_its_options():
     got = Hand([({}, [tall(A)], tall(A))]).scored("refcoco-lavt:resolution=20")
     assert got.result.protocol == "refcoco-lavt@1:resolution=20"
 

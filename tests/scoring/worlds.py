@@ -47,7 +47,7 @@ def failed(clip, expression):
 
 @dataclass
 class World(Dataset):
-    """A dataset in memory; everything follows from its knobs, so workers rebuild it."""
+    """A dataset in memory; everything follows from its options, so workers rebuild it."""
 
     clip_count: int = 4
     length: int = 6

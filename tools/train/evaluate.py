@@ -2,7 +2,7 @@
 
 The scenes' seeds (``common.TEST_SEEDS`` onwards) were used neither for training nor for any choice. The
 methods run through their own classes with their own defaults; their variants differ from them in the
-named knobs only. What is printed, and written as JSON with ``--json``:
+named options only. What is printed, and written as JSON with ``--json``:
 
 * point accuracy: share of expressions whose peak lies on the target in the peak's frame,
 * J of the coarse masks of the sampled frames (DecAF),
@@ -183,7 +183,7 @@ def refam_rows(model: str, dataset: MetaExpressions, sigma: float) -> Iterator[R
         "magnets, filtered, no sinks": {**calm},
         "RefAM": {},
     }
-    methods = {name: RefAM(backbone=backbone, segmenter=GrabCut(), **knobs) for name, knobs in make.items()}
+    methods = {name: RefAM(backbone=backbone, segmenter=GrabCut(), **own) for name, own in make.items()}
     for clip in dataset.clips():
         expressions = dataset.expressions(clip)
         heats = {name: method.heats(clip, expressions) for name, method in methods.items()}

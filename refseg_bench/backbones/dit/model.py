@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from refseg_bench.backbones.base import Backbone
 from refseg_bench.backbones.weights import SHIPPED, Weights, choose_device, fetch, find, folder_of, is_local
-from refseg_bench.config.schema import knob
+from refseg_bench.config.schema import option
 from refseg_bench.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 TextMode = Literal["concept_stream", "prompt"]
-#: Bump when the same knobs come to mean other numbers: cached maps are then never found again.
+#: Bump when the same options come to mean other numbers: cached maps are then never found again.
 STAGE = 3
 _FILES = ("model_index.json", "transformer/*", "vae/*", "scheduler/*", "text_encoder*/*", "tokenizer*/*")
 
@@ -150,11 +150,11 @@ class DiT(Backbone):
     t5_padding: Literal["none", "max_length_strip"] = "none"
     prompt_padding: Literal["pipeline", "none"] = "pipeline"
     dtype: Literal["bf16", "fp16", "fp32"] = "bf16"
-    device: str = knob("auto", transient=True)
-    text_encoders: Literal["keep", "cpu", "free"] = knob("keep", transient=True)
-    offload: Literal["none", "blocks"] = knob("none", transient=True)
-    batch_size: int = knob(8, transient=True)
-    offline: bool = knob(False, transient=True)
+    device: str = option("auto", transient=True)
+    text_encoders: Literal["keep", "cpu", "free"] = option("keep", transient=True)
+    offload: Literal["none", "blocks"] = option("none", transient=True)
+    batch_size: int = option(8, transient=True)
+    offline: bool = option(False, transient=True)
     counters: Counters = field(default_factory=Counters, init=False, repr=False, compare=False)
     _loaded: _Loaded | None = field(default=None, init=False, repr=False, compare=False)
 
@@ -203,7 +203,7 @@ class DiT(Backbone):
         return self.adapter.cross or not self.concept_self_attention
 
     def options(self, space: Literal["attention", "output"] = "attention") -> MapOptions:
-        """How logits become maps, from the knobs."""
+        """How logits become maps, from the options."""
         from refseg_bench.backbones.attention_maps import MapOptions
 
         heads = None if self.heads == "all" else tuple(int(h) for h in self.heads)
@@ -249,7 +249,7 @@ class DiT(Backbone):
         Args:
             scene: from :meth:`open`.
             queries: one per expression.
-            options: how logits become maps; by default from the knobs.
+            options: how logits become maps; by default from the options.
             keep_logits: also return every layer's logits (see ``attention_maps.replay``).
 
         Raises:
@@ -264,9 +264,9 @@ class DiT(Backbone):
         self._load().text.rest()
         return [answer for answer in answers if answer is not None]
 
-    def variant(self, **knobs: Any) -> DiT:
-        """The same model, loaded once, read with other knobs (none that loading depends on)."""
-        other = replace(self, **knobs)
+    def variant(self, **options: Any) -> DiT:
+        """The same model, loaded once, read with other options (none that loading depends on)."""
+        other = replace(self, **options)
         other._loaded, other.counters = self._load(), self.counters
         return other
 

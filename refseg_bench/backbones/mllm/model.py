@@ -39,7 +39,7 @@ from refseg_bench.backbones.mllm.families import MLLMFamily, Visual, family_of
 from refseg_bench.backbones.mllm.families.base import Piece
 from refseg_bench.backbones.rollout import LayerQK, dense_rollout, shared_rollout
 from refseg_bench.backbones.weights import ModelError, Weights, choose_device, folder_of, here_only
-from refseg_bench.config.schema import knob, locate
+from refseg_bench.config.schema import locate, option
 from refseg_bench.errors import ConfigError, RefsegError
 from refseg_bench.types import FloatTHW, Uint8THWC
 
@@ -78,12 +78,12 @@ class MLLM(GroundingMLLM):
     attention: Literal["sdpa", "flash_attention_2", "flash_attention_3"] = "sdpa"
     max_new_tokens: int = 128
     positions: Literal["fixed", "transformers"] = "fixed"
-    share_prefix: bool = knob(True, transient=True)
-    device: str = knob("auto", transient=True)
-    batch_size: int = knob(16, transient=True)
-    memory_budget_gb: float = knob(8.0, transient=True)
-    offline: bool = knob(False, transient=True)
-    label: str = knob("", transient=True)
+    share_prefix: bool = option(True, transient=True)
+    device: str = option("auto", transient=True)
+    batch_size: int = option(16, transient=True)
+    memory_budget_gb: float = option(8.0, transient=True)
+    offline: bool = option(False, transient=True)
+    label: str = option("", transient=True)
 
     counters: MLLMCounters = field(default_factory=MLLMCounters, init=False, repr=False, compare=False)
     _loaded: _Loaded | None = field(default=None, init=False, repr=False, compare=False)
@@ -117,7 +117,7 @@ class MLLM(GroundingMLLM):
         return self._identity
 
     def _choices(self) -> dict[str, Any]:
-        """The knobs that outputs depend on, beside the model itself."""
+        """The options that outputs depend on, beside the model itself."""
         return {
             "family": self.family,
             "dtype": self.dtype,

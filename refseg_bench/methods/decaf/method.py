@@ -3,7 +3,7 @@
 A multimodal language model is asked what the expression means (object prompt) and what the scene is
 without it (background prompt), on the video and on each sampled frame. The attention of each prompt's
 last token, rolled out over the upper layers, is contrasted and fused to one volume V; V gives masks by
-itself, or prompts a segmenter. This module holds the order of the stages and the knobs; the stages
+itself, or prompts a segmenter. This module holds the order of the stages and the options; the stages
 are pure functions in ``fusion``, ``points``, ``tracklets`` and ``prompts``.
 """
 
@@ -31,7 +31,7 @@ from refseg_bench.backbones.base import (
 )
 from refseg_bench.cache import Cache, Entry, digest, fingerprint
 from refseg_bench.config import schema
-from refseg_bench.config.schema import knob
+from refseg_bench.config.schema import option
 from refseg_bench.errors import ConfigError
 from refseg_bench.methods.base import Method
 from refseg_bench.methods.decaf import prompts
@@ -67,7 +67,7 @@ STAGE = "decaf-attention"
 STAGE_VERSION = 1
 #: Clicks asked for at once: each offers several masks at full size.
 _CLICKS = 32
-#: Knobs that attention maps depend on; all others act on finished maps.
+#: Options that attention maps depend on; all others act on finished maps.
 _MAKES_MAPS = (
     "n_frames",
     "video_tokens",
@@ -188,7 +188,7 @@ class DecAF(Method):
     prompt_choice_text: str | None = None
     sb: SpatialBias | None = None
     keypoints: int = 0
-    use_cache: bool = knob(True, transient=True)
+    use_cache: bool = option(True, transient=True)
 
     _cache: Cache | None = field(default=None, init=False, repr=False, compare=False)
 

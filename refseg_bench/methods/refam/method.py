@@ -21,7 +21,7 @@ import numpy as np
 from refseg_bench.backbones.dit.model import DiT
 from refseg_bench.cache import Cache, digest
 from refseg_bench.config import schema
-from refseg_bench.config.schema import knob
+from refseg_bench.config.schema import option
 from refseg_bench.errors import ConfigError
 from refseg_bench.methods.base import Method, peak
 from refseg_bench.methods.pointing import (
@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     from refseg_bench.backbones.dit.text_tokens import TokenSet
     from refseg_bench.methods.refam.token_maps import Ask, TokenMapReader
 
-#: Knobs that token maps depend on; all others act on finished maps.
+#: Options that token maps depend on; all others act on finished maps.
 _MAKES_MAPS = (
     "magnets",
     "magnet_encoding",
@@ -203,8 +203,8 @@ class RefAM(Method):
     prompt_frame: Literal["first", "best_of_uniform_k"] = "first"
     frame_candidates: int = 5
     bidirectional: bool = False
-    cache_logits: bool = knob(False, transient=True)
-    keep_token_maps: bool = knob(False, transient=True)
+    cache_logits: bool = option(False, transient=True)
+    keep_token_maps: bool = option(False, transient=True)
     _cache: Cache | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:

@@ -31,7 +31,7 @@ from refseg_bench.cache import Cache, Entry, Value, fingerprint
 from refseg_bench.types import Clip
 
 _LOGIT_PARTS = ("image_HNT", "query_HTD", "key_HTD", "rest_HN", "rest_HT")
-#: Knobs of a backbone that kept logits do not depend on.
+#: Options of a backbone that kept logits do not depend on.
 _AFTER_LOGITS = ("head_agg", "softmax_axis")
 
 

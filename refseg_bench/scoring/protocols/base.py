@@ -1,6 +1,6 @@
 """What a protocol is: a named, versioned rule set that turns predictions and targets into numbers.
 
-A protocol is a component (a dataclass with knobs). It scores one clip at a time, so that memory
+A protocol is a component (a dataclass with options). It scores one clip at a time, so that memory
 stays flat and clips spread over processes; and it aggregates columns of values through sums, so
 that a million units aggregate in seconds and an interval costs one matrix product.
 """
@@ -190,7 +190,7 @@ class ScoringProtocol(Component):
 
     @property
     def full_name(self) -> str:
-        """``id@version``, with the knobs that differ from their defaults as the command line takes them."""
+        """``id@version``, with the options that differ from their defaults as the command line takes them."""
         changed: list[str] = []
         for f in dataclasses.fields(cast("Any", self)):
             value = getattr(self, f.name)
