@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from refseg_bench.backbones.weights import Weights
 from refseg_bench.config.schema import option
 from refseg_bench.scoring.protocols.rvos import RvosExpression
 from refseg_bench.types import Clip, Expression, Grounding, MaskTrack, Target
@@ -73,7 +74,12 @@ class Model:
     """A segmenter of which only the weights matter here."""
 
     path: str = "somebody/model"
-    revision: str = "main"
+
+    def weights(self) -> list[Weights]:
+        return [Weights(self.path)]
+
+    def open(self, clip: Clip) -> None:
+        raise NotImplementedError
 '''
 YAML = {
     "dataset/squares": "_target_: outsider.code.Squares\naliases: [quadrate]\n",
