@@ -145,6 +145,8 @@ def test_a_reader_can_give_every_command(
             words = [word.replace("empty-mevis", "empty-photos") for word in words]
         if "ref_davis17" in line:
             words = [word.replace("set.zip", "davis.zip") for word in words]
+        if not Path("runs").exists():  # those before it were composed only
+            words = ["earlier" if word == "runs" else word for word in words]
         words = [found for word in words for found in (sorted(glob.glob(word)) or [word])]
         if words[0] == "run":
             if OUT_OF_REACH.search(line):
