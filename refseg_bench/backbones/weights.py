@@ -447,7 +447,8 @@ def need_of(node: Mapping[str, Any], where: str) -> Need:
         cls = schema.locate(target, where)
         values = schema.complete(node, where)
         if isinstance(cls, type) and callable(getattr(cls, "weights", None)) and not schema.injected(cls):
-            return Need(where, target, tuple(schema.construct(cls, values, where).weights()))
+            said = schema.construct(cls, values, where).weights()
+            return Need(where, target, tuple(said or ()))
     except RefsegError as error:
         return Need(where, target, (), str(error))
     return Need(where, target)
