@@ -80,7 +80,7 @@ def refseg(*arguments: str, cwd: Path, **extra: str) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
-def overrides(*, conf: Path = CONF, clips: int = 6) -> list[str]:
+def overrides(folder: Path, *, conf: Path = CONF, clips: int = 6) -> list[str]:
     """The composed form of :func:`point`, for the command line."""
-    return [f"hydra.searchpath=[file://{conf}]", "dataset=fake", "method=slow", "dataset.root=data",
-            f"dataset.n_clips={clips}"]  # fmt: skip
+    return [f"hydra.searchpath=[file://{conf}]", "dataset=fake", "method=slow",
+            f"dataset.root={folder / 'data'}", f"dataset.n_clips={clips}"]  # fmt: skip

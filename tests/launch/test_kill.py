@@ -69,7 +69,7 @@ def test_kill_9_of_the_command_takes_its_shards_along(tmp_path: Path) -> None:
     whole = undisturbed(tmp_path / "whole", clips=8)
     root = tmp_path / "killed"
     point(root, clips=8)
-    command = ["run", "--no-score", *overrides(clips=8), "cluster=local", "cluster.parallel=2"]
+    command = ["run", "--no-score", *overrides(root, clips=8), "cluster=local", "cluster.parallel=2"]
     first = refseg(*command, "cluster.shards=2", "method.seconds=0.2", cwd=root)
     (store,) = wait_for(lambda: [RunStore(p.parent) for p in root.glob("runs/*/run.json")])
     wait_for(lambda: len(store.done()) >= 3)

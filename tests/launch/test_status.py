@@ -65,7 +65,7 @@ def test_a_run_without_its_dataset_still_has_a_status(tmp_path: Path, capsys) ->
 def test_a_second_command_joins_a_local_run_and_both_are_told(tmp_path: Path) -> None:
     whole = undisturbed(tmp_path / "whole", clips=8)
     point(tmp_path, clips=8)
-    command = ["run", "--no-score", *overrides(clips=8), "method.seconds=0.6"]
+    command = ["run", "--no-score", *overrides(tmp_path, clips=8), "method.seconds=0.6"]
     first = refseg(*command, cwd=tmp_path)
     (store,) = wait_for(lambda: [RunStore(p.parent) for p in tmp_path.glob("runs/*/run.json")])
     wait_for(store.done)
@@ -80,7 +80,7 @@ def test_a_second_command_joins_a_local_run_and_both_are_told(tmp_path: Path) ->
 def test_cancel_ends_a_local_run_and_its_shards(tmp_path: Path, capsys) -> None:
     point(tmp_path, clips=120)
     started = refseg(
-        "run", "--no-score", *overrides(clips=120), "method.seconds=0.5",
+        "run", "--no-score", *overrides(tmp_path, clips=120), "method.seconds=0.5",
         "cluster=local", "cluster.parallel=2", cwd=tmp_path,
     )  # fmt: skip
     (store,) = wait_for(lambda: [RunStore(p.parent) for p in tmp_path.glob("runs/*/run.json")])

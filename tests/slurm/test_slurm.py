@@ -32,7 +32,7 @@ CLIPS = 9
 
 def run(root: Path, *extra: str, clips: int = CLIPS, conf: Path = CONF) -> str:
     """`refseg run` on the cluster; what it told."""
-    started = refseg("run", "-m", *overrides(conf=conf, clips=clips), *CLUSTER, *extra, cwd=root)
+    started = refseg("run", "-m", *overrides(root, conf=conf, clips=clips), *CLUSTER, *extra, cwd=root)
     told = started.communicate(timeout=120)
     assert started.returncode == 0, told
     return told[1]
@@ -224,7 +224,7 @@ def test_two_submissions_at_once_are_told_of_each_other(
 ) -> None:
     point(tmp_path, clips=CLIPS)
     extra = ["method.seconds=5", "cluster.shards=2", "+cluster.extra.hold=''"]
-    both = [refseg("run", *overrides(clips=CLIPS), *CLUSTER, *extra, cwd=tmp_path) for _ in range(2)]
+    both = [refseg("run", *overrides(tmp_path, clips=CLIPS), *CLUSTER, *extra, cwd=tmp_path) for _ in range(2)]
     told = [p.communicate(timeout=120)[1] for p in both]
     (store,) = stores(tmp_path)
     made = submissions(store.root)
@@ -239,10 +239,10 @@ def test_two_submissions_at_once_are_told_of_each_other(
     assert slurm.tasks(array).keys() == {"0", "1"}
     # A later one is told too, with the jobs.
     monkeypatch.chdir(tmp_path)
-    assert main(["run", *overrides(clips=CLIPS), *CLUSTER, *extra]) == 2
+    assert main(["run", *overrides(tmp_path, clips=CLIPS), *CLUSTER, *extra]) == 2
     assert f"work job {array}" in capsys.readouterr().err
     # Asked to, it adds its workers.
-    assert main(["run", "--no-score", *overrides(clips=CLIPS), *CLUSTER, *extra, "cluster.join=true"]) == 0
+    assert main(["run", "--no-score", *overrides(tmp_path, clips=CLIPS), *CLUSTER, *extra, "cluster.join=true"]) == 0
     more = job(store)
     assert more != array
     assert f"work job {array}" in capsys.readouterr().err
@@ -333,7 +333,7 @@ def test_sbatch_refusing_is_told_in_one_message(
     slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(["run", *overrides(), *CLUSTER, "cluster.partition=nowhere"]) == 2
+    assert main(["run", *overrides(tmp_path), *CLUSTER, "cluster.partition=nowhere"]) == 2
     told = capsys.readouterr().err
     assert "invalid partition" in told
     assert "Traceback" not in told
