@@ -322,7 +322,7 @@ def test_hidden_masks_end_a_run_well(tmp_path: Path, capsys: pytest.CaptureFixtu
     values = dict(frozen(store))
     values["dataset"] = {**values["dataset"], "_target_": "tests.test_inputs.Hidden"}
     assert score_runs([store], {store.root: values}) == 0
-    tables.show([store])
+    tables.show_tables([store])
     said = capsys.readouterr()
     assert f"`refseg submission {store.root}`" in said.err
     assert "rvos-expr" not in said.out, "an earlier result stands in for the one that can't be made"
@@ -375,7 +375,7 @@ def test_truth_of_another_size_is_told_and_no_earlier_result_shown(
     score_store(store)
     change(tmp_path / "data", truth="small")
     assert score_runs([store], {}) == 2
-    tables.show([store])
+    tables.show_tables([store])
     said = capsys.readouterr()
     assert "The truth of 'clip0/0' doesn't fit its clip: there are 2 masks of (12, 16)" in said.err
     assert "rvos-expr" not in said.out

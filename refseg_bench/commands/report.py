@@ -117,7 +117,7 @@ def main(args: argparse.Namespace) -> int:
         )
     if args.format == "term":
         with _console(args.output) as console:
-            tables.show(stores, console)
+            tables.show_tables(stores, console)
         return 0
     _put(tables.FORMATS[args.format](rows), args.output)
     return 0

@@ -75,7 +75,7 @@ def main(args: argparse.Namespace) -> int:
                 here.append(item.store)
     if here and not args.no_score:
         code = max(code, score_runs(here, values))
-        tables.show(here)
+        tables.show_tables(here)
         if not args.no_html:
             try:
                 print(pages(here))

@@ -205,7 +205,7 @@ def to_terminal(table: ResultTable, console: Console) -> None:
         console.print(Text(note, style="dim"), soft_wrap=True)
 
 
-def show(stores: Sequence[RunStore], console: Console | None = None) -> None:
+def show_tables(stores: Sequence[RunStore], console: Console | None = None) -> None:
     """Print the tables of the runs."""
     for table in tabulate(rows_of(stores)):
         to_terminal(table, console or Console())
