@@ -224,7 +224,9 @@ def test_two_submissions_at_once_are_told_of_each_other(
 ) -> None:
     point(tmp_path, clips=CLIPS)
     extra = ["method.seconds=5", "cluster.shards=2", "+cluster.extra.hold=''"]
-    both = [refseg("run", *overrides(tmp_path, clips=CLIPS), *CLUSTER, *extra, cwd=tmp_path) for _ in range(2)]
+    both = [
+        refseg("run", *overrides(tmp_path, clips=CLIPS), *CLUSTER, *extra, cwd=tmp_path) for _ in range(2)
+    ]
     told = [p.communicate(timeout=120)[1] for p in both]
     (store,) = stores(tmp_path)
     made = submissions(store.root)
@@ -242,7 +244,10 @@ def test_two_submissions_at_once_are_told_of_each_other(
     assert main(["run", *overrides(tmp_path, clips=CLIPS), *CLUSTER, *extra]) == 2
     assert f"work job {array}" in capsys.readouterr().err
     # Asked to, it adds its workers.
-    assert main(["run", "--no-score", *overrides(tmp_path, clips=CLIPS), *CLUSTER, *extra, "cluster.join=true"]) == 0
+    assert (
+        main(["run", "--no-score", *overrides(tmp_path, clips=CLIPS), *CLUSTER, *extra, "cluster.join=true"])
+        == 0
+    )
     more = job(store)
     assert more != array
     assert f"work job {array}" in capsys.readouterr().err
