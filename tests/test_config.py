@@ -191,6 +191,9 @@ def test_a_result_names_the_rules_that_made_it() -> None:
     assert isinstance(made, RefcocoLavt)
     assert made.resolution == 48
     assert protocol_of(Result("rvos-expr@1", {}, 0, 0, 0, 0)).name == "rvos-expr@1"
+    # As results of older versions tell it: the class has moved, the id has stayed.
+    node = {"_target_": "refseg_bench.metrics.protocols.rvos.RvosExpression"}
+    assert protocol_of(Result("rvos-expr@1", {}, 0, 0, 0, 0, details={"rules": node})).name == "rvos-expr@1"
 
 
 # ── what stands beside a run ─────────────────────────────────────────────────

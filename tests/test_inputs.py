@@ -428,3 +428,19 @@ def test_a_record_from_elsewhere_makes_no_command_read_without_end(tmp_path: Pat
     for path in endless:
         present = Present(FakeDataset())
         assert len(present.files(Clip("c", (path,), ("0",), (2, 3)))) in (0, 16)
+
+
+def test_a_refused_protocol_with_options_leaves_no_earlier_number(
+    in_tmp: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = "refcoco-lavt@1:resolution=480"
+    protocols = "protocols=['refcoco-lavt:resolution=480']"
+    assert cli.main(["run", "dataset=photos", "method=empty", "limit.clips=2", protocols, "--no-html"]) == 0
+    (store,) = [RunStore(path) for path in Path("runs").iterdir()]
+    assert name in store.results()
+    (lines,) = (store.root / "predictions").iterdir()
+    lines.write_bytes(b"".join(lines.read_bytes().splitlines(keepends=True)[1:]))
+    again = RunStore(store.root)
+    assert score_runs([again], {}) == 2
+    assert again.results() == {}
+    assert "refuses incomplete work" in capsys.readouterr().err

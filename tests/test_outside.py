@@ -31,7 +31,7 @@ from refseg_bench.types import Clip, Expression, Grounding, MaskTrack, Target
 
 @dataclass
 class Squares:
-    """One clip of two frames with a bright square."""
+    """Two clips of two frames with a bright square."""
 
     name: str = "squares"
     split: str = "all"
@@ -40,7 +40,7 @@ class Squares:
 
     def clips(self) -> list[Clip]:
         paths = tuple(self.root / f"{i}.png" for i in range(2))
-        return [Clip("one", paths, ("0", "1"), (16, 16))]
+        return [Clip(name, paths, ("0", "1"), (16, 16)) for name in ("one", "two")]
 
     def expressions(self, clip: Clip) -> list[Expression]:
         return [Expression("0", "the square")]
@@ -130,19 +130,32 @@ def test_every_command_knows_them(
     (run,) = Path("runs").iterdir()
     assert run.name.startswith("bright-squares-")
     monkeypatch.delenv(searchpath.SEARCHPATH)  # as in another shell
-    assert "my-rules@1" in said(capsys, "score", str(run))
+    # The class doesn't inherit: processes of their own must give it the same hooks.
+    assert "my-rules@1" in said(capsys, "score", str(run), "-j", "2")
     assert "my-rules@1" in said(capsys, "report", str(run))
     assert "squares" in said(capsys, "data", "list")
     assert "all well" in said(capsys, "data", "verify", "squares")
     said(capsys, "data", "show", "quadrate", "one", "--out", "sample.png")
     assert Path("sample.png").is_file()
-    Path("masks/one/0").mkdir(parents=True)
-    for i in range(2):
-        Image.open(f"squares/{i}.png").convert("L").save(f"masks/one/0/{i}.png")
+    for clip in ("one", "two"):
+        Path(f"masks/{clip}/0").mkdir(parents=True)
+        for i in range(2):
+            Image.open(f"squares/{i}.png").convert("L").save(f"masks/{clip}/0/{i}.png")
     assert "my-rules@1" in said(capsys, "score", "--predictions", "masks", "--dataset", "squares")
     assert "No evaluation server" in said(capsys, "submission", str(run), code=2)
     assert "somebody/model" in said(capsys, "models", "list", "segmenter=theirs", code=1)
     assert "2 frames" in said(capsys, "demo", "squares", "the square", "method=bright")
+
+
+def test_a_set_that_can_t_be_built_hides_no_other(
+    outsider: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (outsider / "lib/outsider/conf/dataset/squares.yaml").write_text("_target_: outsider.code.Nothing\n")
+    monkeypatch.setenv(searchpath.SEARCHPATH, "pkg://outsider.conf")
+    monkeypatch.setenv("COLUMNS", "200")
+    told = said(capsys, "data", "list")
+    assert "has no 'Nothing'" in told
+    assert "mevis" in told
 
 
 def test_a_package_that_nobody_put_there_is_not_imported(outsider: Path) -> None:

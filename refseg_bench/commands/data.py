@@ -79,7 +79,12 @@ def list_sets(args: argparse.Namespace) -> int:
         column.overflow = "fold"
     for name in names("dataset"):
         facts = manifest(name)
-        data = open_dataset(name)
+        try:
+            data = open_dataset(name)
+        except ConfigError as error:
+            # A set of another package may need an option that only its user knows.
+            table.add_row(name, "–", "", "", escape(error.what))
+            continue
         table.add_row(
             name,
             facts.kind if facts else "–",

@@ -14,6 +14,7 @@ from typing import Any
 from refseg_bench.config import compose as configs
 from refseg_bench.errors import RefsegError
 from refseg_bench.report import tables
+from refseg_bench.report.current import leave_out_outdated
 from refseg_bench.report.html import pages
 from refseg_bench.run import launch
 from refseg_bench.run.store import RunStore
@@ -75,6 +76,7 @@ def main(args: argparse.Namespace) -> int:
                 here.append(item.store)
     if here and not args.no_score:
         code = max(code, score_runs(here, values))
+        leave_out_outdated(here, lambda line: print(line, file=sys.stderr))
         tables.show_tables(here)
         if not args.no_html:
             try:

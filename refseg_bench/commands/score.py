@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from refseg_bench.config import schema
-from refseg_bench.config.components import open_dataset, open_protocol
+from refseg_bench.config.components import is_class, open_dataset, open_protocol
 from refseg_bench.errors import ConfigError, RefsegError, ScoreError, StoreError
 from refseg_bench.files.store_io import check_output, output
 from refseg_bench.run.store import find_runs
@@ -65,7 +65,7 @@ def main(args: argparse.Namespace) -> int:
     if args.json is not None:
         check_output(args.json)
     ids = [word.strip() for word in args.protocol.split(",") if word.strip()] if args.protocol else None
-    schema.allow(*(word for word in ids or () if "." in word.partition(":")[0]))
+    schema.allow(*filter(is_class, (word.partition(":")[0] for word in ids or ())))
     if args.predictions is not None:
         if args.runs:
             raise ConfigError("Give run folders or --predictions, not both.")

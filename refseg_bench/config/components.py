@@ -23,6 +23,8 @@ from refseg_bench.files.store_io import parse_yaml, read_yaml
 if TYPE_CHECKING:
     from refseg_bench.types import Result
 
+#: Where protocols lived when results of older versions were written; their ids have stayed.
+_FORMER = "refseg_bench.metrics."
 #: Keys of a component's YAML that are no options of its class.
 ABOUT = ("defaults", "aliases")
 
@@ -185,4 +187,6 @@ def protocol_of(result: Result) -> Any:
         ConfigError: its package is not on the search path, or there is no such protocol.
     """
     node = result.details.get("rules")
-    return schema.build(node, "protocol") if isinstance(node, dict) else open_protocol(result.protocol)
+    if not isinstance(node, dict) or str(node.get(schema.TARGET)).startswith(_FORMER):
+        return open_protocol(result.protocol)
+    return schema.build(node, "protocol")

@@ -48,7 +48,7 @@ static void region_free(PyObject *self) {
 
 static PyTypeObject RegionType = {
     PyVarObject_HEAD_INIT(NULL, 0)
-    .tp_name = "refseg_bench.metrics._kernel.Region",
+    .tp_name = "refseg_bench.files._kernel.Region",
     .tp_doc = "A mask made ready for comparison.",
     .tp_basicsize = sizeof(Region),
     .tp_flags = Py_TPFLAGS_DEFAULT,

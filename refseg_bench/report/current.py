@@ -42,7 +42,7 @@ def leave_out_outdated(stores: Sequence[RunStore], say: Callable[[str], None]) -
                 store.outdated.add(protocol)
                 say(
                     f"{store.root}: the result under {protocol} is not shown, for {why} have changed since; "
-                    f"`refseg score {shlex.quote(str(store.root))}` {hint}"
+                    f"`refseg score {shlex.quote(str(store.root))} --protocol {shlex.quote(protocol)}` {hint}"
                 )
 
 

@@ -640,7 +640,11 @@ def _points(details: Mapping[str, Any]) -> list[list[float]]:
     for name, x_at, y_at in (("points", 1, 2), ("clicks", 1, 2), ("keypoints", 2, 1)):
         rows = to_plain(details.get(name))
         for row in rows[:200] if isinstance(rows, list) else ():
-            if isinstance(row, list) and len(row) >= 3 and all(isinstance(v, (int, float)) for v in row[:3]):
+            if (
+                isinstance(row, list)
+                and len(row) >= 3
+                and all(isinstance(v, (int, float)) and math.isfinite(v) for v in row[:3])
+            ):
                 out.append([int(row[0]), float(row[x_at]), float(row[y_at])])
     return out
 

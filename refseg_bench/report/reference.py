@@ -131,7 +131,11 @@ class Reference:
         for name in ("file", "table"):
             if name not in known:
                 raise ConfigError(f"'reference' lacks '{name}'.", where="experiment")
-        tolerance = float(known.pop("tolerance", TOLERANCE))
+        tolerance = known.pop("tolerance", TOLERANCE)
+        if type(tolerance) not in (int, float) or not 0 <= tolerance < math.inf:
+            raise ConfigError(
+                f"'reference.tolerance' is {tolerance!r}.", where="experiment", allowed=["points, 0 or more"]
+            )
         return cls(**{name: str(value) for name, value in known.items()}, tolerance=tolerance)
 
     @classmethod

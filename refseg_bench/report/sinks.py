@@ -116,5 +116,7 @@ def sink_of(word: str) -> Sink:
             raise ConfigError(f"The sink can't be loaded ({error}).", where=name) from error
     if cls is None:
         raise ConfigError(f"There is no sink '{name}'.", allowed=[*SINKS, "package.module.Class"])
+    if not callable(getattr(cls, "send", None)):
+        raise ConfigError("It is no sink: it has no method 'send'.", where=name)
     made: Sink = cls(target) if target else cls()
     return made

@@ -70,7 +70,7 @@ def build_method(values: Mapping[str, Any], dataset: Dataset) -> Method:
         object.__setattr__(part, "cache_root", Path(values["paths"]["cache"]))  # a component may be frozen
     if method.sees_targets:
         # Only bounds (the oracle) ask for this; no grounding method may.
-        method.targets = dataset.target
+        object.__setattr__(method, "targets", dataset.target)
     return method
 
 

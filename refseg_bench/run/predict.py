@@ -139,8 +139,8 @@ def half_batches(method: Method) -> Iterator[None]:
         torch.cuda.empty_cache()
     try:
         for part, size in parts:
-            part.batch_size = size // 2
+            object.__setattr__(part, "batch_size", size // 2)  # a component may be frozen
         yield
     finally:
         for part, size in parts:
-            part.batch_size = size
+            object.__setattr__(part, "batch_size", size)

@@ -15,6 +15,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from refseg_bench.config.component import adopt, base_of
 from refseg_bench.datasets.base import Dataset
 from refseg_bench.env import cores
 from refseg_bench.errors import ScoreError
@@ -43,6 +44,9 @@ class _Portable:
     def build(self) -> Any:
         if self.cls is None:
             return self.made
+        if hasattr(self.cls, "clips"):
+            # A class that doesn't inherit has the kind's hooks in the parent only.
+            adopt(self.cls, base_of("dataset"), "dataset")
         return self.cls(**{k: v.build() if isinstance(v, _Portable) else v for k, v in self.fields.items()})
 
 

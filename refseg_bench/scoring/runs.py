@@ -106,7 +106,7 @@ def score_runs(stores: Sequence[RunStore], values: Mapping[Path, Mapping[str, An
             if not isinstance(outcome, ScoreError):
                 continue
             # No earlier result stands in for the one that was refused.
-            store.outdated.add(open_protocol(word).name)
+            store.outdated.add(open_protocol(word).full_name)
             if isinstance(outcome, HiddenTruthError):
                 hint = (outcome.hint or "").replace("RUN", shlex.quote(str(store.root)))
                 hidden[store.root] = f"{outcome.what}\n  {hint}"

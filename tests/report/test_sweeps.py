@@ -209,6 +209,8 @@ def test_a_sink_of_another_package_is_told(tmp_path: Path) -> None:
 def test_sinks_say_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="mlflow"):
         sinks.sink_of("nothing")
+    with pytest.raises(ConfigError, match="no method 'send'"):
+        sinks.sink_of("pathlib.Path:here")
     monkeypatch.setitem(sys.modules, "mlflow", None)
     record = sinks.RunRecord("a", {}, {})
     with pytest.raises(ConfigError, match="pip install"):
