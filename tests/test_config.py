@@ -6,7 +6,8 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 
 from refseg_bench.config import compose as configs
-from refseg_bench.config.components import names, open_protocol, protocol_of
+from refseg_bench.config import schema
+from refseg_bench.config.components import names, open_protocol, protocol_of, read
 from refseg_bench.errors import ConfigError, StoreError
 from refseg_bench.run.launch import freeze
 from refseg_bench.scoring.protocols.image import RefcocoLavt
@@ -66,6 +67,22 @@ def test_the_seed_reaches_every_component_that_draws(overrides: list[str]) -> No
         assert options == (zero[part] or {})
     pinned = one(*overrides, "seed=7", "segmenter.seed=3").values
     assert (pinned["segmenter"]["seed"], pinned["seed"]) == (3, 7)
+
+
+def test_every_shipped_draw_follows_the_seed() -> None:
+    for kind in ("method", "segmenter", "backbone", "dataset"):
+        for name in names(kind):
+            node = read(kind, name)
+            if "seed" in schema.options(schema.locate(str(node["_target_"]), kind)):
+                assert node.get("seed") == "${seed}", f"{kind}={name} draws whatever `seed=` says"
+
+
+def test_a_torn_component_is_told_by_its_file(tmp_path: Path) -> None:
+    (tmp_path / "method").mkdir()
+    (tmp_path / "method/torn.yaml").write_text("a: [\n")
+    with pytest.raises(ConfigError) as error:
+        one(f"hydra.searchpath=[file://{tmp_path}]", "method=torn")
+    assert "torn.yaml, line" in str(error.value)
 
 
 def test_sweeps_expand_in_order() -> None:

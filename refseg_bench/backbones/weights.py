@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from refseg_bench.config import schema
 from refseg_bench.config.schema import TARGET
@@ -76,14 +76,6 @@ class WeightsStatus:
     path: Path | None
     commit: str | None = None
     megabytes: float = 0.0
-
-
-@runtime_checkable
-class NeedsWeights(Protocol):
-    """A component that can name its weights without loading them."""
-
-    def weights(self) -> Sequence[Weights]:
-        """The weights it loads at first use."""
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ class Component(ABC):  # noqa: B024 (what is abstract differs by kind)
     def weights(self) -> Sequence[Any] | None:
         """The :class:`~refseg_bench.backbones.weights.Weights` it loads at first use.
 
-        ``None`` = its options ``model``, ``path`` or ``checkpoint``, and ``revision``, say it.
+        ``None`` = it has none.
         """
         return None
 

@@ -456,6 +456,16 @@ def _said(override: str) -> str:
 
 
 def _told(error: Exception, overrides: Sequence[str]) -> ConfigError:
+    torn: BaseException | None = error
+    while torn is not None and not isinstance(torn, yaml.MarkedYAMLError):
+        torn = torn.__cause__ or torn.__context__
+    if torn is not None and torn.problem_mark is not None:
+        mark = torn.problem_mark
+        return ConfigError(
+            f"A YAML file can't be read: {torn.problem}.",
+            where=f"{mark.name}, line {mark.line + 1}",
+            hint="Correct the file.",
+        )
     text, _, options = str(error).partition("Available options in")
     return ConfigError(
         (text.strip() or type(error).__name__).splitlines()[0],

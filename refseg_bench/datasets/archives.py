@@ -141,7 +141,7 @@ def _torn(archive: Path, error: Exception) -> Damage:
 @contextmanager
 def _members(archive: Path) -> Iterator[Iterator[_Member]]:
     with open_regular(archive) as file:
-        head = file.read(16)
+        head = file.read(32)
     if not head.startswith(b"PK"):
         try:
             packed_tar = tarfile.open(archive, tarinfo=_BoundedTarInfo)  # noqa: SIM115
