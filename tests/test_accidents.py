@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 #: Words of the hint, or of what goes on without the disk.
 TOLD = "disk is full|quota is used up|[Ii]nput/output error|No space left|[Qq]uota exceeded"
 
-RUN = ["run", *overrides(clips=2), "method=fake", "keep_maps=true", "dataset.n_expressions=2"]
+RUN = ["run", *overrides(Path(), clips=2), "method=fake", "keep_maps=true", "dataset.n_expressions=2"]
 #: Name → what must have happened before, and the command.
 COMMANDS: dict[str, tuple[list[list[str]], list[str]]] = {
     "run": ([], RUN),
@@ -44,7 +44,10 @@ COMMANDS: dict[str, tuple[list[list[str]], list[str]]] = {
     "picture": ([], ["data", "show", "shapes", "CLIP", "--out", "pictures/x.png"]),
     "prepare": ([], ["data", "prepare", "mevis", "--from", "set.zip", "--to", "set"]),
     "submission": ([[*RUN, "--no-html", "dataset.name=mevis"]], ["submission", "RUN", "-o", "out.zip"]),
-    "demo": ([], ["demo", "data/clip0", "the square", "method=fake", *overrides(clips=2)[:1], "-o", "demo"]),
+    "demo": (
+        [],
+        ["demo", "data/clip0", "the square", "method=fake", *overrides(Path(), clips=2)[:1], "-o", "demo"],
+    ),
 }
 #: Those that are also looked at in the middle of their steps.
 SOME = ("run", "score", "pages", "prepare")
@@ -105,7 +108,8 @@ class World:
                 out[name] = [
                     record[key] for key in ("protocol", "metrics", "n", "expected", "failed", "missing")
                 ]
-            elif name.endswith("made_from.json"):
+            elif name.endswith(("made_from.json", "data.json")):
+                # They tell the times of files.
                 out[name] = sorted(json.loads(path.read_text()))
             elif name.endswith((".js", ".csv")):
                 out[name] = "" if "/data/" in name else path.read_text().count("\n")

@@ -19,7 +19,7 @@ from refseg_bench.files.store_io import read_record, read_sealed_yaml, sealed, s
 from tests.fakes import FakeDataset
 from tests.launch.runs import overrides
 
-RUN = ["run", *overrides(clips=2), "method=fake", "method.side=6", "keep_maps=true",
+RUN = ["run", *overrides(Path(), clips=2), "method=fake", "method.side=6", "keep_maps=true",
        "dataset.n_expressions=2", "dataset.name=mevis", "--no-html"]  # fmt: skip
 COMMANDS = {
     "score": ["score", "RUN", "-j", "1", "--json", "scores.json"],

@@ -12,7 +12,7 @@ from refseg_bench.methods.decaf.fusion import otsu, resize
 from refseg_bench.methods.decaf.method import DecAF, Fusion
 from refseg_bench.methods.decaf.points import candidate_points
 from refseg_bench.methods.spatial import SpatialBias
-from refseg_bench.segmenters.base import Candidates, Prompt, SegmenterCounters
+from refseg_bench.segmenters.base import Candidates, Prompt, Segmenter, SegmenterCounters
 from refseg_bench.types import Clip, Expression
 from tests.tiny_mllm import FAMILIES, backbone, clip_frames
 
@@ -47,6 +47,9 @@ class FakeMLLM:
 
     def layers(self):
         return 28
+
+    def report(self):
+        return {}
 
     def open(self, frames_THWC, visual, rollout):
         self.frames = len(frames_THWC)
@@ -134,7 +137,7 @@ class ColourSession:
             yield index, np.stack([self._same(index, colour) for colour in colours])
 
 
-class ColourSegmenter:
+class ColourSegmenter(Segmenter):
     def __init__(self, ious=None):
         self.ious, self.sessions = ious or {}, []
 

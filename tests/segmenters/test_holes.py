@@ -63,10 +63,9 @@ def test_missing_extension_is_refused_not_skipped(monkeypatch, clip):
 
 
 def test_run_record_says_which_filling_was_in_effect():
-    from types import SimpleNamespace
-
+    from refseg_bench.methods.bounds import CentrePoint, Empty
     from refseg_bench.run.build import method_record
 
-    record = method_record(SimpleNamespace(segmenter=Sam2Hf(fill_holes="off")))
+    record = method_record(CentrePoint(segmenter=Sam2Hf(fill_holes="off")))
     assert record["segmenter"]["hole_filling"]["in_effect"] == "none"
-    assert method_record(SimpleNamespace(segmenter=None)) == {}
+    assert method_record(Empty()) == {}
