@@ -6,6 +6,7 @@ Bad input is told in one message on standard error with exit code 2; a bug keeps
 
 from __future__ import annotations
 
+import os
 import sys
 
 # All else, typing too, is imported inside the calls: Ctrl-C may come while it is.
@@ -119,6 +120,8 @@ def _bordered() -> ExitStack:
     """Let everything a command prints pass the border."""
     import contextlib
 
+    # Bars of other packages draw with what the border makes visible; progress is told by our own.
+    os.environ.setdefault("TQDM_DISABLE", "1")
     stack = contextlib.ExitStack()
     if sys.stdout is not None:
         stack.enter_context(contextlib.redirect_stdout(_Border(sys.stdout)))
