@@ -22,7 +22,7 @@ from refseg_bench.run.store import RunStore
 from refseg_bench.types import Clip, Expression, Inputs, Prediction, SampleFailure, sample_id
 
 #: What helps where samples were predicted on other data.
-CURE = "The same `refseg run` predicts them again; or put the former data back."
+HINT = "The same `refseg run` predicts them again; or put the former data back."
 
 
 #: Most bytes of one frame's file.
@@ -255,7 +255,7 @@ def without(
     for name, prediction in found.items():
         if prediction.track is None:
             continue
-        hint = CURE
+        hint = HINT
         why = differing.get(prediction.sample) or prediction.track.misfit(clip.size, len(clip))
         if prediction.inputs is None:
             hint = "An older version wrote it without its data: move the run folder away and run again."
@@ -271,7 +271,7 @@ def refusal(differing: Mapping[str, str], where: Path) -> StaleError:
         f"{len(differing)} samples were predicted on other data than the data set holds now: "
         f"{told(differing, first=20)}.",
         where=where,
-        hint=CURE,
+        hint=HINT,
     )
 
 
