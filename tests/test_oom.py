@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,14 @@ from tests.launch.runs import SLOW, lines
 from tests.launch.slow import SlowMethod
 from tests.segmenters.conftest import sam2_folder, sam2_package_files  # noqa: F401
 from tools import tiny_sam as tiny
+
+
+@pytest.fixture(autouse=True)
+def _light_heap() -> Iterator[None]:
+    """Each halving collects garbage: keep what earlier tests have left out of it."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.mark.parametrize(

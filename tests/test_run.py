@@ -166,6 +166,7 @@ def test_a_clip_of_another_frame_size_is_refused(tmp_path: Path) -> None:
         Clip(clip.id, clip.frame_paths, clip.frame_names, (10, 10)).load([0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "kinds"),
     [
@@ -196,7 +197,7 @@ def test_the_seed_moves_what_is_drawn_and_nothing_else(
 
 
 def test_the_segmenters_counters_reach_the_run_record(tmp_path: Path) -> None:
-    typed = ["method=centre_point", "limit.clips=20", "limit.expressions=1"]
+    typed = ["method=centre_point", "limit.clips=6", "limit.expressions=1"]
     paths = [f"paths.runs={tmp_path}", f"paths.cache={tmp_path}/cache"]
     (done,) = launch(compose([*typed, *paths]), print, score=False)
     (record,) = [json.loads(path.read_text()) for path in done.store.root.glob("env/*.json")]

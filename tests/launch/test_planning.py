@@ -83,14 +83,14 @@ def test_runs_with_one_capture_share_it(tmp_path: Path) -> None:
 
 
 def test_what_cannot_change_a_prediction_is_taken_from_the_last_command(tmp_path: Path) -> None:
-    (first,) = launch([point(tmp_path, method={"batch_size": 8, "fits": 0})], quiet)
+    (first,) = launch([point(tmp_path, clips=2, method={"batch_size": 4, "fits": 0})], quiet)
     assert first.tally is not None
-    assert first.tally.failed == 18
-    (again,) = launch([point(tmp_path, method={"batch_size": 2, "fits": 2})], quiet)
+    assert first.tally.failed == 6
+    (again,) = launch([point(tmp_path, clips=2, method={"batch_size": 2, "fits": 2})], quiet)
     assert again.store.root == first.store.root
     assert again.tally is not None
-    assert again.tally.done == 18
-    (no_op,) = launch([point(tmp_path)], quiet)
+    assert again.tally.done == 6
+    (no_op,) = launch([point(tmp_path, clips=2)], quiet)
     assert no_op.submission is None
     made = submissions(first.store.root)
     assert [s.state for s in made] == ["over", "over"]

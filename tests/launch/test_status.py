@@ -62,6 +62,7 @@ def test_a_run_without_its_dataset_still_has_a_status(tmp_path: Path, capsys) ->
     assert "what is left is unknown" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_second_command_joins_a_local_run_and_both_are_told(tmp_path: Path) -> None:
     whole = undisturbed(tmp_path / "whole", clips=8)
     point(tmp_path, clips=8)
@@ -77,6 +78,7 @@ def test_a_second_command_joins_a_local_run_and_both_are_told(tmp_path: Path) ->
     assert len({r.owner.launch for r in records(store.root)}) == 2
 
 
+@pytest.mark.slow
 def test_cancel_ends_a_local_run_and_its_shards(tmp_path: Path, capsys) -> None:
     point(tmp_path, clips=120)
     started = refseg(

@@ -68,12 +68,14 @@ def run(arguments, cwd):
     )
 
 
+@pytest.mark.slow
 def test_composing_works_before_and_after(tmp_path):
     done = run(["-c", HYDRA], tmp_path)
     assert done.stdout.startswith("ok"), done.stderr
     assert int(done.stdout.split()[1]) == 38_962_498  # Hiera-tiny 2.1
 
 
+@pytest.mark.slow
 def test_inside_a_hydra_app(tmp_path):
     (tmp_path / "app.py").write_text(APP)
     done = run(["app.py"], tmp_path)
