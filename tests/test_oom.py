@@ -165,8 +165,7 @@ def shipped(
             yaml, checkpoint = request.getfixturevalue("sam2_package_files")["sam2"]
             sam2 = Sam2(checkpoint=checkpoint, architecture=yaml, device="cpu")
             return Clicks(sam2), _PackageCore, "decode", lambda self, top, *_, **__: len(top)
-        from refseg_bench.segmenters.hf_tracker import HfTrackerCore
-        from refseg_bench.segmenters.sam2_hf import Sam2Hf
+        from refseg_bench.segmenters.sam2_hf import HfTrackerCore, Sam2Hf
         from refseg_bench.segmenters.sam3 import Sam3
 
         segmenter: Segmenter

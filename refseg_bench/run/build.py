@@ -92,7 +92,7 @@ def method_record(method: Method) -> dict[str, Any]:
     record = {"method": dict(method.report())}
     segmenter: Segmenter | None = schema.parts(method).get("segmenter")
     if segmenter is not None:
-        record["segmenter"] = dict(segmenter.environment())
+        record["segmenter"] = dict(segmenter.report())
         if segmenter.counted is not None:
             record["segmenter"]["counters"] = asdict(segmenter.counted())
     return {name: facts for name, facts in record.items() if facts}

@@ -8,14 +8,14 @@ frame's width and height, measured at pixel centres, so that no method has to kn
 from __future__ import annotations
 
 import time
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from types import TracebackType
-from typing import Any, ClassVar, Literal, Protocol, Self
+from typing import ClassVar, Literal, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,8 @@ from refseg_bench.types import BoolHW, Clip
 
 TrackingDirection = Literal["forward", "backward", "both"]
 PromptKind = Literal["points", "box", "mask", "text"]
+#: (frame index, boolean masks (n_objects, H, W)) of one frame after the other.
+TrackedMasks = Iterator[tuple[int, NDArray[np.bool_]]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,92 +56,32 @@ class Prompt:
 
     def kinds(self) -> tuple[PromptKind, ...]:
         """Which kinds of pointing it holds."""
-        given: list[PromptKind] = []
-        if self.points:
-            given.append("points")
-        if self.box is not None:
-            given.append("box")
-        if self.mask is not None:
-            given.append("mask")
-        if self.text is not None:
-            given.append("text")
-        return tuple(given)
+        given = {
+            "points": bool(self.points),
+            "box": self.box is not None,
+            "mask": self.mask is not None,
+            "text": self.text is not None,
+        }
+        return tuple(kind for kind in get_args(PromptKind) if given[kind])
 
-
-def check_prompts(
-    prompts: Sequence[Prompt], size: tuple[int, int], accepted: Collection[PromptKind], segmenter: str
-) -> None:
-    """Refuse prompts a segmenter can't take, before any model runs.
-
-    Args:
-        prompts: at least one.
-        size: (height, width) of the clip, for masks.
-        accepted: the kinds the segmenter takes.
-        segmenter: its name, for the error.
-
-    Raises:
-        ConfigError: a kind the segmenter doesn't take.
-        DataError: no prompt, an empty one, a position outside the frame, points and labels of
-            different number, a box without extent, a mask of another size.
-    """
-    if not prompts:
-        raise DataError("A segmenter was called without a prompt.", where=segmenter)
-    for number, prompt in enumerate(prompts):
-        kinds = prompt.kinds()
-        where = f"{segmenter}, prompt {number}"
-        if not kinds:
-            raise DataError("The prompt is empty.", where=where, allowed=sorted(accepted))
-        for kind in kinds:
-            if kind not in accepted:
-                raise ConfigError(
-                    f"Segmenter '{segmenter}' takes no {kind} prompt.",
-                    where=where,
-                    allowed=sorted(accepted),
-                    hint="Choose another segmenter with segmenter=NAME.",
-                )
-        if len(prompt.points) != len(prompt.labels):
-            raise DataError(f"{len(prompt.points)} points have {len(prompt.labels)} labels.", where=where)
-        if any(label not in (0, 1) for label in prompt.labels):
-            raise DataError(f"Point labels are {prompt.labels}.", where=where, allowed=(0, 1))
-        if any(not 0 <= value <= 1 for point in prompt.points for value in point):
-            raise DataError(
-                f"A point lies outside the frame: {prompt.points}.", where=where, allowed=("0 … 1",)
-            )
-        if prompt.box is not None:
-            x0, y0, x1, y1 = prompt.box
-            if not (0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1):
-                raise DataError(
-                    f"The box {prompt.box} is no box inside the frame.",
-                    where=where,
-                    allowed=("0 <= x0 < x1 <= 1, 0 <= y0 < y1 <= 1",),
-                )
-        if prompt.mask is not None:
-            if len(kinds) > 1:
-                raise DataError(f"A mask prompt stands alone; this one has {kinds}.", where=where)
-            if prompt.mask.shape != size:
-                raise DataError(
-                    f"The mask prompt is {prompt.mask.shape}, its clip {size} (height, width).", where=where
-                )
-
-
-def check_frames(clip: Clip, frame: int, frames: Sequence[int] | None) -> tuple[int, ...]:
-    """The frames of a propagation as a tuple.
-
-    Raises:
-        DataError: an index outside the clip, not ascending, or without the prompted frame.
-    """
-    chosen = tuple(range(len(clip))) if frames is None else tuple(int(index) for index in frames)
-    if any(b <= a for a, b in pairwise(chosen)) or (chosen and not 0 <= chosen[0] <= chosen[-1] < len(clip)):
-        raise DataError(
-            f"Frames {chosen} are no ascending subset of the clip.",
-            where=clip.id,
-            allowed=[f"0 … {len(clip) - 1}"],
-        )
-    if frame not in chosen:
-        raise DataError(
-            f"The prompted frame {frame} is not among the frames to track.", where=clip.id, allowed=chosen
-        )
-    return chosen
+    def fault(self, size: tuple[int, int]) -> str:
+        """Why it points at nothing in a clip of (height, width) ``size``; empty if it does."""
+        if not self.kinds():
+            return "The prompt is empty."
+        if len(self.points) != len(self.labels):
+            return f"{len(self.points)} points have {len(self.labels)} labels."
+        if any(label not in (0, 1) for label in self.labels):
+            return f"Point labels are {self.labels}; allowed are 0 and 1."
+        if any(not 0 <= value <= 1 for point in self.points for value in point):
+            return f"A point lies outside the frame, 0 … 1: {self.points}."
+        x0, y0, x1, y1 = self.box or (0, 0, 1, 1)
+        if not (0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1):
+            return f"The box {self.box} is no box inside the frame: 0 <= x0 < x1 <= 1, 0 <= y0 < y1 <= 1."
+        if self.mask is not None and len(self.kinds()) > 1:
+            return f"A mask prompt stands alone; this one has {self.kinds()}."
+        if self.mask is not None and self.mask.shape != size:
+            return f"The mask prompt is {self.mask.shape}, its clip {size} (height, width)."
+        return ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,8 +101,7 @@ class Candidates:
 
     def mask(self, index: int) -> BoolHW:
         """One candidate at the clip's size."""
-        mask_HW: BoolHW = self.masks_KHW[index]
-        return mask_HW
+        return np.asarray(self.masks_KHW[index])
 
     def best(self) -> tuple[BoolHW, float]:
         """The candidate with the highest predicted IoU (the first on ties)."""
@@ -202,11 +143,21 @@ class SegmenterCounters:
             self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
 
 
-class SegmenterSession(Protocol):
-    """A clip opened by a segmenter."""
+class SegmenterSession(ABC):
+    """A clip opened by a segmenter: a context manager. What it is asked is checked here, once for all.
 
-    clip: Clip
-    counters: SegmenterCounters
+    Args:
+        clip: the clip.
+        counters: count into these, where a session is part of another.
+    """
+
+    #: The segmenter's name, for errors, and the kinds of prompts it takes.
+    name: str
+    accepts: tuple[PromptKind, ...] = ("points", "box", "mask")
+
+    def __init__(self, clip: Clip, counters: SegmenterCounters | None = None) -> None:
+        self.clip = clip
+        self.counters = counters or SegmenterCounters()
 
     def segment(self, frame: int, prompts: Sequence[Prompt], *, multimask: bool = True) -> list[Candidates]:
         """Mask candidates on one frame, one :class:`Candidates` per prompt, computed in one batch.
@@ -215,7 +166,12 @@ class SegmenterSession(Protocol):
             frame: index into the clip's frames.
             prompts: one per object; objects don't see each other.
             multimask: ask for several candidates per prompt where the model offers them.
+
+        Raises:
+            ConfigError, DataError: see :meth:`check`.
         """
+        self.check(frame, prompts)
+        return self._segment(frame, prompts, multimask)
 
     def propagate(
         self,
@@ -224,7 +180,7 @@ class SegmenterSession(Protocol):
         *,
         frames: Sequence[int] | None = None,
         direction: TrackingDirection = "both",
-    ) -> Iterator[tuple[int, NDArray[np.bool_]]]:
+    ) -> TrackedMasks:
         """Track the prompted objects through the clip, starting from nothing but the prompts.
 
         Args:
@@ -236,16 +192,75 @@ class SegmenterSession(Protocol):
 
         Yields:
             (frame index, boolean masks (n_objects, H, W)). Each frame once.
-        """
 
-    def close(self) -> None:
+        Raises:
+            ConfigError, DataError: see :meth:`check`.
+        """
+        video = self.check(frame, prompts, frames)
+        if direction not in get_args(TrackingDirection):
+            raise DataError(f"Direction '{direction}' is unknown.", allowed=get_args(TrackingDirection))
+        return self._propagate(frame, prompts, video, direction)
+
+    def check(
+        self, frame: int, prompts: Sequence[Prompt], frames: Sequence[int] | None = None
+    ) -> tuple[int, ...]:
+        """Refuse what can't be segmented, before any model runs; returns the frames of the video.
+
+        Raises:
+            ConfigError: a kind of prompt the segmenter doesn't take.
+            DataError: no prompt or a faulty one, frames outside the clip, not ascending, or without
+                the prompted one.
+        """
+        if not prompts:
+            raise DataError("A segmenter was called without a prompt.", where=self.name)
+        for number, prompt in enumerate(prompts):
+            where = f"{self.name}, prompt {number}"
+            for kind in prompt.kinds():
+                if kind not in self.accepts:
+                    raise ConfigError(
+                        f"Segmenter '{self.name}' takes no {kind} prompt.",
+                        where=where,
+                        allowed=self.accepts,
+                        hint="Choose another segmenter with segmenter=NAME.",
+                    )
+            if fault := prompt.fault(self.clip.size):
+                raise DataError(fault, where=where)
+        whole = range(len(self.clip))
+        video = tuple(whole if frames is None else map(int, frames))
+        if any(b <= a for a, b in pairwise(video)) or not {*video} <= {*whole}:
+            raise DataError(
+                f"Frames {video} are no ascending subset of the clip.",
+                where=self.clip.id,
+                allowed=[f"0 … {len(whole) - 1}"],
+            )
+        if frame not in video:
+            raise DataError(
+                f"The prompted frame {frame} is not among the frames to track.",
+                where=self.clip.id,
+                allowed=video,
+            )
+        return video
+
+    @abstractmethod
+    def _segment(self, frame: int, prompts: Sequence[Prompt], multimask: bool) -> list[Candidates]:
+        """:meth:`segment` of what was checked."""
+
+    @abstractmethod
+    def _propagate(
+        self, frame: int, prompts: Sequence[Prompt], video: tuple[int, ...], direction: TrackingDirection
+    ) -> TrackedMasks:
+        """:meth:`propagate` of what was checked."""
+
+    def close(self) -> None:  # noqa: B027 (a hook)
         """Free what the session holds."""
 
-    def __enter__(self) -> Self: ...
+    def __enter__(self) -> Self:
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
+    ) -> None:
+        self.close()
 
 
 class Segmenter(Component):
@@ -278,10 +293,6 @@ class Segmenter(Component):
         for needed in self.weights() or ():
             fetch(needed, offline=self.offline)
 
-    def environment(self) -> Mapping[str, Any]:
-        """JSON facts (which hole filling is in effect, precision, package versions), loading nothing."""
-        return {}
-
 
 def count_sessions(segmenter: Segmenter) -> None:
     """Have a segmenter's sessions counted from now on; its ``counted`` gives the sum.
@@ -307,18 +318,3 @@ def count_sessions(segmenter: Segmenter) -> None:
 
     for name, value in (("open", open_counted), ("counted", total)):
         object.__setattr__(segmenter, name, value)  # a component may be frozen
-
-
-class ContextSession:
-    """``with`` and ``close`` for sessions: inherit it and override :meth:`close` if anything is held."""
-
-    def close(self) -> None:
-        """Free what the session holds."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

@@ -8,11 +8,10 @@ colours until it comes back. It is a floor, not a rival of learned segmenters: i
 
 from __future__ import annotations
 
-import functools
 import hashlib
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -23,20 +22,16 @@ from refseg_bench.errors import ConfigError
 from refseg_bench.segmenters import classic
 from refseg_bench.segmenters.base import (
     Candidates,
-    ContextSession,
     Prompt,
-    PromptKind,
     Segmenter,
-    SegmenterCounters,
+    SegmenterSession,
+    TrackedMasks,
     TrackingDirection,
-    check_frames,
-    check_prompts,
 )
 from refseg_bench.types import BoolHW, Clip
 
 #: Cuts a session remembers, 10 KB each at the default working size.
 _MOST_CUTS = 4096
-ACCEPTED: tuple[PromptKind, ...] = ("points", "box", "mask")
 
 
 @dataclass
@@ -92,30 +87,25 @@ class _Track:
     usual: int
 
 
-@dataclass(eq=False)
-class GrabCutSession(ContextSession):
+class GrabCutSession(SegmenterSession):
     """One clip; every frame is read, every flow computed and (within limits) every cut made once.
 
     Expressions of a clip mean the same few objects: their clicks and tracks repeat each other.
     """
 
-    clip: Clip
-    options: GrabCut
-    counters: SegmenterCounters = field(default_factory=SegmenterCounters)
-    _frames: dict[int, NDArray[np.uint8]] = field(default_factory=dict, init=False)
-    _flows: dict[tuple[int, int], NDArray[np.float16]] = field(default_factory=dict, init=False)
-    _smooth: dict[tuple[int, float], NDArray[np.float32]] = field(default_factory=dict, init=False)
-    _codes: dict[int, NDArray[np.int32]] = field(default_factory=dict, init=False)
-    _cuts: OrderedDict[tuple[int, int, int, bytes], NDArray[np.uint8]] = field(
-        default_factory=OrderedDict, init=False
-    )
+    name = "grabcut"
+
+    def __init__(self, clip: Clip, options: GrabCut) -> None:
+        super().__init__(clip)
+        self.options = options
+        self.shape = classic.working_shape(clip.size, options.working_size)
+        self._frames: dict[int, NDArray[np.uint8]] = {}
+        self._flows: dict[tuple[int, int], NDArray[np.float16]] = {}
+        self._smooth: dict[tuple[int, float], NDArray[np.float32]] = {}
+        self._codes: dict[int, NDArray[np.int32]] = {}
+        self._cuts = OrderedDict[tuple[int, int, int, bytes], NDArray[np.uint8]]()
 
     # ── features, once per frame ─────────────────────────────────────────────
-
-    @functools.cached_property
-    def shape(self) -> tuple[int, int]:
-        """(height, width) at working size."""
-        return classic.working_shape(self.clip.size, self.options.working_size)
 
     def frame(self, index: int) -> NDArray[np.uint8]:
         """A frame at working size, BGR."""
@@ -165,14 +155,13 @@ class GrabCutSession(ContextSession):
 
     # ── one frame ────────────────────────────────────────────────────────────
 
-    def segment(self, frame: int, prompts: Sequence[Prompt], *, multimask: bool = True) -> list[Candidates]:
-        """Candidates per prompt. A mask prompt is answered by the mask itself and its re-cut edge.
+    def _segment(self, frame: int, prompts: Sequence[Prompt], multimask: bool) -> list[Candidates]:
+        """A mask prompt is answered by the mask itself and its re-cut edge.
 
         The predicted IoU is an estimate from the picture: how much the cut agrees with the region it
         started from, times how little the object's colours occur just outside it, times the share of
         its outline that is not the frame's border.
         """
-        check_prompts(prompts, self.clip.size, ACCEPTED, "grabcut")
         found = [self._candidates(frame, prompt) for prompt in prompts]
         if not multimask:
             found = [[max(pairs, key=lambda pair: pair[1])] for pairs in found]
@@ -224,24 +213,17 @@ class GrabCutSession(ContextSession):
 
     # ── through the clip ─────────────────────────────────────────────────────
 
-    def propagate(
-        self,
-        frame: int,
-        prompts: Sequence[Prompt],
-        *,
-        frames: Sequence[int] | None = None,
-        direction: TrackingDirection = "both",
-    ) -> Iterator[tuple[int, NDArray[np.bool_]]]:
-        """Track each object on its own. A mask prompt is taken as the truth of its frame."""
-        check_prompts(prompts, self.clip.size, ACCEPTED, "grabcut")
-        order = check_frames(self.clip, frame, frames)
-        at = order.index(frame)
+    def _propagate(
+        self, frame: int, prompts: Sequence[Prompt], video: tuple[int, ...], direction: TrackingDirection
+    ) -> TrackedMasks:
+        """Each object is tracked on its own. A mask prompt is taken as the truth of its frame."""
+        at = video.index(frame)
         begun = [self._begin(frame, prompt) for prompt in prompts]
         if direction != "backward":
-            yield from self._walk(order[at:], begun)
+            yield from self._walk(video[at:], begun)
         if direction != "forward":
             # Tracking here keeps no memory, so both directions start from the prompted frame.
-            backward = self._walk(order[at::-1], begun)
+            backward = self._walk(video[at::-1], begun)
             if direction == "both":
                 next(backward)
             yield from backward
@@ -257,8 +239,8 @@ class GrabCutSession(ContextSession):
         doubt = 0.5 / mask.size
         return _Track(mask, inside / (inside + outside + doubt), int(mask.sum()))
 
-    def _walk(self, order: Sequence[int], begun: Sequence[_Track]) -> Iterator[tuple[int, NDArray[np.bool_]]]:
-        tracks = [_Track(track.mask, track.odds, track.usual) for track in begun]
+    def _walk(self, order: Sequence[int], begun: Sequence[_Track]) -> TrackedMasks:
+        tracks = [replace(track) for track in begun]
         for step, index in enumerate(order):
             if step:
                 previous = order[step - 1]
@@ -277,10 +259,7 @@ class GrabCutSession(ContextSession):
         warped = classic.warp_mask(track.mask, self.flow(index, previous))
         with self.counters.timed("cut"):
             cut = self._recut(index, warped, odds)
-        area = int(cut.sum())
-        if area < self.options.lost_area * track.usual:
-            return np.zeros_like(cut)
-        return cut
+        return cut if cut.sum() >= self.options.lost_area * track.usual else np.zeros_like(cut)
 
     def _recut(self, index: int, warped: BoolHW, odds: classic.Float) -> BoolHW:
         core = classic.erode(warped, self.options.band)
@@ -302,11 +281,8 @@ class GrabCutSession(ContextSession):
 
     def close(self) -> None:
         """Forget frames, flows and cuts."""
-        self._frames.clear()
-        self._flows.clear()
-        self._smooth.clear()
-        self._codes.clear()
-        self._cuts.clear()
+        for kept in (self._frames, self._flows, self._smooth, self._codes, self._cuts):
+            kept.clear()
 
 
 # ── pure parts ───────────────────────────────────────────────────────────────

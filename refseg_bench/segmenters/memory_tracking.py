@@ -13,10 +13,9 @@ Axes: ``N`` objects, ``K`` mask candidates, ``P`` points of one prompt, ``S`` th
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,20 +23,27 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from refseg_bench.errors import DataError
-from refseg_bench.segmenters import holes
+from refseg_bench.errors import ConfigError
 from refseg_bench.segmenters.base import (
     Candidates,
-    ContextSession,
     Prompt,
     SegmenterCounters,
     SegmenterSession,
+    TrackedMasks,
     TrackingDirection,
-    check_frames,
-    check_prompts,
 )
-from refseg_bench.segmenters.holes import HoleFilling
-from refseg_bench.segmenters.sam_base import Features, FeatureStore, Resampling, Sam, autocast_for
+from refseg_bench.segmenters.sam_base import (
+    Features,
+    FeatureStore,
+    HoleFilling,
+    Resampling,
+    Sam,
+    autocast_for,
+    batches,
+    extension_available,
+    fill_holes,
+    fill_holes_with_extension,
+)
 from refseg_bench.types import BoolHW, Clip
 
 #: Labels of a box's corners among the points of a prompt, as SAM 2 was trained.
@@ -241,84 +247,47 @@ def at_clip_size(logits_N1hw: torch.Tensor, size: tuple[int, int]) -> NDArray[np
     return out_NHW
 
 
-class TrackingSession(ContextSession):
+class TrackingSession(SegmenterSession):
     """A clip opened with a SAM 2-type model.
 
     Args:
         clip: the clip.
         core: the model.
-        counters: counts encoder and decoder passes.
-        device_mb: features kept on the accelerator.
-        host_mb: features kept in host memory.
-        batch_size: largest number of objects (or clicked prompts) in one pass of the model.
-        fill: fills holes in low-resolution logits, or ``None``.
-        autocast: context of every model pass.
-        name: the segmenter's name, for errors.
+        options: budgets, batch size, precision, hole filling.
         counters: count into these, where a session is part of another.
     """
 
     def __init__(
-        self,
-        clip: Clip,
-        core: TrackerCore,
-        *,
-        device_mb: float,
-        host_mb: float,
-        batch_size: int,
-        fill: Callable[[torch.Tensor], torch.Tensor] | None,
-        autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
-        name: str = "sam2",
-        counters: SegmenterCounters | None = None,
+        self, clip: Clip, core: TrackerCore, options: SamTracker, counters: SegmenterCounters | None = None
     ) -> None:
-        self.clip = clip
-        self.counters = counters or SegmenterCounters()
+        super().__init__(clip, counters)
+        self.name = options.name
         self._core = core
-        self._fill = fill
-        self._batch_size = batch_size
-        self._autocast = autocast
-        self._name = name
-        self.features = FeatureStore(self._encode, core.device, device_mb, host_mb, self.counters)
+        self._options = options
+        self._autocast = autocast_for(options.precision, core.device)
+        self.features = FeatureStore(self._encode, core.device, options, self.counters)
 
-    def segment(self, frame: int, prompts: Sequence[Prompt], *, multimask: bool = True) -> list[Candidates]:
-        """See :class:`~refseg_bench.segmenters.base.SegmenterSession`.
-
-        A mask prompt comes back as its own only candidate, as the model would show it.
-        """
-        self._check(prompts)
-        check_frames(self.clip, frame, None)
-        out: list[Candidates | None] = [None] * len(prompts)
+    def _segment(self, frame: int, prompts: Sequence[Prompt], multimask: bool) -> list[Candidates]:
+        """A mask prompt comes back as its own only candidate, as the model would show it."""
+        out: dict[int, Candidates] = {}
         features = self.features.get(frame)
         with self._work("segment"):
-            for rows in self._batches(prompts):
+            for rows in batches(prompts, self._options.batch_size):
                 group = [prompts[row] for row in rows]
                 heads = self._prompt(features, group, several=multimask)
-                logits_NKhw = heads.logits_NKhw.float()
-                if self._fill is not None:
-                    logits_NKhw = self._fill(logits_NKhw.flatten(0, 1)[:, None]).view(logits_NKhw.shape)
+                logits_NKhw = self._filled(heads.logits_NKhw.flatten(0, 1)[:, None]).view_as(
+                    heads.logits_NKhw
+                )
                 ious_NK = heads.ious_NK.float().cpu().numpy()
                 for row, logits_Khw, ious_K in zip(rows, logits_NKhw, ious_NK, strict=True):
                     out[row] = LazyCandidates(logits_Khw, ious_K, self.clip.size)
-        return [candidates for candidates in out if candidates is not None]
-
-    def propagate(
-        self,
-        frame: int,
-        prompts: Sequence[Prompt],
-        *,
-        frames: Sequence[int] | None = None,
-        direction: TrackingDirection = "both",
-    ) -> Iterator[tuple[int, NDArray[np.bool_]]]:
-        """See :class:`~refseg_bench.segmenters.base.SegmenterSession`."""
-        self._check(prompts)
-        video = check_frames(self.clip, frame, frames)
-        if direction not in ("forward", "backward", "both"):
-            raise DataError(f"Direction '{direction}' is unknown.", allowed=("forward", "backward", "both"))
-        return self._propagate(video.index(frame), tuple(prompts), video, direction)
+        return [out[row] for row in range(len(prompts))]
 
     def _propagate(
-        self, start: int, prompts: tuple[Prompt, ...], video: tuple[int, ...], direction: TrackingDirection
-    ) -> Iterator[tuple[int, NDArray[np.bool_]]]:
-        groups = self._batches(prompts)
+        self, frame: int, prompts: Sequence[Prompt], video: tuple[int, ...], direction: TrackingDirection
+    ) -> TrackedMasks:
+        start = video.index(frame)
+        groups = batches(prompts, self._options.batch_size)
         features = self.features.get(video[start])
         with self._work("propagate"):
             memories = [
@@ -363,27 +332,27 @@ class TrackingSession(ContextSession):
         return self._core.decode(top_NChw, features, points_NP2, labels_NP, several=several)
 
     def _begin(self, features: Features, prompts: Sequence[Prompt]) -> Step:
-        """The prompted frame: its memory is made from the low-resolution mask with holes filled."""
-        n_points = _point_count(prompts[0])
+        n_points = len(prompts[0].points) + (2 if prompts[0].box is not None else 0)
         heads = self._prompt(features, prompts, several=self._core.wants_several(n_points))
-        logits_N1hw = self._filled(heads.best_N1hw)
-        memory_NChw = self._core.memorise(
-            features, self._at_image_size(logits_N1hw), heads.presence_N1, from_prompt=True
-        )
-        return Step(logits_N1hw, memory_NChw.to(torch.bfloat16), heads.pointer_NC, heads.presence_N1)
+        return self._remembered(features, heads, prompted=True)
 
     def _follow(
         self, features: Features, memory: Memory, position: int, length: int, *, reverse: bool
     ) -> Step:
-        """A tracked frame: its memory is made before holes are filled."""
         self.counters.decoder_calls += 1
         n = len(memory.prompted.logits_N1hw)
         top_NChw = self._core.recall(features, n, memory, position, length, reverse=reverse)
         heads = self._core.decode(top_NChw, features, None, None, several=self._core.wants_several(0))
-        memory_NChw = self._core.memorise(
-            features, self._at_image_size(heads.best_N1hw), heads.presence_N1, from_prompt=False
-        )
+        return self._remembered(features, heads, prompted=False)
+
+    def _remembered(self, features: Features, heads: Heads, *, prompted: bool) -> Step:
+        """A prompted frame's memory is made from the filled mask, a tracked one's from the mask as it is."""
         logits_N1hw = self._filled(heads.best_N1hw)
+        size = (self._core.image_size, self._core.image_size)
+        large_N1SS = F.interpolate(
+            logits_N1hw if prompted else heads.best_N1hw.float(), size, mode="bilinear", align_corners=False
+        )
+        memory_NChw = self._core.memorise(features, large_N1SS, heads.presence_N1, from_prompt=prompted)
         return Step(logits_N1hw, memory_NChw.to(torch.bfloat16), heads.pointer_NC, heads.presence_N1)
 
     def _show(
@@ -396,24 +365,6 @@ class TrackingSession(ContextSession):
         return frame, masks_NHW
 
     # ── small parts ──────────────────────────────────────────────────────────
-
-    def _check(self, prompts: Sequence[Prompt]) -> None:
-        check_prompts(prompts, self.clip.size, ("points", "box", "mask"), self._name)
-
-    def _batches(self, prompts: Sequence[Prompt]) -> list[list[int]]:
-        """Rows that go through the model together: of one kind, with as many points each.
-
-        Prompts with fewer points are not padded: a padding point is a token more, which changes the
-        decoder's answer.
-        """
-        by_shape: dict[tuple[bool, int], list[int]] = {}
-        for row, prompt in enumerate(prompts):
-            by_shape.setdefault((prompt.mask is not None, _point_count(prompt)), []).append(row)
-        return [
-            rows[first : first + self._batch_size]
-            for rows in by_shape.values()
-            for first in range(0, len(rows), self._batch_size)
-        ]
 
     def _points(self, prompts: Sequence[Prompt]) -> tuple[torch.Tensor, torch.Tensor]:
         points, labels = [], []
@@ -435,23 +386,17 @@ class TrackingSession(ContextSession):
         shrunk = F.interpolate(masks_N1HW, size=target, mode="bilinear", align_corners=False, antialias=True)
         return (shrunk >= 0.5).float()
 
-    def _at_image_size(self, logits_N1hw: torch.Tensor) -> torch.Tensor:
-        size = (self._core.image_size, self._core.image_size)
-        return F.interpolate(logits_N1hw.float(), size=size, mode="bilinear", align_corners=False)
-
     def _filled(self, logits_N1hw: torch.Tensor) -> torch.Tensor:
+        fill = {"own": fill_holes, "extension": fill_holes_with_extension, "off": None}[
+            self._options.fill_holes
+        ]
         logits = logits_N1hw.float()
-        return logits if self._fill is None else self._fill(logits)
+        return logits if fill is None else fill(logits, self._options.hole_area)
 
     @contextmanager
     def _work(self, stage: str) -> Iterator[None]:
         with self.counters.timed(stage), torch.inference_mode(), self._autocast():
             yield
-
-
-def _point_count(prompt: Prompt) -> int:
-    """Points the decoder sees: a box counts as two."""
-    return len(prompt.points) + (2 if prompt.box is not None else 0)
 
 
 @dataclass
@@ -472,32 +417,41 @@ class SamTracker(Sam):
     _core: TrackerCore | None = field(default=None, init=False, repr=False, compare=False)
 
     def open(self, clip: Clip) -> SegmenterSession:
-        """Start a session; the model loads at the first one."""
+        """Start a session; the model loads at the first one.
+
+        Raises:
+            ConfigError: the compiled kernel is wanted and missing; the step is never left out silently.
+        """
         return self.track(clip, SegmenterCounters())
 
     def track(self, clip: Clip, counters: SegmenterCounters) -> TrackingSession:
-        """A tracking session that counts into ``counters``; the model loads at the first one."""
-        if self.fill_holes == "extension":
-            holes.require_extension()
+        """:meth:`open`, counting into ``counters``."""
+        if self.fill_holes == "extension" and not extension_available():
+            raise ConfigError(
+                "fill_holes=extension needs the compiled kernel of the package 'sam2' (sam2/_C.so), "
+                "which is not there.",
+                allowed=("own", "off", "extension (with sam2 built against a CUDA toolkit)"),
+                hint="Use segmenter.fill_holes=own: the same result without the kernel.",
+            )
         if self._core is None:
             self._core = self._load()
-        fillers = {"own": holes.fill_holes, "extension": holes.fill_holes_with_extension, "off": None}
-        fill = fillers[self.fill_holes]
-        return TrackingSession(
-            clip,
-            self._core,
-            device_mb=self.feature_device_mb,
-            host_mb=self.feature_host_mb,
-            batch_size=self.batch_size,
-            fill=None if fill is None else partial(fill, max_area=self.hole_area),
-            autocast=autocast_for(self.precision, self._core.device),
-            name=self.name,
-            counters=counters,
-        )
+        return TrackingSession(clip, self._core, self, counters)
 
-    def environment(self) -> Mapping[str, Any]:
-        """Facts for the environment record."""
-        return {**super().environment(), "hole_filling": holes.report(self.fill_holes, self.hole_area)}
+    def report(self) -> Mapping[str, Any]:
+        """With which hole filling is in effect."""
+        compiled = extension_available()
+        in_effect = {
+            "own": "connected components by OpenCV, 8-connected",
+            "extension": "sam2._C" if compiled else "missing: sam2._C",
+            "off": "none",
+        }
+        filling = {
+            "fill_holes": self.fill_holes,
+            "in_effect": in_effect[self.fill_holes],
+            "max_area": 0 if self.fill_holes == "off" else self.hole_area,
+            "sam2_extension_compiled": compiled,
+        }
+        return {**super().report(), "hole_filling": filling}
 
     @abstractmethod
     def _load(self) -> TrackerCore:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -17,12 +17,10 @@ from refseg_bench.config.schema import option
 from refseg_bench.errors import ConfigError
 from refseg_bench.segmenters.base import (
     Candidates,
-    ContextSession,
     Prompt,
-    SegmenterCounters,
+    SegmenterSession,
+    TrackedMasks,
     TrackingDirection,
-    check_frames,
-    check_prompts,
 )
 from refseg_bench.segmenters.sam_base import (
     IMAGENET_MEAN,
@@ -31,6 +29,7 @@ from refseg_bench.segmenters.sam_base import (
     FeatureStore,
     Sam,
     autocast_for,
+    batches,
 )
 from refseg_bench.types import Clip
 
@@ -64,12 +63,14 @@ class Sam1(Sam):
         return (self._needs(self.model, patterns=("*.json", "*.safetensors")),)
 
 
-class Sam1Session(ContextSession):
+class Sam1Session(SegmenterSession):
     """An image, or the frames of a clip one by one, opened with SAM."""
 
+    name = "sam1"
+    accepts = ("points", "box")
+
     def __init__(self, clip: Clip, model: Any, options: Sam1) -> None:
-        self.clip = clip
-        self.counters = SegmenterCounters()
+        super().__init__(clip)
         self._model = model
         self._options = options
         self._device = next(model.parameters()).device
@@ -78,48 +79,33 @@ class Sam1Session(ContextSession):
         scale = self._side / max(clip.size)
         #: (height, width) of the frame on the model's square; the rest is padding.
         self._inner = (int(clip.size[0] * scale + 0.5), int(clip.size[1] * scale + 0.5))
-        self.features = FeatureStore(
-            self._encode, self._device, options.feature_device_mb, options.feature_host_mb, self.counters
-        )
+        self.features = FeatureStore(self._encode, self._device, options, self.counters)
 
-    def segment(self, frame: int, prompts: Sequence[Prompt], *, multimask: bool = True) -> list[Candidates]:
-        """See :class:`~refseg_bench.segmenters.base.SegmenterSession`."""
-        check_prompts(prompts, self.clip.size, ("points", "box"), "sam1")
-        check_frames(self.clip, frame, None)
-        groups: dict[tuple[int, bool], list[int]] = {}
-        for row, prompt in enumerate(prompts):
-            groups.setdefault((len(prompt.points), prompt.box is not None), []).append(row)
+    def _segment(self, frame: int, prompts: Sequence[Prompt], multimask: bool) -> list[Candidates]:
         features = self.features.get(frame)
         out: dict[int, Candidates] = {}
         with self.counters.timed("segment"):
-            for rows in groups.values():
-                for first in range(0, len(rows), self._options.batch_size):
-                    batch = rows[first : first + self._options.batch_size]
-                    found = self._decode(features, [prompts[row] for row in batch], multimask)
-                    out.update(zip(batch, found, strict=True))
+            for rows in batches(prompts, self._options.batch_size):
+                found = self._decode(features, [prompts[row] for row in rows], multimask)
+                out.update(zip(rows, found, strict=True))
         return [out[row] for row in range(len(prompts))]
 
-    def propagate(
-        self,
-        frame: int,
-        prompts: Sequence[Prompt],
-        *,
-        frames: Sequence[int] | None = None,
-        direction: TrackingDirection = "both",
-    ) -> Iterator[tuple[int, NDArray[np.bool_]]]:
+    def _propagate(
+        self, frame: int, prompts: Sequence[Prompt], video: tuple[int, ...], direction: TrackingDirection
+    ) -> TrackedMasks:
         """The best mask of the one frame there is.
 
         Raises:
             ConfigError: more than one frame; SAM can't track.
         """
-        if len(check_frames(self.clip, frame, frames)) > 1:
+        if len(video) > 1:
             raise ConfigError(
                 "Segmenter 'sam1' segments images; it can't follow an object through a video.",
                 where=self.clip.id,
                 allowed=("sam2", "sam2_hf", "sam3"),
                 hint="Choose a video segmenter with segmenter=NAME.",
             )
-        candidates = self.segment(frame, prompts)
+        candidates = self._segment(frame, prompts, multimask=True)
         self.counters.propagated_frames += 1
         return iter([(frame, np.stack([candidate.best()[0] for candidate in candidates]))])
 

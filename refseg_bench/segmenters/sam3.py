@@ -7,33 +7,30 @@ The detector's and the tracker's image features differ, so a frame that serves b
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from refseg_bench.backbones.weights import Weights, from_pretrained
 from refseg_bench.errors import DataError
-from refseg_bench.segmenters import holes
 from refseg_bench.segmenters.base import (
     Candidates,
-    ContextSession,
     Prompt,
     SegmenterCounters,
+    SegmenterSession,
+    TrackedMasks,
     TrackingDirection,
-    check_frames,
-    check_prompts,
 )
-from refseg_bench.segmenters.hf_tracker import HfTrackerCore
-from refseg_bench.segmenters.holes import HoleFilling
 from refseg_bench.segmenters.memory_tracking import SamTracker, TrackingSession
+from refseg_bench.segmenters.sam2_hf import HfTrackerCore
 from refseg_bench.segmenters.sam_base import (
     Features,
     FeatureStore,
+    HoleFilling,
     Resampling,
     autocast_for,
     square_pixels,
@@ -69,8 +66,6 @@ class Sam3(SamTracker):
 
     def open(self, clip: Clip) -> Sam3Session:
         """Start a session; tracker and detector load when a prompt first needs them."""
-        if self.fill_holes == "extension":
-            holes.require_extension()
         return Sam3Session(clip, self)
 
     def weights(self) -> tuple[Weights, ...]:
@@ -95,24 +90,33 @@ class Sam3(SamTracker):
         return HfTrackerCore(model, self.resampling, _HALF, _HALF)
 
 
-class Sam3Session(ContextSession):
-    """A clip opened with SAM 3."""
+class Sam3Session(SegmenterSession):
+    """A clip opened with SAM 3.
+
+    A text prompt's candidates on a frame are the instances of the concept by descending score; with
+    ``multimask=False`` their union. Without any instance it is one empty mask with the best score
+    there was.
+    """
+
+    name = "sam3"
+    accepts = ("points", "box", "mask", "text")
 
     def __init__(self, clip: Clip, options: Sam3) -> None:
-        self.clip = clip
-        self.counters = SegmenterCounters()
+        super().__init__(clip)
         self._options = options
         self._tracking: TrackingSession | None = None
         self._concepts: _Concepts | None = None
 
-    def segment(self, frame: int, prompts: Sequence[Prompt], *, multimask: bool = True) -> list[Candidates]:
-        """See :class:`~refseg_bench.segmenters.base.SegmenterSession`.
+    def check(
+        self, frame: int, prompts: Sequence[Prompt], frames: Sequence[int] | None = None
+    ) -> tuple[int, ...]:
+        """See :meth:`SegmenterSession.check`; words stand alone."""
+        for prompt in prompts:
+            if prompt.text is not None and len(prompt.kinds()) > 1:
+                raise DataError(f"A text prompt stands alone; this one has {prompt.kinds()}.", where="sam3")
+        return super().check(frame, prompts, frames)
 
-        A text prompt's candidates are the instances of the concept by descending score; with
-        ``multimask=False`` their union. Without any instance it is one empty mask with the best
-        score there was.
-        """
-        self._check(frame, prompts)
+    def _segment(self, frame: int, prompts: Sequence[Prompt], multimask: bool) -> list[Candidates]:
         spoken = [row for row, prompt in enumerate(prompts) if prompt.text is not None]
         shown = [row for row, prompt in enumerate(prompts) if prompt.text is None]
         out: dict[int, Candidates] = {}
@@ -127,17 +131,9 @@ class Sam3Session(ContextSession):
             out[row] = instances
         return [out[row] for row in range(len(prompts))]
 
-    def propagate(
-        self,
-        frame: int,
-        prompts: Sequence[Prompt],
-        *,
-        frames: Sequence[int] | None = None,
-        direction: TrackingDirection = "both",
-    ) -> Iterator[tuple[int, NDArray[np.bool_]]]:
-        """See :class:`~refseg_bench.segmenters.base.SegmenterSession`."""
-        self._check(frame, prompts)
-        check_frames(self.clip, frame, frames)
+    def _propagate(
+        self, frame: int, prompts: Sequence[Prompt], video: tuple[int, ...], direction: TrackingDirection
+    ) -> TrackedMasks:
         objects: list[Prompt] = []
         owners: list[int] = []
         for row, prompt in enumerate(prompts):
@@ -149,7 +145,7 @@ class Sam3Session(ContextSession):
             objects.extend(parts)
             owners.extend([row] * len(parts))
         owner_N = np.array(owners)
-        tracks = self._tracker().propagate(frame, objects, frames=frames, direction=direction)
+        tracks = self._tracker().propagate(frame, objects, frames=video, direction=direction)
         return (
             (
                 index,
@@ -164,13 +160,6 @@ class Sam3Session(ContextSession):
             self._tracking.close()
         if self._concepts is not None:
             self._concepts.features.clear()
-
-    def _check(self, frame: int, prompts: Sequence[Prompt]) -> None:
-        check_prompts(prompts, self.clip.size, ("points", "box", "mask", "text"), "sam3")
-        for prompt in prompts:
-            if prompt.text is not None and len(prompt.kinds()) > 1:
-                raise DataError(f"A text prompt stands alone; this one has {prompt.kinds()}.", where="sam3")
-        check_frames(self.clip, frame, None)
 
     def _tracker(self) -> TrackingSession:
         if self._tracking is None:
@@ -194,9 +183,7 @@ class _Concepts:
         self._device = next(self._model.parameters()).device
         self._autocast = autocast_for(options.precision, self._device)
         self._positions: tuple[torch.Tensor, ...] = ()
-        self.features = FeatureStore(
-            self._encode, self._device, options.feature_device_mb, options.feature_host_mb, counters
-        )
+        self.features = FeatureStore(self._encode, self._device, options, counters)
 
     @torch.inference_mode()
     def find(self, frame: int, text: str) -> Candidates:

@@ -10,8 +10,11 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -19,14 +22,17 @@ from PIL import Image
 
 from refseg_bench.backbones.weights import Weights, choose_device, from_pretrained, identity
 from refseg_bench.config.schema import option
-from refseg_bench.segmenters.base import Segmenter, SegmenterCounters
+from refseg_bench.segmenters.base import Prompt, PromptKind, Segmenter, SegmenterCounters
 
 Precision = Literal["fp32", "bf16"]
 Resampling = Literal["bicubic", "bilinear"]
+HoleFilling = Literal["own", "extension", "off"]
 Features = tuple[torch.Tensor, ...]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+#: Logit given to a filled pixel: foreground, and as unsure as can be.
+_FILLED = 0.1
 
 
 @dataclass
@@ -62,8 +68,8 @@ class Sam(Segmenter):
     def weights(self) -> tuple[Weights, ...]:
         """What ``refseg models`` lists and fetches."""
 
-    def environment(self) -> Mapping[str, Any]:
-        """Facts for the environment record."""
+    def report(self) -> Mapping[str, Any]:
+        """Which weights, precision and code are in effect."""
         return {
             "weights": [identity(needed) for needed in self.weights()],
             "precision": self.precision,
@@ -110,6 +116,65 @@ def autocast_for(precision: Precision, device: torch.device) -> Callable[[], Abs
     return lambda: torch.autocast(device.type, dtype=torch.bfloat16)
 
 
+def batches(prompts: Sequence[Prompt], size: int) -> list[list[int]]:
+    """Rows that go through a model together: at most ``size``, of the same kinds, with as many points each.
+
+    Prompts with fewer points are not padded: a padding point is a token more, which changes the
+    decoder's answer.
+    """
+    alike: dict[tuple[tuple[PromptKind, ...], int], list[int]] = {}
+    for row, prompt in enumerate(prompts):
+        alike.setdefault((prompt.kinds(), len(prompt.points)), []).append(row)
+    return [rows[first : first + size] for rows in alike.values() for first in range(0, len(rows), size)]
+
+
+# ── holes in masks ───────────────────────────────────────────────────────────
+
+
+def fill_holes(logits_N1hw: torch.Tensor, max_area: int) -> torch.Tensor:
+    """Make background components of at most ``max_area`` pixels foreground, as SAM 2 does after its decoder.
+
+    SAM 2's own implementation is a CUDA extension; where it was not compiled the step is skipped there.
+    This needs none and gives the same masks.
+
+    Args:
+        logits_N1hw: mask logits. Components are 8-connected regions of logits ≤ 0, also at the border.
+        max_area: largest hole in pixels of this resolution.
+
+    Returns:
+        Logits with holes set to 0.1; the very input where there is none.
+    """
+    background = (logits_N1hw <= 0).to(torch.uint8).cpu().numpy()
+    holes = np.zeros(background.shape, np.bool_)
+    for index in np.ndindex(*background.shape[:2]):
+        count, labels, stats, _ = cv2.connectedComponentsWithStats(background[index], connectivity=8)
+        small = stats[:, cv2.CC_STAT_AREA] <= max_area
+        small[0] = False  # label 0 is the mask itself
+        if count > 1 and small.any():
+            holes[index] = small[labels]
+    if not holes.any():
+        return logits_N1hw
+    return torch.where(torch.from_numpy(holes).to(logits_N1hw.device), _FILLED, logits_N1hw)
+
+
+def fill_holes_with_extension(logits_N1hw: torch.Tensor, max_area: int) -> torch.Tensor:
+    """The same by the compiled kernel of the ``sam2`` package (CUDA tensors only)."""
+    from refseg_bench.segmenters.sam2 import import_sam2
+
+    import_sam2()
+    from sam2.utils.misc import get_connected_components
+
+    labels, areas = get_connected_components(logits_N1hw <= 0)
+    return torch.where((labels > 0) & (areas <= max_area), _FILLED, logits_N1hw)
+
+
+def extension_available() -> bool:
+    """Whether the ``sam2`` package is there with its compiled kernel; imports nothing."""
+    package = find_spec("sam2")
+    places = (package and package.submodule_search_locations) or ()
+    return any(next(Path(place).glob("_C*.so"), None) is not None for place in places)
+
+
 # ── features of a clip, computed once ────────────────────────────────────────
 
 
@@ -124,8 +189,7 @@ class FeatureStore:
     Args:
         encode: computes the features of a frame, on ``device``.
         device: where features are wanted.
-        device_mb: budget on an accelerator (unused where ``device`` is the CPU).
-        host_mb: budget in host memory.
+        options: the budgets; on the CPU that of the host alone.
         counters: counts the encoder's passes.
     """
 
@@ -133,14 +197,13 @@ class FeatureStore:
         self,
         encode: Callable[[int], Features],
         device: torch.device,
-        device_mb: float,
-        host_mb: float,
+        options: Sam,
         counters: SegmenterCounters,
     ) -> None:
         self._encode = encode
         self._device = device
-        self._device_left = 0.0 if device.type == "cpu" else device_mb * 1e6
-        self._host_left = host_mb * 1e6
+        self._device_left = 0.0 if device.type == "cpu" else options.feature_device_mb * 1e6
+        self._host_left = options.feature_host_mb * 1e6
         self._counters = counters
         self._kept: dict[int, Features] = {}
         self._in_work: tuple[int, Features] | None = None

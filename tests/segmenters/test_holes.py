@@ -8,8 +8,9 @@ import torch
 from scipy.ndimage import label
 
 from refseg_bench.errors import ConfigError
-from refseg_bench.segmenters import holes
+from refseg_bench.segmenters import memory_tracking
 from refseg_bench.segmenters.sam2_hf import Sam2Hf
+from refseg_bench.segmenters.sam_base import extension_available, fill_holes
 
 
 def reference(logits, max_area):
@@ -26,38 +27,38 @@ def reference(logits, max_area):
 def test_small_background_components_are_filled(density):
     rng = np.random.default_rng(int(10 * density))
     logits = np.where(rng.random((3, 2, 40, 50)) < density, -1.5, 2.0).astype(np.float32)
-    got = holes.fill_holes(torch.from_numpy(logits), 8).numpy()
+    got = fill_holes(torch.from_numpy(logits), 8).numpy()
     assert np.array_equal(got, reference(logits, 8))
     assert (got != logits).any()
 
 
 def test_no_hole_no_change():
     solid = torch.ones(1, 1, 8, 8)
-    assert holes.fill_holes(solid, 8) is solid
+    assert fill_holes(solid, 8) is solid
     nothing = -torch.ones(2, 1, 8, 8)
-    assert holes.fill_holes(nothing, 8) is nothing
+    assert fill_holes(nothing, 8) is nothing
     # An exact zero is background, and a component of nine pixels is too large for eight.
     logits = torch.ones(1, 1, 9, 9)
     logits[0, 0, 1, 1:9] = 0.0
-    assert holes.fill_holes(logits, 8).min() == pytest.approx(0.1)
+    assert fill_holes(logits, 8).min() == pytest.approx(0.1)
     logits[0, 0, 2, 1] = 0.0
-    assert holes.fill_holes(logits, 8) is logits
+    assert fill_holes(logits, 8) is logits
 
 
 def test_report_tells_which_filling_is_in_effect(monkeypatch):
-    assert Sam2Hf().environment()["hole_filling"]["in_effect"].startswith("connected components by OpenCV")
-    assert Sam2Hf(fill_holes="off").environment()["hole_filling"] == {
+    assert Sam2Hf().report()["hole_filling"]["in_effect"].startswith("connected components by OpenCV")
+    assert Sam2Hf(fill_holes="off").report()["hole_filling"] == {
         "fill_holes": "off",
         "in_effect": "none",
         "max_area": 0,
-        "sam2_extension_compiled": holes.extension_available(),
+        "sam2_extension_compiled": extension_available(),
     }
-    monkeypatch.setattr(holes, "extension_available", lambda: False)
-    assert holes.report("extension", 8)["in_effect"] == "missing: sam2._C"
+    monkeypatch.setattr(memory_tracking, "extension_available", lambda: False)
+    assert Sam2Hf(fill_holes="extension").report()["hole_filling"]["in_effect"] == "missing: sam2._C"
 
 
 def test_missing_extension_is_refused_not_skipped(monkeypatch, clip):
-    monkeypatch.setattr(holes, "extension_available", lambda: False)
+    monkeypatch.setattr(memory_tracking, "extension_available", lambda: False)
     with pytest.raises(ConfigError, match="compiled kernel"):
         Sam2Hf(fill_holes="extension").open(clip)
 

@@ -9,6 +9,7 @@ import torch
 from refseg_bench.errors import ConfigError, DataError
 from refseg_bench.segmenters.base import Prompt
 from refseg_bench.segmenters.memory_tracking import Heads, Memory, Step, TrackingSession
+from refseg_bench.segmenters.sam2_hf import Sam2Hf
 
 SIZE = 16  # the model's image size
 SLOTS, POINTERS = 3, 4
@@ -94,9 +95,8 @@ def numbered(tmp_path_factory):
 
 
 def session(clip, core=None, **options):
-    settings = {"device_mb": 0, "host_mb": 100, "batch_size": 64, "fill": None} | options
     core = core or ScriptedCore()
-    return TrackingSession(clip, core, **settings), core
+    return TrackingSession(clip, core, Sam2Hf(**{"fill_holes": "off"} | options)), core
 
 
 def test_forward_then_backward_without_a_reset(numbered):
@@ -179,7 +179,7 @@ def test_features_are_computed_once_whatever_happens(numbered):
 def test_beyond_the_budget_frames_are_recomputed_and_results_stay(numbered):
     unlimited, _ = session(numbered)
     feature_bytes = 4 * 4 * 4
-    limited, _ = session(numbered, host_mb=5 * feature_bytes / 1e6)
+    limited, _ = session(numbered, feature_host_mb=5 * feature_bytes / 1e6)
     prompts = [Prompt.click(0.2, 0.5)]
     for _ in range(2):
         want = dict(unlimited.propagate(7, prompts))
@@ -206,9 +206,9 @@ def test_objects_of_one_kind_share_a_pass_and_come_back_in_order(numbered):
         Prompt(box=(0.0, 0.0, 0.3, 0.9)),
     ]
     got = opened.segment(2, prompts)
-    # Clicks together, two-point prompts and boxes together; the mask needs no decoder of its own.
-    assert core.decoded == [(2, 1, True), (2, 2, True)]
-    assert opened.counters.decoder_calls == 3
+    # Prompts of one kind together; the mask needs no decoder of its own.
+    assert core.decoded == [(2, 1, True), (1, 2, True), (1, 2, True)]
+    assert opened.counters.decoder_calls == 4
     assert [len(c) for c in got] == [3, 1, 3, 3, 3]
     corner = [c.best()[0][0, [0, -1]].tolist() for c in got]
     assert corner[0] == [True, False]

@@ -222,7 +222,7 @@ def test_bf16_is_near_fp32_and_declared(both, clip):
     prompts = [*CLICKS, Prompt(mask=box_mask(clip.size))]
     for segmenter in both:
         half = dataclasses.replace(segmenter, precision="bf16")
-        assert half.environment()["precision"] == "bf16"
+        assert half.report()["precision"] == "bf16"
         with segmenter.open(clip) as full_session, half.open(clip) as half_session:
             full = full_session.segment(3, CLICKS)
             rough = half_session.segment(3, CLICKS)
@@ -271,9 +271,8 @@ def test_where_transformers_own_loop_leaves_the_official_predictor(both, sam2_fo
             features = opened.features.get(0)
             heads = opened._core.take_mask(features, mask)
             logits = opened._filled(heads.best_N1hw)
-            memory = opened._core.memorise(
-                features, opened._at_image_size(logits), heads.presence_N1, from_prompt=True
-            )
+            large = torch.nn.functional.interpolate(logits, (128, 128), mode="bilinear", align_corners=False)
+            memory = opened._core.memorise(features, large, heads.presence_N1, from_prompt=True)
             steps.append((heads, logits, memory))
     (ours, filled, memory), (package, package_filled, package_memory) = steps
     for a, b in (

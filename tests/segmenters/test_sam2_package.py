@@ -13,7 +13,7 @@ import torch
 import refseg_bench
 from refseg_bench.backbones.weights import ModelError
 from refseg_bench.errors import ConfigError
-from refseg_bench.segmenters import sam2_package
+from refseg_bench.segmenters import sam2
 from refseg_bench.segmenters.base import Prompt
 from refseg_bench.segmenters.sam2 import Sam2
 
@@ -25,11 +25,11 @@ from hydra import version
 before = compose(["method=oracle_point"])[0].values
 base = version.getbase()
 assert not GlobalHydra.instance().is_initialized()
-from refseg_bench.segmenters import sam2_package
-sam2_package.import_sam2()
+from refseg_bench.segmenters import sam2
+sam2.import_sam2()
 assert not GlobalHydra.instance().is_initialized()
 assert version.getbase() == base, (version.getbase(), base)
-model = sam2_package.build(sam2_package.architecture_file("sam2.1", "tiny"), image_size=256)
+model = sam2.build(sam2.architecture_file("sam2.1", "tiny"), image_size=256)
 assert not GlobalHydra.instance().is_initialized()
 after = compose(["method=oracle_point"])[0].values
 assert after == before
@@ -39,18 +39,18 @@ print("ok", sum(p.numel() for p in model.parameters()))
 APP = """
 import hydra
 from hydra.core.global_hydra import GlobalHydra
-from refseg_bench.segmenters import sam2_package
+from refseg_bench.segmenters import sam2
 
 @hydra.main(version_base="1.3", config_path=None)
 def main(cfg):
     mine = GlobalHydra.instance().hydra
-    model = sam2_package.build(sam2_package.architecture_file("sam2", "tiny"), image_size=256)
+    model = sam2.build(sam2.architecture_file("sam2", "tiny"), image_size=256)
     assert GlobalHydra.instance().hydra is mine
     from hydra import version
     assert str(version.getbase()) == "1.3"
     print("ok")
 
-sam2_package.import_sam2()  # before the app starts: a plain import would break it
+sam2.import_sam2()  # before the app starts: a plain import would break it
 main()
 """
 
@@ -85,18 +85,18 @@ def test_inside_a_hydra_app(tmp_path):
 @pytest.mark.parametrize("release", ["sam2", "sam2.1"])
 @pytest.mark.parametrize("size", ["tiny", "small", "base_plus", "large"])
 def test_every_published_size_has_its_files(release, size):
-    assert sam2_package.architecture_file(release, size).is_file()
+    assert sam2.architecture_file(release, size).is_file()
     from sam2.build_sam import HF_MODEL_ID_TO_FILENAMES
 
-    config, checkpoint = HF_MODEL_ID_TO_FILENAMES[sam2_package.hub_repo(release, size)]
-    assert str(sam2_package.architecture_file(release, size)).endswith(config)
-    assert sam2_package.checkpoint_name(release, size) == checkpoint
+    config, checkpoint = HF_MODEL_ID_TO_FILENAMES[sam2.hub_repo(release, size)]
+    assert str(sam2.architecture_file(release, size)).endswith(config)
+    assert sam2.checkpoint_name(release, size) == checkpoint
     (weights,) = Sam2(release=release, size=size).weights()
-    assert (weights.repo, weights.file) == (sam2_package.hub_repo(release, size), checkpoint)
+    assert (weights.repo, weights.file) == (sam2.hub_repo(release, size), checkpoint)
 
 
 def test_video_post_processing_is_switched_on(sam2_package_files):
-    model = sam2_package.build(sam2_package_files["sam2"][0])
+    model = sam2.build(sam2_package_files["sam2"][0])
     assert model.binarize_mask_from_pts_for_mem_enc
     assert model.sam_mask_decoder.dynamic_multimask_via_stability
     assert model.sam_mask_decoder.dynamic_multimask_stability_thresh == 0.98

@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy.ndimage import label as scipy_label
 
-from refseg_bench.segmenters import sam2_package
+from refseg_bench.segmenters import sam2
 from refseg_bench.segmenters.base import Prompt
 from refseg_bench.segmenters.sam2 import Sam2
 
@@ -37,7 +37,7 @@ def ours(sam2_package_files, release):
 @pytest.fixture
 def stock(sam2_package_files, release, monkeypatch):
     """The package's predictor with the published post-processing; holes are filled without CUDA."""
-    sam2_package.import_sam2()
+    sam2.import_sam2()
     from hydra.utils import instantiate
     from omegaconf import OmegaConf
 

@@ -306,7 +306,7 @@ class DecAF(Method):
         """For the run record: counters, and what the model and the segmenter say of themselves."""
         out: dict[str, Any] = {"counters": self.counters(), "backbone": dict(self.backbone.report())}
         if self.segmenter is not None:
-            out["segmenter"] = dict(self.segmenter.environment())
+            out["segmenter"] = dict(self.segmenter.report())
         return out
 
     # ── stage A: attention ───────────────────────────────────────────────────
