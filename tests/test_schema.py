@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from refseg_bench.config import schema
+from refseg_bench.config.component import adopt
+from refseg_bench.datasets.base import Dataset
 from refseg_bench.errors import ConfigError
 from tests.fakes import FakeDataset, FakeMethod, Options
 
@@ -51,6 +55,109 @@ def test_wrong_values_are_told_with_what_is_allowed(values: dict, told: list[str
 def test_wrong_targets_are_told(target: str, told: str) -> None:
     with pytest.raises(ConfigError, match=told):
         schema.locate(target, "method")
+
+
+@dataclass
+class Rooted(FakeDataset):
+    """Declares a hook's attribute again, with a value."""
+
+    root: Path = Path("x")
+
+
+@dataclass
+class Bare(Dataset):
+    """Declares hooks' attributes again, without values."""
+
+    root: Path
+    protocols: list[str]
+    name: str = "bare"
+    split: str = "all"
+    every_frame_listed = True
+    clips = expressions = target = FakeDataset.expressions
+
+
+@dataclass
+class Barer(Bare):
+    """Once more, below a dataclass."""
+
+    root: Path
+    protocols: list[str] = dataclasses.field(default_factory=list)
+
+
+def test_the_value_of_a_hook_is_no_options_default() -> None:
+    with pytest.raises(ConfigError, match=r"Option 'dataset\.root' has no value") as told:
+        schema.construct(Bare, {"protocols": ["a"]}, "dataset")
+    assert "dataset.root=VALUE" in str(told.value)
+    with pytest.raises(ConfigError, match="'dataset.protocols' has no value"):
+        schema.construct(Bare, {"root": "a"}, "dataset")
+    with pytest.raises(ConfigError, match="'dataset.root' has no value"):
+        schema.construct(Barer, {}, "dataset")
+    assert schema.construct(Barer, {"root": "a"}, "dataset").protocols == []
+    made = schema.construct(Bare, {"root": "a", "protocols": []}, "dataset")
+    assert (made.root, made.every_frame_listed, made.batch_size) == (Path("a"), True, None)
+    assert Bare.root is None, "the hook stays for whoever asks the class"
+    assert schema.defaults(Rooted)["root"] == "x"
+
+
+@dataclass
+class Alone:
+    """Inherits nothing and answers as a data set."""
+
+    name: str
+    split: str = "all"
+    clips = expressions = target = FakeDataset.expressions
+
+
+@dataclass
+class Nameless:
+    """Lacks an attribute and a method."""
+
+    split: str = "all"
+    clips = expressions = FakeDataset.expressions
+
+
+@dataclass
+class Unfinished(Dataset):
+    """Inherits, and leaves out what is abstract."""
+
+    name: str = "unfinished"
+    clips = expressions = FakeDataset.expressions
+
+
+@dataclass(slots=True)
+class Slotted:
+    """Has no room for attributes that it doesn't declare."""
+
+    name: str = "slotted"
+    split: str = "all"
+    clips = expressions = target = FakeDataset.expressions
+
+
+def test_a_class_that_inherits_nothing_is_given_the_hooks() -> None:
+    adopt(Alone, Dataset, "dataset")
+    made = Alone("mine")
+    assert isinstance(made, Dataset)
+    assert (made.split, made.batch_size, made.protocols, made.weights()) == ("all", None, (), None)
+
+
+@pytest.mark.parametrize(
+    ("cls", "what", "hint"),
+    [
+        (Nameless, "'tests.test_schema.Nameless' is no dataset: it has no target(), name.", "base.Dataset desc"),
+        (Unfinished, "'tests.test_schema.Unfinished' is no dataset: it has no target(), split.", "Write what "),
+        (
+            Slotted,
+            "'tests.test_schema.Slotted' has slots, and no room for what a run hands to a Dataset.",
+            "Leave out slots=True, or inherit refseg_bench.datasets.base.Dataset.",
+        ),
+    ],
+)
+def test_what_a_class_lacks_to_be_a_component_is_told(cls: type, what: str, hint: str) -> None:
+    with pytest.raises(ConfigError) as told:
+        adopt(cls, Dataset, "the place")
+    assert told.value.what == what
+    assert told.value.where == "the place"
+    assert hint in str(told.value.hint)
 
 
 def test_transient_options_are_not_lasting() -> None:

@@ -11,6 +11,7 @@ import importlib
 import inspect
 from abc import ABC
 from collections.abc import Mapping, Sequence
+from dataclasses import field, is_dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -27,7 +28,10 @@ BASES = {
 
 
 class Component(ABC):  # noqa: B024 (what is abstract differs by kind)
-    """The hooks that all kinds share."""
+    """The hooks that all kinds share.
+
+    A dataclass that declares one of the attributes again without a value has an option that must be given.
+    """
 
     #: The group of ``conf/`` that its YAML files lie in.
     kind: ClassVar[str] = "component"
@@ -36,6 +40,14 @@ class Component(ABC):  # noqa: B024 (what is abstract differs by kind)
     batch_size: int | None = None
     #: Where it may keep what other runs can reuse; set before the first clip.
     cache_root: Path | None = None
+
+    def __init_subclass__(cls, **words: Any) -> None:
+        super().__init_subclass__(**words)
+        for name, hint in inspect.get_annotations(cls).items():
+            owner = next(one for one in cls.__mro__ if name in vars(one) or one is object)
+            if owner not in (cls, object) and "ClassVar" not in str(hint) and not is_dataclass(owner):
+                # Or `dataclass` would take the value of the hook for the option's default.
+                setattr(cls, name, field())
 
     def weights(self) -> Sequence[Any] | None:
         """The :class:`~refseg_bench.backbones.weights.Weights` it loads at first use.
