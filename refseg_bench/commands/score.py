@@ -16,6 +16,7 @@ from refseg_bench.config import schema
 from refseg_bench.config.components import is_class, open_dataset, open_protocol
 from refseg_bench.errors import ConfigError, RefsegError, ScoreError, StoreError
 from refseg_bench.files.store_io import check_output, output
+from refseg_bench.run.build import received
 from refseg_bench.run.store import find_runs
 from refseg_bench.scoring import results
 from refseg_bench.scoring.foreign import inside_dataset, open_predictions
@@ -53,6 +54,7 @@ def add(commands: Any) -> None:
     )
     p.add_argument("-j", "--jobs", type=int, default=0, help="processes (default: the cores given)")
     p.add_argument("--after-run", action="store_true", help=argparse.SUPPRESS)  # as a job of `refseg run`
+    p.add_argument("--launch", help=argparse.SUPPRESS)  # the `refseg run` whose protocols and settings hold
     p.set_defaults(main=main)
 
 
@@ -124,6 +126,7 @@ def _score_runs(args: argparse.Namespace, ids: Sequence[str] | None) -> int:
                 partial=args.partial,
                 jobs=args.jobs,
                 detail=args.per_frame or bool(args.explain),
+                values=args.launch and received(store, args.launch),
             )
         except RefsegError as error:
             if len(stores) == 1:

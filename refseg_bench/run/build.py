@@ -37,15 +37,15 @@ def frozen(store: RunStore, launch: str | None = None) -> dict[str, Any]:
     return values
 
 
-def received(store: RunStore) -> dict[str, Any]:
-    """The frozen config of a run for a command that reads it: its data set's indices go where they go here.
+def received(store: RunStore, launch: str | None = None) -> dict[str, Any]:
+    """:func:`frozen` for a command that only reads a run: the data set's indices go where they go here.
 
     A run folder may come from anywhere, so no file is written where its config says.
 
     Raises:
         StoreError, ConfigError: as :func:`frozen`.
     """
-    values = frozen(store)
+    values = frozen(store, launch)
     cache = str(cache_root())
     if "cache" in values["dataset"]:
         values["dataset"] = {**values["dataset"], "cache": cache}

@@ -272,7 +272,7 @@ def _submit(
         submission.jobs["score"] = slurm.submit_command(
             run.store.root / "log" / submission.id,
             f"score-{run.store.root.name}",
-            ["score", "--after-run", str(run.store.root.resolve())],
+            ["score", "--after-run", "--launch", submission.id, str(run.store.root.resolve())],
             run.cluster,
             [submission.jobs["work"]],
             code,

@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from refseg_bench.cli import main
 from refseg_bench.config.compose import Cluster
 from refseg_bench.errors import ConfigError, RefsegError
-from refseg_bench.run import local
-from refseg_bench.run.launch import launch, preview, share_captures
+from refseg_bench.run import local, slurm
+from refseg_bench.run.launch import freeze, launch, preview, share_captures
+from refseg_bench.run.loop import work_on
 from refseg_bench.run.shards import Planned, auto_shards, planned, queue, share
 from refseg_bench.run.store import RunStore
 from refseg_bench.run.submissions import living, submissions
@@ -120,3 +122,19 @@ def test_a_preview_writes_nothing(tmp_path: Path) -> None:
     (line,) = preview([point(tmp_path)])
     assert "18 samples left in 6 clips, 1 shards" in line
     assert not (tmp_path / "runs").exists()
+
+
+def test_the_score_job_goes_by_the_present_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Protocols and settings may be others than those first frozen."""
+    monkeypatch.setattr(slurm, "check", lambda cluster: None)
+    monkeypatch.setattr(slurm, "submit_array", lambda *args, **options: "1")
+    commands: list[list[str]] = []
+    monkeypatch.setattr(slurm, "submit_command", lambda *args: commands.append(args[2]) or "2")
+    freeze(point(tmp_path))
+    now = {"protocols": ["sa2va-mevis"], "score": {"bootstrap": 7}, "cluster": {"kind": "slurm"}}
+    (answer,) = launch([point(tmp_path, **now)], quiet)
+    work_on(answer.store)
+    assert main(commands[0]) == 0
+    (result,) = answer.store.results().values()
+    assert result.protocol.startswith("sa2va-mevis@")
+    assert result.details["interval"]["resamples"] == 7
