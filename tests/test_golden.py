@@ -44,7 +44,7 @@ def test_the_default_runs_print_the_published_numbers(
 
 def held(store: RunStore, tolerance: float) -> None:
     """Every metric of a run equals the published one, and every published one is there."""
-    digest = store.info()["digest"]
+    digest = store.info().digest
     rows = {
         (row["protocol"], row["metric"]): row for row in read_published(GOLDEN) if row["digest"] == digest
     }

@@ -143,8 +143,8 @@ def test_a_class_that_inherits_nothing_is_given_the_hooks() -> None:
 @pytest.mark.parametrize(
     ("cls", "what", "hint"),
     [
-        (Nameless, "'tests.test_schema.Nameless' is no dataset: it has no target(), name.", "base.Dataset desc"),
-        (Unfinished, "'tests.test_schema.Unfinished' is no dataset: it has no target(), split.", "Write what "),
+        (Nameless, "'tests.test_schema.Nameless' is no dataset: it has no target(), name.", "Dataset desc"),
+        (Unfinished, "'tests.test_schema.Unfinished' is no dataset: it has no target(), split.", "Write "),
         (
             Slotted,
             "'tests.test_schema.Slotted' has slots, and no room for what a run hands to a Dataset.",

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from refseg_bench.errors import StoreError
 from refseg_bench.files.store_io import UNCHECKED, checksum, read_sealed_yaml, safe_name, to_plain
-from refseg_bench.run.store import RunStore
+from refseg_bench.run.store import RunInfo, RunStore
 from refseg_bench.types import Expression, Grounding, HeatPoint, MaskTrack, Prediction, Result, SampleFailure
 
-INFO = {"digest": "0123abcd", "name": "x"}
+INFO = RunInfo("0123abcd", "x")
 
 
 def a_store(tmp_path: Path) -> RunStore:
@@ -92,7 +92,7 @@ def test_a_run_folder_of_another_config_is_refused(tmp_path: Path) -> None:
     a_store(tmp_path)
     assert read_sealed_yaml(RunStore.create(tmp_path / "run", "b: 2\n", INFO).config_path) == {"a": 1}
     with pytest.raises(StoreError, match="another config"):
-        RunStore.create(tmp_path / "run", "a: 1\n", {"digest": "ffffffff"})
+        RunStore.create(tmp_path / "run", "a: 1\n", RunInfo("ffffffff"))
 
 
 def test_a_folder_that_is_no_run_is_not_taken_over(tmp_path: Path) -> None:

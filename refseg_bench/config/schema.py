@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import functools
 import importlib
 import types as pytypes
 import typing
@@ -138,6 +139,11 @@ def locate(target: str, where: str, kind: str | None = None) -> type[Any]:
     return found
 
 
+@functools.lru_cache(maxsize=1024)
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
 def options(cls: type) -> dict[str, dataclasses.Field[Any]]:
     """The fields of a component that its YAML may set, by name."""
     return {f.name: f for f in dataclasses.fields(cls) if f.init and not _is_injected(f)}
@@ -156,7 +162,7 @@ def defaults(cls: type) -> dict[str, Any]:
 
 def group_of(cls: type, name: str) -> type | None:
     """The dataclass of an option that is a group of options."""
-    return _dataclass_of(typing.get_type_hints(cls)[name]) if name in options(cls) else None
+    return _dataclass_of(_hints(cls)[name]) if name in options(cls) else None
 
 
 def injected(cls: type) -> tuple[str, ...]:
@@ -193,41 +199,37 @@ def conform(cls: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
     Raises:
         ConfigError: unknown key, missing value or wrong type.
     """
-    fields = options(cls)
-    hints = typing.get_type_hints(cls)
-    given = {str(key): value for key, value in values.items() if key != TARGET}
-    unknown = sorted(set(given) - set(fields))
-    if unknown:
-        raise ConfigError(
-            f"Unknown option '{_dotted(where, unknown[0])}'.",
-            where=f"{cls.__module__}.{cls.__name__}",
-            allowed=fields,
-            hint=did_you_mean(unknown[0], fields),
-        )
-    filled = defaults(cls)
-    out: dict[str, Any] = {}
-    for name in fields:
-        path = _dotted(where, name)
-        if name in given:
-            out[name] = _check(hints[name], given[name], path)
-        elif name in filled:
-            out[name] = filled[name]
-        else:
-            raise ConfigError(
-                f"Option '{path}' has no value.",
-                where=f"{cls.__module__}.{cls.__name__}",
-                hint=f"Give it on the command line: {path}=VALUE",
-            )
-    return out
+    found = {**defaults(cls), **_given(cls, values, where, made=False)}
+    return {name: found[name] for name in options(cls)}
 
 
 def construct(cls: type[T], values: Mapping[str, Any], where: str, **ready: Any) -> T:
-    """Build a component from plain values; ``ready`` are its injected parts."""
-    checked = conform(cls, values, where)
-    hints = typing.get_type_hints(cls)
-    made = {name: _revive(hints[name], value) for name, value in checked.items()}
-    wanted = injected(cls)
-    return cls(**made, **{name: part for name, part in ready.items() if name in wanted})
+    """Build a component from plain values; ``ready`` are its injected parts.
+
+    Raises:
+        ConfigError: as :func:`conform`.
+    """
+    wanted = {name: part for name, part in ready.items() if name in injected(cls)}
+    return cls(**_given(cls, values, where, made=True), **wanted)
+
+
+def _given(cls: type, values: Mapping[str, Any], where: str, made: bool) -> dict[str, Any]:
+    """The options that are given, checked; none that has no default may be missing."""
+    fields, about = options(cls), f"{cls.__module__}.{cls.__name__}"
+    given = {str(name): value for name, value in values.items() if name != TARGET}
+    for name in sorted(given.keys() - fields.keys()):
+        raise ConfigError(
+            f"Unknown option '{_dotted(where, name)}'.",
+            where=about,
+            allowed=fields,
+            hint=did_you_mean(name, fields),
+        )
+    for name in [name for name in fields if name not in given and name not in defaults(cls)]:
+        path = _dotted(where, name)
+        raise ConfigError(
+            f"Option '{path}' has no value.", where=about, hint=f"Give it on the command line: {path}=VALUE"
+        )
+    return {name: _checked(_hints(cls)[name], given[name], _dotted(where, name), made) for name in given}
 
 
 def build(node: Mapping[str, Any], where: str, kind: str | None = None, **ready: Any) -> Any:
@@ -245,7 +247,7 @@ def complete(node: Mapping[str, Any], where: str, kind: str | None = None) -> di
 
 def lasting(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
     """The values without transient options, nested components and option groups included."""
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     out: dict[str, Any] = {}
     for name, spec in options(cls).items():
         if spec.metadata.get("transient", False) or name not in values:
@@ -299,17 +301,16 @@ def _wrong(path: str, hint: Any, value: Any) -> ConfigError:
     )
 
 
-def typed(hint: Any, value: Any, where: str) -> Any:
-    """A plain value, if it is what the annotation says; dataclasses become mappings of all their fields.
+def _checked(hint: Any, value: Any, path: str, made: bool) -> Any:
+    """A value that is what the annotation says.
 
-    Raises:
-        ConfigError: it is not.
+    Args:
+        hint: the annotation.
+        value: plain, as YAML and JSON have it.
+        path: the option, for the error.
+        made: give what the annotation names (paths, tuples, groups), not plain values in their place.
     """
-    return _check(hint, value, where)
-
-
-def _check(hint: Any, value: Any, path: str) -> Any:
-    origin, arms = get_origin(hint), get_args(hint)
+    origin, arms = get_origin(hint) or hint, get_args(hint)
     if hint is Any:
         return _plain(value)
     if origin in (Union, pytypes.UnionType):
@@ -319,80 +320,35 @@ def _check(hint: Any, value: Any, path: str) -> Any:
         # An int literal must stay an int under `int | float`, so the arms are tried in their order.
         for arm in (a for a in arms if a is not type(None)):
             try:
-                return _check(arm, value, path)
+                return _checked(arm, value, path, made)
             except ConfigError as problem:
                 problems.append(problem)
-        if len(problems) == 1:
-            raise problems[0]
-        raise _wrong(path, hint, value)
+        raise problems[0] if len(problems) == 1 else _wrong(path, hint, value)
     if origin is Literal:
         if value in arms:
             return value
         raise ConfigError(f"Option '{path}' is {value!r}.", allowed=arms, hint=f"Set it with {path}=VALUE")
-    if origin in (list, tuple) or hint in (list, tuple):
-        if isinstance(value, str) or not isinstance(value, Sequence):
-            raise _wrong(path, hint, value)
-        if origin is tuple and arms and arms[-1] is not Ellipsis:
-            if len(arms) != len(value):
-                raise _wrong(path, hint, value)
-            return [
-                _check(arm, item, f"{path}[{i}]")
-                for i, (arm, item) in enumerate(zip(arms, value, strict=True))
-            ]
-        inner = arms[0] if arms else Any
-        return [_check(inner, item, f"{path}[{i}]") for i, item in enumerate(value)]
-    if origin in (dict, Mapping) or hint is dict:
-        if not isinstance(value, Mapping):
-            raise _wrong(path, hint, value)
-        inner = arms[1] if arms else Any
-        return {str(key): _check(inner, item, f"{path}.{key}") for key, item in value.items()}
-    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-        if not isinstance(value, Mapping):
-            raise _wrong(path, hint, value)
-        return conform(hint, value, path)
-    if isinstance(value, Mapping) and TARGET in value:
-        is_kind = isinstance(hint, type) and issubclass(hint, Component)
-        return complete(value, path, hint.kind if is_kind else None)
-    if hint is bool:
-        if isinstance(value, bool):
-            return value
-    elif hint is int:
-        if isinstance(value, int) and not isinstance(value, bool):
-            return value
-    elif hint is float:
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            with contextlib.suppress(OverflowError):
-                return float(value)
-    elif hint is str:
-        if isinstance(value, str):
-            return value
+    if origin in (list, tuple):
+        if isinstance(value, Sequence) and not isinstance(value, str):
+            fixed = origin is tuple and arms and arms[-1] is not Ellipsis
+            each = arms if fixed else (arms or (Any,))[:1] * len(value)
+            if len(each) == len(value):
+                found = [_checked(each[i], item, f"{path}[{i}]", made) for i, item in enumerate(value)]
+                return tuple(found) if made and origin is tuple else found
+    elif isinstance(value, Mapping):
+        if origin in (dict, Mapping):
+            inner = arms[1] if arms else Any
+            return {str(key): _checked(inner, item, f"{path}.{key}", made) for key, item in value.items()}
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+            return (construct if made else conform)(hint, value, path)
+        if TARGET in value:
+            is_kind = isinstance(hint, type) and issubclass(hint, Component)
+            return complete(value, path, hint.kind if is_kind else None)
     elif hint is Path and isinstance(value, (str, Path)):
-        return str(value)
-    raise _wrong(path, hint, value)
-
-
-def _revive(hint: Any, value: Any) -> Any:
-    """Checked plain values back to what the dataclass declares (paths, tuples, nested groups)."""
-    if value is None:
-        return None
-    origin, arms = get_origin(hint), get_args(hint)
-    if origin in (Union, pytypes.UnionType):
-        inner = _dataclass_of(hint)
-        if inner is not None and isinstance(value, Mapping):
-            return _revive(inner, value)
-        if Path in arms and str not in arms and isinstance(value, str):
-            return Path(value)
-        sequences = [arm for arm in arms if get_origin(arm) in (list, tuple)]
-        if sequences and isinstance(value, list):
-            return _revive(sequences[0], value)
+        return Path(value) if made else str(value)
+    elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        with contextlib.suppress(OverflowError):
+            return float(value)
+    elif hint in (bool, int, str) and isinstance(value, hint) and isinstance(value, bool) == (hint is bool):
         return value
-    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-        nested = typing.get_type_hints(hint)
-        return hint(**{name: _revive(nested[name], item) for name, item in value.items()})
-    if hint is Path:
-        return Path(value)
-    if origin is tuple:
-        return tuple(_revive(arms[0] if arms[-1] is Ellipsis else arms[i], v) for i, v in enumerate(value))
-    if origin is list:
-        return [_revive(arms[0], item) for item in value]
-    return value
+    raise _wrong(path, hint, value)

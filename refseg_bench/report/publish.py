@@ -78,8 +78,8 @@ def _of_paper(held: Held, store: RunStore, note: str) -> dict[str, str]:
 
 def _of_run(store: RunStore, note: str) -> list[dict[str, str]]:
     """Rows of a run that repeats no paper: its own name stands for the paper's."""
-    values = frozen(store)
-    choices = store.info().get("choices", {})
+    values, info = frozen(store), store.info()
+    choices = info.choices
     backbone, segmenter = values.get("backbone"), values.get("segmenter")
     dataset = str(values["dataset"].get("name", "?"))
     rows = []
@@ -91,12 +91,12 @@ def _of_run(store: RunStore, note: str) -> list[dict[str, str]]:
                     "paper": "refseg_bench",
                     "table": dataset,
                     "row": "",
-                    "method": str(choices.get("method", "?")),
+                    "method": choices.get("method", "?"),
                     "backbone": ""
                     if not backbone
                     else str(backbone.get("label") or choices.get("backbone", "")),
                     "segmenter": "none" if not segmenter else str(choices.get("segmenter", "")),
-                    "kind": "bound" if store.info()["bound"] else "training-free",
+                    "kind": "bound" if info.bound else "training-free",
                     "dataset": PAPER_NAMES.get(dataset, dataset),
                     "split": str(values["dataset"].get("split", "")),
                     "setting": ";".join(_settings(store)),
@@ -111,10 +111,9 @@ def _of_run(store: RunStore, note: str) -> list[dict[str, str]]:
 
 def _settings(store: RunStore) -> list[str]:
     """What was typed beyond the choice of components."""
-    typed = [str(word) for word in store.info().get("overrides", [])]
     return sorted(
         word
-        for word in typed
+        for word in store.info().overrides
         if "." in word.partition("=")[0] and not word.startswith(("paths.", "cluster."))
     )
 
@@ -135,10 +134,10 @@ def _facts(store: RunStore, result: Result, ours: Estimate, note: str) -> dict[s
         "missing": str(result.missing),
         "protocol": result.protocol,
         "commit": " ".join(sorted(commits)),
-        "digest": str(info.get("digest", "")),
+        "digest": info.digest,
         "environment": environment(env),
-        "date": str(env.get("started") or info.get("created") or "")[:10],
-        "command": " ".join(["refseg run", *map(str, info.get("overrides", []))]),
+        "date": str(env.get("started") or info.created)[:10],
+        "command": " ".join(["refseg run", *info.overrides]),
         "note": note,
     }
 

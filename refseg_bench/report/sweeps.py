@@ -124,7 +124,7 @@ def sweep_of(
 
 def _options(store: RunStore) -> dict[str, Any]:
     """The options that can change a prediction; a component chosen by name goes by that name first."""
-    choices = store.info().get("choices", {})
+    choices = store.info().choices
     named = {part: choices.get(part) for part in ("dataset", "method", "backbone", "segmenter")}
     return {
         **{k: v for k, v in named.items() if v not in (None, "None")},

@@ -92,13 +92,12 @@ def rows_of(stores: Iterable[RunStore]) -> list[Row]:
     rows = []
     for store in stores:
         info = store.info()
-        choices = info.get("choices", {})
-        method, dataset = choices.get("method", "?"), choices.get("dataset", "?")
-        name = str(info.get("name") or "")
+        method, dataset = info.choices.get("method", "?"), info.choices.get("dataset", "?")
+        name = info.name or ""
         if name.endswith(f"{method}-{dataset}"):  # not given by anybody
             name = ""
         for result in store.results().values():
-            rows.append(Row(store.root.name, method, dataset, result, name, bool(info.get("sees_targets"))))
+            rows.append(Row(store.root.name, method, dataset, result, name, info.sees_targets))
     return rows
 
 

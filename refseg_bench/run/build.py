@@ -27,10 +27,9 @@ def frozen(store: RunStore, launch: str | None = None) -> dict[str, Any]:
     path = store.config_path if launch is None else store.launch_config(launch)
     values = checked(from_yaml(path), path)
     info = store.info()
-    kept = info["lasting"]
-    if kept and not (covers(values, kept) and digest_of(kept) == info["digest"]):
+    if info.lasting and not (covers(values, info.lasting) and digest_of(info.lasting) == info.digest):
         raise StoreError(
-            f"The config is not the one that the run's digest {info['digest']} is of.",
+            f"The config is not the one that the run's digest {info.digest} is of.",
             where=path,
             hint="Put the file back. Options are changed by `refseg run` with the same words and KEY=VALUE.",
         )
@@ -55,7 +54,7 @@ def received(store: RunStore, launch: str | None = None) -> dict[str, Any]:
 def lasting_of(store: RunStore) -> dict[str, Any]:
     """The options of a run that can change a prediction, as data: nothing is imported to know them."""
     values = frozen(store)
-    return store.info()["lasting"] or lasting(values)
+    return store.info().lasting or lasting(values)
 
 
 def build_method(values: Mapping[str, Any], dataset: Dataset) -> Method:

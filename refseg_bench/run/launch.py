@@ -24,7 +24,7 @@ from refseg_bench.methods.base import Method
 from refseg_bench.run import claims, local, slurm
 from refseg_bench.run.build import build_method, dataset_of
 from refseg_bench.run.shards import Planned, Tally, planned, tally_of
-from refseg_bench.run.store import RunStore
+from refseg_bench.run.store import RunInfo, RunStore
 from refseg_bench.run.submissions import Submission, living, register, submissions
 from refseg_bench.run.worker import Shard
 from refseg_bench.run.workers import Census, describe
@@ -58,16 +58,16 @@ class Launched:
 def freeze(point: Composed) -> RunStore:
     """Make (or open) the run folder of a point."""
     method: type[Method] = schema.locate(point.values["method"][schema.TARGET], "method")
-    info = {
-        "name": point.name,
-        "digest": point.digest,
-        "overrides": list(point.overrides),
-        "choices": point.choices,
-        "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "lasting": lasting(point.values),
-        "bound": method.bound,
-        "sees_targets": method.sees_targets,
-    }
+    info = RunInfo(
+        digest=point.digest,
+        name=point.name,
+        overrides=list(point.overrides),
+        choices=point.choices,
+        created=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        lasting=lasting(point.values),
+        bound=method.bound,
+        sees_targets=method.sees_targets,
+    )
     store = RunStore.create(point.path, to_yaml(point.values), info)
     kept = from_yaml(store.config_path)
     if kept.get("dataset") != point.values["dataset"]:

@@ -144,8 +144,8 @@ class _Details:
     interval: dict[str, float] | None = None
 
 
-def typed_record(kind: type, record: Any, path: Path, hint: str = PUT_BACK) -> dict[str, Any]:
-    """A record whose known values are what a dataclass says; the others stay as they are.
+def record_of(kind: type[T], record: Mapping[str, Any], path: Path, hint: str = PUT_BACK) -> T:
+    """The dataclass that a record holds; what else is in it is left out.
 
     Args:
         kind: the dataclass.
@@ -154,24 +154,13 @@ def typed_record(kind: type, record: Any, path: Path, hint: str = PUT_BACK) -> d
         hint: what helps against a damaged one.
 
     Raises:
-        StoreError: one is missing or of another type.
+        StoreError: a value is missing or of another type.
     """
     known = schema.options(kind)
     try:
-        given = {k: v for k, v in schema.typed(dict[str, Any], record, "record").items() if k in known}
-        return {**record, **schema.conform(kind, given, "")}
+        return schema.construct(kind, {k: v for k, v in record.items() if k in known}, "")
     except ConfigError as error:
         raise StoreError(error.what, where=path, allowed=error.allowed, hint=hint) from error
-
-
-def record_of(kind: type[T], record: Any, path: Path, hint: str = PUT_BACK) -> T:
-    """The dataclass that a record holds; what else is in it is left out.
-
-    Raises:
-        StoreError: as :func:`typed_record`.
-    """
-    typed = typed_record(kind, record, path, hint)
-    return schema.construct(kind, {name: typed[name] for name in schema.options(kind)}, "")
 
 
 @dataclass
@@ -193,7 +182,7 @@ class RunStore:
     # ── making and opening ────────────────────────────────────────────────
 
     @classmethod
-    def create(cls, root: Path, config_yaml: str, info: Mapping[str, Any]) -> RunStore:
+    def create(cls, root: Path, config_yaml: str, info: RunInfo) -> RunStore:
         """Freeze a run, or open it when the same run is already frozen there.
 
         Raises:
@@ -203,11 +192,10 @@ class RunStore:
         store.sweep()
         try:
             if store.info_path.is_file():
-                known = store.info()
-                if known.get("digest") != info.get("digest"):
+                known = store.info().digest
+                if known != info.digest:
                     raise StoreError(
-                        f"The folder holds a run of another config (digest {known.get('digest')}, "
-                        f"not {info.get('digest')}).",
+                        f"The folder holds a run of another config (digest {known}, not {info.digest}).",
                         where=root,
                         hint="Choose another name=… or move the folder away.",
                     )
@@ -222,7 +210,7 @@ class RunStore:
                 store.place(part).mkdir(parents=True, exist_ok=True)
             write_atomic(root / "config.yaml", sealed_text(config_yaml))
             # Written last: a run folder without run.json was never completely frozen.
-            write_atomic(store.info_path, sealed(to_plain(info), 2))
+            write_atomic(store.info_path, sealed(to_plain(asdict(info)), 2))
         except OSError as error:
             raise write_error(error, root) from error
         return store
@@ -294,13 +282,13 @@ class RunStore:
         """The frozen values of one submission: equal to the run's but for what can't change predictions."""
         return self.root / "launches" / launch / "config.yaml"
 
-    def info(self) -> dict[str, Any]:
-        """What is known of the run as data: see :class:`RunInfo`.
+    def info(self) -> RunInfo:
+        """What is known of the run as data.
 
         Raises:
             StoreError: the file is damaged, or a value is not what it has to be.
         """
-        return typed_record(RunInfo, read_record(self.info_path), self.info_path)
+        return record_of(RunInfo, read_record(self.info_path), self.info_path)
 
     # ── predictions ───────────────────────────────────────────────────────
 
@@ -448,8 +436,8 @@ class RunStore:
         Raises:
             StoreError: one is damaged.
         """
-        paths = sorted((self.root / "env").glob("*.json"))
-        return {p.stem: typed_record(EnvRecord, read_record(p), p) for p in paths}
+        found = {path: read_record(path) for path in sorted((self.root / "env").glob("*.json"))}
+        return {p.stem: {**record, **vars(record_of(EnvRecord, record, p))} for p, record in found.items()}
 
     def scores_dir(self, protocol: str) -> Path:
         """The folder of one protocol's scores; ``protocol`` is ``id@version``."""
@@ -475,11 +463,11 @@ class RunStore:
             folder.mkdir(parents=True, exist_ok=True)
             with replacing(folder / SAMPLES) as handle:
                 samples(handle)
-            told = {
-                **_result_record(result),
-                "samples": checksum(read_bytes(folder / SAMPLES, _MOST_SAMPLES)),
-            }
-            row = sealed(told, 2)
+            told = to_plain(asdict(result))
+            for numbers in told["metrics"].values():
+                # JSON has no NaN.
+                numbers.update({key: None for key, value in numbers.items() if not math.isfinite(value)})
+            row = sealed({**told, "samples": checksum(read_bytes(folder / SAMPLES, _MOST_SAMPLES))}, 2)
             write_atomic(folder / RESULT, row)
             if made_from is not None:
                 write_atomic(folder / MADE_FROM, sealed({**made_from, "result": checksum(row.encode())}, 2))
@@ -511,15 +499,19 @@ class RunStore:
         """
         found = {}
         for path in sorted((self.root / "scores").glob(f"*/{RESULT}")):
-            record = typed_record(ResultRecord, read_record(path), path)
-            typed_record(_Details, record["details"], path)
-            counts = [record[name] for name in ("n", "expected", "failed", "missing")]
-            if not (0 < record["scale"] < math.inf and all(0 <= count < 1 << 40 for count in counts)):
+            record = record_of(ResultRecord, read_record(path), path)
+            record_of(_Details, record.details, path)
+            counts = (record.n, record.expected, record.failed, record.missing)
+            if not (0 < record.scale < math.inf and all(0 <= count < 1 << 40 for count in counts)):
                 raise StoreError("No protocol counts like this row.", where=path, hint=_RESCORE)
-            if safe_name(record["protocol"]) != path.parent.name:
+            if safe_name(record.protocol) != path.parent.name:
                 raise StoreError("The row is of another protocol than its folder.", where=path, hint=_RESCORE)
-            if record["protocol"] not in self.outdated:
-                found[record["protocol"]] = _result(record)
+            if record.protocol not in self.outdated:
+                metrics = {
+                    name: Estimate(*(math.nan if number is None else number for number in vars(e).values()))
+                    for name, e in record.metrics.items()
+                }
+                found[record.protocol] = Result(**{**vars(record), "metrics": metrics})
         return found
 
     def samples(self, protocol: str) -> tuple[Path, bytes]:
@@ -569,21 +561,3 @@ def _foreign(path: Path) -> bool:
     if path.is_dir():
         return path.name not in _PARTS or any(path.iterdir())
     return not path.name.startswith((".config.yaml.", ".run.json."))
-
-
-def _result_record(r: Result) -> dict[str, Any]:
-    def numbers(e: Estimate) -> dict[str, float | None]:
-        # JSON has no NaN.
-        return {k: float(v) if math.isfinite(v) else None for k, v in asdict(e).items()}
-
-    metrics = {name: numbers(estimate) for name, estimate in r.metrics.items()}
-    row = {name: getattr(r, name) for name in schema.options(ResultRecord)}
-    return {**row, "metrics": metrics, "details": to_plain(r.details)}
-
-
-def _result(record: Mapping[str, Any]) -> Result:
-    metrics = {
-        name: Estimate(**{k: math.nan if v is None else v for k, v in numbers.items()})
-        for name, numbers in record["metrics"].items()
-    }
-    return Result(**{name: record[name] for name in schema.options(ResultRecord)} | {"metrics": metrics})

@@ -157,7 +157,7 @@ def test_a_bound_says_so_by_its_class(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for method, bound in (("oracle", True), ("empty", True), ("random_point", True), ("lexical", False)):
         (point,) = compose([f"method={method}", "dataset=shapes"])
-        assert freeze(point).info()["bound"] is bound
+        assert freeze(point).info().bound is bound
 
 
 def test_innermost_is_the_pixel_farthest_from_the_outside():

@@ -239,7 +239,7 @@ def test_publish_keeps_the_columns_and_replaces_rows(tmp_path: Path) -> None:
     assert (row["value"], row["low"], row["high"]) == ("74.9000", "72.9000", "76.9000")
     assert (row["n"], row["failed"], row["missing"]) == ("240", "3", "1")
     assert row["commit"] == "c" * 40
-    assert row["digest"] == store.info()["digest"]
+    assert row["digest"] == store.info().digest
     assert row["date"] == "2026-01-02"
     assert publish([store], folder, "again") == {folder / "decaf.csv": 1}
     (again,) = read_published(folder / "decaf.csv")
@@ -248,7 +248,7 @@ def test_publish_keeps_the_columns_and_replaces_rows(tmp_path: Path) -> None:
 
 def test_a_published_name_that_looks_like_a_formula_is_replaced(tmp_path: Path) -> None:
     store = scored_run(tmp_path, 74.9)
-    info = {**store.info(), "choices": {"method": "=1+1", "dataset": "mevis"}}
+    info = {**vars(store.info()), "choices": {"method": "=1+1", "dataset": "mevis"}}
     store.info_path.write_text(sealed(info))
     values = {**frozen(store), "reference": None}
     store.config_path.write_text(sealed_text(configs.to_yaml(values)))
