@@ -12,9 +12,8 @@ from pathlib import Path
 import pytest
 
 from refseg_bench.files.store_io import read_record, sealed
-from refseg_bench.run import claims, workers
-from refseg_bench.run.claims import Desk, forget, records
-from refseg_bench.run.workers import BEAT, SILENCE, Census, JobState, Owner, lives
+from refseg_bench.run import workers
+from refseg_bench.run.workers import BEAT, SILENCE, Census, Desk, JobState, Owner, forget, lives, records
 
 
 def owner(job: str, launch: str = "L", **changes) -> Owner:
@@ -52,7 +51,7 @@ def test_of_many_at_once_one_gets_it(tmp_path: Path, links: bool, monkeypatch: p
         def refuse(*_: object) -> None:
             raise OSError(1, "no links here")
 
-        monkeypatch.setattr(claims.os, "link", refuse)
+        monkeypatch.setattr(workers.os, "link", refuse)
     desks = [Desk(tmp_path, owner(f"j{i}")).__enter__() for i in range(8)]
     won: list[tuple[int, int]] = []
     gate = threading.Barrier(len(desks))

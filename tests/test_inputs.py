@@ -24,8 +24,7 @@ from refseg_bench.report.current import leave_out_outdated
 from refseg_bench.report.html import write_report
 from refseg_bench.run import inputs
 from refseg_bench.run.build import dataset_of, frozen
-from refseg_bench.run.data_record import keep_record, recorded
-from refseg_bench.run.inputs import Present, StaleError, stale
+from refseg_bench.run.inputs import Present, StaleError, keep_record, recorded, stale
 from refseg_bench.run.launch import Launched, freeze, launch
 from refseg_bench.run.loop import work_on
 from refseg_bench.run.shards import Tally, plan, planned, tally_of

@@ -15,9 +15,8 @@ from refseg_bench.config import schema
 from refseg_bench.config.components import names, options
 from refseg_bench.methods.base import Method, PerExpression
 from refseg_bench.methods.refam.method import RefAM
-from refseg_bench.run import predict
-from refseg_bench.run.loop import work_on
-from refseg_bench.run.predict import predict_clip
+from refseg_bench.run import loop
+from refseg_bench.run.loop import predict_clip, work_on
 from refseg_bench.segmenters.base import Prompt, Segmenter
 from refseg_bench.types import Clip, Expression, Grounding, MaskTrack
 from tests import tiny_mllm
@@ -47,7 +46,7 @@ def _light_heap() -> Iterator[None]:
     ],
 )
 def test_out_of_memory_is_told_from_other_failures(error: Exception, is_one: bool) -> None:
-    assert predict.is_out_of_memory(error) is is_one
+    assert loop.is_out_of_memory(error) is is_one
 
 
 @pytest.mark.parametrize("fits", [4, 1])
@@ -87,7 +86,7 @@ def test_parts_of_a_method_are_halved_too() -> None:
             raise AssertionError
 
     whole = Whole(Part())
-    with predict.half_batches(whole):
+    with loop.half_batches(whole):
         assert whole.backbone.batch_size == 3
     assert whole.backbone.batch_size == 6
 
@@ -202,4 +201,4 @@ def test_what_ran_out_is_halved(
     assert [prediction.track for prediction in found] == whole
     # The bound of 64 is above the 8 there are: what is in a pass counts.
     assert set(passes) == {8, 4, 2}
-    assert [size for _, size in predict.batched(method)] == [64]
+    assert [size for _, size in loop.batched(method)] == [64]

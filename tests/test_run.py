@@ -15,8 +15,7 @@ from refseg_bench.errors import ConfigError, DataError, RefsegError
 from refseg_bench.methods.decaf.method import DecAF
 from refseg_bench.run.build import build_method, check_segmenter, dataset_of, frozen
 from refseg_bench.run.launch import freeze, launch
-from refseg_bench.run.loop import work_on
-from refseg_bench.run.predict import predict_clip
+from refseg_bench.run.loop import predict_clip, work_on
 from refseg_bench.run.shards import plan, share
 from refseg_bench.run.store import RunStore
 from refseg_bench.types import Clip, Expression, Grounding, MaskTrack

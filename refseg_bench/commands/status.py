@@ -14,14 +14,11 @@ from rich.table import Column, Table
 from refseg_bench.errors import RefsegError, StoreError
 from refseg_bench.files.store_io import printable
 from refseg_bench.run.build import frozen
-from refseg_bench.run.claims import records
-from refseg_bench.run.data_record import recorded
-from refseg_bench.run.inputs import Present, stale, told
-from refseg_bench.run.predictions import StoredLine
+from refseg_bench.run.inputs import Present, recorded, stale, told
 from refseg_bench.run.progress import log_path
-from refseg_bench.run.store import RunStore, find_runs
+from refseg_bench.run.store import RunStore, StoredLine, find_runs
 from refseg_bench.run.submissions import Submission, living, submissions
-from refseg_bench.run.workers import BEAT, describe
+from refseg_bench.run.workers import BEAT, describe, records
 from refseg_bench.types import sample_id
 
 

@@ -10,8 +10,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Sequence
 
-from refseg_bench.run.data_record import RecordedDataset, recorded
-from refseg_bench.run.inputs import Present
+from refseg_bench.run.inputs import Present, RecordedDataset, recorded
 from refseg_bench.run.store import RunStore
 
 

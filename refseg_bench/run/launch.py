@@ -21,13 +21,13 @@ from refseg_bench.config.compose import Composed, Config, from_yaml, lasting, lo
 from refseg_bench.errors import ConfigError, RefsegError
 from refseg_bench.files.store_io import sealed_text
 from refseg_bench.methods.base import Method
-from refseg_bench.run import claims, local, slurm
+from refseg_bench.run import local, slurm
 from refseg_bench.run.build import build_method, dataset_of
 from refseg_bench.run.shards import Planned, Tally, planned, tally_of
 from refseg_bench.run.store import RunInfo, RunStore
 from refseg_bench.run.submissions import Submission, living, register, submissions
 from refseg_bench.run.worker import Shard
-from refseg_bench.run.workers import Census, describe
+from refseg_bench.run.workers import Census, describe, forget, records
 
 #: Clips whose expressions are looked up in the cache for a preview: each lookup reads the clip's frames.
 _LOOKED_UP = 20
@@ -103,7 +103,7 @@ def launch(
         if not run.work:
             answers[id(run)].tally = Tally()
             # A process that was killed when all was done may have left its claims.
-            claims.forget(run.store.root)
+            forget(run.store.root)
             say(f"{run.store.root}\n  complete: nothing left to predict")
         elif _admitted(run, answers[id(run)], busy[run.store.root], say):
             going.append(run)
@@ -301,7 +301,7 @@ def _here(run: Planned, submission: Submission, say: Callable[[str], None]) -> T
     _close(run.store, submission)
     if tally.elsewhere:
         census = Census()
-        held = [r.owner for r in claims.records(run.store.root) if not r.end and census.alive(r.owner)]
+        held = [r.owner for r in records(run.store.root) if not r.end and census.alive(r.owner)]
         if held:
             say(f"  {tally.elsewhere} samples are with {describe(held)}; who ends last scores the run")
             say(f"  if you know that it is dead, remove {run.store.root / 'claims'} and run again")

@@ -17,9 +17,9 @@ from refseg_bench import env
 from refseg_bench.config.compose import Cluster
 from refseg_bench.errors import ConfigError, RefsegError
 from refseg_bench.files.store_io import write_error
-from refseg_bench.run.predictions import StoredLine
 from refseg_bench.run.progress import Progress
 from refseg_bench.run.shards import Planned, Tally, at_once_here, outcomes, tally_of
+from refseg_bench.run.store import StoredLine
 from refseg_bench.run.submissions import Submission
 
 #: Seconds between two looks at the processes and the store.

@@ -1,13 +1,21 @@
-"""The loop: what is left of a run → predict → append. Depth lives elsewhere."""
+"""The loop: what is left of a run → predict → append, clip by clip, failures apart."""
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import logging
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from refseg_bench import env
+from refseg_bench.config import schema
+from refseg_bench.config.component import Component
 from refseg_bench.config.compose import Config, load
-from refseg_bench.errors import ConfigError, DataError, RefsegError, StoreError
+from refseg_bench.errors import ConfigError, DataError, RefsegError, StoreError, missing_package
 from refseg_bench.methods.base import Method
 from refseg_bench.run.build import (
     build_method,
@@ -16,27 +24,18 @@ from refseg_bench.run.build import (
     frozen,
     method_record,
 )
-from refseg_bench.run.claims import Desk, forget
-from refseg_bench.run.data_record import seen_before
-from refseg_bench.run.inputs import Present
-from refseg_bench.run.predict import predict_clip
-from refseg_bench.run.predictions import job_name
+from refseg_bench.run.inputs import Present, seen_before
 from refseg_bench.run.progress import Progress, logged
 from refseg_bench.run.shards import Tally, Work, left, plan, queue, share
-from refseg_bench.run.store import RunStore
-from refseg_bench.run.workers import Owner
+from refseg_bench.run.store import RunStore, job_name
+from refseg_bench.run.workers import Desk, Owner, forget
+from refseg_bench.types import Clip, Expression, Grounding, Prediction, SampleFailure, sample_id
 
 log = logging.getLogger(__name__)
 
 
 def work_on(
-    store: RunStore,
-    *,
-    shard: int = 0,
-    shards: int = 1,
-    job: str | None = None,
-    launch: str | None = None,
-    steal: bool = False,
+    store: RunStore, *, shard: int = 0, shards: int = 1, launch: str | None = None, steal: bool = False
 ) -> Tally:
     """Predict what is left of a frozen run, or one shard of it.
 
@@ -44,7 +43,6 @@ def work_on(
         store: the run folder; nothing but its frozen config is read.
         shard: this process's part, from 0.
         shards: how many parts; may differ from one try to the next.
-        job: name of this process's files.
         launch: the submission this process belongs to; its frozen values hold what can't change
             predictions (batch sizes, devices). By default one of its own.
         steal: when its part is through, go on with clips of other parts that nobody has started.
@@ -59,10 +57,9 @@ def work_on(
     work, present = plan(dataset), Present(dataset, seen_before(store))
     parts = share(work, shards)
     todo = left(queue(parts, shard) if steal else parts[shard], store.index(), present)
-    tally = Tally()
+    tally, job = Tally(), job_name()
     if not todo:
         return tally
-    job = job or job_name()
     owner = Owner.here(job, launch or job, shard=shard, shards=shards)
     own = {clip.id: len(expressions) for clip, expressions in left(parts[shard], store.index(), present)}
     method: Method | None = None
@@ -80,8 +77,7 @@ def work_on(
                 bar.expect(-own.get(clip.id, 0))
                 continue
             # A former owner may have stored some of them since.
-            index = store.index()
-            fresh = present.open(index, clip, expressions)
+            fresh = present.open(store.index(), clip, expressions)
             bar.expect(len(fresh) - own.get(clip.id, 0))
             if not fresh:
                 continue
@@ -96,9 +92,8 @@ def work_on(
                     raise StoreError("Another process has taken over.", where=f"{store.root}, clip {clip.id}")
                 if grounding is not None and config.keep_maps:
                     store.write_maps(grounding, prediction.sample)
-                known = index.get(prediction.sample)
-                turn = 0 if known is None else known.turn + known.ok
-                out.append(replace(prediction, inputs=before[prediction.expression], turn=turn))
+                inputs, turn = before[prediction.expression], store.turn(prediction.sample)
+                out.append(replace(prediction, inputs=inputs, turn=turn))
                 tally.add(prediction.ok)
                 bar.advance(prediction.ok)
                 if not prediction.ok:
@@ -164,11 +159,10 @@ def capture_on(store: RunStore, *, shard: int, shards: int, launch: str) -> Tall
     with logged(store.root, job), Desk(store.root, owner) as desk:
         method = build_method(values, dataset)
         check_segmenter(method)
-        capture = method.capture
         for clip, expressions in todo:
             env.seed_everything(config.seed, clip.id)
             try:
-                capture(clip, expressions)
+                method.capture(clip, expressions)
                 tally.done += len(expressions)
             except (ConfigError, ImportError):
                 raise
@@ -177,3 +171,124 @@ def capture_on(store: RunStore, *, shard: int, shards: int, launch: str) -> Tall
                 tally.failed += len(expressions)
         desk.finish(done=0, failed=0, gpus=env.gpus())
     return tally
+
+
+def predict_clip(
+    method: Method, clip: Clip, expressions: Sequence[Expression]
+) -> Iterator[tuple[Prediction, Grounding | None]]:
+    """Predict all expressions of a clip; one that fails does not take the others with it.
+
+    Where the accelerator's memory runs out, what is left of the clip is tried again with half the
+    batch, down to batches of one.
+    """
+    open_ids = {e.id: e for e in expressions}
+    try:
+        for prediction, grounding in _timed(method, clip, expressions):
+            open_ids.pop(grounding.expression.id)
+            yield prediction, grounding
+        failure: Exception = RefsegError("The method returned nothing for this expression.")
+    except (ConfigError, StoreError):
+        raise
+    except ImportError as error:
+        # As missing weights and devices are: of this machine, not of the sample.
+        raise missing_package(type(method).__name__, error.name or str(error)) from error
+    except Exception as error:
+        failure = error
+    if not open_ids:
+        return
+    if is_out_of_memory(failure) and batched(method):
+        log.warning("clip %s: out of memory, again with half the batch", clip.id)
+        # The tensors that filled the memory hang on the frames of the failure.
+        traceback.clear_frames(failure.__traceback__)
+        del failure
+        with half_batches(method):
+            yield from predict_clip(method, clip, list(open_ids.values()))
+        return
+    # One by one: with a single expression left, or a clip that can't be read, the culprit is known.
+    alone = len(expressions) == 1 or isinstance(failure, DataError)
+    for expression in open_ids.values():
+        if alone:
+            yield _failed(clip, expression, failure), None
+        else:
+            yield from predict_clip(method, clip, [expression])
+
+
+def _timed(
+    method: Method, clip: Clip, expressions: Sequence[Expression]
+) -> Iterator[tuple[Prediction, Grounding]]:
+    memory = env.PeakMemory()
+    memory.start()
+    wanted = {e.id for e in expressions}
+    began = time.perf_counter()
+    for grounding in method.predict(clip, expressions):
+        seconds = {**grounding.seconds, "total": time.perf_counter() - began}
+        expression = grounding.expression
+        if expression.id not in wanted:
+            raise RefsegError(
+                f"The method answered expression '{expression.id}' twice or unasked.", where=clip.id
+            )
+        wanted.remove(expression.id)
+        track = grounding.track
+        if len(track) != len(clip) or track.size != clip.size:
+            raise RefsegError(
+                f"The method returned {len(track)} masks of {track.size}; the clip has {len(clip)} frames "
+                f"of {clip.size} (height, width).",
+                where=sample_id(clip.id, expression.id),
+            )
+        yield (
+            Prediction(
+                sample=sample_id(clip.id, expression.id),
+                clip=clip.id,
+                expression=expression.id,
+                track=track,
+                point=grounding.point,
+                no_target=grounding.no_target,
+                details=grounding.details,
+                seconds=seconds,
+                peak_mb=memory.read(),
+            ),
+            grounding,
+        )
+        memory.start()
+        began = time.perf_counter()
+
+
+def _failed(clip: Clip, expression: Expression, error: Exception) -> Prediction:
+    trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    log.error("sample %s failed: %s", sample_id(clip.id, expression.id), error, extra={"trace": trace})
+    return Prediction(
+        sample=sample_id(clip.id, expression.id),
+        clip=clip.id,
+        expression=expression.id,
+        failure=SampleFailure(type(error).__name__, str(error), trace),
+    )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """True if an accelerator's memory ran out; needs no torch."""
+    if any(cls.__name__ == "OutOfMemoryError" for cls in type(error).__mro__):
+        return True
+    return isinstance(error, RuntimeError) and "out of memory" in str(error).lower()
+
+
+def batched(method: Method) -> list[tuple[Component, int]]:
+    """The method and its parts that could work with a smaller batch, and their batch sizes."""
+    parts: list[Component] = [method, *schema.parts(method).values()]
+    return [(part, part.batch_size) for part in parts if part.batch_size is not None and part.batch_size > 1]
+
+
+@contextlib.contextmanager
+def half_batches(method: Method) -> Iterator[None]:
+    """Within the block every batch is half as large; the memory that failed is given back first."""
+    parts = batched(method)
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    try:
+        for part, size in parts:
+            object.__setattr__(part, "batch_size", size // 2)  # a component may be frozen
+        yield
+    finally:
+        for part, size in parts:
+            object.__setattr__(part, "batch_size", size)

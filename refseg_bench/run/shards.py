@@ -17,10 +17,8 @@ from refseg_bench.datasets.base import Dataset
 from refseg_bench.datasets.files import files_read
 from refseg_bench.errors import RefsegError
 from refseg_bench.run.build import dataset_of, frozen
-from refseg_bench.run.data_record import keep_record, seen_before
-from refseg_bench.run.inputs import Present, stale, told
-from refseg_bench.run.predictions import StoredLine
-from refseg_bench.run.store import RunStore, runs_in
+from refseg_bench.run.inputs import Present, keep_record, seen_before, stale, told
+from refseg_bench.run.store import RunStore, StoredLine, runs_in
 from refseg_bench.types import Clip, Expression, sample_id
 
 Work = list[tuple[Clip, tuple[Expression, ...]]]

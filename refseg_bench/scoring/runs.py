@@ -15,7 +15,7 @@ from refseg_bench.datasets.files import files_read
 from refseg_bench.errors import RefsegError, ScoreError
 from refseg_bench.run import inputs
 from refseg_bench.run.build import dataset_of, received
-from refseg_bench.run.data_record import keep_record, seen_before
+from refseg_bench.run.inputs import keep_record, seen_before
 from refseg_bench.run.shards import plan
 from refseg_bench.run.store import RunStore
 from refseg_bench.scoring import score as scoring

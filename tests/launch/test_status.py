@@ -10,11 +10,10 @@ import pytest
 from refseg_bench.cli import main
 from refseg_bench.files.store_io import sealed
 from refseg_bench.run import workers as asked
-from refseg_bench.run.claims import Desk, records
 from refseg_bench.run.launch import freeze, launch
 from refseg_bench.run.store import RunStore
 from refseg_bench.run.submissions import living, submissions
-from refseg_bench.run.workers import Owner
+from refseg_bench.run.workers import Desk, Owner, records
 from tests.launch.runs import lines, overrides, point, quiet, refseg, undisturbed
 from tests.launch.test_kill import wait_for, workers
 

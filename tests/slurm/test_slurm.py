@@ -17,11 +17,10 @@ import pytest
 
 from refseg_bench import env
 from refseg_bench.cli import main
-from refseg_bench.run.claims import records
 from refseg_bench.run.launch import launch
 from refseg_bench.run.store import RunStore
 from refseg_bench.run.submissions import submissions
-from refseg_bench.run.workers import Owner
+from refseg_bench.run.workers import Owner, records
 from tests.launch.runs import CONF, REPO, environment, lines, overrides, point, refseg, scores, undisturbed
 from tests.slurm.conftest import Slurm
 
