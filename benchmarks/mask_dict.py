@@ -30,7 +30,7 @@ from refseg_bench.datasets.meta_expressions import MetaExpressions
 imported, busy = time.perf_counter(), time.process_time()
 data = MetaExpressions(root=Path(sys.argv[1]), cache=Path(sys.argv[2]))
 clips = data.clips()
-source = data._loaded().masks(data)
+source = data._source
 opened, busy = time.perf_counter(), time.process_time() - busy
 clip = clips[len(clips) // 2]
 tracks = sum(len(data.target(clip, e).objects) for e in data.expressions(clip))

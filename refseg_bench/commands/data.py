@@ -11,9 +11,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from refseg_bench.config.components import find, names, open_dataset
-from refseg_bench.datasets.catalogue import Manifest, manifest
+from refseg_bench.datasets.base import Dataset
 from refseg_bench.datasets.prepare import prepare
-from refseg_bench.datasets.verify import Verdict, verify
+from refseg_bench.datasets.verify import Verdict, manifest, verify
 from refseg_bench.errors import ConfigError, DataError
 from refseg_bench.files.store_io import output, safe_name, write_error
 from refseg_bench.report.pictures import find_sample, show_target
@@ -90,25 +90,24 @@ def list_sets(args: argparse.Namespace) -> int:
             facts.kind if facts else "–",
             ", ".join(s for s, f in facts.splits.items() if f.public) if facts else data.split,
             ", ".join(s for s, f in facts.splits.items() if not f.public) if facts else "",
-            escape(_found(data, facts)),
+            escape(_found(data, list(facts.splits) if facts else [data.split])),
         )
     console.print(table)
     console.print("Looked in $REFSEG_DATA (or data/) and among the shipped samples.", style="dim")
     return 0
 
 
-def _found(data: Any, facts: Manifest | None) -> str:
+def _found(data: Dataset, splits: list[str]) -> str:
     """Where a set is, with the splits that are there; ``-`` if it is nowhere."""
     present: dict[str, list[str]] = {}
-    for split in facts.splits if facts else [data.split]:
-        data.split = split
+    for data.split in splits:
         try:
             base = data.base()
         except DataError:
             continue
         if base is None:
             return "(give dataset.root)"
-        present.setdefault(str(base), []).append(split)
+        present.setdefault(str(base), []).append(data.split)
     return "; ".join(f"{base} ({', '.join(splits)})" for base, splits in present.items()) or "-"
 
 
@@ -131,7 +130,13 @@ def verify_set(args: argparse.Namespace) -> int:
     """``refseg data verify``."""
     name = find("dataset", args.name)
     facts = manifest(name)
-    splits = [args.split] if args.split else _present(name, facts, args.root)
+    splits = [args.split]
+    if not args.split:
+        data = open_dataset(name, root=args.root)
+        splits = data.splits(list(facts.splits) if facts else [data.split])
+        if not splits:
+            data.base()  # tells what is missing
+            splits = [data.split]
     console = Console()
     wrong = False
     for split in splits:
@@ -142,29 +147,6 @@ def verify_set(args: argparse.Namespace) -> int:
         _report(console, name, data.split, verdict, args.first)
         wrong |= not verdict.ok
     return 1 if wrong else 0
-
-
-def _present(name: str, facts: Manifest | None, root: Path | None) -> list[str]:
-    """The splits whose files are there.
-
-    Raises:
-        DataError: none is.
-    """
-    default = open_dataset(name, root=root)
-    candidates = list(facts.splits) if facts else [default.split]
-    if hasattr(default, "refs"):
-        stored = default.splits()
-        return [split for split in candidates if split in stored] or [default.split]
-    found: list[str] = []
-    for split in candidates:
-        try:
-            open_dataset(name, root=root, split=split).base()
-        except DataError:
-            continue
-        found.append(split)
-    if not found:
-        default.base()
-    return found or [default.split]
 
 
 def _report(console: Console, name: str, split: str, verdict: Verdict, first: int) -> None:

@@ -38,11 +38,13 @@ def option(default: Any = dataclasses.MISSING, *, transient: bool = False, facto
     """A dataclass field with the mark of what it is worth for the run's identity.
 
     Args:
-        default: the default value (or give ``factory`` for a mutable one).
+        default: the default value; each component gets its own copy of a list.
         transient: True if the value can't change a prediction.
-        factory: zero-argument callable making the default.
+        factory: zero-argument callable making the default, where that is another mutable value.
     """
     metadata = {"transient": transient}
+    if isinstance(default, list):
+        factory = default.copy
     if factory is not None:
         return dataclasses.field(default_factory=factory, metadata=metadata)
     if default is dataclasses.MISSING:

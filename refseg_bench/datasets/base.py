@@ -1,21 +1,25 @@
-"""What a data set is, and a part of one.
+"""What a data set is, where it lies, and a part of one.
 
-Not here: where data sets lie and what is known of them (``catalogue``), reading their formats.
+Not here: what is known of the public ones (``verify``), reading their formats.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import os
+import re
+import shlex
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-from typing_extensions import override
-
 from refseg_bench.config.component import Component
-from refseg_bench.datasets.issues import Damage, Report
+from refseg_bench.datasets.files import Damage, Tell, data_root, refuse, rename_that_helps
 from refseg_bench.errors import ConfigError, DataError
+from refseg_bench.files.resources import resource
 from refseg_bench.types import Clip, Expression, MaskTrack, Target, sample_id
 
 
@@ -33,10 +37,14 @@ class Dataset(Component):
     split: str
     #: The folder given for its files; ``None`` = it is looked for, or there are none.
     root: Path | None = None
+    #: Folder names its archives unpack to, looked for below ``root`` too.
+    folders: Sequence[str] = ()
     #: Ids of the protocols a run is scored under unless it says otherwise.
     protocols: Sequence[str] = ()
     #: True if a frame file that no clip lists is damage (``refseg data verify``).
     every_frame_listed: bool = False
+    #: Receives what is wrong with its files: a run refuses the first, ``refseg data verify`` collects all.
+    tell: Tell = staticmethod(refuse)
 
     @abstractmethod
     def clips(self) -> Sequence[Clip]:
@@ -75,43 +83,84 @@ class Dataset(Component):
         """Where the truth was found, if that was a choice."""
         return None
 
-    # ── hooks of `refseg data` ───────────────────────────────────────────────
+    # ── hooks of where its files are (`refseg data`) ─────────────────────────
+
+    def landmarks(self) -> Sequence[str]:
+        """Paths of which one shows where the set is; ``{split}`` stands for the split, ``/`` ends a folder's.
+
+        None = it is not looked for, and comes in no archives of its own.
+        """
+        return ()
+
+    def layout(self) -> Sequence[str]:
+        """All paths it reads below its folder, by which ``refseg data prepare`` knows an archive's parts."""
+        return self.landmarks()
 
     def base(self) -> Path | None:
-        """The folder its files lie in, wherever that was found; ``None`` = not known.
+        """The folder its files lie in: the first that holds one of its landmarks; ``None`` = not known.
+
+        Looked at are ``root``, or else ``$REFSEG_DATA`` (or ``data``) and the samples that ship with the
+        package; in each the folders of its name and of its archives, in any case and with any of ``-``,
+        ``_`` and space.
 
         Raises:
-            DataError: it is not there.
+            DataError: it isn't there, or not with that split; says where it is, if it is near.
         """
-        return self.root
+        landmarks = [landmark.replace("{split}", self.split) for landmark in self.landmarks()]
+        if not landmarks:
+            return self.root
+        for folder in _places(self):
+            if any(os.path.exists(folder / landmark) for landmark in landmarks):
+                return folder
+        splits = _splits_there(self)
+        if splits:
+            raise DataError(
+                f"'{self.name}' has no split '{self.split}' here.",
+                where=self.root or self.name,
+                allowed=splits,
+                hint="Set dataset.split (`refseg score`: --split) to one of them.",
+            )
+        raise _not_found(self, landmarks)
 
-    def survey(self, report: Report) -> Iterator[tuple[Clip | None, list[Expression]]]:
-        """The clips with their expressions, with all damage reported instead of the first raised.
+    def splits(self, known: Sequence[str]) -> Sequence[str]:
+        """Those of the known splits whose files are there."""
+        found = []
+        for split in known:
+            with contextlib.suppress(DataError):
+                dataclasses.replace(self, split=split).base()  # type: ignore[type-var]
+                found.append(split)
+        return found
+
+    def survey(self) -> Iterator[tuple[Clip | None, Sequence[Expression]]]:
+        """All clips with their expressions, for a set whose :attr:`tell` collects damage.
 
         Yields:
-            A clip (``None`` where it can't be made) and its expressions.
+            A clip (``None`` where it can't be made) and its readable expressions.
         """
-        for clip in self.clips():
+        try:
+            clips = self.clips()
+        except Damage as damage:
+            self.tell(damage)
+            return
+        for clip in clips:
             try:
-                expressions = list(self.expressions(clip))
+                yield clip, self.expressions(clip)
             except DataError as error:
-                report(_damaged(clip, error))
-                continue
-            yield clip, expressions
-
-    def check_targets(self, clip: Clip, expressions: Sequence[Expression], report: Report) -> None:
-        """Read the targets of a clip, with all damage reported."""
-        for expression in expressions:
-            try:
-                self.target(clip, expression)
-            except DataError as error:
-                report(_damaged(clip, error))
+                self.tell(damaged(clip, error))
 
 
-def _damaged(clip: Clip, error: DataError) -> Damage:
+def damaged(clip: Clip, error: DataError) -> Damage:
+    """An error of a clip as a problem of the data set's files."""
     if isinstance(error, Damage):
         return error
     return Damage("damaged clip", error.what, error.where or clip.id, hint=error.hint)
+
+
+#: What is asked of the whole where a part is asked for it.
+_OF_WHOLE = (
+    "name", "split", "root", "protocols", "base",
+    "no_truth", "annotation_files", "foreground", "encodings", "taken",
+)  # fmt: skip
 
 
 @dataclass
@@ -129,13 +178,11 @@ class LimitedDataset(Dataset):
     clips_limit: int | None = None
     expressions_limit: int | None = None
     samples: Sequence[str] = ()
-    name: str = field(init=False)
-    split: str = field(init=False)
-    protocols: Sequence[str] = field(init=False)
     _clips: list[Clip] | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        self.name, self.split, self.protocols = self.inner.name, self.inner.split, self.inner.protocols
+        for name in _OF_WHOLE:
+            setattr(self, name, getattr(self.inner, name))
 
     def clips(self) -> Sequence[Clip]:
         """The clips that have an expression in the part.
@@ -162,30 +209,6 @@ class LimitedDataset(Dataset):
         """The truth of a sample."""
         return self.inner.target(clip, expression)
 
-    @override
-    def base(self) -> Path | None:
-        return self.inner.base()
-
-    @override
-    def no_truth(self, clip: Clip, expression: Expression) -> tuple[str, str]:
-        return self.inner.no_truth(clip, expression)
-
-    @override
-    def annotation_files(self, clip: Clip) -> Sequence[Path | None] | None:
-        return self.inner.annotation_files(clip)
-
-    @override
-    def foreground(self, clip: Clip) -> MaskTrack | None:
-        return self.inner.foreground(clip)
-
-    @override
-    def encodings(self) -> Mapping[str, int]:
-        return self.inner.encodings()
-
-    @override
-    def taken(self) -> str | None:
-        return self.inner.taken()
-
     def _check_samples(self, clips: Sequence[Clip]) -> None:
         known = {sample_id(c.id, e.id) for c in clips for e in self.inner.expressions(c)}
         unknown = sorted(set(self.samples) - known)
@@ -195,3 +218,74 @@ class LimitedDataset(Dataset):
                 where=f"{self.name}, split {self.split}",
                 hint="A sample's id is CLIP/EXPRESSION, as `refseg status` and the score tables spell it.",
             )
+
+
+# ── where data sets are ──────────────────────────────────────────────────────
+
+
+def _places(data: Dataset) -> Iterator[Path]:
+    """Folders that may be the data set's, likeliest first."""
+    for place in [data.root] if data.root is not None else [data_root(), resource("datasets")]:
+        homes = [place] if data.root is not None else list(_spelled(place, data.name))
+        yield from homes
+        for home in dict.fromkeys((*homes, place)):
+            for folder in data.folders:
+                yield from _spelled(home, folder)
+
+
+def _spelled(place: Path, folder: str) -> Iterator[Path]:
+    """The folder as it is named, and as others write such a name."""
+    yield place / folder
+    plain = _plainly(folder)
+    with contextlib.suppress(OSError):
+        for entry in sorted(os.listdir(place)):
+            if entry != folder and _plainly(entry) == plain:
+                yield place / entry
+
+
+def _plainly(name: str) -> str:
+    return re.sub("[-_ ]", "", name.lower())
+
+
+def _splits_there(data: Dataset) -> list[str]:
+    """The splits a data set has on this disk, by its landmarks with ``{split}`` in a split's place."""
+    found = set()
+    for base in _places(data):
+        for pattern in data.landmarks():
+            head, mark, tail = pattern.partition("{split}")
+            if mark and "{" not in head + tail and os.path.isdir(base):
+                full = re.compile(re.escape(head) + "([^/]+)" + re.escape(tail.rstrip("/")))
+                for path in base.glob(f"{head}*{tail}"):
+                    # Folders of folders are data sets, not splits.
+                    if not tail.endswith("/") or any(p.is_file() for p in path.iterdir()):
+                        match = full.fullmatch(path.relative_to(base).as_posix())
+                        found |= {match[1]} if match else set()
+    return sorted(found)
+
+
+def _not_found(data: Dataset, landmarks: Sequence[str]) -> DataError:
+    place = data.root or data_root() / data.name
+    inside: list[str] = []
+    try:
+        inside = sorted(name for name in os.listdir(place) if not name.startswith("."))
+        holds = f" The folder holds {', '.join(inside[:8]) + (' …' if len(inside) > 8 else '') or 'nothing'}."
+    except FileNotFoundError:
+        holds = " There is no such folder." if data.root is not None else ""
+    except OSError as error:
+        holds = f" It can't be read as a folder ({error.strerror})."
+    hint = (
+        f"Get it as datasets/{data.name}/README.md says, then set dataset.root=FOLDER (`refseg score`: "
+        "--root FOLDER) or put it under $REFSEG_DATA; `refseg data list` shows what is found where."
+    )
+    near = [place / one for one in inside[:1000]] + [place.parent, place.parent.parent]
+    for folder in near:
+        if any(os.path.exists(folder / landmark) for landmark in landmarks):
+            hint = f"It lies in {folder}: set {shlex.quote(f'dataset.root={folder}')} (elsewhere: --root)."
+            break
+    else:
+        hint = rename_that_helps(*(place / landmark for landmark in landmarks)) or hint
+    return DataError(
+        f"The data set '{data.name}' is not here: none of its files {', '.join(landmarks)} exists.{holds}",
+        where=place,
+        hint=hint,
+    )

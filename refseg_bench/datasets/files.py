@@ -1,6 +1,8 @@
-"""Where data sets are, reading their small files, and joining names from data.
+"""Reading a data set's small files, joining names from data, and telling what is wrong with either.
 
-Errors name file and place. Names that come out of JSON, pickles or archives are strangers' input:
+Every check of every reader hands its finding to a ``Tell``. A run passes :func:`refuse`, so the first
+problem ends the reading with its error; ``refseg data verify`` collects them, so one pass finds them all.
+There is no second set of checks. Names that come out of JSON, pickles or archives are strangers' input:
 :func:`safe_join` is the only way from such a name to a path.
 """
 
@@ -12,16 +14,147 @@ import hashlib
 import json
 import os
 import re
-import shlex
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from refseg_bench.datasets.issues import Damage, Place, Report, refuse
 from refseg_bench.errors import DataError
 from refseg_bench.files import store_io
-from refseg_bench.files.resources import resource
 from refseg_bench.files.store_io import leads_out, open_regular, printable
+
+# ── what is wrong ────────────────────────────────────────────────────────────
+
+UNPACK_AGAIN = "Unpack the data set again; `refseg data verify NAME` lists everything that is wrong."
+_RESTORE = "Restore the original file."
+_LAYOUT = "Restore the original file: this is not the format's layout."
+_ONE_RELEASE = "Use the masks and the expression file of one release."
+_NOT_THIS = "Don't use this file; fetch it again from the data set's own page."
+
+#: Kind of damage → what helps against it, where the place of damage knows nothing better; for all other
+#: kinds it is :data:`UNPACK_AGAIN`.
+HINTS = {
+    "another file": _RESTORE,
+    "bad expression id": _RESTORE,
+    "bad object id": _RESTORE,
+    "bad size": _RESTORE,
+    "bad type": _RESTORE,
+    "duplicate id": "Restore the original file: one of the two entries would be lost.",
+    "empty expression": "Restore the original file, or take the entry out.",
+    "malformed line": _RESTORE,
+    "mask count differs": _ONE_RELEASE,
+    "missing entry": _ONE_RELEASE,
+    "missing field": _LAYOUT,
+    "object without a pixel": _ONE_RELEASE,
+    "pickle with a callable": _NOT_THIS,
+    "text in another encoding": "Restore the original file, or convert it to UTF-8.",
+    "torn archive": "Fetch it again and compare its size or hash with the page it comes from.",
+    "torn pickle": _NOT_THIS,
+    "unsafe archive": "Don't use this archive; fetch it again from the data set's own page.",
+    "unsafe name": "Don't use this file: names in a data set are plain relative paths.",
+    "video without frames": _RESTORE,
+    "wrong type": _LAYOUT,
+}
+
+
+class Damage(DataError):
+    """One problem of a data set's files.
+
+    Attributes:
+        kind: a short name shared by problems of one sort ("missing frame"); reports group by it.
+        file: the file or folder.
+        place: where in it (``videos.a1b2.expressions.3``), or ``None`` for the whole.
+        harmless: there is one way to read it all the same, and the loader takes it.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        what: str,
+        file: str | Path,
+        place: str | None = None,
+        hint: str | None = None,
+        *,
+        allowed: Iterable[object] | None = None,
+        harmless: bool = False,
+    ) -> None:
+        self.harmless = harmless
+        self.kind = kind
+        self.file = str(file)
+        self.place = place
+        where = self.file if place is None else f"{self.file}: {place}"
+        super().__init__(what, where=where, allowed=allowed, hint=hint or HINTS.get(kind, UNPACK_AGAIN))
+
+
+Tell = Callable[[Damage], None]
+
+
+def refuse(damage: Damage) -> None:
+    """A run's way to be told: the first problem is the last."""
+    if not damage.harmless:
+        raise damage
+
+
+_NAMES = {dict: "an object", list: "a list", str: "text", int: "a whole number", bool: "true or false"}
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A place in a data file, with checks of what stands there.
+
+    Attributes:
+        file: the file.
+        part: where in it; ``None`` = the whole.
+        told: receives what is wrong.
+    """
+
+    file: Path
+    part: str | None = None
+    told: Tell = refuse
+
+    def at(self, part: str) -> Place:
+        """A place within this one: a key, or an index in brackets.
+
+        >>> Place(Path("meta.json"), "videos").at("a1b2").at("frames[3]").part
+        'videos.a1b2.frames[3]'
+        """
+        joined = part if self.part is None else f"{self.part}{'' if part[0] == '[' else '.'}{part}"
+        return Place(self.file, joined, self.told)
+
+    def damage(self, kind: str, what: str, hint: str | None = None, **more: Any) -> Damage:
+        """A problem of this place, to be raised; ``more`` as :class:`Damage` takes it."""
+        return Damage(kind, what, self.file, self.part, hint, **more)
+
+    def tell(self, kind: str, what: str, hint: str | None = None, **more: Any) -> None:
+        """Tell a problem of this place."""
+        self.told(self.damage(kind, what, hint, **more))
+
+    def holds(self, value: Any, kind: type) -> bool:
+        """Whether the value that stands here is of a kind of JSON value; tells it if not."""
+        if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
+            return True
+        shown = repr(value)
+        shown = shown if len(shown) < 60 else f"{shown[:57]}..."
+        told = f"Expected {_NAMES.get(kind, kind.__name__)}, found {shown}."
+        self.told(Damage("wrong type", told, self.file, self.part or "the file"))
+        return False
+
+    def field(self, record: Mapping[str, Any], key: str, kind: type) -> Any:
+        """A field of the object that stands here; ``None`` after telling that it is missing or wrong."""
+        if key not in record:
+            told = f"The field '{key}' is missing."
+            self.told(Damage("missing field", told, self.file, self.part or "the file"))
+            return None
+        return record[key] if self.at(key).holds(record[key], kind) else None
+
+    def fields(self, record: Mapping[str, Any], **kinds: type) -> list[Any] | None:
+        """Several fields of the object that stands here; ``None`` if one was told as damaged."""
+        found = [self.field(record, key, kind) for key, kind in kinds.items()]
+        return None if any(value is None for value in found) else found
+
+
+# ── places ───────────────────────────────────────────────────────────────────
 
 
 def data_root() -> Path:
@@ -81,24 +214,29 @@ def missing_file(path: Path) -> Damage:
     return Damage("missing file", told, path, hint=rename_that_helps(path))
 
 
-def rename_that_helps(path: Path) -> str | None:
-    """The hint of a missing file whose name is spelled otherwise on this disk, if one is."""
-    with contextlib.suppress(OSError):
-        there = [name for name in os.listdir(path.parent) if Path(name).suffix.lower() == path.suffix.lower()]
-        close = difflib.get_close_matches(path.name, there, 1, 0.7)
-        if close:
-            return f"If {path.parent / close[0]} is that file, rename it to {path.name}."
+def rename_that_helps(*paths: Path) -> str | None:
+    """The hint of missing files of which one is there under another spelling of its name; else ``None``."""
+    for path in paths:
+        with contextlib.suppress(OSError):
+            there = [n for n in os.listdir(path.parent) if Path(n).suffix.lower() == path.suffix.lower()]
+            close = difflib.get_close_matches(path.name, there, 1, 0.7)
+            if close:
+                return f"If {path.parent / close[0]} is that file, rename it to {path.name}."
     return None
 
 
 #: Longest name of one file or folder (less its ending), and of a path below a set's folder, in bytes.
 _MOST_NAME, _MOST_PATH = 250, 2048
+#: Names that need no closer look, which are nearly all.
+_SOUND = re.compile(r"[A-Za-z0-9_-]+(?:/[A-Za-z0-9_-]+)*")
 
 
 def bad_name(name: object) -> str | None:
     """Why a name from a data file can't be a relative path, or ``None`` if it can."""
     if not isinstance(name, str):
         return f"is {type(name).__name__}, not text"
+    if len(name) <= _MOST_NAME and _SOUND.fullmatch(name):
+        return None
     if not name.strip():
         return "is empty"
     if "\\" in name or printable(name) != name:
@@ -108,10 +246,7 @@ def bad_name(name: object) -> str | None:
     parts = name.split("/")
     if any(part in ("", ".", "..") for part in parts):
         return "leaves its folder or holds an empty part"
-    # A letter has at most four bytes, so most names need no count.
-    if len(name) * 4 > _MOST_NAME and (
-        max(len(os.fsencode(part)) for part in parts) > _MOST_NAME or len(os.fsencode(name)) > _MOST_PATH
-    ):
+    if max(len(os.fsencode(part)) for part in parts) > _MOST_NAME or len(os.fsencode(name)) > _MOST_PATH:
         return "is longer than a disk can hold"
     return None
 
@@ -144,7 +279,7 @@ def is_litter(name: str) -> bool:
     )
 
 
-def check_link(path: Path, *homes: Path, follow: bool, report: Report = refuse) -> bool:
+def check_link(path: Path, *homes: Path, follow: bool, tell: Tell) -> bool:
     """Refuse a symbolic link that leads out of the data set.
 
     Args:
@@ -152,7 +287,7 @@ def check_link(path: Path, *homes: Path, follow: bool, report: Report = refuse) 
         homes: the data set's folders; links within them are fine, and so is a link that *is* one of
             them (a frames folder kept on another disk).
         follow: the user's permission to follow links to anywhere.
-        report: receives the problem.
+        tell: receives the problem.
 
     Returns:
         True if the path may be read.
@@ -162,12 +297,18 @@ def check_link(path: Path, *homes: Path, follow: bool, report: Report = refuse) 
         return True
     told = f"'{path.name}' is a symbolic link to '{real}', outside of the data set."
     hint = "Put the files inside the data set, or, if you made the link: dataset.follow_links=true."
-    report(Damage("link out of the data set", told, path, hint=hint))
+    tell(Damage("link out of the data set", told, path, hint=hint))
     return False
 
 
+# ── reading ──────────────────────────────────────────────────────────────────
+
 #: Most bytes of a file that is read whole. gRefCOCO's sentences, the largest, take a fifth.
 MOST_BYTES = 1 << 30
+#: A packed file that grows by more than this is a bomb: JSON of masks packs about 5 times.
+MAX_GROWTH = 200
+#: Growth is only judged above this size; small text packs well.
+GROWTH_FROM = 64 << 20
 #: First bytes of what is found in place of a data file.
 _INSTEAD = (
     (b"\x1f\x8b", "packed with gzip", "Unpack it: gunzip."),
@@ -227,29 +368,25 @@ def read_text(path: Path, encodings: tuple[str, ...] = ("utf-8-sig",)) -> str:
             raise unreadable(path, error) from error
     if len(data) > MOST_BYTES:
         raise Damage("another file", f"The file is larger than {MOST_BYTES >> 20} MB.", path)
-    problem: UnicodeDecodeError | None = None
+    problems: list[UnicodeDecodeError] = []
     for encoding in encodings:
         try:
             return data.decode(encoding)
         except UnicodeDecodeError as error:
-            problem = problem or error
-    assert problem is not None
-    place = f"byte {problem.start}"
-    told = f"Byte {problem.start} ({problem.object[problem.start]:#04x}) is not {' or '.join(encodings)}."
-    raise Damage("text in another encoding", told, path, place)
+            problems.append(error)
+    place = problems[0].start
+    told = f"Byte {place} ({problems[0].object[place]:#04x}) is not {' or '.join(encodings)}."
+    raise Damage("text in another encoding", told, path, f"byte {place}")
 
 
-class _Repeated(ValueError):
-    def __init__(self, key: str) -> None:
-        self.key = key
-        super().__init__(key)
+class _RepeatedKey(ValueError):
+    pass
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     out = dict(pairs)
     if len(out) != len(pairs):
-        seen: set[str] = set()
-        raise _Repeated(next(key for key, _ in pairs if key in seen or seen.add(key)))  # type: ignore[func-returns-value]
+        raise _RepeatedKey(Counter(key for key, _ in pairs).most_common(1)[0][0])
     return out
 
 
@@ -262,9 +399,9 @@ def parse_json(text: str, at: Place) -> Any:
     before = "" if at.part is None else f"{at.part}, "
     try:
         return store_io.parse_json(text, _unique)
-    except _Repeated as error:
-        told = f"The key '{error.key}' stands twice in one object."
-        raise Damage("duplicate id", told, at.file, f"{before}key '{error.key}'") from None
+    except _RepeatedKey as error:
+        told = f"The key '{error}' stands twice in one object."
+        raise Damage("duplicate id", told, at.file, f"{before}key '{error}'") from None
     except json.JSONDecodeError as error:
         told, hint = error.msg, None
         if error.msg == "Extra data" and text[error.pos - 1 : error.pos] == "\n":
@@ -283,101 +420,3 @@ def read_json(path: Path, encodings: tuple[str, ...] = ("utf-8-sig",)) -> Any:
         Damage: missing, not in the encoding, torn, or with a repeated key.
     """
     return parse_json(read_text(path, encodings), Place(path))
-
-
-# ── where data sets are ──────────────────────────────────────────────────────
-
-
-def find_base(
-    name: str, root: Path | None, folders: Sequence[str], landmarks: Sequence[str], split: str
-) -> Path:
-    """The folder a data set lies in: the first that holds one of its landmark files.
-
-    Args:
-        name: the data set's name, also a folder tried.
-        root: what the user gave; ``None`` looks in ``$REFSEG_DATA`` (or ``data``) and then among
-            the samples that ship with the package.
-        folders: names its archives unpack to, tried in any case and with any of ``-``, ``_`` and space.
-        landmarks: relative paths of which one must be there; ``{split}`` stands for the split.
-        split: the split.
-
-    Raises:
-        DataError: it isn't there, or not with that split; says where it is, if it is near.
-    """
-    filled = [landmark.replace("{split}", split) for landmark in landmarks]
-    for base in _bases(name, root, folders):
-        if any(os.path.exists(base / landmark) for landmark in filled):
-            return base
-    splits = _splits_there(name, root, folders, landmarks)
-    if splits:
-        raise DataError(
-            f"'{name}' has no split '{split}' here.",
-            where=root or name,
-            allowed=splits,
-            hint="Set dataset.split (`refseg score`: --split) to one of them.",
-        )
-    raise _not_found(name, root, filled)
-
-
-def _bases(name: str, root: Path | None, folders: Sequence[str]) -> Iterator[Path]:
-    for place in [root] if root is not None else [data_root(), resource("datasets")]:
-        homes = [place] if root is not None else list(_spelled(place, name))
-        yield from homes
-        for home in dict.fromkeys((*homes, place)):
-            for folder in folders:
-                yield from _spelled(home, folder)
-
-
-def _spelled(place: Path, folder: str) -> Iterator[Path]:
-    """The folder as it is named, and as others write such a name."""
-    yield place / folder
-    plain = _plainly(folder)
-    with contextlib.suppress(OSError):
-        for entry in sorted(os.listdir(place)):
-            if entry != folder and _plainly(entry) == plain:
-                yield place / entry
-
-
-def _plainly(name: str) -> str:
-    return re.sub("[-_ ]", "", name.lower())
-
-
-def _splits_there(name: str, root: Path | None, folders: Sequence[str], patterns: Sequence[str]) -> list[str]:
-    """The splits a data set has on this disk, by its landmarks with ``{split}`` in a split's place."""
-    found = set()
-    for base in _bases(name, root, folders):
-        for pattern in patterns:
-            head, mark, tail = pattern.partition("{split}")
-            if mark and "{" not in head + tail and os.path.isdir(base):
-                full = re.compile(re.escape(head) + r"([^/]+)" + re.escape(tail))
-                names = (path.relative_to(base).as_posix() for path in base.glob(f"{head}*{tail}"))
-                found |= {match[1] for match in map(full.fullmatch, names) if match}
-    return sorted(found)
-
-
-def _not_found(name: str, root: Path | None, landmarks: Sequence[str]) -> DataError:
-    place = root or data_root() / name
-    inside: list[str] = []
-    try:
-        inside = sorted(name for name in os.listdir(place) if not name.startswith("."))
-        holds = f" The folder holds {', '.join(inside[:8]) + (' …' if len(inside) > 8 else '') or 'nothing'}."
-    except FileNotFoundError:
-        holds = " There is no such folder." if root is not None else ""
-    except OSError as error:
-        holds = f" It can't be read as a folder ({error.strerror})."
-    hint = (
-        f"Get it as datasets/{name}/README.md says, then set dataset.root=FOLDER (`refseg score`: "
-        "--root FOLDER) or put it under $REFSEG_DATA; `refseg data list` shows what is found where."
-    )
-    near = [place / one for one in inside[:1000]] + [place.parent, place.parent.parent]
-    for folder in near:
-        if any(os.path.exists(folder / landmark) for landmark in landmarks):
-            hint = f"It lies in {folder}: set {shlex.quote(f'dataset.root={folder}')} (elsewhere: --root)."
-            break
-    else:
-        hint = next(filter(None, (rename_that_helps(place / landmark) for landmark in landmarks)), hint)
-    return DataError(
-        f"The data set '{name}' is not here: none of its files {', '.join(landmarks)} exists.{holds}",
-        where=place,
-        hint=hint,
-    )

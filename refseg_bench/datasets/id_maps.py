@@ -48,7 +48,7 @@ class IdMaps(Dataset):
     root: Path | None = option(None, transient=True)
     split: str = ALL
     name: str = "id_maps"
-    protocols: list[str] = option(factory=lambda: ["vosb"], transient=True)
+    protocols: list[str] = option(["vosb"], transient=True)
 
     _clips: list[Clip] | None = field(default=None, init=False, repr=False, compare=False)
 

@@ -14,23 +14,17 @@ import io
 import itertools
 import json
 import re
-import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from refseg_bench.datasets.files import fingerprint, open_data, parse_json, unreadable
-from refseg_bench.datasets.issues import Damage, Place
+from refseg_bench.datasets.files import Damage, Place, fingerprint, open_data, parse_json, unreadable
 from refseg_bench.files.store_io import open_regular, replacing, sweep, tell_unwritten
 
 #: Below this many bytes an index on disk costs more than it saves.
 SMALL = 4 << 20
 #: Part of every index's name: a new way of indexing never reads an old index.
-VERSION = 1
+VERSION = 2
 
 # ── walking: strings, brackets, commas; values are handed out as bytes, to be parsed when wanted ──
 
@@ -170,30 +164,45 @@ class JsonStream:
 
 # ── entries ──────────────────────────────────────────────────────────────────
 
+#: Key → byte offset and length of its value.
+Places = Mapping[str, tuple[int, int]]
+Items = Iterable[tuple[str, bytes]]
 
-@dataclass
-class Entries:
-    """Keyed JSON values inside one file, read one at a time.
 
-    Attributes:
-        path: the file the values are read from.
-        file: the file to name in errors (the original, where ``path`` is made from it).
+class Entries(Mapping[str, Any]):
+    """Keyed JSON values inside one file, in its order, read one at a time.
+
+    Args:
+        file: the file to name in errors.
+        places: where each value is.
+        path: the file the values are read from, where another was made from ``file``.
+        memory: its bytes, where they are no file at all.
     """
 
-    path: Path
-    file: Path
-    _places: dict[str, tuple[int, int]] = field(default_factory=dict, repr=False)
-    _memory: bytes | None = field(default=None, repr=False)
+    def __init__(
+        self, file: Path, places: Places, path: Path | None = None, memory: bytes | None = None
+    ) -> None:
+        self.file = file
+        self._path = path or file
+        self._places = places
+        self._memory = memory
 
     def __len__(self) -> int:
         return len(self._places)
 
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
     def __contains__(self, key: object) -> bool:
         return key in self._places
 
-    def __iter__(self) -> Iterator[str]:
-        """All keys, in the order of the file."""
-        return iter(self._places)
+    def __getitem__(self, key: str) -> Any:
+        """One entry as plain values.
+
+        Raises:
+            Damage: no such entry, or it is malformed.
+        """
+        return parse_entry(self.raw(key), Place(self.file, f"entry '{key}'"))
 
     def raw(self, key: str) -> bytes:
         """The JSON text of one entry.
@@ -207,22 +216,14 @@ class Entries:
         if self._memory is not None:
             return self._memory[start : start + length]
         try:
-            with open_regular(self.path) as file:
+            with open_regular(self._path) as file:
                 file.seek(start)
                 text = file.read(length)
         except OSError as error:
-            raise unreadable(self.path, error) from error
+            raise unreadable(self._path, error) from error
         if len(text) != length:
             raise Damage("torn JSON", "The file ends early.", self.file, f"byte {start + len(text)}")
         return text
-
-    def get(self, key: str) -> Any:
-        """One entry as plain values.
-
-        Raises:
-            Damage: no such entry, or it is malformed.
-        """
-        return parse_entry(self.raw(key), Place(self.file, f"entry '{key}'"))
 
 
 def parse_entry(text: bytes, at: Place) -> Any:
@@ -237,12 +238,8 @@ def parse_entry(text: bytes, at: Place) -> Any:
         raise at.damage("text in another encoding", "The entry is not UTF-8.") from error
 
 
-Places = tuple[list[str], NDArray[np.int64]]
-Items = Iterable[tuple[str, bytes]]
-
-
 def object_places(path: Path) -> Places:
-    """Keys and (offset, length) of the members of a JSON file's outermost object.
+    """Where the members of a JSON file's outermost object are.
 
     Raises:
         Damage: torn file or a repeated key.
@@ -253,12 +250,10 @@ def object_places(path: Path) -> Places:
             if key in places:
                 where = f"key '{key}', byte {stream.position}"
                 raise Damage("duplicate id", f"The key '{key}' stands twice.", path, where)
-            if "\n" in key:
-                raise stream.torn("a key without line breaks")
             start, text = stream.value()
             places[key] = start, len(text)
         stream.finish()
-    return list(places), np.array(list(places.values()), np.int64).reshape(-1, 2)
+    return places
 
 
 def open_entries(path: Path, cache: Path) -> Entries:
@@ -273,18 +268,18 @@ def open_entries(path: Path, cache: Path) -> Entries:
     """
     mark = fingerprint(path)
     if path.stat().st_size < SMALL:
-        return _entries(path, path, object_places(path))
-    index = cache / "index" / f"{path.name}.{mark}.v{VERSION}.npz"
+        return Entries(path, object_places(path))
+    index = cache / "index" / f"{path.name}.{mark}.v{VERSION}.index"
     with contextlib.suppress(*_NO_INDEX):
-        return _entries(path, path, _load_index(index))
+        return Entries(path, _load_index(index))
     # Two processes may both make it: the results are the same.
-    found = object_places(path)
+    places = object_places(path)
     try:
-        _write_index(index, found)
+        _write_index(index, places)
     except OSError as error:
         # The index only saves time; a full or read-only cache must not stop a run.
         tell_unwritten(index, error)
-    return _entries(path, path, found)
+    return Entries(path, places)
 
 
 def open_store(sources: Sequence[Path], label: str, cache: Path, make: Callable[[], Items]) -> Entries:
@@ -302,71 +297,54 @@ def open_store(sources: Sequence[Path], label: str, cache: Path, make: Callable[
     """
     mark = fingerprint(*sources)
     if sum(path.stat().st_size for path in sources) < SMALL:
-        return _in_memory(sources[0], make())
+        return in_memory(sources[0], make())
     data = cache / "index" / f"{label}.{mark}.v{VERSION}.json"
-    index = data.with_suffix(".npz")
+    index = data.with_suffix(".index")
     with contextlib.suppress(*_NO_INDEX):
-        found = _load_index(index)
+        places = _load_index(index)
         # The index is written after its data, so it never stands alone unless someone deleted the data.
-        if data.stat().st_size == int(found[1].sum(axis=1).max(initial=0)):
-            return _entries(data, sources[0], found)
+        if data.stat().st_size == max((sum(place) for place in places.values()), default=0):
+            return Entries(sources[0], places, data)
     try:
         data.parent.mkdir(parents=True, exist_ok=True)
         with replacing(data) as out:
-            found = _pack(make(), out)
-        _write_index(index, found)
+            places = _pack(sources[0], make(), out)
+        _write_index(index, places)
     except OSError as error:
         tell_unwritten(data, error)
-        return _in_memory(sources[0], make())
-    return _entries(data, sources[0], found)
+        return in_memory(sources[0], make())
+    return Entries(sources[0], places, data)
 
 
-def _entries(path: Path, file: Path, found: Places, memory: bytes | None = None) -> Entries:
-    keys, places = found
-    pairs = {k: (a, b) for k, (a, b) in zip(keys, places.tolist(), strict=True)}
-    if len(pairs) != len(keys):
-        raise Damage("duplicate id", "A key stands twice.", file)
-    return Entries(path, file, pairs, memory)
-
-
-def _pack(items: Items, out: IO[bytes]) -> Places:
-    keys: list[str] = []
-    places: list[tuple[int, int]] = []
-    at = 0
-    for key, text in items:
-        out.write(text)
-        keys.append(key)
-        places.append((at, len(text)))
-        at += len(text)
-    return keys, np.array(places, np.int64).reshape(-1, 2)
-
-
-def _in_memory(file: Path, items: Items) -> Entries:
+def in_memory(file: Path, items: Items) -> Entries:
+    """Keyed JSON values derived from a file, kept nowhere else."""
     out = io.BytesIO()
-    found = _pack(items, out)
-    return _entries(file, file, found, out.getvalue())
+    return Entries(file, _pack(file, items, out), memory=out.getvalue())
+
+
+def _pack(file: Path, items: Items, out: IO[bytes]) -> Places:
+    places: dict[str, tuple[int, int]] = {}
+    for key, text in items:
+        if key in places:
+            raise Damage("duplicate id", "A key stands twice.", file, f"key '{key}'")
+        places[key] = out.tell(), out.write(text)
+    return places
 
 
 #: What an index raises that is not there, or not whole.
-_NO_INDEX = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
+_NO_INDEX = (OSError, ValueError, TypeError, AttributeError)
 
 
 def _load_index(index: Path) -> Places:
-    with open_regular(index) as file, np.load(file, allow_pickle=False) as stored:
-        places: NDArray[np.int64] = stored["places"]
-        text = stored["keys"].tobytes().decode("utf-8")
-        keys = text.split("\n") if places.size else []
-        if len(keys) != len(places):
-            raise ValueError("index of unequal lengths")
-        return keys, places
+    with open_regular(index) as file:
+        return {key: (int(start), int(length)) for key, (start, length) in json.load(file).items()}
 
 
-def _write_index(index: Path, found: Places) -> None:
-    """Store keys and places in one step; remove the indices of earlier states of the same file."""
-    keys, places = found
+def _write_index(index: Path, places: Places) -> None:
+    """Store places in one step; remove the indices of earlier states of the same file."""
     index.parent.mkdir(parents=True, exist_ok=True)
     with replacing(index) as out:
-        np.savez(out, keys=np.frombuffer("\n".join(keys).encode("utf-8"), np.uint8), places=places)
+        out.write(json.dumps(places).encode())
     sweep(index.parent)
     place = index.name.rpartition("-")[0]
     for old in index.parent.glob(f"{glob.escape(place)}-*"):

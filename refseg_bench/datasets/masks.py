@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,9 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-from refseg_bench.datasets.files import check_link, safe_join
+from refseg_bench.datasets.files import UNPACK_AGAIN, Damage, Place, Tell, check_link, refuse, safe_join
 from refseg_bench.datasets.index import Entries, open_entries, open_store
-from refseg_bench.datasets.issues import UNPACK_AGAIN, Damage, Place, Report, refuse
 from refseg_bench.datasets.pickles import pickled_items
 from refseg_bench.files import png
 from refseg_bench.types import Clip, MaskTrack, encode_rle, rle_fault
@@ -138,8 +137,10 @@ class Wanted:
 
 
 @dataclass
-class MaskSource:
+class MaskSource(ABC):
     """Gives the annotated tracks of a clip's objects.
+
+    Those of the last clip are kept, because its expressions are read one after the other and share them.
 
     Attributes:
         path: where they are.
@@ -148,12 +149,22 @@ class MaskSource:
 
     path: Path
     encodings: Counter[str] = field(default_factory=Counter, init=False, repr=False)
+    _clip: str | None = field(default=None, init=False, repr=False)
+    _tracks: dict[Wanted, MaskTrack] = field(default_factory=dict, init=False, repr=False)
+
+    def tracks(self, clip: Clip, wanted: Sequence[Wanted], tell: Tell) -> list[MaskTrack]:
+        """One track per wanted object, in that order; what is damaged is left empty."""
+        if self._clip != clip.id:
+            self._clip, self._tracks = clip.id, {}
+        for one in wanted:
+            if one not in self._tracks:
+                self._tracks[one] = self._track(clip, one, tell)
+        return [self._tracks[one] for one in wanted]
 
     @abstractmethod
-    def tracks(self, clip: Clip, wanted: Sequence[Wanted], report: Report = refuse) -> list[MaskTrack]:
-        """One track per wanted object, in that order."""
+    def _track(self, clip: Clip, wanted: Wanted, tell: Tell) -> MaskTrack: ...
 
-    def void(self, clip: Clip, report: Report = refuse) -> MaskTrack | None:
+    def void(self, clip: Clip, tell: Tell) -> MaskTrack | None:
         """Pixels that are neither object nor background, where the source marks them."""
         return None
 
@@ -173,36 +184,22 @@ def open_mask_dict(path: Path, cache: Path) -> Entries:
 
 @dataclass
 class RunLengthMasks(MaskSource):
-    """``{anno_id: [RLE or null per frame]}``.
-
-    The objects of the last clip are kept, because its expressions share them.
-    """
+    """``{anno_id: [RLE or null per frame]}``."""
 
     entries: Entries
-    _clip: str | None = field(default=None, init=False, repr=False)
-    _tracks: dict[str, MaskTrack] = field(default_factory=dict, init=False, repr=False)
 
-    def tracks(self, clip: Clip, wanted: Sequence[Wanted], report: Report = refuse) -> list[MaskTrack]:
-        """See :class:`MaskSource`."""
-        if self._clip != clip.id:
-            self._clip, self._tracks = clip.id, {}
-        for one in wanted:
-            if one.anno_id not in self._tracks:
-                self._tracks[one.anno_id] = self._track(clip, one.anno_id, report)
-        return [self._tracks[one.anno_id] for one in wanted]
-
-    def _track(self, clip: Clip, anno_id: str, report: Report) -> MaskTrack:
+    def _track(self, clip: Clip, wanted: Wanted, tell: Tell) -> MaskTrack:
         try:
-            entries = self.entries.get(anno_id)
+            entries = self.entries[wanted.anno_id]
         except Damage as damage:
-            report(damage)
+            tell(damage)
             return MaskTrack.empty(clip.size, len(clip))
-        return checked_track(entries, clip, Place(self.path, f"anno_id {anno_id}", report))
+        return checked_track(entries, clip, Place(self.path, f"anno_id {wanted.anno_id}", tell))
 
     def size(self, anno_id: str) -> Size | None:
         """(height, width) of an object's first mask; ``None`` if it never shows or can't be read."""
         with contextlib.suppress(Damage):
-            for entry in self.entries.get(anno_id) or ():
+            for entry in self.entries[anno_id] or ():
                 if entry is not None:
                     found = checked_rle(entry, None, Place(self.path, f"anno_id {anno_id}"))
                     return found[1] if found else None
@@ -277,39 +274,38 @@ class _Folders(MaskSource):
     follow_links: bool = field(default=False, kw_only=True)
 
     def _masks(
-        self, folder: Path, clip: Clip, names: Sequence[str], report: Report
+        self, folder: Path, clip: Clip, names: Sequence[str], tell: Tell
     ) -> Iterator[tuple[int, NDArray[Any]]]:
-        """Frame index and pixels of every readable mask; damaged ones go to ``report``."""
-        if not check_link(folder, self.home, folder.parent, follow=self.follow_links, report=report):
+        """Frame index and pixels of every readable mask."""
+        if not check_link(folder, self.home, folder.parent, follow=self.follow_links, tell=tell):
             return
         wanted = set(names)
         for index, name in enumerate(clip.frame_names):
             path = folder / f"{name}.png"
             if name not in wanted or (
                 path.is_symlink()
-                and not check_link(path, self.home, folder, follow=self.follow_links, report=report)
+                and not check_link(path, self.home, folder, follow=self.follow_links, tell=tell)
             ):
                 continue
             try:
-                pixels = self._pixels(path)
+                pixels = self._read(path, self.encodings)
             except Damage as damage:
-                report(damage)
+                tell(damage)
                 continue
             if pixels.shape[:2] != clip.size:
-                report(Damage("mask of another size", _sizes(pixels.shape, clip.size), path))
+                tell(Damage("mask of another size", _sizes(pixels.shape, clip.size), path))
                 continue
             yield index, pixels
 
-    def _pixels(self, path: Path) -> NDArray[Any]:
-        return read_binary(path, self.encodings)
+    def _read(self, path: Path, tally: Counter[str]) -> NDArray[Any]:
+        return read_binary(path, tally)
 
 
 @dataclass
 class LabelMapMasks(_Folders):
     """``<video>/<frame>.png`` with the object's id as pixel value, all objects in one map.
 
-    All objects of a clip are read in one pass and kept until another clip is asked for, because
-    a clip's expressions are read one after the other.
+    All objects of a clip are read in one pass.
 
     Attributes:
         path: folder of the videos.
@@ -317,57 +313,49 @@ class LabelMapMasks(_Folders):
     """
 
     void_label: int | None = None
-    _clip: str | None = field(default=None, init=False, repr=False)
-    _labels: dict[int, MaskTrack] = field(default_factory=dict, init=False, repr=False)
+    _last: tuple[str | None, dict[int, MaskTrack]] = field(default=(None, {}), init=False, repr=False)
 
-    def tracks(self, clip: Clip, wanted: Sequence[Wanted], report: Report = refuse) -> list[MaskTrack]:
-        """See :class:`MaskSource`. An object whose id no frame holds is absent in all of them."""
-        self._read(clip, report)
-        out: list[MaskTrack] = []
-        for one in wanted:
-            at, track = Place(self.path / clip.id, f"object {one.object_id}", report), None
-            if not one.object_id.isdecimal() or not 0 < int(one.object_id) < 256:
-                at.tell(
-                    "bad object id",
-                    f"The object id '{one.object_id}' is no pixel value of a label map.",
-                    "Use the masks and the expression file of one release.",
-                    allowed=["1 to 255"],
-                )
-            elif (track := self._labels.get(int(one.object_id))) is None:
-                told = f"No frame of '{clip.id}' shows object {one.object_id}."
-                at.tell("object without a pixel", told, allowed=sorted(self._labels))
-            out.append(track or MaskTrack.empty(clip.size, len(clip)))
-        return out
+    def _track(self, clip: Clip, wanted: Wanted, tell: Tell) -> MaskTrack:
+        labels, label = self._labels(clip, tell), wanted.object_id
+        at = Place(self.path / clip.id, f"object {label}", tell)
+        if not label.isdecimal() or not 0 < int(label) < 256:
+            told = f"The object id '{label}' is no pixel value of a label map."
+            hint = "Use the masks and the expression file of one release."
+            at.tell("bad object id", told, hint, allowed=["1 to 255"])
+        elif int(label) in labels:
+            return labels[int(label)]
+        else:
+            told = f"No frame of '{clip.id}' shows object {label}."
+            at.tell("object without a pixel", told, allowed=sorted(labels))
+        return MaskTrack.empty(clip.size, len(clip))
 
-    def void(self, clip: Clip, report: Report = refuse) -> MaskTrack | None:
+    def void(self, clip: Clip, tell: Tell) -> MaskTrack | None:
         """See :class:`MaskSource`."""
-        if self.void_label is None:
-            return None
-        self._read(clip, report)
-        return self._labels.get(self.void_label)
+        return None if self.void_label is None else self._labels(clip, tell).get(self.void_label)
 
     def files(self, clip: Clip) -> list[Path | None]:
         """The map of every frame, ``None`` where it is missing."""
         folder = self.path / clip.id
         return [p if (p := folder / f"{name}.png").is_file() else None for name in clip.frame_names]
 
-    def _read(self, clip: Clip, report: Report) -> None:
-        if self._clip == clip.id:
-            return
-        self._clip = None
-        rles: dict[int, list[bytes]] = {}
-        folder = safe_join(self.path, clip.id, Place(self.path, clip.id))
-        for index, labels in self._masks(folder, clip, clip.frame_names, report):
-            for label in np.unique(labels).tolist():
-                if label:
-                    track = rles.setdefault(label, [blank(clip.size)] * len(clip))
-                    track[index] = encode_rle(labels == label)
-        self._labels = {label: MaskTrack(clip.size, tuple(track)) for label, track in rles.items()}
-        if report is refuse:
-            self._clip = clip.id
+    def _labels(self, clip: Clip, tell: Tell) -> dict[int, MaskTrack]:
+        """The track of every pixel value."""
+        if self._last[0] != clip.id:
+            rles: dict[int, list[bytes]] = {}
+            folder = safe_join(self.path, clip.id, Place(self.path, clip.id))
+            for index, labels in self._masks(folder, clip, clip.frame_names, tell):
+                for label in np.unique(labels).tolist():
+                    if label:
+                        track = rles.setdefault(label, [blank(clip.size)] * len(clip))
+                        track[index] = encode_rle(labels == label)
+            if tell is not refuse:
+                # A run has no harm of maps that nothing asks for.
+                _tell_extra(folder, png_names(folder), clip, tell)
+            self._last = clip.id, {k: MaskTrack(clip.size, tuple(rle)) for k, rle in rles.items()}
+        return self._last[1]
 
-    def _pixels(self, path: Path) -> NDArray[Any]:
-        return read_labels(path, self.encodings)
+    def _read(self, path: Path, tally: Counter[str]) -> NDArray[Any]:
+        return read_labels(path, tally)
 
 
 @dataclass
@@ -377,21 +365,18 @@ class ObjectFolders(_Folders):
     A frame without a PNG was not annotated and is not scored: its mask is ``None``.
     """
 
-    def tracks(self, clip: Clip, wanted: Sequence[Wanted], report: Report = refuse) -> list[MaskTrack]:
-        """See :class:`MaskSource`."""
-        return [self._track(clip, one.anno_id, report) for one in wanted]
-
-    def _track(self, clip: Clip, anno_id: str, report: Report) -> MaskTrack:
+    def _track(self, clip: Clip, wanted: Wanted, tell: Tell) -> MaskTrack:
+        anno_id = wanted.anno_id
         rles: list[bytes | None] = [None] * len(clip)
         folder = safe_join(self.path, anno_id, Place(self.path, anno_id))
-        if not folder.is_dir():
-            report(Damage("missing mask", f"The object's mask folder '{anno_id}' is missing.", folder))
-            return MaskTrack(clip.size, tuple(rles))
         present = png_names(folder)
         if not present:
-            report(Damage("missing mask", f"The mask folder '{anno_id}' holds no PNG.", folder))
-        report_extra(folder, present, clip, report)
-        for index, mask in self._masks(folder, clip, present, report):
+            what = f"mask folder '{anno_id}' "
+            told = f"The {what}holds no PNG." if folder.is_dir() else f"The object's {what}is missing."
+            tell(Damage("missing mask", told, folder))
+            return MaskTrack(clip.size, tuple(rles))
+        _tell_extra(folder, present, clip, tell)
+        for index, mask in self._masks(folder, clip, present, tell):
             rles[index] = encode_rle(mask)
         return MaskTrack(clip.size, tuple(rles))
 
@@ -403,10 +388,8 @@ def png_names(folder: Path) -> list[str]:
     return []
 
 
-def report_extra(folder: Path, present: Sequence[str], clip: Clip, report: Report) -> None:
-    """Report the masks of a folder that belong to no frame of the clip."""
-    known = set(clip.frame_names)
-    for name in present:
-        if name not in known:
-            told = f"The mask '{name}.png' belongs to no frame of video '{clip.id}'."
-            report(Damage("extra mask", told, folder / f"{name}.png"))
+def _tell_extra(folder: Path, present: Sequence[str], clip: Clip, tell: Tell) -> None:
+    """Tell the masks of a folder that belong to no frame of the clip."""
+    for name in sorted(set(present) - set(clip.frame_names)):
+        told = f"The mask '{name}.png' belongs to no frame of video '{clip.id}'."
+        tell(Damage("extra mask", told, folder / f"{name}.png"))

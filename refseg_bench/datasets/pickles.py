@@ -18,7 +18,6 @@ import gc
 import json
 import os
 import pickle
-import re
 import resource
 import struct
 import sys
@@ -32,13 +31,10 @@ if __name__ != "__main__":
     import tempfile
     from pathlib import Path
 
-    from refseg_bench.datasets.archives import GROWTH_FROM, MAX_GROWTH
-    from refseg_bench.datasets.files import open_data, parse_json
-    from refseg_bench.datasets.issues import Damage, Place
+    from refseg_bench.datasets.files import GROWTH_FROM, MAX_GROWTH, Damage, Place, open_data, parse_json
 
 REFUSED, TORN, OTHER_TYPE = 3, 4, 5
 
-_SCALAR = re.compile(r"[<>=|]?([biufc?])(\d{1,2})?")
 #: numpy's number types → struct's.
 _FORMATS = {
     "i1": "b", "i2": "h", "i4": "i", "i8": "q", "u1": "B", "u2": "H", "u4": "I", "u8": "Q",
@@ -51,34 +47,26 @@ class _Dtype:
 
     __slots__ = ("format", "order")
 
-    def __init__(self, code: object = None, *_: object) -> None:
-        if isinstance(code, bytes):
-            code = code.decode("ascii", "replace")
-        found = _SCALAR.fullmatch(code) if isinstance(code, str) else None
-        if found is None or f"{found[1]}{found[2] or 1}" not in _FORMATS:
+    def __init__(self, code: object) -> None:
+        if code not in _FORMATS:
             raise pickle.UnpicklingError(f"the numpy type {code!r}")
-        self.format, self.order = _FORMATS[f"{found[1]}{found[2] or 1}"], "<"
+        self.format, self.order = _FORMATS[str(code)], "<"
 
     def __setstate__(self, state: object) -> None:
         # (version, byte order, …): the order is all that matters for a number.
-        order = state[1] if isinstance(state, tuple) and len(state) > 1 else "<"
-        order = order.decode("ascii", "replace") if isinstance(order, bytes) else order
-        if order in ("<", ">"):
-            self.order = str(order)
+        if isinstance(state, tuple) and len(state) > 1 and state[1] in ("<", ">"):
+            self.order = str(state[1])
 
 
-# Callables of a pickle are instances without attributes, so that a pickle can't set any on them.
-class _MakeDtype:
+class _Makers:
+    """Callables of a pickle. Methods, and without attributes, so that a pickle can't set any on them."""
+
     __slots__ = ()
 
-    def __call__(self, *args: object) -> _Dtype:
-        return _Dtype(*args)
+    def dtype(self, code: object = None, *_: object) -> _Dtype:
+        return _Dtype(code)
 
-
-class _MakeScalar:
-    __slots__ = ()
-
-    def __call__(self, dtype: object, data: object = b"") -> Any:
+    def scalar(self, dtype: object, data: object = b"") -> Any:
         if not isinstance(dtype, _Dtype):
             raise pickle.UnpicklingError("a numpy scalar without a numeric type")
         raw = data.encode("latin1") if isinstance(data, str) else data
@@ -87,31 +75,22 @@ class _MakeScalar:
             raise pickle.UnpicklingError("a numpy scalar of another length than its type")
         return struct.unpack(form, raw)[0]
 
-
-class _MakeBytes:
-    """Python 3 writes ``bytes`` into protocol 2 as ``_codecs.encode(text, "latin1")`` or ``bytes()``."""
-
-    __slots__ = ()
-
-    def __call__(self, text: object = "", encoding: object = "latin1") -> bytes:
-        if not isinstance(text, str) or encoding not in ("latin1", "latin-1", b"latin1"):
+    def bytes(self, text: object = "", encoding: object = "latin1") -> object:
+        """Python 3 writes ``bytes`` into protocol 2 as ``_codecs.encode(text, "latin1")`` or ``bytes()``."""
+        if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
             raise pickle.UnpicklingError("bytes that are not spelled as Latin-1 text")
         return text.encode("latin1")
 
 
+_makers = _Makers()
 ADMITTED: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): OrderedDict,
-    ("_codecs", "encode"): _MakeBytes(),
-    ("numpy", "dtype"): _MakeDtype(),
+    ("_codecs", "encode"): _makers.bytes,
+    ("numpy", "dtype"): _makers.dtype,
+    **{(f"numpy.{core}.multiarray", "scalar"): _makers.scalar for core in ("core", "_core")},
 }
-for _builtins in ("builtins", "__builtin__"):
-    ADMITTED |= {
-        (_builtins, "bytes"): _MakeBytes(),
-        (_builtins, "set"): set,
-        (_builtins, "frozenset"): frozenset,
-    }
-for _multiarray in ("numpy.core.multiarray", "numpy._core.multiarray"):
-    ADMITTED[_multiarray, "scalar"] = _MakeScalar()
+for _name, _made in (("bytes", _makers.bytes), ("set", set), ("frozenset", frozenset)):
+    ADMITTED |= {("builtins", _name): _made, ("__builtin__", _name): _made}
 
 
 class _Refused(pickle.UnpicklingError):
@@ -242,9 +221,9 @@ def _entries(path: Path, kind: Literal["dict", "list"]) -> Iterator[Any]:
         holds = "dictionary" if kind == "dict" else "list"
         raise Damage("wrong type", f"The pickle holds no {holds}.", path, "the file")
     if child.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
-        raise _torn(path, "reading it takes more time or memory than any real one")
-    if child.returncode < 0:
-        raise _torn(path, "it is nested without end")
+        words = "reading it takes more time or memory than any real one"
+    elif child.returncode < 0:
+        words = "it is nested without end"
     if child.returncode:
         raise _torn(path, words or f"its reader ended with status {child.returncode}")
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,8 +13,7 @@ from numpy.typing import NDArray
 
 from refseg_bench.config.schema import option
 from refseg_bench.datasets.base import Dataset
-from refseg_bench.datasets.files import check_link, find_base, read_json
-from refseg_bench.datasets.issues import Damage, Place, Report, refuse
+from refseg_bench.datasets.files import Damage, Place, check_link, read_json
 from refseg_bench.datasets.masks import are_coordinates
 from refseg_bench.errors import DataError
 from refseg_bench.files.images import image_size
@@ -70,7 +70,7 @@ class ReasonSeg(Dataset):
     Attributes:
         name: name of the set.
         split: ``train``, ``val`` or ``test``.
-        root: the set's folder; ``None`` = below ``$REFSEG_DATA`` or ``data``.
+        root: the set's folder; ``None`` = it is looked for.
         folders: folder names its archives unpack to, looked for below ``root`` too.
         texts: ``first`` = ``text[0]`` only, which is what LISA evaluates; ``all``.
         protocols: ids a run is scored under unless it says otherwise.
@@ -80,64 +80,60 @@ class ReasonSeg(Dataset):
     name: str = "reasonseg"
     split: str = "val"
     root: Path | None = option(None, transient=True)
-    folders: list[str] = option(
-        factory=lambda: ["ReasonSeg", "reason_seg/ReasonSeg", "reason_seg"], transient=True
-    )
+    folders: list[str] = option(["ReasonSeg", "reason_seg/ReasonSeg", "reason_seg"], transient=True)
     texts: Literal["first", "all"] = "first"
-    protocols: list[str] = option(factory=lambda: ["reasonseg-lisa"], transient=True)
+    protocols: list[str] = option(["reasonseg-lisa"], transient=True)
     follow_links: bool = option(False, transient=True)
 
-    _records: dict[str, dict[str, Any]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _last: tuple[str, dict[str, Any]] = field(default=("", {}), init=False, repr=False, compare=False)
 
-    # ── the Dataset interface ────────────────────────────────────────────────
-
-    def clips(self, report: Report = refuse) -> Sequence[Clip]:
+    def clips(self) -> Sequence[Clip]:
         """One clip per image, sorted by name.
 
         Raises:
             DataError: the set is not found, or an image has no JSON or the reverse.
         """
-        folder = self.base() / self.split
-        names = sorted(p for p in folder.iterdir() if p.name[0] != ".") if folder.is_dir() else []
+        files = sorted(p for p in self._folder.iterdir() if p.name[0] != ".")
         images: dict[str, Path] = {}
-        for path in names:
+        for path in files:
             if path.suffix.lower() not in (".jpg", ".jpeg"):
                 continue
             if (other := images.setdefault(path.stem, path)) != path:
                 told = f"The images '{other.name}' and '{path.name}' share one JSON."
                 hint = "Take away the one that the JSON isn't of, or rename it with a JSON of its own."
-                report(Damage("duplicate id", told, path, hint=hint))
-        jsons = {p.stem for p in names if p.suffix == ".json"}
+                self.tell(Damage("duplicate id", told, path, hint=hint))
+        jsons = {p.stem for p in files if p.suffix == ".json"}
         for name in sorted(set(images) - jsons):
             told = f"Image '{images[name].name}' has no JSON."
-            report(Damage("missing file", told, folder / f"{name}.json"))
+            self.tell(Damage("missing file", told, self._folder / f"{name}.json"))
         for name in sorted(jsons - set(images)):
-            report(Damage("missing frame", f"'{name}.json' has no image.", folder / f"{name}.jpg"))
+            told = f"'{name}.json' has no image."
+            self.tell(Damage("missing frame", told, self._folder / f"{name}.jpg"))
         if not images and not jsons:
-            report(Damage("missing file", f"The split's folder '{self.split}' holds no image.", folder))
+            told = f"The split's folder '{self.split}' holds no image."
+            self.tell(Damage("missing file", told, self._folder))
         clips: list[Clip] = []
         for name, path in images.items():
-            if name not in jsons:
-                continue
-            if path.is_symlink() and not check_link(
-                path, self.base(), folder, follow=self.follow_links, report=report
+            homes = self._folder.parent, self._folder
+            if name not in jsons or (
+                path.is_symlink() and not check_link(path, *homes, follow=self.follow_links, tell=self.tell)
             ):
                 continue
             try:
                 # Annotators saw, and LISA's tool (OpenCV) reads, the picture as its header turns it.
                 clips.append(Clip(name, (path,), (name,), image_size(path, upright=True), upright=True))
             except DataError as error:
-                report(Damage("unreadable frame", error.what, path))
+                self.tell(Damage("unreadable frame", error.what, path))
         return clips
 
-    def expressions(self, clip: Clip, report: Report = refuse) -> list[Expression]:
+    def expressions(self, clip: Clip) -> list[Expression]:
         """The texts of an image, with ``is_sentence`` (long) or not (short).
 
         Raises:
             DataError: the image's JSON is damaged.
         """
-        at = Place(self.file(clip.id), report=report)
-        found = at.fields(self._record(clip.id), text=list, is_sentence=bool)
+        at, record = self._record(clip)
+        found = at.fields(record, text=list, is_sentence=bool)
         if found is None:
             return []
         texts, sentence = found
@@ -155,14 +151,14 @@ class ReasonSeg(Dataset):
             out.append(Expression(str(index), text, attrs))
         return out
 
-    def target(self, clip: Clip, expression: Expression, report: Report = refuse) -> Target:
+    def target(self, clip: Clip, expression: Expression) -> Target:
         """What the polygons cover, the same for all texts; no polygon = an empty target.
 
         Raises:
-            DataError: a polygon is damaged; where ``report`` takes that, it is left out.
+            DataError: a polygon is damaged.
         """
-        at = Place(self.file(clip.id), report=report)
-        shapes = at.field(self._record(clip.id), "shapes", list)
+        at, record = self._record(clip)
+        shapes = at.field(record, "shapes", list)
         readable = [s for i, s in enumerate(shapes or []) if _is_shape(s, at.at(f"shapes[{i}]"))]
         labels = label_map(readable, clip.size)
         drawn = any("ignore" not in s["label"].lower() and s["label"].lower() != "flag" for s in readable)
@@ -176,42 +172,26 @@ class ReasonSeg(Dataset):
             void=MaskTrack.from_masks([void], clip.size) if void.any() else None,
         )
 
-    def survey(self, report: Report) -> Iterator[tuple[Clip | None, list[Expression]]]:
-        """Read everything but the masks, with every problem told.
+    def landmarks(self) -> list[str]:
+        """The split's folder."""
+        return ["{split}/"]
 
-        Yields:
-            Per image its clip and its readable texts.
-        """
-        for clip in self.clips(report):
-            try:
-                yield clip, self.expressions(clip, report)
-            except Damage as damage:
-                report(damage)
+    @cached_property
+    def _folder(self) -> Path:
+        """The folder of the split."""
+        found = self.base()
+        assert found is not None
+        return found / self.split
 
-    def check_targets(self, clip: Clip, expressions: Sequence[Expression], report: Report) -> None:
-        """Read the polygons of an image."""
-        self.target(clip, expressions[0] if expressions else Expression("0", ""), report)
-
-    def base(self) -> Path:
-        """The folder of the splits.
-
-        Raises:
-            DataError: it is not found.
-        """
-        return find_base(self.name, self.root, self.folders, [f"{self.split}/"], self.split)
-
-    def file(self, image: str) -> Path:
-        """The JSON of an image."""
-        return self.base() / self.split / f"{image}.json"
-
-    def _record(self, image: str) -> dict[str, Any]:
-        if image not in self._records:
-            file = self.file(image)
+    def _record(self, clip: Clip) -> tuple[Place, dict[str, Any]]:
+        """The JSON of an image, and where it is."""
+        file = self._folder / f"{clip.id}.json"
+        if self._last[0] != clip.id:
             # Some files of the release were saved on Windows.
             record = read_json(file, ("utf-8-sig", "cp1252"))
             Place(file).holds(record, dict)
-            self._records = {image: record}
-        return self._records[image]
+            self._last = clip.id, record
+        return Place(file, told=self.tell), self._last[1]
 
 
 def _is_shape(shape: Any, at: Place) -> bool:

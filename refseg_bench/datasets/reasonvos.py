@@ -7,13 +7,12 @@ official form is read through the same renumbering, so that both give the same e
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from refseg_bench.config.schema import option
-from refseg_bench.datasets.files import bad_name
-from refseg_bench.datasets.issues import Place, Report
+from refseg_bench.datasets.files import Place, bad_name
 from refseg_bench.datasets.masks import MaskSource, ObjectFolders
 from refseg_bench.datasets.meta_expressions import MetaExpressions
 
@@ -51,24 +50,21 @@ class ReasonVos(MetaExpressions):
 
     name: str = "reasonvos"
     split: str = "test"
-    folders: list[str] = option(factory=lambda: ["ReasonVOS", "reasonvos"], transient=True)
-    meta: list[str] = field(default_factory=lambda: ["meta_expressions.json", "meta_expressions_v2.json"])
-    frames: list[str] = field(default_factory=lambda: ["JPEGImages", "."])
-    masks: list[str] = field(
-        default_factory=lambda: ["Annotations", "mask_dict_v2.pkl", "mask_dict.pkl", "mask_dict.json"]
-    )
-    hidden: list[str] = field(default_factory=list)
-    protocols: list[str] = option(factory=lambda: ["reasonvos"], transient=True)
+    folders: list[str] = option(["ReasonVOS", "reasonvos"], transient=True)
+    meta: list[str] = option(["meta_expressions.json", "meta_expressions_v2.json"])
+    frames: list[str] = option(["JPEGImages", "."])
+    masks: list[str] = option(["Annotations", "mask_dict_v2.pkl", "mask_dict.pkl", "mask_dict.json"])
+    hidden: list[str] = option([])
+    protocols: list[str] = option(["reasonvos"], transient=True)
     every_frame_listed: bool = option(False, transient=True)
 
-    def read_videos(self, file: Path, report: Report) -> dict[str, dict[str, Any]]:
+    def read_videos(self) -> dict[str, dict[str, Any]]:
         """The videos in the common shape, whichever form the file has."""
-        videos = super().read_videos(file, report)
         return {
-            video: self._common(video, record, Place(file, f"videos.{video}", report))
+            video: self._common(video, record, self.place("videos", video))
             if isinstance(record, dict) and isinstance(record.get("expressions"), list)
             else record
-            for video, record in videos.items()
+            for video, record in super().read_videos().items()
         }
 
     def _common(self, video: str, record: Mapping[str, Any], at: Place) -> dict[str, Any]:
@@ -98,6 +94,6 @@ class ReasonVos(MetaExpressions):
             readable.append({**extra, "exp": text, "obj_id": [object_id], "anno_id": [anno_id]})
         return {**record, "expressions": renumber(readable)}
 
-    def png_source(self, path: Path, base: Path) -> MaskSource:
+    def png_source(self, path: Path) -> MaskSource:
         """One folder per object."""
-        return ObjectFolders(path, base, follow_links=self.follow_links)
+        return ObjectFolders(path, self.home, follow_links=self.follow_links)

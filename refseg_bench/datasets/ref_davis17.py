@@ -13,15 +13,14 @@ import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from refseg_bench.config.schema import option
-from refseg_bench.datasets.files import bad_name, read_json, read_text
-from refseg_bench.datasets.issues import Damage, Place
+from refseg_bench.datasets.files import Damage, Place, bad_name, read_json, read_text
 from refseg_bench.datasets.masks import LabelMapMasks, MaskSource, read_labels
 from refseg_bench.datasets.ref_youtube_vos import RunningNumbers
 
@@ -38,17 +37,9 @@ class RefDavis17(RunningNumbers):
     """
 
     name: str = "ref_davis17"
-    split: str = "valid"
-    folders: list[str] = option(
-        factory=lambda: ["ref-davis", "ref_davis17", "davis17", "refdavis"], transient=True
-    )
-    meta: list[str] = field(default_factory=lambda: ["meta_expressions/{split}/meta_expressions.json"])
-    frames: list[str] = field(default_factory=lambda: ["{split}/JPEGImages", "{split}"])
-    masks: list[str] = field(
-        default_factory=lambda: ["{split}/Annotations", "{split}/mask_dict.pkl", "{split}/mask_dict.json"]
-    )
-    hidden: list[str] = field(default_factory=list)
-    protocols: list[str] = option(factory=lambda: ["refdavis-anno"], transient=True)
+    folders: list[str] = option(["ref-davis", "ref_davis17", "davis17", "refdavis"], transient=True)
+    hidden: list[str] = option([])
+    protocols: list[str] = option(["refdavis-anno"], transient=True)
 
     def attributes(self, video: str, key: str, raw: Mapping[str, Any], at: Place) -> dict[str, Any] | None:
         """The common attributes, ``annotator`` (0 to 3) and ``object_index`` (from 0)."""
@@ -62,9 +53,9 @@ class RefDavis17(RunningNumbers):
             return None
         return {**attrs, "annotator": int(key) % ANNOTATORS, "object_index": int(key) // ANNOTATORS}
 
-    def png_source(self, path: Path, base: Path) -> MaskSource:
+    def png_source(self, path: Path) -> MaskSource:
         """Label maps with void."""
-        return LabelMapMasks(path, base, VOID, follow_links=self.follow_links)
+        return LabelMapMasks(path, self.home, VOID, follow_links=self.follow_links)
 
 
 # ── conversion ───────────────────────────────────────────────────────────────

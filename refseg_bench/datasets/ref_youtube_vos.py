@@ -6,46 +6,46 @@ them into 202 valid and 305 test videos. Valid = the listed videos that are not 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from refseg_bench.config.schema import option
-from refseg_bench.datasets.files import read_json, read_text
-from refseg_bench.datasets.issues import Damage, Place, Report
+from refseg_bench.datasets.files import Damage, Place, read_json, read_text
 from refseg_bench.datasets.meta_expressions import MetaExpressions
 
 VALID_VIDEOS = 202
 
 
-def running_numbers(videos: Mapping[str, Mapping[str, Any]]) -> dict[tuple[str, str], str]:
+def running_numbers(videos: Mapping[str, Any]) -> dict[tuple[str, str], str]:
     """Numbers of expressions in the ``mask_dict.pkl`` of VISA and its successors.
 
     The expression files of Ref-YouTube-VOS and Ref-DAVIS17 have no ``anno_id``: it is the running
     number over the sorted videos and, in each, the expression ids sorted *as text*
     ("0", "1", "10", "11", "2", …).
     """
-    pairs = [(video, key) for video in sorted(videos) for key in sorted(videos[video].get("expressions", {}))]
+    pairs = [(video, key) for video in sorted(videos) for key in sorted(_expression_ids(videos[video]))]
     return {pair: str(number) for number, pair in enumerate(pairs)}
+
+
+def _expression_ids(record: Any) -> Sequence[str]:
+    expressions = record.get("expressions") if isinstance(record, dict) else None
+    return list(expressions) if isinstance(expressions, dict) else ()
 
 
 @dataclass
 class RunningNumbers(MetaExpressions):
-    """A set whose mask dictionary is keyed by the running number of the expression."""
+    """A set in Ref-YouTube-VOS' layout: its mask dictionary is keyed by the expression's running number."""
 
-    _numbers: dict[tuple[str, str], str] = field(default_factory=dict, init=False, repr=False, compare=False)
+    split: str = "valid"
+    meta: list[str] = option(["meta_expressions/{split}/meta_expressions.json"])
+    masks: list[str] = option(["{split}/Annotations", "{split}/mask_dict.pkl", "{split}/mask_dict.json"])
 
-    def read_videos(self, file: Path, report: Report) -> dict[str, dict[str, Any]]:
+    def read_videos(self) -> dict[str, dict[str, Any]]:
         """The videos of the expression file; numbers are given before any are left out."""
-        videos = super().read_videos(file, report)
-        self._numbers = running_numbers(
-            {
-                v: r
-                for v, r in videos.items()
-                if isinstance(r, dict) and isinstance(r.get("expressions"), dict)
-            }
-        )
+        videos = super().read_videos()
+        self._numbers = running_numbers(videos)
         return videos
 
     def attributes(self, video: str, key: str, raw: Mapping[str, Any], at: Place) -> dict[str, Any] | None:
@@ -70,20 +70,11 @@ class RefYoutubeVos(RunningNumbers):
     """
 
     name: str = "ref_youtube_vos"
-    split: str = "valid"
-    folders: list[str] = option(
-        factory=lambda: ["ref-youtube-vos", "refer-youtube-vos", "refytvos", "rvos"], transient=True
-    )
-    meta: list[str] = field(default_factory=lambda: ["meta_expressions/{split}/meta_expressions.json"])
-    frames: list[str] = field(default_factory=lambda: ["{split}/JPEGImages", "{split}"])
-    masks: list[str] = field(
-        default_factory=lambda: ["{split}/Annotations", "{split}/mask_dict.pkl", "{split}/mask_dict.json"]
-    )
-    hidden: list[str] = field(default_factory=lambda: ["valid", "test"])
+    folders: list[str] = option(["ref-youtube-vos", "refer-youtube-vos", "refytvos", "rvos"], transient=True)
     every_frame_listed: bool = option(False, transient=True)
-    test: list[str] = field(default_factory=lambda: ["meta_expressions/test/meta_expressions.json"])
-    valid_list: list[str] = field(
-        default_factory=lambda: [
+    test: list[str] = option(["meta_expressions/test/meta_expressions.json"])
+    valid_list: list[str] = option(
+        [
             "meta_expressions/valid/valid_202.txt",
             "meta_expressions/valid/valid_202.json",
             "valid_202.txt",
@@ -91,19 +82,22 @@ class RefYoutubeVos(RunningNumbers):
         ]
     )
 
-    def read_videos(self, file: Path, report: Report) -> dict[str, dict[str, Any]]:
+    def layout(self) -> list[str]:
+        """The common files, and the test expression file."""
+        return [*super().layout(), *self.test]
+
+    def read_videos(self) -> dict[str, dict[str, Any]]:
         """The videos of the split.
 
         Raises:
             Damage: ``valid`` lists more than 202 videos and nothing says which are test, or what
                 says so leaves another number.
         """
-        videos = super().read_videos(file, report)
+        videos = super().read_videos()
         if self.split != "valid":
             return videos
-        base = self.base()
-        valid = next((path for p in self.valid_list if (path := base / p).is_file()), None)
-        test = next((path for p in self.test if (path := base / p).is_file()), None)
+        valid = next((path for p in self.valid_list if (path := self.home / p).is_file()), None)
+        test = next((path for p in self.test if (path := self.home / p).is_file()), None)
         if valid is not None:
             source, chosen = valid, _names(valid)
         elif test is not None:
@@ -112,10 +106,10 @@ class RefYoutubeVos(RunningNumbers):
             raise Damage(
                 "valid split unknown",
                 f"The valid file lists {len(videos)} videos; only {VALID_VIDEOS} of them are valid.",
-                file,
+                self.file,
                 "videos",
-                f"Put the test expression file at {base / self.test[0]}, "
-                f"or the {VALID_VIDEOS} names, one a line, at {base / self.valid_list[0]}.",
+                f"Put the test expression file at {self.home / self.test[0]}, "
+                f"or the {VALID_VIDEOS} names, one a line, at {self.home / self.valid_list[0]}.",
             )
         else:
             return videos

@@ -14,9 +14,9 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import zip_longest
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -25,18 +25,20 @@ from pycocotools import mask as coco_mask
 from refseg_bench.config.schema import option
 from refseg_bench.datasets.base import Dataset
 from refseg_bench.datasets.files import (
+    Damage,
+    Place,
+    Tell,
     bad_name,
     cache_root,
     check_link,
-    find_base,
     missing_file,
+    refuse,
     safe_join,
 )
-from refseg_bench.datasets.index import Entries, JsonStream, open_store, parse_entry
-from refseg_bench.datasets.issues import Damage, Place, Report, refuse
+from refseg_bench.datasets.index import Entries, JsonStream, in_memory, open_store, parse_entry
 from refseg_bench.datasets.masks import MOST_SIDE, Size, are_coordinates, blank, checked_rle
 from refseg_bench.datasets.pickles import pickled_list
-from refseg_bench.errors import ConfigError, DataError
+from refseg_bench.errors import ConfigError
 from refseg_bench.types import Clip, Expression, MaskTrack, Target, encode_rle, union_rle
 
 _AUTHORS = ("unc", "google", "umd")
@@ -54,7 +56,7 @@ class RefCoco(Dataset):
     Attributes:
         name: name of the set; ends in its split author.
         split: ``train``, ``val``, ``testA``, ``testB`` (unc), ``test`` (umd, google).
-        root: the set's folder or the one above it; ``None`` = below ``$REFSEG_DATA`` or ``data``.
+        root: the set's folder or the one above it; ``None`` = it is looked for.
         cache: folder of the joined stores; ``None`` = ``$REFSEG_CACHE`` or ``cache``.
         folders: folder names of the set, looked for below ``root`` too.
         split_by: who made the splits. Splits of different authors share images: never mix them.
@@ -69,12 +71,12 @@ class RefCoco(Dataset):
     split: str = "val"
     root: Path | None = option(None, transient=True)
     cache: Path | None = option(None, transient=True)
-    folders: list[str] = option(factory=lambda: ["refcoco", "refer_seg/refcoco"], transient=True)
+    folders: list[str] = option(["refcoco", "refer_seg/refcoco"], transient=True)
     split_by: Literal["unc", "google", "umd"] = "unc"
     text: Literal["sent", "sent_lower", "raw"] = "sent"
-    refs: list[str] = field(default_factory=lambda: ["refs({split_by}).p"])
-    images: list[str] = field(
-        default_factory=lambda: [
+    refs: list[str] = option(["refs({split_by}).p"])
+    images: list[str] = option(
+        [
             "../images/mscoco/images/train2014",
             "../images/train2014",
             "images/mscoco/images/train2014",
@@ -83,12 +85,12 @@ class RefCoco(Dataset):
             "../train2014",
         ]
     )
-    protocols: list[str] = option(factory=lambda: ["refcoco-oiou"], transient=True)
+    protocols: list[str] = option(["refcoco-oiou"], transient=True)
     follow_links: bool = option(False, transient=True)
 
-    _store: Entries | None = field(default=None, init=False, repr=False, compare=False)
-    _last: tuple[str, dict[str, Any]] = field(default=("", {}), init=False, repr=False, compare=False)
-    _clips: list[Clip] | None = field(default=None, init=False, repr=False, compare=False)
+    #: What was read last, because the sentences about an image are read one after the other.
+    _image: tuple[str, dict[str, Any]] = field(default=("", {}), init=False, repr=False, compare=False)
+    _target: tuple[Any, Target | None] = field(default=(None, None), init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         author = next((a for a in _AUTHORS if self.name.endswith(f"_{a}")), self.split_by)
@@ -99,223 +101,173 @@ class RefCoco(Dataset):
                 hint=f"Choose that author's set (dataset=NAME_{self.split_by}), or set dataset.name too.",
             )
 
-    # ── the Dataset interface ────────────────────────────────────────────────
-
     def clips(self) -> Sequence[Clip]:
         """One clip per image, in the order in which the sentence file names them first.
 
         Raises:
             DataError: the set is not found, or its files are damaged.
         """
-        if self._clips is None:
-            rows, folder = self.rows(), self.image_folder()
-            pictures = self.elsewhere(folder, [row[1] for row in rows])
-            self._clips = [self.clip(row, folder, refuse, pictures) for row in rows]
         return self._clips
 
-    def expressions(self, clip: Clip) -> Sequence[Expression]:
+    def expressions(self, clip: Clip) -> list[Expression]:
         """The sentences about an image.
 
         Raises:
             DataError: a sentence has no words.
         """
-        return list(self._expressions(self._blob(clip.id)))
+        out: list[Expression] = []
+        for ref in self._entry(clip)["refs"]:
+            shared = {k: v for k, v in ref.items() if k != "sentences"}
+            for sentence in ref["sentences"]:
+                sent = sentence["sent"] if sentence["sent"].strip() else sentence["raw"]
+                text = {"sent": sent, "sent_lower": sent.lower(), "raw": sentence["raw"] or sent}[self.text]
+                attrs = {**shared, **sentence, "split_by": self.split_by}
+                out.append(Expression(str(sentence["sent_id"]), text, attrs))
+        return out
 
-    def target(self, clip: Clip, expression: Expression, report: Report = refuse) -> Target:
+    def target(self, clip: Clip, expression: Expression) -> Target | None:
         """The annotations a sentence means; none of them = nothing in the image is meant.
 
         Raises:
-            DataError: an annotation is damaged; where ``report`` takes that, it is left empty.
+            DataError: an annotation is damaged.
         """
-        annotations = self._blob(clip.id)["annotations"]
-        file = self.files()[1]
+        key = clip.id, tuple(expression.attrs["anno_ids"])
+        if self._target[0] != key:
+            self._target = key, self._read_target(clip, key[1])
+        return self._target[1]
+
+    def _read_target(self, clip: Clip, ids: tuple[str, ...]) -> Target:
+        annotations = self._entry(clip)["annotations"]
         tracks: list[MaskTrack] = []
         layers: list[list[bytes]] = []
-        ids = expression.attrs["anno_ids"]
         for anno_id in ids:
-            at = Place(file, f"annotation {anno_id}", report)
+            at = Place(self._instances, f"annotation {anno_id}", self.tell)
             mask, *deeper = layers_of(annotations[anno_id]["segmentation"], clip.size, at)
             tracks.append(MaskTrack(clip.size, (mask,)))
             layers.append(deeper)
         # Layer by layer over the annotations: what is covered twice, three times …
-        deeper_tracks = [
+        over = [
             MaskTrack(clip.size, (union_rle([c for c in layer if c is not None], clip.size),))
             for layer in zip_longest(*layers)
         ]
-        twice = deeper_tracks[0] if deeper_tracks else None
-        return Target(clip.size, 1, tuple(tracks), tuple(ids), overlap=twice, deeper=tuple(deeper_tracks[1:]))
+        return Target(
+            clip.size, 1, tuple(tracks), ids, overlap=over[0] if over else None, deeper=tuple(over[1:])
+        )
 
-    # ── parts ────────────────────────────────────────────────────────────────
+    # ── where things are ─────────────────────────────────────────────────────
 
-    def base(self) -> Path:
-        """The folder of ``refs`` and ``instances.json``.
+    def landmarks(self) -> list[str]:
+        """The sentence file."""
+        return [path.replace("{split_by}", self.split_by) for path in self.refs]
 
-        Raises:
-            DataError: it is not found.
-        """
-        return find_base(self.name, self.root, self.folders, [self.fill(p) for p in self.refs], self.split)
+    def layout(self) -> list[str]:
+        """The sentence file, the annotation file and the pictures' folders."""
+        return [*self.landmarks(), "instances.json", *self.images]
 
-    def fill(self, path: str) -> str:
-        """A file name of this split author."""
-        return path.replace("{split_by}", self.split_by)
+    def splits(self, known: Sequence[str]) -> list[str]:
+        """Those of the known splits the sentence file speaks of; none if it can't be read."""
+        stored = self._stored_splits()
+        return [split for split in known if split in stored]
 
-    def files(self) -> tuple[Path, Path]:
-        """The sentence file and the annotation file."""
-        base = self.base()
-        refs = next(path for p in self.refs if (path := base / self.fill(p)).exists())
-        return refs, base / "instances.json"
+    def _stored_splits(self) -> list[str]:
+        with contextlib.suppress(Damage):
+            return sorted({ref["split"] for ref in checked_refs(self._refs, lambda _: None)})
+        return []
 
-    def image_folder(self) -> Path:
+    @cached_property
+    def _home(self) -> Path:
+        found = self.base()
+        assert found is not None
+        return found
+
+    @cached_property
+    def _refs(self) -> Path:
+        """The sentence file."""
+        return next(path for p in self.landmarks() if (path := self._home / p).exists())
+
+    @cached_property
+    def _instances(self) -> Path:
+        """The annotation file."""
+        return self._home / "instances.json"
+
+    @cached_property
+    def _pictures(self) -> Path:
         """The first image folder that exists, else the first."""
-        base = self.base()
-        for folder in (base / name for name in self.images):
+        for folder in (self._home / name for name in self.images):
             if folder.is_dir() or (
                 folder.name in COCO_FOLDERS and any((folder.parent / name).is_dir() for name in COCO_FOLDERS)
             ):
                 return folder
         # A copy of the annotations alone is good for scoring: the sizes are in instances.json.
-        return base / self.images[0]
+        return self._home / self.images[0]
 
-    def elsewhere(self, folder: Path, names: Sequence[str] | None = None) -> dict[str, Path]:
+    # ── reading ──────────────────────────────────────────────────────────────
+
+    @cached_property
+    def _store(self) -> Entries:
+        if not self._instances.exists():
+            raise missing_file(self._instances)
+        sources = self._refs, self._instances
+        if self.tell is not refuse:
+            # What leaves damaged entries out must not be found by a run.
+            return in_memory(self._refs, join(*sources, self.tell))
+        label, cache = f"{self.name}-{self._refs.stem}", cache_root(self.cache)
+        return open_store(sources, label, cache, lambda: join(*sources, refuse))
+
+    @cached_property
+    def _clips(self) -> list[Clip]:
+        if f"table:{self.split}" not in self._store:
+            raise Damage(
+                "missing split",
+                f"'{self.name}' has no split '{self.split}'.",
+                self._refs,
+                hint="Set dataset.split; splits differ by author.",
+                allowed=self._stored_splits(),
+            )
+        rows = self._store[f"table:{self.split}"]
+        elsewhere = self._elsewhere([row[1] for row in rows])
+        return [self._clip(row, elsewhere) for row in rows]
+
+    def _clip(self, row: Sequence[Any], elsewhere: Mapping[str, Path]) -> Clip:
+        """The clip of one image; its file is only looked at by ``verify`` and when it is read."""
+        image_id, file_name, height, width = row
+        path = safe_join(self._pictures, file_name, Place(self._instances, f"image {image_id}"))
+        if elsewhere and not path.exists():
+            path = elsewhere.get(spelling(file_name), path)
+        if path.is_symlink():
+            check_link(path, self._pictures, path.parent, follow=self.follow_links, tell=self.tell)
+        # Not turned by their headers: COCO's sizes and polygons are those of the stored pixels.
+        attrs = {"image_id": image_id, "file_name": file_name}
+        return Clip(str(image_id), (path,), (Path(file_name).stem,), (height, width), attrs)
+
+    def _elsewhere(self, names: Sequence[str]) -> dict[str, Path]:
         """Where pictures are whose names are spelled otherwise on this disk than in instances.json.
 
         COCO 2017 spells ``COCO_train2014_000000000009.jpg`` as ``000000000009.jpg`` and keeps a part
         of them in ``val2017``; an ending may be in capitals. One look at the first picture is enough
         where no such folder lies beside.
 
-        Args:
-            folder: the folder of the pictures.
-            names: their names; ``None`` = whatever is there.
-
         Returns:
             Path by :func:`spelling`; empty where all are found under their own names.
         """
+        folder = self._pictures
         others = [p for name in COCO_FOLDERS if (p := folder.parent / name) != folder and p.is_dir()]
-        wanted: set[str] | None = None
-        if names is not None:
-            looked = names if others else names[:1]
-            if all((folder / name).exists() for name in looked if bad_name(name) is None):
-                return {}
-            wanted = {spelling(name) for name in names}
+        looked = names if others or self.tell is not refuse else names[:1]
+        if all((folder / name).exists() for name in looked if bad_name(name) is None):
+            return {}
+        wanted = {spelling(name) for name in names}
         there: dict[str, Path] = {}
         for place in (folder, *others):
             with contextlib.suppress(OSError), os.scandir(place) as entries:
                 for entry in entries:
-                    key = spelling(entry.name)
-                    if wanted is None or key in wanted:
+                    if (key := spelling(entry.name)) in wanted:
                         there.setdefault(key, place / entry.name)
         return there
 
-    def splits(self) -> list[str]:
-        """The splits the sentence file speaks of; none if it can't be read.
-
-        Raises:
-            DataError: the set is not found.
-        """
-        refs, _ = self.files()
-        with contextlib.suppress(Damage):
-            return list(dict.fromkeys(ref["split"] for ref in checked_refs(refs, lambda _: None)))
-        return []
-
-    def rows(self) -> list[list[Any]]:
-        """``[image_id, file_name, height, width]`` of the split's images."""
-        store = self._opened()
-        if f"table:{self.split}" not in store:
-            raise DataError(
-                f"'{self.name}' has no split '{self.split}'.",
-                where=self.files()[0],
-                allowed=sorted(self.splits()),
-                hint="Set dataset.split; splits differ by author.",
-            )
-        rows: list[list[Any]] = store.get(f"table:{self.split}")
-        return rows
-
-    def clip(
-        self,
-        row: Sequence[Any],
-        folder: Path,
-        report: Report,
-        pictures: Mapping[str, Path] = MappingProxyType({}),
-    ) -> Clip:
-        """The clip of one image; its file is only looked at by ``verify`` and when it is read."""
-        image_id, file_name, height, width = row
-        path = safe_join(folder, file_name, Place(self.files()[1], f"image {image_id}"))
-        if pictures and not path.exists():
-            path = pictures.get(spelling(file_name), path)
-        if path.is_symlink():
-            check_link(path, folder, path.parent, follow=self.follow_links, report=report)
-        # Not turned by their headers: COCO's sizes and polygons are those of the stored pixels.
-        return Clip(
-            str(image_id),
-            (path,),
-            (Path(file_name).stem,),
-            (height, width),
-            {"image_id": image_id, "file_name": file_name},
-        )
-
-    def _opened(self) -> Entries:
-        if self._store is None:
-            refs, instances = self.files()
-            if not instances.exists():
-                raise missing_file(instances)
-            self._store = open_store(
-                (refs, instances),
-                f"{self.name}-{refs.stem}",
-                cache_root(self.cache),
-                lambda: join(refs, instances, refuse),
-            )
-        return self._store
-
-    def _expressions(self, blob: Mapping[str, Any]) -> Iterator[Expression]:
-        for ref in blob["refs"]:
-            shared = {k: v for k, v in ref.items() if k != "sentences"}
-            for sentence in ref["sentences"]:
-                sent = sentence["sent"] if sentence["sent"].strip() else sentence["raw"]
-                text = {"sent": sent, "sent_lower": sent.lower(), "raw": sentence["raw"] or sent}[self.text]
-                yield Expression(
-                    str(sentence["sent_id"]), text, {**shared, **sentence, "split_by": self.split_by}
-                )
-
-    def _blob(self, image_id: str) -> dict[str, Any]:
-        if self._last[0] != image_id:
-            self._last = image_id, self._opened().get(f"image:{self.split}:{image_id}")
-        return self._last[1]
-
-    def survey(self, report: Report) -> Iterator[tuple[Clip | None, list[Expression]]]:
-        """Read everything but the masks, with every problem told.
-
-        Yields:
-            Per image its clip (``None`` if it can't be made) and its readable sentences.
-        """
-        try:
-            refs, instances = self.files()
-            folder = self.image_folder()
-            found = False
-            pictures: dict[str, Path] | None = None
-            for key, text in join(refs, instances, report):
-                kind, split, image_id = (*key.split(":"), "")[:3]
-                if kind != "image" or split != self.split:
-                    continue
-                found = True
-                blob = json.loads(text)
-                self._last = image_id, blob
-                name = blob["image"][1]
-                if pictures is None and not (folder / name).exists():
-                    pictures = self.elsewhere(folder)
-                yield self.clip(blob["image"], folder, report, pictures or {}), list(self._expressions(blob))
-            if not found:
-                report(Damage("missing split", f"There is no sentence of split '{self.split}'.", refs))
-        except Damage as damage:
-            report(damage)
-
-    def check_targets(self, clip: Clip, expressions: Sequence[Expression], report: Report) -> None:
-        """Read every annotation the sentences mean, each once."""
-        seen: set[tuple[str, ...]] = set()
-        for expression in expressions:
-            ids = tuple(expression.attrs["anno_ids"])
-            if ids not in seen:
-                self.target(clip, expression, report)
-            seen.add(ids)
+    def _entry(self, clip: Clip) -> dict[str, Any]:
+        if self._image[0] != clip.id:
+            self._image = clip.id, self._store[f"image:{self.split}:{clip.id}"]
+        return self._image[1]
 
 
 # ── names of pictures ──
@@ -341,7 +293,7 @@ def layers_of(segmentation: Any, size: Size, at: Place) -> list[bytes]:
     Args:
         segmentation: polygons ``[[x, y, …], …]``, one RLE, or a list of RLEs (RefCLEF).
         size: (height, width) of the image.
-        at: where it was read; a damaged part is reported and left out.
+        at: where it was read; a damaged part is told and left out.
 
     Returns:
         Compressed counts of the pixels that one part or more covers (always), two or more (which LISA
@@ -399,7 +351,7 @@ def _raw_refs(path: Path) -> Iterator[Any]:
         stream.finish()
 
 
-def checked_refs(path: Path, report: Report) -> Iterator[dict[str, Any]]:
+def checked_refs(path: Path, tell: Tell) -> Iterator[dict[str, Any]]:
     """The readable refs in one spelling.
 
     Yields:
@@ -408,7 +360,7 @@ def checked_refs(path: Path, report: Report) -> Iterator[dict[str, Any]]:
     """
     seen: dict[Any, int] = {}
     for index, ref in enumerate(_raw_refs(path)):
-        at = Place(path, f"[{index}]", report)
+        at = Place(path, f"[{index}]", tell)
         if not at.holds(ref, dict):
             continue
         found = at.fields(ref, ref_id=int, image_id=int, split=str, sentences=list)
@@ -465,34 +417,34 @@ def _sentences(raw: Sequence[Any], at: Place) -> Iterator[dict[str, Any]]:
         }
 
 
-def join(refs_file: Path, instances_file: Path, report: Report) -> Iterator[tuple[str, bytes]]:
+def join(refs_file: Path, instances_file: Path, tell: Tell) -> Iterator[tuple[str, bytes]]:
     """Entries of the store: ``image:SPLIT:ID`` with refs and annotations, then ``table:SPLIT``.
 
     Raises:
-        Damage: a torn file; anything smaller goes to ``report`` and is left out.
+        Damage: a torn file; anything smaller is told and left out.
     """
     by_place: dict[tuple[str, int], list[dict[str, Any]]] = {}
-    for ref in checked_refs(refs_file, report):
+    for ref in checked_refs(refs_file, tell):
         by_place.setdefault((ref.pop("split"), ref.pop("image_id")), []).append(ref)
     wanted = {anno_id for refs in by_place.values() for ref in refs for anno_id in ref["anno_ids"]}
-    images, annotations = read_instances(instances_file, {image for _, image in by_place}, wanted, report)
+    images, annotations = read_instances(instances_file, {image for _, image in by_place}, wanted, tell)
     tables: dict[str, list[list[Any]]] = {}
     for (split, image_id), refs in by_place.items():
+        place = Place(refs_file, f"ref {refs[0]['ref_id']}", tell)
         if image_id not in images:
-            at = Place(refs_file, f"ref {refs[0]['ref_id']}", report)
-            at.tell("missing entry", f"Image {image_id} is not in instances.json.", _MIXED)
+            place.tell("missing entry", f"Image {image_id} is not in instances.json.", _MIXED)
             continue
-        kept = [ref for ref in refs if _complete(ref, image_id, annotations, refs_file, report)]
-        _unique_sentences(kept, refs_file, report)
+        kept: list[dict[str, Any]] = []
+        seen: set[int] = set()
+        for ref in refs:
+            at = Place(refs_file, f"ref {ref['ref_id']}", tell)
+            if any(_lacks(annotations.get(anno_id), anno_id, image_id, at) for anno_id in ref["anno_ids"]):
+                continue
+            kept.append({**ref, "sentences": list(_unique(ref["sentences"], seen, at))})
         mine = {a: annotations[a] for ref in kept for a in ref["anno_ids"]}
-        row = [image_id, *images[image_id]]
-        blob = b'{"image":%s,"refs":%s,"annotations":{%s}}' % (
-            _json(row),
-            _json(kept),
-            b",".join(b'"%s":%s' % (a.encode(), text) for a, (_, text) in mine.items()),
-        )
-        tables.setdefault(split, []).append(row)
-        yield f"image:{split}:{image_id}", blob
+        texts = b",".join(b'"%s":%s' % (a.encode(), text) for a, (_, text) in mine.items())
+        yield f"image:{split}:{image_id}", b'{"refs":%s,"annotations":{%s}}' % (_json(kept), texts)
+        tables.setdefault(split, []).append([image_id, *images[image_id]])
     for split, rows in tables.items():
         yield f"table:{split}", _json(rows)
 
@@ -501,39 +453,30 @@ def _json(value: Any) -> bytes:
     return json.dumps(value, separators=(",", ":")).encode()
 
 
-def _complete(
-    ref: Mapping[str, Any],
-    image_id: int,
-    annotations: Mapping[str, tuple[int, bytes]],
-    file: Path,
-    report: Report,
-) -> bool:
-    for anno_id in ref["anno_ids"]:
-        reason = None
-        if anno_id not in annotations:
-            reason = "is not in instances.json"
-        elif annotations[anno_id][0] != image_id:
-            reason = f"belongs to image {annotations[anno_id][0]}, not {image_id}"
-        if reason is not None:
-            at = Place(file, f"ref {ref['ref_id']}", report)
-            at.tell("missing entry", f"Annotation {anno_id} {reason}.", _MIXED)
-            return False
+def _lacks(annotation: tuple[int, bytes] | None, anno_id: str, image_id: int, at: Place) -> bool:
+    if annotation is not None and annotation[0] == image_id:
+        return False
+    reason = (
+        "is not in instances.json"
+        if annotation is None
+        else f"belongs to image {annotation[0]}, not {image_id}"
+    )
+    at.tell("missing entry", f"Annotation {anno_id} {reason}.", _MIXED)
     return True
 
 
-def _unique_sentences(refs: Sequence[dict[str, Any]], file: Path, report: Report) -> None:
-    seen: set[int] = set()
-    for ref in refs:
-        for sentence in list(ref["sentences"]):
-            if sentence["sent_id"] in seen:
-                told = f"sent_id {sentence['sent_id']} stands twice for one image."
-                report(Damage("duplicate id", told, file, f"ref {ref['ref_id']}"))
-                ref["sentences"].remove(sentence)
-            seen.add(sentence["sent_id"])
+def _unique(sentences: Sequence[dict[str, Any]], seen: set[int], at: Place) -> Iterator[dict[str, Any]]:
+    for sentence in sentences:
+        sent_id = sentence["sent_id"]
+        if sent_id in seen:
+            at.tell("duplicate id", f"sent_id {sent_id} stands twice for one image.")
+        else:
+            seen.add(sent_id)
+            yield sentence
 
 
 def read_instances(
-    path: Path, images: set[int], annotations: set[str], report: Report
+    path: Path, images: set[int], annotations: set[str], tell: Tell
 ) -> tuple[dict[int, tuple[str, int, int]], dict[str, tuple[int, bytes]]]:
     """Walk through ``instances.json`` and keep what the sentences need.
 
@@ -548,33 +491,27 @@ def read_instances(
                 stream.value()
                 continue
             for number in stream.elements():
-                at = Place(path, f"{key}[{number}]", report)
-                _, text = stream.value()
-                record = _record(text, at)
-                if record is None:
-                    continue
-                if key == "images":
-                    image = _image(record, at) if record["id"] in images else None
-                    if image is not None:
-                        found_images[record["id"]] = image
-                elif (anno_id := str(record["id"])) in annotations:
-                    if anno_id in found_annotations:
-                        at.tell("duplicate id", f"Annotation {anno_id} stands twice.")
-                    image_id = at.field(record, "image_id", int)
-                    at.field(record, "segmentation", object)
-                    if image_id is not None and "segmentation" in record:
-                        found_annotations[anno_id] = (image_id, text)
+                at = Place(path, f"{key}[{number}]", tell)
+                text = stream.value()[1]
+                try:
+                    record = parse_entry(text, at)
+                    if not at.holds(record, dict) or at.field(record, "id", int) is None:
+                        continue
+                    if key == "images":
+                        image = _image(record, at) if record["id"] in images else None
+                        if image is not None:
+                            found_images[record["id"]] = image
+                    elif (anno_id := str(record["id"])) in annotations:
+                        if anno_id in found_annotations:
+                            at.tell("duplicate id", f"Annotation {anno_id} stands twice.")
+                        image_id = at.field(record, "image_id", int)
+                        at.field(record, "segmentation", object)
+                        if image_id is not None and "segmentation" in record:
+                            found_annotations[anno_id] = image_id, text
+                except Damage as damage:
+                    tell(damage)
         stream.finish()
     return found_images, found_annotations
-
-
-def _record(text: bytes, at: Place) -> dict[str, Any] | None:
-    try:
-        record = parse_entry(text, at)
-    except Damage as damage:
-        at.report(damage)
-        return None
-    return record if at.holds(record, dict) and at.field(record, "id", int) is not None else None
 
 
 def _image(record: Mapping[str, Any], at: Place) -> tuple[str, int, int] | None:
@@ -582,11 +519,7 @@ def _image(record: Mapping[str, Any], at: Place) -> tuple[str, int, int] | None:
     if found is None:
         return None
     name, height, width = found
-    try:
-        safe_join(Path(), name, at)
-    except Damage as damage:
-        at.report(damage)
-        return None
+    safe_join(Path(), name, at)
     if not (0 < height <= MOST_SIDE and 0 < width <= MOST_SIDE):
         at.tell("malformed mask", f"The image is {height} x {width} pixels.")
         return None

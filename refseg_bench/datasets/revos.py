@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from refseg_bench.config.schema import option
-from refseg_bench.datasets.files import cache_root
+from refseg_bench.datasets.files import Place, cache_root
 from refseg_bench.datasets.index import Entries, open_entries
-from refseg_bench.datasets.issues import Place
 from refseg_bench.datasets.masks import checked_track
 from refseg_bench.datasets.meta_expressions import MetaExpressions
 from refseg_bench.types import Clip, MaskTrack
@@ -28,16 +28,14 @@ class Revos(MetaExpressions):
 
     name: str = "revos"
     split: str = "valid"
-    folders: list[str] = option(factory=lambda: ["ReVOS", "revos"], transient=True)
-    meta: list[str] = field(
-        default_factory=lambda: ["meta_expressions_{split}_.json", "meta_expressions_{split}__llamavid.json"]
-    )
-    frames: list[str] = field(default_factory=lambda: ["JPEGImages", "."])
-    masks: list[str] = field(default_factory=lambda: ["mask_dict.json", "mask_dict.pkl"])
-    hidden: list[str] = field(default_factory=list)
-    protocols: list[str] = option(factory=lambda: ["revos-binary"], transient=True)
+    folders: list[str] = option(["ReVOS", "revos"], transient=True)
+    meta: list[str] = option(["meta_expressions_{split}_.json", "meta_expressions_{split}__llamavid.json"])
+    frames: list[str] = option(["JPEGImages", "."])
+    masks: list[str] = option(["mask_dict.json", "mask_dict.pkl"])
+    hidden: list[str] = option([])
+    protocols: list[str] = option(["revos-binary"], transient=True)
     every_frame_listed: bool = option(False, transient=True)
-    foreground_masks: list[str] = field(default_factory=lambda: ["mask_dict_foreground.json"])
+    foreground_masks: list[str] = option(["mask_dict_foreground.json"])
 
     def attributes(self, video: str, key: str, raw: Mapping[str, Any], at: Place) -> dict[str, Any] | None:
         """The common attributes with ``type`` in words."""
@@ -51,7 +49,9 @@ class Revos(MetaExpressions):
             return None
         return {**attrs, "type": TYPES[type_id]}
 
-    _foreground: Entries | None = field(default=None, init=False, repr=False, compare=False)
+    def layout(self) -> list[str]:
+        """The common files, and the foreground."""
+        return [*super().layout(), *self.foreground_masks]
 
     def foreground(self, clip: Clip) -> MaskTrack | None:
         """Union of all annotated instances of a clip; ``None`` where the copy lacks the file.
@@ -59,12 +59,14 @@ class Revos(MetaExpressions):
         Raises:
             DataError: the clip has no entry, or its masks are damaged.
         """
-        if self._foreground is None:
-            base = self._loaded().base
-            path = next((base / p for p in self.foreground_masks if (base / p).is_file()), None)
-            if path is None:
-                return None
-            self._foreground = open_entries(path, cache_root(self.cache))
-        at, entry = Place(self._foreground.file, f"video {clip.id}"), self._foreground.get(clip.id)
+        entries = self._foreground
+        if entries is None:
+            return None
+        at, entry = Place(entries.file, f"video {clip.id}"), entries[clip.id]
         at.holds(entry, dict)
         return checked_track(at.field(entry, "masks_rle", list), clip, at)
+
+    @cached_property
+    def _foreground(self) -> Entries | None:
+        path = next((self.home / p for p in self.foreground_masks if (self.home / p).is_file()), None)
+        return None if path is None else open_entries(path, cache_root(self.cache))

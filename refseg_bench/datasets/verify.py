@@ -1,31 +1,98 @@
-"""Check a data set on disk against itself and its manifest, and list everything that is wrong.
+"""What is known of the public data sets, and checking one on disk against that and against itself.
 
-One pass, no stop at the first problem: the readers' own checks report into a list (see
-:mod:`~refseg_bench.datasets.issues`), and files the readers only open when they are wanted are
+One pass, no stop at the first problem: the readers' own checks tell into a list (see
+:mod:`~refseg_bench.datasets.files`), and files the readers only open when they are wanted are
 looked at here.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from refseg_bench.datasets.base import Dataset
-from refseg_bench.datasets.catalogue import SplitFacts
-from refseg_bench.datasets.files import missing_file, read_text
-from refseg_bench.datasets.issues import Damage, Report
-from refseg_bench.errors import DataError
+from refseg_bench.config.components import names
+from refseg_bench.datasets.base import Dataset, damaged
+from refseg_bench.datasets.files import Damage, missing_file, read_text
+from refseg_bench.errors import ConfigError, DataError
 from refseg_bench.files.images import image_size, read_rgb, turn_in_words
-from refseg_bench.files.store_io import open_regular
-from refseg_bench.types import Clip, Expression
+from refseg_bench.files.resources import resource
+from refseg_bench.files.store_io import open_regular, read_yaml
+from refseg_bench.types import Clip
 
 #: Where a JPEG's or PNG's own end mark must stand, counted from the end of the file. Some cameras
 #: and servers append a few bytes.
 _TAIL = 512
+
+
+@dataclass(frozen=True)
+class SplitFacts:
+    """What a manifest says of one split.
+
+    Attributes:
+        counts: ``videos``, ``images``, ``frames``, ``expressions``, ``objects``, ``refs`` → number.
+        public: whether the masks are public.
+        unchecked: counts that come from a paper and were never counted in the files.
+    """
+
+    counts: Mapping[str, int]
+    public: bool
+    unchecked: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The facts of one set, from ``datasets/NAME/manifest.yaml``.
+
+    Attributes:
+        name: name of the set.
+        title: as the field writes it.
+        kind: ``video`` or ``image``.
+        licence: in a few words.
+        splits: by name.
+        total: counts of the whole release, for the reader.
+    """
+
+    name: str
+    title: str
+    kind: str
+    licence: str
+    splits: Mapping[str, SplitFacts]
+    total: Mapping[str, int] = field(default_factory=dict)
+
+
+def manifest(name: str) -> Manifest | None:
+    """The facts of a set; ``None`` if it has no card (a set of an outside package).
+
+    Raises:
+        ConfigError: an unknown or missing key, or a count that is no number.
+    """
+    path = resource("datasets") / name / "manifest.yaml"
+    if not path.is_file():
+        return None
+    plain = read_yaml(path)
+    keys = {"title", "kind", "licence", "splits", "total"}
+    if not keys - {"total"} <= set(plain) <= keys:
+        raise ConfigError("The manifest lacks a key or has an unknown one.", where=path, allowed=sorted(keys))
+    return Manifest(name, **{**plain, "splits": {k: _facts(v) for k, v in plain["splits"].items()}})
+
+
+def _facts(record: Mapping[str, Any]) -> SplitFacts:
+    counts = {key: int(n) for key, n in record.items() if key not in ("masks", "unchecked")}
+    return SplitFacts(counts, record["masks"] == "public", frozenset(record.get("unchecked", ())))
+
+
+def manifests() -> list[Manifest]:
+    """The facts of all sets that have a card, sorted by name."""
+    return [facts for name in names("dataset") if (facts := manifest(name)) is not None]
+
+
+# ── checking ─────────────────────────────────────────────────────────────────
 
 
 @dataclass
@@ -78,73 +145,57 @@ def verify(
     seen: set[tuple[str, str]] = set()
     known: set[str] = set()
 
-    def report(damage: Damage) -> None:
+    def tell(damage: Damage) -> None:
         # The same file may be met from several sides.
         key = (damage.what, damage.where or "")
-        if key in seen:
-            return
+        if key not in seen and damage.harmless:
+            verdict.notes.append(f"{damage.where}: {damage.what}")
+        elif key not in seen:
+            verdict.problems.append(damage)
         seen.add(key)
         known.add(key[1])
-        if damage.harmless:
-            verdict.notes.append(f"{damage.where}: {damage.what}")
-        else:
-            verdict.problems.append(damage)
 
-    tally = _Tally()
+    # One of its own: what was read with damages left out is kept by nobody.
+    dataset = dataclasses.replace(dataset)  # type: ignore[type-var]
+    dataset.tell = tell
+    clips = frames = sentences = 0
+    still = True
+    objects: set[tuple[int, str]] = set()
+    refs: set[object] = set()
     with ThreadPoolExecutor(threads) as pool:
-        for clip, expressions in dataset.survey(report):
-            tally.add(clip, expressions)
+        for clip, expressions in dataset.survey():
+            clips += 1
+            sentences += len(expressions)
+            objects |= {(clips, str(i)) for e in expressions for i in e.attrs.get("obj_ids", ())}
+            refs |= {e.attrs["ref_id"] for e in expressions if "ref_id" in e.attrs}
+            still &= clip is not None and len(clip) == 1
             if clip is None:
                 continue
+            frames += len(clip)
             paths = [p for p in clip.frame_paths if str(p) not in known]
             for damages in pool.map(
                 lambda p, c=clip: list(frame_problems(p, c.size, decode, c.upright)), paths
             ):
                 for damage in damages:
-                    report(damage)
+                    tell(damage)
             if dataset.every_frame_listed:
                 for damage in extra_frames(clip):
-                    report(damage)
-            if masks:
+                    tell(damage)
+            for expression in expressions if masks else ():
                 try:
-                    dataset.check_targets(clip, expressions, report)
-                except Damage as problem:
-                    report(problem)
-    verdict.counts = tally.counts()
-    if facts is not None:
-        _compare(verdict, facts, report)
-    if sums is not None:
-        for damage in wrong_sums(sums):
-            report(damage)
+                    dataset.target(clip, expression)
+                except DataError as error:
+                    tell(damaged(clip, error))
+    kind = {"images": clips} if still else {"videos": clips, "frames": frames}
+    verdict.counts = {**kind, "expressions": sentences, "objects": len(objects), "refs": len(refs)}
+    for damage in _other_counts(verdict, facts) if facts is not None else ():
+        tell(damage)
+    for damage in wrong_sums(sums) if sums is not None else ():
+        tell(damage)
     return verdict
 
 
-class _Tally:
-    """Counts of a split, in the manifest's words."""
-
-    def __init__(self) -> None:
-        self.clips = self.frames = self.expressions = 0
-        self.still = True
-        self.objects: set[tuple[str, str]] = set()
-        self.refs: set[object] = set()
-
-    def add(self, clip: Clip | None, expressions: Sequence[Expression]) -> None:
-        self.clips += 1
-        self.frames += len(clip) if clip is not None else 0
-        self.still &= clip is not None and len(clip) == 1
-        self.expressions += len(expressions)
-        name = clip.id if clip is not None else str(self.clips)
-        for expression in expressions:
-            self.objects.update((name, str(i)) for i in expression.attrs.get("obj_ids", ()))
-            if "ref_id" in expression.attrs:
-                self.refs.add(expression.attrs["ref_id"])
-
-    def counts(self) -> dict[str, int]:
-        kind = {"images": self.clips} if self.still else {"videos": self.clips, "frames": self.frames}
-        return {**kind, "expressions": self.expressions, "objects": len(self.objects), "refs": len(self.refs)}
-
-
-def _compare(verdict: Verdict, facts: SplitFacts, report: Report) -> None:
+def _other_counts(verdict: Verdict, facts: SplitFacts) -> Iterator[Damage]:
     for key, expected in facts.counts.items():
         found = verdict.counts.get(key)
         if found == expected:
@@ -154,7 +205,7 @@ def _compare(verdict: Verdict, facts: SplitFacts, report: Report) -> None:
             verdict.notes.append(f"{text} That figure is from the paper and was never counted.")
             continue
         hint = "A part or another release? Compare with the card in datasets/NAME/README.md."
-        report(Damage("count differs", text, "manifest.yaml", key, hint))
+        yield Damage("count differs", text, "manifest.yaml", key, hint)
 
 
 def frame_problems(

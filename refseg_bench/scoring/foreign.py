@@ -20,8 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refseg_bench.datasets.base import Dataset
-from refseg_bench.datasets.files import bad_name, is_litter
-from refseg_bench.datasets.issues import Place
+from refseg_bench.datasets.files import Place, bad_name, is_litter
 from refseg_bench.datasets.masks import checked_rle
 from refseg_bench.errors import ConfigError, DataError, RefsegError, ScoreError
 from refseg_bench.files import png

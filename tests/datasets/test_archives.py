@@ -12,8 +12,8 @@ import zipfile
 
 import pytest
 
-from refseg_bench.datasets.archives import unpack
-from refseg_bench.datasets.issues import Damage
+from refseg_bench.datasets.files import Damage
+from refseg_bench.datasets.prepare import unpack
 
 
 def make_zip(path, *names, method=zipfile.ZIP_STORED):

@@ -6,7 +6,7 @@ import pytest
 
 from refseg_bench.config import schema
 from refseg_bench.config.components import find, names, open_dataset
-from refseg_bench.datasets.catalogue import cards, manifest
+from refseg_bench.datasets.verify import manifest, manifests
 from refseg_bench.errors import ConfigError
 from refseg_bench.files.resources import resource
 
@@ -70,7 +70,10 @@ def test_totals_of_whole_releases():
 
 def test_figures_from_papers_are_marked():
     marked = {
-        (m.name, split, key) for m in cards() for split, facts in m.splits.items() for key in facts.unchecked
+        (m.name, split, key)
+        for m in manifests()
+        for split, facts in m.splits.items()
+        for key in facts.unchecked
     }
     assert marked >= {
         ("ref_youtube_vos", "valid", "expressions"),
@@ -84,7 +87,7 @@ def test_figures_from_papers_are_marked():
 
 
 def test_which_masks_are_public():
-    public = {m.name: [s for s, facts in m.splits.items() if facts.public] for m in cards()}
+    public = {m.name: [s for s, facts in m.splits.items() if facts.public] for m in manifests()}
     assert public["ref_youtube_vos"] == ["train"]
     assert public["mevis"] == ["train", "valid_u"]
     assert public["ref_davis17"] == ["train", "valid"]

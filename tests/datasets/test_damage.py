@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from refseg_bench.datasets.archives import unpack
-from refseg_bench.datasets.issues import Damage
+from refseg_bench.datasets.files import Damage
 from refseg_bench.datasets.meta_expressions import MetaExpressions
+from refseg_bench.datasets.prepare import unpack
 from refseg_bench.datasets.reasonseg import ReasonSeg
 from refseg_bench.datasets.reasonvos import ReasonVos
 from refseg_bench.datasets.ref_davis17 import RefDavis17, convert

@@ -7,6 +7,7 @@ import shutil
 import signal
 import tarfile
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -192,11 +193,9 @@ def test_parts_of_one_folder_end_up_in_one_tree(tmp_path, top, cut, order, calls
     assert tree(home) == tree(tmp_path / "src")
 
 
-@pytest.mark.parametrize(("place", "name"), [("prepare", "_rename"), ("archives", "_copy")])
-def test_prepare_goes_on_after_a_kill_and_leaves_no_litter(tmp_path, place, name):
-    import importlib
-
-    module = importlib.import_module(f"refseg_bench.datasets.{place}")
+@pytest.mark.parametrize("name", ["_rename", "_write"])
+def test_prepare_goes_on_after_a_kill_and_leaves_no_litter(tmp_path, name):
+    module = prepare
     archives = drive_parts(tmp_path)
     home = tmp_path / "home"
     plain = getattr(module, name)
@@ -318,7 +317,7 @@ def test_verify_of_a_set_that_is_not_there(tmp_path, capsys):
 
 
 def test_unchecked_figures_are_noted_not_failed(tmp_path):
-    from refseg_bench.datasets.catalogue import SplitFacts
+    from refseg_bench.datasets.verify import SplitFacts
 
     write_meta_expressions_set(tmp_path, "valid_u", [video()])
     facts = SplitFacts({"videos": 1, "expressions": 3}, True, frozenset({"expressions"}))
@@ -343,6 +342,7 @@ def test_a_set_from_outside_without_surveys_is_verified_through_its_interface():
     from refseg_bench.datasets.base import Dataset
     from refseg_bench.errors import DataError
 
+    @dataclass
     class Foreign(Dataset):
         name, split = "foreign", "all"
 

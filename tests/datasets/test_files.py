@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refseg_bench.datasets.files import bad_name, fingerprint, read_json, safe_join
-from refseg_bench.datasets.issues import Damage, Place
+from refseg_bench.datasets.files import Damage, Place, bad_name, fingerprint, read_json, safe_join
 from refseg_bench.datasets.meta_expressions import id_list
 
 parts = st.sampled_from(["a", "..", ".", "", "b c", "ü", "…", "a\\..", "\0", "..."])

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from refseg_bench.datasets import index
+from refseg_bench.datasets.files import Damage
 from refseg_bench.datasets.index import JsonStream, open_entries
-from refseg_bench.datasets.issues import Damage
 from refseg_bench.files import store_io
 
 plain = st.recursive(
@@ -169,7 +169,7 @@ def test_processes_may_build_the_same_index_at_once(large, tmp_path):
     assert [results.get(timeout=60) for _ in workers] == [[123] * 20] * 4
     for worker in workers:
         worker.join()
-    assert [p.suffix for p in (tmp_path / "cache" / "index").iterdir()] == [".npz"]
+    assert [p.suffix for p in (tmp_path / "cache" / "index").iterdir()] == [".index"]
 
 
 @pytest.mark.slow

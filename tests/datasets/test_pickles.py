@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from refseg_bench.datasets import pickles
-from refseg_bench.datasets.issues import Damage
+from refseg_bench.datasets.files import Damage
 from refseg_bench.datasets.pickles import pickled_items, pickled_list
 from tools.writers import write_python2_pickle
 
