@@ -42,9 +42,9 @@ def count_rollout(session_class, flops):
     """Add the FLOPs of every rollout to the list, to tell them from the prefill."""
     stock = session_class._roll
 
-    def counted(session, prefix, suffixes):
+    def counted(session, *given):
         with counting() as counter:
-            rows = stock(session, prefix, suffixes)
+            rows = stock(session, *given)
         flops.append(counter.get_total_flops())
         return rows
 

@@ -35,26 +35,31 @@ class PassCapture:
     Attributes:
         layers: which layers to keep.
         stop_at: end the pass in this layer's attention, before its output is computed.
-        kept: (query, key) per layer, as the attention function got them, ``(B, heads, tokens, D)``;
+        kept: queries and keys per layer, as the attention function got them, ``(B, heads, tokens, D)``;
             keys of earlier passes in the cache are left out.
-        scales: factor on the scores per layer.
         checked: kinds of attention (mask, window, causality) that were found causal.
     """
 
     layers: range
     stop_at: int | None = None
-    kept: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    scales: dict[int, float] = field(default_factory=dict)
+    kept: dict[int, LayerQK] = field(default_factory=dict)
     checked: list[tuple[Tensor | None, tuple[Any, ...]]] = field(default_factory=list)
 
-    def sequence(self, row: int, length: int | None = None) -> list[LayerQK]:
-        """The layers of one batch row, first to last, cut to its first ``length`` tokens."""
-        return [
-            LayerQK(
-                self.kept[layer][0][row, :, :length], self.kept[layer][1][row, :, :length], self.scales[layer]
+    def found(self) -> list[LayerQK]:
+        """What was kept of the wanted layers, first to last.
+
+        Raises:
+            RefsegError: a layer's attention did not pass the tap.
+        """
+        unseen = [layer for layer in self.layers if layer not in self.kept]
+        if unseen:
+            raise RefsegError(
+                f"The attention of layer {unseen[0]} could not be captured: it ran on another kernel.",
+                where="backbone.attention",
+                allowed=KERNELS,
+                hint="Run the model as loaded: no torch.compile, no kernels from the hub.",
             )
-            for layer in self.layers
-        ]
+        return [self.kept[layer] for layer in self.layers]
 
 
 _active: ContextVar[PassCapture | None] = ContextVar("refseg_attention_recorder", default=None)
@@ -135,9 +140,12 @@ def _observe(
         refuse_non_causal(module, query, key, attention_mask, kwargs)
         recorder.checked.append((attention_mask, kind))
     if layer in recorder.layers:
-        recorder.kept[layer] = (query, key[:, :, key.shape[2] - query.shape[2] :])
         scaling = kwargs.get("scaling")
-        recorder.scales[layer] = float(query.shape[-1] ** -0.5 if scaling is None else scaling)
+        recorder.kept[layer] = LayerQK(
+            query,
+            key[:, :, key.shape[2] - query.shape[2] :],
+            float(query.shape[-1] ** -0.5 if scaling is None else scaling),
+        )
     if layer == recorder.stop_at:
         raise Enough
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,8 +25,9 @@ from torch import Tensor
 from refseg_bench.backbones.base import HeadWeights, weighting
 from refseg_bench.errors import RefsegError
 
-#: Scratch memory of one row block of scores, in bytes.
-BLOCK_BYTES = 16 * 2**20
+#: Scratch memory of one row block of scores, in bytes, by kind of device: what a CPU's cache likes, and
+#: what keeps a GPU's kernels long and few (twice as much is taken, for scores and their softmax).
+BLOCK_BYTES = {"cpu": 16 * 2**20, "cuda": 512 * 2**20}
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +35,7 @@ class LayerQK:
     """Queries and keys of one layer and one sequence (or of one stretch of it), after RoPE.
 
     Attributes:
-        q_HND: queries.
+        q_HND: queries; with an axis ``K`` before them where several prompts go together.
         k_GND: keys, not repeated over the query heads of a group.
         scale: factor on the scores, usually ``D**-0.5``.
     """
@@ -42,17 +44,9 @@ class LayerQK:
     k_GND: Tensor
     scale: float
 
-    def split(self, at: int) -> tuple[LayerQK, LayerQK]:
-        """The stretch before token ``at`` and the one from it on."""
-        return (
-            LayerQK(self.q_HND[:, :at], self.k_GND[:, :at], self.scale),
-            LayerQK(self.q_HND[:, at:], self.k_GND[:, at:], self.scale),
-        )
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes held by the two tensors."""
-        return sum(t.numel() * t.element_size() for t in (self.q_HND, self.k_GND))
+    def __getitem__(self, place: Any) -> LayerQK:
+        """Both tensors at an index of the axes that they share (all but heads and groups)."""
+        return LayerQK(self.q_HND[place], self.k_GND[place], self.scale)
 
 
 # ── the oracle ───────────────────────────────────────────────────────────────
@@ -133,42 +127,36 @@ def streamed_rollout(
     mode: HeadWeights = "v_max",
     residual: float = 0.5,
     dtype: torch.dtype = torch.float32,
-    block_bytes: int = BLOCK_BYTES,
+    block_bytes: int | None = None,
 ) -> Tensor:
-    """The row of :func:`dense_rollout`, without any N×N matrix. Same arguments and result.
+    """The row of :func:`dense_rollout`, without any N×N matrix: :func:`shared_rollout` of one prompt.
 
-    Args:
-        layers: see :func:`dense_rollout`.
-        visual_N: see :func:`dense_rollout`.
-        mode: see :func:`dense_rollout`.
-        residual: see :func:`dense_rollout`.
-        dtype: see :func:`dense_rollout`.
-        block_bytes: scratch memory a block of score rows may take.
+    The last token, on which the prompt ends, must not be a visual one.
     """
     at = visual_N.shape[0] - 1
-    halves = [layer.split(at) for layer in layers]
     return shared_rollout(
-        [head for head, _ in halves],
-        [[tail for _, tail in halves]],
+        [layer[:, :at] for layer in layers],
+        [layer[:, at:][None] for layer in layers],
+        [1],
         visual_N[:at],
         mode,
         residual,
         dtype,
         block_bytes,
-        visual_tail=[visual_N[at:]],
     )[0]
 
 
 def shared_rollout(
     prefix: Sequence[LayerQK],
-    suffixes: Sequence[Sequence[LayerQK]],
+    tails: Sequence[LayerQK],
+    lengths: Sequence[int],
     visual_P: Tensor,
     mode: HeadWeights = "v_max",
     residual: float = 0.5,
     dtype: torch.dtype = torch.float32,
-    block_bytes: int = BLOCK_BYTES,
-    visual_tail: Sequence[Tensor] | None = None,
-) -> list[Tensor]:
+    block_bytes: int | None = None,
+    together: bool | None = None,
+) -> Tensor:
     """Rollout rows of K prompts that begin with one prefix (DecAF, spec of the row-vector form).
 
     With ``r = [r_P, r_T]`` of a prompt, both read before either is written::
@@ -181,122 +169,150 @@ def shared_rollout(
 
     Args:
         prefix: queries and keys of the prefix, layers first to last; P may be 0.
-        suffixes: per prompt, queries and keys of its own tokens (at least one), same layers.
-        visual_P: True at the prefix's visual tokens.
+        tails: those of the prompts' own tokens, same layers: ``(K, H, T, D)`` and ``(K, G, T, D)``,
+            padded at the end.
+        lengths: tokens of each prompt, at least one.
+        visual_P: True at the prefix's visual tokens; best on the CPU, where it is read.
         mode: head weighting.
         residual: share ρ of the identity.
         dtype: of everything that is computed.
-        block_bytes: scratch memory a block of score rows may take.
-        visual_tail: True at visual tokens among a prompt's own ones; none by default.
+        block_bytes: scratch memory a block of score rows may take; see :data:`BLOCK_BYTES`.
+        together: compute all prompts' own rows in one go, as is best on a GPU, where every kernel's
+            launch costs; or one prompt after the other, unpadded. By default as the device likes it.
 
     Returns:
-        Per prompt the row over its ``P + T`` tokens.
+        Per prompt the row over its ``P + T`` tokens: ``(K, P + T)``, zero at padding.
 
     Raises:
         RefsegError: no layer, or ``v_max`` without a visual token.
     """
     if not prefix:
         raise RefsegError("Rollout over no layer.", hint="Choose start_layer below end_layer.")
-    size_P = visual_P.shape[0]
     device = prefix[0].q_HND.device
-    tails = [
-        torch.zeros(layers[0].q_HND.shape[1], dtype=torch.bool, device=device)
-        if visual_tail is None
-        else visual_tail[index].to(device)
-        for index, layers in enumerate(suffixes)
-    ]
-    visuals = [torch.cat([visual_P.to(device), tail]) for tail in tails]
-    if weighting(mode) == "v_max" and not all(bool(visual.any()) for visual in visuals):
-        raise no_visual_tokens()
-    runs_P = _peak_runs(visual_P, mode)
-    runs_N = [_peak_runs(visual, mode) for visual in visuals]
+    heads, size_P = prefix[0].q_HND.shape[:2]
+    count, longest = len(lengths), max(lengths)
+    runs = _peak_runs(visual_P, size_P + longest, mode)
+    block_bytes = block_bytes or BLOCK_BYTES.get(device.type, BLOCK_BYTES["cpu"])
+    if together is None:
+        together = device.type == "cuda"
+    groups = [slice(0, count)] if together else [slice(k, k + 1) for k in range(count)]
 
-    row_P = torch.zeros(len(suffixes), size_P, dtype=dtype, device=device)
-    rows_T = [torch.zeros(len(tail), dtype=dtype, device=device) for tail in tails]
-    for row in rows_T:
-        row[-1] = 1.0
+    ends_K1 = torch.tensor(lengths)[:, None]
+    place_T = torch.arange(longest)
+    row_KT = (place_T == ends_K1 - 1).to(device, dtype)
+    own_KT = (place_T < ends_K1).to(device, dtype)
+    tokens_K1 = (size_P + ends_K1).to(device, dtype)
+    row_KP = torch.zeros(count, size_P, dtype=dtype, device=device)
     for index in reversed(range(len(prefix))):
-        heads = prefix[index].q_HND.shape[0]
-        keys_P = prefix[index].k_GND.to(dtype)
+        first, own = prefix[index], tails[index]
+        keys_P = first.k_GND.to(dtype)
+        # Before the last layer is taken off, the row lies on the prompts' own tokens alone.
+        needed = index + 1 < len(prefix)
         sums_PH, pulled_HKP = _pull(
-            prefix[index].q_HND, keys_P, 0, row_P, prefix[index].scale, runs_P, dtype, block_bytes
+            first.q_HND[None], keys_P[None], 0, row_KP[None], first.scale, runs, block_bytes, needed=needed
         )
-        new_P = torch.empty_like(row_P)
-        for k, layers in enumerate(suffixes):
-            own = layers[index]
-            keys_N = torch.cat([keys_P, own.k_GND.to(dtype)], dim=1)
-            sums_TH, pulled_HN = _pull(
-                own.q_HND, keys_N, size_P, rows_T[k][None], own.scale, runs_N[k], dtype, block_bytes
+        new_KP = torch.empty_like(row_KP)
+        for group in groups:
+            size_T = max(lengths[group])
+            ours = own[group, :, :size_T]
+            keys_KN = torch.cat([keys_P.expand(len(ours.k_GND), -1, -1, -1), ours.k_GND.to(dtype)], dim=2)
+            sums_KH, pulled_KH1N = _pull(
+                ours.q_HND,
+                keys_KN,
+                size_P,
+                row_KT[group, None, :size_T],
+                own.scale,
+                runs,
+                block_bytes,
+                own_KT[group, :size_T] if together else None,
             )
-            weights_H = head_weights((sums_PH + sums_TH) / keys_N.shape[1], mode) * ((1.0 - residual) / heads)
-            pulled_N = torch.einsum("h,hn->n", weights_H, pulled_HN[:, 0])
-            new_P[k] = (
-                residual * row_P[k] + pulled_N[:size_P] + torch.einsum("h,hp->p", weights_H, pulled_HKP[:, k])
+            weights_KH = head_weights((sums_PH + sums_KH) / tokens_K1[group], mode) * (
+                (1.0 - residual) / heads
             )
-            rows_T[k] = residual * rows_T[k] + pulled_N[size_P:]
-        row_P = new_P
-    return [torch.cat([row_P[k], row]) for k, row in enumerate(rows_T)]
+            pulled_KN = torch.einsum("kh,khn->kn", weights_KH, pulled_KH1N[:, :, 0])
+            pulled_KP = torch.einsum("kh,hkp->kp", weights_KH, pulled_HKP[0, :, group])
+            new_KP[group] = residual * row_KP[group] + pulled_KN[:, :size_P] + pulled_KP
+            row_KT[group, :size_T] = residual * row_KT[group, :size_T] + pulled_KN[:, size_P:]
+        row_KP = new_KP
+    return torch.cat([row_KP, row_KT], dim=1)
 
 
 def _pull(
-    q_HRD: Tensor,
-    k_GLD: Tensor,
+    q_BHRD: Tensor,
+    k_BGLD: Tensor,
     offset: int,
-    row_KR: Tensor,
+    row_BKR: Tensor,
     scale: float,
     runs: Sequence[tuple[int, int]],
-    dtype: torch.dtype,
     block_bytes: int,
+    counted_BR: Tensor | None = None,
+    needed: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """One pass over the attention of query rows ``offset … offset+R-1`` to keys ``0 … L-1``.
 
+    Args:
+        q_BHRD: queries of ``B`` sequences.
+        k_BGLD: keys, in the type that is computed in.
+        offset: how many keys come before the first query's own.
+        row_BKR: K row vectors per sequence.
+        scale: factor on the scores.
+        runs: the keys whose largest attention counts.
+        block_bytes: see :func:`shared_rollout`.
+        counted_BR: 1 at rows that count in the sum, 0 at padding; ``None`` = all count.
+        needed: False where the row vectors are known to be zero.
+
     Returns:
-        ``(H,)``: sum over the rows of the largest attention to the keys in ``runs``;
-        ``(H, K, L)``: ``rᵀ A_h`` for each of the K row vectors.
+        ``(B, H)``: sum over the rows of the largest attention to the keys in ``runs``;
+        ``(B, H, K, L)``: ``rᵀ A_h`` for each of the row vectors.
     """
-    heads, rows, depth = q_HRD.shape
-    groups, length, _ = k_GLD.shape
-    sums_H = torch.zeros(heads, dtype=dtype, device=q_HRD.device)
-    pulled_HKL = torch.zeros(heads, row_KR.shape[0], length, dtype=dtype, device=q_HRD.device)
+    batch, heads, rows, depth = q_BHRD.shape
+    groups, length = k_BGLD.shape[1:3]
+    like: dict[str, Any] = {"dtype": k_BGLD.dtype, "device": k_BGLD.device}
+    sums_BH = torch.zeros(batch, heads, **like)
+    pulled_BHKL = torch.zeros(batch, heads, row_BKR.shape[1], length, **like)
     if rows == 0:
-        return sums_H, pulled_HKL
-    step = max(1, block_bytes // (heads * length * torch.finfo(dtype).bits // 8))
-    needed = bool(row_KR.any())
+        return sums_BH, pulled_BHKL
+    step = min(rows, max(1, block_bytes // (batch * heads * length * k_BGLD.element_size())))
+    corner = torch.full((step, step), float("-inf"), **like).triu_(1)
     for first in range(0, rows, step):
         last = min(first + step, rows)
         seen = offset + last
-        q = q_HRD[:, first:last].to(dtype).reshape(groups, -1, depth) * scale
-        scores = torch.bmm(q, k_GLD[:, :seen].transpose(1, 2)).view(heads, last - first, seen)
-        corner = torch.full((last - first, last - first), float("-inf"), dtype=dtype, device=q.device)
-        scores[..., offset + first :] += corner.triu_(1)
+        q = q_BHRD[:, :, first:last].to(k_BGLD.dtype).reshape(batch * groups, -1, depth) * scale
+        keys = k_BGLD[:, :, :seen].flatten(0, 1)
+        scores = torch.bmm(q, keys.transpose(1, 2)).view(batch, heads, last - first, seen)
+        scores[..., offset + first :] += corner[: last - first, : last - first]
         probs = torch.softmax(scores, -1)
         del scores
-        peak = _peak_over(probs, runs)
-        if peak is not None:
-            sums_H += peak.sum(-1)
+        peak_BHR = _peak_over(probs, runs)
+        if peak_BHR is not None:
+            if counted_BR is not None:
+                peak_BHR = peak_BHR * counted_BR[:, None, first:last]
+            sums_BH += peak_BHR.sum(-1)
         if needed:
-            pulled_HKL[..., :seen] += torch.matmul(row_KR[:, first:last], probs)
-    return sums_H, pulled_HKL
+            pulled_BHKL[..., :seen] += torch.matmul(row_BKR[:, None, :, first:last], probs)
+    return sums_BH, pulled_BHKL
 
 
-def _peak_over(probs_HRL: Tensor, runs: Sequence[tuple[int, int]]) -> Tensor | None:
+def _peak_over(probs_BHRL: Tensor, runs: Sequence[tuple[int, int]]) -> Tensor | None:
     """Largest value of each row over the key runs (those the block can't see yet give nothing)."""
     best: Tensor | None = None
     for first, last in runs:
-        if first >= probs_HRL.shape[-1]:
+        if first >= probs_BHRL.shape[-1]:
             break
-        peak = probs_HRL[..., first:last].amax(-1)
+        peak = probs_BHRL[..., first:last].amax(-1)
         best = peak if best is None else torch.maximum(best, peak)
     return best
 
 
-def _peak_runs(visual_N: Tensor, mode: HeadWeights) -> list[tuple[int, int]]:
+def _peak_runs(visual_P: Tensor, length: int, mode: HeadWeights) -> list[tuple[int, int]]:
     """The keys whose largest attention counts, as runs of neighbours."""
     name = weighting(mode)
-    if name == "plain" or visual_N.shape[0] == 0:
+    if name == "plain":
         return []
     if name == "max_all_keys":
-        return [(0, visual_N.shape[0])]
-    flags = torch.nn.functional.pad(visual_N.to("cpu", torch.int8), (1, 1))
+        return [(0, length)]
+    flags = torch.nn.functional.pad(visual_P.to("cpu", torch.int8), (1, 1))
     edges = (flags[1:] - flags[:-1]).nonzero().flatten().tolist()
+    if not edges:
+        raise no_visual_tokens()
     return [(edges[i], edges[i + 1]) for i in range(0, len(edges), 2)]

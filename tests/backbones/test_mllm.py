@@ -134,7 +134,7 @@ def test_logits_are_bit_equal_with_capture(name):
         with capture.recording(range(LAYERS)) as seen:
             b = tapped(input_ids=step, **made.on(on.past_key_values))
         assert torch.equal(a.logits, b.logits)
-        assert all(q.shape[2] == k.shape[2] == 1 for q, k in seen.kept.values())
+        assert all(kept.q_HND.shape[2] == kept.k_GND.shape[2] == 1 for kept in seen.kept.values())
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -352,8 +352,10 @@ def test_flash_kernels_are_told_their_own_name():
     with capture.recording(range(2)) as recorder:
         assert capture._tap(stock, "flash_attention_2")(module, q, k, k, None, scaling=0.5) == "out"
     assert seen == [("flash_attention_2", 7, 1)]
-    assert recorder.kept[1][1].shape == (1, 1, 3, 4)
-    assert recorder.scales == {1: 0.5}
+    assert recorder.kept[1].k_GND.shape == (1, 1, 3, 4)
+    assert recorder.kept[1].scale == 0.5
+    with pytest.raises(RefsegError, match="layer 0 could not be captured"):
+        recorder.found()
     assert capture.tap_name("flash_attention_2") == "refseg_fa2"
 
 

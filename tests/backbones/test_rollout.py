@@ -80,8 +80,10 @@ def test_dense_is_the_definition(mode, dtype):
 )
 def test_streamed_is_dense(tokens, layers, groups, mode, dtype, block, residual, data):
     made = stack(tokens, layers, groups=groups, seed=tokens * 7 + layers)
-    visual = torch.tensor(data.draw(st.lists(st.booleans(), min_size=tokens, max_size=tokens)))
-    visual[data.draw(st.integers(0, tokens - 1))] = True
+    visual = torch.tensor(
+        [*data.draw(st.lists(st.booleans(), min_size=tokens - 1, max_size=tokens - 1)), False]
+    )
+    visual[data.draw(st.integers(0, tokens - 2))] = True
     expected = dense_rollout(made, visual, mode, residual, torch.float64)
     found = streamed_rollout(made, visual, mode, residual, dtype, block)
     assert found.dtype == dtype
@@ -91,25 +93,41 @@ def test_streamed_is_dense(tokens, layers, groups, mode, dtype, block, residual,
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("size_P", [0, 1, 17])
-def test_prompts_on_one_prefix_equal_prompts_alone(mode, dtype, size_P):
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("block", [2000, 10**7])
+def test_prompts_on_one_prefix_equal_prompts_alone(mode, dtype, size_P, together, block):
     lengths = (1, 5, 9)
     base = stack(size_P, seed=1)
     visual_P = torch.zeros(size_P, dtype=torch.bool)
-    visual_P[size_P // 3 : size_P - 1] = True
-    suffixes = [stack(length, seed=10 + length) for length in lengths]
-    tails = None
-    if size_P < 3:
-        tails = [torch.ones(length, dtype=torch.bool) for length in lengths]
-    found = shared_rollout(base, suffixes, visual_P, mode, 0.5, dtype, 2000, tails)
+    visual_P[size_P // 3 : max(1, size_P - 1)] = True
+    tails = [
+        LayerQK(torch.stack([one.q_HND] * 3), torch.stack([one.k_GND] * 3), one.scale)
+        for one in stack(9, seed=10)
+    ]
+    for tail in tails:  # other queries and keys for every prompt, and wild ones at the padding
+        for k, length in enumerate(lengths):
+            tail.q_HND[k] *= 1 + k
+            tail.q_HND[k, :, length:] = 50
+            tail.k_GND[k, :, length:] = 50
+    if mode == "v_max" and size_P == 0:
+        with pytest.raises(RefsegError, match="no visual tokens"):
+            shared_rollout(base, tails, lengths, visual_P, mode)
+        return
+    found = shared_rollout(base, tails, lengths, visual_P, mode, 0.5, dtype, block, together)
+    assert found.shape == (3, size_P + 9)
     for k, length in enumerate(lengths):
         whole = [
-            LayerQK(torch.cat([a.q_HND, b.q_HND], 1), torch.cat([a.k_GND, b.k_GND], 1), a.scale)
-            for a, b in zip(base, suffixes[k], strict=True)
+            LayerQK(
+                torch.cat([a.q_HND, b.q_HND[k, :, :length]], 1),
+                torch.cat([a.k_GND, b.k_GND[k, :, :length]], 1),
+                a.scale,
+            )
+            for a, b in zip(base, tails, strict=True)
         ]
-        tail = torch.zeros(length, dtype=torch.bool) if tails is None else tails[k]
-        expected = dense_rollout(whole, torch.cat([visual_P, tail]), mode, 0.5, torch.float64)
-        assert found[k].shape == (size_P + length,)
-        close(found[k], expected, dtype)
+        visual = torch.cat([visual_P, torch.zeros(length, dtype=torch.bool)])
+        expected = dense_rollout(whole, visual, mode, 0.5, torch.float64)
+        close(found[k, : size_P + length], expected, dtype)
+        assert not found[k, size_P + length :].any()
 
 
 def test_the_scale_of_the_rows_is_kept():
@@ -132,6 +150,7 @@ def test_rows_before_the_visual_block_count_in_the_mean_only():
 def test_half_precision_keys_are_widened_before_the_product():
     layers = [LayerQK(a.q_HND.bfloat16(), a.k_GND.bfloat16(), a.scale) for a in stack(30)]
     visual = torch.ones(30, dtype=torch.bool)
+    visual[-1] = False
     wide = [LayerQK(a.q_HND.double(), a.k_GND.double(), a.scale) for a in layers]
     close(streamed_rollout(layers, visual), dense_rollout(wide, visual, dtype=torch.float64), torch.float32)
     rough = streamed_rollout(layers, visual, dtype=torch.bfloat16)
@@ -159,4 +178,4 @@ def test_no_visual_token_is_an_error():
     with pytest.raises(RefsegError, match="no visual tokens"):
         dense_rollout(stack(5), torch.zeros(5, dtype=torch.bool))
     with pytest.raises(RefsegError, match="no layer"):
-        streamed_rollout([], torch.ones(5, dtype=torch.bool))
+        shared_rollout([], [], [1], torch.ones(5, dtype=torch.bool))

@@ -289,7 +289,7 @@ class _Prefix:
 
     Attributes:
         ids: its token ids.
-        visual_P: True at visual tokens.
+        visual_P: True at visual tokens, on the CPU.
         visual: the block.
         keys_values: per layer of the whole model, ``(1, G, P, D)`` each.
         layers: queries and keys of the layers that are rolled out.
@@ -401,9 +401,7 @@ class Session:
                 visual = family.frame(self.frames_THWC[where], self.visual)
             ids = loaded.pieces(visual.head)
             self._check_length(len(ids), "the visual part of the prompt")
-            head = torch.tensor([ids], device=loaded.device)
-            on_device = {name: tensor.to(loaded.device) for name, tensor in visual.inputs.items()}
-            visual = replace(visual, inputs=on_device)
+            head = torch.tensor([ids])
             mask = head[0] == visual.token
             if int(mask.sum()) != int(np.prod(visual.grid)) or not bool(mask.any()):
                 raise RefsegError(
@@ -413,12 +411,16 @@ class Session:
                     hint="Check that tokenizer, config and family belong together.",
                 )
             positions, first = family.head_positions(loaded.model, head, visual)
+            on_device = {name: tensor.to(loaded.device) for name, tensor in visual.inputs.items()}
+            inputs = family.forward_inputs(
+                loaded.model, head.to(loaded.device), replace(visual, inputs=on_device)
+            )
             cache = self._cache()
             last = int(family.text_config.num_hidden_layers) - 1
             with capture.recording(self.range, stop_at=last) as seen:
                 loaded.model(
-                    **family.forward_inputs(loaded.model, head, visual),
-                    position_ids=positions,
+                    **inputs,
+                    position_ids=positions.to(loaded.device),
                     **loaded.on(cache),
                     logits_to_keep=1,
                 )
@@ -428,7 +430,7 @@ class Session:
                 mask,
                 replace(visual, inputs={}),  # the pixels have done their work
                 [(layer.keys, layer.values) for layer in cache.layers],
-                seen.sequence(0),
+                [layer[0] for layer in seen.found()],
                 int(positions.max()),
                 first,
             )
@@ -455,15 +457,13 @@ class Session:
                 out, cache, positions = None, None, None
                 out, cache, positions = self._tails(prefix, tails, answer=answer)
             with self.owner.timed("rollout"):
-                rows = self._roll(prefix, [seen.sequence(k, len(t)) for k, t in enumerate(tails)])
+                maps = self._maps(prefix, self._roll(prefix, seen.found(), [len(tail) for tail in tails]))
             del seen
             answers: list[str] | list[None] = [None] * len(tails)
             if answer:
                 with self.owner.timed("decode"):
                     answers = self._decode(prefix, tails, out, cache, positions)
-        return [
-            PromptAttention(self._map(prefix, row), text) for row, text in zip(rows, answers, strict=True)
-        ]
+        return [PromptAttention(*found) for found in zip(maps, answers, strict=True)]
 
     def _stop(self, answer: bool) -> int | None:
         return None if answer else self.range[-1]
@@ -487,45 +487,49 @@ class Session:
             shape = (len(tails), -1, -1, -1)
             cache.update(keys.expand(shape), values.expand(shape), index)
         first = torch.full((len(tails),), prefix.first, device=loaded.device)
-        ends = torch.tensor(sorted({len(tail) - 1 for tail in tails}), device=loaded.device)
+        ends = sorted({len(tail) - 1 for tail in tails})
         self.owner.counters.prompts += len(tails)
         self.owner.counters.prompt_tokens += sum(len(tail) for tail in tails)
         out = loaded.model(
             input_ids=ids.to(loaded.device),
             position_ids=loaded.family.text_positions(first, longest),
             **loaded.on(cache),
-            logits_to_keep=ends,
+            logits_to_keep=torch.tensor(ends, device=loaded.device),
         )
-        rows = torch.tensor([int((ends == len(tail) - 1).nonzero()) for tail in tails], device=loaded.device)
+        rows = torch.tensor([ends.index(len(tail) - 1) for tail in tails], device=loaded.device)
         return out.logits[torch.arange(len(tails), device=loaded.device), rows], cache, first
 
-    def _roll(self, prefix: _Prefix, suffixes: list[list[LayerQK]]) -> list[Tensor]:
+    def _roll(self, prefix: _Prefix, tails: list[LayerQK], lengths: Sequence[int]) -> Tensor:
+        """Rollout rows of prompts on a prefix: at least the ``(K, P)`` of the prefix' own tokens."""
+        settings = (self.rollout.mode, self.rollout.residual, self.dtype)
         if not self.rollout.dense:
-            return shared_rollout(
-                prefix.layers, suffixes, prefix.visual_P, self.rollout.mode, self.rollout.residual, self.dtype
-            )
+            return shared_rollout(prefix.layers, tails, lengths, prefix.visual_P, *settings)
         rows = []
-        for suffix in suffixes:
+        for row, length in enumerate(lengths):
             whole = [
-                LayerQK(torch.cat([a.q_HND, b.q_HND], 1), torch.cat([a.k_GND, b.k_GND], 1), a.scale)
-                for a, b in zip(prefix.layers, suffix, strict=True)
+                LayerQK(
+                    torch.cat([head.q_HND, tail.q_HND[row, :, :length]], 1),
+                    torch.cat([head.k_GND, tail.k_GND[row, :, :length]], 1),
+                    head.scale,
+                )
+                for head, tail in zip(prefix.layers, tails, strict=True)
             ]
-            pad = (0, suffix[0].q_HND.shape[1])
-            visual = torch.nn.functional.pad(prefix.visual_P, pad)
-            rows.append(dense_rollout(whole, visual, self.rollout.mode, self.rollout.residual, self.dtype))
-        return rows
+            visual = torch.nn.functional.pad(prefix.visual_P, (0, length))
+            rows.append(dense_rollout(whole, visual, *settings)[: len(prefix.ids)])
+        return torch.stack(rows)
 
-    def _map(self, prefix: _Prefix, row: Tensor) -> FloatTHW:
+    def _maps(self, prefix: _Prefix, rows_KN: Tensor) -> list[FloatTHW]:
+        """The maps of rollout rows, fetched from the device in one go."""
         assert prefix.visual is not None
-        values = row[: len(prefix.ids)][prefix.visual_P].to("cpu", torch.float32).numpy()
-        if not np.isfinite(values).all():
+        values_KV = rows_KN.to("cpu", torch.float32)[:, : len(prefix.ids)][:, prefix.visual_P].numpy()
+        if not np.isfinite(values_KV).all():
             # Every comparison with NaN is false: the sample would come out as an empty mask.
             raise RefsegError(
                 "The attention map holds NaN or infinity.",
                 where=self.owner.path,
                 hint="Half precision overflows in some models: set backbone.dtype=bfloat16 or float32.",
             )
-        return self.loaded.family.unpack(values, prefix.visual)
+        return [self.loaded.family.unpack(values_V, prefix.visual) for values_V in values_KV]
 
     # ── answers ──────────────────────────────────────────────────────────────
 
@@ -540,34 +544,39 @@ class Session:
         loaded = self.loaded
         device = loaded.device
         longest = max(len(tail) for tail in tails)
-        known = [prefix.ids + list(tail) for tail in tails]
         answers: list[list[int]] = [[] for _ in tails]
-        open_rows = [True] * len(tails)
+        open_rows = set(range(len(tails)))
         ends = stop_tokens(loaded.model.generation_config)
-        mask = torch.ones(len(tails), len(prefix.ids) + longest, dtype=torch.long, device=device)
-        for row, tail in enumerate(tails):
-            mask[row, len(prefix.ids) + len(tail) :] = 0
+        # What the rules look back on. The gap stands before, filled with the row's own first token: a
+        # penalty counts a token once however often it stands there, and the last tokens stay the last.
+        rows = [[*prefix.ids, *tail] for tail in tails]
+        known = torch.tensor(
+            [[row[0]] * (longest - len(tail)) + row for row, tail in zip(rows, tails, strict=True)]
+        )
+        known = known.to(device)
+        lengths = torch.tensor([len(tail) for tail in tails])
+        mask: Tensor | None = None
+        if len(set(lengths.tolist())) > 1:
+            place = torch.arange(len(prefix.ids) + longest)
+            mask = (place < len(prefix.ids) + lengths[:, None]).long().to(device)
         # A model's own decoding goes on from the largest position so far, the prefix' included.
-        lengths = torch.tensor([len(tail) for tail in tails], device=device)
-        position = torch.clamp(first + lengths - 1, min=prefix.top) + 1
+        position = torch.clamp(first + lengths.to(device) - 1, min=prefix.top) + 1
         for step in range(self.owner.max_new_tokens):
-            chosen = torch.full((len(tails),), self._pad(), dtype=torch.long)
-            for row in range(len(tails)):
-                if not open_rows[row]:
-                    continue
-                so_far = torch.tensor([known[row]], device=device)
-                scores = loaded.rules(so_far, logits[row : row + 1].float())
-                token = int(scores.argmax(-1))
-                chosen[row] = token
-                known[row].append(token)
-                answers[row].append(token)
-                self.owner.counters.generated_tokens += 1
-                open_rows[row] = token not in ends
-            if not any(open_rows) or step + 1 == self.owner.max_new_tokens:
+            chosen = loaded.rules(known, logits.float()).argmax(-1)
+            # The one thing that is fetched from the device in a step.
+            for row, token in enumerate(chosen.tolist()):
+                if row in open_rows:
+                    answers[row].append(token)
+                    self.owner.counters.generated_tokens += 1
+                    if token in ends:
+                        open_rows.remove(row)
+            if not open_rows or step + 1 == self.owner.max_new_tokens:
                 break
-            mask = torch.nn.functional.pad(mask, (0, 1), value=1)
+            known = torch.cat([known, chosen[:, None]], dim=1)
+            if mask is not None:
+                mask = torch.nn.functional.pad(mask, (0, 1), value=1)
             out = loaded.model(
-                input_ids=chosen[:, None].to(device),
+                input_ids=chosen[:, None],
                 attention_mask=mask,
                 position_ids=loaded.family.text_positions(position, 1),
                 **loaded.on(cache),
