@@ -31,14 +31,20 @@ def steps_of(log: Path) -> list[int]:
         return [int(row["step"]) for row in csv.DictReader(file)]
 
 
-def test_mllm_trains_resumes_and_loads(tmp_path, run):
-    from tools.train import train_mllm
+SMALL = ["--check-scenes", "1", "--checks", "2", "--log-every", "1000", "--batch", "2", "--uses", "2"]
 
-    small = ["--check-scenes", "1", "--corpus-scenes", "3", "--check-every", "1", "--vision-steps", "50"]
+
+def test_mllm_trains_resumes_and_loads(tmp_path, run, monkeypatch):
+    from tools.train import mllm_data, train_mllm
+
+    forms = (("look",), ("pair", "image"), ("choice", "clip", "long"))
+    stages = tuple(zip((0.2, 0.5, 2.0), forms, strict=True))  # every form is met in six steps
+    monkeypatch.setattr(mllm_data, "STAGES", stages)
+    small = [*SMALL, "--corpus-scenes", "3"]
     work, out = tmp_path / "work", tmp_path / "model"
-    run(train_mllm, "--work", str(work), "--steps", "1", *small)
-    run(train_mllm, "--work", str(work), "--steps", "2", "--out", str(out), *small)
-    assert steps_of(work / "log.csv") == [0, 1, 2]
+    run(train_mllm, "--work", str(work), "--steps", "3", *small)
+    run(train_mllm, "--work", str(work), "--steps", "6", "--out", str(out), *small)
+    assert steps_of(work / "log.csv") == [2, 3, 6]
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     processor = AutoProcessor.from_pretrained(out)
@@ -53,11 +59,10 @@ def test_mllm_trains_resumes_and_loads(tmp_path, run):
 def test_dit_trains_resumes_and_loads(tmp_path, run):
     from tools.train import train_dit
 
-    small = ["--check-scenes", "1", "--check-every", "1", "--batch", "2"]
     work, out = tmp_path / "work", tmp_path / "model"
-    run(train_dit, "--work", str(work), "--steps", "1", *small)
-    run(train_dit, "--work", str(work), "--steps", "2", "--out", str(out), *small)
-    assert steps_of(work / "log.csv") == [1, 2]
+    run(train_dit, "--work", str(work), "--steps", "2", *SMALL)
+    run(train_dit, "--work", str(work), "--steps", "4", "--out", str(out), *SMALL)
+    assert steps_of(work / "log.csv") == [1, 2, 4]
     from diffusers import AutoencoderKL, SD3Transformer2DModel
     from transformers import AutoTokenizer, T5EncoderModel
 
@@ -74,25 +79,23 @@ def test_dit_trains_resumes_and_loads(tmp_path, run):
 
 def test_packed_questions_are_what_single_sequences_compute():
     """Several questions behind one visual prefix give the logits that the stock model gives each alone."""
-    from transformers import AttentionInterface
-
+    from tools.train import mllm_data, scenes
     from tools.train import train_mllm as t
 
-    AttentionInterface.register("plain", t.plain_attention)
     torch.manual_seed(0)
     tokenizer = t.make_tokenizer(t.corpus(3))
     model = t.make_model(tokenizer).eval()
     processor = t.make_processor(tokenizer)
-    packer = t.Packer(tokenizer)
+    packer = mllm_data.Packer(tokenizer)
+    shot = scenes.random_shot(5, 16)
     for form, kind in (("clip", "video"), ("image", "image")):
-        example, _ = t.example(5, form)
+        example, _ = mllm_data.example(np.random.default_rng(5), shot, form)
         example.questions = [*example.questions[:2], example.questions[-1]]
-        packed = packer.pack([example], answer=False)
-        model.set_attn_implementation({"text_config": "plain", "vision_config": "plain"})
+        packed = packer.pack([example, example], answer=False)
+        packed = {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in packed.items()}
         with torch.no_grad():
-            last, _, _ = t.run(model, packed, hidden=False)
-        model.set_attn_implementation({"text_config": "sdpa", "vision_config": "sdpa"})
-        pixels = (example.frames * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+            last = t.run(model, packed).last_BLD[1]
+        pixels = example.frames.transpose(0, 2, 3, 1)
         for number, question in enumerate(example.questions):
             turn = [{"role": "user", "content": [{"type": kind}, {"type": "text", "text": question.text}]}]
             text = processor.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
@@ -100,8 +103,45 @@ def test_packed_questions_are_what_single_sequences_compute():
             inputs = processor(text=[text], return_tensors="pt", **visual)
             with torch.no_grad():
                 alone = model(**inputs).logits[0, -1]
-                together = model.lm_head(last[0, packed.last_BK[0, number]])
-            assert torch.allclose(alone, together, atol=2e-4), (kind, number)
+                together = model.lm_head(last[packed["last_BK"][1, number]])
+            assert torch.allclose(alone, together, atol=1e-5), (form, number)
+
+
+def test_a_turned_clip_is_a_true_clip():
+    """Where the turned paths say that an object is, the turned picture shows it."""
+    from tools.shapes_world import describe
+    from tools.train import scenes
+
+    shot = scenes.random_shot(11, 16)
+    said = {u.text for u in describe(shot.scene, shot.footage)}
+    back = shot.turned(True, True, True).turned(True, True, True)
+    assert {u.text for u in describe(back.scene, back.footage)} == said
+    turned = shot.turned(True, False, True)
+    for k, thing in enumerate(turned.scene.things):
+        for row, index in enumerate(turned.footage.indices):
+            mask = turned.footage.ids_THW[row] == k + 1
+            if mask.sum() == turned.footage.full_N[k]:
+                y, x = np.argwhere(mask).mean(0)
+                near = np.abs(thing.centre_T2[index] - (y, x)).max()
+                assert near < 0.5 * thing.radius
+    again = scenes.shares(turned.footage.ids_THW, len(turned.scene.things))
+    assert np.abs(turned.shares_TSRC - again).max() < 0.2  # every second pixel is counted, not the same ones
+
+
+def test_a_feed_gives_the_batches_its_processes_make():
+    from tools.train.feed import Feed
+
+    def make(number: int, share: float) -> dict:
+        if number == 5:
+            raise ValueError("spoilt")
+        return {"number": np.full(2, number), "form": "pair"}
+
+    feed = Feed(make, torch.device("cpu"), workers=2)
+    seen: list[int] = []
+    with pytest.raises(RuntimeError, match="spoilt"):
+        seen.extend(int(feed.next(0.0)["number"][0]) for _ in range(5000))
+    assert set(seen) >= {1, 3}
+    feed.close()
 
 
 def test_every_prompt_survives_the_tokenizer():

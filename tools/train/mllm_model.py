@@ -1,20 +1,25 @@
-"""``tiny_mllm`` before training: tokenizer, processor, model, all of the Qwen2-VL family's form."""
+"""``tiny_mllm`` before training: tokenizer, processor, model, all of the Qwen2-VL family's form.
+
+A machine to train on may lack torchvision, which the processor needs; then the finished folder holds none and
+``python tools/train/mllm_model.py FOLDER`` adds it elsewhere.
+"""
 
 from __future__ import annotations
 
 import re
+import sys
+from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     GenerationConfig,
     PreTrainedTokenizerFast,
+    ProcessorMixin,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
-    Qwen2VLImageProcessor,
-    Qwen2VLProcessor,
-    Qwen2VLVideoProcessor,
 )
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from refseg_bench.methods.decaf import prompts
 from tools.shapes_world import COLOURS, GROUNDS, NOTHING, SEVERAL, TEXTURES
 
@@ -101,8 +106,10 @@ def make_tokenizer(corpus: list[str]) -> PreTrainedTokenizerFast:
     )
 
 
-def make_processor(tokenizer: PreTrainedTokenizerFast) -> Qwen2VLProcessor:
+def make_processor(tokenizer: PreTrainedTokenizerFast) -> ProcessorMixin:
     """Images and clips to patches of 8 pixels, 2 x 2 of them (and 2 frames) to a token."""
+    from transformers import Qwen2VLImageProcessor, Qwen2VLProcessor, Qwen2VLVideoProcessor
+
     shape = {"patch_size": PATCH, "merge_size": MERGE, "temporal_patch_size": 2}
     norm = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
     size = {"shortest_edge": 4 * CELL * CELL, "longest_edge": 1024 * CELL * CELL}
@@ -115,7 +122,7 @@ def make_processor(tokenizer: PreTrainedTokenizerFast) -> Qwen2VLProcessor:
 
 
 def make_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2VLForConditionalGeneration:
-    """2.8 M parameters: six text layers of width 192, two vision layers of width 96."""
+    """3.2 M parameters: six text layers of width 192, three vision layers of width 96."""
 
     def id_of(token: str) -> int:
         return int(tokenizer.convert_tokens_to_ids(token))
@@ -124,7 +131,7 @@ def make_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2VLForConditionalGener
         text_config={
             "vocab_size": len(tokenizer),
             "hidden_size": 192,
-            "intermediate_size": 448,
+            "intermediate_size": 512,
             "num_hidden_layers": 6,
             "num_attention_heads": 6,
             "num_key_value_heads": 2,
@@ -136,10 +143,10 @@ def make_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2VLForConditionalGener
             "tie_word_embeddings": True,
         },
         vision_config={
-            "depth": 2,
+            "depth": 3,
             "embed_dim": 96,
             "hidden_size": 192,
-            "num_heads": 2,
+            "num_heads": 3,
             "mlp_ratio": 4,
             "patch_size": PATCH,
             "spatial_merge_size": MERGE,
@@ -160,3 +167,8 @@ def make_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2VLForConditionalGener
         max_new_tokens=8,
     )
     return model
+
+
+if __name__ == "__main__":
+    made = PreTrainedTokenizerFast.from_pretrained(sys.argv[1])
+    make_processor(made).save_pretrained(sys.argv[1])

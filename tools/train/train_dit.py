@@ -1,4 +1,4 @@
-"""Train ``tiny_dit``: ``python tools/train/train_dit.py --work runs/tiny_dit [--steps 1000]``.
+"""Train ``tiny_dit``: ``python tools/train/train_dit.py --work runs/tiny_dit --out FOLDER``.
 
 A Stable-Diffusion-3 transformer (diffusers' own class) of 2.4 M parameters with a T5 encoder and a VAE that
 passes pixels through, learned by rectified flow on frames of the shapes world and captions of them.
@@ -6,13 +6,14 @@ passes pixels through, learned by rectified flow on frames of the shapes world a
 A caption names some of the objects, never all of a kind of word: RefAM's expressions name one.
 It is encoded as one string, or as several strings with their own end tokens, some of them bare
 function words, because that is the form in which RefAM hands an expression and its magnets over.
-A loss on the attention from image to words helps binding to appear within an hour of one core; it
-fades out over the first part of training. A stopped run goes on from its last checkpoint.
+A loss on the attention from image to words helps binding to appear early; it fades out over the first
+part of training (``--binding-weight``, ``--binding-until``). A stopped run goes on from its last checkpoint.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -22,8 +23,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
+from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
@@ -34,22 +36,27 @@ from tools.shapes_world import (
     TEXTURES,
     Scene,
     describe,
-    render,
-    sample_scene,
 )
 from tools.train.common import (
+    SEEDS_PER_RUN,
     WATCH_SEEDS,
+    Clock,
+    Means,
     Watch,
-    learning_rate,
+    copy_of,
+    follow,
     note_command,
+    optimiser_of,
     provenance,
-    random_world,
+    rate,
     setup,
-    shrink,
     train_seeds,
+    training_arguments,
 )
+from tools.train.feed import Batch, Feed
+from tools.train.scenes import SMALL, Shots, random_shot
 
-SIZE = (96, 128)  # pixels; patches of 8 make 12 x 16 tokens
+ROWS, COLS = SMALL[0] // 8, SMALL[1] // 8  # patches of 8 pixels make 12 x 16 tokens
 MAGNETS = ("_", "with", "a", "the", "pink")
 SPICE = ("_", "with", "a", "the", "pink", ".", ",", "to", "of", "and")
 NOUNS = ("one", "object", "thing", "shape")
@@ -289,6 +296,7 @@ def phrase(rng: np.random.Generator, scene: Scene, index: int) -> str:
 
 #: A string as the text encoder sees it: its words, each with the object it names (-1: none).
 Words = list[tuple[str, int]]
+_LOOKS = {*COLOURS, *TEXTURES, "stripes", "dots", "checks"}
 _NAMING = {*COLOURS, *TEXTURES, *NOUNS, "big", "small", "stripes", "dots", "checks"}
 
 
@@ -312,58 +320,100 @@ def strings(rng: np.random.Generator, scene: Scene, visible: list[int]) -> list[
     return parts
 
 
-def batch_of(first_seed: int, size: int) -> tuple[Tensor, list[list[Words]], Tensor]:
-    """Frames ``(B, 3, 96, 128)`` in [-1, 1], their captions, and whose each token is ``(B, 192)``.
+class Coder:
+    """Turns captions into arrays: strings are encoded once each, then joined per sample.
 
-    A token's owner is an object's index, -1 for the ground, -2 where mixed.
+    Args:
+        tokenizer: the text encoder's.
     """
-    images, captions, owners = [], [], []
-    for seed in range(first_seed, first_seed + size):
-        rng = np.random.default_rng([seed, 99])
-        scene = sample_scene(seed, random_world(rng, 1))
-        footage = render(scene)
-        visible = [i for i in range(len(scene.things)) if footage.seen_TN[0, i] > 0.4 * footage.full_N[i]]
-        images.append(footage.frames_THWC[0])
-        captions.append(strings(rng, scene, visible or [len(scene.things) - 1]))
-        cells = footage.ids_THW[0].reshape(SIZE[0] // 8, 16, SIZE[1] // 8, 16)
-        shares = np.stack([(cells == k).mean((1, 3)).ravel() for k in range(len(scene.things) + 1)])
-        owner = np.where(shares.max(0) > 0.6, shares.argmax(0) - 1, -2)
-        owners.append(np.where((owner == -1) & (shares[0] < 0.95), -2, owner))
-    return shrink(np.stack(images), SIZE) * 2 - 1, captions, torch.from_numpy(np.stack(owners))
 
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        self.tokenizer = tokenizer
+        self.pieces: dict[str, list[int]] = {}
 
-class TextBatch:
-    """Encodes many strings in one padded pass and joins them per sample, padding at the end."""
+    def _ids(self, word: str) -> list[int]:
+        if word not in self.pieces:
+            self.pieces[word] = self.tokenizer(word, add_special_tokens=False).input_ids
+        return self.pieces[word]
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, encoder: T5EncoderModel) -> None:
-        self.tokenizer, self.encoder = tokenizer, encoder
+    def __call__(self, samples: list[list[Words]]) -> Batch:
+        """Token ids of the strings ``(U, l)``, and per sample, padded at the end, where its tokens stand.
 
-    def owners(self, samples: list[list[Words]]) -> Tensor:
-        """Which object each text token names ``(B, L)``: -1 none, -3 padding."""
-        rows = []
+        ``place_BL`` counts tokens of all strings; -1 is padding. ``owner_BL`` is the object that a token
+        names, -1 for none, -3 for padding.
+        """
+        end = self.tokenizer.eos_token_id
+        strings: dict[tuple[str, ...], int] = {}
+        coded: list[list[int]] = []
+        places: list[list[tuple[int, int]]] = []
+        owners: list[list[int]] = []
         for sample in samples:
-            row: list[int] = []
+            places.append([])
+            owners.append([])
             for words in sample:
-                for word, owner in words:
-                    row += [owner] * len(self.tokenizer(word, add_special_tokens=False).input_ids)
-                row.append(-1)  # the string's end token
-            rows.append(row)
-        longest = max(map(len, rows))
-        return torch.tensor([r + [-3] * (longest - len(r)) for r in rows])
+                key = tuple(w for w, _ in words)
+                if key not in strings:
+                    strings[key] = len(coded)
+                    coded.append([*(i for w in key for i in self._ids(w)), end])
+                number = strings[key]
+                places[-1] += [(number, k) for k in range(len(coded[number]))]
+                owners[-1] += [o for w, o in words for _ in self._ids(w)] + [-1]
+        wide = -(-max(map(len, coded)) // 8) * 8
+        longest = -(-max(map(len, owners)) // 8) * 8
+        return {
+            "ids_UL": np.array([c + [0] * (wide - len(c)) for c in coded]),
+            "place_BL": np.array([[n * wide + k for n, k in p] + [-1] * (longest - len(p)) for p in places]),
+            "owner_BL": np.array([o + [-3] * (longest - len(o)) for o in owners]),
+        }
 
-    def __call__(self, samples: list[list[str]]) -> tuple[Tensor, Tensor]:
-        """``(B, L, d)`` states without inner padding, and which of them are real ``(B, L)``."""
-        unique = list(dict.fromkeys(s for sample in samples for s in sample))
-        coded = self.tokenizer(unique, padding=True, return_tensors="pt")
-        states = self.encoder(
-            input_ids=coded.input_ids, attention_mask=coded.attention_mask
-        ).last_hidden_state
-        lengths = coded.attention_mask.sum(1).tolist()
-        found = {s: states[i, : lengths[i]] for i, s in enumerate(unique)}
-        rows = [torch.cat([found[s] for s in sample]) for sample in samples]
-        longest = max(len(r) for r in rows)
-        mask = torch.tensor([[True] * len(r) + [False] * (longest - len(r)) for r in rows])
-        return torch.stack([F.pad(r, (0, 0, 0, longest - len(r))) for r in rows]), mask
+
+def encode_text(encoder: T5EncoderModel, batch: Batch) -> tuple[Tensor, Tensor]:
+    """``(B, L, d)`` states without inner padding, and which of them are real ``(B, L)``."""
+    ids, place = batch["ids_UL"], batch["place_BL"]
+    states = encoder(input_ids=ids, attention_mask=(ids != 0).long()).last_hidden_state
+    return states.flatten(0, 1)[place.clamp_min(0)] * (place >= 0)[..., None], place >= 0
+
+
+class Maker:
+    """Makes the batch of a number: frames, captions, and whose each image token is.
+
+    Args:
+        tokenizer: the text encoder's.
+        seed: of the run.
+        batch: frames.
+        uses: how often a drawn frame is shown on average.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, seed: int, batch: int, uses: float) -> None:
+        self.coder, self.seed, self.batch = Coder(tokenizer), seed, batch
+        self.shots = Shots(1, uses, stock=1024)
+
+    def __call__(self, number: int, share: float) -> Batch:
+        """``owner_BN`` is an object's index, -1 for the ground, -2 where mixed."""
+        rng = np.random.default_rng([train_seeds(self.seed), number, 99])
+        drawn = 0
+
+        def next_seed() -> int:
+            nonlocal drawn
+            drawn += 1
+            return train_seeds(self.seed) + (number * self.batch + drawn - 1) % SEEDS_PER_RUN
+
+        frames, captions, owners = [], [], []
+        for _ in range(self.batch):
+            shot = self.shots.draw(rng, next_seed)
+            footage = shot.footage
+            count = len(shot.scene.things)
+            visible = [i for i in range(count) if footage.seen_TN[0, i] > 0.4 * footage.full_N[i]]
+            frames.append(shot.small_TCHW[0])
+            captions.append(strings(rng, shot.scene, visible or [count - 1]))
+            owners.append(owner_of(shot.shares_TSRC[0].reshape(count + 1, -1)))
+        return {"frames_BCHW": np.stack(frames), "owner_BN": np.stack(owners)} | self.coder(captions)
+
+
+def owner_of(shares_SN: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Whose each image token is: an object's index, -1 for the ground, -2 where mixed."""
+    owner = np.where(shares_SN.max(0) > 0.6, shares_SN.argmax(0) - 1, -2)
+    return np.where((owner == -1) & (shares_SN[0] < 0.95), -2, owner)
 
 
 class MaskedText(TorchFunctionMode):
@@ -372,8 +422,8 @@ class MaskedText(TorchFunctionMode):
     def __init__(self, text_mask: Tensor, image_tokens: int, keep: bool = False) -> None:
         super().__init__()
         batch = len(text_mask)
-        seen = torch.cat([torch.ones(batch, image_tokens, dtype=torch.bool), text_mask], 1)
-        self.bias = torch.zeros(seen.shape).masked_fill(~seen, -1e4)[:, None, None, :]
+        seen = torch.cat([text_mask.new_ones(batch, image_tokens), text_mask], 1)
+        self.bias = torch.zeros(seen.shape, device=seen.device).masked_fill(~seen, -1e4)[:, None, None, :]
         self.image_tokens, self.keep = image_tokens, keep
         self.maps: list[Tensor] = []
 
@@ -396,19 +446,20 @@ def binding_loss(maps: list[Tensor], image_owner_BN: Tensor, text_owner_BT: Tens
     caption leaves out at anything but naming words.
     """
     heat = torch.stack(maps).mean(0)
-    mine = heat * (image_owner_BN[:, :, None] == text_owner_BT[:, None, :]) * (text_owner_BT >= 0)[:, None, :]
-    own = mine.sum(-1).clamp(1e-4, 1)
-    named = (heat * (text_owner_BT >= 0)[:, None, :]).sum(-1).clamp(0, 1 - 1e-4)
-    told = (image_owner_BN[:, :, None] == text_owner_BT[:, None, :]).any(-1) & (image_owner_BN >= 0)
+    naming = (text_owner_BT >= 0)[:, None, :]
+    same = (image_owner_BN[:, :, None] == text_owner_BT[:, None, :]) & naming
+    own = (heat * same).sum(-1).clamp(1e-4, 1)
+    named = (heat * naming).sum(-1).clamp(0, 1 - 1e-4)
+    told = same.any(-1)
     unnamed = ((image_owner_BN >= 0) & ~told) | (image_owner_BN == -1)
-    weight = torch.where(image_owner_BN >= 0, 8.0, 1.0)[unnamed]  # few tokens, but the ones that mislead
-    away = ((1 - named).log()[unnamed] * weight).sum() / weight.sum()
-    return -own.log()[told].mean() - away
+    weight = torch.where(image_owner_BN >= 0, 8.0, 1.0) * unnamed  # few tokens, but the ones that mislead
+    away = ((1 - named).log() * weight).sum() / weight.sum().clamp_min(1)
+    return -(own.log() * told).sum() / told.sum().clamp_min(1) - away
 
 
 def forward(transformer: SD3Transformer2DModel, noisy: Tensor, sigma: Tensor, text: Tensor) -> Tensor:
     """The velocity."""
-    pooled = torch.zeros(len(noisy), transformer.config.pooled_projection_dim)
+    pooled = noisy.new_zeros(len(noisy), transformer.config.pooled_projection_dim)
     out: Tensor = transformer(
         hidden_states=noisy,
         encoder_hidden_states=text,
@@ -432,143 +483,125 @@ def encode(vae: AutoencoderKL, images: Tensor) -> Tensor:
 @torch.no_grad()
 def point_accuracy(
     transformer: SD3Transformer2DModel,
-    text: TextBatch,
-    vae: AutoencoderKL,
-    scenes: int = 30,
-    sigma: float = 0.4,
+    encoder: T5EncoderModel,
+    coder: Coder,
+    scenes: int,
+    sigma: float = 0.1,
 ) -> dict[str, float]:
     """Share of appearance expressions whose hottest cell lies on the target, on the watched scenes.
 
     The map is RefAM's: image queries, softmax over expression and magnets, mean of heads and of the
     last half of the layers, mean over the expression's naming words.
     """
-    hits, plain, area, among = [], [], [], []
-    rows, cols = SIZE[0] // 8, SIZE[1] // 8
+    device = transformer.device
+    found: dict[str, list[float]] = {}
     generator = torch.Generator().manual_seed(0)
+    noise = torch.randn((1, 3, *SMALL), generator=generator).to(device)
     for seed in range(WATCH_SEEDS, WATCH_SEEDS + scenes):
-        scene = sample_scene(seed, random_world(np.random.default_rng([seed, 99]), 1))
-        footage = render(scene)
-        asked = [u for u in describe(scene, footage) if u.kind == "appearance"][:3]
+        shot = random_shot(seed, 1)
+        asked = [u for u in describe(shot.scene, shot.footage) if u.kind == "appearance"][:3]
         if not asked:
             continue
-        latents = encode(vae, shrink(footage.frames_THWC[:1], SIZE) * 2 - 1).repeat(len(asked), 1, 1, 1)
-        noise = torch.randn(latents[:1].shape, generator=generator)
-        for magnets in (MAGNETS, ()):
-            states, mask = text([[u.text, *magnets] for u in asked])
-            with MaskedText(mask, rows * cols, keep=True) as tap:
-                forward(
-                    transformer,
-                    sigma * noise + (1 - sigma) * latents,
-                    torch.full((len(asked),), sigma),
-                    states,
-                )
+        latents = torch.from_numpy(shot.small_TCHW).to(device).float() / 127.5 - 1
+        noisy = (sigma * noise + (1 - sigma) * latents).repeat(len(asked), 1, 1, 1)
+        for name, magnets in {"point": MAGNETS, "point_no_magnets": ()}.items():
+            samples = [
+                [[(w, 0 if w in _LOOKS else -1) for w in u.text.split()], *([(m, -1)] for m in magnets)]
+                for u in asked
+            ]
+            coded = coder(samples)
+            placed = {k: torch.from_numpy(v).to(device) for k, v in coded.items()}
+            states, mask = encode_text(encoder, placed)
+            with MaskedText(mask, ROWS * COLS, keep=True) as tap:
+                forward(transformer, noisy, torch.full((len(asked),), sigma, device=device), states)
             maps = torch.stack(tap.maps[len(tap.maps) // 2 :]).mean(0)
-            for row, utterance in enumerate(asked):
-                pieces = text.tokenizer.convert_ids_to_tokens(text.tokenizer(utterance.text).input_ids)
-                naming = [
-                    i
-                    for i, p in enumerate(pieces)
-                    if p.lstrip("▁") in (*COLOURS, *TEXTURES, "stripes", "dots", "checks")
-                ]
-                heat = maps[row][:, naming].mean(1).reshape(rows, cols)
-                y, x = divmod(int(heat.argmax()), cols)
-                target = footage.masks_THW(utterance.targets[0])[0]
-                inside = bool(target[int((y + 0.5) * 16), int((x + 0.5) * 16)])
-                (hits if magnets else plain).append(inside)
-                if magnets:
-                    area.append(float(target.mean()))
-                    among.append(1 / len(scene.things))
-    return {
-        "point": float(np.mean(hits)),
-        "point_no_magnets": float(np.mean(plain)),
-        "chance_object": float(np.mean(among)),
-        "chance_area": float(np.mean(area)),
-    }
+            for heat, owner, utterance in zip(maps.cpu(), coded["owner_BL"], asked, strict=True):
+                y, x = divmod(int(heat[:, owner == 0].mean(1).argmax()), COLS)
+                target = shot.footage.masks_THW(utterance.targets[0])[0]
+                found.setdefault(name, []).append(bool(target[int((y + 0.5) * 16), int((x + 0.5) * 16)]))
+                found.setdefault("chance_object", []).append(1 / len(shot.scene.things))
+    return {name: float(np.mean(values)) for name, values in found.items()}
 
 
-def train(
-    work: Path,
-    steps: int,
-    batch: int,
-    peak: float,
-    check_every: int,
-    check_scenes: int,
-    binding_weight: float,
-    binding_until: float,
-    sigma_shift: float,
-    seed: int,
-) -> None:
+def train(args: argparse.Namespace) -> None:
     """Rectified flow, with an exponential average of the weights."""
-    tokenizer = make_tokenizer()
-    vae = make_vae()
-    transformer, encoder = make_models(len(tokenizer))
-    both = torch.nn.ModuleList([transformer, encoder])
-    optimiser = torch.optim.AdamW(both.parameters(), lr=peak, betas=(0.9, 0.98), weight_decay=0.02)
-    average = {k: v.clone() for k, v in both.state_dict().items()}
+    device = torch.device(args.device)
     watch = Watch(
-        work, ["loss", "binding", "lr", "point", "point_no_magnets", "chance_object", "chance_area"]
+        args.work,
+        ["share", "fresh", "lr", "loss", "flow", "binding", "point", "point_no_magnets", "chance_object"],
     )
-    text = TextBatch(tokenizer, encoder)
-    start = 0
-    if state := watch.resume():
-        start = state["step"]
+    state = watch.resume()
+    start = state["step"] if state else 0
+    note_command(args.work, start)
+    tokenizer = make_tokenizer()
+    feed = Feed(Maker(tokenizer, args.seed, args.batch, args.uses), device, args.workers, start, args.replays)
+    torch.manual_seed(train_seeds(args.seed) + start)
+    transformer, encoder = make_models(len(tokenizer))
+    both = nn.ModuleList([transformer, encoder]).to(device)
+    average = copy_of(both)
+    optimiser = optimiser_of(both, 0.02, device)
+    if state:
         both.load_state_dict(state["model"])
+        average.load_state_dict(state["average"])
         optimiser.load_state_dict(state["optimiser"])
-        average = state["average"]
-    note_command(work, start)
-    image_tokens = (SIZE[0] // 8) * (SIZE[1] // 8)
-    total, bound, counted = 0.0, 0.0, 0
-    for step in range(start, steps):
-        torch.manual_seed(train_seeds(seed) + step)
-        lr = learning_rate(step, steps, peak, 60)
+    clock, means, coder = Clock(watch, args.steps, args.seconds), Means(), Coder(tokenizer)
+
+    for step in itertools.count(start):
+        share = clock.share(step)
+        if share >= 1:
+            break
+        batch = feed.next(share)
+        lr = rate(share, args.lr, 0.04)
         for group in optimiser.param_groups:
             group["lr"] = lr
-        images, captions, owners = batch_of(train_seeds(seed) + step * batch, batch)
-        latents = images  # which is what the VAE would return, to 1e-4
+        latents = batch["frames_BCHW"].float() / 127.5 - 1  # what the VAE would return, to 1e-4
         noise = torch.randn_like(latents)
-        sigma = torch.rand(batch) * 0.97 + 0.03
-        sigma = sigma_shift * sigma / (1 + (sigma_shift - 1) * sigma)
+        sigma = torch.rand(len(latents), device=device) * 0.97 + 0.03
         s = sigma[:, None, None, None]
-        with torch.autocast("cpu", torch.bfloat16):
-            states, mask = text([[" ".join(w for w, _ in words) for words in c] for c in captions])
-            with MaskedText(mask, image_tokens, keep=True) as tap:
+        with torch.autocast(device.type, torch.bfloat16):
+            states, mask = encode_text(encoder, batch)
+            with MaskedText(mask, ROWS * COLS, keep=True) as tap:
                 velocity = forward(transformer, s * noise + (1 - s) * latents, sigma, states)
         flow = F.mse_loss(velocity.float(), noise - latents)
-        binding = binding_loss(tap.maps[1:], owners, text.owners(captions))
-        fade = max(0.0, 1 - step / (binding_until * steps))
+        binding = binding_loss(tap.maps[1:], batch["owner_BN"], batch["owner_BL"])
+        fade = max(0.0, 1 - share / args.binding_until)
+        loss = flow + args.binding_weight * fade * binding if fade > 0 else flow
         optimiser.zero_grad()
-        (flow + binding_weight * fade * binding).backward()
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(both.parameters(), 1.0)
         optimiser.step()
-        decay = min(0.997, (step + 1) / (step + 10))
-        for k, v in both.state_dict().items():
-            average[k].lerp_(v, 1 - decay) if v.is_floating_point() else average[k].copy_(v)
-        total, bound, counted = total + flow.item(), bound + binding.item(), counted + 1
-        last = step == steps - 1
-        if (step + 1) % check_every == 0 or last:
-            now = {k: v.clone() for k, v in both.state_dict().items()}
-            both.load_state_dict(average)
-            figures = point_accuracy(transformer, text, vae, check_scenes)
-            both.load_state_dict(now)
-            watch.log(step + 1, loss=total / counted, binding=bound / counted, lr=lr, **figures)
-            watch.save(step + 1, model=now, optimiser=optimiser.state_dict(), average=average)
-            total, bound, counted = 0.0, 0.0, 0
-        elif (step + 1) % 25 == 0:
-            watch.log(step + 1, loss=total / counted, binding=bound / counted, lr=lr)
-            total, bound, counted = 0.0, 0.0, 0
+        follow(average, both, step, args.decay)
+        means.add({"loss": loss, "flow": flow, "binding": binding})
+        if (step + 1) % args.log_every == 0:
+            watch.log(step + 1, share=share, fresh=feed.fresh, lr=lr, **means.take())
+        if int(clock.share(step + 1) * args.checks) > int(share * args.checks):
+            figures = point_accuracy(*average, coder, args.check_scenes)
+            watch.log(step + 1, share=share, fresh=feed.fresh, lr=lr, **means.take(), **figures)
+            watch.save(
+                step + 1,
+                model=both.state_dict(),
+                optimiser=optimiser.state_dict(),
+                average=average.state_dict(),
+            )
+            if args.out:
+                export(average, tokenizer, watch, step + 1, args)
+    feed.close()
 
 
-def export(work: Path, out: Path, seed: int) -> None:
+def export(
+    average: nn.ModuleList,
+    tokenizer: PreTrainedTokenizerFast,
+    watch: Watch,
+    step: int,
+    args: argparse.Namespace,
+) -> None:
     """Write the averaged weights as a model folder in diffusers' layout, fp16."""
-    tokenizer = make_tokenizer()
-    transformer, encoder = make_models(len(tokenizer))
-    state = torch.load(work / "last.pt", weights_only=False)
-    torch.nn.ModuleList([transformer, encoder]).load_state_dict(state["average"])
-    vae = make_vae()
+    out = args.out
     out.mkdir(parents=True, exist_ok=True)
+    transformer, encoder = copy_of(average).cpu()
     transformer.half().save_pretrained(out / "transformer")
     encoder.half().save_pretrained(out / "text_encoder")
-    vae.half().save_pretrained(out / "vae")
+    make_vae().half().save_pretrained(out / "vae")
     tokenizer.save_pretrained(out / "tokenizer")
     FlowMatchEulerDiscreteScheduler(shift=1.0).save_pretrained(out / "scheduler")
     index = {
@@ -583,53 +616,29 @@ def export(work: Path, out: Path, seed: int) -> None:
     (out / "model_index.json").write_text(json.dumps(index, indent=1) + "\n")
     facts = {
         "script": "tools/train/train_dit.py",
-        "seed": seed,
-        "steps": state["step"],
-        "wall_s": round(state["clock"][0]),
-        "cpu_s": round(state["clock"][1]),
-        "data": f"shapes world, scene seeds {train_seeds(seed)} onwards, one frame each",
+        "arguments": {k: v for k, v in vars(args).items() if k not in ("work", "out")},
+        "steps": step,
+        "wall_s": round(watch.elapsed()),
+        "data": f"shapes world, scene seeds {train_seeds(args.seed)} onwards, one frame each",
         "log": "docs/training/tiny_dit.csv",
         "licence": "Apache-2.0",
     }
-    (out / "provenance.json").write_text(provenance(work, **facts))
+    (out / "provenance.json").write_text(provenance(args.work, **facts))
 
 
 def main() -> None:
-    """Train what is left to train, then export."""
+    """Train what is left to train; export with every check, and so at the end."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--work", type=Path, required=True, help="folder for log and checkpoints")
-    parser.add_argument("--out", type=Path, help="folder of the finished model")
-    parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--batch", type=int, default=24)
-    parser.add_argument("--lr", type=float, default=3e-3)
-    parser.add_argument("--check-every", type=int, default=100)
+    training_arguments(parser, steps=1000, batch=24, lr=3e-3)
     parser.add_argument(
-        "--sigma-shift", type=float, default=1.0, help="above 1: more of the high noise levels"
-    )
-    parser.add_argument("--check-scenes", type=int, default=30)
-    parser.add_argument(
-        "--binding-weight", type=float, default=3.0, help="of the loss on attention, at the start"
+        "--binding-weight", type=float, default=2.0, help="of the loss on attention, at the start"
     )
     parser.add_argument(
-        "--binding-until", type=float, default=1.0, help="share of the steps at which it has faded out"
+        "--binding-until", type=float, default=0.7, help="share of the training at which it has faded out"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of weights and scenes, 0 to 5")
     args = parser.parse_args()
     setup(args.seed)
-    train(
-        args.work,
-        args.steps,
-        args.batch,
-        args.lr,
-        args.check_every,
-        args.check_scenes,
-        args.binding_weight,
-        args.binding_until,
-        args.sigma_shift,
-        args.seed,
-    )
-    if args.out:
-        export(args.work, args.out, args.seed)
+    train(args)
 
 
 if __name__ == "__main__":
