@@ -128,6 +128,19 @@ def test_a_turned_clip_is_a_true_clip():
     assert np.abs(turned.shares_TSRC - again).max() < 0.2  # every second pixel is counted, not the same ones
 
 
+def test_a_step_with_infinite_gradients_changes_nothing():
+    from tools.train.common import optimiser_of, update
+
+    layer = torch.nn.Linear(3, 3)
+    optimiser = optimiser_of(layer, 0.05)
+    for factor, moves in ((1.0, True), (float("inf"), False), (float("nan"), False), (1.0, True)):
+        before = layer.weight.detach().clone()
+        optimiser.zero_grad()
+        (layer(torch.ones(2, 3)).sum() * factor).backward()
+        update(optimiser, layer, 0.1)
+        assert layer.weight.equal(before) is not moves
+
+
 def test_a_feed_gives_the_batches_its_processes_make():
     from tools.train.feed import Feed
 

@@ -52,6 +52,7 @@ from tools.train.common import (
     setup,
     train_seeds,
     training_arguments,
+    update,
 )
 from tools.train.feed import Batch, Feed
 from tools.train.scenes import SMALL, Shots, random_shot
@@ -539,21 +540,19 @@ def train(args: argparse.Namespace) -> None:
     transformer, encoder = make_models(len(tokenizer))
     both = nn.ModuleList([transformer, encoder]).to(device)
     average = copy_of(both)
-    optimiser = optimiser_of(both, 0.02, device)
+    optimiser = optimiser_of(both, 0.02)
     if state:
         both.load_state_dict(state["model"])
         average.load_state_dict(state["average"])
         optimiser.load_state_dict(state["optimiser"])
     clock, means, coder = Clock(watch, args.steps, args.seconds), Means(), Coder(tokenizer)
 
+    share = clock.share(start)
     for step in itertools.count(start):
-        share = clock.share(step)
         if share >= 1:
             break
         batch = feed.next(share)
         lr = rate(share, args.lr, 0.04)
-        for group in optimiser.param_groups:
-            group["lr"] = lr
         latents = batch["frames_BCHW"].float() / 127.5 - 1  # what the VAE would return, to 1e-4
         noise = torch.randn_like(latents)
         sigma = torch.rand(len(latents), device=device) * 0.97 + 0.03
@@ -568,13 +567,13 @@ def train(args: argparse.Namespace) -> None:
         loss = flow + args.binding_weight * fade * binding if fade > 0 else flow
         optimiser.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(both.parameters(), 1.0)
-        optimiser.step()
+        update(optimiser, both, lr)
         follow(average, both, step, args.decay)
         means.add({"loss": loss, "flow": flow, "binding": binding})
         if (step + 1) % args.log_every == 0:
             watch.log(step + 1, share=share, fresh=feed.fresh, lr=lr, **means.take())
-        if int(clock.share(step + 1) * args.checks) > int(share * args.checks):
+        before, share = share, clock.share(step + 1)
+        if int(share * args.checks) > int(before * args.checks):
             figures = point_accuracy(*average, coder, args.check_scenes)
             watch.log(step + 1, share=share, fresh=feed.fresh, lr=lr, **means.take(), **figures)
             watch.save(

@@ -53,6 +53,7 @@ from tools.train.common import (
     setup,
     train_seeds,
     training_arguments,
+    update,
 )
 from tools.train.feed import Batch, Feed
 from tools.train.mllm_data import (
@@ -416,14 +417,14 @@ def train(args: argparse.Namespace) -> None:
     heads = Heads(model.config.text_config.hidden_size)
     both = nn.ModuleList([model, heads]).to(device)
     average = copy_of(model)
-    optimiser = optimiser_of(both, 0.05, device)
+    optimiser = optimiser_of(both, 0.05)
     if state:
         both.load_state_dict(state["model"])
         average.load_state_dict(state["average"])
         optimiser.load_state_dict(state["optimiser"])
     clock, means, packer = Clock(watch, args.steps, args.seconds), Means(), Packer(tokenizer)
+    share = clock.share(start)
     for step in itertools.count(start):
-        share = clock.share(step)
         if share >= 1:
             break
         batch = feed.next(share)
@@ -431,20 +432,18 @@ def train(args: argparse.Namespace) -> None:
             lr = rate(share / VISION, args.lr, 0.03)
         else:
             lr = rate((share - VISION) / (1 - VISION), args.lr, 0.04)
-        for group in optimiser.param_groups:
-            group["lr"] = lr
         attention = args.attention_weight * max(0.0, 1 - share / args.attention_until)
         with torch.autocast(device.type, torch.bfloat16):
             loss, parts = losses(model, heads, batch, attention)
         optimiser.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(both.parameters(), 1.0)
-        optimiser.step()
+        update(optimiser, both, lr)
         follow(average, model, step, args.decay)
         means.add({"loss": loss, **parts})
         if (step + 1) % args.log_every == 0:
             watch.log(step + 1, share=share, fresh=feed.fresh, lr=lr, **means.take())
-        if int(clock.share(step + 1) * args.checks) > int(share * args.checks):
+        before, share = share, clock.share(step + 1)
+        if int(share * args.checks) > int(before * args.checks):
             figures = check(average, packer, args.check_scenes)
             watch.log(step + 1, share=share, fresh=feed.fresh, lr=lr, **means.take(), **figures)
             watch.save(
