@@ -8,11 +8,14 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from refseg_bench.cache import Cache, digest
+from refseg_bench.config import schema
 from refseg_bench.config.component import Component
 from refseg_bench.segmenters.base import Prompt, SegmenterSession
 from refseg_bench.types import BoolHW, Clip, Expression, Grounding, HeatPoint, MaskTrack, Target
@@ -47,8 +50,8 @@ class Method(Component):
         """Whether it opens the segmenter it is handed, under its present options."""
         return True
 
-    @staticmethod
-    def capture_digest(values: Mapping[str, Any]) -> str | None:
+    @classmethod
+    def capture_digest(cls, values: Mapping[str, Any]) -> str | None:
         """Names what :meth:`capture` stores under a frozen config; ``None`` = there is nothing to share.
 
         Runs of one submission with equal digests over the same samples share one capture.
@@ -61,6 +64,39 @@ class Method(Component):
     def cached(self, clip: Clip, texts: Sequence[str]) -> int | None:
         """How many of the texts need no model call, by the cache; ``None`` = no cache. Loads no weights."""
         return None
+
+
+class AttentionMethod(Method):
+    """A method that reads attention of its backbone through a cache on disk."""
+
+    #: Folder of the cache below ``cache_root``.
+    cache_folder: ClassVar[str]
+    #: Options that the cached maps depend on, where :meth:`capture` makes them; others act on finished maps.
+    makes_maps: ClassVar[tuple[str, ...]] = ()
+    #: Read and write the cache.
+    use_cache: bool = True
+
+    @cached_property
+    def cache(self) -> Cache:
+        """Where attention is kept; one without a folder remembers nothing."""
+        root = self.cache_root if self.use_cache else None
+        return Cache(None if root is None else root / self.cache_folder)
+
+    @classmethod
+    def capture_digest(cls, values: Mapping[str, Any]) -> str | None:
+        """Names what :meth:`capture` caches under a frozen config: model and options the maps depend on."""
+        if not cls.makes_maps:
+            return None
+        method, backbone = values["method"], values["backbone"]
+        lasting = schema.lasting(schema.locate(str(backbone[schema.TARGET]), "backbone"), backbone)
+        made = {name: method[name] for name in cls.makes_maps}
+        # A run that keeps no cache has nothing to share.
+        apart = None if method.get("use_cache", True) else dict(method)
+        return digest({"backbone": lasting, "method": made, "apart": apart})
+
+    def report(self) -> Mapping[str, Any]:
+        """How often the cache had what was asked for: sweeps on a warm cache make no model call."""
+        return {"cache_hits": self.cache.hits, "cache_misses": self.cache.misses}
 
 
 @dataclass

@@ -10,15 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from refseg_bench.backbones.dit.model import DiT
 from refseg_bench.backbones.dit.text_tokens import tokenise
-from refseg_bench.cache import Cache
-from refseg_bench.methods.base import Method, peak
+from refseg_bench.methods.base import AttentionMethod, peak
 from refseg_bench.methods.pointing import PointOptions, resized, track_point, unit_range
-from refseg_bench.methods.refam.captions import MissingCaption, PromptMode, prompt_of
 from refseg_bench.methods.refam.noun_phrases import noun_phrase_parser
+from refseg_bench.methods.refam.token_maps import Ask, MissingCaption, PromptMode, TokenMapReader, prompt_of
 from refseg_bench.segmenters.base import Segmenter
 from refseg_bench.types import Clip, Expression, Grounding
 
@@ -26,7 +25,7 @@ CONTRAST = ("background", "sky", "grass", "floor", "wall", "tree", "road")
 
 
 @dataclass
-class ConceptAttention(Method):
+class ConceptAttention(AttentionMethod):
     """Referring segmentation by concept maps.
 
     Attributes:
@@ -36,6 +35,8 @@ class ConceptAttention(Method):
         parser: finds the head noun (see ``noun_phrases``).
         prompt_mode, captions, missing_caption: what the transformer is prompted with.
     """
+
+    cache_folder: ClassVar[str] = "concept_attention"
 
     backbone: DiT
     segmenter: Segmenter
@@ -49,10 +50,7 @@ class ConceptAttention(Method):
 
     def predict(self, clip: Clip, expressions: Sequence[Expression]) -> Iterator[Grounding]:
         """Ground all expressions of a clip on its first frame."""
-        from refseg_bench.methods.refam.token_maps import Ask, TokenMapReader
-
         stream = self.backbone.variant(text_mode="concept_stream", pooled="zeros")
-        cache = Cache(None if self.cache_root is None else self.cache_root / "concept_attention")
         asks = []
         for expression in expressions:
             words = expression.text.lower().split()
@@ -61,7 +59,7 @@ class ConceptAttention(Method):
             tokens = tokenise(stream.tokenizer, concept, self.contrast).firsts()
             prompt = prompt_of(clip, expression, self.prompt_mode, self.captions, self.missing_caption)
             asks.append(Ask(tokens, prompt))
-        found = TokenMapReader(stream, cache, clip, space=self.space).read(0, asks)
+        found = TokenMapReader(stream, self.cache, clip, space=self.space).read(0, asks)
         with self.segmenter.open(clip) as session:
             for expression, ask, maps in zip(expressions, asks, found, strict=True):
                 grid_hw = maps.maps_THW[0]

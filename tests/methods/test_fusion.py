@@ -9,11 +9,16 @@ from hypothesis import strategies as st
 
 from refseg_bench.errors import DataError
 from refseg_bench.methods.decaf.fusion import (
+    Fusion,
+    Maps,
     attention_volume,
+    candidate_points,
     coarse_masks,
     contrast,
     fuse,
     gaussian_kernel,
+    highest,
+    keypoints,
     minmax,
     otsu,
     repeat_in_time,
@@ -21,7 +26,6 @@ from refseg_bench.methods.decaf.fusion import (
     sample_frames,
     smooth,
 )
-from refseg_bench.methods.decaf.points import candidate_points, highest, keypoints
 
 
 def volume(shape, seed=0):
@@ -153,20 +157,18 @@ def test_the_whole_volume_in_official_order():
     up = torch.nn.functional.interpolate(cv.repeat_interleave(2, 0)[None], size=(8, 10), mode="bilinear")[0]
     v = (up + cf) / 2
     expected = (v - v.min()) / (v.max() - v.min())
-    np.testing.assert_allclose(attention_volume(ov, bv, of, bf), expected.numpy(), atol=2e-5)
-    alone = attention_volume(ov, bv, of, bf, contrast_mode="obj_only")
+    obj, bg = Maps(ov, of), Maps(bv, bf)
+    np.testing.assert_allclose(attention_volume(obj, bg, Fusion()), expected.numpy(), atol=2e-5)
+    alone = attention_volume(obj, bg, Fusion(contrast="obj_only"))
+    np.testing.assert_array_equal(alone, attention_volume(obj, None, Fusion()))
     assert np.abs(alone - expected.numpy()).max() > 0.1
 
 
 def test_a_background_that_wins_everywhere_gives_a_constant_volume():
-    zeros = attention_volume(
-        np.zeros((1, 4, 4), np.float32),
-        np.ones((1, 4, 4), np.float32),
-        np.zeros((2, 8, 8), np.float32),
-        np.ones((2, 8, 8), np.float32),
-    )
+    obj, bg = (Maps(make((1, 4, 4), np.float32), make((2, 8, 8), np.float32)) for make in (np.zeros, np.ones))
+    zeros = attention_volume(obj, bg, Fusion())
     assert not zeros.any()
-    assert candidate_points(zeros) == []
+    assert candidate_points(zeros, (0, 1)) == []
     assert highest(zeros, (0, 1)) is None
 
 
@@ -210,8 +212,8 @@ def test_points_are_cell_centres_in_row_major_order():
     field[1, 0, 3] = 0.8
     field[1, 1, 0] = 1.0
     field[1, 1, 1] = 0.79999
-    found = candidate_points(field, 0.8)
-    assert [(p.t, p.x, p.y) for p in found] == [(1, 0.875, 0.25), (1, 0.125, 0.75)]
+    found = candidate_points(field, (0, 7), 0.8)
+    assert [(p.frame, p.x, p.y) for p in found] == [(7, 0.875, 0.25), (7, 0.125, 0.75)]
     assert [p.value for p in found] == pytest.approx([0.8, 1.0])
 
 

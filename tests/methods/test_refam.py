@@ -16,8 +16,8 @@ from refseg_bench.backbones.sdpa_tap import AttentionError
 from refseg_bench.config import compose as config
 from refseg_bench.errors import ConfigError, DataError
 from refseg_bench.methods.concept_attention import ConceptAttention
+from refseg_bench.methods.refam.filters import Gas
 from refseg_bench.methods.refam.method import MAGNETS, DirectionRule, NounPhraseFilter, RefAM
-from refseg_bench.methods.refam.sinks import Gas
 from refseg_bench.segmenters.base import Candidates, SegmenterCounters
 from refseg_bench.types import Clip, Expression
 from tests.backbones import tiny_dits
@@ -156,8 +156,8 @@ def test_filters_sinks_bias_and_segmenter_need_no_second_pass(make_dit, tmp_path
     for options in swept:
         again = refam(make_dit("sd3"), tmp_path / "cache", **options)
         list(again.predict(clip, THREE))
-        assert again.report()["dit_forwards"] == 0, options
-        assert again.report()["vae_encodings"] == 0
+        assert again.backbone.report()["dit_forwards"] == 0, options
+        assert again.backbone.report()["vae_encodings"] == 0
         assert again.report()["cache_hits"] == 3
     for options in ({"sigma": 0.4}, {"layers": [1]}, {"seed": 1}, {"text_mode": "prompt"}, {"height": 32}):
         other = refam(make_dit("sd3", **options), tmp_path / "cache")

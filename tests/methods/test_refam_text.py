@@ -6,9 +6,7 @@ import pytest
 
 from refseg_bench.backbones.dit.text_tokens import kind_of, tokenise
 from refseg_bench.errors import ConfigError, DataError
-from refseg_bench.methods.refam.captions import caption_of
-from refseg_bench.methods.refam.noun_phrases import noun_phrase_parser, parse_by_rules
-from refseg_bench.methods.refam.text_filters import (
+from refseg_bench.methods.refam.filters import (
     NLTK_ENGLISH,
     content_tokens,
     intersect,
@@ -17,6 +15,8 @@ from refseg_bench.methods.refam.text_filters import (
     surface_words,
     tokens_of_words,
 )
+from refseg_bench.methods.refam.noun_phrases import noun_phrase_parser, parse_by_rules
+from refseg_bench.methods.refam.token_maps import caption_of
 from refseg_bench.types import Clip
 from tests.backbones import tiny_dits
 

@@ -22,7 +22,7 @@ from refseg_bench.methods.pointing import (
     threshold,
     unit_range,
 )
-from refseg_bench.methods.refam.sinks import Gas, act, find_sinks, redistribute
+from refseg_bench.methods.refam.filters import Gas, act, find_sinks, redistribute
 from refseg_bench.segmenters.base import Candidates
 
 N, D = 30, 16

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from refseg_bench.errors import DataError
 from refseg_bench.methods.decaf import tracklets as tk
-from refseg_bench.types import MaskTrack
 
 
 def iou(a, b):
@@ -60,7 +59,7 @@ def test_suppression_follows_the_literal_rule(candidates, earlier):
     masks, scores = boxes_to_masks([b for b, _ in candidates]), [s for _, s in candidates]
     old, old_scores = boxes_to_masks([b for b, _ in earlier]), [s for _, s in earlier]
     want = literal_suppression(masks, scores, old, old_scores)
-    got = tk.suppress(masks, scores, old, old_scores)
+    got = tk.suppress_duplicates(masks, scores, old, old_scores)
     if want is None:
         assert got is None
     else:
@@ -77,9 +76,9 @@ def bar(start, stop, length=100):
 
 def test_threshold_is_strict():
     at_limit = np.stack([bar(0, 10), bar(0, 7)])  # IoU exactly 0.7
-    assert tk.suppress(at_limit, [1.0, 0.9], np.zeros((0, 1, 100), bool), []).keep == (0, 1)
+    assert tk.suppress_duplicates(at_limit, [1.0, 0.9], np.zeros((0, 1, 100), bool), []).keep == (0, 1)
     above = np.stack([bar(0, 10), bar(0, 8)])
-    assert tk.suppress(above, [1.0, 0.9], np.zeros((0, 1, 100), bool), []).keep == (0,)
+    assert tk.suppress_duplicates(above, [1.0, 0.9], np.zeros((0, 1, 100), bool), []).keep == (0,)
 
 
 def test_dropped_candidate_has_already_suppressed_its_neighbour():
@@ -87,7 +86,7 @@ def test_dropped_candidate_has_already_suppressed_its_neighbour():
     masks = np.stack([bar(0, 20), bar(2, 22), bar(60, 80)])
     earlier = np.stack([bar(-0, 17)])
     assert iou(masks[1], earlier[0]) < 0.7 < iou(masks[0], earlier[0])
-    got = tk.suppress(masks, [1.5, 1.4, 1.0], earlier, [1.6])
+    got = tk.suppress_duplicates(masks, [1.5, 1.4, 1.0], earlier, [1.6])
     assert got.keep == (2,)
     assert got.delete == ()
 
@@ -97,7 +96,7 @@ def test_marked_tracklet_still_beats_later_candidates():
     earlier = np.stack([bar(10, 30)])
     masks = np.stack([bar(6, 28), bar(13, 34)])
     assert iou(masks[0], masks[1]) < 0.7
-    got = tk.suppress(masks, [1.5, 1.1], earlier, [1.2])
+    got = tk.suppress_duplicates(masks, [1.5, 1.1], earlier, [1.2])
     assert got.keep == (0,)
     assert got.delete == (0,)
 
@@ -106,39 +105,39 @@ def test_mark_survives_its_author():
     # 0 marks tracklet 0, then loses to tracklet 1: tracklet 0 is deleted all the same (2 survives).
     earlier = np.stack([bar(0, 20), bar(1, 21)])
     masks = np.stack([bar(0, 21), bar(50, 70)])
-    got = tk.suppress(masks, [1.2, 1.0], earlier, [1.1, 1.3])
+    got = tk.suppress_duplicates(masks, [1.2, 1.0], earlier, [1.1, 1.3])
     assert got.keep == (1,)
     assert got.delete == (0,)
 
 
 def test_no_survivor_forgets_the_marks():
     earlier = np.stack([bar(0, 20), bar(1, 21)])
-    assert tk.suppress(np.stack([bar(0, 21)]), [1.2], earlier, [1.1, 1.3]) is None
+    assert tk.suppress_duplicates(np.stack([bar(0, 21)]), [1.2], earlier, [1.1, 1.3]) is None
 
 
 def test_order_of_tracklets_matters():
     # The stronger tracklet first: the candidate breaks before it can mark the weaker one.
     earlier = np.stack([bar(1, 21), bar(0, 20)])
     masks = np.stack([bar(0, 21), bar(50, 70)])
-    got = tk.suppress(masks, [1.2, 1.0], earlier, [1.3, 1.1])
+    got = tk.suppress_duplicates(masks, [1.2, 1.0], earlier, [1.3, 1.1])
     assert got.keep == (1,)
     assert got.delete == ()
 
 
 def test_tie_with_a_tracklet_drops_the_candidate_and_equal_scores_keep_list_order():
-    assert tk.suppress(np.stack([bar(0, 20)]), [1.2], np.stack([bar(0, 20)]), [1.2]) is None
+    assert tk.suppress_duplicates(np.stack([bar(0, 20)]), [1.2], np.stack([bar(0, 20)]), [1.2]) is None
     twins = np.stack([bar(0, 20), bar(0, 20), bar(0, 19)])
-    assert tk.suppress(twins, [1.0, 1.0, 1.0], np.zeros((0, 1, 100), bool), []).keep == (0,)
+    assert tk.suppress_duplicates(twins, [1.0, 1.0, 1.0], np.zeros((0, 1, 100), bool), []).keep == (0,)
 
 
 def test_empty_masks_never_overlap():
     empty = np.zeros((2, 1, 100), bool)
-    assert tk.suppress(empty, [1.0, 0.5], empty[:1], [2.0]).keep == (0, 1)
+    assert tk.suppress_duplicates(empty, [1.0, 0.5], empty[:1], [2.0]).keep == (0, 1)
 
 
 def test_numbers_of_masks_and_scores_must_agree():
     with pytest.raises(DataError, match="2 masks with 1 scores"):
-        tk.suppress(np.zeros((2, 1, 4), bool), [1.0], np.zeros((0, 1, 4), bool), [])
+        tk.suppress_duplicates(np.zeros((2, 1, 4), bool), [1.0], np.zeros((0, 1, 4), bool), [])
     with pytest.raises(DataError, match="compared with masks of size"):
         tk.iou_matrix(np.zeros((1, 2, 4), bool), np.zeros((1, 4, 2), bool))
 
@@ -239,25 +238,3 @@ def test_selection_is_strict_with_first_best_fallback():
     assert tk.select([-0.5, -0.2], 0.8) == [1]
     assert tk.select([0.5], 0.8, fallback=False) == []
     assert tk.select([], 0.8) == []
-
-
-def test_groups_and_deletions_keep_their_order():
-    assert tk.group_by_frame([4, 1, 4, 0, 1]) == {4: [0, 2], 1: [1, 4], 0: [3]}
-    blank = MaskTrack.empty((2, 2), 1)
-    old = [tk.Tracklet(0, float(i), blank, np.zeros((1, 1, 1), np.float32)) for i in range(4)]
-    new = [tk.Tracklet(1, 9.0, blank, np.zeros((1, 1, 1), np.float32))]
-    after = tk.replace_deleted(old, tk.Suppression((0,), (1, 3)), new)
-    assert [t.score for t in after] == [0.0, 2.0, 9.0]
-
-
-def test_union_and_masks_of_a_frame():
-    rng = np.random.default_rng(4)
-    stacks = rng.random((3, 5, 6, 7)) > 0.7
-    tracks = [MaskTrack.from_masks(list(stack), (6, 7)) for stack in stacks]
-    union = tk.union_of_tracks(tracks, (6, 7), 5)
-    assert all(np.array_equal(union.mask(t), stacks[:, t].any(0)) for t in range(5))
-    found = [tk.Tracklet(0, 1.0, track, np.zeros((1, 1, 1), np.float32)) for track in tracks]
-    assert np.array_equal(tk.earlier_masks(found, 2, (6, 7)), stacks[:, 2])
-    assert tk.union_of_tracks([], (6, 7), 5) == MaskTrack.empty((6, 7), 5)
-    with pytest.raises(DataError, match="can't join"):
-        tk.union_of_tracks(tracks, (6, 7), 4)

@@ -108,9 +108,8 @@ def base_row(clip: Clip, expression: Expression, target: Target) -> Row:
 def decaf_rows(model: str, dataset: MetaExpressions) -> Iterator[Row]:
     """Every variant from one reading of attention per clip."""
     from refseg_bench.backbones.mllm.model import MLLM
-    from refseg_bench.methods.decaf.fusion import coarse_masks, sample_frames
-    from refseg_bench.methods.decaf.method import DecAF, Fusion
-    from refseg_bench.methods.decaf.points import highest
+    from refseg_bench.methods.decaf.fusion import Fusion, coarse_masks, highest, sample_frames
+    from refseg_bench.methods.decaf.method import DecAF
 
     backbone = MLLM(path=model, dtype="float32", max_new_tokens=8, device="cpu", memory_budget_gb=2.0)
     method = DecAF(backbone=backbone, mask="attention", video_tokens=48, use_cache=False)

@@ -206,7 +206,7 @@ class MLLM(GroundingMLLM):
         """For the run record: what ran, on what, how often."""
         loaded = self._loaded
         return {
-            **self.identity(),
+            **(self.identity() if loaded or self._identity else {}),
             "path": self.path,
             "device": str(loaded.device) if loaded else None,
             "calls": self.counters.calls,

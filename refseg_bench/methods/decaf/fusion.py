@@ -1,9 +1,8 @@
-"""Decomposed attention fusion: from four raw attention maps to one volume V (DecAF, §3.1–3.2).
+"""Decomposed attention fusion: from four raw attention maps to one volume V and its points (DecAF, §3.1–3.3).
 
 Pure functions on arrays, named by the paper's symbols. Where the paper and the official code differ
 the code is followed, because it made the numbers: the second min–max after averaging is one case.
-Not here: where the maps come from (``backbones``) and what is done with V (``points``,
-``tracklets``).
+Not here: where the maps come from (``backbones``) and what becomes of points (``tracklets``).
 
 Axes: ``T`` sampled frames (or temporal cells of the video grid), ``h w`` cells of a token grid,
 ``H W`` pixels. Convolution and resizing are torch's, in float32, as in the official code.
@@ -11,17 +10,47 @@ Axes: ``T`` sampled frames (or temporal cells of the video grid), ``h w`` cells 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from refseg_bench.errors import DataError
-from refseg_bench.types import BoolHW, FloatTHW
+from refseg_bench.types import BoolHW, FloatTHW, HeatPoint
 
 Contrast = Literal["obj_minus_bg", "obj_only"]
 Branch = Literal["both", "video", "frame"]
+
+
+@dataclass
+class Fusion:
+    """How attention maps become one volume.
+
+    Attributes:
+        contrast: subtract the background map, or use the object map alone (Table 4a).
+        branch: which branches count (Table 4b).
+        video_kernel: smoothing of video maps, in cells (odd; 1 = off).
+        frame_kernel: smoothing of frame maps, in cells (odd; 1 = off).
+        sigma: of the Gaussian, in cells.
+        final_minmax: the official code's last min–max, absent from the paper.
+    """
+
+    contrast: Contrast = "obj_minus_bg"
+    branch: Branch = "both"
+    video_kernel: int = 3
+    frame_kernel: int = 7
+    sigma: float = 1.0
+    final_minmax: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class Maps:
+    """Raw attention of one prompt: video ``(Tv, hv, wv)`` and frames ``(T, hf, wf)``."""
+
+    video: FloatTHW
+    frame: FloatTHW
 
 
 def sample_frames(length: int, count: int = 16) -> tuple[int, ...]:
@@ -112,14 +141,11 @@ def repeat_in_time(video_Thw: FloatTHW, frames: int) -> FloatTHW:
     Raises:
         DataError: the number of slices doesn't come from that number of frames.
     """
-    out = video_Thw
-    if len(out) != frames:
-        out = np.repeat(out, 2, axis=0)
-    if len(out) != frames:
-        out = out[:-1]
-    if len(out) != frames:
+    if len(video_Thw) == frames:
+        return video_Thw
+    if len(video_Thw) != -(-frames // 2):
         raise DataError(f"A video map of {len(video_Thw)} slices can't belong to {frames} frames.")
-    return out
+    return np.repeat(video_Thw, 2, axis=0)[:frames]
 
 
 def resize(attn_Thw: FloatTHW, size: tuple[int, int]) -> FloatTHW:
@@ -159,41 +185,29 @@ def fuse(
     return minmax(mixed) if final_minmax else mixed
 
 
-def attention_volume(
-    obj_video: FloatTHW,
-    bg_video: FloatTHW,
-    obj_frame: FloatTHW,
-    bg_frame: FloatTHW,
-    *,
-    contrast_mode: Contrast = "obj_minus_bg",
-    branch: Branch = "both",
-    video_kernel: int = 3,
-    frame_kernel: int = 7,
-    sigma: float = 1.0,
-    final_minmax: bool = True,
-) -> FloatTHW:
-    """V from the four raw maps, all stages in the official order.
+def attention_volume(obj: Maps, bg: Maps | None, options: Fusion) -> FloatTHW:
+    """V from the raw maps, all stages in the official order.
 
     Args:
-        obj_video: raw attention of the object prompt on the video, ``(Tv, hv, wv)``.
-        bg_video: the background prompt's, same grid.
-        obj_frame: raw attention of the object prompt on each frame, ``(T, hf, wf)``.
-        bg_frame: the background prompt's, same grid.
-        contrast_mode: subtract the background, or not (Table 4a).
-        branch: which branches are fused (Table 4b).
-        video_kernel: smoothing of the video maps, in cells.
-        frame_kernel: smoothing of the frame maps, in cells.
-        sigma: of both Gaussians, in cells.
-        final_minmax: see :func:`fuse`.
+        obj: attention of the object prompt.
+        bg: attention of the background prompt, same grids; not needed where it isn't subtracted.
+        options: see there.
     """
-    subtract = contrast_mode == "obj_minus_bg"
-    video = contrast(
-        smooth(obj_video, video_kernel, sigma), smooth(bg_video, video_kernel, sigma) if subtract else None
+    obj = smoothed(obj, options)
+    bg = None if bg is None or options.contrast == "obj_only" else smoothed(bg, options)
+    video = contrast(obj.video, None if bg is None else bg.video)
+    frame = contrast(obj.frame, None if bg is None else bg.frame)
+    return fuse(
+        minmax(video), minmax(frame, per_frame=True), options.branch, final_minmax=options.final_minmax
     )
-    frame = contrast(
-        smooth(obj_frame, frame_kernel, sigma), smooth(bg_frame, frame_kernel, sigma) if subtract else None
+
+
+def smoothed(maps: Maps, options: Fusion) -> Maps:
+    """Both maps, each with its own kernel (see :func:`smooth`)."""
+    return Maps(
+        smooth(maps.video, options.video_kernel, options.sigma),
+        smooth(maps.frame, options.frame_kernel, options.sigma),
     )
-    return fuse(minmax(video), minmax(frame, per_frame=True), branch, final_minmax=final_minmax)
 
 
 # ── coarse masks straight from the volume (§3.2) ─────────────────────────────
@@ -221,3 +235,51 @@ def coarse_masks(volume_Thw: FloatTHW, size: tuple[int, int]) -> Iterator[BoolHW
     """
     for frame_hw in volume_Thw:
         yield otsu(resize(frame_hw[None], size)[0])
+
+
+# ── points (§3.3); positions are measured at cell centres ────────────────────
+
+
+def candidate_points(volume_Thw: FloatTHW, frames: Sequence[int], tau_pq: float = 0.8) -> list[HeatPoint]:
+    """All cells with ``V ≥ tau_pq``: frames in order, cells of a frame row-major (Eq. 6).
+
+    A constant volume (its largest value is 0) has none, unless ``tau_pq`` is 0.
+
+    Args:
+        volume_Thw: V.
+        frames: clip frame index of each slice.
+        tau_pq: least value.
+    """
+    _, height, width = volume_Thw.shape
+    return [
+        HeatPoint(frames[t], (int(y) + 0.5) / height, (int(x) + 0.5) / width, float(volume_Thw[t, y, x]))
+        for t, y, x in np.argwhere(volume_Thw >= np.float32(tau_pq))
+    ]
+
+
+def keypoints(volume_Thw: FloatTHW, frames: Sequence[int], count: int = 100) -> NDArray[np.float64]:
+    """The ``count`` highest cells of the volume, highest first (ties in row-major order).
+
+    Args:
+        volume_Thw: V.
+        frames: clip frame index of each slice.
+        count: how many; all cells of a smaller volume.
+
+    Returns:
+        ``(count, 4)``: clip frame index, ``(y + 0.5)/h``, ``(x + 0.5)/w``, value.
+    """
+    _, height, width = volume_Thw.shape
+    flat = volume_Thw.ravel()
+    order = np.argsort(-flat, kind="stable")[:count]
+    t, y, x = np.unravel_index(order, volume_Thw.shape)
+    return np.stack(
+        [np.asarray(frames, np.float64)[t], (y + 0.5) / height, (x + 0.5) / width, flat[order]], axis=1
+    )
+
+
+def highest(volume_Thw: FloatTHW, frames: Sequence[int]) -> HeatPoint | None:
+    """The peak of V as a click, or ``None`` where the volume is constant and points nowhere."""
+    if float(volume_Thw.max()) == float(volume_Thw.min()):
+        return None
+    frame, y, x, value = keypoints(volume_Thw, frames, 1)[0]
+    return HeatPoint(int(frame), float(y), float(x), float(value))

@@ -4,7 +4,7 @@ A multimodal language model is asked what the expression means (object prompt) a
 without it (background prompt), on the video and on each sampled frame. The attention of each prompt's
 last token, rolled out over the upper layers, is contrasted and fused to one volume V; V gives masks by
 itself, or prompts a segmenter. This module holds the order of the stages and the options; the stages
-are pure functions in ``fusion``, ``points``, ``tracklets`` and ``prompts``.
+are pure functions in ``fusion``, ``tracklets`` and ``prompts``.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from itertools import groupby
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -29,90 +31,56 @@ from refseg_bench.backbones.base import (
     layer_range,
     weighting,
 )
-from refseg_bench.cache import Cache, Entry, digest, fingerprint
-from refseg_bench.config import schema
+from refseg_bench.cache import Entry, fingerprint
 from refseg_bench.config.schema import option
 from refseg_bench.errors import ConfigError
-from refseg_bench.methods.base import Method
+from refseg_bench.methods.base import AttentionMethod, click
 from refseg_bench.methods.decaf import prompts
 from refseg_bench.methods.decaf.fusion import (
-    Branch,
-    Contrast,
+    Fusion,
+    Maps,
     attention_volume,
+    candidate_points,
     coarse_masks,
     contrast,
+    highest,
+    keypoints,
     minmax,
     sample_frames,
-    smooth,
+    smoothed,
 )
-from refseg_bench.methods.decaf.points import PromptPoint, candidate_points, highest, keypoints
 from refseg_bench.methods.decaf.prompts import Version
 from refseg_bench.methods.decaf.tracklets import (
     Consistency,
     Tracklet,
     coverage,
-    earlier_masks,
-    group_by_frame,
-    replace_deleted,
     select,
-    suppress,
+    suppress_duplicates,
     tracklet_scores,
 )
 from refseg_bench.methods.spatial import SpatialBias, biased
 from refseg_bench.segmenters.base import Prompt, Segmenter, SegmenterSession
-from refseg_bench.types import BoolHW, Clip, Expression, FloatTHW, Grounding, MaskTrack, encode_rle, union_rle
+from refseg_bench.types import (
+    BoolHW,
+    Clip,
+    Expression,
+    FloatTHW,
+    Grounding,
+    HeatPoint,
+    MaskTrack,
+    encode_rle,
+    union_rle,
+)
 
 #: Part of every cache key: bump when a stage's result changes.
 STAGE = "decaf-attention"
 STAGE_VERSION = 1
 #: Clicks asked for at once: each offers several masks at full size.
 _CLICKS = 32
-#: Options that attention maps depend on; all others act on finished maps.
-_MAKES_MAPS = (
-    "n_frames",
-    "video_tokens",
-    "multiscale",
-    "frame_scale",
-    "frame_tokens",
-    "max_tiles",
-    "rollout",
-    "start_layer",
-    "end_layer",
-    "residual",
-    "precision",
-    "rollout_form",
-    "prompt_obj",
-    "prompt_bg",
-    "prompt_choice",
-    "prompt_obj_text",
-    "prompt_bg_text",
-    "prompt_choice_text",
-)
 
 
 @dataclass
-class Fusion:
-    """How attention maps become one volume.
-
-    Attributes:
-        contrast: subtract the background map, or use the object map alone (Table 4a).
-        branch: which branches count (Table 4b).
-        video_kernel: smoothing of video maps, in cells (odd; 1 = off).
-        frame_kernel: smoothing of frame maps, in cells (odd; 1 = off).
-        sigma: of the Gaussian, in cells.
-        final_minmax: the official code's last min–max, absent from the paper.
-    """
-
-    contrast: Contrast = "obj_minus_bg"
-    branch: Branch = "both"
-    video_kernel: int = 3
-    frame_kernel: int = 7
-    sigma: float = 1.0
-    final_minmax: bool = True
-
-
-@dataclass
-class DecAF(Method):
+class DecAF(AttentionMethod):
     """Decomposed attention fusion. Defaults are the one setting of all the paper's experiments.
 
     Attributes:
@@ -151,6 +119,13 @@ class DecAF(Method):
         use_cache: read and write the attention cache.
     """
 
+    cache_folder: ClassVar[str] = "attention"
+    makes_maps: ClassVar[tuple[str, ...]] = (
+        *("n_frames", "video_tokens", "multiscale", "frame_scale", "frame_tokens", "max_tiles"),
+        *("rollout", "start_layer", "end_layer", "residual", "precision", "rollout_form"),
+        *("prompt_obj", "prompt_bg", "prompt_choice"),
+        *("prompt_obj_text", "prompt_bg_text", "prompt_choice_text"),
+    )
     #: The video branch's rollout for the object prompt, as it is.
     raw_options: ClassVar[Mapping[str, Any]] = {
         "fusion.contrast": "obj_only",
@@ -189,8 +164,6 @@ class DecAF(Method):
     sb: SpatialBias | None = None
     keypoints: int = 0
     use_cache: bool = option(True, transient=True)
-
-    _cache: Cache | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.mask == "sam2" and self.segmenter is None:
@@ -257,57 +230,28 @@ class DecAF(Method):
                     seconds=seconds,
                 )
 
-    def counters(self) -> dict[str, int]:
-        """MLLM calls and cache lookups of this process so far: sweeps on a warm cache make no call."""
-        cache = self._store()
-        return {
-            "mllm_calls": self.backbone.counters.calls,
-            "mllm_generated_tokens": self.backbone.counters.generated_tokens,
-            "cache_hits": cache.hits,
-            "cache_misses": cache.misses,
-        }
-
     def capture(self, clip: Clip, expressions: Sequence[Expression]) -> None:
         """Fill the cache with the attention of the expressions, for every run that fuses it otherwise."""
         frames = sample_frames(len(clip), self.n_frames)
         self.attend(clip, frames, [expression.text for expression in expressions], background=True)
 
-    @staticmethod
-    def capture_digest(values: Mapping[str, Any]) -> str:
-        """Names what :meth:`capture` caches: runs of one digest can share it.
-
-        Args:
-            values: a run's frozen config.
-        """
-        method, backbone = values["method"], values["backbone"]
-        lasting = schema.lasting(schema.locate(str(backbone[schema.TARGET]), "backbone"), backbone)
-        made = {name: method[name] for name in _MAKES_MAPS}
-        made["rollout"] = weighting(made["rollout"])
-        # A run that keeps no cache has nothing to share.
-        apart = None if method["use_cache"] else dict(method)
-        return digest({"backbone": lasting, "method": made, "apart": apart})
+    @classmethod
+    def capture_digest(cls, values: Mapping[str, Any]) -> str | None:
+        """Names what :meth:`capture` caches; two spellings of a head weighting are one."""
+        method = {**values["method"], "rollout": weighting(values["method"]["rollout"])}
+        return super().capture_digest({**values, "method": method})
 
     def cached(self, clip: Clip, texts: Sequence[str]) -> int:
         """How many of the texts need no model call, by the cache. Loads no weights."""
         frames = sample_frames(len(clip), self.n_frames)
-        root = self._store().root
-        if root is None or not root.is_dir():
+        if self.cache.root is None or not self.cache.root.is_dir():
             return 0  # and the model's hub need not be asked which commit it is
         ready = 0
         for text in texts:
-            try:
+            with suppress(_NotCached):
                 self.attend(clip, frames, [text], only_cached=True)
-            except _NotCached:
-                continue
-            ready += 1
+                ready += 1
         return ready
-
-    def report(self) -> dict[str, Any]:
-        """For the run record: counters, and what the model and the segmenter say of themselves."""
-        out: dict[str, Any] = {"counters": self.counters(), "backbone": dict(self.backbone.report())}
-        if self.segmenter is not None:
-            out["segmenter"] = dict(self.segmenter.report())
-        return out
 
     # ── stage A: attention ───────────────────────────────────────────────────
 
@@ -372,29 +316,11 @@ class DecAF(Method):
             self.rollout_form == "dense",
         )
 
-    def _store(self) -> Cache:
-        if self._cache is None:
-            root = self.cache_root / "attention" if self.use_cache and self.cache_root is not None else None
-            self._cache = Cache(root)
-        return self._cache
-
     # ── stage B: fusion and masks ────────────────────────────────────────────
 
     def volume(self, read: Attention, text: str) -> FloatTHW:
         """V of one expression."""
-        background = read.background if read.background is not None else read.object
-        volume = attention_volume(
-            read.object.video,
-            background.video,
-            read.object.frame,
-            background.frame,
-            contrast_mode=self.fusion.contrast,
-            branch=self.fusion.branch,
-            video_kernel=self.fusion.video_kernel,
-            frame_kernel=self.fusion.frame_kernel,
-            sigma=self.fusion.sigma,
-            final_minmax=self.fusion.final_minmax,
-        )
+        volume = attention_volume(read.object, read.background, self.fusion)
         return volume if self.sb is None else minmax(biased(volume, text, self.sb))
 
     def _coarse(self, clip: Clip, frames: tuple[int, ...], volume: FloatTHW) -> MaskTrack:
@@ -411,29 +337,25 @@ class DecAF(Method):
 
         Returns:
             The union of the selected tracklets' masks, and what a reader may want to know of them.
-            A constant volume has no point: the answer is then an empty track.
+            A constant volume has no point: the track is then empty.
         """
         clip = session.clip
-        points = candidate_points(volume, self.tau_pq)
-        tracklets = self.tracklets(session, frames, volume, points)
-        scores = (
-            tracklet_scores(
-                [tracklet.score for tracklet in tracklets],
-                [tracklet.coverage_Thw for tracklet in tracklets],
-                volume,
-                ac=self.ac,
-                divide_by_max=self.ac_divide_by_max,
-            )
-            if tracklets
-            else np.zeros(0)
+        points = candidate_points(volume, frames, self.tau_pq)
+        tracklets = self._tracklets(session, frames, volume, points)
+        scores = tracklet_scores(
+            [tracklet.score for tracklet in tracklets],
+            [tracklet.coverage_Thw for tracklet in tracklets],
+            volume,
+            ac=self.ac,
+            divide_by_max=self.ac_divide_by_max,
         )
         chosen = select(scores, self.tau_trk, fallback=self.fallback_argmax)
         found = {
             "points": len(points),
-            "clicks": [[frames[point.t], round(point.x, 5), round(point.y, 5)] for point in points],
+            "clicks": [[point.frame, round(point.x, 5), round(point.y, 5)] for point in points],
             "tracklets": [
                 {
-                    "frame": frames[tracklet.frame],
+                    "frame": tracklet.frame,
                     "s_obj": round(tracklet.score, 6),
                     "s_trk": round(float(score), 6),
                     "kept": index in chosen,
@@ -441,100 +363,77 @@ class DecAF(Method):
                 for index, (tracklet, score) in enumerate(zip(tracklets, scores, strict=True))
             ],
         }
-        if not chosen:
-            return MaskTrack.empty(clip.size, len(clip)), found
-        return self._propagate(session, frames, [tracklets[index] for index in chosen]), found
+        # Each chosen tracklet's own mask, from its own frame, through all frames of the clip.
+        masks: list[list[bytes]] = [[] for _ in range(len(clip))]
+        for frame, members in groupby((tracklets[index] for index in chosen), lambda member: member.frame):
+            own = [member.track.mask(frames.index(frame)) for member in members]
+            prompted = [Prompt(mask=mask) for mask in own]
+            for index, moved_NHW in session.propagate(frame, prompted, direction="both"):
+                masks[index].append(encode_rle(np.asarray(moved_NHW.any(axis=0))))
+        return MaskTrack(clip.size, tuple(union_rle(counts, clip.size) for counts in masks)), found
 
-    def tracklets(
+    def _tracklets(
         self,
         session: SegmenterSession,
         frames: tuple[int, ...],
         volume: FloatTHW,
-        points: Sequence[PromptPoint],
+        points: Sequence[HeatPoint],
     ) -> list[Tracklet]:
         """Click every point, drop duplicates, follow the rest through the sampled frames."""
         size = session.clip.size
-        grid = (volume.shape[1], volume.shape[2])
-        place = {frame: index for index, frame in enumerate(frames)}
         tracklets: list[Tracklet] = []
-        for t, members in group_by_frame([point.t for point in points]).items():
-            here = [points[index] for index in members]
-            best = self._clicked(session, frames[t], here)
+        for frame, group in groupby(points, lambda point: point.frame):
+            here = list(group)
+            best = self._clicked(session, frame, here)
             masks_NHW = np.stack([mask for mask, _ in best])
             scores = [iou + point.value for (_, iou), point in zip(best, here, strict=True)]
-            verdict = suppress(
-                masks_NHW,
-                scores,
-                earlier_masks(tracklets, t, size),
-                [k.score for k in tracklets],
-                self.nms_iou,
+            earlier_MHW = np.zeros((len(tracklets), *size), np.bool_)
+            for row, tracklet in enumerate(tracklets):
+                earlier_MHW[row] = tracklet.track.mask(frames.index(frame))
+            verdict = suppress_duplicates(
+                masks_NHW, scores, earlier_MHW, [k.score for k in tracklets], self.nms_iou
             )
             if verdict is None:
                 continue
             kept = [Prompt(mask=masks_NHW[i]) for i in verdict.keep]
             tracks = [[b""] * len(frames) for _ in kept]
             cover = np.zeros((len(kept), *volume.shape), np.float32)
-            for frame, moved_NHW in session.propagate(frames[t], kept, frames=frames, direction="both"):
+            for moved, moved_NHW in session.propagate(frame, kept, frames=frames, direction="both"):
+                t = frames.index(moved)
                 for n, mask_HW in enumerate(moved_NHW):
-                    tracks[n][place[frame]] = encode_rle(mask_HW)
-                    cover[n, place[frame]] = coverage(mask_HW, grid)
-            new = [
-                Tracklet(t, scores[i], MaskTrack(size, tuple(tracks[n])), cover[n])
+                    tracks[n][t] = encode_rle(mask_HW)
+                    cover[n, t] = coverage(mask_HW, volume.shape[1:])
+            tracklets = [tracklet for k, tracklet in enumerate(tracklets) if k not in verdict.delete]
+            tracklets += [
+                Tracklet(frame, scores[i], MaskTrack(size, tuple(tracks[n])), cover[n])
                 for n, i in enumerate(verdict.keep)
             ]
-            tracklets = replace_deleted(tracklets, verdict, new)
         return tracklets
 
     def _clicked(
-        self, session: SegmenterSession, frame: int, points: Sequence[PromptPoint]
+        self, session: SegmenterSession, frame: int, points: Sequence[HeatPoint]
     ) -> list[tuple[BoolHW, float]]:
         """Best mask and its predicted IoU for each point; candidates are dropped as soon as chosen from."""
         best: list[tuple[BoolHW, float]] = []
         for first in range(0, len(points), _CLICKS):
-            clicks = [Prompt.click(point.x, point.y) for point in points[first : first + _CLICKS]]
+            clicks = [click(point) for point in points[first : first + _CLICKS]]
             best += [offer.best() for offer in session.segment(frame, clicks, multimask=True)]
         return best
-
-    def _propagate(
-        self, session: SegmenterSession, frames: tuple[int, ...], chosen: Sequence[Tracklet]
-    ) -> MaskTrack:
-        """Each chosen tracklet's own mask, from its own frame, through all frames of the clip."""
-        clip = session.clip
-        found: list[list[bytes]] = [[] for _ in range(len(clip))]
-        for t, members in group_by_frame([tracklet.frame for tracklet in chosen]).items():
-            masks = [chosen[index].track.mask(t) for index in members]
-            prompted = [Prompt(mask=mask) for mask in masks if mask is not None]
-            for frame, moved_NHW in session.propagate(frames[t], prompted, direction="both"):
-                found[frame].append(encode_rle(np.asarray(moved_NHW.any(axis=0))))
-        return MaskTrack(clip.size, tuple(union_rle(counts, clip.size) for counts in found))
 
     # ── for the reader ───────────────────────────────────────────────────────
 
     def _shown(self, read: Attention, volume: FloatTHW) -> dict[str, FloatTHW]:
-        kernel, sigma = self.fusion.frame_kernel, self.fusion.sigma
-        smooth_object = smooth(read.object.frame, kernel, sigma)
-        shown = {"object": minmax(smooth_object), "fused": volume}
-        if read.background is None:
-            return {**shown, "contrast": minmax(contrast(smooth_object, None), per_frame=True)}
-        smooth_background = smooth(read.background.frame, kernel, sigma)
-        return {
-            **shown,
-            "background": minmax(smooth_background),
-            "contrast": minmax(contrast(smooth_object, smooth_background), per_frame=True),
-        }
+        obj = smoothed(read.object, self.fusion).frame
+        bg = None if read.background is None else smoothed(read.background, self.fusion).frame
+        shown = {"object": minmax(obj), "fused": volume}
+        if bg is not None:
+            shown["background"] = minmax(bg)
+        return {**shown, "contrast": minmax(contrast(obj, bg), per_frame=True)}
 
     def _keypoints(self, volume: FloatTHW, frames: tuple[int, ...]) -> dict[str, Any]:
         if self.keypoints == 0:
             return {}
         return {"keypoints": keypoints(volume, frames, self.keypoints).round(6).tolist()}
-
-
-@dataclass(frozen=True, eq=False)
-class Maps:
-    """Raw attention of one prompt: video ``(Tv, hv, wv)`` and frames ``(T, hf, wf)``."""
-
-    video: FloatTHW
-    frame: FloatTHW
 
 
 @dataclass(frozen=True, eq=False)
@@ -558,19 +457,15 @@ class _NotCached(Exception):
     """A prompt would need the model."""
 
 
-class _Reader:
+class _Reader(ExitStack):
     """Prompts of one clip, each answered from the cache or by a session that opens at the first miss."""
 
     def __init__(self, method: DecAF, clip: Clip, frames: tuple[int, ...], only_cached: bool) -> None:
-        self.method = method
-        self.only_cached = only_cached
-        self.clip = clip
-        self.frames = frames
-        self._session: MLLMSession | None = None
-        self._stack = ExitStack()
-        caching = method._store().root is not None
-        self._common: dict[str, Any] = (
-            {
+        super().__init__()
+        self.method, self.clip, self.frames, self.only_cached = method, clip, frames, only_cached
+        self._common: dict[str, Any] = {}
+        if method.cache.root is not None:
+            self._common = {
                 "stage": STAGE,
                 "version": STAGE_VERSION,
                 "model": method.backbone.identity(),
@@ -578,24 +473,14 @@ class _Reader:
                 "frames": list(frames),
                 "clip": fingerprint((clip.frame_paths[index] for index in frames), upright=clip.upright),
             }
-            if caching
-            else {}
-        )
-
-    def __enter__(self) -> _Reader:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
 
     def maps(self, kind: str, texts: Sequence[str], *, answer: bool) -> dict[str, Entry]:
         """Maps (and answers) of prompts on the video and on every frame."""
 
         def run(missing: list[str]) -> list[Entry]:
-            session = self.session()
             places: list[Where] = ["video", *range(len(self.frames))]
             # One place after the other, all prompts at once: the place's prefix is run once.
-            read = [session.read(place, missing, answer=answer) for place in places]
+            read = [self.session.read(place, missing, answer=answer) for place in places]
             return [
                 {
                     "video": read[0][row].map_Thw,
@@ -618,26 +503,25 @@ class _Reader:
         """Answers to text-only prompts."""
 
         def run(missing: list[str]) -> list[Entry]:
-            return [{"answer": answer} for answer in self.session().ask(missing)]
+            return [{"answer": answer} for answer in self.session.ask(missing)]
 
         found = self._through_cache({"kind": "choice"}, texts, run)
         return {text: _text(entry, "answer") for text, entry in found.items()}
 
+    @cached_property
     def session(self) -> MLLMSession:
-        """The model's session on the sampled frames, opened once."""
-        if self._session is None:
-            frames_THWC = self.clip.load(self.frames)
-            self._session = self._stack.enter_context(
-                self.method.backbone.open(
-                    frames_THWC, self.method.visual_settings(), self.method.rollout_settings()
-                )
+        """The model's session on the sampled frames."""
+        method = self.method
+        return self.enter_context(
+            method.backbone.open(
+                self.clip.load(self.frames), method.visual_settings(), method.rollout_settings()
             )
-        return self._session
+        )
 
     def _through_cache(
         self, key: Mapping[str, Any], texts: Sequence[str], run: Callable[[list[str]], list[Entry]]
     ) -> dict[str, Entry]:
-        cache = self.method._store()
+        cache = self.method.cache
         found: dict[str, Entry] = {}
         missing: list[str] = []
         for text in dict.fromkeys(texts):

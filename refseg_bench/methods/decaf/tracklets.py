@@ -1,4 +1,4 @@
-"""Mask tracklets of attention-prompted segmentation: suppression, consistency score, selection, union.
+"""Mask tracklets of attention-prompted segmentation: suppression, consistency score, selection.
 
 Pure functions of masks and scores (DecAF, arXiv 2510.19592, Sec. 3.3 and its official code, which
 decides wherever the two differ). Prompting and tracking live in the segmenters; the order of the
@@ -10,17 +10,19 @@ Axes: ``N`` candidates, ``M`` earlier tracklets, ``T`` sampled frames, ``H W`` p
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from refseg_bench.errors import DataError
-from refseg_bench.types import MaskTrack, union_rle
+from refseg_bench.methods.decaf.fusion import otsu
+from refseg_bench.types import BoolHW, FloatTHW, MaskTrack
 
-FloatThw = NDArray[np.float32]
+Scores = Sequence[float] | NDArray[np.floating]
 Consistency = Literal["none", "otsu", "otsu_penalty", "mean", "mean_penalty"]
 
 #: Pixels per block of the overlap product: bounds its float32 copies, and keeps every partial count
@@ -35,7 +37,7 @@ class Tracklet:
     """One object found by a click and followed through the sampled frames.
 
     Attributes:
-        frame: sampled-frame index ``t`` of the click.
+        frame: clip frame index of the click.
         score: ``s_obj`` = predicted IoU of the clicked mask + attention value at the click, 0 … 2.
         track: the followed masks, one per sampled frame, at the clip's size.
         coverage_Thw: share of each attention cell the mask covers, 0 … 1 (:func:`coverage`).
@@ -44,17 +46,11 @@ class Tracklet:
     frame: int
     score: float
     track: MaskTrack
-    coverage_Thw: FloatThw
+    coverage_Thw: FloatTHW
 
 
-@dataclass(frozen=True)
-class Suppression:
-    """Outcome of one frame's suppression.
-
-    Attributes:
-        keep: indices of the surviving candidates, in descending order of score.
-        delete: indices of the earlier tracklets to drop, ascending.
-    """
+class Suppression(NamedTuple):
+    """Surviving candidates in descending order of score, and earlier tracklets to drop, ascending."""
 
     keep: tuple[int, ...]
     delete: tuple[int, ...]
@@ -84,8 +80,7 @@ def iou_matrix(a_NHW: NDArray[np.bool_], b_MHW: NDArray[np.bool_]) -> NDArray[np
     """
     if a_NHW.shape[1:] != b_MHW.shape[1:]:
         raise DataError(f"Masks of size {a_NHW.shape[1:]} are compared with masks of size {b_MHW.shape[1:]}.")
-    a_NP = a_NHW.reshape(len(a_NHW), -1)
-    b_MP = b_MHW.reshape(len(b_MHW), -1)
+    a_NP, b_MP = (masks.reshape(len(masks), math.prod(masks.shape[1:])) for masks in (a_NHW, b_MHW))
     shared_NM = np.zeros((len(a_NP), len(b_MP)), np.int64)
     for start in range(0, a_NP.shape[1], _BLOCK):
         block = slice(start, start + _BLOCK)
@@ -102,14 +97,14 @@ def iou_matrix(a_NHW: NDArray[np.bool_], b_MHW: NDArray[np.bool_]) -> NDArray[np
 # ── suppression ──────────────────────────────────────────────────────────────
 
 
-def suppress_by_overlap(
-    among_NN: NDArray[np.float64],
-    against_NM: NDArray[np.float64],
-    scores_N: Sequence[float] | NDArray[np.floating],
-    earlier_scores_M: Sequence[float] | NDArray[np.floating],
+def suppress_duplicates(
+    masks_NHW: NDArray[np.bool_],
+    scores_N: Scores,
+    earlier_MHW: NDArray[np.bool_],
+    earlier_scores_M: Scores,
     threshold: float = 0.7,
 ) -> Suppression | None:
-    """Two-sided suppression of one frame's candidates, given their overlaps.
+    """Two-sided suppression of one frame's candidates.
 
     Candidates are visited by descending score (stable). Every oddity of the official code is kept,
     because each moves numbers:
@@ -121,15 +116,24 @@ def suppress_by_overlap(
     * when no candidate survives, every mark is forgotten.
 
     Args:
-        among_NN: IoU among the candidates.
-        against_NM: IoU of candidates with the earlier tracklets' masks in this frame.
-        scores_N: ``s_obj`` of the candidates.
-        earlier_scores_M: ``s_obj`` of the earlier tracklets, in their list order.
+        masks_NHW: the clicked masks of this frame.
+        scores_N: their ``s_obj``.
+        earlier_MHW: this frame's masks of all earlier tracklets, in list order.
+        earlier_scores_M: their ``s_obj``.
         threshold: overlaps strictly above it are duplicates.
 
     Returns:
         What to keep and what to delete, or ``None`` if no candidate survives.
+
+    Raises:
+        DataError: masks and scores differ in number, or masks in size.
     """
+    if len(masks_NHW) != len(scores_N) or len(earlier_MHW) != len(earlier_scores_M):
+        raise DataError(
+            f"{len(masks_NHW)} masks with {len(scores_N)} scores, and {len(earlier_MHW)} earlier masks "
+            f"with {len(earlier_scores_M)} scores."
+        )
+    among_NN, against_NM = iou_matrix(masks_NHW, masks_NHW), iou_matrix(masks_NHW, earlier_MHW)
     score_N = np.asarray(scores_N, np.float64)
     score_M = np.asarray(earlier_scores_M, np.float64)
     order = [int(i) for i in np.argsort(-score_N, kind="stable")]
@@ -152,102 +156,21 @@ def suppress_by_overlap(
     return Suppression(tuple(keep), tuple(sorted(delete))) if keep else None
 
 
-def suppress(
-    masks_NHW: NDArray[np.bool_],
-    scores_N: Sequence[float] | NDArray[np.floating],
-    earlier_MHW: NDArray[np.bool_],
-    earlier_scores_M: Sequence[float] | NDArray[np.floating],
-    threshold: float = 0.7,
-) -> Suppression | None:
-    """:func:`suppress_by_overlap` from the masks themselves.
-
-    Args:
-        masks_NHW: the clicked masks of this frame.
-        scores_N: their ``s_obj``.
-        earlier_MHW: this frame's masks of all earlier tracklets, in list order.
-        earlier_scores_M: their ``s_obj``.
-        threshold: overlaps strictly above it are duplicates.
-
-    Returns:
-        What to keep and what to delete, or ``None`` if no candidate survives.
-
-    Raises:
-        DataError: masks and scores differ in number, or masks in size.
-    """
-    if len(masks_NHW) != len(scores_N) or len(earlier_MHW) != len(earlier_scores_M):
-        raise DataError(
-            f"{len(masks_NHW)} masks with {len(scores_N)} scores, and {len(earlier_MHW)} earlier masks "
-            f"with {len(earlier_scores_M)} scores."
-        )
-    against_NM = (
-        iou_matrix(masks_NHW, earlier_MHW) if len(earlier_MHW) else np.zeros((len(masks_NHW), 0), np.float64)
-    )
-    return suppress_by_overlap(
-        iou_matrix(masks_NHW, masks_NHW), against_NM, scores_N, earlier_scores_M, threshold
-    )
-
-
-def earlier_masks(tracklets: Sequence[Tracklet], frame: int, size: tuple[int, int]) -> NDArray[np.bool_]:
-    """The masks of all tracklets in one sampled frame, ``(M, H, W)``."""
-    out_MHW = np.zeros((len(tracklets), *size), np.bool_)
-    for row, tracklet in enumerate(tracklets):
-        mask_HW = tracklet.track.mask(frame)
-        if mask_HW is not None:
-            out_MHW[row] = mask_HW
-    return out_MHW
-
-
-def replace_deleted(
-    tracklets: Sequence[Tracklet], suppression: Suppression, new: Sequence[Tracklet]
-) -> list[Tracklet]:
-    """The tracklets after one frame: the marked ones removed, the new ones appended in keep order."""
-    gone = set(suppression.delete)
-    return [tracklet for k, tracklet in enumerate(tracklets) if k not in gone] + list(new)
-
-
 # ── attention consistency ────────────────────────────────────────────────────
 
 
-def coverage(mask_HW: NDArray[np.bool_], grid: tuple[int, int]) -> NDArray[np.float32]:
-    """Share of each grid cell that a mask covers: adaptive average pooling to the grid.
+def coverage(mask_HW: BoolHW, grid: tuple[int, int]) -> NDArray[np.float32]:
+    """Share of each cell of an attention grid (h, w) that a mask covers, in [0, 1].
 
-    Cell ``i`` of ``h`` spans the rows ``floor(i·H/h)`` to ``ceil((i+1)·H/h)`` (cells may overlap), as
-    ``torch.nn.functional.adaptive_avg_pool2d`` has it; equal to it bit for bit on 0/1 masks.
-
-    Args:
-        mask_HW: boolean mask.
-        grid: (h, w) of the attention grid.
-
-    Returns:
-        float32 ``(h, w)`` in [0, 1].
+    Cell ``i`` of ``h`` spans the rows ``floor(i·H/h)`` to ``ceil((i+1)·H/h)``: cells may overlap.
     """
-    height, width = mask_HW.shape
-    integral = np.zeros((height + 1, width + 1), np.int64)
-    np.cumsum(mask_HW, axis=0, dtype=np.int64, out=integral[1:, 1:])
-    np.cumsum(integral[1:, 1:], axis=1, out=integral[1:, 1:])
-    top, bottom = _cells(height, grid[0])
-    left, right = _cells(width, grid[1])
-    count_hw = (
-        integral[bottom[:, None], right]
-        - integral[top[:, None], right]
-        - integral[bottom[:, None], left]
-        + integral[top[:, None], left]
-    )
-    if grid == (1, 1):  # torch takes the plain mean here, one division
-        return count_hw.astype(np.float32) / np.float32(height * width)
-    # Two divisions in float32, like torch: one division by the area rounds differently.
-    rows_h1 = (bottom - top).astype(np.float32)[:, None]
-    columns_w = (right - left).astype(np.float32)
-    pooled: NDArray[np.float32] = count_hw.astype(np.float32) / rows_h1 / columns_w
-    return pooled
+    import torch
+
+    pooled = torch.nn.functional.adaptive_avg_pool2d(torch.tensor(mask_HW)[None].float(), grid)
+    return np.asarray(pooled[0].numpy())
 
 
-def _cells(length: int, cells: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    index = np.arange(cells, dtype=np.int64)
-    return index * length // cells, -(-(index + 1) * length // cells)
-
-
-def foreground(volume_Thw: FloatThw, rule: Literal["otsu", "mean"]) -> NDArray[np.bool_]:
+def foreground(volume_Thw: FloatTHW, rule: Literal["otsu", "mean"]) -> NDArray[np.bool_]:
     """Which cells of each frame count as attended.
 
     Args:
@@ -262,37 +185,13 @@ def foreground(volume_Thw: FloatThw, rule: Literal["otsu", "mean"]) -> NDArray[n
     if rule == "mean":
         # float64: the mean of a constant frame is then exactly its value, so it has no foreground.
         mean_T11 = volume_Thw.mean(axis=(1, 2), keepdims=True, dtype=np.float64)
-        above: NDArray[np.bool_] = volume_Thw.astype(np.float64) > mean_T11
-        return above
-    import cv2
-
-    out_Thw = np.zeros(volume_Thw.shape, np.bool_)
-    for row, frame_hw in enumerate(volume_Thw):
-        grey_hw = (frame_hw * np.float32(255)).astype(np.uint8)
-        level, _ = cv2.threshold(grey_hw, 0, 255, cv2.THRESH_BINARY | cv2.THRESH_OTSU)
-        out_Thw[row] = grey_hw > level
-    return out_Thw
-
-
-def signed_attention(
-    volume_Thw: FloatThw, foreground_Thw: NDArray[np.bool_], *, penalty: bool = True
-) -> NDArray[np.float64]:
-    """Attention on the foreground; elsewhere minus the frame's largest foreground value, or 0.
-
-    A frame without foreground is 0 everywhere.
-    """
-    value_Thw = volume_Thw.astype(np.float64)
-    inside_Thw = np.where(foreground_Thw, value_Thw, 0.0)
-    if not penalty:
-        return inside_Thw
-    # Foreground values are never negative, so the masked maximum may start at 0.
-    peak_T11 = inside_Thw.max(axis=(1, 2), keepdims=True)
-    return np.where(foreground_Thw, value_Thw, -peak_T11)
+        return np.asarray(volume_Thw > mean_T11)
+    return np.stack([otsu(frame_hw) for frame_hw in volume_Thw])
 
 
 def consistency_scores(
-    coverages: Sequence[FloatThw],
-    volume_Thw: FloatThw,
+    coverages: Sequence[FloatTHW],
+    volume_Thw: FloatTHW,
     *,
     rule: Literal["otsu", "mean"] = "mean",
     penalty: bool = True,
@@ -315,8 +214,12 @@ def consistency_scores(
         DataError: a coverage isn't on the attention's grid.
     """
     front_Thw = foreground(volume_Thw, rule)
-    signed_Thw = signed_attention(volume_Thw, front_Thw, penalty=penalty)
-    total = float(volume_Thw.astype(np.float64)[front_Thw].sum()) + _EPSILON
+    value_Thw = volume_Thw.astype(np.float64)
+    inside_Thw = np.where(front_Thw, value_Thw, 0.0)
+    # Elsewhere minus the frame's peak. Attention is never negative, so that the peak may start at 0.
+    peak_T11 = inside_Thw.max(axis=(1, 2), keepdims=True)
+    signed_Thw = np.where(front_Thw, value_Thw, -peak_T11) if penalty else inside_Thw
+    total = float(value_Thw[front_Thw].sum()) + _EPSILON
     scores_N = np.empty(len(coverages), np.float64)
     for n, coverage_Thw in enumerate(coverages):
         if coverage_Thw.shape != volume_Thw.shape:
@@ -331,9 +234,9 @@ def consistency_scores(
 
 
 def tracklet_scores(
-    object_scores_N: Sequence[float] | NDArray[np.floating],
-    coverages: Sequence[FloatThw],
-    volume_Thw: FloatThw,
+    object_scores_N: Scores,
+    coverages: Sequence[FloatTHW],
+    volume_Thw: FloatTHW,
     *,
     ac: Consistency = "mean_penalty",
     divide_by_max: bool = True,
@@ -364,12 +267,10 @@ def tracklet_scores(
     return (object_N + consistency_N) / 3.0
 
 
-# ── selection and union ──────────────────────────────────────────────────────
+# ── selection ──────────────────────────────────────────────────────
 
 
-def select(
-    scores_N: Sequence[float] | NDArray[np.floating], threshold: float = 0.8, *, fallback: bool = True
-) -> list[int]:
+def select(scores_N: Scores, threshold: float = 0.8, *, fallback: bool = True) -> list[int]:
     """Indices of the tracklets strictly above the threshold, in list order.
 
     Args:
@@ -383,42 +284,3 @@ def select(
     if not chosen and fallback and len(score_N):
         return [int(np.argmax(score_N))]
     return chosen
-
-
-def group_by_frame(frames: Sequence[int]) -> dict[int, list[int]]:
-    """Positions of the selected tracklets by prompt frame, frames in first-seen order.
-
-    Each group is one propagation: the prompts of one frame are added together after a reset.
-
-    >>> group_by_frame([3, 0, 3])
-    {3: [0, 2], 0: [1]}
-    """
-    groups: dict[int, list[int]] = {}
-    for position, frame in enumerate(frames):
-        groups.setdefault(frame, []).append(position)
-    return groups
-
-
-def union_of_tracks(tracks: Sequence[MaskTrack], size: tuple[int, int], length: int) -> MaskTrack:
-    """All objects of an expression as one track, on run lengths; "absent" everywhere without objects.
-
-    Args:
-        tracks: tracks of equal size and length.
-        size: (height, width).
-        length: number of frames.
-
-    Raises:
-        DataError: a track of another size or length.
-    """
-    if not tracks:
-        return MaskTrack.empty(size, length)
-    for track in tracks:
-        if track.size != size or len(track) != length:
-            raise DataError(
-                f"A track of {len(track)} frames of {track.size} can't join {length} frames of {size}."
-            )
-    rles: list[bytes | None] = []
-    for frame in range(length):
-        present = [counts for counts in (track.rles[frame] for track in tracks) if counts is not None]
-        rles.append(union_rle(present, size) if present else None)
-    return MaskTrack(size, tuple(rles))

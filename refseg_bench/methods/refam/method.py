@@ -2,9 +2,9 @@
 
 Per expression: its tokens and those of some stop words ("magnets") are read against one frame; the
 kept tokens' maps are averaged; the peak, weighted by direction words, prompts the segmenter. What
-attention is read is the backbone's business, the steps after it stand in ``text_filters``,
-``sinks``, ``noun_phrases``, ``spatial`` and ``pointing``. Most of the publication's
-settings are unknown: `docs/refam.md` lists which default is settled and which is our reading.
+attention is read is the backbone's business; the steps after it stand in ``filters``,
+``noun_phrases``, ``spatial`` and ``pointing``. Most of the publication's settings are unknown:
+`docs/refam.md` lists which default is settled and which is our reading.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from refseg_bench.backbones.attention_maps import TokenMaps
 from refseg_bench.backbones.dit.model import DiT
-from refseg_bench.cache import Cache, digest
-from refseg_bench.config import schema
+from refseg_bench.backbones.dit.text_tokens import TokenSet, tokenise
 from refseg_bench.config.schema import option
 from refseg_bench.errors import ConfigError
-from refseg_bench.methods.base import Method, peak
+from refseg_bench.methods.base import AttentionMethod, peak
 from refseg_bench.methods.pointing import (
     Aggregate,
     FloatHW,
@@ -37,40 +37,22 @@ from refseg_bench.methods.pointing import (
     track_point,
     unit_range,
 )
-from refseg_bench.methods.refam.captions import MissingCaption, PromptMode, prompt_of
-from refseg_bench.methods.refam.noun_phrases import noun_phrase_parser
-from refseg_bench.methods.refam.sinks import Gas, act, find_sinks
-from refseg_bench.methods.refam.text_filters import (
+from refseg_bench.methods.refam.filters import (
+    Gas,
+    act,
     content_tokens,
+    find_sinks,
     intersect,
     kept_tokens,
     stop_words,
     surface_words,
     tokens_of_words,
 )
+from refseg_bench.methods.refam.noun_phrases import noun_phrase_parser
+from refseg_bench.methods.refam.token_maps import Ask, MissingCaption, PromptMode, TokenMapReader, prompt_of
 from refseg_bench.methods.spatial import Axes, SpatialBias, bias_map, directions
 from refseg_bench.segmenters.base import Segmenter, SegmenterSession
 from refseg_bench.types import Clip, Expression, Grounding, HeatPoint, MaskTrack
-
-if TYPE_CHECKING:
-    from refseg_bench.backbones.attention_maps import TokenMaps
-    from refseg_bench.backbones.dit.text_tokens import TokenSet
-    from refseg_bench.methods.refam.token_maps import Ask, TokenMapReader
-
-#: Options that token maps depend on; all others act on finished maps.
-_MAKES_MAPS = (
-    "magnets",
-    "magnet_encoding",
-    "lowercase",
-    "overlong",
-    "prompt_mode",
-    "captions",
-    "missing_caption",
-    "mask",
-    "prompt_frame",
-    "frame_candidates",
-    "cache_logits",
-)
 
 MAGNETS: dict[str, tuple[str, ...]] = {
     "teaser": ("_", "with", "a", "the", "pink"),
@@ -135,7 +117,7 @@ class Heat:
 
 
 @dataclass
-class RefAM(Method):
+class RefAM(AttentionMethod):
     """Referring segmentation by attention magnets.
 
     Attributes:
@@ -170,6 +152,11 @@ class RefAM(Method):
         keep_token_maps: hand every token's map to the report.
     """
 
+    cache_folder: ClassVar[str] = "refam"
+    makes_maps: ClassVar[tuple[str, ...]] = (
+        *("magnets", "magnet_encoding", "lowercase", "overlong", "prompt_mode", "captions"),
+        *("missing_caption", "mask", "prompt_frame", "frame_candidates", "cache_logits"),
+    )
     #: The mean map of all the expression's tokens, no magnets, nothing filtered.
     raw_options: ClassVar[Mapping[str, Any]] = {
         "magnets": "none",
@@ -205,7 +192,6 @@ class RefAM(Method):
     bidirectional: bool = False
     cache_logits: bool = option(False, transient=True)
     keep_token_maps: bool = option(False, transient=True)
-    _cache: Cache | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.mask == "segmenter" and self.segmenter is None:
@@ -252,8 +238,11 @@ class RefAM(Method):
         for frame in self.frames(clip):
             found = reader.read(frame, asks)
             sinks = [find_sinks(maps, self.gas) for maps in found]
-            if self.gas.action == "mask_logits" and any(sinks):
-                found = self._masked(reader, frame, asks, found, sinks)
+            if self.gas.action == "mask_logits" and (changed := [i for i, gone in enumerate(sinks) if gone]):
+                # Read again, with each expression's sinks excluded from its softmax.
+                again = reader.read(frame, [replace(asks[i], exclude=sinks[i]) for i in changed])
+                for i, maps in zip(changed, again, strict=True):
+                    found[i] = maps
             for index, (expression, ask, maps) in enumerate(zip(expressions, asks, found, strict=True)):
                 out[index].append(self._heat(clip, frame, expression.text, ask.tokens, maps, sinks[index]))
         return out
@@ -263,17 +252,6 @@ class RefAM(Method):
         reader, asks = self._questions(clip, expressions)
         for frame in self.frames(clip):
             reader.read(frame, asks)
-
-    @staticmethod
-    def capture_digest(values: Mapping[str, Any]) -> str:
-        """Names what :meth:`capture` caches: runs of one digest can share it.
-
-        Args:
-            values: a run's frozen config.
-        """
-        method, backbone = values["method"], values["backbone"]
-        lasting = schema.lasting(schema.locate(str(backbone[schema.TARGET]), "backbone"), backbone)
-        return digest({"backbone": lasting, "method": {name: method[name] for name in _MAKES_MAPS}})
 
     def cached(self, clip: Clip, texts: Sequence[str]) -> int:
         """How many of the texts need no forward pass, by the cache. Loads and fetches no weights."""
@@ -303,20 +281,11 @@ class RefAM(Method):
         count = min(self.frame_candidates, len(clip))
         return [int(i) for i in np.linspace(0, len(clip) - 1, count).round()]
 
-    def report(self) -> dict[str, Any]:
-        """Counters for the run record: what was computed and what the cache answered."""
-        cache = self._cache
-        found = {"cache_hits": cache.hits, "cache_misses": cache.misses} if cache else {}
-        return {**self.backbone.report(), **found}
-
     # ── from token maps to a point ──
 
     def _questions(self, clip: Clip, expressions: Sequence[Expression]) -> tuple[TokenMapReader, list[Ask]]:
         """A reader on the clip, and what it is asked: one set of tokens per expression."""
-        from refseg_bench.backbones.dit.text_tokens import tokenise
-        from refseg_bench.methods.refam.token_maps import Ask, TokenMapReader
-
-        reader = TokenMapReader(self.backbone, self._open_cache(), clip, self.cache_logits)
+        reader = TokenMapReader(self.backbone, self.cache, clip, self.cache_logits)
         asks = [
             Ask(
                 tokenise(
@@ -333,22 +302,6 @@ class RefAM(Method):
             for expression in expressions
         ]
         return reader, asks
-
-    def _masked(
-        self,
-        reader: TokenMapReader,
-        frame: int,
-        asks: Sequence[Ask],
-        found: Sequence[TokenMaps],
-        sinks: Sequence[tuple[int, ...]],
-    ) -> list[TokenMaps]:
-        """The maps with each expression's sinks excluded from its softmax."""
-        changed = [i for i, gone in enumerate(sinks) if gone]
-        again = reader.read(frame, [replace(asks[i], exclude=sinks[i]) for i in changed])
-        out = list(found)
-        for i, maps in zip(changed, again, strict=True):
-            out[i] = maps
-        return out
 
     def _heat(
         self, clip: Clip, frame: int, text: str, tokens: TokenSet, maps: TokenMaps, sinks: tuple[int, ...]
@@ -437,8 +390,3 @@ class RefAM(Method):
             ):
                 pictures[f"token {index:02d} {piece}"] = unit_range(map_hw)[None]
         return pictures
-
-    def _open_cache(self) -> Cache:
-        if self._cache is None:
-            self._cache = Cache(None if self.cache_root is None else self.cache_root / "refam")
-        return self._cache
