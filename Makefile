@@ -15,7 +15,10 @@ INSTALL := $(UV) pip install -q --python $(VENV) $(CONSTRAINTS)
 # Tests of one group (the SLURM cluster, the browser) share a process.
 PYTEST_ARGS ?= -n auto --dist loadgroup
 
-.PHONY: demo setup test quick lint types tables clean
+# What `make gpu-check` measures: any components with their options, as in `refseg doctor --help`.
+CHECK ?= backbone=tiny_mllm backbone=tiny_dit
+
+.PHONY: demo setup test quick lint types tables gpu-check clean
 
 demo: $(VENV)/.user          ## install for use, then run, score and report the embedded default
 	$(BIN)/refseg run
@@ -39,6 +42,9 @@ types: setup                 ## strict types
 
 tables: setup                ## the generated pages and tables of docs/ and results/
 	$(BIN)/python tools/make_tables.py
+
+gpu-check: $(VENV)/.user     ## speed, memory and exactness here: make gpu-check CHECK="backbone=… backbone.path=…"
+	$(BIN)/refseg doctor $(CHECK) -o doctor.json
 
 $(UV):
 	$(PYTHON) -m venv $(VENV)

@@ -15,7 +15,7 @@ Axes: ``H`` query heads, ``G`` key/value heads, ``N`` tokens, ``P`` prefix, ``T`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,12 +80,21 @@ def dense_rollout(
     Returns:
         ``(N,)``: how much the last token draws on each token.
     """
+    return rolled_out((attention(layer, dtype) for layer in layers), visual_N, mode, residual)
+
+
+def rolled_out(
+    attention_HNN: Iterable[Tensor],
+    visual_N: Tensor,
+    mode: HeadWeights = "v_max",
+    residual: float = 0.5,
+) -> Tensor:
+    """:func:`dense_rollout` of attention matrices that are there already, first layer to last."""
     rolled: Tensor | None = None
-    for layer in layers:
-        probs_HNN = attention(layer, dtype)
+    for probs_HNN in attention_HNN:
         heads = probs_HNN.shape[0]
         weights_H = head_weights(_peaks(probs_HNN, mode, visual_N).mean(-1), mode)
-        mixed = torch.einsum("h,hij->ij", weights_H.to(dtype), probs_HNN) / heads
+        mixed = torch.einsum("h,hij->ij", weights_H, probs_HNN) / heads
         mixed = (1.0 - residual) * mixed
         mixed.diagonal().add_(residual)
         rolled = mixed if rolled is None else mixed @ rolled

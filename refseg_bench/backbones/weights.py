@@ -135,6 +135,51 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+# ── loading ──────────────────────────────────────────────────────────────────
+
+#: Set by ``refseg doctor --random``: modules are made from their configs on the device, untrained.
+untrained = False
+
+
+def load_module(kind: Any, place: Path | str, dtype: Any, device: torch.device, **options: Any) -> Any:
+    """A module of transformers or diffusers with its weights.
+
+    Args:
+        kind: its class, or an auto class of transformers.
+        place: folder or hub id.
+        dtype: a torch type, or ``auto`` for the checkpoint's own (transformers).
+        device: where untrained weights are made.
+        options: of ``from_pretrained``.
+    """
+    diffused = hasattr(kind, "load_config")
+    if not untrained:
+        return kind.from_pretrained(place, **{"torch_dtype" if diffused else "dtype": dtype}, **options)
+    import torch
+    from transformers import AutoConfig
+
+    former = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with device:
+            if diffused:
+                return kind.from_config(kind.load_config(place))
+            make = getattr(kind, "from_config", None) or kind._from_config
+            config = getattr(kind, "config_class", None) or AutoConfig
+            options = {key: value for key, value in options.items() if key == "attn_implementation"}
+            return make(config.from_pretrained(place), dtype=dtype, **options)
+    finally:
+        torch.set_default_dtype(former)
+
+
+def load_tokenizer(place: Path | str, shipped: str, **options: Any) -> Any:
+    """A tokenizer of transformers; where untrained weights have none, one of this package stands in."""
+    from transformers import AutoTokenizer
+
+    if untrained and not list(Path(place).glob("*token*")):
+        place = resources.weights(shipped)
+    return AutoTokenizer.from_pretrained(place, **options)
+
+
 # ── on this machine ──────────────────────────────────────────────────────────
 
 

@@ -11,6 +11,7 @@ COMMANDS: dict[str, str | None] = {
     "submission": "write or check the zip for an evaluation server",
     "data": "list, prepare, verify and show data sets",
     "models": "list the weights a config needs; fetch them",
+    "doctor": "do models run here as they should, how fast, in how much memory",
     "status": "done, failed and left of runs",
     "cancel": "end the jobs and processes that work on runs",
     "work": None,

@@ -8,7 +8,7 @@ any spelling or by one of its ``aliases``, or else a class by its dotted path. R
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -128,6 +128,37 @@ def options(group: str, word: str, values: Mapping[str, Any] | None = None) -> d
     if configured:
         schema.allow(*searchpath.targets(plain[group]))
     return schema.complete({**plain[group], **(values or {})}, group)
+
+
+def nodes(words: Sequence[str]) -> Iterator[tuple[str, str, str, dict[str, Any]]]:
+    """Components as a command line tells them: ``segmenter=sam2 segmenter.size=tiny backbone=…``.
+
+    A group may come again; an option belongs to the component of its group named last before it.
+
+    Yields:
+        (all that was told of it, group, name, its options).
+
+    Raises:
+        ConfigError: a word is neither, or an option stands before its component.
+    """
+    found: list[tuple[list[str], str, str, dict[str, Any]]] = []
+    for word in words:
+        key, equals, value = word.partition("=")
+        group, _, option = key.partition(".")
+        named = [node for node in found if node[1] == group]
+        if not equals or (option and not named):
+            raise ConfigError(
+                f"'{word}' sets an option, but no {group} is chosen before it." if equals and option
+                else f"'{word}' is not GROUP=NAME.",
+                allowed=[f"{group}={name}" for name in names(group)],
+            )  # fmt: skip
+        if option:
+            named[-1][0].append(word)
+            named[-1][3][option] = parse_yaml(value)
+        else:
+            found.append(([word], group, value, {}))
+    for told, group, name, given in found:
+        yield " ".join(told), group, name, given
 
 
 def make(group: str, word: str, values: Mapping[str, Any] | None = None) -> Any:

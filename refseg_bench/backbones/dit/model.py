@@ -22,7 +22,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refseg_bench.backbones.base import Backbone
-from refseg_bench.backbones.weights import SHIPPED, Weights, choose_device, fetch, find, folder_of, is_local
+from refseg_bench.backbones.weights import (
+    SHIPPED,
+    Weights,
+    choose_device,
+    fetch,
+    find,
+    folder_of,
+    is_local,
+    load_module,
+)
 from refseg_bench.config.schema import option
 from refseg_bench.errors import ConfigError, DataError
 
@@ -629,7 +638,7 @@ class _Loaded:
                 hint="Set backbone.family to the model's own.",
             )
         cls = getattr(import_module("diffusers"), expected)
-        module = cls.from_pretrained(self.folder / name, torch_dtype=self.dtype, local_files_only=True)
+        module = load_module(cls, self.folder / name, self.dtype, self.device, local_files_only=True)
         ready: nn.Module = module.eval().requires_grad_(False)
         return ready
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from refseg_bench.backbones.dit.text_tokens import Tokenizer
+from refseg_bench.backbones.weights import load_module, load_tokenizer
 from refseg_bench.errors import ConfigError
 
 Residence = Literal["keep", "cpu", "free"]
@@ -141,10 +142,8 @@ class TextSide:
 
     def _tokenizer(self, part: str) -> Any:
         if part not in self._tokenizers:
-            from transformers import AutoTokenizer
-
             place = self.folder / part.replace("text_encoder", "tokenizer")
-            self._tokenizers[part] = AutoTokenizer.from_pretrained(place, local_files_only=True)
+            self._tokenizers[part] = load_tokenizer(place, "tiny_dit/tokenizer", local_files_only=True)
         return self._tokenizers[part]
 
     def _pad(self, part: str) -> int:
@@ -153,6 +152,6 @@ class TextSide:
     def _module(self, part: str) -> Any:
         if part not in self._modules:
             cls = getattr(import_module("transformers"), self._classes[part])
-            module = cls.from_pretrained(self.folder / part, dtype=self.dtype, local_files_only=True)
+            module = load_module(cls, self.folder / part, self.dtype, self.device, local_files_only=True)
             self._modules[part] = module.eval().requires_grad_(False)
         return self._modules[part].to(self.device)

@@ -38,7 +38,15 @@ from refseg_bench.backbones.base import (
 from refseg_bench.backbones.mllm.families import MLLMFamily, Visual, family_of
 from refseg_bench.backbones.mllm.families.base import Piece
 from refseg_bench.backbones.rollout import LayerQK, dense_rollout, shared_rollout
-from refseg_bench.backbones.weights import ModelError, Weights, choose_device, folder_of, here_only
+from refseg_bench.backbones.weights import (
+    ModelError,
+    Weights,
+    choose_device,
+    folder_of,
+    here_only,
+    load_module,
+    load_tokenizer,
+)
 from refseg_bench.config.schema import locate, option
 from refseg_bench.errors import ConfigError, RefsegError
 from refseg_bench.types import FloatTHW, Uint8THWC
@@ -169,14 +177,16 @@ class MLLM(GroundingMLLM):
     def loaded(self) -> _Loaded:
         """Weights, tokenizer and adapter; loaded once, at first use."""
         if self._loaded is None:
-            from transformers import AutoModelForImageTextToText, AutoTokenizer
+            from transformers import AutoModelForImageTextToText
 
             adapter = self.adapter()
             with _found(self.path, self.revision), self.timed("load"):
-                tokenizer = AutoTokenizer.from_pretrained(self._source(), **self._hub())
-                model = AutoModelForImageTextToText.from_pretrained(
+                tokenizer = load_tokenizer(self._source(), "tiny_mllm", **self._hub())
+                model = load_module(
+                    AutoModelForImageTextToText,
                     self._source(),
-                    dtype=self.dtype if self.dtype == "auto" else getattr(torch, self.dtype),
+                    self.dtype if self.dtype == "auto" else getattr(torch, self.dtype),
+                    self._device(),
                     attn_implementation=self.attention,
                     **self._hub(),
                 )
@@ -216,11 +226,13 @@ class MLLM(GroundingMLLM):
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """Add the block's wall time to a stage."""
+        """Add the block's wall time to a stage, until the device has done its work."""
         began = time.perf_counter()
         try:
             yield
         finally:
+            if self._loaded is not None and self._loaded.device.type == "cuda":
+                torch.cuda.synchronize(self._loaded.device)
             spent = self.counters.seconds.get(stage, 0.0) + time.perf_counter() - began
             self.counters.seconds[stage] = spent
 
