@@ -211,16 +211,18 @@ class Watch:
 
 
 def commit() -> str:
-    """The commit of the working tree, with a mark if the code differs from it."""
+    """The commit of the working tree, with a mark if the code differs from it.
+
+    A copy of the tree without its history takes the word of the environment variable ``COMMIT``.
+    """
 
     def git(*arguments: str) -> str:
         return subprocess.run(["git", *arguments], capture_output=True, text=True, check=False).stdout.strip()
 
-    if shutil.which("git") is None:
-        return "unknown"
-    return git("rev-parse", "HEAD") + (
-        "+changes" if git("status", "--porcelain", "tools", "refseg_bench") else ""
-    )
+    head = git("rev-parse", "HEAD") if shutil.which("git") else ""
+    if not head:
+        return os.environ.get("COMMIT", "unknown")
+    return head + ("+changes" if git("status", "--porcelain", "tools", "refseg_bench") else "")
 
 
 def note_command(work: Path, start: int) -> None:

@@ -40,9 +40,9 @@ MIX = {  # chance of each kind of expression, for clips and for single frames
         "reasoning": 0.1,
     },
     "image": {
-        "appearance": 0.46,
+        "appearance": 0.42,
         "absent": 0.24,
-        "motion": 0.08,
+        "motion": 0.12,
         "multi": 0.1,
         "relation": 0.08,
         "reasoning": 0.04,

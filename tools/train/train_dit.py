@@ -630,10 +630,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     training_arguments(parser, steps=1000, batch=24, lr=3e-3)
     parser.add_argument(
-        "--binding-weight", type=float, default=2.0, help="of the loss on attention, at the start"
+        "--binding-weight", type=float, default=1.5, help="of the loss on attention, at the start"
     )
     parser.add_argument(
-        "--binding-until", type=float, default=0.7, help="share of the training at which it has faded out"
+        "--binding-until", type=float, default=0.9, help="share of the training at which it has faded out"
     )
     args = parser.parse_args()
     setup(args.seed)

@@ -483,10 +483,10 @@ def main() -> None:
     training_arguments(parser, steps=4000, batch=16, lr=2e-3)
     parser.add_argument("--corpus-scenes", type=int, default=160)
     parser.add_argument(
-        "--attention-weight", type=float, default=0.4, help="of the loss on attention, at the start"
+        "--attention-weight", type=float, default=0.3, help="of the loss on attention, at the start"
     )
     parser.add_argument(
-        "--attention-until", type=float, default=0.6, help="share of the training at which it has faded out"
+        "--attention-until", type=float, default=0.85, help="share of the training at which it has faded out"
     )
     args = parser.parse_args()
     setup(args.seed)
