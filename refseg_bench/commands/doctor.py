@@ -90,7 +90,7 @@ def main(args: argparse.Namespace) -> int:
                 for rows in measures[group](make(group, name, given), clip, args, tracks):
                     found[told].update(rows)
                     print(*(f"  {name:64} {value}" for name, value in rows.items()), sep="\n", flush=True)
-            except (RefsegError, RuntimeError) as error:  # torch tells of memory, kernels and devices so
+            except (RefsegError, RuntimeError, ImportError) as error:  # torch tells of memory and devices so
                 failed = True
                 found[told]["error"] = f"{type(error).__name__}: {error}"
                 print(f"  {found[told]['error']}", flush=True)
