@@ -95,10 +95,9 @@ def main(args: argparse.Namespace) -> int:
                 found[told]["error"] = f"{type(error).__name__}: {error}"
                 print(f"  {found[told]['error']}", flush=True)
             _forget()
-    if args.output is not None:
-        with output(args.output) as handle:
-            handle.write(json.dumps({"environment": env.record(0), **found}, indent=1).encode())
-        print(args.output)
+            if args.output is not None:
+                with output(args.output) as handle:
+                    handle.write(json.dumps({"environment": env.record(0), **found}, indent=1).encode())
     return int(failed)
 
 
