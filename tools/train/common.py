@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import copy
 import csv
+import importlib.metadata
 import json
 import os
 import shutil
@@ -235,14 +236,8 @@ def note_command(work: Path, start: int) -> None:
 
 def provenance(work: Path, **facts: Any) -> str:
     """A JSON text for ``provenance.json`` beside the weights: what made them."""
-    import diffusers
-    import transformers
-
-    versions = {
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "diffusers": diffusers.__version__,
-    }
+    installed = {d.name: d.version for d in importlib.metadata.distributions()}
+    versions = {n: installed[n] for n in ("torch", "transformers", "diffusers") if n in installed}
     with (work / "commands.jsonl").open() as file:
         commands = [json.loads(line) for line in file]
     return json.dumps({"commands": commands, "versions": versions, **facts}, indent=1) + "\n"
