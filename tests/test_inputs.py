@@ -25,9 +25,9 @@ from refseg_bench.report.html import write_report
 from refseg_bench.run import inputs
 from refseg_bench.run.build import dataset_of, frozen
 from refseg_bench.run.inputs import Present, StaleError, keep_record, recorded, stale
-from refseg_bench.run.launch import Launched, freeze, launch
+from refseg_bench.run.launch import freeze, launch
 from refseg_bench.run.loop import work_on
-from refseg_bench.run.shards import Tally, plan, planned, tally_of
+from refseg_bench.run.shards import Planned, Tally, plan, planned, tally_of
 from refseg_bench.run.store import RunStore
 from refseg_bench.scoring.runs import score_runs, score_store
 from refseg_bench.scoring.score import Scored
@@ -76,7 +76,7 @@ class Hidden(Written):
 WRITTEN = {"_target_": "tests.test_inputs.Written"}
 
 
-def a_run(tmp_path: Path, root: str = "data") -> tuple[Launched, list[str]]:
+def a_run(tmp_path: Path, root: str = "data") -> tuple[Planned, list[str]]:
     values = fake_values(tmp_path, dataset={**WRITTEN, "root": str(tmp_path / root)})
     (tmp_path / root).mkdir(exist_ok=True)
     if not (tmp_path / root / "facts.json").exists():

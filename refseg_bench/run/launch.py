@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from refseg_bench.backbones.weights import find, hub_megabytes, needs_of
@@ -31,28 +30,6 @@ from refseg_bench.run.workers import Census, describe, forget, records
 
 #: Clips whose expressions are looked up in the cache for a preview: each lookup reads the clip's frames.
 _LOOKED_UP = 20
-
-
-@dataclass
-class Launched:
-    """What became of one run.
-
-    Attributes:
-        store: its folder.
-        tally: what was done here; ``None`` where it was submitted, stood back or failed.
-        submission: the record of this submission; ``None`` where nothing was left to predict.
-        error: why it could not be worked on.
-    """
-
-    store: RunStore
-    tally: Tally | None = None
-    submission: Submission | None = None
-    error: RefsegError | None = None
-
-    @property
-    def submitted(self) -> bool:
-        """True if jobs of a cluster go on with it (and score and report it, where asked)."""
-        return self.submission is not None and self.submission.kind == "slurm" and self.error is None
 
 
 def freeze(point: Composed) -> RunStore:
@@ -78,7 +55,7 @@ def freeze(point: Composed) -> RunStore:
 
 def launch(
     points: Sequence[Composed], say: Callable[[str], None] | None = None, *, score: bool = True
-) -> list[Launched]:
+) -> list[Planned]:
     """Freeze every point, then work on it here or submit it.
 
     A run that can't be worked on doesn't keep the others from it; its error is in the answer.
@@ -96,39 +73,34 @@ def launch(
         if cluster.kind == "slurm":
             slurm.check(cluster)
     runs = [planned(freeze(point), point, say) for point in points]
-    answers = {id(run): Launched(run.store) for run in runs}
     busy = living([run.store for run in runs])
     going: list[Planned] = []
     for run in runs:
         if not run.work:
-            answers[id(run)].tally = Tally()
+            run.tally = Tally()
             # A process that was killed when all was done may have left its claims.
             forget(run.store.root)
             say(f"{run.store.root}\n  complete: nothing left to predict")
-        elif _admitted(run, answers[id(run)], busy[run.store.root], say):
+        elif _admitted(run, busy[run.store.root]):
             going.append(run)
     captures = share_captures([run for run in going if run.cluster.kind != "debug"])
-    captured = {name: _capture(run, answers[id(run)], say) for name, run in captures.items()}
+    captured = {name: _capture(run) for name, run in captures.items()}
     for run in going:
-        answer = answers[id(run)]
-        assert answer.submission is not None
-        if answer.error is not None:
-            continue
         try:
             if run.cluster.kind == "slurm":
-                _submit(run, answer.submission, captured.get(run.capture or ""), score, say)
+                _submit(run, captured.get(run.capture or ""), score)
             else:
-                answer.tally = _here(run, answer.submission, say)
+                run.tally = _here(run)
         except RefsegError as error:
-            answer.error = error
-            _close(run.store, answer.submission)
+            run.error = error
+            _close(run)
         except BaseException:
-            _close(run.store, answer.submission)
+            _close(run)
             raise
-    submitted = [run for run in going if answers[id(run)].submitted]
+    submitted = [run for run in going if run.submitted]
     if submitted:
-        _finish(submitted, answers, score, say)
-    return list(answers.values())
+        _finish(submitted, score)
+    return runs
 
 
 def preview(points: Sequence[Composed]) -> list[str]:
@@ -214,142 +186,114 @@ def share_captures(runs: Sequence[Planned]) -> dict[str, Planned]:
     return {name: max(members, key=lambda run: run.samples) for name, members in shared.items()}
 
 
-def _admitted(run: Planned, answer: Launched, busy: list[Submission], say: Callable[[str], None]) -> bool:
+def _admitted(run: Planned, busy: Sequence[Submission]) -> bool:
     """Register a submission, and tell it and living ones of the same run of each other."""
-    cluster = run.cluster
-    kind = cluster.kind
-    submission = register(run.store, run.values, kind, run.shards)
-    answer.submission = submission
+    kind, root = run.cluster.kind, run.store.root
+    mine = run.submission = register(run.store, run.values, kind, run.shards)
     # Looked at again, now that this one's record is there for others to see.
-    busy = [s for s in living([run.store])[run.store.root] if s.id != submission.id] or busy
-    busy = [s for s in busy if s.id != submission.id]
-    older = [s for s in busy if (s.created, s.id) < (submission.created, submission.id)]
-    for other in busy:
-        say(f"{run.store.root}\n  also submitted: {other.told()}")
-    if kind == "slurm" and older and not cluster.join:
-        submission.state = "refused"
-        submission.write(run.store)
-        answer.error = RefsegError(
+    others = [s for s in living([run.store])[root] if s.id != mine.id] or busy
+    older = [s for s in others if (s.created, s.id) < (mine.created, mine.id)]
+    for other in others:
+        run.say(f"{root}\n  also submitted: {other.told()}")
+    if kind == "slurm" and older and not run.cluster.join:
+        _close(run, "refused")
+        run.error = RefsegError(
             f"The run is already being worked on: {older[0].told()}.",
-            where=run.store.root,
-            hint=f"Watch it with `refseg status {run.store.root}`, end it with `refseg cancel "
-            f"{run.store.root}`, or add workers to it with cluster.join=true.",
+            where=root,
+            hint=f"Watch it with `refseg status {root}`, end it with `refseg cancel {root}`, or add workers "
+            "to it with cluster.join=true.",
         )
         return False
-    if busy and kind != "slurm":
-        say("  each takes clips the others have not started")
+    if others and kind != "slurm":
+        run.say("  each takes clips the others have not started")
     return True
 
 
-def _capture(run: Planned, answer: Launched, say: Callable[[str], None]) -> str | None:
+def _close(run: Planned, state: str = "over") -> None:
+    run.record.state = state
+    run.record.write(run.store)
+
+
+def _keep_job(run: Planned, role: str, number: str) -> str:
+    run.record.jobs[role] = number
+    run.record.write(run.store)
+    return number
+
+
+def _capture(run: Planned) -> str | None:
     """Fill the attention cache that several runs read; returns the job to wait for, if it is one."""
-    submission = answer.submission
-    assert submission is not None
-    say(f"{run.store.root}\n  captures attention once for the runs that share it (digest {run.capture})")
-    if run.cluster.kind != "slurm":
-        # A capture that fails is met again, and recorded, by the runs themselves.
-        try:
-            local.work(run, submission, say, capture=True)
-        except RefsegError as error:
-            say(f"  {error}")
-        return None
-    code = _code(run, submission, say)
-    job = slurm.submit_array(run.store.root, submission.id, run.shards, run.cluster, capture=True, code=code)
-    submission.jobs["capture"] = job
-    submission.write(run.store)
-    return job
+    run.say(f"{run.store.root}\n  captures attention once for the runs that share it (digest {run.capture})")
+    if run.cluster.kind == "slurm":
+        return _keep_job(run, "capture", slurm.submit_array(run, _code(run), capture=True))
+    # A capture that fails is met again, and recorded, by the runs themselves.
+    try:
+        local.work(run, capture=True)
+    except RefsegError as error:
+        run.say(f"  {error}")
+    return None
 
 
-def _submit(
-    run: Planned, submission: Submission, after: str | None, score: bool, say: Callable[[str], None]
-) -> None:
-    code = _code(run, submission, say)
-    submission.jobs["work"] = slurm.submit_array(
-        run.store.root, submission.id, run.shards, run.cluster, after=after, code=code
-    )
-    submission.write(run.store)
+def _submit(run: Planned, after: str | None, score: bool) -> None:
+    root, code = run.store.root, _code(run)
+    work = _keep_job(run, "work", slurm.submit_array(run, code, after=after))
     if score and run.cluster.finish:
-        submission.jobs["score"] = slurm.submit_command(
-            run.store.root / "log" / submission.id,
-            f"score-{run.store.root.name}",
-            ["score", "--after-run", "--launch", submission.id, str(run.store.root.resolve())],
-            run.cluster,
-            [submission.jobs["work"]],
-            code,
-        )
-        submission.write(run.store)
+        command = ["score", "--after-run", "--launch", run.record.id, str(root.resolve())]
+        _keep_job(run, "score", slurm.submit_command(run, f"score-{root.name}", command, [work], code))
 
 
-def _code(run: Planned, submission: Submission, say: Callable[[str], None]) -> Path | None:
+def _code(run: Planned) -> Path | None:
     """The copy of the code a submission runs from, where it asked for one."""
     if not run.cluster.snapshot:
         return None
-    folder = run.store.root / "launches" / submission.id / "code"
-    return folder if folder.is_dir() else slurm.snapshot(folder, say)
+    folder = run.store.root / "launches" / run.record.id / "code"
+    return folder if folder.is_dir() else slurm.snapshot(folder, run.say)
 
 
-def _here(run: Planned, submission: Submission, say: Callable[[str], None]) -> Tally:
-    say(f"{run.store.root}")
+def _here(run: Planned) -> Tally:
+    root = run.store.root
+    run.say(f"{root}")
     if run.cluster.kind == "local":
-        tally = local.work(run, submission, say)
+        tally = local.work(run)
     else:
         before = dict(run.store.index())
         for shard in range(run.shards):
-            Shard(str(run.store.root), submission.id, shard, run.shards)()
+            Shard(str(root), run.record.id, shard, run.shards)()
         # Others may have worked on it too: what is there counts, not what was done here.
         tally = tally_of(run, before)
-    _close(run.store, submission)
+    _close(run)
     if tally.elsewhere:
         census = Census()
-        held = [r.owner for r in records(run.store.root) if not r.end and census.alive(r.owner)]
+        held = [r.owner for r in records(root) if not r.end and census.alive(r.owner)]
         if held:
-            say(f"  {tally.elsewhere} samples are with {describe(held)}; who ends last scores the run")
-            say(f"  if you know that it is dead, remove {run.store.root / 'claims'} and run again")
-    for other in submissions(run.store.root):
-        if other.id != submission.id and other.created >= submission.created:
-            say(f"  also submitted meanwhile: {other.told()}")
+            run.say(f"  {tally.elsewhere} samples are with {describe(held)}; who ends last scores the run")
+            run.say(f"  if you know that it is dead, remove {root / 'claims'} and run again")
+    for other in submissions(root):
+        if other.id != run.record.id and other.created >= run.record.created:
+            run.say(f"  also submitted meanwhile: {other.told()}")
     return tally
 
 
-def _close(store: RunStore, submission: Submission) -> None:
-    submission.state = "over"
-    submission.write(store)
-
-
-def _finish(
-    runs: Sequence[Planned], answers: dict[int, Launched], score: bool, say: Callable[[str], None]
-) -> None:
+def _finish(runs: Sequence[Planned], score: bool) -> None:
     """Submit the report over all runs, and say what to look at."""
     first = runs[0]
     roots = [str(run.store.root) for run in runs]
-    made = [s for s in (answers[id(run)].submission for run in runs) if s is not None]
     if score and first.cluster.finish:
+        out = (first.log / "report.md").resolve()
+        command = ["report", "--after-run", *(str(run.store.root.resolve()) for run in runs)]
+        command += ["--format", "md", "--output", str(out)]
+        after = [run.record.jobs["score"] for run in runs if "score" in run.record.jobs]
+        name = f"report-{first.store.root.name}"
         try:
-            report = _report(runs, made, say)
+            report = slurm.submit_command(first, name, command, after, _code(first))
         except RefsegError as error:
             # The work is submitted all the same.
-            say(f"no report job: {error}")
+            first.say(f"no report job: {error}")
         else:
-            for run, submission in zip(runs, made, strict=True):
-                submission.jobs["report"] = report
-                submission.write(run.store)
-    for run, submission in zip(runs, made, strict=True):
-        jobs = "  ".join(f"{role} {number}" for role, number in submission.jobs.items())
-        say(f"{run.store.root}\n  {run.samples} samples in {run.shards} shards; jobs: {jobs}")
-        say(f"  log: {run.store.root / 'log' / submission.id}")
-    say(f"watch:  refseg status {' '.join(roots)}")
-    say(f"result: refseg report {' '.join(roots)}")
-
-
-def _report(runs: Sequence[Planned], made: Sequence[Submission], say: Callable[[str], None]) -> str:
-    first = runs[0]
-    folder = first.store.root / "log" / made[0].id
-    form = ("--format", "md", "--output", str((folder / "report.md").resolve()))
-    return slurm.submit_command(
-        folder,
-        f"report-{first.store.root.name}",
-        ["report", "--after-run", *(str(run.store.root.resolve()) for run in runs), *form],
-        first.cluster,
-        [s.jobs["score"] for s in made if "score" in s.jobs],
-        _code(first, made[0], say),
-    )
+            for run in runs:
+                _keep_job(run, "report", report)
+    for run in runs:
+        jobs = "  ".join(f"{role} {number}" for role, number in run.record.jobs.items())
+        run.say(f"{run.store.root}\n  {run.samples} samples in {run.shards} shards; jobs: {jobs}")
+        run.say(f"  log: {run.log}")
+    first.say(f"watch:  refseg status {' '.join(roots)}")
+    first.say(f"result: refseg report {' '.join(roots)}")

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,6 @@ from refseg_bench.files.store_io import write_error
 from refseg_bench.run.progress import Progress
 from refseg_bench.run.shards import Planned, Tally, at_once_here, outcomes, tally_of
 from refseg_bench.run.store import StoredLine
-from refseg_bench.run.submissions import Submission
 
 #: Seconds between two looks at the processes and the store.
 _LOOK = 0.25
@@ -55,7 +54,7 @@ def devices(cluster: Cluster, environment: Mapping[str, str] = os.environ) -> li
     return names[: cluster.gpus]
 
 
-def work(run: Planned, submission: Submission, say: Callable[[str], None], *, capture: bool = False) -> Tally:
+def work(run: Planned, *, capture: bool = False) -> Tally:
     """Run all shards, as many at once as there are GPUs (or cores).
 
     A shard that dies does not end the others; living ones take over its clips.
@@ -66,7 +65,7 @@ def work(run: Planned, submission: Submission, say: Callable[[str], None], *, ca
     at_once = at_once_here(run.cluster)
     names: list[str | None] = [*devices(run.cluster)] if run.cluster.gpus else [None] * at_once
     free = deque(names[:at_once])
-    folder = run.store.place("log", submission.id)
+    folder = run.store.place("log", run.record.id)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -79,14 +78,15 @@ def work(run: Planned, submission: Submission, say: Callable[[str], None], *, ca
             while waiting or running:
                 while waiting and free:
                     shard = waiting.popleft()
-                    running.append(_start(run, submission, shard, free.popleft(), folder, at_once, capture))
+                    running.append(_start(run, shard, free.popleft(), folder, at_once, capture))
                 time.sleep(_LOOK)
                 for process in [p for p in running if p.popen.poll() is not None]:
                     running.remove(process)
                     free.append(process.device)
-                    if process.popen.returncode not in _WELL:
-                        bad.append((process, process.popen.returncode))
-                        say(f"  shard {process.shard} {_end(process.popen.returncode)}; log: {process.log}")
+                    code = process.popen.returncode
+                    if code not in _WELL:
+                        bad.append((process, code))
+                        run.say(f"  shard {process.shard} {_end(code)}; log: {process.log}")
                 if not capture:
                     _advance(bar, run, before)
         finally:
@@ -104,13 +104,7 @@ def work(run: Planned, submission: Submission, say: Callable[[str], None], *, ca
 
 
 def _start(
-    run: Planned,
-    submission: Submission,
-    shard: int,
-    device: str | None,
-    folder: Path,
-    at_once: int,
-    capture: bool,
+    run: Planned, shard: int, device: str | None, folder: Path, at_once: int, capture: bool
 ) -> _Process:
     environment = dict(os.environ)
     if device is not None:
@@ -118,7 +112,7 @@ def _start(
     else:
         # Several processes with a thread per core each would fight for the cores.
         environment.setdefault("OMP_NUM_THREADS", str(max(1, env.cores() // at_once)))
-    command = [sys.executable, "-m", "refseg_bench", "work", str(run.store.root), "--launch", submission.id]
+    command = [sys.executable, "-m", "refseg_bench", "work", str(run.store.root), "--launch", run.record.id]
     command += ["--shard", str(shard), "--of", str(run.shards), "--parent", str(os.getpid())]
     command += ["--capture"] if capture else []
     log = folder / f"{'capture' if capture else 'shard'}-{shard}.log"

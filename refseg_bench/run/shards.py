@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from refseg_bench.errors import RefsegError
 from refseg_bench.run.build import dataset_of, frozen
 from refseg_bench.run.inputs import Present, keep_record, seen_before, stale, told
 from refseg_bench.run.store import RunStore, StoredLine, runs_in
+from refseg_bench.run.submissions import Submission
 from refseg_bench.types import Clip, Expression, sample_id
 
 Work = list[tuple[Clip, tuple[Expression, ...]]]
@@ -83,7 +84,7 @@ class Tally:
 
 @dataclass
 class Planned:
-    """One run of a submission.
+    """One run of a submission: what is asked for, and what became of it.
 
     Attributes:
         store: its folder.
@@ -91,8 +92,12 @@ class Planned:
         config: the same, typed.
         work: what is left of it.
         clips: clips of the whole run.
+        say: takes lines for the user.
         shards: parts it is split into.
         capture: digest of the attention capture it shares with other runs of the submission.
+        submission: the record of this submission; ``None`` where nothing was left to predict.
+        tally: what was done here; ``None`` where it was submitted, stood back or failed.
+        error: why it could not be worked on.
     """
 
     store: RunStore
@@ -100,13 +105,33 @@ class Planned:
     config: Config
     work: Work
     clips: int
+    say: Callable[[str], None]
     shards: int = 1
-    capture: str | None = field(default=None)
+    capture: str | None = None
+    submission: Submission | None = None
+    tally: Tally | None = None
+    error: RefsegError | None = None
 
     @property
     def cluster(self) -> Cluster:
         """Where it goes."""
         return self.config.cluster
+
+    @property
+    def record(self) -> Submission:
+        """The record of this submission, once it is registered."""
+        assert self.submission is not None
+        return self.submission
+
+    @property
+    def log(self) -> Path:
+        """The folder of this submission's logs."""
+        return self.store.root / "log" / self.record.id
+
+    @property
+    def submitted(self) -> bool:
+        """True if jobs of a cluster go on with it (and score and report it, where asked)."""
+        return self.cluster.kind == "slurm" and self.submission is not None and self.error is None
 
     @property
     def samples(self) -> int:
@@ -134,8 +159,8 @@ def planned(store: RunStore, point: Composed, say: Callable[[str], None], *, kee
     _tell_of_data(store, whole, present, say)
     if keep:
         keep_record(store, whole, files, present)
-    run = Planned(store, point.values, config, work, len(whole))
-    run.shards = max(1, min(_wanted(run, say), run.clips))
+    run = Planned(store, point.values, config, work, len(whole), say)
+    run.shards = max(1, min(_wanted(run), run.clips))
     return run
 
 
@@ -181,7 +206,7 @@ def tally_of(run: Planned, before: Mapping[str, StoredLine]) -> Tally:
     return Tally(found.count(True), found.count(False), found.count(None))
 
 
-def _wanted(run: Planned, say: Callable[[str], None]) -> int:
+def _wanted(run: Planned) -> int:
     cluster = run.cluster
     if isinstance(cluster.shards, int):
         if cluster.shards < 1:
@@ -193,7 +218,7 @@ def _wanted(run: Planned, say: Callable[[str], None]) -> int:
     measured = seconds_per_frame(run.store) or _siblings(run)
     if measured is None:
         guess = min(len(run.work), cluster.parallel or 8)
-        say(
+        run.say(
             f"{run.store.root.name}: nothing measured yet for cluster.shards=auto, taking {guess}; "
             "a first run with limit.clips=2 measures"
         )

@@ -18,6 +18,7 @@ from refseg_bench.config import searchpath
 from refseg_bench.config.compose import Cluster
 from refseg_bench.errors import MissingExtra, RefsegError
 from refseg_bench.files.store_io import printable, write_atomic, write_error
+from refseg_bench.run.shards import Planned
 from refseg_bench.run.worker import Command, Shard
 
 _HOME = Path(refseg_bench.__file__).resolve().parent.parent
@@ -106,73 +107,55 @@ def snapshot(folder: Path, say: Callable[[str], None]) -> Path:
 
 
 def submit_array(
-    root: Path,
-    launch: str,
-    shards: int,
-    cluster: Cluster,
-    *,
-    capture: bool = False,
-    after: str | None = None,
-    code: Path | None = None,
+    run: Planned, code: Path | None = None, *, capture: bool = False, after: str | None = None
 ) -> str:
     """Submit all shards of a run as one array.
 
     Args:
-        root: the run folder.
-        launch: the submission's id.
-        shards: parts.
-        cluster: what to ask SLURM for.
+        run: the run.
+        code: a snapshot to run from.
         capture: fill the attention cache only.
         after: id of a job that must have ended first, well or not.
-        code: a snapshot to run from.
 
     Returns:
         The array's job id.
     """
-    root = root.resolve()
+    cluster, root = run.cluster, run.store.root.resolve()
     options = {
-        **_common(cluster, after, code),
         "job_name": f"{'capture' if capture else 'work'}-{root.name}",
         "partition": cluster.partition,
         "time": cluster.minutes,
-        "cpus_per_task": cluster.cpus,
         "mem": None if cluster.mem_gb is None else f"{int(cluster.mem_gb * 1024)}M",
         "gpus_per_node": cluster.gpus or None,
-        "array_parallelism": cluster.parallel or shards,
+        "array_parallelism": cluster.parallel or run.shards,
     }
-    jobs = [Shard(str(root), launch, shard, shards, capture) for shard in range(shards)]
-    return _submit(root / "log" / launch, cluster, options, jobs)
+    jobs = [Shard(str(root), run.record.id, shard, run.shards, capture) for shard in range(run.shards)]
+    return _submit(run, {**_common(cluster, after, code), **options}, jobs)
 
 
 def submit_command(
-    folder: Path,
-    name: str,
-    arguments: Sequence[str],
-    cluster: Cluster,
-    after: Sequence[str],
-    code: Path | None,
+    run: Planned, name: str, arguments: Sequence[str], after: Sequence[str], code: Path | None = None
 ) -> str:
     """Submit a command of this program as a job without a GPU.
 
     Args:
-        folder: where its log goes.
+        run: the run it is about.
         name: the job's name.
         arguments: after ``refseg``.
-        cluster: what to ask SLURM for.
         after: jobs that must have ended first, well or not.
         code: a snapshot to run from.
 
     Returns:
         The job's id.
     """
+    cluster = run.cluster
     options = {
-        **_common(cluster, ":".join(after) or None, code),
         "job_name": name,
         "partition": cluster.cpu_partition or cluster.partition,
         "time": cluster.cpu_minutes,
-        "cpus_per_task": cluster.cpus,
     }
-    return _submit(folder.resolve(), cluster, options, [Command(tuple(arguments))])
+    common = _common(cluster, ":".join(after) or None, code)
+    return _submit(run, {**common, **options}, [Command(tuple(arguments))])
 
 
 def _common(cluster: Cluster, after: str | None, code: Path | None) -> dict[str, Any]:
@@ -189,6 +172,7 @@ def _common(cluster: Cluster, after: str | None, code: Path | None) -> dict[str,
             f'export PYTHONPATH={shlex.quote(str(code.resolve()))}"${{PYTHONPATH:+:$PYTHONPATH}}"',
         ]
     return {
+        "cpus_per_task": cluster.cpus,
         "account": cluster.account,
         "qos": cluster.qos,
         "constraint": cluster.constraint,
@@ -215,10 +199,13 @@ def _python(cluster: Cluster) -> str | None:
     return f"{cluster.container} {program}" if cluster.container else program
 
 
-def _submit(folder: Path, cluster: Cluster, options: Mapping[str, Any], jobs: Sequence[Any]) -> str:
+def _submit(run: Planned, options: Mapping[str, Any], jobs: Sequence[Any]) -> str:
     import submitit
 
-    executor = submitit.SlurmExecutor(folder, max_num_timeout=cluster.requeues, python=_python(cluster))
+    folder = run.log.resolve()
+    executor = submitit.SlurmExecutor(
+        folder, max_num_timeout=run.cluster.requeues, python=_python(run.cluster)
+    )
     executor.update_parameters(**{key: value for key, value in options.items() if value is not None})
     try:
         with executor.batch():
