@@ -19,13 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refseg_bench.errors import RefsegError
-from refseg_bench.files.store_io import read_bytes, replacing, sweep, tell_unwritten
+from refseg_bench.files.store_io import content, replacing, sweep, tell_unwritten
 
 Value: TypeAlias = NDArray[Any] | str
 Entry: TypeAlias = dict[str, Value]
-
-#: Most bytes of one frame's file.
-_MOST_OF_A_FRAME = 1 << 30
 
 #: Bump when the file layout changes: old files are then never found again.
 FORMAT = 1
@@ -67,7 +64,7 @@ def fingerprint(paths: Iterable[Path], *, upright: bool = False) -> str:
     whole = hashlib.blake2b(b"upright" if upright else b"", digest_size=16)
     for path in paths:
         try:
-            whole.update(hashlib.blake2b(read_bytes(path, _MOST_OF_A_FRAME), digest_size=16).digest())
+            whole.update(content(path))
         except OSError as error:
             raise RefsegError(
                 f"A frame can't be read ({type(error).__name__}).",

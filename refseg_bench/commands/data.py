@@ -15,7 +15,7 @@ from refseg_bench.datasets.base import Dataset
 from refseg_bench.datasets.prepare import prepare
 from refseg_bench.datasets.verify import Verdict, manifest, verify
 from refseg_bench.errors import ConfigError, DataError
-from refseg_bench.files.store_io import output, safe_name, write_error
+from refseg_bench.files.store_io import output, safe_name, writing
 from refseg_bench.report.pictures import find_sample, show_target
 
 
@@ -187,10 +187,8 @@ def show_sample(args: argparse.Namespace) -> int:
     clip, expression = find_sample(data, args.sample)
     image = show_target(clip, expression, data.target(clip, expression), frames=args.frames)
     out = args.out or Path(safe_name(f"{name}-{clip.id}-{expression.id}".replace("/", "_")) + ".png")
-    try:
+    with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise write_error(error, out) from error
     with output(out) as handle:
         handle.write(encoded(image, "PNG"))
     print(f"{clip.id}/{expression.id}: {expression.text}")

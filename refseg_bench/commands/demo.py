@@ -44,7 +44,7 @@ def main(args: argparse.Namespace) -> int:
     """Run the command."""
     from refseg_bench import env
     from refseg_bench.config import compose as configs
-    from refseg_bench.files.store_io import output, write_error
+    from refseg_bench.files.store_io import output, writing
     from refseg_bench.report.media import encoded
     from refseg_bench.report.pictures import overlay_video, show_stages
     from refseg_bench.run.build import build_method, dataset_of
@@ -57,10 +57,8 @@ def main(args: argparse.Namespace) -> int:
     (point, *more) = configs.compose(args.overrides if chosen else ["method=lexical", *args.overrides])
     if more:
         raise ConfigError("A demo is one run, not a sweep.", where=" ".join(args.overrides))
-    try:
+    with writing(args.output):
         args.output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise write_error(error, args.output) from error
     clip, rate = open_clip(args.clip, args.output / "frames", args.frames)
     method = build_method(point.values, dataset_of(point.values))
     if method.sees_targets:

@@ -107,10 +107,8 @@ def read_text(path: Path, most: int = MOST_BYTES) -> str:
     Raises:
         StoreError: missing, no regular file, too large, or no UTF-8.
     """
-    try:
+    with reading(path, UnicodeDecodeError):
         return read_bytes(path, most).decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise unreadable(path, error) from error
 
 
 def too_deep(value: Any) -> bool:
@@ -167,11 +165,8 @@ def read_json(path: Path, most: int = MOST_BYTES) -> dict[str, Any]:
     Raises:
         StoreError: missing, no regular file, too large, torn, too deep, or no object.
     """
-    text = read_text(path, most)
-    try:
-        value = parse_json(text)
-    except ValueError as error:
-        raise unreadable(path, error) from error
+    with reading(path, ValueError):
+        value = parse_json(read_text(path, most))
     if not isinstance(value, dict):
         raise StoreError("The JSON file holds no object.", where=path, hint=PUT_BACK)
     return value
@@ -216,11 +211,12 @@ def read_yaml(path: Path, most: int = MOST_BYTES) -> dict[str, Any]:
     Raises:
         StoreError: missing, no regular file, too large, torn, too deep, or no mapping.
     """
-    text = read_text(path, most)
-    try:
+    return _yaml_mapping(read_text(path, most), path)
+
+
+def _yaml_mapping(text: str, path: Path) -> dict[str, Any]:
+    with reading(path, ValueError):
         value = parse_yaml(text)
-    except ValueError as error:
-        raise unreadable(path, error) from error
     if not isinstance(value, dict):
         raise StoreError("The YAML file holds no mapping.", where=path, hint=PUT_BACK)
     return {str(k): v for k, v in value.items()}
@@ -236,16 +232,15 @@ def read_npz(path: Path, most: int = 1 << 30) -> dict[str, NDArray[Any]]:
     Raises:
         StoreError: missing, too large, torn or damaged, or with arrays of objects.
     """
-    try:
-        with zipfile.ZipFile(io.BytesIO(read_bytes(path, most))) as archive:
-            members = archive.infolist()
-            if sum(member.file_size for member in members) > most:
-                raise ValueError(f"it unpacks to more than {most} bytes")
-            return {m.filename.removesuffix(".npy"): _npy(archive.read(m)) for m in members}
-    except (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error) as error:
-        raise unreadable(path, error) from error
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, TokenError) as error:
-        raise unreadable(path, error) from error
+    torn = (ValueError, SyntaxError, EOFError, struct.error, zlib.error, TokenError)
+    with (
+        reading(path, *torn, zipfile.BadZipFile, NotImplementedError, RuntimeError),
+        zipfile.ZipFile(io.BytesIO(read_bytes(path, most))) as archive,
+    ):
+        members = archive.infolist()
+        if sum(member.file_size for member in members) > most:
+            raise ValueError(f"it unpacks to more than {most} bytes")
+        return {m.filename.removesuffix(".npy"): _npy(archive.read(m)) for m in members}
 
 
 def _npy(data: bytes) -> NDArray[Any]:
@@ -268,6 +263,24 @@ UNCHECKED: set[Path] = set()
 def checksum(data: bytes) -> str:
     """16 hex digits of a file's or a record's content."""
     return hashlib.blake2b(data, digest_size=8).hexdigest()
+
+
+def content(path: Path) -> bytes:
+    """16 bytes that stand for a frame's file (BLAKE2b of its bytes), read piece by piece.
+
+    Raises:
+        OSError: as :func:`open_regular`, or of more than 1 GiB (``EFBIG``).
+    """
+    whole = hashlib.blake2b(digest_size=16)
+    with open_regular(path) as handle:
+        # As long as the disk says it is: a record from elsewhere may name any file.
+        left = os.fstat(handle.fileno()).st_size
+        if left > 1 << 30:
+            raise OSError(errno.EFBIG, "no frame is so large", str(path))
+        while piece := handle.read(min(left, 1 << 20)):
+            whole.update(piece)
+            left -= len(piece)
+    return whole.digest()
 
 
 def _sum_of(record: Mapping[str, Any]) -> str:
@@ -325,7 +338,7 @@ def read_sealed_yaml(path: Path) -> dict[str, Any]:
         UNCHECKED.add(path)
     elif checksum(text[: found.start()].encode()) != found[1]:
         raise changed(path)
-    return read_yaml(path)
+    return _yaml_mapping(text, path)
 
 
 _LEFT_OUT: set[str] = set()
@@ -353,6 +366,16 @@ def unreadable(path: Path, error: Exception) -> StoreError:
     """An error that came up when a file was read, told to the user."""
     told = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
     return StoreError(f"Can't read the file ({told or type(error).__name__}).", where=path, hint=PUT_BACK)
+
+
+@contextlib.contextmanager
+def reading(path: Path, *torn: type[Exception]) -> Iterator[None]:
+    """Tell an ``OSError`` of the block, or one that means a torn file, as :func:`unreadable`."""
+    kinds: tuple[type[Exception], ...] = (OSError, *torn)
+    try:
+        yield
+    except kinds as error:
+        raise unreadable(path, error) from error
 
 
 # ── writing ──────────────────────────────────────────────────────────────────
@@ -445,16 +468,12 @@ def output(path: Path) -> Iterator[IO[bytes]]:
     Raises:
         StoreError: it can't be written.
     """
-    try:
-        if _in_place(path):
-            with path.open("wb") as handle:
-                yield handle
-        else:
+    with writing(path):
+        in_place = _in_place(path)
+        if not in_place:
             sweep(path.parent)
-            with replacing(path) as handle:
-                yield handle
-    except OSError as error:
-        raise write_error(error, path) from error
+        with path.open("wb") if in_place else replacing(path) as handle:
+            yield handle
 
 
 def check_output(path: Path) -> None:
@@ -463,7 +482,7 @@ def check_output(path: Path) -> None:
     Raises:
         StoreError: no such folder, a folder itself, or no right or space to write there.
     """
-    try:
+    with writing(path):
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         if not _in_place(path):
@@ -472,8 +491,6 @@ def check_output(path: Path) -> None:
                 probe.write(bytes(1))
         elif path.exists() and not os.access(path, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    except OSError as error:
-        raise write_error(error, path) from error
 
 
 def _in_place(path: Path) -> bool:
@@ -558,6 +575,15 @@ def write_error(error: OSError, where: Path) -> StoreError:
     return StoreError(
         f"Can't write ({error.strerror or error}).", where=where, hint="Check the path and its rights."
     )
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Tell an ``OSError`` of the block as :func:`write_error`."""
+    try:
+        yield
+    except OSError as error:
+        raise write_error(error, path) from error
 
 
 # ── names and values ─────────────────────────────────────────────────────────

@@ -8,10 +8,8 @@ where the method saw it: else other masks ask for scoring again, not for predict
 
 from __future__ import annotations
 
-import hashlib
 import os
-import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,21 +19,18 @@ from refseg_bench.errors import DataError, ScoreError, StoreError
 from refseg_bench.files.store_io import (
     MOST_BYTES,
     PUT_BACK,
-    open_regular,
+    checksum,
+    content,
+    parse_json,
     read_record,
     sealed,
-    write_atomic,
-    write_error,
+    writing,
 )
 from refseg_bench.run.store import RunStore, StoredLine
 from refseg_bench.types import Clip, Expression, Inputs, Prediction, SampleFailure, Target, sample_id
 
 #: What helps where samples were predicted on other data.
 HINT = "The same `refseg run` predicts them again; or put the former data back."
-
-
-#: Most bytes of one frame's file.
-_MOST_OF_A_FRAME = 1 << 30
 
 
 class StaleError(ScoreError):
@@ -82,7 +77,7 @@ class Present:
         if known is None:
             known = _digest((*clip.frame_names, "", *map(str, clip.size))).encode()
             self._facts[clip.id] = known
-        return _hex(known + expression.text.encode("utf-8", "surrogatepass"))
+        return checksum(known + expression.text.encode("utf-8", "surrogatepass"))
 
     def state(self, clip: Clip) -> str:
         """Digest of the sizes and times of a clip's files; empty where one is missing.
@@ -104,20 +99,8 @@ class Present:
         """Digest of the bytes of a clip's frames, wherever they lie; empty where one can't be read."""
         known = self.known(clip)
         if not known:
-            whole = hashlib.blake2b(digest_size=8)
             try:
-                for path in clip.frame_paths:
-                    frame = hashlib.blake2b(digest_size=16)
-                    with open_regular(path) as handle:
-                        # As long as the disk says it is: a record from elsewhere may name any file.
-                        left = os.fstat(handle.fileno()).st_size
-                        if left > _MOST_OF_A_FRAME:
-                            raise OSError("no frame is so large")
-                        while piece := handle.read(min(left, 1 << 20)):
-                            frame.update(piece)
-                            left -= len(piece)
-                    whole.update(frame.digest())
-                known = whole.hexdigest()
+                known = checksum(b"".join(map(content, clip.frame_paths)))
             except OSError:
                 known = ""
             self._files[clip.id] = known
@@ -141,9 +124,7 @@ class Present:
             return ""
         tracks = (*target.objects, *(track for track in (target.void,) if track is not None))
         frames = [counts for track in tracks for counts in (str(track.size).encode(), *track.rles)]
-        return hashlib.blake2b(
-            b"\n".join(b"-" if counts is None else counts for counts in frames), digest_size=8
-        ).hexdigest()
+        return checksum(b"\n".join(b"-" if counts is None else counts for counts in frames))
 
     def same(self, line: StoredLine, clip: Clip, expression: Expression) -> bool:
         """Whether a stored sample was predicted on what the data set holds now.
@@ -292,11 +273,7 @@ def told(differences: Mapping[str, str], first: int = 3) -> str:
 
 
 def _digest(texts: Iterable[str]) -> str:
-    return _hex("\0".join(texts).encode("utf-8", "surrogatepass"))
-
-
-def _hex(data: bytes) -> str:
-    return hashlib.blake2b(data, digest_size=8).hexdigest()
+    return checksum("\0".join(texts).encode("utf-8", "surrogatepass"))
 
 
 def _quoted(text: str) -> str:
@@ -314,8 +291,6 @@ def _names(frames: tuple[int, str, str]) -> str:
 
 #: Name of the file in a run folder.
 NAME = "data.json"
-
-_HALF = re.compile("[\ud800-\udfff]")
 
 
 @dataclass
@@ -380,18 +355,17 @@ def keep_record(
         "files": {path: state for path, state in states.items() if state is not None},
     }
     text = sealed(record)
-    path = store.place(NAME)
-    # The reader takes no half characters, as names in another encoding have them.
-    halves = "\\ud" in text and _HALF.search("".join(_texts([record["clips"], list(states)])))
-    if halves or len(text) > MOST_BYTES:
-        text = ""
+    fits = len(text) <= MOST_BYTES
     try:
-        if text:
-            write_atomic(path, text)
-        else:
-            path.unlink(missing_ok=True)
-    except OSError as error:
-        raise write_error(error, path) from error
+        # The reader takes no half characters, as names in another encoding have them.
+        parse_json(text if "\\ud" in text else "null")
+    except ValueError:
+        fits = False
+    if fits:
+        return store.keep(text, NAME)
+    path = store.place(NAME)
+    with writing(path):
+        path.unlink(missing_ok=True)
 
 
 def recorded(store: RunStore) -> RecordedDataset | None:
@@ -425,29 +399,11 @@ def seen_before(store: RunStore) -> Mapping[str, tuple[str, str]]:
 def _told(clip: Clip, expressions: Sequence[Expression]) -> list[Any]:
     """Id, size, frame names, folder of the frames, their files there, and [id, text] of the expressions."""
     paths = [os.fspath(path) for path in clip.frame_paths]
-    folder = os.path.dirname(paths[0]) if paths else ""
-    start = len(folder) + 1
-    files = [path[start:] if path[:start] == f"{folder}/" else os.path.abspath(path) for path in paths]
-    if not folder:
-        files = paths
-    folder = os.path.abspath(folder)
-    return [
-        clip.id,
-        [int(side) for side in clip.size],
-        list(clip.frame_names),
-        folder,
-        files,
-        [[e.id, e.text] for e in expressions],
-    ]
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """All texts in nested lists."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, list):
-        for item in value:
-            yield from _texts(item)
+    start = os.path.join(os.path.dirname(paths[0]), "") if paths else ""
+    files = [path[len(start) :] if path.startswith(start) else os.path.abspath(path) for path in paths]
+    size = [int(side) for side in clip.size]
+    texts = [[e.id, e.text] for e in expressions]
+    return [clip.id, size, list(clip.frame_names), os.path.abspath(start), files, texts]
 
 
 def _clip(entry: Any) -> tuple[Clip, tuple[Expression, ...]]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from refseg_bench import env
 from refseg_bench.config.compose import Cluster
 from refseg_bench.errors import ConfigError, RefsegError
-from refseg_bench.files.store_io import write_error
+from refseg_bench.files.store_io import writing
 from refseg_bench.run.progress import Progress
 from refseg_bench.run.shards import Planned, Tally, at_once_here, outcomes, tally_of
 from refseg_bench.run.store import StoredLine
@@ -66,10 +66,8 @@ def work(run: Planned, *, capture: bool = False) -> Tally:
     names: list[str | None] = [*devices(run.cluster)] if run.cluster.gpus else [None] * at_once
     free = deque(names[:at_once])
     folder = run.store.place("log", run.record.id)
-    try:
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise write_error(error, folder) from error
     waiting, running, bad = deque(range(run.shards)), list[_Process](), list[tuple[_Process, int]]()
     total = 0 if capture else run.samples
     before = dict(run.store.index())
@@ -116,13 +114,10 @@ def _start(
     command += ["--shard", str(shard), "--of", str(run.shards), "--parent", str(os.getpid())]
     command += ["--capture"] if capture else []
     log = folder / f"{'capture' if capture else 'shard'}-{shard}.log"
-    try:
-        with log.open("ab") as out:
-            popen = subprocess.Popen(
-                command, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment
-            )
-    except OSError as error:
-        raise write_error(error, log) from error
+    with writing(log), log.open("ab") as out:
+        popen = subprocess.Popen(
+            command, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment
+        )
     return _Process(shard, popen, device, log)
 
 

@@ -17,7 +17,7 @@ from refseg_bench import env
 from refseg_bench.config import searchpath
 from refseg_bench.config.compose import Cluster
 from refseg_bench.errors import MissingExtra, RefsegError
-from refseg_bench.files.store_io import printable, write_atomic, write_error
+from refseg_bench.files.store_io import printable, write_atomic, writing
 from refseg_bench.run.shards import Planned
 from refseg_bench.run.worker import Command, Shard
 
@@ -88,7 +88,7 @@ def snapshot(folder: Path, say: Callable[[str], None]) -> Path:
         raise RefsegError(
             "cluster.snapshot needs a git checkout.", where=_HOME, hint="Set cluster.snapshot=false."
         ) from error
-    try:
+    with writing(folder):
         for name in tracked:
             source = _HOME / name
             if source.is_file():
@@ -97,8 +97,6 @@ def snapshot(folder: Path, say: Callable[[str], None]) -> Path:
                 shutil.copy2(source, target)
         # The copy is no checkout: what its results are traced to goes with it.
         write_atomic(folder / env.ORIGIN, json.dumps(env.commit()) + "\n")
-    except OSError as error:
-        raise write_error(error, folder) from error
     if left_out:
         more = f" and {len(left_out) - 8} more" if len(left_out) > 8 else ""
         names = printable(", ".join(left_out[:8]))

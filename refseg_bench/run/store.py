@@ -24,7 +24,6 @@ What a folder holds is checked when it is read, for it may come from anywhere.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import math
 import os
@@ -52,6 +51,7 @@ from refseg_bench.files.store_io import (
     read_bytes,
     read_npz,
     read_record,
+    reading,
     replacing,
     safe_name,
     sealed,
@@ -59,10 +59,10 @@ from refseg_bench.files.store_io import (
     sweep,
     sync,
     to_plain,
-    unreadable,
     within,
     write_atomic,
     write_error,
+    writing,
 )
 from refseg_bench.types import (
     Estimate,
@@ -113,13 +113,9 @@ class StoredLine:
 
 def job_name() -> str:
     """A name no other process has: start time, SLURM job where there is one, host, pid."""
-    slurm = os.environ.get("SLURM_JOB_ID")
-    parts = [
-        time.strftime("%Y%m%d-%H%M%S"),
-        *([f"slurm{slurm}"] if slurm else []),
-        os.uname().nodename.split(".")[0],
-    ]
-    return "-".join([*parts, str(os.getpid()), uuid.uuid4().hex[:6]])
+    slurm = f"slurm{os.environ['SLURM_JOB_ID']}-" if os.environ.get("SLURM_JOB_ID") else ""
+    host = os.uname().nodename.split(".")[0]
+    return f"{time.strftime('%Y%m%d-%H%M%S')}-{slurm}{host}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
 
 
 class PredictionWriter:
@@ -219,26 +215,20 @@ def scan(path: Path, offset: int, damaged: Callable[[int], None]) -> Iterator[St
         offset: where a line begins.
         damaged: receives the offset of every line that is no whole record.
     """
-    try:
-        with open_regular(path) as handle:
-            handle.seek(offset)
-            for raw in iter(lambda: handle.readline(_LONGEST), b""):
-                if not raw.endswith(b"\n"):
-                    if _sound(raw[:-1], path) is False and len(raw) < _LONGEST:
-                        # Still being written, or torn.
-                        return
-                    # Whole but for its newline, or without an end.
+    with reading(path), open_regular(path) as handle:
+        handle.seek(offset)
+        for raw in iter(lambda: handle.readline(_LONGEST), b""):
+            if not raw.endswith(b"\n"):
+                # Still being written, or torn; else whole but for its newline, or without an end.
+                if _sound(raw[:-1], path) is not False or len(raw) >= _LONGEST:
                     damaged(offset)
-                    return
-                length = len(raw)
-                line = _headed(raw, path, offset)
-                if line is not None:
-                    yield line
-                elif not raw.isspace():
-                    damaged(offset)
-                offset += length
-    except OSError as error:
-        raise unreadable(path, error) from error
+                return
+            line = _stored(raw, path, offset)
+            if line is not None:
+                yield line
+            elif not raw.isspace():
+                damaged(offset)
+            offset += len(raw)
 
 
 def read_line(line: StoredLine) -> Prediction:
@@ -247,12 +237,9 @@ def read_line(line: StoredLine) -> Prediction:
     Raises:
         StoreError: the file changed under us.
     """
-    try:
-        with open_regular(line.path) as handle:
-            handle.seek(line.offset)
-            raw = handle.read(line.length)
-    except OSError as error:
-        raise unreadable(line.path, error) from error
+    with reading(line.path), open_regular(line.path) as handle:
+        handle.seek(line.offset)
+        raw = handle.read(line.length)
     try:
         found = _prediction(parse_json(raw.decode("ascii")))
         _expect((found.sample, found.clip, found.ok) == (line.sample, line.clip, line.ok), "sample")
@@ -265,16 +252,23 @@ def read_line(line: StoredLine) -> Prediction:
     return found
 
 
-def _headed(raw: bytes, path: Path, offset: int) -> StoredLine | None:
+def _stored(raw: bytes, path: Path, offset: int) -> StoredLine | None:
     """A line by its first keys, if it fits its checksum."""
     head = _HEAD.match(raw)
     if head is None or _sound(raw, path) is False:
         return None
     try:
-        line = _line(head, path, offset, len(raw))
+        sample, clip = json.loads(head[1]), sys.intern(json.loads(head[2]))
     except ValueError:
         return None
-    return line if line.sample.startswith(f"{line.clip}/") else None
+    if not sample.startswith(f"{clip}/"):
+        return None
+    inputs = None
+    if head[4] is not None:
+        # Samples of one clip share their digests.
+        files, state = sys.intern(head[6].decode()), sys.intern(head[7].decode())
+        inputs = (head[5].decode(), files, state, (head[8] or b"").decode())
+    return StoredLine(sample, clip, head[3] == b"true", path, offset, len(raw), inputs, int(head[4] or 0))
 
 
 def _sound(raw: bytes, path: Path) -> bool | None:
@@ -286,16 +280,6 @@ def _sound(raw: bytes, path: Path) -> bool | None:
         return False
     UNCHECKED.add(path)
     return None
-
-
-def _line(head: re.Match[bytes], path: Path, offset: int, length: int) -> StoredLine:
-    inputs = None
-    if head[4] is not None:
-        # Samples of one clip share their digests.
-        files, state = sys.intern(head[6].decode()), sys.intern(head[7].decode())
-        inputs = (head[5].decode(), files, state, (head[8] or b"").decode())
-    sample, clip = json.loads(head[1]), sys.intern(json.loads(head[2]))
-    return StoredLine(sample, clip, head[3] == b"true", path, offset, length, inputs, int(head[4] or 0))
 
 
 def _record(p: Prediction) -> dict[str, Any]:
@@ -313,11 +297,7 @@ def _record(p: Prediction) -> dict[str, Any]:
         record["size"] = list(p.track.size)
         record["rles"] = [None if r is None else r.decode("ascii") for r in p.track.rles]
     if p.failure is not None:
-        record["failure"] = {
-            "kind": p.failure.kind,
-            "message": p.failure.message,
-            "traceback": p.failure.traceback,
-        }
+        record["failure"] = asdict(p.failure)
     if p.point is not None:
         record["point"] = [p.point.frame, p.point.y, p.point.x, p.point.value]
     if p.no_target is not None:
@@ -539,7 +519,7 @@ class RunStore:
         """
         store = cls(root)
         store.sweep()
-        try:
+        with writing(root):
             if store.info_path.is_file():
                 known = store.info().digest
                 if known != info.digest:
@@ -560,8 +540,6 @@ class RunStore:
             write_atomic(root / "config.yaml", sealed_text(config_yaml))
             # Written last: a run folder without run.json was never completely frozen.
             write_atomic(store.info_path, sealed(to_plain(asdict(info)), 2))
-        except OSError as error:
-            raise write_error(error, root) from error
         return store
 
     @classmethod
@@ -611,11 +589,9 @@ class RunStore:
             StoreError: it can't be written, or a link on the way leads out of the folder.
         """
         path = self.place(*names)
-        try:
+        with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(path, text)
-        except OSError as error:
-            raise write_error(error, path) from error
 
     @property
     def info_path(self) -> Path:
@@ -654,10 +630,8 @@ class RunStore:
 
         Every call looks at the files again, but reads only what was appended since the last one.
         """
-        try:
+        with reading(self.root / "predictions"):
             sizes = {p: p.stat().st_size for p in sorted((self.root / "predictions").glob("*.jsonl"))}
-        except OSError as error:
-            raise unreadable(self.root / "predictions", error) from error
         if any(sizes.get(path, -1) < seen for path, seen in self._seen.items()):
             # A file was cut or removed by hand: what we knew of it may be gone.
             self._index, self._seen, self._clips, self._lost = {}, {}, None, set()
@@ -677,7 +651,7 @@ class RunStore:
         """A digest of the predictions' files; it stays the same as long as nothing is appended or cut."""
         files = sorted((self.root / "predictions").glob("*.jsonl"))
         told = "\n".join(f"{path.name} {path.stat().st_size}" for path in files)
-        return hashlib.blake2b(told.encode(), digest_size=8).hexdigest()
+        return checksum(told.encode())
 
     def damage(self) -> StoreError | None:
         """The lines that are no whole record, told as one error; ``None`` if there is none.
@@ -704,13 +678,7 @@ class RunStore:
         known = self._index.get(sample)
         return 0 if known is None else known.turn + known.ok
 
-    def read(self, line: StoredLine) -> Prediction:
-        """Load one stored sample.
-
-        Raises:
-            StoreError: the file changed under us.
-        """
-        return read_line(line)
+    read = staticmethod(read_line)
 
     def predictions(self, clip_id: str) -> dict[str, Prediction]:
         """Expression id → prediction or failure, of one clip."""
@@ -750,11 +718,8 @@ class RunStore:
             )
         path = self.maps_path(sample)
         self.place("maps").mkdir(exist_ok=True)
-        try:
-            with replacing(path) as handle:
-                np.savez_compressed(handle, allow_pickle=False, **arrays)
-        except OSError as error:
-            raise write_error(error, path) from error
+        with writing(path), replacing(path) as handle:
+            np.savez_compressed(handle, allow_pickle=False, **arrays)
 
     def read_maps(self, sample: str) -> dict[str, NDArray[Any]]:
         """The kept maps of one sample (uint8 volumes and their ``NAME.frames``), empty if none.
@@ -813,7 +778,7 @@ class RunStore:
         """
         folder = self.scores_dir(result.protocol)
         self.place("scores", folder.name)
-        try:
+        with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             with replacing(folder / SAMPLES) as handle:
                 samples(handle)
@@ -825,8 +790,6 @@ class RunStore:
             write_atomic(folder / RESULT, row)
             if made_from is not None:
                 write_atomic(folder / MADE_FROM, sealed({**made_from, "result": checksum(row.encode())}, 2))
-        except OSError as error:
-            raise write_error(error, folder) from error
 
     def made_from(self, protocol: str) -> dict[str, str]:
         """The digests a result was written with; empty where they are not known.
@@ -839,10 +802,8 @@ class RunStore:
             return {}
         found = read_record(folder / MADE_FROM)
         # A process that ended between the two files left those of an earlier row.
-        try:
+        with reading(folder / RESULT):
             whole = found.get("result") == checksum(read_bytes(folder / RESULT))
-        except OSError as error:
-            raise unreadable(folder / RESULT, error) from error
         return {name: str(value) for name, value in found.items()} if whole else {}
 
     def results(self) -> dict[str, Result]:
@@ -876,10 +837,8 @@ class RunStore:
         """
         path = self.scores_dir(protocol) / SAMPLES
         known = read_record(path.with_name(RESULT)).get("samples")
-        try:
+        with reading(path):
             data = read_bytes(path, _MOST_SAMPLES)
-        except OSError as error:
-            raise unreadable(path, error) from error
         if known is None:
             UNCHECKED.add(path)
         elif checksum(data) != known:

@@ -42,7 +42,7 @@ from refseg_bench.files.store_io import (
     unsealed,
     within,
     write_atomic,
-    write_error,
+    writing,
 )
 from refseg_bench.run.store import record_of
 
@@ -514,14 +514,12 @@ class Desk:
         self._pulse = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
 
     def __enter__(self) -> Self:
-        try:
+        with writing(self.record):
             for folder in ("jobs", "claims", "log", "launches"):
                 within(self.root, self.root / folder)
             for folder in ("jobs", "claims"):
                 (self.root / folder).mkdir(exist_ok=True)
             write_atomic(self.record, sealed(asdict(self.owner)))
-        except OSError as error:
-            raise write_error(error, self.record) from error
         AT_WORK.add(self.owner.job)
         self._pulse.start()
         return self
@@ -603,29 +601,24 @@ class Desk:
         return (self._launch / "stop").exists()
 
     def _make(self, path: Path) -> bool:
-        try:
-            os.link(self.record, path)
-            return True
-        except FileExistsError:
-            # Over NFS the answer to a link that was made can get lost, and the repeated call fails.
-            with suppress(OSError):
-                return path.samefile(self.record)
-            return False
-        except OSError as error:
-            if error.errno not in _NO_LINK:
-                raise write_error(error, path) from error
-        return self._copy(path)
-
-    def _copy(self, path: Path) -> bool:
-        """The same where no link can be made: O_EXCL is atomic too."""
-        try:
-            with path.open("x", encoding="utf-8") as handle:
+        """Write a claim; False if there is one."""
+        with writing(path):
+            try:
+                os.link(self.record, path)
+                return True
+            except FileExistsError:
+                # Over NFS the answer to a link that was made can get lost, and the repeated call fails.
+                with suppress(OSError):
+                    return path.samefile(self.record)
+                return False
+            except OSError as error:
+                if error.errno not in _NO_LINK:
+                    raise
+            # O_EXCL is atomic, too.
+            with suppress(FileExistsError), path.open("x", encoding="utf-8") as handle:
                 handle.write(sealed(asdict(self.owner)))
-            return True
-        except FileExistsError:
-            return False
-        except OSError as error:
-            raise write_error(error, path) from error
+                return True
+        return False
 
     def _since(self, path: Path) -> float:
         """Seconds since a file was touched; 0 where it can't be told."""
