@@ -9,6 +9,7 @@ from refseg_bench.config import compose as configs
 from refseg_bench.config import schema
 from refseg_bench.config.components import names, open_protocol, protocol_of, read
 from refseg_bench.errors import ConfigError, StoreError
+from refseg_bench.files.store_io import read_sealed_yaml
 from refseg_bench.run.launch import freeze
 from refseg_bench.scoring.protocols.image import RefcocoLavt
 from refseg_bench.types import Result
@@ -120,7 +121,7 @@ def test_wrong_options_are_told_with_what_is_allowed(overrides: list[str], told:
 def test_frozen_config_round_trips(tmp_path: Path) -> None:
     point = one(f"paths.runs={tmp_path}", "method=empty", "seed=5")
     store = freeze(point)
-    values = configs.from_yaml(store.config_path)
+    values = read_sealed_yaml(store.config_path)
     assert values == point.values
     assert configs.digest(values) == point.digest
     assert configs.load(values).seed == 5
@@ -129,7 +130,7 @@ def test_frozen_config_round_trips(tmp_path: Path) -> None:
 def test_a_torn_frozen_config_is_told(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("a: [1\n")
     with pytest.raises(StoreError, match="config.yaml"):
-        configs.from_yaml(tmp_path / "config.yaml")
+        read_sealed_yaml(tmp_path / "config.yaml")
 
 
 def test_an_outside_package_adds_a_method_with_a_searchpath(

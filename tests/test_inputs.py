@@ -403,8 +403,8 @@ def test_a_copied_data_set_is_read_once_to_be_known_again(
     shutil.rmtree(tmp_path / "data")
     (tmp_path / "copy").rename(tmp_path / "data")
     read: list[Path] = []
-    works = inputs.open_regular
-    monkeypatch.setattr(inputs, "open_regular", lambda path: (read.append(path), works(path))[1])
+    works = inputs.content
+    monkeypatch.setattr(inputs, "content", lambda path: (read.append(path), works(path))[1])
     score_store(store)
     assert len(read) == 8
     for again in (

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from refseg_bench.backbones import weights as models
 from refseg_bench.backbones.weights import Need, Weights, find, needs_of
 from refseg_bench.config.components import names, options
-from refseg_bench.config.compose import compose, from_yaml
+from refseg_bench.config.compose import compose, parsed
 from refseg_bench.errors import ConfigError
+from refseg_bench.files.store_io import read_sealed_yaml
 
 #: Config groups whose members may need weights.
 _GROUPS = ("backbone", "segmenter")
@@ -116,9 +118,8 @@ def _needs(what: Sequence[str]) -> Iterator[Need]:
         return
     overrides: list[str] = []
     for item in what:
-        if os.path.isdir(item) and not item.partition("=")[1]:
-            frozen = Path(item) / "config.yaml"
-            yield from needs_of(from_yaml(frozen))
+        if "=" not in item and os.path.isdir(item):
+            yield from needs_of(read_sealed_yaml(Path(item) / "config.yaml"))
         elif "=" in item:
             overrides.append(item)
         else:
@@ -126,44 +127,25 @@ def _needs(what: Sequence[str]) -> Iterator[Need]:
                 f"'{item}' is neither GROUP=NAME, an override nor a run folder.",
                 allowed=[f"{group}={name}" for group in _GROUPS for name in names(group)],
             )
-    if not overrides:
-        return
     pairs = [item.partition("=")[::2] for item in overrides]
-    if all(group in _GROUPS for group, _ in pairs):
-        for group, name in pairs:
-            yield from _node_needs(group, name)
+    if any(key.partition(".")[0] not in _GROUPS for key, _ in pairs):
+        for point in compose(overrides):
+            yield from needs_of(point.values)
         return
-    if all(group.partition(".")[0] in _GROUPS for group, _ in pairs):
-        # Options of components (segmenter.size=tiny) without a method that would bring the rest.
-        yield from _nodes_with_options(pairs)
-        return
-    for point in compose(overrides):
-        yield from needs_of(point.values)
-
-
-def _node_needs(group: str, name: str) -> Iterator[Need]:
-    for need in needs_of(options(group, name), group):
-        node = need.node.replace(group, f"{group}={name}", 1)
-        yield Need(node, need.target, need.weights, need.problem)
-
-
-def _nodes_with_options(pairs: Sequence[tuple[str, str]]) -> Iterator[Need]:
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    parser = OverridesParser.create()
-    chosen = {group: name for group, name in pairs if group in _GROUPS}
-    for group, name in chosen.items():
-        given = {
-            key.partition(".")[2]: parser.parse_override(f"{key}={value}").value()
-            for key, value in pairs
-            if key.startswith(f"{group}.")
-        }
-        told = " ".join([f"{group}={name}", *(f"{group}.{key}={value}" for key, value in given.items())])
-        for need in needs_of(options(group, name, given), group):
-            yield Need(need.node.replace(group, told, 1), need.target, need.weights, need.problem)
-    loose = sorted({key.partition(".")[0] for key, _ in pairs} - set(chosen))
-    if loose:
+    # Components, and options of theirs (segmenter.size=tiny), without a method that would bring the rest.
+    for part in sorted({key.partition(".")[0] for key, _ in pairs} - {key for key, _ in pairs}):
         raise ConfigError(
-            f"'{loose[0]}.…' sets an option, but no {loose[0]} is chosen.",
-            allowed=[f"{loose[0]}={name}" for name in names(loose[0])],
+            f"'{part}.…' sets an option, but no {part} is chosen.",
+            allowed=[f"{part}={name}" for name in names(part)],
         )
+    for group, name in pairs:
+        if group in _GROUPS:
+            own = [item for item in overrides if item.startswith(f"{group}.")]
+            given = {item.partition("=")[0].partition(".")[2]: parsed(item).value() for item in own}
+            yield from _node_needs(group, name, given)
+
+
+def _node_needs(group: str, name: str, given: Mapping[str, Any] | None = None) -> Iterator[Need]:
+    told = " ".join([f"{group}={name}", *(f"{group}.{key}={value}" for key, value in (given or {}).items())])
+    for need in needs_of(options(group, name, given), group):
+        yield replace(need, node=need.node.replace(group, told, 1))

@@ -11,9 +11,9 @@ import hashlib
 import itertools
 import json
 import re
-import typing
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +25,6 @@ from refseg_bench.config import schema, searchpath
 from refseg_bench.config.components import ABOUT, find, is_class, names, open_protocol
 from refseg_bench.config.schema import TARGET, option
 from refseg_bench.errors import ConfigError
-from refseg_bench.files.store_io import read_sealed_yaml
 
 #: Options of run folders that were made before these had their present name.
 _RENAMED = {"controls": "baselines"}
@@ -325,22 +324,34 @@ def quoted(override: str, multirun: bool = False) -> str:
     key, equals, value = override.partition("=")
     if re.fullmatch(r"[\w./:-]*", value, re.ASCII) or value.startswith(("[", "{", "=")) or "${" in value:
         return override
-    try:
-        parsed = _parser().parse_override(override)
-    except _composing_errors():
-        pass
-    else:
-        plain = multirun if parsed.is_sweep_override() else parsed.value() == value
+    with suppress(ConfigError):
+        found = parsed(override)
+        plain = multirun if found.is_sweep_override() else found.value() == value
         if plain or not value.startswith(("/", "./", "../", "~")) or "\\" in value:
             return override
-    # Backslashes count only before a quote.
-    inner = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), value)
+    from hydra.core.override_parser.types import Quote, QuotedString
+
+    with suppress(ConfigError):
+        again = f"{key}{equals}{QuotedString(value, Quote.single).with_quotes()}"
+        return str(parsed(again).input_line)
+    return override
+
+
+def parsed(override: str) -> Any:
+    """An override by Hydra's grammar, as its ``Override``.
+
+    Raises:
+        ConfigError: it can't be read.
+    """
+    # Hydra takes half of a short command's start, and only composing needs it.
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
     try:
-        again = f"{key}{equals}'{inner}'"
-        _parser().parse_override(again)
-    except _composing_errors():
-        return override
-    return again
+        return OverridesParser.create().parse_override(override)
+    except _composing_errors() as error:
+        raise ConfigError(
+            f"Can't read the override: {error}", where=override, hint="Quote values that hold commas."
+        ) from error
 
 
 def _composing_errors() -> tuple[type[Exception], ...]:
@@ -350,30 +361,14 @@ def _composing_errors() -> tuple[type[Exception], ...]:
     return HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError
 
 
-def _parser() -> Any:
-    # Hydra takes half of a short command's start, and only composing needs it.
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    return OverridesParser.create()
-
-
 def _expand(overrides: Sequence[str]) -> Iterator[list[str]]:
     """All combinations of the sweeps in a command line, in the order typed."""
     axes: list[list[str]] = []
-    try:
-        parsed = _parser().parse_overrides(list(overrides))
-    except _composing_errors() as error:
-        raise ConfigError(
-            f"Can't read the overrides: {error}", hint="Quote values that hold commas."
-        ) from error
-    for override in parsed:
-        if override.is_sweep_override():
-            key = override.get_key_element()
-            axes.append([f"{key}={value}" for value in override.sweep_string_iterator()])
-        else:
-            axes.append([str(override.input_line)])
-    for combination in itertools.product(*axes):
-        yield list(combination)
+    for found in map(parsed, overrides):
+        key = found.get_key_element()
+        swept = found.is_sweep_override()
+        axes.append([f"{key}={v}" for v in found.sweep_string_iterator()] if swept else [found.input_line])
+    yield from map(list, itertools.product(*axes))
 
 
 def _hydra(overrides: Sequence[str]) -> tuple[DictConfig, dict[str, str]]:
@@ -428,10 +423,7 @@ def _is_searchpath(override: str) -> bool:
 def _extend_searchpath(overrides: Sequence[str]) -> None:
     """Put what is typed as ``hydra.searchpath=[…]`` on the search path of this process."""
     for item in filter(_is_searchpath, overrides):
-        try:
-            value = _parser().parse_override(item).value()
-        except _composing_errors() as error:
-            raise ConfigError(f"Can't read the search path: {error}", where=item) from error
+        value = parsed(item).value()
         if not isinstance(value, list):
             raise ConfigError(
                 "A search path is a list.", where=item, hint="hydra.searchpath=[pkg://my_package.conf]"
@@ -484,14 +476,7 @@ def _finish(composed: DictConfig, choices: dict[str, str], overrides: tuple[str,
     assert isinstance(plain, dict)
     values = schema.conform(Config, {str(k): v for k, v in plain.items()}, "")
     values["sweep"] = {}
-    _score_settings(values["score"])
-    for name in ("clips", "expressions"):
-        count = values["limit"][name]
-        if count is not None and count < 1:
-            raise ConfigError(
-                f"limit.{name} is {count}.", where=f"limit.{name}={count}", allowed=["null", "1 and more"],
-                hint=f"Set limit.{name}=N, or leave it out for all.",
-            )  # fmt: skip
+    _check_ranges(values)
     method_class = schema.locate(str(_node(values, "method")[TARGET]), "method")
     for part in schema.INJECTED:
         if values[part] is not None:
@@ -499,7 +484,7 @@ def _finish(composed: DictConfig, choices: dict[str, str], overrides: tuple[str,
         # A part the method does not take can't change its predictions, so it is not in the config.
         if part not in schema.injected(method_class):
             values[part] = None
-        elif values[part] is None and _required(method_class, part):
+        elif values[part] is None and schema.injected(method_class)[part]:
             raise ConfigError(
                 f"Method '{choices.get('method', '?')}' needs a {part}.",
                 allowed=names(part),
@@ -521,30 +506,27 @@ def _finish(composed: DictConfig, choices: dict[str, str], overrides: tuple[str,
     return Composed(values, name, digest(values), overrides, choices)
 
 
-def _score_settings(score: Mapping[str, Any]) -> None:
-    """See to it that intervals can be made.
+def _check_ranges(values: Mapping[str, Any]) -> None:
+    """See to it that samples are left and intervals can be made.
 
     Raises:
         ConfigError: a value is out of its range.
     """
-    ranges = {
-        "confidence": ("between 0 and 1", 0 < score["confidence"] < 1),
-        "bootstrap": ("0 to 1000000", 0 <= score["bootstrap"] <= 1_000_000),
-        "seed": ("0 and more", 0 <= score["seed"] < 1 << 63),
-        "jobs": ("0 and more", 0 <= score["jobs"] < 1 << 20),
+    score, limit = values["score"], values["limit"]
+    ranges: dict[str, tuple[list[str], Any, bool]] = {
+        f"limit.{name}": (["null", "1 and more"], limit[name], limit[name] is None or limit[name] > 0)
+        for name in ("clips", "expressions")
     }
-    for name, (allowed, met) in ranges.items():
+    allowed, confidence = ["between 0 and 1"], score["confidence"]
+    ranges["score.confidence"] = (allowed, confidence, 0 < confidence < 1)
+    for name, most in (("bootstrap", 1_000_000), ("seed", (1 << 63) - 1), ("jobs", (1 << 20) - 1)):
+        allowed = [f"0 to {most}"]
+        ranges[f"score.{name}"] = (allowed, score[name], 0 <= score[name] <= most)
+    for name, (allowed, value, met) in ranges.items():
         if not met:
             raise ConfigError(
-                f"score.{name} is {score[name]}.", allowed=[allowed], hint=f"Set score.{name}=N."
+                f"{name} is {value}.", where=f"{name}={value}", allowed=allowed, hint=f"Set {name}=N."
             )
-
-
-def _required(cls: type, name: str) -> bool:
-    from dataclasses import MISSING
-
-    spec = next(f for f in fields(cls) if f.name == name)
-    return spec.default is MISSING and spec.default_factory is MISSING
 
 
 def _node(values: Mapping[str, Any], part: str) -> dict[str, Any]:
@@ -585,23 +567,12 @@ def digest_of(lasting: Mapping[str, Any]) -> str:
 
 def load(values: Mapping[str, Any]) -> Config:
     """A frozen config's values as the typed root (components stay mappings)."""
-    hints = typing.get_type_hints(Config)
-    assert hints
     return schema.construct(Config, values, "")
 
 
 def to_yaml(values: Mapping[str, Any]) -> str:
     """The frozen config as text."""
     return OmegaConf.to_yaml(OmegaConf.create(dict(values)), resolve=False)
-
-
-def from_yaml(path: Path) -> dict[str, Any]:
-    """Read a frozen config back, as it stands.
-
-    Raises:
-        StoreError: the file is torn, was changed, or is no mapping.
-    """
-    return read_sealed_yaml(path)
 
 
 def checked(values: Mapping[str, Any], path: Path) -> dict[str, Any]:
@@ -613,7 +584,7 @@ def checked(values: Mapping[str, Any], path: Path) -> dict[str, Any]:
     values = {_RENAMED.get(key, key): value for key, value in values.items()}
     try:
         plain = schema.conform(Config, values, "")
-        _score_settings(plain["score"])
+        _check_ranges(plain)
         for part in COMPONENTS:
             if plain[part] is not None and not isinstance(plain[part].get(TARGET), str):
                 raise ConfigError(f"Config node '{part}' has no {TARGET}.")

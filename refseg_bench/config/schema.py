@@ -167,9 +167,13 @@ def group_of(cls: type, name: str) -> type | None:
     return _dataclass_of(_hints(cls)[name]) if name in options(cls) else None
 
 
-def injected(cls: type) -> tuple[str, ...]:
-    """Which ready-made components the class wants handed in."""
-    return tuple(f.name for f in dataclasses.fields(cls) if f.init and _is_injected(f))
+def injected(cls: type) -> dict[str, bool]:
+    """Which ready-made components the class wants handed in, and whether it can't do without."""
+    return {
+        f.name: f.default is f.default_factory is dataclasses.MISSING
+        for f in dataclasses.fields(cls)
+        if f.init and _is_injected(f)
+    }
 
 
 def parts(component: Any) -> dict[str, Any]:

@@ -9,10 +9,11 @@ from typing import Any
 
 from refseg_bench.config import schema
 from refseg_bench.config.component import Component
-from refseg_bench.config.compose import Limit, checked, covers, digest_of, from_yaml, lasting, load
+from refseg_bench.config.compose import Limit, checked, covers, digest_of, lasting, load
 from refseg_bench.datasets.base import Dataset, LimitedDataset
 from refseg_bench.datasets.files import cache_root
 from refseg_bench.errors import StoreError
+from refseg_bench.files.store_io import read_sealed_yaml
 from refseg_bench.methods.base import Method
 from refseg_bench.run.store import RunStore
 from refseg_bench.segmenters.base import Segmenter, count_sessions
@@ -26,7 +27,7 @@ def frozen(store: RunStore, launch: str | None = None) -> dict[str, Any]:
         ConfigError: it is no config, or not the one that the run's digest is of.
     """
     path = store.config_path if launch is None else store.launch_config(launch)
-    values = checked(from_yaml(path), path)
+    values = checked(read_sealed_yaml(path), path)
     info = store.info()
     if info.lasting and not (covers(values, info.lasting) and digest_of(info.lasting) == info.digest):
         raise StoreError(

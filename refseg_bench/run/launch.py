@@ -16,9 +16,9 @@ from pathlib import Path
 
 from refseg_bench.backbones.weights import find, hub_megabytes, needs_of
 from refseg_bench.config import schema
-from refseg_bench.config.compose import Composed, Config, from_yaml, lasting, load, to_yaml
+from refseg_bench.config.compose import Composed, Config, lasting, load, to_yaml
 from refseg_bench.errors import ConfigError, RefsegError
-from refseg_bench.files.store_io import sealed_text
+from refseg_bench.files.store_io import read_sealed_yaml, sealed_text
 from refseg_bench.methods.base import Method
 from refseg_bench.run import local, slurm
 from refseg_bench.run.build import build_method, dataset_of
@@ -46,7 +46,7 @@ def freeze(point: Composed) -> RunStore:
         sees_targets=method.sees_targets,
     )
     store = RunStore.create(point.path, to_yaml(point.values), info)
-    kept = from_yaml(store.config_path)
+    kept = read_sealed_yaml(store.config_path)
     if kept.get("dataset") != point.values["dataset"]:
         # The same set at another place: scoring and reports look where the last command found it.
         store.keep(sealed_text(to_yaml({**kept, "dataset": point.values["dataset"]})), "config.yaml")
