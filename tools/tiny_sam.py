@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import copy
 import math
-import re
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from tools.sam2_layout import package_state
 
 IMAGE_SIZE = 128
 
@@ -92,86 +93,6 @@ def write_sam2(folder: Path, *, release: str = "sam2.1", image_size: int = IMAGE
     model.prompt_encoder.shared_embedding.positional_embedding.copy_(code)
     model.save_pretrained(folder)
     return folder
-
-
-#: Names in the transformers port → names in Meta's package, applied in order.
-RENAMES = [
-    (r"^no_memory_embedding", "no_mem_embed"),
-    (r"^no_memory_positional_encoding", "no_mem_pos_enc"),
-    (r"^memory_temporal_positional_encoding", "maskmem_tpos_enc"),
-    (r"^no_object_pointer", "no_obj_ptr"),
-    (r"^occlusion_spatial_embedding_parameter", "no_obj_embed_spatial"),
-    (r"^temporal_positional_encoding_projection_layer", "obj_ptr_tpos_proj"),
-    (r"^object_pointer_proj", "obj_ptr_proj"),
-    (r"^vision_encoder\.backbone\.", "image_encoder.trunk."),
-    (r"patch_embed\.projection", "patch_embed.proj"),
-    (r"^vision_encoder\.neck\.convs\.(\d)\.", r"image_encoder.neck.convs.\1.conv."),
-    (r"(trunk\.blocks\.\d+\.)layer_norm", r"\1norm"),
-    (r"(trunk\.blocks\.\d+\.mlp\.)proj_in", r"\1layers.0"),
-    (r"(trunk\.blocks\.\d+\.mlp\.)proj_out", r"\1layers.1"),
-    (
-        r"^prompt_encoder\.shared_embedding\.positional_embedding",
-        "sam_prompt_encoder.pe_layer.positional_encoding_gaussian_matrix",
-    ),
-    (r"^prompt_encoder\.mask_embed\.conv1", "sam_prompt_encoder.mask_downscaling.0"),
-    (r"^prompt_encoder\.mask_embed\.layer_norm1", "sam_prompt_encoder.mask_downscaling.1"),
-    (r"^prompt_encoder\.mask_embed\.conv2", "sam_prompt_encoder.mask_downscaling.3"),
-    (r"^prompt_encoder\.mask_embed\.layer_norm2", "sam_prompt_encoder.mask_downscaling.4"),
-    (r"^prompt_encoder\.mask_embed\.conv3", "sam_prompt_encoder.mask_downscaling.6"),
-    (r"^prompt_encoder\.", "sam_prompt_encoder."),
-    (r"^mask_decoder\.", "sam_mask_decoder."),
-    (r"layer_norm_final_attn", "norm_final_attn"),
-    (r"(sam_mask_decoder\.transformer\.layers\.\d\.mlp\.)proj_in", r"\1layers.0"),
-    (r"(sam_mask_decoder\.transformer\.layers\.\d\.mlp\.)proj_out", r"\1layers.1"),
-    (r"(sam_mask_decoder\.transformer\.layers\.\d\.)layer_norm", r"\1norm"),
-    (r"(sam_mask_decoder.*|memory_attention.*)o_proj", r"\1out_proj"),
-    (r"sam_mask_decoder\.upscale_conv1", "sam_mask_decoder.output_upscaling.0"),
-    (r"sam_mask_decoder\.upscale_layer_norm", "sam_mask_decoder.output_upscaling.1"),
-    (r"sam_mask_decoder\.upscale_conv2", "sam_mask_decoder.output_upscaling.3"),
-    (
-        r"((?:output_hypernetworks_mlps\.\d|iou_prediction_head|pred_obj_score_head|obj_ptr_proj)\.)layers\.0",
-        r"\1layers.1",
-    ),
-    (
-        r"((?:output_hypernetworks_mlps\.\d|iou_prediction_head|pred_obj_score_head|obj_ptr_proj)\.)proj_in",
-        r"\1layers.0",
-    ),
-    (
-        r"((?:output_hypernetworks_mlps\.\d|iou_prediction_head|pred_obj_score_head|obj_ptr_proj)\.)proj_out",
-        r"\1layers.2",
-    ),
-    (r"(memory_attention\.layers\.\d\.)layer_norm", r"\1norm"),
-    (r"^memory_attention\.layer_norm", "memory_attention.norm"),
-    (r"memory_encoder\.mask_downsampler\.final_conv", "memory_encoder.mask_downsampler.encoder.12"),
-    (r"memory_encoder\.feature_projection", "memory_encoder.pix_feat_proj"),
-    (r"memory_encoder\.projection", "memory_encoder.out_proj"),
-    (r"memory_encoder\.memory_fuser", "memory_encoder.fuser"),
-    (r"(fuser\.layers\.\d\.)depthwise_conv", r"\1dwconv"),
-    (r"(fuser\.layers\.\d\.)layer_norm", r"\1norm"),
-    (r"(fuser\.layers\.\d\.)pointwise_conv", r"\1pwconv"),
-    (r"(fuser\.layers\.\d\.)scale", r"\1gamma"),
-]
-
-
-def package_state(state):
-    """A state dict of the port under the names of Meta's package."""
-    out = {}
-    for name, tensor in state.items():
-        if name == "shared_image_embedding.positional_embedding":
-            continue  # a second copy of the prompt encoder's
-        if name == "prompt_encoder.point_embed.weight":
-            for row in range(4):
-                out[f"sam_prompt_encoder.point_embeddings.{row}.weight"] = tensor[row : row + 1].clone()
-            continue
-        layer = re.match(r"memory_encoder\.mask_downsampler\.layers\.(\d)\.(conv|layer_norm)\.(\w+)", name)
-        if layer:
-            position = 3 * int(layer[1]) + (layer[2] == "layer_norm")
-            out[f"memory_encoder.mask_downsampler.encoder.{position}.{layer[3]}"] = tensor.clone()
-            continue
-        for pattern, replacement in RENAMES:
-            name = re.sub(pattern, replacement, name)
-        out[name] = tensor.clone()
-    return out
 
 
 def write_large_sam2(folder: Path) -> None:

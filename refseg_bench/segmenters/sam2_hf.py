@@ -92,16 +92,19 @@ class HfTrackerCore(TrackerCore):
 
     def encode(self, frame_HWC: NDArray[np.uint8]) -> Features:
         """Two fine levels, already projected for the decoder, and the top level: ``(1, C, h, w)`` each."""
-        pixels = square_pixels(
-            frame_HWC, self.image_size, self._resampling, self.device, self._mean, self._std
+        return self.features(
+            square_pixels(frame_HWC, self.image_size, self._resampling, self.device, self._mean, self._std)
         )
-        output = self.model.get_image_features(pixels, return_dict=True)
+
+    def features(self, pixels_B3SS: torch.Tensor) -> Features:
+        """What :meth:`encode` gives of one frame, of a batch of normalised frames: ``(B, C, h, w)`` each."""
+        output = self.model.get_image_features(pixels_B3SS, return_dict=True)
         if self._positions is None:
-            self._positions = output.fpn_position_encoding[-1]
+            self._positions = output.fpn_position_encoding[-1][:, :1]
         sizes = self.model.backbone_feature_sizes
         return tuple(
             # A copy of its own: the encoder's output is a view that would keep more alive.
-            level.permute(1, 2, 0).reshape(1, -1, *size).contiguous()
+            level.permute(1, 2, 0).reshape(len(pixels_B3SS), -1, *size).contiguous()
             for level, size in zip(output.fpn_hidden_states, sizes, strict=True)
         )
 
@@ -152,6 +155,26 @@ class HfTrackerCore(TrackerCore):
         masks_N1hw: torch.Tensor | None = None,
     ) -> Heads:
         """Prompt encoder and mask decoder for a batch of objects."""
+        return self.heads(
+            *self.predict(top_NChw, features, points_NP2, labels_NP, several=several, masks_N1hw=masks_N1hw)
+        )
+
+    def predict(
+        self,
+        top_NChw: torch.Tensor,
+        features: Features,
+        points_NP2: torch.Tensor | None,
+        labels_NP: torch.Tensor | None,
+        *,
+        several: bool,
+        masks_N1hw: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What the decoder itself says, also of objects that it holds for absent (training needs it).
+
+        Returns:
+            Mask logits ``(N, K, h, w)``, predicted IoUs ``(N, K)``, output tokens ``(N, K, C)`` and
+            presence logits ``(N, 1)``.
+        """
         model, n = self.model, len(top_NChw)
         if points_NP2 is None or labels_NP is None:
             points_NP2 = torch.zeros(n, 1, 2, device=self.device)
@@ -171,19 +194,27 @@ class HfTrackerCore(TrackerCore):
             high_resolution_features=[level.expand(n, -1, -1, -1) for level in features[:-1]],
         )
         # One prompt per batch row: the axis of prompts within a row has length 1.
-        logits_NKhw, ious_NK, tokens_NKC = logits[:, 0], ious[:, 0], mask_tokens[:, 0]
-        presence_N1 = presence.view(n, 1)
+        return logits[:, 0], ious[:, 0], mask_tokens[:, 0], presence.view(n, 1)
+
+    def heads(
+        self,
+        logits_NKhw: torch.Tensor,
+        ious_NK: torch.Tensor,
+        tokens_NKC: torch.Tensor,
+        presence_N1: torch.Tensor,
+    ) -> Heads:
+        """The decoder's word with absent objects blanked, its best candidate and that one's pointer."""
         present_N1 = presence_N1 > 0
         logits_NKhw = torch.where(present_N1[..., None, None], logits_NKhw, _ABSENT).float()
-        best_N = ious_NK.argmax(-1) if several else torch.zeros(n, dtype=torch.long, device=self.device)
-        rows_N = torch.arange(n, device=self.device)
+        best_N = ious_NK.argmax(-1)
+        rows_N = torch.arange(len(best_N), device=self.device)
         # Tokens of several masks come with one token each; the single mask comes with its own.
         token_NC = tokens_NKC[rows_N, best_N]
         return Heads(
             logits_NKhw,
             ious_NK,
             logits_NKhw[rows_N, best_N][:, None],
-            self._pointer(model.object_pointer_proj(token_NC), present_N1),
+            self._pointer(self.model.object_pointer_proj(token_NC), present_N1),
             presence_N1,
         )
 

@@ -50,96 +50,16 @@ def sam2_folder(tmp_path_factory):
     }
 
 
-# ── the same weights for Meta's package ──────────────────────────────────────
-
-ARCHITECTURE = """
-model:
-  _target_: sam2.modeling.sam2_base.SAM2Base
-  image_encoder:
-    _target_: sam2.modeling.backbones.image_encoder.ImageEncoder
-    scalp: 1
-    trunk: {{_target_: sam2.modeling.backbones.hieradet.Hiera, embed_dim: 16, num_heads: 1,
-             stages: [1, 1, 2, 1], global_att_blocks: [3], window_spec: [8, 4, 8, 4],
-             window_pos_embed_bkg_spatial_size: [7, 7]}}
-    neck:
-      _target_: sam2.modeling.backbones.image_encoder.FpnNeck
-      position_encoding: {{_target_: sam2.modeling.position_encoding.PositionEmbeddingSine,
-                           num_pos_feats: 128, normalize: true, scale: null, temperature: 10000}}
-      d_model: 128
-      backbone_channel_list: [128, 64, 32, 16]
-      fpn_top_down_levels: [2, 3]
-      fpn_interp_model: nearest
-  memory_attention:
-    _target_: sam2.modeling.memory_attention.MemoryAttention
-    d_model: 128
-    pos_enc_at_input: true
-    num_layers: 2
-    layer:
-      _target_: sam2.modeling.memory_attention.MemoryAttentionLayer
-      activation: relu
-      dim_feedforward: 64
-      dropout: 0.1
-      pos_enc_at_attn: false
-      d_model: 128
-      pos_enc_at_cross_attn_keys: true
-      pos_enc_at_cross_attn_queries: false
-      self_attention: {{_target_: sam2.modeling.sam.transformer.RoPEAttention, rope_theta: 10000.0,
-                        feat_sizes: [8, 8], embedding_dim: 128, num_heads: 1, downsample_rate: 1,
-                        dropout: 0.1}}
-      cross_attention: {{_target_: sam2.modeling.sam.transformer.RoPEAttention, rope_theta: 10000.0,
-                         feat_sizes: [8, 8], rope_k_repeat: true, embedding_dim: 128, num_heads: 1,
-                         downsample_rate: 1, dropout: 0.1, kv_in_dim: 64}}
-  memory_encoder:
-    _target_: sam2.modeling.memory_encoder.MemoryEncoder
-    out_dim: 64
-    in_dim: 128
-    position_encoding: {{_target_: sam2.modeling.position_encoding.PositionEmbeddingSine,
-                         num_pos_feats: 64, normalize: true, scale: null, temperature: 10000}}
-    mask_downsampler: {{_target_: sam2.modeling.memory_encoder.MaskDownSampler, embed_dim: 128,
-                        kernel_size: 3, stride: 2, padding: 1}}
-    fuser:
-      _target_: sam2.modeling.memory_encoder.Fuser
-      num_layers: 2
-      layer: {{_target_: sam2.modeling.memory_encoder.CXBlock, dim: 128, kernel_size: 7, padding: 3,
-               layer_scale_init_value: 1.0e-6, use_dwconv: true}}
-  num_maskmem: 7
-  image_size: 128
-  sigmoid_scale_for_mem_enc: 20.0
-  sigmoid_bias_for_mem_enc: -10.0
-  use_mask_input_as_output_without_sam: true
-  directly_add_no_mem_embed: true
-  no_obj_embed_spatial: {newer}
-  use_high_res_features_in_sam: true
-  multimask_output_in_sam: true
-  iou_prediction_use_sigmoid: true
-  use_obj_ptrs_in_encoder: true
-  add_tpos_enc_to_obj_ptrs: {newer}
-  proj_tpos_enc_in_obj_ptrs: {newer}
-  use_signed_tpos_enc_to_obj_ptrs: {newer}
-  only_obj_ptrs_in_the_past_for_eval: true
-  pred_obj_scores: true
-  pred_obj_scores_mlp: true
-  fixed_no_obj_ptr: true
-  multimask_output_for_tracking: true
-  use_multimask_token_for_obj_ptr: true
-  multimask_min_pt_num: 0
-  multimask_max_pt_num: 1
-  use_mlp_for_obj_ptr_proj: true
-"""
-
-
 @pytest.fixture(scope="session")
 def sam2_package_files(sam2_folder, tmp_path_factory):
     """Release → (architecture YAML, checkpoint) with the very weights of ``sam2_folder``."""
-    from transformers import Sam2VideoModel
+    from safetensors.torch import load_file
 
-    from tools import tiny_sam as tiny
+    from tools import sam2_layout
 
     out = {}
     for release, folder in sam2_folder.items():
-        place = tmp_path_factory.mktemp(f"sam2_{release}")
-        (place / "tiny.yaml").write_text(ARCHITECTURE.format(newer=str(release == "sam2.1").lower()))
-        state = tiny.package_state(Sam2VideoModel.from_pretrained(folder).state_dict())
-        torch.save({"model": state}, place / "tiny.pt")
-        out[release] = (place / "tiny.yaml", place / "tiny.pt")
+        architecture, weights = sam2_layout.write(folder, tmp_path_factory.mktemp(f"sam2_{release}"))
+        torch.save({"model": load_file(weights)}, weights.with_suffix(".pt"))
+        out[release] = (architecture, weights.with_suffix(".pt"))
     return out
