@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -163,3 +164,38 @@ def test_every_prompt_survives_the_tokenizer():
     tokenizer = m.make_tokenizer(["the red striped one."])
     for text in (*m.OBJECT, *m.BACKGROUND, *m.CHOICE):
         assert tokenizer.decode(tokenizer(text).input_ids) == text
+
+
+def test_sam2_trains_resumes_and_loads(tmp_path, run):
+    from refseg_bench.segmenters.base import Prompt
+    from refseg_bench.segmenters.sam2_hf import Sam2Hf
+    from refseg_bench.types import Clip
+    from tools.train import train_sam2
+
+    small = ["--check-scenes", "1", "--checks", "2", "--log-every", "1000", "--batch", "2", "--clips", "1"]
+    small += ["--pool", "2", "--objects", "1", "--pictures", "0.5"]
+    work, out = tmp_path / "work", tmp_path / "model"
+    run(train_sam2, "--work", str(work), "--steps", "2", *small)
+    run(train_sam2, "--work", str(work), "--steps", "4", "--out", str(out), "--workers", "1", *small)
+    assert steps_of(work / "log.csv") == [1, 2, 4]
+    Image.fromarray(np.zeros((192, 256, 3), np.uint8)).save(tmp_path / "0.png")
+    clip = Clip("dark", (tmp_path / "0.png",) * 3, ("0", "1", "2"), (192, 256))
+    with Sam2Hf(model=str(out), device="cpu").open(clip) as session:
+        (found,) = session.segment(1, [Prompt.click(0.5, 0.5)])
+        assert found.masks_KHW.shape == (3, 192, 256)
+        assert [frame for frame, _ in session.propagate(1, [Prompt.click(0.5, 0.5)])] == [1, 2, 0]
+
+
+def test_a_pool_gives_the_clips_that_were_drawn():
+    """Whoever draws: pixels and object numbers of one frame stay together, also mirrored."""
+    from tools.train.train_sam2 import Pool, draw
+
+    for workers in (0, 2):
+        pool = Pool(3_000_000, workers, 2, torch.device("cpu"))
+        pool.refresh(least=2)
+        frames, ids = pool.sample(4, 2)
+        pool.close()
+        drawn = np.concatenate([draw(3_000_000 + seed) for seed in range(64 if workers else 2)])
+        known = {part.tobytes() for f in drawn for part in (f, f[::-1], f[:, ::-1], f[::-1, ::-1])}
+        sampled = torch.cat([frames, ids[:, :, None]], 2).flatten(0, 1).permute(0, 2, 3, 1)
+        assert all(frame.contiguous().numpy().tobytes() in known for frame in sampled)

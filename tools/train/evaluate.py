@@ -1,4 +1,4 @@
-"""Measure the tiny models on held-out scenes: ``python tools/train/evaluate.py decaf|refam [--n 500]``.
+"""Measure the tiny models on held-out scenes: ``python tools/train/evaluate.py decaf|refam|sam2 [--n 500]``.
 
 The scenes' seeds (``common.TEST_SEEDS`` onwards) were used neither for training nor for any choice. The
 methods run through their own classes with their own defaults; their variants differ from them in the
@@ -6,6 +6,8 @@ named options only. What is printed, and written as JSON with ``--json``:
 
 * point accuracy: share of expressions whose peak lies on the target in the peak's frame,
 * J of the coarse masks of the sampled frames (DecAF),
+* J of one click, and of tracking from one frame to both ends of the clip, apart for objects that hide or
+  leave; predicted against true IoU; how much of the ground a click calls an object (SAM 2),
 * the chance of a random pick among the objects of the scene,
 * differences between variants, paired by expression, with 95 % intervals from resampling scenes.
 """
@@ -22,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from refseg_bench.datasets.meta_expressions import MetaExpressions
@@ -143,10 +146,7 @@ def decaf_rows(model: str, dataset: MetaExpressions) -> Iterator[Row]:
                 for frame, mask_HW in zip(frames, coarse_masks(volume, clip.size), strict=True):
                     true = union.mask(frame)
                     true_HW = np.zeros(clip.size, bool) if true is None else true
-                    joint = np.logical_or(mask_HW, true_HW).sum()
-                    scores.append(
-                        1.0 if joint == 0 else float(np.logical_and(mask_HW, true_HW).sum() / joint)
-                    )
+                    scores.append(jaccard(mask_HW, true_HW))
                 row[f"J/{name}"] = float(np.mean(scores))
             yield row
 
@@ -195,6 +195,70 @@ def refam_rows(model: str, dataset: MetaExpressions, sigma: float) -> Iterator[R
             yield row
 
 
+# ── SAM 2 ────────────────────────────────────────────────────────────────────
+
+
+def sam2_rows(model: str, n: int, first_seed: int, folder: Path) -> Iterator[Row]:
+    """A click on every object where it is best seen, tracked both ways; a click on the ground beside it.
+
+    A click lands on a random visible pixel. An object's kind is ``hides`` if it is out of sight in some frame
+    (its visible part under 5 pixels) or mostly covered or outside (under 40 % of its most), else ``stays``.
+    """
+    from refseg_bench.segmenters.base import Prompt
+    from refseg_bench.segmenters.sam2_hf import Sam2Hf
+
+    segmenter = Sam2Hf(model=model, device="cpu")
+    seed, left = first_seed, n
+    while left > 0:
+        rng = np.random.default_rng([seed, 5])
+        world = World(n_frames=16 + seed % 3, difficulty=float(seed % 7 + 2) / 10)
+        scene = sample_scene(seed, world)
+        footage = render(scene)
+        paths = [folder / f"{seed}_{t:02d}.jpg" for t in range(world.n_frames)]
+        for path, frame_HWC in zip(paths, footage.frames_THWC, strict=True):
+            Image.fromarray(frame_HWC).save(path, quality=92)
+        clip = Clip(str(seed), tuple(paths), tuple(p.stem for p in paths), world.size)
+        seed += 1
+
+        def click(mask_HW: np.ndarray, rng: np.random.Generator = rng) -> Prompt:
+            y, x = rng.choice(np.argwhere(mask_HW))
+            return Prompt.click((x + 0.5) / mask_HW.shape[1], (y + 0.5) / mask_HW.shape[0])
+
+        with segmenter.open(clip) as session:
+            for thing in range(len(scene.things)):
+                seen_T = footage.seen_TN[:, thing]
+                frame = int(rng.choice(np.flatnonzero(seen_T > 0.8 * seen_T.max())))
+                if seen_T[frame] < 50 or left == 0:
+                    continue
+                left -= 1
+                masks_THW = footage.masks_THW(thing)
+                prompt, ground = click(masks_THW[frame]), click(footage.ids_THW[frame] == 0)
+                found, empty = session.segment(frame, [prompt, ground])
+                true = [jaccard(found.mask(k), masks_THW[frame]) for k in range(len(found))]
+                # Any part of any object may be clicked: not only one that is seen well.
+                other = int(rng.choice(np.flatnonzero(seen_T >= 24)))
+                (part,) = session.segment(other, [click(masks_THW[other])])
+                tracked = dict(session.propagate(frame, [prompt]))
+                per_frame = [jaccard(tracked[t][0], masks_THW[t]) for t in range(len(clip)) if t != frame]
+                hides = seen_T.min() < max(5, 0.4 * seen_T.max())
+                yield {
+                    "scene": clip.id,
+                    "kind": "hides" if hides else "stays",
+                    "J/one click": jaccard(part.best()[0], masks_THW[other]),
+                    "J/one click, best seen": true[int(np.argmax(found.ious_K))],
+                    "J/tracked both ways": float(np.mean(per_frame)),
+                    "J/ground clicks that give nothing": float(not empty.best()[0].any()),
+                    "told": [float(v) for v in found.ious_K],
+                    "true": true,
+                }
+
+
+def jaccard(mask_HW: np.ndarray, true_HW: np.ndarray) -> float:
+    """Intersection over union; 1 where both are empty."""
+    joint = np.logical_or(mask_HW, true_HW).sum()
+    return 1.0 if joint == 0 else float(np.logical_and(mask_HW, true_HW).sum() / joint)
+
+
 # ── figures ──────────────────────────────────────────────────────────────────
 
 
@@ -211,7 +275,7 @@ def terms(rows: list[Row], column: str) -> dict[str, np.ndarray]:
 def table(rows: list[Row]) -> list[Row]:
     """Mean and interval of every column, over all expressions and by kind."""
     out = []
-    columns = ["chance", *[c for c in rows[0] if c.startswith(("point/", "J/"))]]
+    columns = [c for c in rows[0] if c == "chance" or c.startswith(("point/", "J/"))]
     for kind in ("all", *dict.fromkeys(r["kind"] for r in rows)):
         some = [r for r in rows if kind in ("all", r["kind"])]
         for column in columns:
@@ -283,8 +347,8 @@ REFAM_CLAIMS = {
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["decaf", "refam"])
-    parser.add_argument("--n", type=int, default=500, help="expressions")
+    parser.add_argument("what", choices=["decaf", "refam", "sam2"])
+    parser.add_argument("--n", type=int, default=500, help="expressions, or objects (sam2)")
     parser.add_argument("--model", help="model folder; the shipped one by default")
     parser.add_argument("--sigma", type=float, default=0.1, help="noise level (refam)")
     parser.add_argument(
@@ -295,13 +359,25 @@ def main() -> None:
     setup(0)
     with tempfile.TemporaryDirectory() as folder:
         first = WATCH_SEEDS + 100_000 if args.watch else TEST_SEEDS
-        dataset = held_out(Path(folder), args.what, args.n, first)
-        if args.what == "decaf":
-            rows = list(decaf_rows(args.model or "shipped:tiny_mllm", dataset))
+        if args.what == "sam2":
+            rows = list(sam2_rows(args.model or "shipped:tiny_sam2", args.n, first, Path(folder)))
         else:
-            rows = list(refam_rows(args.model or "shipped:tiny_dit", dataset, args.sigma))
+            dataset = held_out(Path(folder), args.what, args.n, first)
+            if args.what == "decaf":
+                rows = list(decaf_rows(args.model or "shipped:tiny_mllm", dataset))
+            else:
+                rows = list(refam_rows(args.model or "shipped:tiny_dit", dataset, args.sigma))
     figures = table(rows)
-    compared = claims(rows, DECAF_CLAIMS if args.what == "decaf" else REFAM_CLAIMS)
+    compared = claims(rows, {"decaf": DECAF_CLAIMS, "refam": REFAM_CLAIMS, "sam2": {}}[args.what])
+    if args.what == "sam2":
+        told, true = (np.concatenate([row[column] for row in rows]) for column in ("told", "true"))
+        of_best = [(max(row["told"]), row["J/one click, best seen"]) for row in rows]
+        correlations = [np.corrcoef(told, true)[0, 1], np.corrcoef(np.transpose(of_best))[0, 1]]
+        print(
+            "predicted and true IoU correlate by {:.3f}, those of best candidates by {:.3f}".format(
+                *correlations
+            )
+        )
     for f in figures:
         print(
             f"{f['kind']:<11} {f['figure']:<36} {f['value']:.3f} [{f['low']:.3f}, {f['high']:.3f}] n={f['n']}"
