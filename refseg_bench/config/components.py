@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 
 #: Where protocols lived when results of older versions were written; their ids have stayed.
 _FORMER = "refseg_bench.metrics."
-#: Keys of a component's YAML that are no options of its class.
-ABOUT = ("defaults", "aliases")
+#: Keys of a component's YAML that are no options of its class. ``submission`` is a data set's: the folder
+#: above the videos in the zip that its evaluation server takes, empty for none.
+ABOUT = ("defaults", "aliases", "submission")
 
 
 def names(group: str) -> list[str]:
@@ -96,7 +97,7 @@ def read(group: str, name: str) -> dict[str, Any]:
         raise ConfigError(f"No {group} '{name}'.", allowed=sorted(files), hint=did_you_mean(name, files))
     own = read_yaml(files[name])
     bases = [base for base in own.get("defaults", []) if isinstance(base, str) and base != "_self_"]
-    below = [{key: v for key, v in read(group, base).items() if key != "aliases"} for base in bases]
+    below = [{key: v for key, v in read(group, base).items() if key not in ABOUT} for base in bases]
     node = OmegaConf.to_container(OmegaConf.merge(*below, own), resolve=False)
     assert isinstance(node, dict)
     return {str(key): value for key, value in node.items()}

@@ -23,6 +23,7 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
+from refseg_bench.config import components
 from refseg_bench.datasets.base import Dataset
 from refseg_bench.datasets.files import bad_name, is_litter
 from refseg_bench.errors import ConfigError, DataError, ScoreError
@@ -38,8 +39,6 @@ from refseg_bench.files.store_io import (
 )
 from refseg_bench.types import Clip, Prediction, rle_fault, sample_id
 
-#: Name of a dataset → folder above its videos in the zip.
-TOPS = {"ref_youtube_vos": "Annotations", "mevis": "", "mevis_v2": ""}
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 # The zip's comment ends in the SHA-256 of all bytes before it: no flipped byte goes unseen.
 _SEAL = b"refseg-bench sha256 "
@@ -52,13 +51,16 @@ def top_of(dataset: str) -> str:
     Raises:
         ConfigError: there is no server for it.
     """
-    if dataset not in TOPS:
+    known = components.names("dataset")
+    tops = {name: components.read("dataset", name).get("submission") for name in known}
+    tops = {name: top for name, top in tops.items() if top is not None}
+    if dataset not in tops:
         raise ConfigError(
             f"No evaluation server takes predictions on '{dataset}'.",
-            allowed=TOPS,
+            allowed=tops,
             hint="Its masks are public: use `refseg score`.",
         )
-    return TOPS[dataset]
+    return str(tops[dataset])
 
 
 def encode_png(mask_HW: NDArray[np.bool_]) -> bytes:
