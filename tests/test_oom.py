@@ -14,7 +14,7 @@ from refseg_bench.backbones.base import Backbone, RolloutSettings, VisualSetting
 from refseg_bench.config import schema
 from refseg_bench.config.components import names, options
 from refseg_bench.methods.base import Method, PerExpression
-from refseg_bench.methods.refam.method import RefAM
+from refseg_bench.methods.refam import RefAM
 from refseg_bench.run import loop
 from refseg_bench.run.loop import predict_clip, work_on
 from refseg_bench.segmenters.base import Prompt, Segmenter

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from refseg_bench.config.compose import compose
 from refseg_bench.datasets.base import LimitedDataset
 from refseg_bench.errors import ConfigError, DataError, RefsegError
-from refseg_bench.methods.decaf.method import DecAF
+from refseg_bench.methods.decaf import DecAF
 from refseg_bench.run.build import build_method, check_segmenter, dataset_of, frozen
 from refseg_bench.run.launch import freeze, launch
 from refseg_bench.run.loop import predict_clip, work_on

@@ -21,7 +21,6 @@ from refseg_bench.errors import ConfigError, DataError
 from refseg_bench.methods.base import Method, PerExpression, click, peak, track_prompts
 from refseg_bench.segmenters.base import Segmenter
 from refseg_bench.types import (
-    BoolHW,
     Clip,
     Expression,
     Grounding,
@@ -33,19 +32,19 @@ from refseg_bench.types import (
 )
 
 
-def innermost(mask_HW: BoolHW, frame: int) -> HeatPoint:
-    """The foreground pixel farthest from the background (the frame's border counts as background)."""
+def innermost(track: MaskTrack) -> HeatPoint | None:
+    """The object's pixel farthest from its border, on the first frame where it is largest.
+
+    The frame's border counts as the object's. ``None`` if it never shows.
+    """
     from scipy.ndimage import distance_transform_edt
 
-    depth_HW = distance_transform_edt(np.pad(mask_HW, 1))[1:-1, 1:-1]
-    return peak(depth_HW, frame)
-
-
-def largest_frame(track: MaskTrack) -> int | None:
-    """The first frame where the object is largest, or ``None`` if it never shows."""
     areas = [area or 0 for area in track.area()]
-    best = max(range(len(areas)), key=areas.__getitem__)
-    return best if areas[best] > 0 else None
+    frame = int(np.argmax(areas))
+    mask_HW = track.mask(frame)
+    if areas[frame] == 0 or mask_HW is None:
+        return None
+    return peak(distance_transform_edt(np.pad(mask_HW, 1))[1:-1, 1:-1], frame)
 
 
 @dataclass
@@ -89,10 +88,8 @@ class Oracle(_SeesTargets):
         union = target.union()
         blank = encode_rle(np.zeros(clip.size, np.uint8))
         track = MaskTrack(clip.size, tuple(blank if rle is None else rle for rle in union.rles))
-        frame = largest_frame(track)
-        mask = None if frame is None else track.mask(frame)
-        point = None if frame is None or mask is None else innermost(mask, frame)
-        return Grounding(expression, track, point=point, no_target=frame is None)
+        point = innermost(track)
+        return Grounding(expression, track, point=point, no_target=point is None)
 
 
 @dataclass
@@ -107,12 +104,7 @@ class OraclePoint(_SeesTargets):
     def ground(self, clip: Clip, expression: Expression) -> Grounding:
         """Union of the objects' tracks."""
         target = self.truth(clip, expression)
-        points: list[HeatPoint] = []
-        for track in target.objects:
-            frame = largest_frame(track)
-            mask = None if frame is None else track.mask(frame)
-            if frame is not None and mask is not None:
-                points.append(innermost(mask, frame))
+        points = [point for track in target.objects if (point := innermost(track)) is not None]
         started = time.perf_counter()
         united = [np.zeros(clip.size, bool) for _ in range(len(clip))]
         with self.segmenter.open(clip) as session:

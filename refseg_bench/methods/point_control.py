@@ -7,7 +7,8 @@ second: whatever the source's own masks are, its peak becomes one positive click
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, cast
 
 from refseg_bench.config import schema
@@ -29,7 +30,6 @@ class PointControl(Method):
     source: Method  # as a config node: what the config layer checks and completes
     segmenter: Segmenter
     backbone: Any = None
-    _inner: Method | None = field(default=None, init=False, repr=False, compare=False)
 
     def predict(self, clip: Clip, expressions: Sequence[Expression]) -> Iterator[Grounding]:
         """The source's groundings, each with its track replaced by the click's.
@@ -45,25 +45,16 @@ class PointControl(Method):
                         hint="Take a source that makes heat maps.",
                     )
                 track = track_prompts(session, found.point.frame, [click(found.point)])
-                yield Grounding(
-                    found.expression,
-                    track,
-                    point=found.point,
-                    maps=found.maps,
-                    map_frames=found.map_frames,
-                    details=found.details,
-                    seconds=found.seconds,
-                )
+                yield replace(found, track=track, no_target=None)
 
-    @property
+    @cached_property
     def inner(self) -> Method:
         """The source, made at its first use."""
-        if self._inner is None:
-            node = cast(Mapping[str, Any], self.source)
-            ready = {"backbone": self.backbone, "segmenter": self.segmenter}
-            self._inner = schema.build(node, "method.source", "method", **ready)
-            self._inner.cache_root = self.cache_root
-        return self._inner
+        node = cast(Mapping[str, Any], self.source)
+        ready = {"backbone": self.backbone, "segmenter": self.segmenter}
+        inner: Method = schema.build(node, "method.source", "method", **ready)
+        inner.cache_root = self.cache_root
+        return inner
 
     def report(self) -> dict[str, Any]:
         """The source's own record."""

@@ -169,7 +169,4 @@ def track_point(
 
 def threshold(heat_HW: NDArray[np.float32], level: float) -> BoolHW:
     """Where a map, brought to [0, 1], is at least ``level``; nowhere for a constant map."""
-    low, high = float(heat_HW.min()), float(heat_HW.max())
-    if high <= low:
-        return np.zeros(heat_HW.shape, bool)
-    return np.asarray((heat_HW - low) / (high - low) >= level)
+    return np.asarray((unit_range(heat_HW) >= level) & (heat_HW.max() > heat_HW.min()))

@@ -12,7 +12,6 @@ package's YAML alone.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -307,16 +306,8 @@ def load_checkpoint(model: Any, path: Path) -> None:
             hint="Fetch it again; a file that holds code is refused on purpose.",
         ) from error
     state = state.get("model", state)
-    missing, unexpected = _compare(model.state_dict().keys(), state.keys())
-    if missing or unexpected:
-        raise ModelError(
-            f"The checkpoint doesn't fit the architecture: {len(missing)} tensors missing "
-            f"({', '.join(missing[:2])} …), {len(unexpected)} unknown ({', '.join(unexpected[:2])} …).",
-            where=path,
-            hint="Set segmenter.release, segmenter.size or segmenter.architecture to what was trained.",
-        )
     try:
-        model.load_state_dict(state)
+        missing, unexpected = map(sorted, model.load_state_dict(state, strict=False))
     except RuntimeError as error:
         raise ModelError(
             "The checkpoint's tensors have other shapes than the architecture's: "
@@ -324,7 +315,10 @@ def load_checkpoint(model: Any, path: Path) -> None:
             where=path,
             hint="Set segmenter.size to the size that was trained.",
         ) from error
-
-
-def _compare(wanted: Any, given: Any) -> tuple[Sequence[str], Sequence[str]]:
-    return sorted(set(wanted) - set(given)), sorted(set(given) - set(wanted))
+    if missing or unexpected:
+        raise ModelError(
+            f"The checkpoint doesn't fit the architecture: {len(missing)} tensors missing "
+            f"({', '.join(missing[:2])} …), {len(unexpected)} unknown ({', '.join(unexpected[:2])} …).",
+            where=path,
+            hint="Set segmenter.release, segmenter.size or segmenter.architecture to what was trained.",
+        )

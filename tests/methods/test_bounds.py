@@ -161,10 +161,13 @@ def test_a_bound_says_so_by_its_class(tmp_path, monkeypatch):
 
 
 def test_innermost_is_the_pixel_farthest_from_the_outside():
-    point = bounds.innermost(BIG, 4)  # an 11 x 11 square with its middle at row 10, column 15
+    # An 11 x 11 square with its middle at row 10, column 15.
+    point = bounds.innermost(MaskTrack.from_masks([*[None] * 4, BIG, BIG], SIZE))
     assert (point.frame, point.y, point.x, point.value) == (4, 10.5 / 20, 15.5 / 30, 6.0)
     # The border counts as outside: a full mask is clicked in its middle rows, not at a corner.
-    assert 9 <= bounds.innermost(np.ones(SIZE, bool), 0).y * 20 <= 11
+    full = MaskTrack.from_masks([np.ones(SIZE, bool)], SIZE)
+    assert 9 <= bounds.innermost(full).y * 20 <= 11
+    assert bounds.innermost(MaskTrack.empty(SIZE, 3)) is None
 
 
 def test_oracle_point_clicks_each_object_where_it_is_largest(make_clip, squares):

@@ -8,8 +8,8 @@ from PIL import Image
 from refseg_bench.backbones.base import MLLMCounters, PromptAttention, RolloutSettings, VisualSettings
 from refseg_bench.config import schema
 from refseg_bench.errors import ConfigError, DataError
+from refseg_bench.methods.decaf import DecAF
 from refseg_bench.methods.decaf.fusion import Fusion, candidate_points, otsu, resize
-from refseg_bench.methods.decaf.method import DecAF
 from refseg_bench.methods.spatial import SpatialBias
 from refseg_bench.segmenters.base import Candidates, Prompt, Segmenter, SegmenterCounters
 from refseg_bench.types import Clip, Expression

@@ -10,7 +10,7 @@ from refseg_bench.config.compose import compose
 from refseg_bench.errors import ConfigError
 from refseg_bench.files.resources import resource
 from refseg_bench.files.store_io import read_sealed_yaml
-from refseg_bench.methods.decaf.method import DecAF
+from refseg_bench.methods.decaf import DecAF
 
 TABLES = [
     "table1", "table2", "table3", "table4a", "table4b", "table4c", "table5a", "table5b", "table6", "table7",

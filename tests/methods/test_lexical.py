@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from refseg_bench.config import schema
-from refseg_bench.methods.lexical.method import Lexical
+from refseg_bench.methods.lexical import Lexical
 from refseg_bench.methods.lexical.things import border_contrast, camera_path, colour_names, texture_of
 from refseg_bench.methods.lexical.words import COLOURS, TEXTURES
 from refseg_bench.segmenters.grabcut import GrabCut

@@ -16,8 +16,8 @@ from refseg_bench.backbones.sdpa_tap import AttentionError
 from refseg_bench.config import compose as config
 from refseg_bench.errors import ConfigError, DataError
 from refseg_bench.methods.concept_attention import ConceptAttention
+from refseg_bench.methods.refam import MAGNETS, DirectionRule, NounPhraseFilter, RefAM
 from refseg_bench.methods.refam.filters import Gas
-from refseg_bench.methods.refam.method import MAGNETS, DirectionRule, NounPhraseFilter, RefAM
 from refseg_bench.segmenters.base import Candidates, SegmenterCounters
 from refseg_bench.types import Clip, Expression
 from tests.backbones import tiny_dits

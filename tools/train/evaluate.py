@@ -111,8 +111,8 @@ def base_row(clip: Clip, expression: Expression, target: Target) -> Row:
 def decaf_rows(model: str, dataset: MetaExpressions) -> Iterator[Row]:
     """Every variant from one reading of attention per clip."""
     from refseg_bench.backbones.mllm.model import MLLM
+    from refseg_bench.methods.decaf import DecAF
     from refseg_bench.methods.decaf.fusion import Fusion, coarse_masks, highest, sample_frames
-    from refseg_bench.methods.decaf.method import DecAF
 
     backbone = MLLM(path=model, dtype="float32", max_new_tokens=8, device="cpu", memory_budget_gb=2.0)
     method = DecAF(backbone=backbone, mask="attention", video_tokens=48, use_cache=False)
@@ -157,7 +157,7 @@ def decaf_rows(model: str, dataset: MetaExpressions) -> Iterator[Row]:
 def refam_rows(model: str, dataset: MetaExpressions, sigma: float) -> Iterator[Row]:
     """Points on the first frame."""
     from refseg_bench.backbones.dit.model import DiT
-    from refseg_bench.methods.refam.method import DirectionRule, Gas, NounPhraseFilter, RefAM
+    from refseg_bench.methods.refam import DirectionRule, Gas, NounPhraseFilter, RefAM
     from refseg_bench.segmenters.grabcut import GrabCut
 
     backbone = DiT(
