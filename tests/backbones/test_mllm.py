@@ -11,7 +11,7 @@ import torch
 from refseg_bench.backbones import capture
 from refseg_bench.backbones.base import RolloutSettings, VisualSettings
 from refseg_bench.backbones.mllm.families import family_of
-from refseg_bench.backbones.mllm.model import MLLM, answer_rules, folder_fingerprint
+from refseg_bench.backbones.mllm.model import MLLM, Session, answer_rules, folder_fingerprint
 from refseg_bench.errors import ConfigError, RefsegError
 from tests.tiny_mllm import FAMILIES, LAYERS, backbone, build, clip_frames, tokenizer
 
@@ -203,16 +203,45 @@ def test_sharing_batching_and_budget_change_nothing_but_the_work(name):
                 assert x.answer == y.answer
 
 
-def test_a_partial_budget_keeps_what_fits():
-    made = backbone("qwen2_vl")
-    with made.open(clip_frames(3), VISUAL, RolloutSettings()) as session:
-        session.read(0, ["a"], answer=False)
-        one = session.kept_bytes
-    made = backbone("qwen2_vl", memory_budget_gb=1.5 * one / 2**30)
-    with made.open(clip_frames(3), VISUAL, RolloutSettings()) as session:
-        for where in (0, 1, 2):
-            session.read(where, ["a"], answer=False)
-        assert session.kept_bytes == one
+def test_what_is_kept_leaves_room_for_whole_batches(monkeypatch):
+    frames, batches = clip_frames(4), []
+    run = Session._tails
+    monkeypatch.setattr(
+        Session,
+        "_tails",
+        lambda self, prefix, tails, **k: batches.append(len(tails)) or run(self, prefix, tails, **k),
+    )
+
+    def everything(budget, prompts=(5, 5)):
+        """Maps and answers of two rounds, the batches, prefixes run and the most bytes taken."""
+        made = backbone("qwen2_vl", memory_budget_gb=budget / 2**30, batch_size=3)
+        batches.clear()
+        found, most = [], 0
+        with made.open(frames, VISUAL, RolloutSettings()) as session:
+            for count in prompts:
+                for where in (0, "video", 1, 2, 3):
+                    found += session.read(where, (PROMPTS * 3)[:count], answer=count > 1)
+                    copies = min(count, batches[-1 - (count > 3)]) * session._run_head(where).copy_bytes
+                    most = max(most, session.kept_bytes + copies)
+            work = session._work
+        return found, list(batches), made.counters.visual_prefixes - 10, most, work
+
+    roomy, batched, runs, _, work = everything(2**30)
+    assert runs == 5
+    assert set(batched) == {3, 2}
+    for share in (1.0, 1.3, 1.7, 2.5):
+        tight, sizes, runs, most, _ = everything(share * work)
+        assert sizes == batched
+        assert 5 < runs <= 10
+        assert most <= share * work
+        for a, b in zip(roomy, tight, strict=True):
+            assert np.array_equal(a.map_Thw, b.map_Thw)
+            assert a.answer == b.answer
+    assert everything(2.5 * work)[2] < everything(1.0 * work)[2] == 10
+    # More prompts than before: what was kept makes room.
+    assert everything(2.5 * work, (1, 5))[1] == [1] * 5 + batched[:10]
+    # One expression keeps more than many do.
+    assert everything(2.0 * work, (1, 1))[2] < everything(2.0 * work)[2]
 
 
 def test_dense_and_double_precision_agree():

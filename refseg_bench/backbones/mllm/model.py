@@ -37,7 +37,7 @@ from refseg_bench.backbones.base import (
 )
 from refseg_bench.backbones.mllm.families import MLLMFamily, Visual, family_of
 from refseg_bench.backbones.mllm.families.base import Piece
-from refseg_bench.backbones.rollout import LayerQK, dense_rollout, shared_rollout
+from refseg_bench.backbones.rollout import BLOCK_BYTES, LayerQK, dense_rollout, shared_rollout
 from refseg_bench.backbones.weights import (
     ModelError,
     Weights,
@@ -51,7 +51,6 @@ from refseg_bench.config.schema import locate, option
 from refseg_bench.errors import ConfigError, RefsegError
 from refseg_bench.types import FloatTHW, Uint8THWC
 
-_GIB = 2**30
 #: Files of a hub repository that a model is loaded from.
 _NEEDED = ("*.json", "*.safetensors", "*.txt", "*.jinja")
 #: Bytes of each end of a weights file that enter its fingerprint.
@@ -74,7 +73,8 @@ class MLLM(GroundingMLLM):
         share_prefix: run the visual part once for all prompts; False runs every prompt whole.
         device: ``auto`` = the first GPU, else the CPU.
         batch_size: most prompts in one forward pass.
-        memory_budget_gb: what visual prefixes may keep on the device.
+        memory_budget_gb: what visual prefixes, and the prompts' copies of them, may take on the device;
+            by default what is free of a GPU, 8 elsewhere.
         offline: never ask the hub.
         label: what published tables call the model, to find its rows.
     """
@@ -89,7 +89,7 @@ class MLLM(GroundingMLLM):
     share_prefix: bool = option(True, transient=True)
     device: str = option("auto", transient=True)
     batch_size: int = option(16, transient=True)
-    memory_budget_gb: float = option(8.0, transient=True)
+    memory_budget_gb: float | None = option(None, transient=True)
     offline: bool = option(False, transient=True)
     label: str = option("", transient=True)
 
@@ -248,6 +248,15 @@ class MLLM(GroundingMLLM):
     def _device(self) -> torch.device:
         return choose_device(self.device)
 
+    def _budget(self) -> float:
+        """Bytes that prefixes and their copies may take now."""
+        device = self._device()
+        if self.memory_budget_gb is not None or device.type != "cuda":
+            return (8.0 if self.memory_budget_gb is None else self.memory_budget_gb) * 2**30
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        # A pass over a prefix and a rollout need room of their own.
+        return max(0.0, torch.cuda.mem_get_info(device)[0] + unused - 3 * BLOCK_BYTES["cuda"])
+
     def _preprocessing(self) -> dict[str, Any]:
         from transformers.image_processing_base import ImageProcessingMixin
 
@@ -318,10 +327,14 @@ class _Prefix:
     first: int
 
     @property
+    def copy_bytes(self) -> int:
+        """Bytes of the keys and values, of which every prompt has its own copy while it runs."""
+        return sum(tensor.nbytes for pair in self.keys_values for tensor in pair)
+
+    @property
     def nbytes(self) -> int:
         """Bytes on the device; keys of rolled-out layers are the cache's own."""
-        kept = sum(t.numel() * t.element_size() for pair in self.keys_values for t in pair)
-        return kept + sum(layer.q_HND.numel() * layer.q_HND.element_size() for layer in self.layers)
+        return self.copy_bytes + sum(layer.q_HND.nbytes for layer in self.layers)
 
 
 @dataclass(eq=False)
@@ -334,6 +347,7 @@ class Session:
     visual: VisualSettings
     rollout: RolloutSettings
     _kept: dict[Where, _Prefix] = field(default_factory=dict, init=False)
+    _work: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         if self.frames_THWC.ndim != 4 or len(self.frames_THWC) == 0:
@@ -341,6 +355,7 @@ class Session:
         total = int(self.loaded.family.text_config.num_hidden_layers)
         self.range = layer_range(self.rollout.start, self.rollout.end, total)
         self.dtype: torch.dtype = getattr(torch, self.rollout.precision)
+        self.budget = self.owner._budget()
 
     def __enter__(self) -> Self:
         return self
@@ -370,8 +385,7 @@ class Session:
             return []
         if not self.owner.share_prefix:
             return [r for prompt in prompts for r in self._read(self._run_head(where), [prompt], answer)]
-        prefix = self._prefix(where)
-        size = self._batch(prefix)
+        prefix, size = self._prefix(where, min(self.owner.batch_size, len(prompts)))
         return [
             reading
             for first in range(0, len(prompts), size)
@@ -394,14 +408,20 @@ class Session:
 
     # ── visual prefix ────────────────────────────────────────────────────────
 
-    def _prefix(self, where: Where) -> _Prefix:
-        """The prefix of a place: kept from before, or run now and kept if the budget allows."""
-        found = self._kept.get(where)
-        if found is None:
-            found = self._run_head(where)
-            if self.kept_bytes + found.nbytes <= self.owner.memory_budget_gb * _GIB:
-                self._kept[where] = found
-        return found
+    def _prefix(self, where: Where, batch: int) -> tuple[_Prefix, int]:
+        """The prefix of a place, kept from before or run now, and how many of ``batch`` prompts fit on it.
+
+        Kept is what leaves room to work on any place so far, with all prompts of a batch: to run a prefix
+        again costs less than to run a batch in parts, each of which pulls the prefix' rollout anew.
+        """
+        found = self._kept.pop(where, None) or self._run_head(where)
+        self._work = max(self._work, found.nbytes + batch * found.copy_bytes)
+        while self._kept and self.kept_bytes + self._work > self.budget:
+            self._kept.popitem()
+        room = self.budget - self.kept_bytes - found.nbytes
+        if room >= self._work:
+            self._kept[where] = found
+        return found, max(1, min(batch, int(room // found.copy_bytes)))
 
     def _run_head(self, where: Where) -> _Prefix:
         """Vision tower and language model over system message and visual block."""
@@ -451,12 +471,6 @@ class Session:
         from transformers import DynamicCache
 
         return DynamicCache(config=self.loaded.family.text_config)
-
-    def _batch(self, prefix: _Prefix) -> int:
-        """How many prompts may carry their own copy of the prefix' keys and values."""
-        copy = max(1, sum(t.numel() * t.element_size() for pair in prefix.keys_values for t in pair))
-        room = self.owner.memory_budget_gb * _GIB - self.kept_bytes
-        return max(1, min(self.owner.batch_size, int(room // copy)))
 
     # ── prompts on a prefix ──────────────────────────────────────────────────
 
