@@ -116,7 +116,7 @@ def _tap(stock: Callable[..., Any], kernel: str) -> Callable[..., Any]:
     ) -> Any:
         recorder = _active.get()
         if recorder is not None:
-            _observe(recorder, module, query, key, attention_mask, kwargs)
+            _observe(recorder, module, query, key, attention_mask, {**kwargs, "kernel": kernel})
         return stock(_as_stock(module, kernel), query, key, value, attention_mask, **kwargs)
 
     return attend
@@ -159,16 +159,17 @@ def refuse_non_causal(
     other maps without a sign.
     """
     rows, length = query.shape[2], key.shape[2]
+    causal = kwargs.get("is_causal", getattr(module, "is_causal", True)) is not False
     reason = None
     if kwargs.get("sliding_window") is not None and int(kwargs["sliding_window"]) < length:
         reason = "uses a sliding window"
-    elif (
-        kwargs.get("is_causal", getattr(module, "is_causal", True)) is False
-        and attention_mask is None
-        and rows > 1
-    ):
+    elif rows == 1:
+        pass
+    elif attention_mask is None and not causal:
         reason = "is not causal"
-    elif attention_mask is not None and attention_mask.dim() == 4 and rows > 1:
+    elif attention_mask is None and rows < length and kwargs.get("kernel") == "sdpa":
+        reason = "hides the cache (without a mask, SDPA counts its rows from the first key)"
+    elif attention_mask is not None and attention_mask.dim() == 4:
         seen = attention_mask if attention_mask.dtype == torch.bool else attention_mask > -1.0
         past = torch.ones(rows, length, dtype=torch.bool, device=seen.device).tril(length - rows)
         if not torch.equal(seen[..., :rows, :length], past.expand_as(seen[..., :rows, :length])):

@@ -322,6 +322,10 @@ def test_attention_that_is_not_causal_is_refused():
             capture.refuse_non_causal(module, q, k, mask, kwargs)
     with pytest.raises(RefsegError, match="sliding window"):
         capture.refuse_non_causal(module, q, k, None, {"sliding_window": 3})
+    # As where a kernel is registered without its mask function. Flash attention counts from the last key.
+    capture.refuse_non_causal(module, q[:, :, :2], k, None, {"kernel": "flash_attention_2"})
+    with pytest.raises(RefsegError, match="hides the cache"):
+        capture.refuse_non_causal(module, q[:, :, :2], k, None, {"kernel": "sdpa"})
 
 
 def test_a_prefix_lm_is_detected_while_it_runs():
@@ -366,6 +370,19 @@ def test_a_prefix_lm_is_detected_while_it_runs():
             attention_mask=torch.ones_like(ids),
             token_type_ids=torch.zeros_like(ids),
         )
+
+
+def test_a_tap_that_lost_its_mask_function_is_noticed(monkeypatch):
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+
+    made = backbone("qwen2_vl")
+    made.loaded()
+    monkeypatch.setitem(ALL_MASK_ATTENTION_FUNCTIONS, capture.tap_name("sdpa"), lambda **kwargs: None)
+    with (
+        made.open(clip_frames(1), VISUAL, RolloutSettings()) as session,
+        pytest.raises(RefsegError, match="hides the cache"),
+    ):
+        session.read(0, PROMPTS, answer=False)
 
 
 def test_flash_kernels_are_told_their_own_name():

@@ -97,6 +97,23 @@ def test_a_bypassing_kernel_is_an_error(make_dit, picture, monkeypatch):
         SdpaTap(range(3), [0, 2], lambda call: None).run(forward)
 
 
+@pytest.mark.parametrize("family", ["flux", "mochi"])
+def test_the_environments_back_end_does_not_move_attention_away(family, make_dit, picture, monkeypatch):
+    from diffusers.models import attention_dispatch
+
+    dit = make_dit(family, n_noise=2)
+    scene, seen, run = dit.open(picture), [], SdpaTap.run
+    monkeypatch.setattr(SdpaTap, "run", lambda tap, forward: (run(tap, forward), seen.append(tap.calls)))
+    plain = dit.attend(scene, [question(dit)])[0].maps["all"].maps_TN
+    # As DIFFUSERS_ATTN_BACKEND sets it when diffusers is imported.
+    flash = attention_dispatch.AttentionBackendName.FLASH
+    monkeypatch.setattr(attention_dispatch._AttentionBackendRegistry, "_active_backend", flash)
+    np.testing.assert_array_equal(dit.attend(scene, [question(dit)])[0].maps["all"].maps_TN, plain)
+    assert attention_dispatch._AttentionBackendRegistry._active_backend is flash
+    assert len(set(seen)) == 1
+    assert len(seen) == dit.counters.dit_forwards == 4
+
+
 def test_more_calls_than_the_schedule_is_an_error(make_dit, picture):
     dit = make_dit("sd35m")
     forward, _, _ = forward_of(dit, picture, [question(dit)])

@@ -317,6 +317,7 @@ class DiT(Backbone):
         self, scene: LatentImage, queries: Sequence[TokenRequest], options: MapOptions, keep: bool
     ) -> list[Attended]:
         import torch
+        from diffusers import attention_backend
 
         from refseg_bench.backbones.attention_maps import MapObserver
         from refseg_bench.backbones.dit.families import ForwardInputs
@@ -344,7 +345,8 @@ class DiT(Backbone):
         watched = (
             family.prompt_only_conditioning(transformer, text.prompt_tokens) if silent else nullcontext()
         )
-        with torch.inference_mode(), watched:
+        # Whatever DIFFUSERS_ATTN_BACKEND says: other kernels than the native one would pass the tap by.
+        with torch.inference_mode(), watched, attention_backend("native"):
             embedded = text.embeddings.to(loaded.device, loaded.dtype)[None]
             for round_, (sigma, noise) in enumerate(self._noises(scene, loaded)):
                 recorder.round = round_
