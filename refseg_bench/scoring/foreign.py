@@ -1,7 +1,8 @@
 """Predictions made by other people's code: folders of PNG files, or one JSON of run lengths.
 
-The layout is recognised per clip (docs/scoring.md lists all of them); nothing is copied or
-converted on disk. Names that come from datasets or JSON never lead out of the folder.
+Both are trees of names, in which the masks of a sample lie under one of a few names (docs/scoring.md lists
+them): as one entry, or as one per frame. Nothing is copied or converted on disk. Names that come from
+datasets or JSON never lead out of the folder.
 """
 
 from __future__ import annotations
@@ -9,12 +10,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,19 +29,19 @@ from refseg_bench.files import png
 from refseg_bench.files.store_io import parse_json, printable, read_bytes
 from refseg_bench.scoring.labels import FolderLabels
 from refseg_bench.scoring.misplaced import (
+    Tree,
     counted_from_1,
     few,
     frames_instead,
     image_instead,
     maps_instead,
-    meant,
     numbers,
     surplus,
     tree,
     video_instead,
 )
 from refseg_bench.scoring.protocols.base import GreyTrack, LabelMaps
-from refseg_bench.scoring.sources import Answers, State, Survey, state_of
+from refseg_bench.scoring.sources import Answers, State, Survey
 from refseg_bench.types import (
     Clip,
     Expression,
@@ -56,23 +58,16 @@ JSON = (".json", ".jsonl")
 #: Most bytes of such a file; the largest split of the field makes about 1 GB.
 MOST_BYTES = 2 << 30
 #: Folders that archives put above the videos.
-MASK_FOLDERS = ("", "Annotations", "480p", "Annotations/480p")
+MASK_FOLDERS = ("", "Annotations/", "480p/", "Annotations/480p/")
 #: Names of merged sets, one per annotator (ReferFormer's layout).
 SETS = ("anno_0", "anno_1", "anno_2", "anno_3")
 #: Files that may stand beside the masks of a folder.
 BESIDE = ("no_target.json", "points.json")
 #: Keys under which a JSON may hold the masks of an expression.
 MASK_KEYS = (
-    "prediction_masks",
-    "pred_masks",
-    "masks",
-    "rles",
-    "masks_rle",
-    "segmentations",
-    "mask",
-    "rle",
+    "prediction_masks", "pred_masks", "masks", "rles", "masks_rle", "segmentations", "mask", "rle",
     "segmentation",
-)
+)  # fmt: skip
 CLIP_KEYS = ("video_id", "video", "video_name", "vid", "clip", "image_id", "image", "img_id", "name")
 FLAG_KEYS = ("no_target", "empty", "pred_nt")
 EXPRESSION_KEYS = ("exp_id", "expression_id", "expression", "sent_id", "exp", "id")
@@ -80,7 +75,7 @@ EXPRESSION_KEYS = ("exp_id", "expression_id", "expression", "sent_id", "exp", "i
 
 def open_predictions(
     path: Path, *, above: int | None = None, sides: Sequence[int] = ()
-) -> FolderPredictions | JsonPredictions:
+) -> ForeignPredictions:
     """The source a path means: a folder of PNG files, or a JSON file (also alone in a folder).
 
     Args:
@@ -95,8 +90,7 @@ def open_predictions(
     """
     if above is not None and not 0 <= above < 255:
         raise ConfigError(f"--threshold is {above}.", allowed=("0 to 254",))
-    if path.is_file() and path.suffix.lower() in JSON:
-        return _run_lengths(path, above, sides)
+    file = path if path.is_file() else None
     if path.is_dir():
         _beside.cache_clear()
         tree.cache_clear()
@@ -104,8 +98,6 @@ def open_predictions(
             inside = [p for p in path.iterdir() if not (p.name.startswith(".") or is_litter(p.name))]
         except OSError as error:
             raise DataError(f"The folder can't be read ({error.strerror}).", where=path) from error
-        if len(inside) == 1 and inside[0].is_file() and inside[0].suffix.lower() in JSON:
-            return _run_lengths(inside[0], above, sides)
         if not inside:
             raise DataError("The folder of predictions is empty.", where=path)
         if {"run.json", "predictions"} <= {p.name for p in inside}:
@@ -114,8 +106,14 @@ def open_predictions(
                 where=path,
                 hint=f"Give it without --predictions and --dataset: {path}",
             )
-        return FolderPredictions(path, above or 0, tuple(sides))
-    packed = path.is_file() and path.suffix.lower() in (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z")
+        if not (len(inside) == 1 and inside[0].is_file() and inside[0].suffix.lower() in JSON):
+            return FolderPredictions(path, above or 0, tuple(sides))
+        file = inside[0]
+    if file is not None and file.suffix.lower() in JSON:
+        if above is not None:
+            raise ConfigError("--threshold is for mask files; run lengths have no grey values.")
+        return JsonPredictions(file, sides=tuple(sides))
+    packed = file is not None and path.suffix.lower() in (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z")
     raise DataError(
         "The predictions are packed." if packed else "There are no predictions here.",
         where=path,
@@ -132,10 +130,273 @@ def inside_dataset(path: Path, dataset: Dataset) -> str:
     return f"they lie in the folder of the data set ({home}); its own annotations would score 1"
 
 
-def _run_lengths(path: Path, above: int | None, sides: Sequence[int]) -> JsonPredictions:
-    if above is not None:
-        raise ConfigError("--threshold is for mask files; run lengths have no grey values.")
-    return JsonPredictions(path, tuple(sides))
+# ── names, whatever holds them ───────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a source holds of one sample, or of one set of id maps.
+
+    Attributes:
+        masks: file or run lengths of every frame, ``None`` where there is none; no masks = of no frame.
+        record: the JSON object they stand in.
+        surplus: names beside them that no frame has.
+        why: what is known of what lacks, in words.
+    """
+
+    masks: tuple[Any, ...] | None = None
+    record: Mapping[str, Any] = field(default_factory=dict)
+    surplus: tuple[str, ...] = ()
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class ForeignPredictions(ABC):
+    """Masks in a tree of names, in any layout of docs/scoring.md.
+
+    Attributes:
+        root: the folder or file.
+        above, sides: see :func:`open_predictions`.
+    """
+
+    root: Path
+    above: int = 0
+    sides: tuple[int, ...] = ()
+
+    #: What it is, what a frame's name ends in, and what may join a video's name to an expression's.
+    what: ClassVar[str]
+    end: ClassVar[str]
+    signs: ClassVar[str]
+
+    @property
+    def name(self) -> str:
+        """The folder or file as given."""
+        return str(self.root)
+
+    @abstractmethod
+    def _entries(self, name: str) -> Mapping[str, Any] | None:
+        """What stands directly below a name; ``None`` = it is no name of several things."""
+
+    @abstractmethod
+    def _at(self, top: str, name: str, clip: Clip) -> Found | None:
+        """What a name below a top folder holds of a clip; ``None`` = nothing."""
+
+    @abstractmethod
+    def _check(self, found: Found, clip: Clip, unit: str) -> None:
+        """See that masks are those of a clip, as far as that costs little; raises what they lack."""
+
+    @abstractmethod
+    def _read(self, found: Found, clip: Clip, unit: str, tally: Counter[str]) -> MaskTrack:
+        """The masks of a sample; ``tally`` counts how files are stored."""
+
+    @abstractmethod
+    def _said(self, found: Found, clip: Clip, e: Expression) -> dict[str, Any]:
+        """Flag and point of a sample, as fields of its prediction."""
+
+    @abstractmethod
+    def _grey(self, found: Found, track: MaskTrack) -> GreyTrack:
+        """The grey values of a sample's masks."""
+
+    @abstractmethod
+    def _instead(self, clip: Clip, e: Expression) -> str:
+        """What lies where a sample was expected, and what to do; empty if nothing does."""
+
+    def _tops(self) -> list[str]:
+        return [""]
+
+    def _maps(self, clip: Clip, expressions: Sequence[Expression]) -> dict[str, Found]:
+        """Merged id maps of a clip by set."""
+        return {}
+
+    def _strangers(self, samples: Collection[str]) -> list[str]:
+        """What is said of no sample."""
+        return []
+
+    def survey(self, clip: Clip, expressions: Sequence[Expression]) -> Survey:
+        """The state of every expression; mask files are not read for it, run lengths are measured."""
+        found, maps = self._found(clip, expressions)
+        labels = {name: self._state(each, clip, name) for name, each in maps.items()}
+        if any(state.status == "ok" for state in labels.values()):
+            missing = State("missing")
+            return Survey({e.id: labels.get(_set_of(e, labels), missing) for e in expressions}, labels)
+        states: dict[str, State] = {}
+        for e in expressions:
+            state = self._state(found.get(e.id, Found()), clip, sample_id(clip.id, e.id))
+            if state.status == "missing" and not state.why:
+                # A folder without a map is looked at as what it probably is: masks in the wrong place.
+                state = State("missing", why=self._instead(clip, e))
+            states[e.id] = state
+        return Survey(states, labels or None)
+
+    def answers(
+        self, clip: Clip, expressions: Sequence[Expression], *, labels: bool, samples: bool
+    ) -> Answers:
+        """Read what is wanted of a clip."""
+        found, maps = self._found(clip, expressions)
+        if maps and self.above:
+            raise ScoreError(
+                "These are id maps, whose values are ids: there is no threshold.",
+                where=self.root,
+                hint="Leave out --threshold.",
+            )
+        held: dict[str, LabelMaps] = {
+            name: FolderLabels(each.masks or (None,) * len(clip), clip.frame_names, clip.size, each.surplus)
+            for name, each in maps.items()
+        }
+        tally: Counter[str] = Counter()
+        read = {e.id: self._prediction(found[e.id], clip, e, tally) for e in expressions if found}
+        there = {key: p for key, p in read.items() if p is not None}
+        greys = {k: self._grey(found[k], p.track) for k, p in there.items() if p.track is not None}
+        if held and samples:
+            there = _split(held, clip, expressions)
+        nothing = not (there or any(m.masks for m in maps.values()) or self._has(clip, expressions))
+        return Answers(there, greys, held if self.end and not found else None, nothing, tally)
+
+    def notes(self, dataset: Dataset) -> list[str]:
+        """What is there and belongs to no sample of a dataset, in a few lines."""
+        wanted: dict[str, set[str] | None] = {"": set(BESIDE) if self.end else set()}
+        samples: set[str] = set()
+        for clip in dataset.clips():
+            frames = {f"{name}{self.end}" for name in clip.frame_names}
+            alone = len(clip) == 1 and bool(self.end)
+            for folder in (clip.id, *(f"{name}/{clip.id}" for name in SETS)) if self.end else ():
+                wanted.setdefault(folder, set(frames))
+            for e in dataset.expressions(clip):
+                names = self._names(clip, e)
+                samples.update(names_of(clip, e, "/_"))
+                for name in names:
+                    above, _, last = name.rpartition("/")
+                    beside = wanted.setdefault(above, set()) if alone or not self.end else None
+                    if beside is not None:
+                        beside.add(f"{last}{self.end}")
+                    if above and alone:
+                        # The only file of an image's folder may have any name.
+                        wanted[name] = None
+                    elif not alone:
+                        wanted[name] = frames.union(wanted[name] or ()) if name in wanted else frames
+        told, twice = surplus(self._entries, self._tops(), wanted)
+        told = [*(name for name in told if not is_litter(name)), *self._strangers(samples)]
+        out = []
+        if told:
+            out.append(
+                f"note: names in the {self.what} that no sample has, not read ({len(told)}): {few(told)}"
+            )
+        if twice:
+            out.append(
+                f"note: samples that lie in two places, the first is read ({len(twice)}): {few(twice)}"
+            )
+        return [printable(line) for line in out]
+
+    def _names(self, clip: Clip, e: Expression) -> list[str]:
+        return list(names_of(clip, e, self.signs))
+
+    def _found(
+        self, clip: Clip, expressions: Sequence[Expression]
+    ) -> tuple[dict[str, Found], dict[str, Found]]:
+        """What is there of every expression; if there is nothing of any, the clip's id maps by set."""
+        found = {e.id: self._of(clip, e) for e in expressions}
+        if None in found.values() and (why := self._counted_from_1(clip, list(found))):
+            return dict.fromkeys(found, Found(why=why)), {}
+        if not any(found.values()):
+            return {}, self._maps(clip, expressions)
+        return {key: each or Found() for key, each in found.items()}, {}
+
+    def _of(self, clip: Clip, e: Expression) -> Found | None:
+        names = self._names(clip, e)
+        held = (self._at(top, name, clip) for top in self._tops() for name in names)
+        first = None
+        for each in held:
+            if each is not None and each.masks is not None:
+                return each
+            first = first or each
+        return first
+
+    def _frames(self, held: Mapping[str, Any], name: str, clip: Clip) -> Found:
+        """The masks that stand below a name, one per frame."""
+        wanted = [f"{frame}{self.end}" for frame in clip.frame_names]
+        rest = sorted(n.removesuffix(self.end) for n in held.keys() - set(wanted) if n.endswith(self.end))
+        masks = tuple([held.get(frame) for frame in wanted])
+        if all(frame in held for frame in wanted):
+            return Found(masks, {}, tuple(rest))
+        why = f"{frames_instead(held, clip.frame_names, self.end)} (in '{self._place(name)}')"
+        here = [n.removesuffix(self.end) for n in held if n.endswith(self.end)]
+        nothing = held.keys().isdisjoint(wanted) or counted_from_1(here, clip.frame_names)
+        return Found(None if nothing else masks, {}, tuple(rest), why)
+
+    def _place(self, name: str) -> str:
+        return str(self.root / name) if self.end else name
+
+    def _counted_from_1(self, clip: Clip, ids: Sequence[str]) -> str:
+        """Why none of a clip's expressions is read where all of them are one off."""
+        for top in self._tops() if len(clip) > 1 and bad_name(clip.id) is None else ():
+            if counted_from_1(self._entries(f"{top}{clip.id}") or (), ids):
+                place = self._place(f"{top}{clip.id}")
+                return f"the expressions in '{place}' are counted from 1: they are {few(ids)}"
+        return ""
+
+    def _has(self, clip: Clip, expressions: Sequence[Expression]) -> bool:
+        """True if there is anything of a clip."""
+        names = [clip.id, *(str(a) for e in expressions for a in _list(e.attrs.get("anno_ids")))]
+        return any(
+            self._entries(f"{top}{name}") is not None or self._at(top, name, clip) is not None
+            for top in self._tops()
+            for name in names
+            if bad_name(name) is None
+        )
+
+    def _state(self, found: Found, clip: Clip, unit: str) -> State:
+        if found.masks is None:
+            return State("missing", why=found.why)
+        try:
+            self._check(found, clip, unit)
+        except RefsegError as error:
+            return State("failed", why=" ".join(_failure(error).message.split()))
+        gaps = tuple(n for n, mask in zip(clip.frame_names, found.masks, strict=False) if mask is None)
+        return State("ok", gaps, found.why)
+
+    def _prediction(self, found: Found, clip: Clip, e: Expression, tally: Counter[str]) -> Prediction | None:
+        """The prediction of a sample; ``None`` where it has no mask at all."""
+        if found.masks is None:
+            return None
+        unit = sample_id(clip.id, e.id)
+        try:
+            track = self._read(found, clip, unit, tally)
+        except RefsegError as error:
+            return Prediction(unit, clip.id, e.id, failure=_failure(error))
+        return Prediction(unit, clip.id, e.id, track, **self._said(found, clip, e))
+
+
+def clip_names(clip: Clip) -> list[str]:
+    """What a clip may be called, likeliest first: an image also by its file or its number."""
+    more = (Path(str(clip.attrs.get("file_name", ""))).stem, str(clip.attrs.get("image_id", "")))
+    names = [clip.id] if len(clip) > 1 else [clip.id, clip.frame_names[0], *more]
+    return [name for name in dict.fromkeys(names) if name]
+
+
+def names_of(clip: Clip, e: Expression, signs: str = "/") -> Iterator[str]:
+    """Names that may hold a sample's masks, likeliest first; ``signs`` join a video's to a text's."""
+    image = len(clip) == 1
+    signs = "/_" if image else signs
+    for anno in map(str, _list(e.attrs.get("anno_ids"))):
+        # ReasonVOS: <source>_<video>_<object>/<expression as its own file numbers it>.
+        if clip.attrs.get("source") is not None or "_" in anno:
+            keys = dict.fromkeys([str(e.attrs.get("exp_id", e.id)), e.id])
+            yield from (f"{anno}{sign}{key}" for key in keys for sign in signs)
+    yield from (f"{name}{sign}{e.id}" for name in clip_names(clip) for sign in signs)
+    if image and "sent_id" in e.attrs:
+        # Sentences with an id of their own (RefCOCO) are never meant by the image's: the two overlap.
+        yield str(e.attrs["sent_id"])
+    elif image and str(e.attrs.get("text_index", e.id)) == "0":
+        yield from dict.fromkeys([clip.id, clip.frame_names[0]])
+
+
+def _list(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, (list, tuple)) else []
+
+
+def _failure(error: RefsegError) -> SampleFailure:
+    place = "" if error.where is None else f" ({error.where})"
+    return SampleFailure(type(error).__name__, f"{error.what}{place}", str(error))
 
 
 # ── folders of PNG files ─────────────────────────────────────────────────────
@@ -175,272 +436,127 @@ def encoding_of(values: set[int]) -> str:
 
 
 @dataclass(frozen=True)
-class ConstantGrey:
+class PlainGrey:
     """Grey values of masks that are 1 where set (run lengths)."""
 
     track: MaskTrack
-    value: int = 1
 
     def frame(self, index: int) -> NDArray[np.uint8]:
-        """The mask times its value."""
+        """The mask as 0 and 1."""
         mask = self.track.mask(index)
-        return np.zeros(self.track.size, np.uint8) if mask is None else mask * np.uint8(self.value)
+        return np.zeros(self.track.size, np.uint8) if mask is None else mask.astype(np.uint8)
 
     def encoding(self) -> str:
         """How foreground is written."""
-        return f"0/{self.value}"
+        return "0/1"
 
 
 @dataclass(frozen=True)
-class _Found:
-    """The files of one mask per frame (of one expression, or of one set of id maps)."""
+class FolderPredictions(ForeignPredictions):
+    """A folder of PNG files."""
 
-    files: tuple[Path | None, ...]
-    surplus: tuple[str, ...] = ()
-    why: str = ""
+    what: ClassVar[str] = "folder"
+    end: ClassVar[str] = ".png"
+    signs: ClassVar[str] = "/"
 
-    def gaps(self, clip: Clip) -> tuple[str, ...]:
-        return tuple(n for n, f in zip(clip.frame_names, self.files, strict=True) if f is None)
+    def _names(self, clip: Clip, e: Expression) -> list[str]:
+        return [name for name in super()._names(clip, e) if bad_name(name) is None]
 
-    def state(self, clip: Clip, sides: Sequence[int] = (), above: int = 0) -> State:
-        """What the names and the first bytes of the files tell."""
-        gaps = self.gaps(clip)
-        if len(gaps) == len(clip):
-            return State("missing", why=self.why)
-        there = [file for file in self.files if file is not None]
-        for file in there:
-            try:
-                fitting(png.header(file), clip, sides, file)
-                if file is there[0] and png.is_jpeg(file):
-                    lossless("JPEG", above, file)
-            except RefsegError as error:
-                return State("failed", why=_failure(error).message)
-        return State("ok", gaps, self.why)
+    def _tops(self) -> list[str]:
+        return [top for top in MASK_FOLDERS if (self.root / top).is_dir()]
 
-
-@dataclass(frozen=True)
-class FolderPredictions:
-    """A folder of PNG files in any layout of docs/scoring.md.
-
-    Attributes:
-        root: the folder.
-        above, sides: see :func:`open_predictions`.
-    """
-
-    root: Path
-    above: int = 0
-    sides: tuple[int, ...] = ()
-
-    @property
-    def name(self) -> str:
-        """The folder as given."""
-        return str(self.root)
-
-    def survey(self, clip: Clip, expressions: Sequence[Expression]) -> Survey:
-        """States from the folder listings alone."""
-        found = self._samples(clip, expressions)
-        if found is not None:
-            states = {e.id: found[e.id].state(clip, self.sides, self.above) for e in expressions}
-            return Survey({e.id: self._explained(states[e.id], clip, e) for e in expressions})
-        maps = self._maps(clip)
-        labels = {name: each.state(clip) for name, each in maps.items()}
-        if any(state.status == "ok" for state in labels.values()):
-            return Survey({e.id: _via(labels, e) for e in expressions}, labels)
-        # A folder without a map is looked at as what it probably is: masks in the wrong place.
-        states = {e.id: self._explained(State("missing"), clip, e) for e in expressions}
-        if not labels and any((top / name).is_dir() for top in self._tops() for name in SETS):
-            labels = dict.fromkeys(SETS, State("missing"))
-        if not any(state.why for state in labels.values()) and not expressions:
-            labels = {"": State("missing", why=maps_instead(self.root, clip.id, clip.frame_names[0]))}
-        return Survey(states, labels or None)
-
-    def _explained(self, state: State, clip: Clip, expression: Expression) -> State:
-        """A state that says what lies where the masks were expected."""
-        if state.status != "missing":
-            return state
-        if len(clip) == 1:
-            names = list(_images(clip, expression))
-            why = image_instead(self.root, names, clip.id, expression.id, expression.text)
-        else:
-            first = clip.frame_names[0]
-            why = state.why or video_instead(self.root, clip.id, expression.id, expression.text, first)
-        return dataclasses.replace(state, why=why)
-
-    def notes(self, dataset: Dataset) -> list[str]:
-        """What lies in the folder and belongs to no sample of a dataset, in a few lines."""
-        wanted: dict[str, set[str] | None] = {"": set(BESIDE)}
-        samples: set[str] = set()
-        for clip in dataset.clips():
-            pngs = {f"{name}.png" for name in clip.frame_names}
-            for folder in (clip.id, *(f"{name}/{clip.id}" for name in SETS)):
-                if bad_name(folder) is None:
-                    wanted[folder] = set(pngs)
-            for e in dataset.expressions(clip):
-                samples |= {sample_id(clip.id, e.id), str(e.attrs.get("sent_id"))}
-                for folder in _folders(clip, e):
-                    wanted[folder] = pngs
-                if len(clip) == 1:
-                    for name in _images(clip, e):
-                        samples.add(name)
-                        above, _, file = name.rpartition("/")
-                        if (names := wanted.setdefault(above, set())) is not None:
-                            names.add(f"{file}.png")
-                        if above:
-                            # Its only file may have any name.
-                            wanted[name] = None
-        told, twice = surplus(self.root, self._tops(), wanted)
-        told = [name for name in told if not is_litter(name)]
-        for file in BESIDE:
-            beside = _beside(self.root / file)
-            told += [f"{file}: {name}" for name in map(str, beside or ()) if name not in samples]
-        out = []
-        if told:
-            out.append(f"note: names in the folder that no sample has, not read ({len(told)}): {few(told)}")
-        if twice:
-            out.append(
-                f"note: samples that lie in two places, the first is read ({len(twice)}): {few(twice)}"
-            )
-        return [printable(line) for line in out]
-
-    def answers(
-        self, clip: Clip, expressions: Sequence[Expression], *, labels: bool, samples: bool
-    ) -> Answers:
-        """Read what is wanted of a clip."""
-        found = self._samples(clip, expressions)
-        if found is not None:
-            tally: Counter[str] = Counter()
-            read = {e.id: self._read(found[e.id], clip, e, tally) for e in expressions}
-            predictions = {e.id: self._extended(read[e.id], clip, e) for e in expressions}
-            greys: dict[str, GreyTrack] = {
-                e.id: FolderGrey(found[e.id].files, clip.size, self.above) for e in expressions
-            }
-            present = {k: v for k, v in predictions.items() if v is not None}
-            return Answers(present, greys, None, not self._clip_exists(clip, expressions), tally)
-        maps: dict[str, LabelMaps] = {
-            name: FolderLabels(each.files, clip.frame_names, clip.size, each.surplus)
-            for name, each in self._maps(clip).items()
-        }
-        if maps and self.above:
-            raise ScoreError(
-                "These are id maps, whose values are ids: there is no threshold.",
-                where=self.root,
-                hint="Leave out --threshold.",
-            )
-        split = _split(maps, clip, expressions) if samples else {}
-        return Answers(split, {}, maps, not maps and not self._clip_exists(clip, expressions))
-
-    def _read(
-        self, found: _Found, clip: Clip, expression: Expression, tally: Counter[str]
-    ) -> Prediction | None:
-        """The masks of an expression, their encodings counted; ``None`` where it has no file at all."""
-        if all(file is None for file in found.files):
-            return None
-        unit = sample_id(clip.id, expression.id)
-        size, rles = clip.size, list[bytes | None]()
+    def _entries(self, name: str) -> Mapping[str, Path] | None:
+        folder = str(self.root / name)
         try:
-            for file in found.files:
-                if file is None:
-                    rles.append(None)
-                    continue
-                mask, encoding = png.read_mask(file, self.above)
-                lossless(encoding, self.above, file)
-                tally[encoding] += 1
-                size = fitting(mask.shape, clip, self.sides, file)
-                rles.append(encode_rle(mask))
-        except RefsegError as error:
-            return Prediction(unit, clip.id, expression.id, failure=_failure(error))
-        return Prediction(unit, clip.id, expression.id, MaskTrack(size, tuple(rles)))
-
-    def _extended(
-        self, prediction: Prediction | None, clip: Clip, expression: Expression
-    ) -> Prediction | None:
-        """A prediction with the flag and the point that stand in files beside the masks."""
-        if prediction is None or prediction.track is None:
-            return prediction
-        flags, points = (_beside(self.root / name) for name in BESIDE)
-        # A bare number is a sentence: an image may have the same.
-        names = [prediction.sample, *(name for name in _images(clip, expression) if name != clip.id)]
-        if "sent_id" in expression.attrs:
-            names.append(str(expression.attrs["sent_id"]))
-        changes: dict[str, Any] = {}
-        if isinstance(flags, Mapping):
-            said = next((flags[name] for name in names if name in flags), False)
-            changes["no_target"] = _flag(said, f"{self.root / 'no_target.json'}: {prediction.sample}")
-        elif flags is not None:
-            flagged = {str(name) for name in flags}
-            changes["no_target"] = not flagged.isdisjoint(names)
-        if points is not None:
-            raw = next((points[name] for name in names if name in points), None)
-            place = f"{self.root / 'points.json'}: {prediction.sample}"
-            changes["point"] = None if raw is None else _point({"point": raw}, clip, place)
-        return dataclasses.replace(prediction, **changes)
-
-    def _tops(self) -> list[Path]:
-        return [self.root / top if top else self.root for top in MASK_FOLDERS if (self.root / top).is_dir()]
-
-    def _clip_exists(self, clip: Clip, expressions: Sequence[Expression]) -> bool:
-        names = [clip.id, *(str(a) for e in expressions for a in _list(e.attrs.get("anno_ids")))]
-        return any((top / name).exists() for top in self._tops() for name in names if bad_name(name) is None)
-
-    def _samples(self, clip: Clip, expressions: Sequence[Expression]) -> dict[str, _Found] | None:
-        """Files per expression, or ``None`` if no expression of the clip has files of its own."""
-        found = {e.id: self._of(clip, e) for e in expressions}
-        if all(each is None for each in found.values()):
+            return _listed(folder, os.stat(folder).st_mtime_ns)
+        except OSError:
             return None
-        nothing = _Found((None,) * len(clip))
-        if None in found.values() and (folder := self._counted_from_1(clip, list(found))):
-            return dict.fromkeys(found, dataclasses.replace(nothing, why=folder))
-        return {key: each or nothing for key, each in found.items()}
 
-    def _counted_from_1(self, clip: Clip, ids: Sequence[str]) -> str:
-        """Why none of a clip's expressions is read where all of them are one off."""
-        if len(clip) > 1 and bad_name(clip.id) is None:
-            for top in self._tops():
-                if counted_from_1(_listing(str(top / clip.id)) or (), ids):
-                    return f"the expressions in '{top / clip.id}' are counted from 1: they are {few(ids)}"
-        return ""
+    def _at(self, top: str, name: str, clip: Clip) -> Found | None:
+        inside = self._entries(top + name)
+        if len(clip) > 1:
+            return None if inside is None else self._frames(inside, top + name, clip)
+        above, _, last = (top + name).rpartition("/")
+        if "/" in name and inside is not None:
+            if found := self._frames(inside, top + name, clip).masks:
+                return Found(found)
+            if len(inside) == 1 and next(iter(inside)).endswith(".png"):
+                # <image>/<sentence>/<whatever its only frame is called>.png
+                return Found(tuple(inside.values()))
+        file = (self._entries(above) or {}).get(f"{last}.png")
+        return None if file is None else Found((file,))
 
-    def _of(self, clip: Clip, expression: Expression) -> _Found | None:
-        empty: _Found | None = None
-        for top in self._tops():
-            for folder in _folders(clip, expression):
-                names = _listing(str(top / folder))
-                if names is None:
-                    continue
-                found = _frames(top / folder, names, clip)
-                if any(file is not None for file in found.files):
-                    return found
-                if len(clip) > 1:
-                    empty = empty or found
-            if len(clip) == 1:
-                for name in _images(clip, expression):
-                    folder, _, file = name.rpartition("/")
-                    names = _listing(str(top / folder))
-                    if names is not None and f"{file}.png" in names:
-                        return _Found((top / f"{name}.png",))
-                    # <image>/<sentence>/<whatever its only frame is called>.png
-                    inside = _listing(str(top / name)) if "/" in name else None
-                    if inside is not None and len(inside) == 1 and next(iter(inside)).endswith(".png"):
-                        return _Found((top / name / next(iter(inside)),))
-        return empty
-
-    def _maps(self, clip: Clip) -> dict[str, _Found]:
-        """Merged id maps of a clip by set."""
+    def _maps(self, clip: Clip, expressions: Sequence[Expression]) -> dict[str, Found]:
         if bad_name(clip.id) is not None:
             return {}
-        out: dict[str, _Found] = {}
-        for top in self._tops():
-            for name in SETS:
-                names = _listing(str(top / name / clip.id))
-                if names is not None and name not in out:
-                    out[name] = _frames(top / name / clip.id, names, clip)
-        if out:
-            return out
-        for top in self._tops():
-            names = _listing(str(top / clip.id))
-            if names is not None and any(n.endswith(".png") for n in names):
-                return {"": _frames(top / clip.id, names, clip)}
-        return {}
+        out: dict[str, Found] = {}
+        for top, name in [(top, name) for top in self._tops() for name in SETS]:
+            folder = f"{top}{name}/{clip.id}"
+            if name not in out and (inside := self._entries(folder)) is not None:
+                out[name] = self._frames(inside, folder, clip)
+        for folder in [f"{top}{clip.id}" for top in self._tops() if not out]:
+            inside = self._entries(folder) or {}
+            if any(n.endswith(".png") for n in inside):
+                return {"": self._frames(inside, folder, clip)}
+        if not out and not expressions:
+            return {"": Found(why=maps_instead(tree(self.root), clip.id, clip.frame_names[0]))}
+        some = out or any((self.root / top / name).is_dir() for top in self._tops() for name in SETS)
+        return out or dict.fromkeys(SETS if some else (), Found())
+
+    def _check(self, found: Found, clip: Clip, unit: str) -> None:
+        there = [file for file in found.masks or () if file is not None]
+        for file in there:
+            fitting(png.header(file), clip, self.sides, file)
+            if file is there[0] and png.is_jpeg(file):
+                lossless("JPEG", self.above, file)
+
+    def _read(self, found: Found, clip: Clip, unit: str, tally: Counter[str]) -> MaskTrack:
+        size, rles = clip.size, list[bytes | None]()
+        for file in found.masks or ():
+            if file is None:
+                rles.append(None)
+                continue
+            mask, encoding = png.read_mask(file, self.above)
+            lossless(encoding, self.above, file)
+            tally[encoding] += 1
+            size = fitting(mask.shape, clip, self.sides, file)
+            rles.append(encode_rle(mask))
+        return MaskTrack(size, tuple(rles))
+
+    def _said(self, found: Found, clip: Clip, e: Expression) -> dict[str, Any]:
+        """What stands in the files beside the masks."""
+        flags, points = (_beside(self.root / name) for name in BESIDE)
+        unit = sample_id(clip.id, e.id)
+        # A bare number is a sentence: an image may have the same.
+        names = [unit, *(n for n in names_of(clip, e, "/_") if n != clip.id or "sent_id" in e.attrs)]
+        out: dict[str, Any] = {}
+        if isinstance(flags, Mapping):
+            out["no_target"] = _flag(_first(flags, names, False), f"{self.root / BESIDE[0]}: {unit}")
+        elif flags is not None:
+            out["no_target"] = not {str(name) for name in flags}.isdisjoint(names)
+        if points is not None:
+            out["point"] = _point(_first(points, names), clip, f"{self.root / BESIDE[1]}: {unit}")
+        return out
+
+    def _grey(self, found: Found, track: MaskTrack) -> GreyTrack:
+        return FolderGrey(found.masks or (), track.size, self.above)
+
+    def _instead(self, clip: Clip, e: Expression) -> str:
+        if len(clip) == 1:
+            return image_instead(tree(self.root), self._names(clip, e), clip.id, e.id, e.text)
+        return video_instead(tree(self.root), clip.id, e.id, e.text, clip.frame_names[0])
+
+    def _strangers(self, samples: Collection[str]) -> list[str]:
+        held = ((file, _beside(self.root / file)) for file in BESIDE)
+        return [
+            f"{file}: {name}" for file, names in held for name in map(str, names or ()) if name not in samples
+        ]
+
+
+@lru_cache(maxsize=64)
+def _listed(folder: str, changed: int) -> dict[str, Path]:
+    # Names with a dot in front are what systems leave beside files (macOS: ._00000.png).
+    return {name: Path(folder, name) for name in os.listdir(folder) if not name.startswith(".")}
 
 
 @lru_cache(maxsize=8)
@@ -457,69 +573,6 @@ def _beside(path: Path) -> Any:
             hint="docs/scoring.md says what may stand in it.",
         )
     return value
-
-
-def _folders(clip: Clip, expression: Expression) -> Iterator[str]:
-    """Folders that may hold an expression's frames, likeliest first."""
-    ids = list(dict.fromkeys([expression.id, str(expression.attrs.get("exp_id", expression.id))]))
-    for anno in _list(expression.attrs.get("anno_ids")):
-        # ReasonVOS: <source>_<video>_<object>/<expression as its own file numbers it>.
-        for exp in reversed(ids):
-            if clip.attrs.get("source") is not None or "_" in str(anno):
-                yield from _safe(f"{anno}/{exp}")
-    yield from _safe(f"{clip.id}/{expression.id}")
-
-
-def _images(clip: Clip, expression: Expression) -> Iterator[str]:
-    """Files (without suffix) that may hold an image sample's mask, likeliest first."""
-    frame = clip.frame_names[0]
-    file = Path(str(clip.attrs.get("file_name", ""))).stem
-    names = [f"{clip.id}/{expression.id}"]
-    for stem in dict.fromkeys([clip.id, frame, file]):
-        if stem:
-            names += [f"{stem}/{expression.id}", f"{stem}_{expression.id}"]
-    if "sent_id" in expression.attrs:
-        names.append(str(expression.attrs["sent_id"]))
-    if _is_first(expression):
-        names += [clip.id, frame]
-    for name in dict.fromkeys(names):
-        yield from _safe(name)
-
-
-def _safe(name: str) -> Iterator[str]:
-    if bad_name(name) is None:
-        yield name
-
-
-def _list(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, (list, tuple)) else []
-
-
-def _listing(folder: str) -> frozenset[str] | None:
-    """Names in a folder, ``None`` if there is none."""
-    try:
-        return _names_in(folder, os.stat(folder).st_mtime_ns)
-    except OSError:
-        return None
-
-
-@lru_cache(maxsize=64)
-def _names_in(folder: str, changed: int) -> frozenset[str]:
-    # Names with a dot in front are what systems leave beside files (macOS: ._00000.png).
-    return frozenset(name for name in os.listdir(folder) if not name.startswith("."))
-
-
-def _frames(folder: Path, names: frozenset[str], clip: Clip) -> _Found:
-    wanted = [f"{name}.png" for name in clip.frame_names]
-    # What a listing holds is a plain name, whatever the clip says.
-    files = tuple([folder / name if name in names else None for name in wanted])
-    rest = sorted(name.removesuffix(".png") for name in names.difference(wanted) if name.endswith(".png"))
-    why = ""
-    if None in files:
-        why = f"{frames_instead(names, clip.frame_names)} (in '{folder}')"
-        if counted_from_1([n.removesuffix(".png") for n in names if n.endswith(".png")], clip.frame_names):
-            files = (None,) * len(clip)
-    return _Found(files, tuple(rest), why)
 
 
 def fitting(shape: tuple[int, ...], clip: Clip, sides: Sequence[int], file: str | Path) -> tuple[int, int]:
@@ -555,15 +608,6 @@ def lossless(encoding: str, above: int, file: Path) -> None:
             where=file,
             hint="Write masks as PNG, or give --threshold 127.",
         )
-
-
-def _failure(error: RefsegError) -> SampleFailure:
-    place = "" if error.where is None else f" ({error.where})"
-    return SampleFailure(type(error).__name__, f"{error.what}{place}", str(error))
-
-
-def _via(labels: Mapping[str, State], expression: Expression) -> State:
-    return labels.get(_set_of(expression, labels), State("missing"))
 
 
 def _set_of(expression: Expression, sets: Mapping[str, object]) -> str:
@@ -636,100 +680,77 @@ def _split_one(
 
 
 @dataclass(frozen=True)
-class JsonPredictions:
-    """One JSON file of COCO run lengths, as Sa2VA writes it or in a near form (docs/scoring.md).
+class JsonPredictions(ForeignPredictions):
+    """One JSON file of COCO run lengths, as Sa2VA writes it or in a near form."""
 
-    Attributes:
-        path: the file.
-        sides: see :func:`open_predictions`.
-    """
+    what: ClassVar[str] = "file"
+    end: ClassVar[str] = ""
+    signs: ClassVar[str] = "/_"
 
-    path: Path
-    sides: tuple[int, ...] = ()
+    def _entries(self, name: str) -> Mapping[str, Any] | None:
+        held = _parsed(self.root).get(name)
+        return None if _is_end(held) else held
 
-    @property
-    def name(self) -> str:
-        """The file as given."""
-        return str(self.path)
-
-    def survey(self, clip: Clip, expressions: Sequence[Expression]) -> Survey:
-        """States from the parsed file, every mask measured."""
-        held = _parsed(self.path)
-        shifted = held.counted_from_1(clip, expressions)
-        states: dict[str, State] = {}
-        for e in expressions:
-            state = State("missing") if shifted else state_of(self._prediction(clip, e), clip)
-            if state.status == "missing":
-                state = State("missing", why=shifted or held.instead(clip, e))
-            states[e.id] = state
-        return Survey(states)
-
-    def notes(self, dataset: Dataset) -> list[str]:
-        """What the file holds of no sample of a dataset, in a line."""
-        held = _parsed(self.path)
-        known: dict[str, set[str]] = {}
-        for clip in dataset.clips():
-            keys = {key for e in dataset.expressions(clip) for key in _keys(e)}
-            annos = {str(a) for e in dataset.expressions(clip) for a in _list(e.attrs.get("anno_ids"))}
-            for name in (*_names(clip), *annos):
-                known.setdefault(name, set()).update(keys)
-            known.update({key: set() for key in keys if len(clip) == 1})
-            known.update(
-                {f"{n}{sign}{k}": set() for n in (*_names(clip), *annos) for k in keys for sign in "/_"}
-            )
-        rest = sorted(name for name in held.clips if name not in known)
-        for name in held.clips.keys() & known.keys():
-            within = held.expressions(name)
-            if isinstance(within, Mapping) and "counts" not in within and _mask_in(within) is None:
-                rest += sorted(f"{name}/{key}" for key in within if known[name] and key not in known[name])
-        if not rest:
-            return []
-        told = f"note: names in the file that no sample has, not read ({len(rest)}): {few(rest)}"
-        return [printable(told)]
-
-    def answers(
-        self, clip: Clip, expressions: Sequence[Expression], *, labels: bool, samples: bool
-    ) -> Answers:
-        """The clip's masks, checked."""
-        held = _parsed(self.path)
-        if held.counted_from_1(clip, expressions):
-            expressions = ()
-        found = {e.id: self._prediction(clip, e) for e in expressions}
-        out = {key: p for key, p in found.items() if p is not None}
-        greys: dict[str, GreyTrack] = {
-            k: ConstantGrey(p.track) for k, p in out.items() if p.track is not None
-        }
-        return Answers(out, greys, None, not held.has_clip(clip))
-
-    def _prediction(self, clip: Clip, e: Expression) -> Prediction | None:
-        entry = _parsed(self.path).find(clip, e)
-        masks = None if entry is None else _masks_of(entry, clip)
-        if masks is None:
+    def _at(self, top: str, name: str, clip: Clip) -> Found | None:
+        record: Mapping[str, Any] = {}
+        entry = _parsed(self.root).get(name)
+        if isinstance(entry, Mapping) and "counts" not in entry and _mask_in(entry) is not None:
+            record, entry = entry, _mask_in(entry)
+        if entry is None or isinstance(entry, list):
+            return None if entry is None else Found(tuple(entry), record)
+        if not isinstance(entry, Mapping):
+            return Found(why="its entry is no list of masks")
+        if "counts" in entry:
+            return Found((entry,), record)
+        if not record and len(clip) == 1 and "/" not in name:
+            # The sentences of an image, not its mask.
             return None
-        unit = sample_id(clip.id, e.id)
-        more = entry if isinstance(entry, Mapping) else {}
-        try:
-            track = self._track(masks, clip, unit)
-            said = next((more[k] for k in FLAG_KEYS if k in more), None)
-            place = f"{self.path}: {unit}"
-            flag = None if said is None else _flag(said, place)
-            return Prediction(unit, clip.id, e.id, track, point=_point(more, clip, place), no_target=flag)
-        except RefsegError as error:
-            return Prediction(unit, clip.id, e.id, failure=_failure(error))
+        found = self._frames(entry, name, clip)
+        if found.masks is None and (len(clip) == 1 or not all(map(numbers, entry))):
+            return Found(why=f"its entry holds {few(entry)}, none of them masks ({', '.join(MASK_KEYS)})")
+        return dataclasses.replace(found, record=record)
 
-    def _track(self, masks: Sequence[Any], clip: Clip, unit: str) -> MaskTrack:
+    def _of(self, clip: Clip, e: Expression) -> Found | None:
+        held = _parsed(self.root)
+        names = (f"{name}{sign}{e.id}" for name in clip_names(clip) for sign in self.signs)
+        entries = [_meaning(entry) for name in names if (entry := held.get(name)) is not None]
+        if any(entry != entries[0] for entry in entries):
+            raise held.twice(sample_id(clip.id, e.id))
+        return super()._of(clip, e)
+
+    def _check(self, found: Found, clip: Clip, unit: str) -> None:
+        self._read(found, clip, unit, Counter())
+
+    def _read(self, found: Found, clip: Clip, unit: str, tally: Counter[str]) -> MaskTrack:
+        masks = found.masks or ()
         if len(masks) != len(clip):
-            raise DataError(f"{len(masks)} masks for {len(clip)} frames.", where=f"{self.path}: {unit}")
+            raise DataError(f"{len(masks)} masks for {len(clip)} frames.", where=f"{self.root}: {unit}")
+        self._told(found, clip, unit)
         said = masks[0].get("size") if len(clip) == 1 and isinstance(masks[0], Mapping) else None
-        squares = [(side, side) for side in self.sides if said == [side, side]]
-        size = squares[0] if squares else clip.size
-        rles: list[bytes | None] = []
-        for t, mask in enumerate(masks):
-            if mask is None:
-                rles.append(None)
-                continue
-            rles.append(_measured(mask, size, self.path, f"{unit}[{t}]"))
+        size = next(((side, side) for side in self.sides if said == [side, side]), clip.size)
+        rles = [
+            None if mask is None else _measured(mask, size, self.root, f"{unit}[{t}]")
+            for t, mask in enumerate(masks)
+        ]
         return MaskTrack(size, tuple(rles))
+
+    def _said(self, found: Found, clip: Clip, e: Expression) -> dict[str, Any]:
+        return self._told(found, clip, sample_id(clip.id, e.id))
+
+    def _told(self, found: Found, clip: Clip, unit: str) -> dict[str, Any]:
+        said, place = _first(found.record, FLAG_KEYS), f"{self.root}: {unit}"
+        flag = None if said is None else _flag(said, place)
+        return {"no_target": flag, "point": _point(found.record.get("point"), clip, place)}
+
+    def _grey(self, found: Found, track: MaskTrack) -> GreyTrack:
+        return PlainGrey(track)
+
+    def _instead(self, clip: Clip, e: Expression) -> str:
+        held = _parsed(self.root)
+        for name in clip_names(clip):
+            if isinstance(held.get(name), list):
+                return f"the entry '{name}' is a list without names: put each expression's masks under its id"
+        return video_instead(held.tree, clip.id, e.id, e.text, clip.frame_names[0])
 
 
 def _load(path: Path) -> Any:
@@ -774,227 +795,100 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 class _Held:
-    """A parsed predictions file, looked up by clip and expression."""
+    """A parsed predictions file as a tree of names, at whose ends stand masks, lists of masks and records."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.names: dict[str, Any] = {}
         loaded = _load(path)
         if isinstance(loaded, Mapping) and isinstance(loaded.get("videos"), (Mapping, list)):
             loaded = loaded["videos"]
-        if (
-            isinstance(loaded, Mapping)
-            and any(k in loaded for k in CLIP_KEYS)
-            and _mask_in(loaded) is not None
-        ):
+        if isinstance(loaded, Mapping) and _first(loaded, CLIP_KEYS) is not None and _is_end(loaded):
             # JSON lines of one line.
             loaded = [loaded]
-        self.clips: dict[str, Any] = {}
-        if isinstance(loaded, Mapping):
-            self.clips = dict(loaded)
-        elif isinstance(loaded, list):
+        if isinstance(loaded, list):
             for index, record in enumerate(loaded):
                 self._enter(record, index)
+        elif isinstance(loaded, Mapping):
+            for key, value in loaded.items():
+                self._put(self.names, key, value, key)
         else:
             raise DataError("The predictions are neither an object nor a list.", where=path)
-        self._joined = {key.rpartition("/")[0] for key in self.clips}
 
-    def _enter(self, record: Any, index: int) -> None:
-        if not isinstance(record, Mapping):
-            raise DataError(f"Entry [{index}] is no object.", where=self.path)
-        clip = next((record[k] for k in CLIP_KEYS if k in record), None)
-        if clip is None:
-            if not record or not all(isinstance(value, (Mapping, list)) for value in record.values()):
-                raise DataError(f"Entry [{index}] names no clip.", where=self.path, allowed=CLIP_KEYS)
-            # JSON lines, each with a piece of one object.
-            for key, value in record.items():
-                self._put(self.clips, key, value, key)
-            return
-        clip = str(clip)
-        if isinstance(record.get("expressions"), (Mapping, list)):
-            self._put(self.clips, clip, record, clip)
-            return
-        named = next((record[k] for k in EXPRESSION_KEYS if k in record), None)
-        expression = "0" if named is None else str(named)
-        held = self.clips.setdefault(clip, {})
-        if not isinstance(held, dict) or "expressions" in held:
-            raise self._twice(clip)
-        if "frame" in record:
-            # One entry per frame.
-            frame = record["frame"]
-            if not isinstance(frame, str):
-                raise DataError(
-                    f"Entry [{index}] has the frame {printable(repr(frame)[:40])}, which is no text.",
-                    where=self.path,
-                    hint="Write the frame's name as the data set's own list has it.",
-                )
-            frames = held.setdefault(expression, {})
-            if not isinstance(frames, dict) or _mask_in(frames) is not None:
-                raise self._twice(f"{clip}/{expression}")
-            self._put(frames, frame, _mask_in(record), f"{clip}/{expression}, frame {frame}")
-            return
-        more = "" if named is not None else f" (without {', '.join(EXPRESSION_KEYS)} it is taken for '0')"
-        self._put(held, expression, record, f"{clip}/{expression}{more}")
+    @cached_property
+    def tree(self) -> Tree:
+        """The names, to look for what is nearly right."""
+        return Tree.of_names(lambda name: None if _is_end(held := self.get(name)) else held)
 
-    def _put(self, into: dict[str, Any], key: str, value: Any, name: str) -> None:
-        if _told(into.setdefault(key, value)) != _told(value):
-            raise self._twice(name)
+    def get(self, name: str) -> Any:
+        """What stands under a name; ``None`` if nothing does."""
+        node: Any = self.names
+        for part in name.split("/") if name else ():
+            node = node.get(part) if isinstance(node, Mapping) else None
+        return node
 
-    def _twice(self, name: str) -> DataError:
+    def twice(self, name: str) -> DataError:
+        """What is said of a sample with two meanings."""
         return DataError(
             f"The sample {printable(name)} stands twice, with different masks.",
             where=self.path,
             hint="Keep one of the two: which one is meant can't be told.",
         )
 
-    def has_clip(self, clip: Clip) -> bool:
-        """True if the file says anything about the clip."""
-        return clip.id in self._joined or any(name in self.clips for name in _names(clip))
+    def _enter(self, record: Any, index: int) -> None:
+        """Enter a piece of a list."""
+        if not isinstance(record, Mapping):
+            raise DataError(f"Entry [{index}] is no object.", where=self.path)
+        clip = _first(record, CLIP_KEYS)
+        if clip is None:
+            if not record or not all(isinstance(value, (Mapping, list)) for value in record.values()):
+                raise DataError(f"Entry [{index}] names no clip.", where=self.path, allowed=CLIP_KEYS)
+            # JSON lines, each with a piece of one object.
+            for key, value in record.items():
+                self._put(self.names, key, value, key)
+            return
+        if isinstance(record.get("expressions"), (Mapping, list)):
+            self._put(self.names, str(clip), record, str(clip))
+            return
+        named = _first(record, EXPRESSION_KEYS)
+        sample = sample_id(str(clip), "0" if named is None else str(named))
+        if "frame" not in record:
+            more = "" if named is not None else f" (without {', '.join(EXPRESSION_KEYS)} it is taken for '0')"
+            self._put(self.names, sample, record, sample + more)
+            return
+        # One entry per frame.
+        frame = record["frame"]
+        if not isinstance(frame, str):
+            raise DataError(
+                f"Entry [{index}] has the frame {printable(repr(frame)[:40])}, which is no text.",
+                where=self.path,
+                hint="Write the frame's name as the data set's own list has it.",
+            )
+        self._put(self.names, f"{sample}/{frame}", _mask_in(record), f"{sample}, frame {frame}")
 
-    def find(self, clip: Clip, expression: Expression) -> Any:
-        """The entry of a sample, or ``None``.
-
-        Raises:
-            DataError: there are two, and they differ.
-        """
-        keys, names = _keys(expression), _names(clip)
-        nested = next(
-            (e for e in (self._within(n, keys, clip, expression) for n in names) if e is not None), None
-        )
-        joined = next(
-            (
-                self.clips[key]
-                for key in (f"{n}{sign}{k}" for n in names for k in keys for sign in "/_")
-                if key in self.clips
-            ),
-            None,
-        )
-        if nested is not None and joined is not None and _told(nested) != _told(joined):
-            raise self._twice(sample_id(clip.id, expression.id))
-        if nested is not None or joined is not None:
-            return joined if nested is None else nested
-        for anno in _list(expression.attrs.get("anno_ids")):
-            for key in reversed(keys):
-                for name in (f"{anno}_{key}", f"{anno}/{key}"):
-                    if name in self.clips:
-                        return self.clips[name]
-                held = self.clips.get(str(anno))
-                if isinstance(held, Mapping) and key in held:
-                    return held[key]
-        if len(clip) == 1 and "sent_id" in expression.attrs:
-            return self.clips.get(str(expression.attrs["sent_id"]))
-        return None
-
-    def expressions(self, name: str) -> Any:
-        """What stands under a clip's name, by expression if it is a list of them."""
-        held = self.clips.get(name)
-        if isinstance(held, Mapping) and isinstance(held.get("expressions"), (Mapping, list)):
-            held = held["expressions"]
-        if (
-            isinstance(held, list)
-            and held
-            and all(isinstance(r, Mapping) and "counts" not in r for r in held)
-        ):
-            by_id: dict[str, Any] = {}
-            for index, record in enumerate(held):
-                key = str(next((record[k] for k in EXPRESSION_KEYS if k in record), index))
-                self._put(by_id, key, record, f"{name}/{key}")
-            held = by_id
-        return held
-
-    def counted_from_1(self, clip: Clip, expressions: Sequence[Expression]) -> str:
-        """Why none of a clip's expressions is read where all of them are one off."""
-        ids = [e.id for e in expressions]
-        if len(clip) > 1 and ids and any(self.find(clip, e) is None for e in expressions):
-            held = self.expressions(clip.id)
-            joined = [key.removeprefix(f"{clip.id}/") for key in self.clips if key.startswith(f"{clip.id}/")]
-            for names in (held if isinstance(held, Mapping) else (), joined):
-                if counted_from_1(names, ids):
-                    return f"the expressions of '{clip.id}' are counted from 1: they are {few(ids)}"
-        return ""
-
-    def instead(self, clip: Clip, expression: Expression) -> str:
-        """What stands in the place of a sample that is missing, and what to do."""
-        entry = self.find(clip, expression)
-        if isinstance(entry, Mapping):
-            if len(clip) > 1 and all(map(numbers, entry)):
-                return frames_instead(entry, clip.frame_names, "")
-            return f"its entry holds {few(entry)}, none of them masks ({', '.join(MASK_KEYS)})"
-        if entry is not None:
-            return "its entry is no list of masks"
-        wanted = sample_id(clip.id, expression.id)
-        for name in _names(clip):
-            held = self.expressions(name)
-            if isinstance(held, list):
-                return f"the entry '{name}' is a list without names: put each expression's masks under its id"
-            if isinstance(held, Mapping):
-                near = meant(expression.id, held, expression.text)
-                hint = f": rename it to '{expression.id}'"
-                return (
-                    f"'{name}' holds {few(held)}, no '{expression.id}'"
-                    if near is None
-                    else f"found '{name}', '{near}'{hint}"
-                )
-        swapped = self.clips.get(expression.id)
-        if isinstance(swapped, Mapping) and clip.id in swapped:
-            return f"found '{expression.id}', '{clip.id}': the levels are swapped, the clip comes first"
-        for key, value in self.clips.items():
-            if isinstance(value, (Mapping, list)) and len(self.clips) < 10:
-                inside = (
-                    value
-                    if isinstance(value, Mapping)
-                    else {str(r.get(k)) for r in value if isinstance(r, Mapping) for k in CLIP_KEYS}
-                )
-                if clip.id in inside:
-                    return f"found below '{key}': write what stands there alone"
-        for name, hint in ((wanted, wanted), (clip.id, clip.id)):
-            near = meant(name, self.clips)
-            if near is not None:
-                return f"found '{near}': rename it to '{hint}'"
-        return ""
-
-    def _within(self, name: str, keys: Sequence[str], clip: Clip, expression: Expression) -> Any:
-        """The entry of an expression within the entry of its clip."""
-        held = self.expressions(name)
-        if not isinstance(held, Mapping):
-            return None
-        for key in keys:
-            if key in held and key not in MASK_KEYS:
-                return held[key]
-        if len(clip) == 1 and any(k in held for k in (*MASK_KEYS, "counts")) and _is_first(expression):
-            return held
-        return None
-
-
-def _mask_in(record: Mapping[str, Any]) -> Any:
-    return next((record[k] for k in MASK_KEYS if k in record), None)
-
-
-def _told(entry: Any) -> Any:
-    """What an entry says of its sample, without what else stands there."""
-    if not isinstance(entry, Mapping) or "counts" in entry or _mask_in(entry) is None:
-        return entry
-    return [_mask_in(entry), *(entry.get(k) for k in (*FLAG_KEYS, "point"))]
-
-
-def _keys(expression: Expression) -> list[str]:
-    """What an expression may be called in a JSON, likeliest first."""
-    own = (str(expression.attrs[attr]) for attr in ("exp_id", "sent_id") if attr in expression.attrs)
-    return [expression.id, *own]
-
-
-def _is_first(expression: Expression) -> bool:
-    """True for an image's first text, for which the image's own name may stand.
-
-    Sentences with an id of their own (RefCOCO) are never meant by it: image and sentence ids overlap.
-    """
-    return "sent_id" not in expression.attrs and str(expression.attrs.get("text_index", expression.id)) == "0"
-
-
-def _names(clip: Clip) -> list[str]:
-    names = [clip.id]
-    if len(clip) == 1:
-        names += [clip.frame_names[0], str(clip.attrs.get("image_id", clip.id))]
-    return list(dict.fromkeys(names))
+    def _put(self, node: dict[str, Any], key: str, value: Any, name: str) -> None:
+        """Enter a value under a key, which may be a path; what is no end is entered piece by piece."""
+        *above, key = key.split("/")
+        for part in above:
+            node = node.setdefault(part, {})
+            if _is_end(node):
+                raise self.twice(name)
+        if isinstance(value, Mapping) and isinstance(value.get("expressions"), (Mapping, list)):
+            value = value["expressions"]
+        if _are_records(value):
+            # The expressions of a clip as a list; their own clip only counts where it is another.
+            for index, record in enumerate(value):
+                clip, own = _first(record, CLIP_KEYS[:-1]), str(_first(record, EXPRESSION_KEYS, index))
+                self._put(node, f"{key}/{own}" if clip is None or str(clip) == key else f"{key}/{clip}/{own}",
+                          record, f"{name}/{own}")  # fmt: skip
+        elif _is_end(value):
+            if _meaning(node.setdefault(key, value)) != _meaning(value):
+                raise self.twice(name)
+        elif _is_end(inner := node.setdefault(key, {})):
+            raise self.twice(name)
+        else:
+            for part, more in value.items():
+                self._put(inner, part, more, f"{name}/{part}")
 
 
 @lru_cache(maxsize=2)
@@ -1002,22 +896,33 @@ def _parsed(path: Path) -> _Held:
     return _Held(path)
 
 
-def _masks_of(entry: Any, clip: Clip) -> list[Any] | None:
-    """The run lengths of an entry, one per frame; ``None`` if it has none."""
-    if isinstance(entry, Mapping) and "counts" not in entry:
-        found = _mask_in(entry)
-        if found is None and any(name in entry for name in clip.frame_names):
-            found = entry
-        entry = found
-    if entry is None:
-        return None
-    if isinstance(entry, Mapping):
-        if "counts" in entry:
-            return [entry]
-        if any(name not in entry for name in clip.frame_names) and counted_from_1(entry, clip.frame_names):
-            return None
-        return [entry.get(name) for name in clip.frame_names]
-    return list(entry) if isinstance(entry, list) else None
+def _first(record: Mapping[str, Any], keys: Sequence[str], default: Any = None) -> Any:
+    return next((record[key] for key in keys if key in record), default)
+
+
+def _mask_in(record: Mapping[str, Any]) -> Any:
+    return _first(record, MASK_KEYS)
+
+
+def _is_end(value: Any) -> bool:
+    """Whether a value is what stands for masks, not a level of names."""
+    return not isinstance(value, Mapping) or "counts" in value or not value.keys().isdisjoint(MASK_KEYS)
+
+
+def _are_records(value: Any) -> bool:
+    keys = {*MASK_KEYS, *EXPRESSION_KEYS}
+    return (
+        bool(value)
+        and isinstance(value, list)
+        and all(isinstance(r, Mapping) and "counts" not in r and not keys.isdisjoint(r) for r in value)
+    )
+
+
+def _meaning(entry: Any) -> Any:
+    """What an entry says of its sample, without what else stands there."""
+    if not isinstance(entry, Mapping) or "counts" in entry or _mask_in(entry) is None:
+        return entry
+    return [_mask_in(entry), *(entry.get(k) for k in (*FLAG_KEYS, "point"))]
 
 
 def _measured(mask: Any, size: tuple[int, int], file: Path, place: str) -> bytes | None:
@@ -1072,9 +977,8 @@ def _flag(said: Any, where: str) -> bool:
     raise DataError(f"A flag is {printable(repr(said)[:40])}.", where=where, allowed=("true", "false"))
 
 
-def _point(entry: Mapping[str, Any], clip: Clip, where: str) -> HeatPoint | None:
-    """The heat map's peak: ``{"point": {"y", "x", "frame"}}`` in [0, 1] from the top left corner."""
-    raw = entry.get("point")
+def _point(raw: Any, clip: Clip, where: str) -> HeatPoint | None:
+    """The heat map's peak: ``{"y", "x", "frame"}`` in [0, 1] from the top left corner."""
     if raw is None:
         return None
     try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -114,13 +114,15 @@ def frames_instead(names: Collection[str], wanted: Sequence[str], end: str = ".p
 
 @dataclass
 class Tree:
-    """The names below a folder, links not followed.
+    """The names below a folder (links not followed), or in a file.
 
     Attributes:
         folders: folder (``""`` is the top) → names of folders and of files in it.
+        end: what the name of a frame's mask ends in.
     """
 
     folders: dict[str, tuple[list[str], list[str]]]
+    end: str = ".png"
     _last: dict[str, list[str]] = field(default_factory=dict, init=False)
     _plain: dict[str, str] = field(default_factory=dict, init=False)
     _numbers: dict[tuple[str, ...], str] = field(default_factory=dict, init=False)
@@ -138,6 +140,23 @@ class Tree:
             if left < 0:
                 break
         return cls(folders)
+
+    @classmethod
+    def of_names(cls, below: Callable[[str], Iterable[str] | None]) -> Tree:
+        """A tree of the names that stand below each name; what has none below it is an empty folder."""
+        folders: dict[str, tuple[list[str], list[str]]] = {}
+        waiting = [""]
+        while waiting and len(folders) < MOST_ENTRIES:
+            path = waiting.pop()
+            names = sorted(below(path) or ())
+            folders[path] = (names, [])
+            waiting += [f"{path}/{name}".lstrip("/") for name in names]
+        return cls(folders, "")
+
+    @property
+    def alone(self) -> str:
+        """What to do about names that lie below others."""
+        return "give that folder instead" if self.end else "write what stands there alone"
 
     def __post_init__(self) -> None:
         for folder, (_, files) in self.folders.items():
@@ -172,13 +191,12 @@ def tree(root: Path) -> Tree:
     return Tree.of(root)
 
 
-def video_instead(root: Path, clip: str, expression: str, text: str, frame: str) -> str:
+def video_instead(held: Tree, clip: str, expression: str, text: str, frame: str) -> str:
     """What lies in the place of ``<clip>/<expression>/<frame>.png``, and what to do; empty: nothing does."""
-    held = tree(root)
     wanted = f"{clip}/{expression}"
     for path in held.ending_in(wanted):
         if path in held.folders and path != wanted:
-            return f"found below '{path[: -len(wanted) - 1]}': give that folder instead"
+            return f"found below '{path[: -len(wanted) - 1]}': {held.alone}"
         if path not in held.folders:
             return f"found the file '{path}': '{wanted}' is a folder of one PNG per frame"
     for path in held.ending_in(f"{expression}/{clip}"):
@@ -187,35 +205,38 @@ def video_instead(root: Path, clip: str, expression: str, text: str, frame: str)
         if path not in held.folders:
             continue
         below, files = held.folders[path]
-        _, inner = held.folders.get(f"{path}/{frame}", ([], []))
-        if meant(expression, [n.rpartition(".")[0] for n in inner]):
-            return f"found '{path}/{frame}/{inner[0]}', levels swapped: it belongs to '{wanted}/{frame}.png'"
+        inner = [n for names in held.folders.get(f"{path}/{frame}", ()) for n in names]
+        if meant(expression, [n.removesuffix(held.end) for n in inner]):
+            found = f"{path}/{frame}/{inner[0]}"
+            return f"found '{found}', levels swapped: it belongs to '{wanted}/{frame}{held.end}'"
         name = meant(expression, below, text)
         if name is not None and name != expression:
             return f"found '{path}/{name}': rename it to '{wanted}'"
         flat = next((f for f in files if numbers(f) == numbers(f"{expression} {frame}")), None)
         if flat is not None:
-            return f"found '{path}/{flat}': make it '{wanted}/{frame}.png'"
+            return f"found '{path}/{flat}': make it '{wanted}/{frame}{held.end}'"
         if below or files:
             return f"'{path}' holds {few(below or files)}, no '{expression}'"
     return _renamed(
         held,
         clip,
-        [(wanted, f"rename it to '{wanted}'"), (f"{wanted}/{frame}", f"make it '{wanted}/{frame}.png'")],
+        [
+            (wanted, f"rename it to '{wanted}'"),
+            (f"{wanted}/{frame}", f"make it '{wanted}/{frame}{held.end}'"),
+        ],
     )
 
 
-def maps_instead(root: Path, clip: str, frame: str) -> str:
+def maps_instead(held: Tree, clip: str, frame: str) -> str:
     """What lies in the place of the id maps ``<clip>/<frame>.png``, and what to do; empty: nothing does."""
-    held = tree(root)
     for path in held.ending_in(clip):
         if path in held.folders and path != clip:
-            return f"found below '{path[: -len(clip) - 1]}': give that folder instead"
+            return f"found below '{path[: -len(clip) - 1]}': {held.alone}"
         if any(names := held.folders.get(path, ([], []))):
-            return f"'{path}' holds {few(names[0] + names[1])}, no '{frame}.png'"
+            return f"'{path}' holds {few(names[0] + names[1])}, no '{frame}{held.end}'"
     for path in held.ending_in(f"{frame}/{clip}"):
-        return f"found '{path}', which has the levels swapped: make it '{clip}/{frame}.png'"
-    return _renamed(held, clip, [(f"{clip}/{frame}", f"make it '{clip}/{frame}.png'")])
+        return f"found '{path}', which has the levels swapped: make it '{clip}/{frame}{held.end}'"
+    return _renamed(held, clip, [(f"{clip}/{frame}", f"make it '{clip}/{frame}{held.end}'")])
 
 
 def _renamed(held: Tree, clip: str, more: Sequence[tuple[str, str]]) -> str:
@@ -229,9 +250,8 @@ def _renamed(held: Tree, clip: str, more: Sequence[tuple[str, str]]) -> str:
     return "" if near is None else f"found '{near}': {hint}"
 
 
-def image_instead(root: Path, names: Sequence[str], clip: str, expression: str, text: str) -> str:
+def image_instead(held: Tree, names: Sequence[str], clip: str, expression: str, text: str) -> str:
     """What lies in the place of an image sample's mask, which may have any of some names."""
-    held = tree(root)
     for name in names:
         for path in held.ending_in(name):
             if path in held.folders:
@@ -242,7 +262,7 @@ def image_instead(root: Path, names: Sequence[str], clip: str, expression: str, 
                 hint = "rename it" if path.lower().endswith(".png") else "write a PNG file"
                 return f"found '{path}' for '{name}.png': {hint}"
             elif path != f"{name}.png":
-                return f"found below '{path[: -len(name) - 5]}': give that folder instead"
+                return f"found below '{path[: -len(name) - 5]}': {held.alone}"
     both = f"{clip}/{expression}"
     for near in (held.alike(both), held.alike(f"{clip}/{text}"), held.numbered(both)):
         if near is not None and near not in held.folders:
@@ -254,40 +274,43 @@ def image_instead(root: Path, names: Sequence[str], clip: str, expression: str, 
 
 
 def surplus(
-    root: Path, tops: Sequence[Path], wanted: Mapping[str, set[str] | None]
+    entries: Callable[[str], Mapping[str, object] | None],
+    tops: Sequence[str],
+    wanted: Mapping[str, set[str] | None],
 ) -> tuple[list[str], list[str]]:
-    """What lies in a folder and no sample has, and samples that lie in two places.
+    """Names that no sample has, and samples that lie in two places.
 
     Args:
-        root: the folder.
-        tops: folders in it that layouts are looked for in, ``root`` among them.
-        wanted: folder below a top → names of its files; ``None``: one file of any name.
+        entries: what stands directly below a name; ``None`` where nothing can.
+        tops: names, ending in ``/``, below which layouts are looked for, the whole (``""``) among them.
+        wanted: name below a top → names of what may stand below it; ``None``: one thing of any name.
     """
     inner: dict[str, set[str]] = {}
-    for folder in wanted:
-        parts = folder.split("/") if folder else []
+    for name in wanted:
+        parts = name.split("/") if name else []
         for depth, part in enumerate(parts):
             inner.setdefault("/".join(parts[:depth]), set()).add(part)
     rest: list[str] = []
     twice: list[str] = []
-    seen: dict[str, Path] = {}
+    seen: dict[str, str] = {}
     for top in tops:
         waiting = [""]
         while waiting:
-            folder = waiting.pop()
-            try:
-                entries = {e.name: e.is_dir() for e in os.scandir(top / folder) if not e.name.startswith(".")}
-            except OSError:
+            above = waiting.pop()
+            held = entries(f"{top}{above}".rstrip("/"))
+            if held is None:
+                parent, _, last = above.rpartition("/")
+                rest += [top + above] if last and last not in (wanted.get(parent) or ()) else []
                 continue
-            names = wanted.get(folder, set())
+            names = wanted.get(above, set())
             if names is None:
-                names = set(entries) if len(entries) == 1 else set()
-            if not names.isdisjoint(entries) and seen.setdefault(folder, top) != top:
-                twice.append(folder or ".")
-            for name, is_folder in sorted(entries.items()):
-                path = f"{folder}/{name}" if folder else name
-                if is_folder and name in inner.get(folder, ()):
+                names = set(held) if len(held) == 1 else set()
+            if not names.isdisjoint(held) and seen.setdefault(above, top) != top:
+                twice.append(above or ".")
+            for name in sorted(held):
+                path = f"{above}/{name}".lstrip("/")
+                if name in inner.get(above, ()):
                     waiting.append(path)
-                elif name not in names and top / path not in tops:
-                    rest.append(str((top / path).relative_to(root)))
+                elif name not in names and f"{top}{path}/" not in tops:
+                    rest.append(top + path)
     return rest, twice

@@ -593,9 +593,9 @@ def test_the_same_for_id_maps(tmp_path, layout):
 ALMOST_JSON = {
     "found below 'results'": lambda m: {"results": {"v1": {e: [*by.values()] for e, by in m.items()}}},
     "below 'predictions'": lambda m: {"predictions": rows(m)},
-    "levels are swapped": lambda m: {e: {"v1": [*by.values()]} for e, by in m.items()},
-    "'00': rename it to '0'": lambda m: {"v1": {f"0{e}": [*by.values()] for e, by in m.items()}},
-    "'the first': rename it": lambda m: {"v1": {"the first": [*m["0"].values()], "x": []}},
+    "levels swapped": lambda m: {e: {"v1": [*by.values()]} for e, by in m.items()},
+    "'v1/00': rename it to 'v1/0'": lambda m: {"v1": {f"0{e}": [*by.values()] for e, by in m.items()}},
+    "'v1/the first': rename it": lambda m: {"v1": {"the first": [*m["0"].values()], "x": []}},
     "counted from 1: they": lambda m: {"v1": {str(int(e) + 1): [*by.values()] for e, by in m.items()}},
     "surplus: counted from 1?": lambda m: {"v1": {
         e: {f"{i:05d}": rle for i, rle in enumerate(by.values(), 1)} for e, by in m.items()}},
@@ -604,7 +604,7 @@ ALMOST_JSON = {
         e: {f"{f}.jpg": rle for f, rle in by.items()} for e, by in m.items()}},
     "its entry holds 'output'": lambda m: {"v1": {e: {"output": [*by.values()]} for e, by in m.items()}},
     "is a list without names": lambda m: {"v1": [[*by.values()] for by in m.values()]},
-    "found 'V1': rename it": lambda m: {"V1": {e: [*by.values()] for e, by in m.items()}},
+    "found 'V1/0': rename it": lambda m: {"V1": {e: [*by.values()] for e, by in m.items()}},
     "its entry is no list": lambda m: {"v1": {e: json.dumps([*by.values()]) for e, by in m.items()}},
 }  # fmt: skip
 
