@@ -2,7 +2,7 @@
 
 Both give the same bytes (property tests hold them together); ``REFSEG_KERNEL=plain`` or
 ``REFSEG_KERNEL=compiled`` forces one. Counting, the other half of the extension, is reached through
-:mod:`refseg_bench.scoring.kernel`.
+:mod:`refseg_bench.scoring.counts`.
 """
 
 from __future__ import annotations

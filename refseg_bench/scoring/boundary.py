@@ -2,7 +2,7 @@
 
 Every video tool shares this arithmetic (region similarity J and boundary accuracy F of the DAVIS
 benchmark, Perazzi et al., CVPR 2016, section 4). Only integers enter it, so a fast kernel can and
-must be exact; :mod:`refseg_bench.scoring.kernel` chooses between this one and the compiled one.
+must be exact; :mod:`refseg_bench.scoring.counts` chooses between this one and the compiled one.
 
 Not for: which frames or objects count, what is averaged (``scoring.protocols``).
 """
@@ -108,23 +108,21 @@ class PlainRegion:
     edge_HW: BoolHW
 
 
-def prepare(mask_HW: BoolHW) -> PlainRegion:
-    """Make a mask of the full frame ready to be compared with any number of others."""
-    return PlainRegion(mask_HW, boundary_map(mask_HW))
+def from_mask(mask_HW: NDArray[np.uint8]) -> PlainRegion:
+    """A mask of the full frame (0 and 1) made ready to be compared with any number of others."""
+    plain = mask_HW.view(np.bool_)
+    return PlainRegion(plain, boundary_map(plain))
 
 
-def prepare_labels(labels_HW: NDArray[np.uint8]) -> dict[int, PlainRegion]:
-    """:func:`prepare` for every nonzero id of an id map, by id in ascending order."""
+def from_labels(labels_HW: NDArray[np.uint8]) -> dict[int, PlainRegion]:
+    """:func:`from_mask` for every nonzero id of an id map, by id in ascending order."""
     ids = np.flatnonzero(np.bincount(labels_HW.ravel())).tolist()
-    return {number: prepare(labels_HW == number) for number in ids if number}
+    return {number: from_mask(labels_HW == number) for number in ids if number}
 
 
-def prepare_rle(counts: bytes, size: tuple[int, int]) -> PlainRegion:
-    """:func:`prepare` for COCO run lengths, in the *transposed* frame.
-
-    J and F don't change when both masks are transposed, and COCO masks are stored by columns.
-    """
-    return prepare(np.ascontiguousarray(decode_rle(counts, size).T))
+def from_rle(counts: bytes, width: int, height: int) -> PlainRegion:
+    """:func:`from_mask` for COCO run lengths, in the *transposed* frame."""
+    return from_mask(np.ascontiguousarray(decode_rle(counts, (height, width)).T))
 
 
 def compare(truth: PlainRegion, answer: PlainRegion, radius: int) -> tuple[int, ...]:

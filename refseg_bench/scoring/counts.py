@@ -1,21 +1,76 @@
 """Counts of mask pairs over clips, each pair counted once whoever asks for it.
 
-Not for: the pixel arithmetic (``scoring.boundary``, ``scoring.kernel``) or what is averaged
-(``scoring.protocols``).
+They are counted by the compiled kernel where it was built, else with numpy and OpenCV; both give the same
+integers (a property test holds them together). ``REFSEG_KERNEL`` forces one, see
+:mod:`refseg_bench.files.compiled`.
+
+Not for: what is averaged (``scoring.protocols``).
 """
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from refseg_bench.errors import DataError
-from refseg_bench.scoring import kernel
+from refseg_bench.files import compiled
+from refseg_bench.scoring import boundary
 from refseg_bench.scoring.boundary import COUNTS, boundary_radius
-from refseg_bench.types import MaskTrack, encode_rle
+from refseg_bench.types import MaskTrack, decode_rle, encode_rle
+
+#: A mask made ready for comparison; opaque outside the kernel that made it.
+Region = Any
+
+
+def _kernel() -> Any:
+    return boundary if compiled.KERNEL is None else compiled.KERNEL
+
+
+def region(mask_HW: NDArray[Any]) -> Region:
+    """Make a mask of the full frame (nonzero = foreground) ready for :func:`compare`."""
+    return _kernel().from_mask(np.ascontiguousarray(mask_HW != 0).view(np.uint8))
+
+
+def region_rle(counts: bytes, size: tuple[int, int]) -> Region:
+    """Make COCO run lengths ready for :func:`compare`; compare such regions only with each other.
+
+    The region lives in the transposed frame: COCO masks run down the columns, and neither J nor F
+    changes when both masks are transposed.
+    """
+    return _kernel().from_rle(counts, size[1], size[0])
+
+
+def label_regions(labels_HW: NDArray[np.uint8]) -> dict[int, Region]:
+    """Regions of all nonzero ids of an id map, by id in ascending order."""
+    return _kernel().from_labels(labels_HW)  # type: ignore[no-any-return]
+
+
+def compare(truth: Region, answer: Region, radius: int) -> tuple[int, ...]:
+    """Integer counts of one pair, in the order of :data:`refseg_bench.scoring.boundary.COUNTS`."""
+    return _kernel().compare(truth, answer, radius)  # type: ignore[no-any-return]
+
+
+def keep_pages() -> None:
+    """Tell glibc to keep freed memory of this process (no effect elsewhere).
+
+    A decoded frame is larger than the size from which malloc maps fresh pages for every block;
+    mapping and unmapping them would cost more than half of the scoring time.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return
+    trim_threshold, mmap_threshold = -1, -3
+    mallopt(mmap_threshold, 64 << 20)
+    mallopt(trim_threshold, 128 << 20)
 
 
 def overlap_rle(first: bytes, second: bytes, size: tuple[int, int]) -> tuple[int, int]:
@@ -28,9 +83,7 @@ def overlap_rle(first: bytes, second: bytes, size: tuple[int, int]) -> tuple[int
 
 def subtract_rle(first: bytes, second: bytes, size: tuple[int, int]) -> bytes:
     """The pixels of the first mask that are not in the second."""
-    masks = [
-        coco_mask.decode({"size": list(size), "counts": counts}).astype(bool) for counts in (first, second)
-    ]
+    masks = [decode_rle(counts, size) for counts in (first, second)]
     return encode_rle(masks[0] & ~masks[1])
 
 
@@ -83,7 +136,7 @@ class CountBook:
         out = np.full((len(pairs), self._length, len(COUNTS)), -1, np.int64)
         empty = encode_rle(np.zeros(self._size, np.uint8))
         for frame in range(self._length):
-            regions: dict[bytes, kernel.Region] = {}
+            regions: dict[bytes, Region] = {}
             rows: dict[tuple[bytes, bytes], tuple[int, ...]] = {}
             for index, (truth, answer) in enumerate(pairs):
                 guess = answer.rles[frame]
@@ -93,8 +146,8 @@ class CountBook:
                 if pair not in rows:
                     for counts in pair:
                         if counts not in regions:
-                            regions[counts] = kernel.region_rle(counts, self._size)
-                    rows[pair] = kernel.compare(regions[pair[0]], regions[pair[1]], self._radius)
+                            regions[counts] = region_rle(counts, self._size)
+                    rows[pair] = compare(regions[pair[0]], regions[pair[1]], self._radius)
                 out[index, frame] = rows[pair]
         self._counts.extend(out)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from refseg_bench.datasets.base import Dataset
@@ -189,7 +189,7 @@ def only(state: State, counted: set[str] | None) -> State:
     return dataclasses.replace(state, gaps=tuple(name for name in state.gaps if name in counted))
 
 
-def refuse(source: PredictionSource, pairs: Sequence[tuple[ScoringProtocol, Coverage]], strict: bool) -> None:
+def refuse(source: PredictionSource, pairs: Iterable[tuple[ScoringProtocol, Coverage]], strict: bool) -> None:
     """Refuse what some of the protocols have no rule for.
 
     Raises:

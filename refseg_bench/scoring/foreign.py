@@ -702,10 +702,10 @@ class JsonPredictions(ForeignPredictions):
             return Found(why="its entry is no list of masks")
         if "counts" in entry:
             return Found((entry,), record)
-        if not record and len(clip) == 1 and "/" not in name:
+        found = self._frames(entry, name, clip)
+        if found.masks is None and not record and name in clip_names(clip):
             # The sentences of an image, not its mask.
             return None
-        found = self._frames(entry, name, clip)
         if found.masks is None and (len(clip) == 1 or not all(map(numbers, entry))):
             return Found(why=f"its entry holds {few(entry)}, none of them masks ({', '.join(MASK_KEYS)})")
         return dataclasses.replace(found, record=record)

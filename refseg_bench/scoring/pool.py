@@ -19,7 +19,8 @@ from refseg_bench.config.component import adopt, base_of
 from refseg_bench.datasets.base import Dataset
 from refseg_bench.env import cores
 from refseg_bench.errors import ScoreError
-from refseg_bench.scoring import kernel
+from refseg_bench.files import compiled
+from refseg_bench.scoring.counts import keep_pages
 from refseg_bench.types import Clip
 
 T = TypeVar("T")
@@ -96,8 +97,8 @@ def _work(index: int) -> Any:
 
 def _quiet_threads() -> None:
     """One thread per process: the clips are what is spread."""
-    kernel.keep_pages()
-    if kernel.name() == "plain":
+    keep_pages()
+    if compiled.KERNEL is None:
         import cv2
 
         cv2.setNumThreads(1)

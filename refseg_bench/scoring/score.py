@@ -122,44 +122,31 @@ def score(
     facts = {} if taken is None else {"truth": taken}
     for fact in facts.values():
         report(f"truth: {fact}")
-    surveyed: list[list[Coverage]] = []
+    sheets: list[_Sheet] = []
     for source in sources:
         whole, each = survey(dataset, source, protocols)
         report(f"{source.name}: {whole.summary()}")
         if not options.partial:
-            refuse(source, list(zip(protocols, each, strict=True)), options.strict)
-        surveyed.append(each)
+            refuse(source, zip(protocols, each, strict=True), options.strict)
+        sheets += [_Sheet(source, p, c, dict(facts)) for p, c in zip(protocols, each, strict=True)]
     for protocol in protocols:
         check_fit(protocol, dataset)
-    tables = [[ScoreTable() for _ in protocols] for _ in sources]
-    coverages = [[Coverage() for _ in protocols] for _ in sources]
-    notes: list[list[dict[str, Any]]] = [[dict(facts) for _ in protocols] for _ in sources]
     total = len(dataset.clips())
     work = partial(score_one_clip, sources=sources, protocols=protocols, options=options)
-    for done, outcome in enumerate(over_clips(dataset, work, options.jobs), start=1):
-        for s, parts in enumerate(outcome):
-            for p, part in enumerate(parts):
-                coverage = coverages[s][p]
-                for name, state in part.states:
-                    coverage.enter(name, state)
-                coverage.units += part.units
-                coverage.left_out.update(part.left_out)
-                tables[s][p].extend(part.scores)
-                _merge_notes(notes[s][p], part.notes)
+    for done, parts in enumerate(over_clips(dataset, work, options.jobs), start=1):
+        for sheet, part in zip(sheets, parts, strict=True):
+            sheet.enter(part)
         progress(done, total)
-    results: list[Scored] = []
-    for s, source in enumerate(sources):
-        for coverage, before in zip(coverages[s], surveyed[s], strict=True):
-            # What the listing told of gaps, the masks themselves don't.
-            absent = {*coverage.missing, *coverage.gaps} - coverage.why.keys()
-            coverage.why.update({name: why for name, why in before.why.items() if name in absent})
+    for source in sources if not options.partial else ():
         # What turned out unreadable only now is refused as well.
-        if not options.partial:
-            refuse(source, list(zip(protocols, coverages[s], strict=True)), options.strict)
-        for p, protocol in enumerate(protocols):
-            table, coverage = tables[s][p], coverages[s][p]
-            row = conclude(protocol, table, coverage, options.bootstrap, notes[s][p])
-            results.append(Scored(source.name, protocol, row, table, coverage, notes[s][p]))
+        found = ((sheet.protocol, sheet.coverage) for sheet in sheets if sheet.source is source)
+        refuse(source, found, options.strict)
+    results: list[Scored] = []
+    for sheet in sheets:
+        result = conclude(sheet.protocol, sheet.table, sheet.coverage, options.bootstrap, sheet.notes)
+        results.append(
+            Scored(sheet.source.name, sheet.protocol, result, sheet.table, sheet.coverage, sheet.notes)
+        )
     return results
 
 
@@ -236,24 +223,53 @@ class _Part:
     left_out: Mapping[str, str] = field(default_factory=dict)
 
 
+@dataclass
+class _Sheet:
+    """What clip after clip adds up to, of one source under one protocol; ``before``: what its survey told."""
+
+    source: PredictionSource
+    protocol: ScoringProtocol
+    before: Coverage
+    notes: dict[str, Any]
+    table: ScoreTable = field(default_factory=ScoreTable)
+    coverage: Coverage = field(default_factory=Coverage)
+
+    def enter(self, part: _Part) -> None:
+        for name, state in part.states:
+            if not state.why and state.status != "failed":
+                # What the listing told of gaps, the masks themselves don't.
+                state = dataclasses.replace(state, why=self.before.why.get(name, ""))
+            self.coverage.enter(name, state)
+        self.coverage.units += part.units
+        self.coverage.left_out.update(part.left_out)
+        self.table.extend(part.scores)
+        for key, value in part.notes.items():
+            if isinstance(value, Mapping):
+                self.notes[key] = dict(Counter(self.notes.get(key, {})) + Counter(value))
+            elif self.notes.setdefault(key, value) != value:
+                self.notes[key] = "mixed"
+
+
 def score_one_clip(
     dataset: Dataset,
     clip: Clip,
     sources: Sequence[PredictionSource],
     protocols: Sequence[ScoringProtocol],
     options: Options,
-) -> list[list[_Part]]:
+) -> list[_Part]:
     """All sources under all protocols on one clip; the truth is read once."""
     expressions = [e for e in dataset.expressions(clip) if any(p.wants(e) for p in protocols)]
     labels = any(p.compares == "labels" for p in protocols)
     samples = any(p.compares != "labels" for p in protocols)
     maps = dataset.annotation_files(clip) if labels else None
+    targets = _targets(dataset, clip, expressions) if samples or (labels and maps is None) else []
     truth: LabelMaps | None = None
-    if maps is not None:
-        truth = FolderLabels(tuple(maps), clip.frame_names, clip.size)
-    targets = _targets(dataset, clip, expressions) if samples or (labels and truth is None) else []
-    if labels and truth is None:
-        truth = truth_labels(clip, targets)
+    if labels:
+        truth = (
+            truth_labels(clip, targets)
+            if maps is None
+            else FolderLabels(tuple(maps), clip.frame_names, clip.size)
+        )
     truth_read = dataset.encodings()
     unions = [target.union() for target in targets]
     instances = dataset.foreground(clip)
@@ -262,7 +278,7 @@ def score_one_clip(
         sample_id(clip.id, e.id): {**_short(e.attrs), **target_facts(clip, target, union)}
         for e, target, union in zip(expressions, targets, unions, strict=False)
     }
-    out: list[list[_Part]] = []
+    parts: list[_Part] = []
     for source in sources:
         answers = source.answers(clip, expressions, labels=labels, samples=samples)
         views: dict[int | None, tuple[dict[str, Prediction | None], dict[str, State], list[Item]]] = {}
@@ -273,7 +289,7 @@ def score_one_clip(
             if nothing is None:
                 nothing = all(state.status != "ok" for state in states.values())
             items = [
-                Item(e, target, found[e.id], states[e.id].status, nothing, answers.greys.get(e.id), union)
+                Item(e, target, found[e.id], states[e.id].status, union, nothing, answers.greys.get(e.id))
                 for e, target, union in zip(expressions, targets, unions, strict=False)
             ]
             views[side] = found, states, items
@@ -281,7 +297,6 @@ def score_one_clip(
         merged = answers.labels
         if labels and merged is None:
             merged = merged_labels(clip, expressions, views[None][0])
-        parts: list[_Part] = []
         for protocol in protocols:
             _, states, items = views[protocol.side]
             here = {
@@ -298,13 +313,16 @@ def score_one_clip(
             read = _encodings(answers.encodings, *(answers.labels or {}).values())
             notes = {"predictions_read": read, "truth_read": _encodings(truth_read, truth)}
             notes = {**protocol.notes(case), **{k: v for k, v in notes.items() if v}}
-            # Maps merged from samples are known by the clip: all its samples fail with them.
-            known = [(name, _found_out(state, case.failed, name, clip.id)) for name, state in known]
+            for name in case.failed:
+                # Maps merged from samples are known by the clip: all its samples fail with them.
+                known = [
+                    (n, State("failed", why=case.failed[name]) if name in (n, clip.id) else state)
+                    for n, state in known
+                ]
             whole = all(state.status == "ok" and not state.gaps for _, state in known)
             units = len(scores) if whole else protocol.units(case)
             parts.append(_Part(known, scores, notes, units, case.left_out))
-        out.append(parts)
-    return out
+    return parts
 
 
 def _targets(dataset: Dataset, clip: Clip, expressions: Sequence[Expression]) -> list[Target]:
@@ -334,12 +352,6 @@ def _counted(protocol: ScoringProtocol, clip: Clip, state: State, items: Sequenc
     if not state.gaps:
         return state
     return only(state, {clip.frame_names[t] for t in protocol.scored_frames(clip, items[index])})
-
-
-def _found_out(state: State, failed: Mapping[str, str], *names: str) -> State:
-    """A state after its masks were looked at."""
-    why = next((failed[name] for name in names if name in failed), None)
-    return state if why is None else State("failed", why=why)
 
 
 def _label_states(clip: Clip, labels: Mapping[str, LabelMaps]) -> dict[str, State]:
@@ -382,13 +394,3 @@ def _short(attrs: Mapping[str, Any]) -> dict[str, Any]:
 def _described(scores: Sequence[Score], facts: Mapping[str, Mapping[str, Any]]) -> list[Score]:
     """Scores of samples with the facts of their expression and target beside them."""
     return [dataclasses.replace(s, attrs={**facts.get(s.unit, {}), **s.attrs}) for s in scores]
-
-
-def _merge_notes(into: dict[str, Any], new: Mapping[str, Any]) -> None:
-    for key, value in new.items():
-        if isinstance(value, Mapping):
-            into[key] = dict(Counter(into.get(key, {})) + Counter(value))
-            continue
-        known = into.setdefault(key, value)
-        if known != value:
-            into[key] = "mixed"

@@ -84,7 +84,7 @@ def mask_pairs(draw):
 
 def plain(truth, answer):
     radius = boundary.boundary_radius(truth.shape)
-    return boundary.compare(boundary.prepare(truth), boundary.prepare(answer), radius)
+    return boundary.compare(boundary.from_mask(truth), boundary.from_mask(answer), radius)
 
 
 @given(mask_pairs())
@@ -98,7 +98,7 @@ def test_counts_equal_the_definition(pair):
 def test_run_lengths_give_the_same_counts(pair):
     truth, answer = pair
     radius = boundary.boundary_radius(truth.shape)
-    regions = [boundary.prepare_rle(encode_rle(m), m.shape) for m in pair]
+    regions = [boundary.from_rle(encode_rle(m), *m.shape[::-1]) for m in pair]
     assert boundary.compare(*regions, radius) == plain(truth, answer)
 
 

@@ -16,7 +16,8 @@ from pycocotools import mask as coco_mask
 from refseg_bench.errors import ConfigError, DataError
 from refseg_bench.files import compiled as pixelwise
 from refseg_bench.files import png
-from refseg_bench.scoring import boundary, kernel
+from refseg_bench.scoring import boundary
+from refseg_bench.scoring import counts as kernel
 from refseg_bench.types import encode_rle
 from tests.scoring.test_boundary import draw_mask, mask_pairs
 
@@ -52,7 +53,7 @@ def bytes_of(mask):
 @settings(max_examples=300, deadline=None, derandomize=True)
 def test_counts_are_bit_equal(compiled, pair, radius):
     radius = boundary.boundary_radius(pair[0].shape) if radius is None else radius
-    plain = boundary.compare(boundary.prepare(pair[0]), boundary.prepare(pair[1]), radius)
+    plain = boundary.compare(boundary.from_mask(pair[0]), boundary.from_mask(pair[1]), radius)
     ours = compiled.compare(*[compiled.from_mask(bytes_of(m)) for m in pair], radius)
     assert ours == plain
     coded = [compiled.from_rle(encode_rle(m), m.shape[1], m.shape[0]) for m in pair]
@@ -66,7 +67,7 @@ def test_counts_are_bit_equal_on_large_frames(compiled, size):
         truth = draw_mask(rng, size, kind)
         answer = np.roll(truth, (3, -5), (0, 1)) if kind == "blob" else draw_mask(rng, size, "blob")
         radius = boundary.boundary_radius(size)
-        plain = boundary.compare(boundary.prepare(truth), boundary.prepare(answer), radius)
+        plain = boundary.compare(boundary.from_mask(truth), boundary.from_mask(answer), radius)
         assert compiled.compare(*[compiled.from_mask(bytes_of(m)) for m in (truth, answer)], radius) == plain
 
 
@@ -80,7 +81,7 @@ def test_id_maps_give_the_same_objects(compiled, seed, width):
         labels[y : y + rng.integers(1, 20), x : x + rng.integers(1, 40)] = rng.choice([0, 1, 2, 7, 254, 255])
     if rng.random() < 0.2:
         labels = rng.integers(0, 4, labels.shape).astype(np.uint8)
-    plain, ours = boundary.prepare_labels(labels), compiled.from_labels(labels)
+    plain, ours = boundary.from_labels(labels), compiled.from_labels(labels)
     assert list(plain) == list(ours) == [i for i in np.unique(labels).tolist() if i]
     ids = list(plain)
     for a in ids:
@@ -225,11 +226,11 @@ def test_both_kernels_serve_the_same_interface(compiled, monkeypatch, mode):
     monkeypatch.setattr(pixelwise, "KERNEL", None if mode == "plain" else compiled)
     rng = np.random.default_rng(1)
     masks = [draw_mask(rng, (40, 70), "blob") for _ in range(2)]
-    expected = boundary.compare(*[boundary.prepare(m) for m in masks], 3)
+    expected = boundary.compare(*[boundary.from_mask(m) for m in masks], 3)
     assert kernel.compare(*[kernel.region(m) for m in masks], 3) == expected
     assert kernel.compare(*[kernel.region_rle(encode_rle(m), m.shape) for m in masks], 3) == expected
     labels = masks[0] * np.uint8(5)
     assert kernel.compare(kernel.label_regions(labels)[5], kernel.region(masks[1]), 3) == expected
     expected = coco_mask.encode(np.asfortranarray(masks[0]).view(np.uint8))["counts"]
     assert encode_rle(masks[0]) == encode_rle(masks[0] * np.uint8(7)) == expected
-    assert kernel.compare(kernel.empty_region((40, 70)), kernel.region(masks[1]), 3)[0] == 0
+    assert kernel.compare(kernel.region(np.zeros((40, 70))), kernel.region(masks[1]), 3)[0] == 0

@@ -46,10 +46,10 @@ class Policy:
         unit: what one averaged value belongs to.
         frames: ``all`` of the clip, ``inner`` (without the first and last), those ``annotated``,
             or those ``predicted``.
-        match: how answers find objects.
+        match: how predicted objects find annotated ones.
         void: what happens at pixels marked 255 in the truth.
-        missing: what a missing expression or frame does.  missing_clip: what a clip without any
-            prediction does.
+        missing: what a missing expression or frame does.
+        missing_clip: what a clip without any prediction does.
         missing_why: the tool's own behaviour, in words.
         rounding: ``unit`` = every unit's values are rounded before averaging; ``final`` = only
             what is printed is rounded.
@@ -102,25 +102,29 @@ class Item:
     Attributes:
         expression: the expression.
         target: the truth.
-        prediction: the answer; ``None`` when missing or failed (see ``status``).
+        prediction: ``None`` when missing.
         status: ``ok``, ``failed`` (the method raised, a file can't be read) or ``missing``.
+        union: all objects of the target as one track.
         clip_missing: True if no sample of the clip has a prediction (some tools ask that first).
-        grey: raw grey values, where the prediction came as PNG files.
-        truth: the target's union, where it was made already.
+        grey: raw grey values, where the prediction came as files.
     """
 
     expression: Expression
     target: Target
     prediction: Prediction | None
     status: Status
+    union: MaskTrack
     clip_missing: bool = False
     grey: GreyTrack | None = None
-    truth: MaskTrack | None = None
 
     @property
-    def union(self) -> MaskTrack:
-        """All objects of the target as one track."""
-        return self.target.union() if self.truth is None else self.truth
+    def track(self) -> MaskTrack | None:
+        """The predicted masks, where the sample has some."""
+        return None if self.prediction is None else self.prediction.track
+
+
+#: A sample with a whole prediction: the item, its masks, and the frames that count.
+Present = tuple[Item, MaskTrack, Sequence[int]]
 
 
 @dataclass
@@ -132,7 +136,6 @@ class Case:
         items: its samples, in the dataset's order.
         book: counts of mask pairs, shared by all protocols and runs of this clip.
         truth: id maps of *all* annotated objects of the clip, 255 = void; ``None`` = there are none.
-        truth_ids: the annotated objects' ids, where the dataset knows them without decoding.
         answers: merged id maps of the prediction, by set (``""``, or ``anno_0`` … ``anno_3``).
         foreground: union of all annotated instances of the clip (ReVOS), or ``None``.
         detail: True if scores should carry their per-frame values.
@@ -221,19 +224,51 @@ class ScoringProtocol(Component):
         """How many units of a clip would be scored if nothing lacked."""
         return sum(self.wants(item.expression) for item in case.items) - len(case.left_out)
 
-    def missing_rule(self, item: Item) -> MissingRule:
-        """What this protocol does about a sample that is not there."""
-        return self.policy.missing_clip if item.clip_missing else self.policy.missing
+    def needs(self, clip: Clip) -> Sequence[int] | None:
+        """Frames that must be predicted whatever the truth is; ``None`` where the truth decides."""
+        frames = self.policy.frames
+        if frames in ("annotated", "predicted"):
+            return None if frames == "annotated" else ()
+        return range(1, len(clip) - 1) if frames == "inner" else range(len(clip))
 
     def scored_frames(self, clip: Clip, item: Item) -> Sequence[int]:
         """Indices of the frames that count for a sample."""
-        return chosen_frames(self.policy.frames, len(clip), item)
+        if self.policy.frames not in ("annotated", "predicted"):
+            return self.needs(clip) or ()
+        track = item.union if self.policy.frames == "annotated" else item.track
+        return [] if track is None else [t for t, counts in enumerate(track.rles) if counts is not None]
 
-    def needs(self, clip: Clip) -> Sequence[int] | None:
-        """Frames that must be predicted whatever the truth is; ``None`` where the truth decides."""
-        if self.policy.frames == "annotated":
-            return None
-        return () if self.policy.frames == "predicted" else chosen_frames(self.policy.frames, len(clip))
+    def present(self, case: Case, zero: Mapping[str, float]) -> Iterator[Present | Score]:
+        """The samples of a clip after the rule for what is missing.
+
+        Yields:
+            A sample to score, or the score of one that counts as ``zero``; nothing for one left out.
+
+        Raises:
+            ScoreError: the protocol refuses what is missing (and the caller did not allow it).
+        """
+        for item in case.items:
+            if not self.wants(item.expression):
+                continue
+            unit = sample_id(case.clip.id, item.expression.id)
+            frames = self.scored_frames(case.clip, item)
+            if not len(frames) and self.policy.frames != "predicted":
+                case.left_out[unit] = f"no frame of {len(case.clip)} counts ({self.policy.frames})"
+                continue
+            track = item.track
+            if track is not None and len(frames) and all(track.rles[t] is not None for t in frames):
+                yield item, track, frames
+                continue
+            rule = self.policy.missing_clip if item.clip_missing else self.policy.missing
+            if case.partial or rule == "drop":
+                continue
+            if rule == "error":
+                raise ScoreError(
+                    f"'{unit}' has no complete prediction ({item.status}); {self.name} refuses incomplete "
+                    "work.",
+                    hint="Finish the run, or score what there is with --partial.",
+                )
+            yield Score(unit, case.clip.id, dict(zero), {"counted_as": "zero"})
 
     def notes(self, case: Case) -> dict[str, Any]:
         """Facts of a clip worth printing beside the result (equal ones are merged)."""
@@ -250,11 +285,7 @@ class ScoringProtocol(Component):
             values: one column per value name, units in list order.
             attrs: one column per attribute.
         """
-        any_column = next(iter(values.values()), np.zeros(0))
-        return {
-            **{name: values[name] for name in self.metrics if name in values},
-            "n": np.ones(len(any_column)),
-        }
+        return {**values, "n": np.ones(len(next(iter(values.values()), ())))}
 
     def combine(self, sums: Mapping[str, Column]) -> dict[str, Column]:
         """Metrics from sums of the terms; works on scalars and on rows of resampled sums alike."""
@@ -263,19 +294,13 @@ class ScoringProtocol(Component):
             out["J&F"] = (out["J"] + out["F"]) / 2
         return out
 
-    def aggregate(self, values: Mapping[str, Column], attrs: Mapping[str, Sequence[Any]]) -> dict[str, float]:
-        """All metrics of a table of units, float64, in list order."""
-        sums = {name: np.asarray(column.sum()) for name, column in self.terms(values, attrs).items()}
-        return {name: float(value) for name, value in self.combine(sums).items()}
-
     def no_value(self, values: Mapping[str, Column], attrs: Mapping[str, Sequence[Any]]) -> dict[str, str]:
         """Metrics of a table of units that have no value, and why."""
         terms = self.terms(values, attrs)
+        metrics = self.combine({name: np.asarray(column.sum()) for name, column in terms.items()})
         groups = [name for name, column in terms.items() if name.startswith("n/") and not column.any()]
         out: dict[str, str] = {}
-        for name, value in self.aggregate(values, attrs).items():
-            if value == value:
-                continue
+        for name in (name for name, value in metrics.items() if value != value):
             without = int(np.isnan(terms[name]).sum()) if name in terms else 0
             if without:
                 out[name] = f"{without} of the {len(terms[name])} units have none"
@@ -287,61 +312,11 @@ class ScoringProtocol(Component):
 
     def printed(self, metrics: Mapping[str, float]) -> dict[str, float]:
         """The metrics as the imitated tool prints them (rounded where it rounds)."""
-        digits = self.policy.digits
-        if self.policy.rounding == "none" or digits is None or self.policy.rounding == "unit":
-            return dict(metrics)
-        return {name: round(value, digits) for name, value in metrics.items()}
+        digits = self.policy.digits if self.policy.rounding == "final" else None
+        return dict(metrics) if digits is None else {k: round(v, digits) for k, v in metrics.items()}
 
 
 def ratio(top: Column, bottom: Column) -> Column:
     """``top / bottom``, NaN where there is nothing to average."""
     out: Column = np.full(np.broadcast(top, bottom).shape, np.nan)
     return np.divide(top, bottom, out=out, where=np.asarray(bottom) != 0)
-
-
-def chosen_frames(frames: Frames, length: int, item: Item | None = None) -> Sequence[int]:
-    """Indices of the frames a rule counts."""
-    if frames == "inner":
-        return range(1, length - 1)
-    if item is not None and frames == "annotated":
-        track = item.union
-        return [t for t in range(length) if track.rles[t] is not None]
-    if item is not None and frames == "predicted":
-        track_p = None if item.prediction is None else item.prediction.track
-        return [] if track_p is None else [t for t in range(length) if track_p.rles[t] is not None]
-    return range(length)
-
-
-def present(
-    protocol: ScoringProtocol, case: Case, zero: Mapping[str, float]
-) -> Iterator[tuple[Item, Sequence[int] | None, Score | None]]:
-    """The samples of a clip after the protocol's rule for what is missing.
-
-    Yields:
-        (item, scored frames, None) for a sample to score, (item, None, score) for one that counts
-        as zero. Dropped samples don't come.
-
-    Raises:
-        ScoreError: the protocol refuses what is missing (and the caller did not allow it).
-    """
-    for item in case.items:
-        if not protocol.wants(item.expression):
-            continue
-        unit = sample_id(case.clip.id, item.expression.id)
-        frames = protocol.scored_frames(case.clip, item)
-        if not len(frames) and protocol.policy.frames != "predicted":
-            case.left_out[unit] = f"no frame of {len(case.clip)} counts ({protocol.policy.frames})"
-            continue
-        track = None if item.prediction is None or item.status != "ok" else item.prediction.track
-        if track is not None and len(frames) and all(track.rles[t] is not None for t in frames):
-            yield item, frames, None
-            continue
-        rule = "drop" if case.partial else protocol.missing_rule(item)
-        if rule == "zero":
-            yield item, None, Score(unit, case.clip.id, dict(zero), {"counted_as": "zero"})
-        elif rule == "error":
-            raise ScoreError(
-                f"'{unit}' has no complete prediction ({item.status}); {protocol.name} refuses incomplete "
-                "work.",
-                hint="Finish the run, or score what there is with --partial.",
-            )

@@ -11,16 +11,11 @@ from pycocotools import mask as coco_mask
 
 from refseg_bench.datasets.base import Dataset
 from refseg_bench.scoring.counts import overlap_rle, subtract_rle
-from refseg_bench.scoring.protocols.base import Case, Column, Item, Policy, ScoringProtocol, present, ratio
+from refseg_bench.scoring.protocols.base import Case, Column, Item, Policy, ScoringProtocol, ratio
 from refseg_bench.types import Clip, Expression, MaskTrack, Score, decode_rle, encode_rle, sample_id
 
-#: Thresholds of Pr@X.
-THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
-
-
-def precision_names(thresholds: Sequence[float] = THRESHOLDS) -> tuple[str, ...]:
-    """``Pr@0.5``, ``Pr@0.6`` and so on."""
-    return tuple(f"Pr@{x:.1f}" for x in thresholds)
+#: Metrics Pr@X with their thresholds.
+PRECISIONS = {f"Pr@{x}": x for x in (0.5, 0.6, 0.7, 0.8, 0.9)}
 
 
 def resized_rle(counts: bytes, size: tuple[int, int], side: int) -> bytes:
@@ -66,31 +61,23 @@ class ImageProtocol(ScoringProtocol):
     def score_clip(self, case: Case) -> list[Score]:
         """One score per expression, from I and U of its single frame."""
         scores: list[Score] = []
-        zero = {"IoU": 0.0, "I": 0.0, "U": 0.0}
-        for item, frames, made in present(self, case, zero):
-            if frames is None:
-                if made is not None:
-                    scores.append(made)
+        for entry in self.present(case, {"IoU": 0.0, "I": 0.0, "U": 0.0}):
+            if isinstance(entry, Score):
+                scores.append(entry)
                 continue
-            inter, union = self.overlap(item)
-            attrs = self.facts(item)
+            item, track, _ = entry
+            inter, union = self.overlap(item, track)
+            attrs: dict[str, Any] = {"frames_counted": 1}
             if case.detail:
                 attrs["frames"] = {case.clip.frame_names[0]: {"I": inter, "U": union}}
             unit = sample_id(case.clip.id, item.expression.id)
             scores.append(Score(unit, case.clip.id, self.unit_values(item, inter, union), attrs))
         return scores
 
-    def facts(self, item: Item) -> dict[str, Any]:
-        """Attributes of a sample that ``terms`` needs."""
-        return {"frames_counted": 1}
-
-    def overlap(self, item: Item) -> tuple[int, int]:
+    def overlap(self, item: Item, predicted: MaskTrack) -> tuple[int, int]:
         """Intersection and union in pixels after the rules for void and doubly covered pixels."""
-        if item.prediction is None or item.prediction.track is None:
-            return 0, 0
         size = item.target.size
-        truth = item.union.rles[0]
-        answer = item.prediction.track.rles[0]
+        truth, answer = item.union.rles[0], predicted.rles[0]
         if truth is None or answer is None:
             return 0, 0
         double = item.target.overlap
@@ -106,13 +93,17 @@ class ImageProtocol(ScoringProtocol):
             truth = resized_rle(truth, size, self.side)
             # A model's own output may come at that size already.
             size = (self.side, self.side)
-            if item.prediction.track.size != size:
-                answer = resized_rle(answer, item.prediction.track.size, self.side)
+            if predicted.size != size:
+                answer = resized_rle(answer, predicted.size, self.side)
         return overlap_rle(truth, answer, size)
 
     def unit_values(self, item: Item, inter: int, union: int) -> dict[str, float]:
         """A unit's values from its I and U."""
-        return {"IoU": inter / union if union else 0.0, "I": float(inter), "U": float(union)}
+        return {"IoU": self.iou(inter, union), "I": float(inter), "U": float(union)}
+
+    def iou(self, inter: int, union: int) -> float:
+        """What a unit adds to the mean IoU."""
+        return inter / union if union else 0.0
 
 
 @dataclass
@@ -126,24 +117,23 @@ class RefcocoOverall(ImageProtocol):
     id: ClassVar[str] = "refcoco-oiou"
     imitates: ClassVar[str] = "none (harness default)"
     policy: ClassVar[Policy] = Policy()
-    metrics: ClassVar[tuple[str, ...]] = ("oIoU", "mIoU", *precision_names())
+    metrics: ClassVar[tuple[str, ...]] = ("oIoU", "mIoU", *PRECISIONS)
     #: how a sample's IoU is held against X in Pr@X: >= X, or > X in float32.
     strictly_above: ClassVar[bool] = False
 
     def terms(self, values: Mapping[str, Column], attrs: Mapping[str, Sequence[Any]]) -> dict[str, Column]:
         """I, U, IoU and one indicator per threshold."""
-        iou = values.get("IoU", np.zeros(0))
-        out = {"I": values.get("I", np.zeros(0)), "U": values.get("U", np.zeros(0)), "IoU": iou}
-        for name, threshold in zip(precision_names(), THRESHOLDS, strict=True):
+        iou = values["IoU"]
+        out = {"I": values["I"], "U": values["U"], "IoU": iou}
+        for name, threshold in PRECISIONS.items():
             reached = iou > np.float64(np.float32(threshold)) if self.strictly_above else iou >= threshold
             out[name] = reached.astype(np.float64)
-        out["n"] = np.ones(len(iou))
-        return out
+        return {**out, "n": np.ones(len(iou))}
 
     def combine(self, sums: Mapping[str, Column]) -> dict[str, Column]:
         """Ratios of the sums."""
         out = {"oIoU": ratio(sums["I"], sums["U"]), "mIoU": ratio(sums["IoU"], sums["n"])}
-        return {**out, **{name: ratio(sums[name], sums["n"]) for name in precision_names()}}
+        return {**out, **{name: ratio(sums[name], sums["n"]) for name in PRECISIONS}}
 
 
 @dataclass
@@ -183,12 +173,12 @@ class RefcocoCris(RefcocoOverall):
     imitates: ClassVar[str] = "CRIS"
     citation: ClassVar[str] = "Wang et al., CVPR 2022; DerrickWang005/CRIS.pytorch @ e596332"
     policy: ClassVar[Policy] = Policy()
-    metrics: ClassVar[tuple[str, ...]] = ("mIoU", *precision_names(), "oIoU")
+    metrics: ClassVar[tuple[str, ...]] = ("mIoU", *PRECISIONS, "oIoU")
     strictly_above: ClassVar[bool] = True
 
-    def unit_values(self, item: Item, inter: int, union: int) -> dict[str, float]:
-        """IoU with 1e-6 under the union."""
-        return {"IoU": inter / (union + 1e-6), "I": float(inter), "U": float(union)}
+    def iou(self, inter: int, union: int) -> float:
+        """With 1e-6 under the union."""
+        return inter / (union + 1e-6)
 
 
 @dataclass
@@ -208,15 +198,9 @@ class RefcocoLisa(ImageProtocol):
     #: added to the number of samples under gIoU.
     count_epsilon: ClassVar[float] = 1e-5
 
-    def unit_values(self, item: Item, inter: int, union: int) -> dict[str, float]:
+    def iou(self, inter: int, union: int) -> float:
         """The summand of gIoU."""
-        iou = inter / (union + 1e-5) + (1.0 if union == 0 else 0.0)
-        return {"IoU": iou, "I": float(inter), "U": float(union)}
-
-    def terms(self, values: Mapping[str, Column], attrs: Mapping[str, Sequence[Any]]) -> dict[str, Column]:
-        """I, U and the summand of gIoU."""
-        out = {name: values.get(name, np.zeros(0)) for name in ("IoU", "I", "U")}
-        return {**out, "n": np.ones(len(out["IoU"]))}
+        return inter / (union + 1e-5) + (1.0 if union == 0 else 0.0)
 
     def combine(self, sums: Mapping[str, Column]) -> dict[str, Column]:
         """Ratios with LISA's epsilons."""
@@ -293,8 +277,8 @@ class GrefcocoGres(ImageProtocol):
     imitates: ClassVar[str] = "ReLA (GRES)"
     citation: ClassVar[str] = "Liu et al., CVPR 2023; henghuiding/ReLA @ 3ca9551"
     policy: ClassVar[Policy] = Policy(scale=100.0)
-    metrics: ClassVar[tuple[str, ...]] = ("gIoU", "cIoU", "N-acc", "T-acc", "Pr@0.7", "Pr@0.8", "Pr@0.9")
-    thresholds: ClassVar[tuple[float, ...]] = (0.7, 0.8, 0.9)
+    precisions: ClassVar[tuple[str, ...]] = ("Pr@0.7", "Pr@0.8", "Pr@0.9")
+    metrics: ClassVar[tuple[str, ...]] = ("gIoU", "cIoU", "N-acc", "T-acc", *precisions)
 
     @property
     def side(self) -> int | None:
@@ -303,16 +287,10 @@ class GrefcocoGres(ImageProtocol):
 
     def unit_values(self, item: Item, inter: int, union: int) -> dict[str, float]:
         """Raw I and U, the two flags, and the sample's IoU after the rules."""
-        nothing = no_target(item)
-        flagged = self.flagged(item)
-        iou = float(flagged) if nothing else 0.0 if flagged or not union else inter / union
-        return {
-            "IoU": iou,
-            "I": float(inter),
-            "U": float(union),
-            "no_target": float(nothing),
-            "flagged": float(flagged),
-        }
+        nothing, flagged = no_target(item), self.flagged(item)
+        iou = float(flagged) if nothing else 0.0 if flagged else self.iou(inter, union)
+        raw = {"I": float(inter), "U": float(union)}
+        return {"IoU": iou, **raw, "no_target": float(nothing), "flagged": float(flagged)}
 
     def flagged(self, item: Item) -> bool:
         """True if the prediction says that nothing is meant."""
@@ -326,7 +304,7 @@ class GrefcocoGres(ImageProtocol):
     def terms(self, values: Mapping[str, Column], attrs: Mapping[str, Sequence[Any]]) -> dict[str, Column]:
         """Sums behind all metrics."""
         names = ("IoU", "I", "U", "no_target", "flagged")
-        iou, inter, union, nothing, flagged = (values.get(name, np.zeros(0)) for name in names)
+        iou, inter, union, nothing, flagged = (values[name] for name in names)
         target, named = 1 - nothing, 1 - flagged
         out = {
             "IoU": iou,
@@ -339,9 +317,7 @@ class GrefcocoGres(ImageProtocol):
             "n": np.ones(len(iou)),
             "n_target": target,
         }
-        for threshold in self.thresholds:
-            out[f"Pr@{threshold:.1f}"] = (iou >= threshold) * target
-        return out
+        return {**out, **{name: (iou >= PRECISIONS[name]) * target for name in self.precisions}}
 
     def combine(self, sums: Mapping[str, Column]) -> dict[str, Column]:
         """Metrics in the tool's order and units."""
@@ -352,10 +328,7 @@ class GrefcocoGres(ImageProtocol):
             "N-acc": np.where(none, 0.0, ratio(sums["TP"], sums["TP"] + sums["FN"])),
             "T-acc": np.where(none, 0.0, ratio(sums["TN"], sums["TN"] + sums["FP"])),
         }
-        for threshold in self.thresholds:
-            name = f"Pr@{threshold:.1f}"
-            out[name] = 100 * ratio(sums[name], sums["n_target"])
-        return out
+        return {**out, **{name: 100 * ratio(sums[name], sums["n_target"]) for name in self.precisions}}
 
 
 @dataclass
@@ -380,10 +353,6 @@ class Pointing(ScoringProtocol):
         """No frame: masks are not read, so that runs without them (or on few frames) can be scored."""
         return ()
 
-    def scored_frames(self, clip: Clip, item: Item) -> Sequence[int]:
-        """No frame's mask, see :meth:`needs`."""
-        return ()
-
     def fault(self, item: Item) -> str | None:
         """An answer without a peak that flags no target either."""
         prediction = item.prediction
@@ -399,15 +368,13 @@ class Pointing(ScoringProtocol):
             if item.status != "ok" or item.prediction is None or self.fault(item) is not None:
                 # Refused before, or left out with --partial.
                 continue
-            point = item.prediction.point
-            if point is None:
-                scores.append(Score(unit, case.clip.id, {"PA": 0.0}, {"frames_counted": 0}))
-                continue
-            mask = item.union.mask(point.frame)
-            height, width = item.target.size
-            row, column = min(int(point.y * height), height - 1), min(int(point.x * width), width - 1)
-            hit = mask is not None and bool(mask[row, column])
-            scores.append(Score(unit, case.clip.id, {"PA": float(hit)}, {"frames_counted": 1}))
+            point, hit = item.prediction.point, False
+            if point is not None and (mask := item.union.mask(point.frame)) is not None:
+                height, width = item.target.size
+                row, column = min(int(point.y * height), height - 1), min(int(point.x * width), width - 1)
+                hit = bool(mask[row, column])
+            attrs = {"frames_counted": int(point is not None)}
+            scores.append(Score(unit, case.clip.id, {"PA": float(hit)}, attrs))
         return scores
 
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from refseg_bench.errors import RefsegError, ScoreError
-from refseg_bench.scoring import kernel
 from refseg_bench.scoring.boundary import boundary_f, boundary_radius, jaccard
-from refseg_bench.scoring.counts import stack
+from refseg_bench.scoring.counts import Region, compare, label_regions, region, stack
 from refseg_bench.scoring.labels import VOID
 from refseg_bench.scoring.protocols.base import Case, Column, LabelMaps, Policy, ScoringProtocol, ratio
 from refseg_bench.scoring.protocols.rvos import JF, jf_values, mean_of
@@ -20,7 +19,7 @@ from refseg_bench.types import Clip, Score
 
 Decay = Literal["exact", "uint8"]
 STATISTICS = (*JF, "J-Recall", "J-Decay", "F-Recall", "F-Decay")
-Regions = dict[int, kernel.Region]
+Regions = dict[int, Region]
 #: Object id → counts of its frames.
 Rows = dict[int, list[tuple[int, ...]]]
 
@@ -57,6 +56,69 @@ class UnusableError(ScoreError):
     """Predicted id maps of one clip can't be scored under a protocol."""
 
 
+@dataclass(frozen=True)
+class Pair:
+    """Annotated and predicted id maps of one clip.
+
+    Attributes:
+        case: the clip.
+        name: the set of predicted maps.
+        truth, answer: the maps.
+        frames: indices of the frames that count.
+    """
+
+    case: Case
+    name: str
+    truth: LabelMaps
+    answer: LabelMaps
+    frames: range
+
+    @property
+    def unit(self) -> str:
+        """The set and the clip as one name."""
+        return f"{self.name}/{self.case.clip.id}".lstrip("/")
+
+    def maps(self) -> Iterator[tuple[int, NDArray[np.uint8], NDArray[np.uint8]]]:
+        """Index, truth and prediction of each frame."""
+        for t in self.frames:
+            try:
+                labels = self.answer.frame(t)
+            except RefsegError as error:
+                raise UnusableError(error.what, where=error.where, hint=error.hint) from error
+            yield t, self.truth.frame(t), labels
+
+    def count_by_id(
+        self, ids: Sequence[int] = (), check: Callable[[int, Regions], None] = lambda t, guesses: None
+    ) -> Rows:
+        """Counts of each id's object and the prediction of that id, from the frame on where it is first seen.
+
+        Args:
+            ids: counted from the first frame on, seen or not.
+            check: is shown the predictions of each frame before they are counted.
+        """
+        size = self.case.clip.size
+        radius, empty = boundary_radius(size), region(np.zeros(size, np.bool_))
+        rows: Rows = {k: [] for k in ids}
+        for t, g_HW, p_HW in self.maps():
+            objects, guesses = label_regions(g_HW), label_regions(p_HW)
+            check(t, guesses)
+            for k in {*rows, *objects, *guesses}:
+                counts = compare(objects.get(k, empty), guesses.get(k, empty), radius)
+                rows.setdefault(k, []).append(counts)
+        return rows
+
+    def score(
+        self, number: int, counts_TC: NDArray[np.int64], values: Mapping[str, float], **attrs: Any
+    ) -> Score:
+        """The score of an object from the counts of the last frames that count."""
+        attrs |= {"object": number, "frames_counted": len(counts_TC)}
+        if self.case.detail:
+            names = [self.case.clip.frame_names[t] for t in self.frames[-len(counts_TC) :]]
+            columns = zip(names, jaccard(counts_TC).tolist(), boundary_f(counts_TC).tolist(), strict=True)
+            attrs["frames"] = {name: {"J": j, "F": f} for name, j, f in columns}
+        return Score(f"{self.unit}/{number}", self.case.clip.id, values, attrs)
+
+
 @dataclass
 class LabelProtocol(ScoringProtocol):
     """Base of the protocols that compare id maps. Not a protocol by itself."""
@@ -65,59 +127,58 @@ class LabelProtocol(ScoringProtocol):
 
     def score_clip(self, case: Case) -> list[Score]:
         """Scores of all objects in all sets of id maps."""
+        clip = case.clip
         if case.truth is None:
             raise ScoreError(
                 f"{self.name} needs id maps of all annotated objects, which this dataset doesn't have.",
-                where=case.clip.id,
+                where=clip.id,
                 hint="Use a protocol whose unit is the expression, such as rvos-expr.",
             )
-        frames = self.frames(case.clip)
+        frames = self.needs(clip)
         if not frames:
-            case.left_out[case.clip.id] = (
-                f"it has {len(case.clip)} frames, of which the first and the last don't count"
-            )
+            case.left_out[clip.id] = f"it has {len(clip)} frames, of which the first and the last don't count"
             return []
         scores: list[Score] = []
         for name in self.sets:
             maps = case.answers.get(name)
-            if name not in case.answers and case.answers:
+            if maps is None and case.answers:
                 raise ScoreError(
                     f"{self.name} scores {f'the set {name}' if name else 'one set of id maps'} per clip, "
                     f"the predictions hold {', '.join(repr(n) for n in case.answers)}.",
-                    where=case.clip.id,
+                    where=clip.id,
                     hint="Use refdavis-anno for four annotators, davis-unsup for one set of maps.",
                 )
-            if maps is None or len(maps.missing()) == len(case.clip):
-                self._allow(case, name, self.policy.missing_clip, "no id map")
+            absent = set(clip.frame_names if maps is None else maps.missing())
+            gaps = [clip.frame_names[t] for t in frames if clip.frame_names[t] in absent]
+            if maps is None or gaps:
+                nothing = len(absent) == len(clip)
+                rule = self.policy.missing_clip if nothing else self.policy.missing
+                if rule == "error" and not case.partial:
+                    why = "no id map" if nothing else f"no id map for frames {', '.join(gaps)}"
+                    raise ScoreError(
+                        f"{self.name} refuses incomplete work: {why}.",
+                        where=f"{name}/{clip.id}".lstrip("/"),
+                        hint="Add the missing maps, or score what there is with --partial.",
+                    )
                 continue
-            absent = set(maps.missing())
-            gaps = [case.clip.frame_names[t] for t in frames if case.clip.frame_names[t] in absent]
-            if gaps:
-                self._allow(case, name, self.policy.missing, f"no id map for frames {', '.join(gaps)}")
-                continue
+            pair = Pair(case, name, case.truth, maps, frames)
             try:
-                found = self.score_maps(case, name, case.truth, maps, frames)
+                found = self.score_maps(pair)
             except UnusableError as error:
                 if not case.partial:
                     raise
-                case.failed[f"{name}/{case.clip.id}".lstrip("/")] = f"{error.what} ({error.where})"
+                case.failed[pair.unit] = f"{error.what} ({error.where})"
                 continue
             if not found:
-                case.left_out[case.clip.id] = self.no_object(case.truth, frames)
+                case.left_out[clip.id] = self.no_object(case.truth, frames)
             scores.extend(found)
         return scores
 
-    def frames(self, clip: Clip) -> range:
-        """Indices of the frames that count."""
+    def needs(self, clip: Clip) -> range:
+        """All frames that count must be predicted."""
         return range(1, len(clip) - 1) if self.policy.frames == "inner" else range(len(clip))
 
-    def needs(self, clip: Clip) -> Sequence[int]:
-        """All frames that count must be predicted."""
-        return self.frames(clip)
-
-    def score_maps(
-        self, case: Case, name: str, truth: LabelMaps, maps: LabelMaps, frames: range
-    ) -> list[Score]:
+    def score_maps(self, pair: Pair) -> list[Score]:
         """Scores of the objects of one complete set of id maps."""
         raise NotImplementedError
 
@@ -140,36 +201,10 @@ class LabelProtocol(ScoringProtocol):
 
     def units(self, case: Case) -> int:
         """Every object in every set of id maps."""
-        frames = self.frames(case.clip)
+        frames = self.needs(case.clip)
         if case.truth is None or not frames:
             return 0
         return len(self.sets) * len(self.objects(case.truth, frames))
-
-    def _allow(self, case: Case, name: str, rule: str, why: str) -> None:
-        if rule == "error" and not case.partial:
-            raise ScoreError(
-                f"{self.name} refuses incomplete work: {why}.",
-                where=f"{name}/{case.clip.id}".lstrip("/"),
-                hint="Add the missing maps, or score what there is with --partial.",
-            )
-
-    def _score(
-        self,
-        case: Case,
-        name: str,
-        number: int,
-        counts_TC: NDArray[np.int64],
-        frames: Sequence[int],
-        values: Mapping[str, float],
-        **attrs: Any,
-    ) -> Score:
-        attrs["object"] = number
-        attrs["frames_counted"] = len(frames)
-        if case.detail:
-            columns = zip(frames, jaccard(counts_TC).tolist(), boundary_f(counts_TC).tolist(), strict=True)
-            attrs["frames"] = {case.clip.frame_names[t]: {"J": j, "F": f} for t, j, f in columns}
-        unit = f"{name}/{case.clip.id}/{number}".lstrip("/")
-        return Score(unit, case.clip.id, values, attrs)
 
 
 def ids_in(truth: LabelMaps, frames: range) -> set[int]:
@@ -179,46 +214,6 @@ def ids_in(truth: LabelMaps, frames: range) -> set[int]:
 
 def _few(ids: set[int]) -> str:
     return ", ".join(map(str, sorted(ids)[:8]))
-
-
-def _frames_of(
-    truth: LabelMaps, answer: LabelMaps, frames: Sequence[int]
-) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
-    for t in frames:
-        try:
-            labels = answer.frame(t)
-        except RefsegError as error:
-            raise UnusableError(error.what, where=error.where, hint=error.hint) from error
-        yield truth.frame(t), labels
-
-
-def count_by_id(
-    case: Case,
-    truth: LabelMaps,
-    answer: LabelMaps,
-    frames: Sequence[int],
-    ids: Sequence[int] = (),
-    check: Callable[[int, Regions], None] = lambda t, guesses: None,
-) -> Rows:
-    """Counts of each id's object and the prediction of that id, from the frame on where it is first seen.
-
-    Args:
-        case: the clip.
-        truth: the annotated id maps.
-        answer: the predicted ones.
-        frames: those that count.
-        ids: counted from the first frame on, seen or not.
-        check: is shown the predictions of each frame before they are counted.
-    """
-    radius, empty = boundary_radius(case.clip.size), kernel.empty_region(case.clip.size)
-    rows: Rows = {k: [] for k in ids}
-    for t, (g_HW, p_HW) in zip(frames, _frames_of(truth, answer, frames), strict=True):
-        objects, guesses = kernel.label_regions(g_HW), kernel.label_regions(p_HW)
-        check(t, guesses)
-        for k in {*rows, *objects, *guesses}:
-            pair = objects.get(k, empty), guesses.get(k, empty)
-            rows.setdefault(k, []).append(kernel.compare(*pair, radius))
-    return rows
 
 
 @dataclass
@@ -251,27 +246,25 @@ class DavisSemi(LabelProtocol):
     )
     metrics: ClassVar[tuple[str, ...]] = STATISTICS
 
-    def score_maps(
-        self, case: Case, name: str, truth: LabelMaps, maps: LabelMaps, frames: range
-    ) -> list[Score]:
+    def score_maps(self, pair: Pair) -> list[Score]:
         """See the class."""
-        ids = self.objects(truth, frames)
+        clip = pair.case.clip
+        ids = self.objects(pair.truth, pair.frames)
 
         def check(t: int, guesses: Regions) -> None:
             if guesses and max(guesses) > len(ids):
                 raise UnusableError(
-                    f"{self.name} aborts: id {max(guesses)} is predicted, '{case.clip.id}' has {len(ids)} "
+                    f"{self.name} aborts: id {max(guesses)} is predicted, '{clip.id}' has {len(ids)} "
                     "objects in its first frame.",
-                    where=f"{case.clip.id}/{case.clip.frame_names[t]}",
+                    where=f"{clip.id}/{clip.frame_names[t]}",
                     hint="Write object ids 1, 2, … as pixel values (a 0/255 mask holds the id 255).",
                 )
 
-        rows = count_by_id(case, truth, maps, frames, ids, check) if ids else {}
+        rows = pair.count_by_id(ids, check) if ids else {}
         scores = []
         for k in ids:
             counts = stack(rows[k])
-            values = statistics(jaccard(counts), boundary_f(counts), self.decay)
-            scores.append(self._score(case, name, k, counts, frames, values))
+            scores.append(pair.score(k, counts, statistics(jaccard(counts), boundary_f(counts), self.decay)))
         return scores
 
 
@@ -308,45 +301,35 @@ class DavisUnsupervised(LabelProtocol):
     #: how far above 0.5 a frame must be for the recall.
     epsilon: ClassVar[float] = 0.0
 
-    def score_maps(
-        self, case: Case, name: str, truth: LabelMaps, maps: LabelMaps, frames: range
-    ) -> list[Score]:
+    def score_maps(self, pair: Pair) -> list[Score]:
         """See the class."""
-        pairs = _Pairs(len(frames), case.clip.size)
-        for index, (g_HW, p_HW) in enumerate(_frames_of(truth, maps, frames)):
-            seen = kernel.label_regions(p_HW)
+        clip = pair.case.clip
+        counted = _Counts(len(pair.frames), clip.size)
+        for index, (t, g_HW, p_HW) in enumerate(pair.maps()):
+            seen = label_regions(p_HW)
             if seen and max(seen) > self.most:
                 raise UnusableError(
                     f"{self.name} aborts: {max(seen)} proposals, at most {self.most} are allowed.",
-                    where=f"{name}/{case.clip.id}/{case.clip.frame_names[frames[index]]}".lstrip("/"),
+                    where=f"{pair.unit}/{clip.frame_names[t]}",
                     hint="Number the proposals 1, 2, … in pixel values.",
                 )
-            pairs.enter(index, g_HW, p_HW, seen)
-        objects, proposals = self.matchable(truth, frames, pairs)
+            counted.enter(index, g_HW, p_HW, seen)
+        objects, proposals = self.matchable(pair, counted)
         if not objects:
             return []
-        counts_PGTC = pairs.counts(objects, proposals)
+        counts_PGTC = counted.counts(objects, proposals)
         flat = counts_PGTC.reshape(-1, counts_PGTC.shape[-1])
         j_PGT, f_PGT = (measure(flat).reshape(counts_PGTC.shape[:-1]) for measure in (jaccard, boundary_f))
-        return [
-            self._score(
-                case,
-                name,
-                objects[g],
-                counts_PGTC[p, g],
-                frames,
-                statistics(j_PGT[p, g], f_PGT[p, g], self.decay, self.epsilon),
-                proposal=p + 1,
-                row=k + 1,
-            )
-            for k, (p, g) in enumerate(zip(*assign(self.merit(j_PGT, f_PGT)), strict=True))
-        ]
+        scores = []
+        for k, (p, g) in enumerate(zip(*assign(self.merit(j_PGT, f_PGT)), strict=True)):
+            values = statistics(j_PGT[p, g], f_PGT[p, g], self.decay, self.epsilon)
+            scores.append(pair.score(objects[g], counts_PGTC[p, g], values, proposal=p + 1, row=k + 1))
+        return scores
 
-    def matchable(
-        self, truth: LabelMaps, frames: range, pairs: _Pairs
-    ) -> tuple[Sequence[int], Sequence[int]]:
+    def matchable(self, pair: Pair, counted: _Counts) -> tuple[Sequence[int], Sequence[int]]:
         """The ids of objects and of proposals that are matched."""
-        return self.objects(truth, frames), range(1, max(pairs.answers, default=0) + 1)
+        proposals = range(1, max(counted.answers, default=0) + 1)
+        return self.objects(pair.truth, pair.frames), proposals
 
     def merit(self, j_PGT: NDArray[np.float64], f_PGT: NDArray[np.float64]) -> NDArray[np.float64]:
         """What the assignment maximises, by proposal and object."""
@@ -375,13 +358,10 @@ class RefDavisAnnotators(DavisUnsupervised):
     )
     sets: ClassVar[tuple[str, ...]] = ("anno_0", "anno_1", "anno_2", "anno_3")
 
-    def score_maps(
-        self, case: Case, name: str, truth: LabelMaps, maps: LabelMaps, frames: range
-    ) -> list[Score]:
+    def score_maps(self, pair: Pair) -> list[Score]:
         """As ``davis-unsup``, with the annotator noted."""
-        found = super().score_maps(case, name, truth, maps, frames)
-        number = self.sets.index(name)
-        return [Score(s.unit, s.cluster, s.values, {**s.attrs, "annotator": number}) for s in found]
+        noted = {"annotator": self.sets.index(pair.name)}
+        return [replace(s, attrs={**s.attrs, **noted}) for s in super().score_maps(pair)]
 
     def terms(self, values: Mapping[str, Column], attrs: Mapping[str, Sequence[Any]]) -> dict[str, Column]:
         """Every metric's column split by annotator."""
@@ -389,8 +369,7 @@ class RefDavisAnnotators(DavisUnsupervised):
         out: dict[str, Column] = {}
         for a in range(len(self.sets)):
             here = annotator == a
-            for metric in self.metrics:
-                out[f"{metric}/{a}"] = np.where(here, values[metric], 0.0)
+            out |= {f"{metric}/{a}": np.where(here, values[metric], 0.0) for metric in self.metrics}
             out[f"n/{a}"] = here.astype(np.float64)
         return out
 
@@ -439,9 +418,9 @@ class VosBenchmark(LabelProtocol):
         """Predicted ids that the truth lacks (255 where masks are 0/255)."""
         return {"ignored_ids": f"{_few(case.ignored)} (not in the truth)"} if case.ignored else {}
 
-    def frames(self, clip: Clip) -> range:
+    def needs(self, clip: Clip) -> range:
         """Inner frames, or all of them."""
-        return range(len(clip)) if self.all_frames else super().frames(clip)
+        return range(len(clip)) if self.all_frames else super().needs(clip)
 
     def objects(self, truth: LabelMaps, frames: range) -> Sequence[int]:
         """The ids seen in the scored frames."""
@@ -451,18 +430,16 @@ class VosBenchmark(LabelProtocol):
         """Why no object of a clip counts."""
         return "the truth has no object in the scored frames"
 
-    def score_maps(
-        self, case: Case, name: str, truth: LabelMaps, maps: LabelMaps, frames: range
-    ) -> list[Score]:
+    def score_maps(self, pair: Pair) -> list[Score]:
         """See the class."""
-        rows = count_by_id(case, truth, maps, frames)
+        rows = pair.count_by_id()
         real = {k for k, counts in rows.items() if any(area_truth for _, area_truth, *_ in counts)}
-        case.ignored.update(rows.keys() - real)
+        pair.case.ignored.update(rows.keys() - real)
         scores: list[Score] = []
         for k in sorted(real):
             counts = stack(rows[k])
             j, f = (mean_of(v) * self.policy.scale for v in (jaccard(counts), boundary_f(counts)))
-            scores.append(self._score(case, name, k, counts, frames[-len(counts) :], jf_values(j, f)))
+            scores.append(pair.score(k, counts, jf_values(j, f)))
         return scores
 
 
@@ -504,24 +481,21 @@ class TrackEval(DavisUnsupervised):
             return "its truth has no id but 255, which is void here (a 0/255 mask?)"
         return "its truth has no object"
 
-    def score_maps(
-        self, case: Case, name: str, truth: LabelMaps, maps: LabelMaps, frames: range
-    ) -> list[Score]:
+    def score_maps(self, pair: Pair) -> list[Score]:
         """See the class."""
-        if maps.extra():
+        if extra := pair.answer.extra():
+            clip = pair.case.clip
             raise UnusableError(
-                f"{self.name} aborts: '{case.clip.id}' has {len(case.clip)} frames, but also maps for "
-                f"{', '.join(maps.extra())}.",
-                where=case.clip.id,
+                f"{self.name} aborts: '{clip.id}' has {len(clip)} frames, but also maps for "
+                f"{', '.join(extra)}.",
+                where=clip.id,
                 hint="Take the surplus maps away.",
             )
-        return super().score_maps(case, name, truth, maps, frames)
+        return super().score_maps(pair)
 
-    def matchable(
-        self, truth: LabelMaps, frames: range, pairs: _Pairs
-    ) -> tuple[Sequence[int], Sequence[int]]:
+    def matchable(self, pair: Pair, counted: _Counts) -> tuple[Sequence[int], Sequence[int]]:
         """The ids that occur."""
-        return sorted(pairs.truths), sorted(pairs.answers)
+        return sorted(counted.truths), sorted(counted.answers)
 
     def merit(self, j_PGT: NDArray[np.float64], f_PGT: NDArray[np.float64]) -> NDArray[np.float64]:
         """Mean J, or mean J and F."""
@@ -546,13 +520,13 @@ def assign(merit_PG: NDArray[np.float64]) -> tuple[list[int], list[int]]:
     return rows.tolist(), columns.tolist()
 
 
-class _Pairs:
+class _Counts:
     """Counts of all proposal/object pairs of one clip, kept only where both are present."""
 
     def __init__(self, length: int, size: tuple[int, int]) -> None:
         self._length = length
         self._radius = boundary_radius(size)
-        self._empty = kernel.empty_region(size)
+        self._empty = region(np.zeros(size, np.bool_))
         self._alone: tuple[dict[int, list[tuple[int, int, int]]], dict[int, list[tuple[int, int, int]]]] = (
             {},
             {},
@@ -563,19 +537,19 @@ class _Pairs:
 
     def enter(self, frame: int, g_HW: NDArray[np.uint8], p_HW: NDArray[np.uint8], seen: Regions) -> None:
         """Count one frame without the pixels that are 255 in the truth; ``seen``: all regions of ``p_HW``."""
-        objects, guesses = kernel.label_regions(g_HW), seen
+        objects, guesses = label_regions(g_HW), seen
         if VOID in objects:
             del objects[VOID]
-            guesses = kernel.label_regions(np.where(g_HW == VOID, np.uint8(0), p_HW))
+            guesses = label_regions(np.where(g_HW == VOID, np.uint8(0), p_HW))
         self.truths.update(objects)
         self.answers.update(seen)
         for side, found in enumerate((objects, guesses)):
-            for number, region in found.items():
-                row = kernel.compare(region, self._empty, self._radius)
+            for number, one in found.items():
+                row = compare(one, self._empty, self._radius)
                 self._alone[side].setdefault(number, []).append((frame, row[1], row[3]))
         for p, guess in guesses.items():
-            for g, region in objects.items():
-                self._both.append((p, g, frame, kernel.compare(region, guess, self._radius)))
+            for g, truth in objects.items():
+                self._both.append((p, g, frame, compare(truth, guess, self._radius)))
 
     def counts(self, objects: Sequence[int], answers: Sequence[int]) -> NDArray[np.int64]:
         """Counts ``(P, G, T, 7)`` with at least as many proposals as objects; those added are empty."""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from refseg_bench.datasets.base import Dataset
 from refseg_bench.scoring.protocols.base import Case, Column, Item, Policy, ratio
 from refseg_bench.scoring.protocols.rvos import RvosExpression, jf_values, mean_of, percent
-from refseg_bench.types import Expression, MaskTrack, Score, sample_id
+from refseg_bench.types import Expression, MaskTrack, Score, sample_id, union_rle
 
 #: ``type_id`` of an expression → its column.
 TYPES = {0: "referring", 1: "reasoning", 2: "absent"}
@@ -201,12 +201,10 @@ def foreground_areas(case: Case) -> list[int]:
     """Pixels of all annotated instances per frame; without such a map, of all targets of the clip."""
     track = case.foreground
     if track is None:
-        from refseg_bench.types import union_rle
-
-        tracks = [item.union for item in case.items]
+        unions = [item.union.rles for item in case.items]
         rles = [
-            union_rle([c for c in (x.rles[t] for x in tracks) if c is not None], case.clip.size)
-            for t in range(len(case.clip))
+            union_rle([c for c in counts if c is not None], case.clip.size)
+            for counts in zip(*unions, strict=True)
         ]
         track = case.foreground = MaskTrack(case.clip.size, tuple(rles))
         case.instances_known = False
@@ -214,6 +212,5 @@ def foreground_areas(case: Case) -> list[int]:
 
 
 def _mask(item: Item, frame: int) -> NDArray[np.uint8]:
-    track = None if item.prediction is None else item.prediction.track
-    mask = None if track is None else track.mask(frame)
+    mask = None if item.track is None else item.track.mask(frame)
     return np.zeros(item.target.size, np.uint8) if mask is None else mask.astype(np.uint8)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refseg_bench.scoring.boundary import boundary_f, jaccard
-from refseg_bench.scoring.protocols.base import Case, Item, Policy, ScoringProtocol, present
+from refseg_bench.scoring.protocols.base import Case, Item, Policy, ScoringProtocol
 from refseg_bench.types import Score, sample_id
 
 JF = ("J&F", "J", "F")
@@ -48,22 +48,16 @@ class RvosExpression(ScoringProtocol):
 
     def score_clip(self, case: Case) -> list[Score]:
         """One score per expression, from the counts of its frames."""
-        zero = dict.fromkeys(self.metrics, 0.0)
-        tickets: list[tuple[Item, Sequence[int], int] | Score] = []
-        for item, frames, made in present(self, case, zero):
-            if frames is None or item.prediction is None or item.prediction.track is None:
-                if made is not None:
-                    tickets.append(made)
-                continue
-            tickets.append((item, frames, case.book.enter(item.union, item.prediction.track)))
+        asked = list(self.present(case, dict.fromkeys(self.metrics, 0.0)))
+        # All are entered before the first is counted, so that a truth is prepared once.
+        tickets = {id(a[0]): case.book.enter(a[0].union, a[1]) for a in asked if not isinstance(a, Score)}
         scores: list[Score] = []
-        for entry in tickets:
-            if isinstance(entry, Score):
-                scores.append(entry)
-                continue
-            item, frames, ticket = entry
-            counts = case.book.counts(ticket)[list(frames)]
-            scores.append(self.score_item(case, item, frames, counts))
+        for entry in asked:
+            if not isinstance(entry, Score):
+                item, _, frames = entry
+                counts = case.book.counts(tickets[id(item)])[list(frames)]
+                entry = self.score_item(case, item, frames, counts)
+            scores.append(entry)
         return scores
 
     def score_item(self, case: Case, item: Item, frames: Sequence[int], counts: NDArray[np.int64]) -> Score:

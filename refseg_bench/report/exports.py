@@ -1,23 +1,105 @@
-"""Hand the results of runs to an experiment tracker. Off unless asked; the store stays the truth.
+"""What other tools take of runs: predictions as one COCO file, results for an experiment tracker.
 
 A sink is any class whose objects have ``send(record)``; ``refseg report RUN --sink NAME`` makes one of
 those below, or of a dotted path of another package (``my.module.MySink``), with ``NAME:TARGET`` handing
-it a project's name or a folder.
+it a project's name or a folder. The store stays the truth.
 """
 
 from __future__ import annotations
 
 import importlib
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+from pycocotools import mask as coco_mask
+
 from refseg_bench.errors import ConfigError, missing_package
+from refseg_bench.files.store_io import output
 from refseg_bench.report.compare import flatten
 from refseg_bench.report.tables import in_percent
-from refseg_bench.run.build import frozen
+from refseg_bench.run.build import dataset_of, frozen, received
+from refseg_bench.run.inputs import Present, stale, without
+from refseg_bench.run.shards import plan
 from refseg_bench.run.store import RunStore
+from refseg_bench.types import sample_id
+
+
+def to_coco(store: RunStore) -> dict[str, Any]:
+    """The predictions of a run as COCO: a frame is an image, a mask an annotation with its ``expression``.
+
+    A frame where the object is absent has no annotation. COCO has no word for a sample without a
+    prediction: those are left out and named in ``info``, as are samples that were predicted on other data
+    than the data set holds now.
+    """
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    left_out: list[str] = []
+    dataset = dataset_of(received(store))
+    work = plan(dataset)
+    differing = stale(store, work, Present(dataset))
+    for clip, expressions in work:
+        found = without(store.predictions(clip.id), clip, differing)
+        first = len(images) + 1
+        height, width = clip.size
+        for index, (path, name) in enumerate(zip(clip.frame_paths, clip.frame_names, strict=True)):
+            images.append(
+                {
+                    "id": first + index,
+                    "file_name": str(path.absolute()),
+                    "width": width,
+                    "height": height,
+                    "clip": clip.id,
+                    "frame": name,
+                }
+            )
+        for e in expressions:
+            prediction = found.get(e.id)
+            if prediction is None or prediction.track is None:
+                left_out.append(sample_id(clip.id, e.id))
+                continue
+            for index, counts in enumerate(prediction.track.rles):
+                if counts is None:
+                    continue
+                rle: Any = {"size": [height, width], "counts": counts}
+                area = int(coco_mask.area(rle))
+                if area:
+                    annotations.append(
+                        {
+                            "id": len(annotations) + 1,
+                            "image_id": first + index,
+                            "category_id": 1,
+                            "segmentation": {"size": [height, width], "counts": counts.decode("ascii")},
+                            "bbox": np.asarray(coco_mask.toBbox(rle)).tolist(),
+                            "area": area,
+                            "iscrowd": 0,
+                            "score": 1.0,
+                            "sample": sample_id(clip.id, e.id),
+                            "expression": e.text,
+                        }
+                    )
+    return {
+        "info": {"description": f"predictions of {store.root.name}", "without_prediction": left_out},
+        "licenses": [],
+        "categories": [{"id": 1, "name": "referred", "supercategory": ""}],
+        "images": images,
+        "annotations": annotations,
+    }
+
+
+def write_coco(store: RunStore, path: Path) -> None:
+    """Write :func:`to_coco` to a file.
+
+    Raises:
+        StoreError: it can't be written.
+    """
+    text = json.dumps(to_coco(store), separators=(",", ":")) + "\n"
+    with output(path) as handle:
+        handle.write(text.encode())
 
 
 @dataclass(frozen=True)
