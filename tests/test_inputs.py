@@ -19,9 +19,9 @@ from refseg_bench.config.compose import Composed, digest
 from refseg_bench.datasets.files import read_json
 from refseg_bench.errors import ScoreError, StoreError
 from refseg_bench.report import tables
-from refseg_bench.report.coco import to_coco
-from refseg_bench.report.current import leave_out_outdated
+from refseg_bench.report.exports import to_coco
 from refseg_bench.report.html import write_report
+from refseg_bench.report.tables import leave_out_outdated
 from refseg_bench.run import inputs
 from refseg_bench.run.build import dataset_of, frozen
 from refseg_bench.run.inputs import Present, StaleError, keep_record, recorded, stale

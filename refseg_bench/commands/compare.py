@@ -42,7 +42,7 @@ def main(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from refseg_bench.report.compare import compare
-    from refseg_bench.report.current import leave_out_outdated
+    from refseg_bench.report.tables import leave_out_outdated
     from refseg_bench.run.store import RunStore
 
     stores = first, second = RunStore.open(args.run_a), RunStore.open(args.run_b)

@@ -99,7 +99,7 @@ def open_clip(path: Path, scratch: Path, most: int | None = None) -> tuple[Clip,
     """
     from refseg_bench.files.images import image_size
     from refseg_bench.report.media import spread
-    from refseg_bench.report.video import read_video
+    from refseg_bench.report.pictures import read_video
     from refseg_bench.types import Clip
 
     if most is not None and most < 1:

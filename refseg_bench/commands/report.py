@@ -16,7 +16,7 @@ from refseg_bench.errors import ConfigError, RefsegError, StoreError
 from refseg_bench.files.resources import resource
 from refseg_bench.files.store_io import check_output, output
 from refseg_bench.report import tables
-from refseg_bench.report.current import leave_out_outdated
+from refseg_bench.report.tables import leave_out_outdated
 from refseg_bench.run.build import frozen
 from refseg_bench.run.store import RunStore, find_runs, runs_in
 
@@ -167,14 +167,14 @@ def _put(text: str, path: Path | None) -> None:
 def _hand_over(stores: Sequence[RunStore], args: argparse.Namespace) -> int:
     """Give predictions or results to other tools."""
     if args.coco is not None:
-        from refseg_bench.report.coco import write_coco
+        from refseg_bench.report.exports import write_coco
 
         if len(stores) != 1:
             raise ConfigError(f"--coco takes one run, not {len(stores)}.", allowed=[s.root for s in stores])
         write_coco(stores[0], args.coco)
         print(args.coco)
     if args.sink:
-        from refseg_bench.report.sinks import record_of, sink_of
+        from refseg_bench.report.exports import record_of, sink_of
 
         for sink in map(sink_of, args.sink):
             for store in stores:

@@ -14,8 +14,8 @@ from typing import Any
 from refseg_bench.config import compose as configs
 from refseg_bench.errors import RefsegError
 from refseg_bench.report import tables
-from refseg_bench.report.current import leave_out_outdated
 from refseg_bench.report.html import pages
+from refseg_bench.report.tables import leave_out_outdated
 from refseg_bench.run import launch
 from refseg_bench.run.store import RunStore
 from refseg_bench.scoring.runs import score_runs

@@ -10,7 +10,7 @@ from typing import Any
 
 from refseg_bench.errors import ScoreError, StoreError
 from refseg_bench.files.store_io import output, write_error
-from refseg_bench.report.reference import COLUMNS, PAPER_NAMES, Held, held_against
+from refseg_bench.report.paper import COLUMNS, PAPER_NAMES, Held, held_against
 from refseg_bench.report.tables import csv_cells, csv_of, in_percent
 from refseg_bench.run.build import frozen
 from refseg_bench.run.store import RunStore

@@ -10,6 +10,7 @@ import csv
 import io
 import json
 import math
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from refseg_bench.files.store_io import printable
+from refseg_bench.run.data_record import recorded
+from refseg_bench.run.inputs import Present
 from refseg_bench.run.store import RunStore
 from refseg_bench.types import Estimate, Result
 
@@ -99,6 +102,39 @@ def rows_of(stores: Iterable[RunStore]) -> list[Row]:
         for result in store.results().values():
             rows.append(Row(store.root.name, method, dataset, result, name, info.sees_targets))
     return rows
+
+
+def leave_out_outdated(stores: Sequence[RunStore], say: Callable[[str], None]) -> None:
+    """Take results out of sight that were made from other predictions or data than there are now.
+
+    No data set is opened for it: the frames and the data set's own files are looked for where the last
+    command that opened it found them. A result of an older version doesn't tell what it was made from and
+    stands; so does one whose data set is not on this machine. Other truth than it was made from is not seen
+    here, and what was predicted on other data scoring refuses.
+
+    Args:
+        stores: the runs; their ``outdated`` is added to.
+        say: takes a line for each result.
+    """
+    for store in stores:
+        results = store.results()
+        dataset = recorded(store) if results else None
+        present = Present(dataset, dataset.seen) if dataset else None
+        for protocol in results:
+            made = store.made_from(protocol)
+            if not {"predictions", "facts", "state", "files"} <= made.keys():
+                continue
+            why, hint = "", "tells where, the same `refseg run` makes it again"
+            if made.get("predictions") != store.mark():
+                why, hint = "predictions", "makes it again"
+            elif dataset is not None and present is not None:
+                why = present.unlike(made, dataset.work) or dataset.changed()
+            if why:
+                store.outdated.add(protocol)
+                say(
+                    f"{store.root}: the result under {protocol} is not shown, for {why} have changed since; "
+                    f"`refseg score {shlex.quote(str(store.root))} --protocol {shlex.quote(protocol)}` {hint}"
+                )
 
 
 def tabulate(rows: Sequence[Row]) -> list[ResultTable]:

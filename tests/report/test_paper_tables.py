@@ -25,8 +25,8 @@ from refseg_bench.errors import ConfigError, ScoreError
 from refseg_bench.files.resources import resource
 from refseg_bench.files.store_io import sealed, sealed_text
 from refseg_bench.report import paper, tables
+from refseg_bench.report.paper import COLUMNS, Reference, held_against, paper_rows
 from refseg_bench.report.publish import HEADER, publish, read_published
-from refseg_bench.report.reference import COLUMNS, Reference, held_against, paper_rows
 from refseg_bench.run.build import frozen
 from refseg_bench.run.store import RunStore
 from refseg_bench.scoring.table import ScoreTable

@@ -17,8 +17,9 @@ from pycocotools.coco import COCO
 
 from refseg_bench.cli import main
 from refseg_bench.errors import ConfigError, ScoreError
-from refseg_bench.report import sinks, sweeps
-from refseg_bench.report.coco import write_coco
+from refseg_bench.report import exports as sinks
+from refseg_bench.report import sweeps
+from refseg_bench.report.exports import write_coco
 from refseg_bench.run.loop import work_on
 from refseg_bench.run.store import RunStore
 from refseg_bench.scoring.runs import score_run
