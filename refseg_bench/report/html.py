@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ from refseg_bench.run.store import RunStore
 from refseg_bench.scoring.breakdown import GROUPS, breakdown, group_of, splitting
 from refseg_bench.scoring.stats import Bootstrap
 from refseg_bench.scoring.table import ScoreTable
-from refseg_bench.types import Clip, Expression, Prediction, Result, SampleFailure, Target, sample_id
+from refseg_bench.types import Clip, Expression, MaskTrack, Prediction, Result, Target, sample_id
 
 _TEMPLATES = Path(__file__).resolve().parent / "templates"
 _ASSETS = ("app.css", "draw.js", "app.js", "pages.js", "sample.js")
@@ -282,9 +283,7 @@ def _comparisons(group: Sequence[_Run], runs: list[_Run], options: ReportOptions
             {
                 "group": f"{part.attribute} = {part.value}" if part.attribute else "all",
                 "metric": metric,
-                "value": _finite(d.value * percent),
-                "low": _finite(d.low * percent),
-                "high": _finite(d.high * percent),
+                **{end: _finite(getattr(d, end) * percent) for end in ("value", "low", "high")},
                 "p": _finite(d.p, 6),
                 "units": d.units,
                 "clusters": d.clusters,
@@ -409,13 +408,13 @@ class _GroupWriter:
 
     # ── which samples ──
 
-    def _clips(self) -> list[tuple[Dataset | None, Clip | str, Sequence[Expression]]]:
+    def _clips(self) -> list[tuple[Dataset | None, Clip, Sequence[Expression]]]:
         """All clips that any run asks about, with their expressions.
 
         Where the data set isn't found on this machine, what the runs predicted stands in for it: ids
-        instead of clips and words, and no pictures.
+        instead of words, and clips without pictures.
         """
-        found: dict[str, tuple[Dataset, Clip, dict[str, Expression]]] = {}
+        found: dict[str, tuple[Dataset | None, Clip, dict[str, Expression]]] = {}
         try:
             for place, run in enumerate(self.runs):
                 dataset = dataset_of(run.values)
@@ -426,52 +425,49 @@ class _GroupWriter:
                     known.update({e.id: e for e in expressions})
         except RefsegError as error:
             self.note = f"The data set can't be read here, so there are no frames or targets: {error.what}"
-            ids: dict[str, dict[str, Expression]] = {}
-            for run in self.runs:
-                for line in run.store.index().values():
-                    name = line.sample[len(line.clip) + 1 :]
-                    ids.setdefault(line.clip, {})[name] = Expression(name, "")
-            return [(None, clip_id, list(known.values())) for clip_id, known in ids.items()]
+            self.stale = [{} for _ in self.runs]
+            lines = [line for run in self.runs for line in run.store.index().values()]
+            found = {line.clip: (None, self._stand_in(line.clip), {}) for line in lines}
+            for line in lines:
+                name = line.sample[len(line.clip) + 1 :]
+                found[line.clip][2][name] = Expression(name, "")
         return [(dataset, clip, list(known.values())) for dataset, clip, known in found.values()]
+
+    def _stand_in(self, clip_id: str) -> Clip:
+        """A clip without pictures, as long and large as the first prediction of it."""
+        known = (p for run in self.runs for p in run.store.predictions(clip_id).values())
+        track = next((p.track for p in known if p.track is not None), MaskTrack((1, 1), ()))
+        paths = (Path(os.devnull, "no picture"),) * len(track)
+        return Clip(clip_id, paths, tuple(map(str, range(len(track)))), track.size)
 
     # ── one clip ──
 
-    def _clip(
-        self, key: str, dataset: Dataset | None, clip: Clip | str, expressions: Sequence[Expression]
-    ) -> None:
-        clip_id = clip if isinstance(clip, str) else clip.id
-        answers: list[Mapping[str, Prediction]] = [run.store.predictions(clip_id) for run in self.runs]
-        if not isinstance(clip, str):
-            answers = [without(a, clip, s) for a, s in zip(answers, self.stale, strict=True)]
+    def _clip(self, key: str, dataset: Dataset | None, clip: Clip, expressions: Sequence[Expression]) -> None:
+        answers = [
+            without(run.store.predictions(clip.id), clip, differing)
+            for run, differing in zip(self.runs, self.stale, strict=True)
+        ]
         maps = {
-            (place, e.id): run.store.read_maps(sample_id(clip_id, e.id))
+            (place, e.id): run.store.read_maps(sample_id(clip.id, e.id))
             for place, run in enumerate(self.runs)
             for e in expressions
         }
-        length, size = _extent(clip, answers)
-        if isinstance(clip, str):
-            answers = [_alike(known, size, length) for known in answers]
         wanted = [
             int(t) for found in maps.values() for n, v in found.items() if n.endswith(".frames") for t in v
         ]
         wanted += [p.point.frame for known in answers for p in known.values() if p.point is not None]
-        frames = spread(length, self.options.frames, wanted)
+        frames = spread(len(clip), self.options.frames, wanted)
         samples = {}
-        thumb = ""
-        if not isinstance(clip, str) and frames:
-            thumb = self.media.thumb(clip, frames[len(frames) // 2])
+        thumb = self.media.thumb(clip, frames[len(frames) // 2]) if frames else ""
         for e in expressions:
-            name = sample_id(clip_id, e.id)
+            name = sample_id(clip.id, e.id)
             target, objects = self._target(dataset, clip, e)
             row: dict[str, Any] = {"status": [], "iou": [], "seconds": []}
             runs = []
             for place, known in enumerate(answers):
                 p = known.get(e.id)
-                record = (
-                    None
-                    if p is None
-                    else self._answer(p, target, frames, size, maps[place, e.id] if p.ok else {})
-                )
+                found = maps[place, e.id] if p is not None and p.ok else {}
+                record = None if p is None else self._answer(p, target, frames, clip.size, found)
                 runs.append(record)
                 row["status"].append(_STATUS["missing" if p is None else "ok" if p.ok else "failed"])
                 inside = [v for v in (record or {}).get("iou") or () if v is not None]
@@ -488,20 +484,17 @@ class _GroupWriter:
             self.rows.append(
                 {"id": name, "clip": key, "text": e.text[:240], "thumb": thumb, "attrs": attrs, **row}
             )
-        pictures = [{"index": t, **self._frame(clip, t)} for t in frames]
-        record = {"key": key, "size": list(size), "length": length, "frames": pictures, "samples": samples}
+        pictures = [
+            {"index": t, "name": clip.frame_names[t], "source": self.media.frame(clip, t)} for t in frames
+        ]
+        record = {"key": key, "size": clip.size, "length": len(clip), "frames": pictures, "samples": samples}
         _give(self.media.root, key, record)
 
-    def _frame(self, clip: Clip | str, index: int) -> dict[str, Any]:
-        if isinstance(clip, str):
-            return {"name": str(index), "source": None}
-        return {"name": clip.frame_names[index], "source": self.media.frame(clip, index)}
-
     def _target(
-        self, dataset: Dataset | None, clip: Clip | str, expression: Expression
+        self, dataset: Dataset | None, clip: Clip, expression: Expression
     ) -> tuple[Sequence[bytes | None] | None, dict[str, str]]:
         """The target's union per frame, ``None`` where it is hidden or can't be read."""
-        if dataset is None or isinstance(clip, str):
+        if dataset is None:
             return None, {}
         try:
             target: Target | None = dataset.target(clip, expression)
@@ -537,19 +530,16 @@ class _GroupWriter:
                     {"name": name, "source": source, "height": height, "width": width, "frames": of}
                 )
         failure = p.failure
-        details = _without_nan(to_plain(p.details))
         return {
             "rles": None if rles is None else [_ascii(rle) for rle in rles],
             "iou": iou,
             "point": None if p.point is None else [p.point.frame, p.point.y, p.point.x],
             "points": _points(p.details),
             "no_target": p.no_target,
-            "details": details,
+            "details": _without_nan(to_plain(p.details)),
             "seconds": dict(p.seconds),
             "peak_mb": p.peak_mb,
-            "failure": None
-            if failure is None
-            else {"kind": failure.kind, "message": failure.message, "traceback": failure.traceback},
+            "failure": None if failure is None else asdict(failure),
             "maps": sprites,
         }
 
@@ -580,41 +570,16 @@ class _GroupWriter:
     def _chunk(
         self, rows: Sequence[Mapping[str, Any]], measures: Sequence[_Measure], attrs: Mapping[str, list[str]]
     ) -> dict[str, Any]:
-        def score(column: Mapping[str, float], sample: str) -> float | None:
-            value = column.get(sample)
-            return None if value is None else _finite(value, 2)
-
         codes = {name: {value: code for code, value in enumerate(values)} for name, values in attrs.items()}
         return {
-            "id": [row["id"] for row in rows],
-            "clip": [row["clip"] for row in rows],
-            "text": [row["text"] for row in rows],
-            "thumb": [row["thumb"] for row in rows],
+            **{name: [row[name] for row in rows] for name in ("id", "clip", "text", "thumb")},
             "attrs": [[codes[name].get(row["kinds"].get(name), -1) for row in rows] for name in attrs],
             "status": [[row["status"][place] for row in rows] for place in range(len(self.runs))],
-            "score": [[[score(column, row["id"]) for row in rows] for column in m.columns] for m in measures],
+            "score": [
+                [[_finite(column.get(row["id"], math.nan), 2) for row in rows] for column in m.columns]
+                for m in measures
+            ],
         }
-
-
-def _extent(clip: Clip | str, answers: Sequence[Mapping[str, Prediction]]) -> tuple[int, tuple[int, int]]:
-    """Frames and (height, width) of a clip, by its predictions where the clip is not at hand."""
-    if not isinstance(clip, str):
-        return len(clip), clip.size
-    for known in answers:
-        for p in known.values():
-            if p.track is not None:
-                return len(p.track), p.track.size
-    return 0, (1, 1)
-
-
-def _alike(found: Mapping[str, Prediction], size: tuple[int, int], length: int) -> dict[str, Prediction]:
-    """The predictions that can be shown on one clip; the others are failures that say so."""
-    out = dict(found)
-    for name, p in found.items():
-        if p.track is not None and (why := p.track.misfit(size, length)):
-            failure = SampleFailure("DataError", f"It is no answer on the first run's clip: {why}.", "")
-            out[name] = replace(p, track=None, point=None, failure=failure)
-    return out
 
 
 def _ascii(rle: bytes | None) -> str | None:
