@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from refseg_bench.errors import DataError, MissingExtra, RefsegError, ScoreError
-from refseg_bench.scoring.coverage import Coverage, IncompleteError
+from refseg_bench.scoring.sources import Coverage, IncompleteError
 
 
 def test_an_error_says_what_where_allowed_and_hint() -> None:

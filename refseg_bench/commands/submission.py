@@ -104,8 +104,8 @@ def _pack_files(args: argparse.Namespace) -> int:
     def lookup(clip_id: str) -> Mapping[str, Prediction]:
         clip = clips[clip_id]
         expressions = dataset.expressions(clip)
-        answers = source.answers(clip, expressions, labels=False, samples=True)
-        found, read[clip_id] = dict(answers.samples), answers.encodings
+        given = source.predictions(clip, expressions, labels=False, samples=True)
+        found, read[clip_id] = dict(given.samples), given.encodings
         for key, state in source.survey(clip, expressions).samples.items():
             if key not in found and state.why:
                 failure = SampleFailure("missing", state.why, "")

@@ -22,8 +22,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from refseg_bench.files.store_io import printable
-from refseg_bench.run.data_record import recorded
-from refseg_bench.run.inputs import Present
+from refseg_bench.run.inputs import Present, recorded
 from refseg_bench.run.store import RunStore
 from refseg_bench.types import Estimate, Result
 

@@ -41,7 +41,7 @@ from refseg_bench.scoring.misplaced import (
     video_instead,
 )
 from refseg_bench.scoring.protocols.base import GreyTrack, LabelMaps
-from refseg_bench.scoring.sources import Answers, State, Survey
+from refseg_bench.scoring.sources import ClipPredictions, State, Survey
 from refseg_bench.types import (
     Clip,
     Expression,
@@ -228,9 +228,9 @@ class ForeignPredictions(ABC):
             states[e.id] = state
         return Survey(states, labels or None)
 
-    def answers(
+    def predictions(
         self, clip: Clip, expressions: Sequence[Expression], *, labels: bool, samples: bool
-    ) -> Answers:
+    ) -> ClipPredictions:
         """Read what is wanted of a clip."""
         found, maps = self._found(clip, expressions)
         if maps and self.above:
@@ -250,7 +250,7 @@ class ForeignPredictions(ABC):
         if held and samples:
             there = _split(held, clip, expressions)
         nothing = not (there or any(m.masks for m in maps.values()) or self._has(clip, expressions))
-        return Answers(there, greys, held if self.end and not found else None, nothing, tally)
+        return ClipPredictions(there, greys, held if self.end and not found else None, nothing, tally)
 
     def notes(self, dataset: Dataset) -> list[str]:
         """What is there and belongs to no sample of a dataset, in a few lines."""

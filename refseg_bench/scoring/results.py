@@ -10,6 +10,7 @@ from refseg_bench.errors import ScoreError
 from refseg_bench.scoring.breakdown import breakdown
 from refseg_bench.scoring.protocols.base import ScoringProtocol
 from refseg_bench.scoring.score import Scored
+from refseg_bench.scoring.sources import Coverage, LackingError
 from refseg_bench.scoring.stats import Bootstrap
 from refseg_bench.types import Estimate
 
@@ -42,16 +43,16 @@ def document(
     out: dict[str, Any] = {}
     for word, outcome in outcomes:
         if isinstance(outcome, ScoreError):
-            coverage = getattr(outcome, "coverage", None)
+            coverage = outcome.coverage if isinstance(outcome, LackingError) else Coverage()
             out[word] = {
                 "error": str(outcome),
                 "metrics": None,
                 "units": [],
                 "n": 0,
-                "failed": [] if coverage is None else list(coverage.failed),
-                "missing": [] if coverage is None else [*coverage.missing, *coverage.gaps],
-                "why": {} if coverage is None else dict(coverage.why),
-                "left_out": {} if coverage is None else dict(coverage.left_out),
+                "failed": coverage.failed,
+                "missing": [*coverage.missing, *coverage.gaps],
+                "why": coverage.why,
+                "left_out": coverage.left_out,
             }
             continue
         result, table, coverage = outcome.result, outcome.table, outcome.coverage
@@ -64,11 +65,11 @@ def document(
             "scale": result.scale,
             "n": result.n,
             "expected": result.expected,
-            "failed": list(coverage.failed),
+            "failed": coverage.failed,
             "missing": [*coverage.missing, *coverage.gaps],
-            "missing_frames": {name: list(frames) for name, frames in coverage.gaps.items()},
-            "why": dict(coverage.why),
-            "left_out": dict(coverage.left_out),
+            "missing_frames": coverage.gaps,
+            "why": coverage.why,
+            "left_out": coverage.left_out,
             "by": {
                 attribute: {group: {"n": n, **_metrics(found)} for group, (n, found) in groups.items()}
                 for attribute, groups in (by or {}).get(word, {}).items()
@@ -210,7 +211,7 @@ def explained(scored: Scored, sample: str) -> str:
         f"  imitates  {protocol.imitates}",
         f"  unit      {policy.unit}",
         f"  frames    {_FRAMES[policy.frames]}",
-        f"  matching  {_MATCH[str(getattr(protocol, 'match', policy.match))]}",
+        f"  matching  {_MATCH[protocol.matching]}",
         f"  void      {_VOID[policy.void]}",
         f"  missing   {policy.missing_why}",
         f"  rounding  {_rounding(scored)}",

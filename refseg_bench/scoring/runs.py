@@ -19,9 +19,8 @@ from refseg_bench.run.inputs import keep_record, seen_before
 from refseg_bench.run.shards import plan
 from refseg_bench.run.store import RunStore
 from refseg_bench.scoring import score as scoring
-from refseg_bench.scoring.coverage import NothingScoredError
 from refseg_bench.scoring.score import HiddenTruthError, Options, Scored
-from refseg_bench.scoring.sources import PredictionSource, StoreSource, refuse_damage
+from refseg_bench.scoring.sources import NothingScoredError, PredictionSource, StoreSource, refuse_damage
 from refseg_bench.scoring.stats import Bootstrap
 
 

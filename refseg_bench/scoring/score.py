@@ -2,7 +2,7 @@
 
 This is the program between a prediction store (or other people's files) and a result row. Where
 predictions come from is told in :mod:`~refseg_bench.scoring.sources`, what of them lacks in
-:mod:`~refseg_bench.scoring.coverage` (before anything is scored), how numbers are made by a
+:mod:`~refseg_bench.scoring.sources` (before anything is scored), how numbers are made by a
 :class:`~refseg_bench.scoring.protocols.base.ScoringProtocol`, how clips are spread in
 :mod:`~refseg_bench.scoring.pool`.
 """
@@ -21,11 +21,21 @@ from refseg_bench.datasets.base import Dataset
 from refseg_bench.errors import DataError, ScoreError
 from refseg_bench.scoring.breakdown import target_facts
 from refseg_bench.scoring.counts import CountBook
-from refseg_bench.scoring.coverage import Coverage, acceptable, asked_states, only, refuse, survey
 from refseg_bench.scoring.labels import FolderLabels, merged_labels, truth_labels
 from refseg_bench.scoring.pool import over_clips
 from refseg_bench.scoring.protocols.base import Case, Item, LabelMaps, ScoringProtocol
-from refseg_bench.scoring.sources import PredictionSource, State, Survey, state_of
+from refseg_bench.scoring.sources import (
+    Coverage,
+    PredictionSource,
+    State,
+    Survey,
+    acceptable,
+    asked_states,
+    only,
+    refuse,
+    state_of,
+    survey,
+)
 from refseg_bench.scoring.stats import Bootstrap, intervals
 from refseg_bench.scoring.table import ScoreTable
 from refseg_bench.types import (
@@ -280,21 +290,21 @@ def score_one_clip(
     }
     parts: list[_Part] = []
     for source in sources:
-        answers = source.answers(clip, expressions, labels=labels, samples=samples)
+        given = source.predictions(clip, expressions, labels=labels, samples=samples)
         views: dict[int | None, tuple[dict[str, Prediction | None], dict[str, State], list[Item]]] = {}
         for side in {None, *(protocol.side for protocol in protocols)}:
-            found = {e.id: _checked(answers.samples.get(e.id), clip, side) for e in expressions}
+            found = {e.id: _checked(given.samples.get(e.id), clip, side) for e in expressions}
             states = {e.id: state_of(found[e.id], clip) for e in expressions}
-            nothing = answers.clip_missing
+            nothing = given.clip_missing
             if nothing is None:
                 nothing = all(state.status != "ok" for state in states.values())
             items = [
-                Item(e, target, found[e.id], states[e.id].status, union, nothing, answers.greys.get(e.id))
+                Item(e, target, found[e.id], states[e.id].status, union, nothing, given.greys.get(e.id))
                 for e, target, union in zip(expressions, targets, unions, strict=False)
             ]
             views[side] = found, states, items
-        label_states = None if answers.labels is None else _label_states(clip, answers.labels)
-        merged = answers.labels
+        label_states = None if given.labels is None else _label_states(clip, given.labels)
+        merged = given.labels
         if labels and merged is None:
             merged = merged_labels(clip, expressions, views[None][0])
         for protocol in protocols:
@@ -310,7 +320,7 @@ def score_one_clip(
                 continue
             case = Case(clip, items, book, truth, merged or {}, instances, options.detail, options.partial)
             scores = _described(protocol.score_clip(case), facts)
-            read = _encodings(answers.encodings, *(answers.labels or {}).values())
+            read = _encodings(given.encodings, *(given.labels or {}).values())
             notes = {"predictions_read": read, "truth_read": _encodings(truth_read, truth)}
             notes = {**protocol.notes(case), **{k: v for k, v in notes.items() if v}}
             for name in case.failed:

@@ -89,7 +89,7 @@ def write(
 
     Args:
         path: the zip.
-        dataset: what was predicted; its name decides the layout.
+        dataset: what was predicted; it names the folder above the videos.
         lookup: clip id → expression id → prediction.
         progress: receives (clips done, clips).
         hint: what to do about samples without a complete prediction.
@@ -207,7 +207,7 @@ class ZipCheck:
         return not self.problems
 
     def lines(self, first: int = 5) -> list[str]:
-        """The report as text, the first few of each kind."""
+        """The problems as text, the first few of each kind."""
         out = [f"{self.masks} masks of {self.videos} videos, held against {self.against}"]
         for kind, names in self.problems.items():
             out.append(f"{kind}: {len(names)}")
@@ -231,12 +231,12 @@ def check(path: Path, dataset: Dataset | None = None) -> ZipCheck:
     Raises:
         DataError: the file is no zip.
     """
-    report = ZipCheck()
+    found = ZipCheck()
     try:
         with open_regular(path) as handle:
-            _hold_seal(handle, report)
+            _hold_seal(handle, found)
             with zipfile.ZipFile(handle) as archive:
-                _check(archive, dataset, report)
+                _check(archive, dataset, found)
     except _UNREADABLE as error:
         told = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise DataError(
@@ -244,7 +244,7 @@ def check(path: Path, dataset: Dataset | None = None) -> ZipCheck:
             where=path,
             hint="`refseg submission RUN` writes a zip and says where.",
         ) from error
-    return report
+    return found
 
 
 #: What ``zipfile`` raises on damaged archives: unknown methods are a RuntimeError, bad names and
@@ -252,19 +252,17 @@ def check(path: Path, dataset: Dataset | None = None) -> ZipCheck:
 _UNREADABLE = (zipfile.BadZipFile, OSError, ValueError, RuntimeError, EOFError, struct.error, zlib.error)
 
 
-def _hold_seal(handle: IO[bytes], report: ZipCheck) -> None:
+def _hold_seal(handle: IO[bytes], found: ZipCheck) -> None:
     size = handle.seek(0, os.SEEK_END)
     handle.seek(max(0, size - _DIGITS - len(_SEAL)))
     tag, digest = (tail := handle.read())[:-_DIGITS], tail[-_DIGITS:]
     # Either of the two may be what was damaged.
     if (tag == _SEAL or re.fullmatch(rb"[0-9a-f]{64}", digest)) and digest != _digest(handle):
-        report.problems["changed since it was written"].append(
-            "its checksum differs: write or fetch it again"
-        )
+        found.problems["changed since it was written"].append("its checksum differs: write or fetch it again")
 
 
-def _check(archive: zipfile.ZipFile, dataset: Dataset | None, report: ZipCheck) -> None:
-    names = _plain_names(archive, report)
+def _check(archive: zipfile.ZipFile, dataset: Dataset | None, found: ZipCheck) -> None:
+    names = _plain_names(archive, found)
     expected: dict[str, Clip] | None = None
     if dataset is not None:
         top = top_of(dataset.name)
@@ -276,44 +274,44 @@ def _check(archive: zipfile.ZipFile, dataset: Dataset | None, report: ZipCheck) 
         }
         videos = {clip.id for clip in expected.values()}
         above = _above(names, lambda rest: _video(rest, top) in videos)
-        report.against = f"{dataset.name}, split {dataset.split}"
+        found.against = f"{dataset.name}, split {dataset.split}"
     else:
         above = _above(names, lambda rest: len(rest) == 3 or (len(rest) == 4 and rest[0] == "Annotations"))
         top = "Annotations" if any(n.removeprefix(above).startswith("Annotations/") for n in names) else ""
-        report.against = (
+        found.against = (
             f"itself ({'Ref-YouTube-VOS' if top else 'MeViS'} layout); give --dataset to find videos that "
             "are missing or too many"
         )
     if above:
-        report.problems[f"all videos lie below {printable(above)}: zip the content"].append(names[0])
+        found.problems[f"all videos lie below {printable(above)}: zip the content"].append(names[0])
     inside: dict[str, str] = {}
     for name in names:
         rest = name.removeprefix(above)
         if not top or rest.startswith(f"{top}/"):
             inside[rest.removeprefix(f"{top}/" if top else "")] = name
         else:
-            report.problems[f"wrong top folder (must be {top}/)"].append(name)
-    sizes = _held_against_dataset(inside, expected, report) if expected is not None else {}
+            found.problems[f"wrong top folder (must be {top}/)"].append(name)
+    sizes = _held_against_dataset(inside, expected, found) if expected is not None else {}
     if expected is None:
-        _held_against_itself(inside, report)
-    _check_files(archive, inside, sizes, report)
-    if not report.masks:
-        report.problems["no mask"].append("<video>/<expression>/<frame>.png is wanted")
+        _held_against_itself(inside, found)
+    _check_files(archive, inside, sizes, found)
+    if not found.masks:
+        found.problems["no mask"].append("<video>/<expression>/<frame>.png is wanted")
 
 
-def _plain_names(archive: zipfile.ZipFile, report: ZipCheck) -> list[str]:
-    """The names of the files worth a look, after reporting the others."""
+def _plain_names(archive: zipfile.ZipFile, found: ZipCheck) -> list[str]:
+    """The names of the files worth a look, after telling of the others."""
     out: list[str] = []
     for name, times in Counter(info.orig_filename for info in archive.infolist()).items():
         # zipfile has already cut the names at a NUL; the name in the archive is what counts.
         if times > 1:
-            report.problems["file stored twice"].append(name)
+            found.problems["file stored twice"].append(name)
         reason = bad_name(name.removesuffix("/"))
         if reason is not None:
             made = "was made by an old packer of Windows: use another" if "\\" in name else reason
-            report.problems[f"unsafe name: it {made}"].append(name)
+            found.problems[f"unsafe name: it {made}"].append(name)
         elif is_litter(name):
-            report.problems["litter of macOS or Windows: leave it out of the zip"].append(name)
+            found.problems["litter of macOS or Windows: leave it out of the zip"].append(name)
         elif not name.endswith("/"):
             out.append(name)
     return out
@@ -337,7 +335,7 @@ def _video(parts: list[str], top: str) -> str | None:
 
 
 def _held_against_dataset(
-    inside: Mapping[str, str], expected: Mapping[str, Clip], report: ZipCheck
+    inside: Mapping[str, str], expected: Mapping[str, Clip], found: ZipCheck
 ) -> dict[str, tuple[int, int]]:
     videos = {clip.id for clip in expected.values()}
     samples = {name.rpartition("/")[0] for name in expected}
@@ -353,61 +351,58 @@ def _held_against_dataset(
         elif sample not in samples:
             extra_samples.add(sample)
         else:
-            report.problems["extra file"].append(name)
-    missing_samples = sorted(samples - here)
-    report.problems.update({k: sorted(v) for k, v in (("extra video", extra_videos),
-                                                      ("extra expression", extra_samples)) if v})  # fmt: skip
+            found.problems["extra file"].append(name)
     gone = {video for video in videos if not any(s.startswith(f"{video}/") for s in here)}
-    if gone:
-        report.problems["missing video"] = sorted(gone)
-    lacking = [s for s in missing_samples if s.rpartition("/")[0] not in gone]
-    if lacking:
-        report.problems["missing expression"] = lacking
-    frames = [name for name in expected if name not in inside and name.rpartition("/")[0] in here]
-    if frames:
-        report.problems["missing frame"] = frames
-    report.videos = len(videos - gone) + len(extra_videos)
+    kinds = {
+        "extra video": sorted(extra_videos),
+        "extra expression": sorted(extra_samples),
+        "missing video": sorted(gone),
+        "missing expression": sorted(s for s in samples - here if s.rpartition("/")[0] not in gone),
+        "missing frame": [n for n in expected if n not in inside and n.rpartition("/")[0] in here],
+    }
+    found.problems.update({kind: names for kind, names in kinds.items() if names})
+    found.videos = len(videos - gone) + len(extra_videos)
     return {name: clip.size for name, clip in expected.items() if name in inside}
 
 
-def _held_against_itself(inside: Mapping[str, str], report: ZipCheck) -> None:
+def _held_against_itself(inside: Mapping[str, str], found: ZipCheck) -> None:
     frames: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
     for name in inside:
         parts = name.split("/")
         if not name.endswith(".png"):
-            report.problems["extra file"].append(name)
+            found.problems["extra file"].append(name)
             continue
         if len(parts) != 3:
-            report.problems["not <video>/<expression>/<frame>.png"].append(name)
+            found.problems["not <video>/<expression>/<frame>.png"].append(name)
             continue
         frames["/".join(parts[:-2])][parts[-2]].add(parts[-1])
-    report.videos = len(frames)
+    found.videos = len(frames)
     for video, expressions in frames.items():
         every = set().union(*expressions.values())
         for expression, own in expressions.items():
             for frame in sorted(every - own):
-                report.problems["missing frame"].append(f"{video}/{expression}/{frame}")
+                found.problems["missing frame"].append(f"{video}/{expression}/{frame}")
 
 
 def _check_files(
     archive: zipfile.ZipFile,
     inside: Mapping[str, str],
     sizes: Mapping[str, tuple[int, int]],
-    report: ZipCheck,
+    found: ZipCheck,
 ) -> None:
     seen: dict[str, tuple[int, int]] = {}
     for short, name in inside.items():
         if not short.endswith(".png"):
             continue
-        report.masks += 1
+        found.masks += 1
         info = archive.getinfo(name)
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            report.problems["packed by a method that not every server can unpack (stored, deflated)"].append(
+            found.problems["packed by a method that not every server can unpack (stored, deflated)"].append(
                 f"{name}: {_METHODS.get(info.compress_type, f'method {info.compress_type}')}"
             )
             continue
         if info.flag_bits & 0x1 or stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG):
-            report.problems["encrypted, a link or a device"].append(name)
+            found.problems["encrypted, a link or a device"].append(name)
             continue
         try:
             with archive.open(info) as handle:
@@ -415,15 +410,15 @@ def _check_files(
                 height, width, depth, colour = png.parse_header(start, name)
                 wanted = sizes.get(short) or seen.setdefault("/".join(short.split("/")[:-2]), (height, width))
                 if (height, width) != wanted:
-                    report.problems["wrong size"].append(
+                    found.problems["wrong size"].append(
                         f"{name}: {height} x {width} instead of {wanted[0]} x {wanted[1]} (height x width)"
                     )
                     continue
                 if not 0 < height * width <= MOST_PIXELS:
-                    report.problems["no sensible size"].append(f"{name}: {height} x {width} (height x width)")
+                    found.problems["no sensible size"].append(f"{name}: {height} x {width} (height x width)")
                     continue
                 if colour != 0 or depth != 8:
-                    report.problems["not one 8-bit grey channel"].append(
+                    found.problems["not one 8-bit grey channel"].append(
                         f"{name}: {_COLOURS.get(colour, colour)}"
                     )
                     continue
@@ -432,15 +427,15 @@ def _check_files(
                 data = start + handle.read(2 * height * width + 65536)
                 fault = "it is longer than its pixels need" if handle.read(1) else _fault(data, height, width)
             if fault is not None:
-                report.problems["unreadable file"].append(f"{name}: {fault}")
+                found.problems["unreadable file"].append(f"{name}: {fault}")
                 continue
             values = png.values_of(data, name)
         except (*_UNREADABLE, DataError) as error:
             told = str(error).splitlines() or [type(error).__name__]
-            report.problems["unreadable file"].append(f"{name}: {told[0]}")
+            found.problems["unreadable file"].append(f"{name}: {told[0]}")
             continue
         if not set(values) <= {0, 255}:
-            report.problems["values other than 0 and 255"].append(
+            found.problems["values other than 0 and 255"].append(
                 f"{name}: {', '.join(map(str, sorted(set(values) - {0, 255})[:5]))}"
             )
 

@@ -104,7 +104,7 @@ import numpy as np
 from refseg_bench.config.components import open_protocol
 from refseg_bench.scoring.stats import Bootstrap
 from refseg_bench.scoring.table import ScoreTable
-from refseg_bench.scoring.coverage import Coverage
+from refseg_bench.scoring.sources import Coverage
 from refseg_bench.scoring.score import conclude
 from refseg_bench.types import Score
 n, start = int(sys.argv[1]), time.process_time()

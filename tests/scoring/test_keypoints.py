@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from refseg_bench.scoring.keypoints import pointing_precision
+from refseg_bench.scoring.protocols.image import pointing_precision
 
 
 def points(*rows):

@@ -538,7 +538,7 @@ def test_a_layout_that_is_nearly_right_is_told_with_what_helps(tmp_path, layout)
     states = source.survey(clip, data.expressions(clip)).samples
     assert {state.status for state in states.values()} == {"missing"}
     assert ALMOST[layout] in states["0"].why
-    assert not source.answers(clip, data.expressions(clip), labels=False, samples=True).samples
+    assert not source.predictions(clip, data.expressions(clip), labels=False, samples=True).samples
     code, _ = run(tmp_path, tmp_path / "p", "mevis", tmp_path / "mevis", "expression,mevis-visa,decaf")
     assert code == 2
 

@@ -17,10 +17,10 @@ from vos_benchmark.benchmark import benchmark
 from refseg_bench.config.components import open_protocol
 from refseg_bench.datasets.id_maps import IdMaps
 from refseg_bench.errors import DataError, ScoreError
-from refseg_bench.scoring.coverage import IncompleteError
 from refseg_bench.scoring.foreign import FolderPredictions
 from refseg_bench.scoring.protocols.objects import assign, decay
 from refseg_bench.scoring.score import Options, score
+from refseg_bench.scoring.sources import IncompleteError
 from tests.scoring.worlds import blobs
 
 SIZE = (48, 64)

@@ -11,13 +11,13 @@ from pycocotools import mask as coco_mask
 from refseg_bench.config.components import aliases, make, names, open_protocol
 from refseg_bench.datasets.base import Dataset
 from refseg_bench.errors import ConfigError, ScoreError
-from refseg_bench.scoring.coverage import IncompleteError
 from refseg_bench.scoring.foreign import FolderGrey, encoding_of
 from refseg_bench.scoring.labels import merged_labels
 from refseg_bench.scoring.protocols.image import encoded_sum, resized_rle
 from refseg_bench.scoring.protocols.revos import accuracy, robustness
 from refseg_bench.scoring.protocols.rvos import percent
 from refseg_bench.scoring.score import Options, score
+from refseg_bench.scoring.sources import IncompleteError
 from refseg_bench.scoring.stats import Bootstrap
 from refseg_bench.types import (
     Clip,

@@ -8,10 +8,10 @@ from trackeval.metrics.j_and_f import JAndF
 
 from refseg_bench.env import cores
 from refseg_bench.errors import ScoreError
-from refseg_bench.scoring.coverage import IncompleteError
 from refseg_bench.scoring.protocols.image import Pointing, RefcocoOverall
 from refseg_bench.scoring.protocols.rvos import RvosExpression
 from refseg_bench.scoring.score import Options, score
+from refseg_bench.scoring.sources import IncompleteError
 from refseg_bench.scoring.stats import Bootstrap
 from refseg_bench.types import HeatPoint, MaskTrack
 from tests.scoring.worlds import Guesses, LookupSource, World

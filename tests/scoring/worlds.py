@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from refseg_bench.datasets.base import Dataset
-from refseg_bench.scoring.sources import Answers, State, Survey, state_of
+from refseg_bench.scoring.sources import ClipPredictions, State, Survey, state_of
 from refseg_bench.types import Clip, Expression, MaskTrack, Prediction, SampleFailure, Target
 
 
@@ -136,6 +136,6 @@ class LookupSource:
         found = self.lookup(clip.id)
         return Survey({e.id: state_of(found.get(e.id), clip) for e in expressions})
 
-    def answers(self, clip, expressions, *, labels, samples):
+    def predictions(self, clip, expressions, *, labels, samples):
         found = self.lookup(clip.id)
-        return Answers({e.id: found[e.id] for e in expressions if e.id in found})
+        return ClipPredictions({e.id: found[e.id] for e in expressions if e.id in found})

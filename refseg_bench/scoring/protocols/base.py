@@ -136,7 +136,7 @@ class Case:
         items: its samples, in the dataset's order.
         book: counts of mask pairs, shared by all protocols and runs of this clip.
         truth: id maps of *all* annotated objects of the clip, 255 = void; ``None`` = there are none.
-        answers: merged id maps of the prediction, by set (``""``, or ``anno_0`` … ``anno_3``).
+        predicted: its merged id maps, by set (``""``, or ``anno_0`` … ``anno_3``).
         foreground: union of all annotated instances of the clip (ReVOS), or ``None``.
         detail: True if scores should carry their per-frame values.
         partial: True if what is missing is left out under every protocol.
@@ -150,7 +150,7 @@ class Case:
     items: Sequence[Item]
     book: CountBook
     truth: LabelMaps | None = None
-    answers: Mapping[str, LabelMaps] = field(default_factory=dict)
+    predicted: Mapping[str, LabelMaps] = field(default_factory=dict)
     foreground: MaskTrack | None = None
     detail: bool = False
     partial: bool = False
@@ -190,6 +190,11 @@ class ScoringProtocol(Component):
     def side(self) -> int | None:
         """Side of the square at which masks of images are compared; ``None`` = original size."""
         return None
+
+    @property
+    def matching(self) -> str:
+        """How predicted objects find annotated ones: a word of ``Policy.match``."""
+        return self.policy.match
 
     @property
     def full_name(self) -> str:

@@ -63,14 +63,14 @@ class Pair:
     Attributes:
         case: the clip.
         name: the set of predicted maps.
-        truth, answer: the maps.
+        truth, predicted: the maps.
         frames: indices of the frames that count.
     """
 
     case: Case
     name: str
     truth: LabelMaps
-    answer: LabelMaps
+    predicted: LabelMaps
     frames: range
 
     @property
@@ -82,7 +82,7 @@ class Pair:
         """Index, truth and prediction of each frame."""
         for t in self.frames:
             try:
-                labels = self.answer.frame(t)
+                labels = self.predicted.frame(t)
             except RefsegError as error:
                 raise UnusableError(error.what, where=error.where, hint=error.hint) from error
             yield t, self.truth.frame(t), labels
@@ -140,11 +140,11 @@ class LabelProtocol(ScoringProtocol):
             return []
         scores: list[Score] = []
         for name in self.sets:
-            maps = case.answers.get(name)
-            if maps is None and case.answers:
+            maps = case.predicted.get(name)
+            if maps is None and case.predicted:
                 raise ScoreError(
                     f"{self.name} scores {f'the set {name}' if name else 'one set of id maps'} per clip, "
-                    f"the predictions hold {', '.join(repr(n) for n in case.answers)}.",
+                    f"the predictions hold {', '.join(repr(n) for n in case.predicted)}.",
                     where=clip.id,
                     hint="Use refdavis-anno for four annotators, davis-unsup for one set of maps.",
                 )
@@ -328,7 +328,7 @@ class DavisUnsupervised(LabelProtocol):
 
     def matchable(self, pair: Pair, counted: _Counts) -> tuple[Sequence[int], Sequence[int]]:
         """The ids of objects and of proposals that are matched."""
-        proposals = range(1, max(counted.answers, default=0) + 1)
+        proposals = range(1, max(counted.proposals, default=0) + 1)
         return self.objects(pair.truth, pair.frames), proposals
 
     def merit(self, j_PGT: NDArray[np.float64], f_PGT: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -483,7 +483,7 @@ class TrackEval(DavisUnsupervised):
 
     def score_maps(self, pair: Pair) -> list[Score]:
         """See the class."""
-        if extra := pair.answer.extra():
+        if extra := pair.predicted.extra():
             clip = pair.case.clip
             raise UnusableError(
                 f"{self.name} aborts: '{clip.id}' has {len(clip)} frames, but also maps for "
@@ -495,7 +495,12 @@ class TrackEval(DavisUnsupervised):
 
     def matchable(self, pair: Pair, counted: _Counts) -> tuple[Sequence[int], Sequence[int]]:
         """The ids that occur."""
-        return sorted(counted.truths), sorted(counted.answers)
+        return sorted(counted.truths), sorted(counted.proposals)
+
+    @property
+    def matching(self) -> str:
+        """See ``match``."""
+        return self.match
 
     def merit(self, j_PGT: NDArray[np.float64], f_PGT: NDArray[np.float64]) -> NDArray[np.float64]:
         """Mean J, or mean J and F."""
@@ -533,7 +538,7 @@ class _Counts:
         )
         self._both: list[tuple[int, int, int, tuple[int, ...]]] = []
         self.truths: set[int] = set()
-        self.answers: set[int] = set()
+        self.proposals: set[int] = set()
 
     def enter(self, frame: int, g_HW: NDArray[np.uint8], p_HW: NDArray[np.uint8], seen: Regions) -> None:
         """Count one frame without the pixels that are 255 in the truth; ``seen``: all regions of ``p_HW``."""
@@ -542,7 +547,7 @@ class _Counts:
             del objects[VOID]
             guesses = label_regions(np.where(g_HW == VOID, np.uint8(0), p_HW))
         self.truths.update(objects)
-        self.answers.update(seen)
+        self.proposals.update(seen)
         for side, found in enumerate((objects, guesses)):
             for number, one in found.items():
                 row = compare(one, self._empty, self._radius)
@@ -551,11 +556,11 @@ class _Counts:
             for g, truth in objects.items():
                 self._both.append((p, g, frame, compare(truth, guess, self._radius)))
 
-    def counts(self, objects: Sequence[int], answers: Sequence[int]) -> NDArray[np.int64]:
+    def counts(self, objects: Sequence[int], proposals: Sequence[int]) -> NDArray[np.int64]:
         """Counts ``(P, G, T, 7)`` with at least as many proposals as objects; those added are empty."""
-        rows = max(len(answers), len(objects))
+        rows = max(len(proposals), len(objects))
         out = np.zeros((rows, len(objects), self._length, 7), np.int64)
-        g_at, p_at = ({n: i for i, n in enumerate(numbers)} for numbers in (objects, answers))
+        g_at, p_at = ({n: i for i, n in enumerate(numbers)} for numbers in (objects, proposals))
         for number, g in g_at.items():
             for frame, area, edge in self._alone[0].get(number, ()):
                 out[:, g, frame, 1] = area
