@@ -126,10 +126,7 @@ def _options(store: RunStore) -> dict[str, Any]:
     """The options that can change a prediction; a component chosen by name goes by that name first."""
     choices = store.info().choices
     named = {part: choices.get(part) for part in ("dataset", "method", "backbone", "segmenter")}
-    return {
-        **{k: v for k, v in named.items() if v not in (None, "None")},
-        **dict(flatten(lasting_of(store))),
-    }
+    return {**{k: v for k, v in named.items() if v not in (None, "None")}, **dict(flatten(lasting_of(store)))}
 
 
 def _differing(options: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -622,24 +622,23 @@ def _split(
     """Masks per expression out of merged id maps: the pixels that hold one of its objects' ids."""
     out: dict[str, Prediction] = {}
     for name, each in maps.items():
-        if len(each.missing()) == len(clip):
-            continue
         ids: dict[str, list[int]] = {}
-        failures: dict[str, SampleFailure] = {}
+        failed: dict[str, RefsegError] = {}
         tracks: dict[str, MaskTrack] = {}
-        for e in (e for e in expressions if _set_of(e, maps) == name):
+        there = expressions if len(each.missing()) < len(clip) else ()
+        for e in (e for e in there if _set_of(e, maps) == name):
             try:
                 ids[e.id] = _pixel_values(clip, e)
             except DataError as error:
-                failures[e.id] = _failure(error)
+                failed[e.id] = error
         try:
-            found = _split_one(each, clip, ids) if ids else {}
-            tracks = {key: MaskTrack(clip.size, rles) for key, rles in found.items()}
+            tracks = _tracks_of(each, clip, ids) if ids else {}
         except RefsegError as error:
-            failures.update(dict.fromkeys(ids, _failure(error)))
-        for key in (*tracks, *failures):
-            unit = sample_id(clip.id, key)
-            out[key] = Prediction(unit, clip.id, key, tracks.get(key), failures.get(key))
+            failed.update(dict.fromkeys(ids, error))
+        for key, track in tracks.items():
+            out[key] = Prediction(sample_id(clip.id, key), clip.id, key, track)
+        for key, error in failed.items():
+            out[key] = Prediction(sample_id(clip.id, key), clip.id, key, failure=_failure(error))
     return out
 
 
@@ -654,10 +653,8 @@ def _pixel_values(clip: Clip, expression: Expression) -> list[int]:
     return [int(i) for i in ids]
 
 
-def _split_one(
-    maps: LabelMaps, clip: Clip, ids: Mapping[str, Sequence[int]]
-) -> dict[str, tuple[bytes | None, ...]]:
-    """Counts per expression and frame, ``None`` where there is no map."""
+def _tracks_of(maps: LabelMaps, clip: Clip, ids: Mapping[str, Sequence[int]]) -> dict[str, MaskTrack]:
+    """Masks per expression, ``None`` where there is no map."""
     rles: dict[str, list[bytes | None]] = {key: [] for key in ids}
     absent = set(maps.missing())
     values: set[int] = set()
@@ -666,14 +663,14 @@ def _split_one(
         if labels is not None and values <= {0, 255}:
             values.update(np.flatnonzero(np.bincount(labels.ravel(), minlength=256)).tolist())
         for key, own in ids.items():
-            mask = None if labels is None else np.isin(labels, own) if len(own) != 1 else labels == own[0]
+            mask = None if labels is None else labels == own[0] if len(own) == 1 else np.isin(labels, own)
             rles[key].append(None if mask is None else encode_rle(mask))
     if values - {0} == {255} and not any(255 in own for own in ids.values()):
         raise DataError(
             f"The maps of '{clip.id}' hold only 0 and 255, so they are masks, not id maps: the masks of one "
             f"expression lie in '{clip.id}/<expression>/<frame>.png'."
         )
-    return {key: tuple(counts) for key, counts in rles.items()}
+    return {key: MaskTrack(clip.size, tuple(counts)) for key, counts in rles.items()}
 
 
 # ── JSON of run lengths ──────────────────────────────────────────────────────

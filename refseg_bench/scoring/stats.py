@@ -97,8 +97,7 @@ def intervals(
     if options.resamples < 1 or len(sums) < 2:
         return {name: Estimate(value) for name, value in point.items()}
     drawn: dict[str, list[Column]] = {name: [] for name in point}
-    rng = np.random.default_rng(options.seed)
-    for weights in _weights(len(sums), options.resamples, rng):
+    for weights in _weights(len(sums), options.resamples, np.random.default_rng(options.seed)):
         for name, values in combine(_split(weights @ sums, terms)).items():
             drawn[name].append(values)
     return {

@@ -385,10 +385,7 @@ def _held_against_itself(inside: Mapping[str, str], found: ZipCheck) -> None:
 
 
 def _check_files(
-    archive: zipfile.ZipFile,
-    inside: Mapping[str, str],
-    sizes: Mapping[str, tuple[int, int]],
-    found: ZipCheck,
+    archive: zipfile.ZipFile, inside: Mapping[str, str], sizes: Mapping[str, tuple[int, int]], found: ZipCheck
 ) -> None:
     seen: dict[str, tuple[int, int]] = {}
     for short, name in inside.items():

@@ -21,16 +21,7 @@ from refseg_bench.config.component import Component
 from refseg_bench.datasets.base import Dataset
 from refseg_bench.errors import ScoreError
 from refseg_bench.scoring.counts import CountBook
-from refseg_bench.types import (
-    Clip,
-    Expression,
-    MaskTrack,
-    Prediction,
-    Score,
-    Status,
-    Target,
-    sample_id,
-)
+from refseg_bench.types import Clip, Expression, MaskTrack, Prediction, Score, Status, Target, sample_id
 
 #: What a sample without a prediction does: refuse to score, count as zero, or leave it out.
 MissingRule = Literal["error", "zero", "drop"]

@@ -348,14 +348,7 @@ class RefDavisAnnotators(DavisUnsupervised):
     id: ClassVar[str] = "refdavis-anno"
     imitates: ClassVar[str] = "ReferFormer, VideoLISA"
     citation: ClassVar[str] = "Wu et al., CVPR 2022; ReferFormer @ 06fc218"
-    policy: ClassVar[Policy] = Policy(
-        unit="object",
-        match="hungarian_jf",
-        void="ignore",
-        missing_why="any missing frame: abort; more than 20 proposals: abort",
-        rounding="final",
-        digits=5,
-    )
+    policy: ClassVar[Policy] = replace(DavisUnsupervised.policy, digits=5)
     sets: ClassVar[tuple[str, ...]] = ("anno_0", "anno_1", "anno_2", "anno_3")
 
     def score_maps(self, pair: Pair) -> list[Score]:
@@ -463,10 +456,7 @@ class TrackEval(DavisUnsupervised):
     imitates: ClassVar[str] = "TrackEval"
     citation: ClassVar[str] = "Luiten and Hoffhues, 2020; TrackEval @ 12c8791"
     policy: ClassVar[Policy] = Policy(
-        unit="object",
-        match="hungarian_j",
-        void="ignore",
-        missing_why="frame counts must match, else abort",
+        unit="object", match="hungarian_j", void="ignore", missing_why="frame counts must match, else abort"
     )
     most: ClassVar[int] = 255
     epsilon: ClassVar[float] = float(np.finfo(np.float64).eps)

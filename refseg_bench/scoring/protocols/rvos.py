@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -105,14 +105,7 @@ class MevisVisa(RvosExpression):
     id: ClassVar[str] = "mevis-visa"
     imitates: ClassVar[str] = "VISA's copy of MeViS"
     citation: ClassVar[str] = "Yan et al., ECCV 2024; cilinyan/VISA @ ec158fd"
-    policy: ClassVar[Policy] = Policy(
-        missing="drop",
-        missing_clip="zero",
-        missing_why="video missing: 0; expression or frame missing: dropped (its worker dies)",
-        rounding="final",
-        digits=2,
-        scale=100.0,
-    )
+    policy: ClassVar[Policy] = replace(RvosExpression.policy, rounding="final", digits=2, scale=100.0)
 
     def finish(self, j: float, f: float) -> dict[str, float]:
         """Percent, unrounded."""
@@ -162,14 +155,8 @@ class DecafCoarse(Decaf):
 
     id: ClassVar[str] = "decaf-coarse"
     imitates: ClassVar[str] = "DecAF, coarse masks"
-    policy: ClassVar[Policy] = Policy(
-        frames="predicted",
-        missing="zero",
-        missing_clip="zero",
-        missing_why="frame missing: not counted; any other error: 0",
-        rounding="unit",
-        digits=2,
-        scale=100.0,
+    policy: ClassVar[Policy] = replace(
+        Decaf.policy, frames="predicted", missing_why="frame missing: not counted; any other error: 0"
     )
 
 
