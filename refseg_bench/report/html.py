@@ -207,7 +207,7 @@ def _meta(
 def _run_record(run: _Run, group: int, place: int) -> dict[str, Any]:
     info = run.store.info()
     done = [line.ok for line in run.store.index().values()]
-    missing = max((r.missing for r in run.store.results().values()), default=0)
+    missing = max((r.missing for r in run.results.values()), default=0)
     records = list(run.store.environments().values())
     env = records[-1] if records else {}
     commit = str(env.get("commit") or "")[:12]
@@ -367,13 +367,15 @@ class _GroupWriter:
             "results": self._results(),
         }
 
+    def _protocols(self) -> list[str]:
+        return list(dict.fromkeys(name for run in self.runs for name in run.tables))
+
     def _results(self) -> dict[str, Any] | None:
         """The headline metric of the first protocol that any run is scored under, for the overview."""
-        for protocol in dict.fromkeys(name for run in self.runs for name in run.tables):
+        for protocol in self._protocols():
             rows = []
             for place, run in enumerate(self.runs):
-                result = run.store.results().get(protocol)
-                if result is None:
+                if (result := run.results.get(protocol)) is None:
                     continue
                 metric, estimate = next(iter(result.metrics.items()))
                 shown = in_percent(result, estimate)
@@ -387,20 +389,19 @@ class _GroupWriter:
     def _measures(self) -> list[_Measure]:
         """Headlines of the protocols whose units are samples."""
         measures = []
-        for protocol in dict.fromkeys(name for run in self.runs for name in run.tables):
+        for protocol in self._protocols():
             rules = next(protocol_of(run.results[protocol]) for run in self.runs if protocol in run.tables)
             columns: list[dict[str, float]] = []
             for run in self.runs:
-                table = run.tables.get(protocol)
-                stored = run.store.index()
+                stored, values = run.store.index(), {}
+                if protocol in run.tables:
+                    units, values = run.tables[protocol].units, run.tables[protocol].values
+                names = [name for name in (*rules.metrics, "iou", "IoU") if name in values]
                 column: dict[str, float] = {}
-                names = (
-                    [] if table is None else [n for n in (*rules.metrics, "iou", "IoU") if n in table.values]
-                )
-                if table is not None and names:
+                if names:
                     metric = names[0]
-                    values = table.values[metric] * (100.0 / rules.policy.scale)
-                    column = {u: float(v) for u, v in zip(table.units, values, strict=True) if u in stored}
+                    percent = values[metric] * (100.0 / rules.policy.scale)
+                    column = {u: float(v) for u, v in zip(units, percent, strict=True) if u in stored}
                 columns.append(column)
             if any(columns):
                 measures.append(_Measure(f"{metric}, {protocol}", columns))

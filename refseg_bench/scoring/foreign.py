@@ -38,6 +38,7 @@ from refseg_bench.scoring.misplaced import (
     numbers,
     surplus,
     tree,
+    tree_of,
     video_instead,
 )
 from refseg_bench.scoring.protocols.base import GreyTrack, LabelMaps
@@ -815,7 +816,7 @@ class _Held:
     @cached_property
     def tree(self) -> Tree:
         """The names, to look for what is nearly right."""
-        return Tree.of_names(lambda name: None if _is_end(held := self.get(name)) else held)
+        return tree_of(lambda name: None if _is_end(held := self.get(name)) else held)
 
     def get(self, name: str) -> Any:
         """What stands under a name; ``None`` if nothing does."""

@@ -127,32 +127,6 @@ class Tree:
     _plain: dict[str, str] = field(default_factory=dict, init=False)
     _numbers: dict[tuple[str, ...], str] = field(default_factory=dict, init=False)
 
-    @classmethod
-    def of(cls, root: Path) -> Tree:
-        """Look through a folder, as far as is sensible."""
-        folders: dict[str, tuple[list[str], list[str]]] = {}
-        left = MOST_ENTRIES
-        for place, below, files in os.walk(root):
-            relative = os.path.relpath(place, root).replace(os.sep, "/")
-            below.sort()
-            folders["" if relative == "." else relative] = (list(below), sorted(files))
-            left -= len(below) + len(files)
-            if left < 0:
-                break
-        return cls(folders)
-
-    @classmethod
-    def of_names(cls, below: Callable[[str], Iterable[str] | None]) -> Tree:
-        """A tree of the names that stand below each name; what has none below it is an empty folder."""
-        folders: dict[str, tuple[list[str], list[str]]] = {}
-        waiting = [""]
-        while waiting and len(folders) < MOST_ENTRIES:
-            path = waiting.pop()
-            names = sorted(below(path) or ())
-            folders[path] = (names, [])
-            waiting += [f"{path}/{name}".lstrip("/") for name in names]
-        return cls(folders, "")
-
     @property
     def alone(self) -> str:
         """What to do about names that lie below others."""
@@ -187,8 +161,29 @@ class Tree:
 
 @lru_cache(maxsize=2)
 def tree(root: Path) -> Tree:
-    """The names below a folder, looked up once."""
-    return Tree.of(root)
+    """The names below a folder, as far as is sensible, looked up once."""
+    folders: dict[str, tuple[list[str], list[str]]] = {}
+    left = MOST_ENTRIES
+    for place, below, files in os.walk(root):
+        relative = os.path.relpath(place, root).replace(os.sep, "/")
+        below.sort()
+        folders["" if relative == "." else relative] = (list(below), sorted(files))
+        left -= len(below) + len(files)
+        if left < 0:
+            break
+    return Tree(folders)
+
+
+def tree_of(below: Callable[[str], Iterable[str] | None]) -> Tree:
+    """A tree of the names that stand below each name; what has none below it is an empty folder."""
+    folders: dict[str, tuple[list[str], list[str]]] = {}
+    waiting = [""]
+    while waiting and len(folders) < MOST_ENTRIES:
+        path = waiting.pop()
+        names = sorted(below(path) or ())
+        folders[path] = (names, [])
+        waiting += [f"{path}/{name}".lstrip("/") for name in names]
+    return Tree(folders, "")
 
 
 def video_instead(held: Tree, clip: str, expression: str, text: str, frame: str) -> str:
