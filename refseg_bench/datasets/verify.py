@@ -56,6 +56,7 @@ class Manifest:
         licence: in a few words.
         splits: by name.
         total: counts of the whole release, for the reader.
+        printed_as: what papers' tables call the set; by default its title.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Manifest:
     licence: str
     splits: Mapping[str, SplitFacts]
     total: Mapping[str, int] = field(default_factory=dict)
+    printed_as: str = ""
 
 
 def manifest(name: str) -> Manifest | None:
@@ -76,8 +78,8 @@ def manifest(name: str) -> Manifest | None:
     if not path.is_file():
         return None
     plain = read_yaml(path)
-    keys = {"title", "kind", "licence", "splits", "total"}
-    if not keys - {"total"} <= set(plain) <= keys:
+    keys = {"title", "kind", "licence", "splits", "total", "printed_as"}
+    if not keys - {"total", "printed_as"} <= set(plain) <= keys:
         raise ConfigError("The manifest lacks a key or has an unknown one.", where=path, allowed=sorted(keys))
     return Manifest(name, **{**plain, "splits": {k: _facts(v) for k, v in plain["splits"].items()}})
 

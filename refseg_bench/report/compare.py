@@ -96,7 +96,7 @@ def compare(
     Raises:
         ScoreError: the runs share no protocol or no unit.
     """
-    name = _shared_protocol(first, second, protocol)
+    name = shared_protocol((first, second), protocol)
     rules = protocol_of(first.results()[name])
     tables = [ScoreTable.read_parquet(*s.samples(name)) for s in (first, second)]
     a, b = paired(tables[0], tables[1], f"{first.root.name}, {second.root.name}")
@@ -151,14 +151,21 @@ def differences(
     return difference(before, after, first.clusters, rules.combine, options)
 
 
-def _shared_protocol(first: RunStore, second: RunStore, asked: str | None) -> str:
-    have = [list(s.results()) for s in (first, second)]
-    shared = [p for p in have[0] if p in have[1] and (asked is None or asked in (p, p.partition("@")[0]))]
+def shared_protocol(stores: Sequence[RunStore], asked: str | None) -> str:
+    """The first protocol that all runs are scored under; of the id or ``id@version`` that is asked for.
+
+    Raises:
+        ScoreError: there is none.
+    """
+    have = [list(store.results()) for store in stores]
+    shared = [p for p in (have[0] if have else ()) if all(p in known for known in have)]
+    shared = [p for p in shared if asked in (None, p, p.partition("@")[0])]
     if not shared:
+        told = zip(stores[:5], have, strict=False)
         raise ScoreError(
-            "The runs are not scored under " + (f"'{asked}'." if asked else "a common protocol."),
-            where=f"{first.root.name}: {', '.join(have[0])}; {second.root.name}: {', '.join(have[1])}",
-            hint="refseg score RUN_A RUN_B --protocol ID",
+            f"The runs are not all scored under {asked or 'a common protocol'}.",
+            where="; ".join(f"{store.root.name}: {', '.join(known)}" for store, known in told),
+            hint="refseg score RUNS --protocol ID",
         )
     return shared[0]
 

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from refseg_bench.config.components import read
+from refseg_bench.datasets.files import bad_name
+from refseg_bench.datasets.verify import manifest
 from refseg_bench.errors import ConfigError, StoreError
 from refseg_bench.files.resources import resource
 from refseg_bench.report.tables import (
@@ -31,20 +33,6 @@ from refseg_bench.report.tables import (
 from refseg_bench.run.build import frozen
 from refseg_bench.run.store import RunStore
 from refseg_bench.types import Estimate, Result
-
-#: Our data set → what published tables call it.
-PAPER_NAMES = {
-    "ref_davis17": "Ref-DAVIS17",
-    "reasonvos": "ReasonVOS",
-    "revos": "ReVOS",
-    "mevis": "MeViS",
-    "ref_youtube_vos": "Ref-YouTube-VOS",
-    "refcoco_unc": "RefCOCO",
-    "refcoco_plus_unc": "RefCOCO+",
-    "refcocog_umd": "RefCOCOg",
-    "grefcoco_unc": "gRefCOCO",
-    "reasonseg": "ReasonSeg",
-}
 
 #: How far a reproduced number may lie from the published one, in points, unless the experiment says.
 TOLERANCE = 1.0
@@ -91,6 +79,12 @@ class PaperRow:
 
 #: The CSV's columns in order (``source`` only where there is one).
 COLUMNS = tuple(f.name for f in fields(PaperRow))
+
+
+def printed_name(dataset: str) -> str:
+    """What papers' tables call a data set, by its card; one without a card goes by its own name."""
+    facts = manifest(dataset) if bad_name(dataset) is None else None
+    return dataset if facts is None else facts.printed_as or facts.title
 
 
 def settings_of(text: str) -> dict[str, str]:
@@ -162,7 +156,7 @@ class Reference:
 
     def rows(self) -> list[PaperRow]:
         """The published rows that fit, in print order."""
-        dataset = PAPER_NAMES.get(self.dataset or "", self.dataset)
+        dataset = None if self.dataset is None else printed_name(self.dataset)
         wanted = settings_of(self.setting)
         return [
             row

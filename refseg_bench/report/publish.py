@@ -10,7 +10,7 @@ from typing import Any
 
 from refseg_bench.errors import ScoreError, StoreError
 from refseg_bench.files.store_io import output, write_error
-from refseg_bench.report.paper import COLUMNS, PAPER_NAMES, Held, held_against
+from refseg_bench.report.paper import COLUMNS, Held, held_against, printed_name
 from refseg_bench.report.tables import csv_cells, csv_of, in_percent
 from refseg_bench.run.build import frozen
 from refseg_bench.run.store import RunStore
@@ -97,7 +97,7 @@ def _of_run(store: RunStore, note: str) -> list[dict[str, str]]:
                     else str(backbone.get("label") or choices.get("backbone", "")),
                     "segmenter": "none" if not segmenter else str(choices.get("segmenter", "")),
                     "kind": "bound" if info.bound else "training-free",
-                    "dataset": PAPER_NAMES.get(dataset, dataset),
+                    "dataset": printed_name(dataset),
                     "split": str(values["dataset"].get("split", "")),
                     "setting": ";".join(_settings(store)),
                     "metric": metric,

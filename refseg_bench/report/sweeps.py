@@ -17,7 +17,7 @@ import numpy as np
 
 from refseg_bench.errors import ScoreError, require
 from refseg_bench.files.store_io import printable
-from refseg_bench.report.compare import flatten
+from refseg_bench.report.compare import flatten, shared_protocol
 from refseg_bench.report.tables import Cell, ResultTable, in_percent, level_of, number_cell
 from refseg_bench.run.build import lasting_of
 from refseg_bench.run.store import RunStore
@@ -77,18 +77,7 @@ def sweep_of(
         ScoreError: the runs share no protocol or metric, or differ in nothing.
     """
     results = [store.results() for store in stores]
-    shared = [
-        name
-        for name in (results[0] if results else {})
-        if all(name in known for known in results) and protocol in (None, name, name.partition("@")[0])
-    ]
-    if not shared:
-        raise ScoreError(
-            f"The runs are not all scored under {protocol or 'a common protocol'}.",
-            where=", ".join(store.root.name for store in stores[:5]),
-            hint="refseg score RUNS --protocol ID",
-        )
-    name = shared[0]
+    name = shared_protocol(stores, protocol)
     metric = metric or next(iter(results[0][name].metrics))
     absent = [
         s.root.name for s, known in zip(stores, results, strict=True) if metric not in known[name].metrics

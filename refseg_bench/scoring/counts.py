@@ -110,11 +110,8 @@ class CountBook:
             DataError: the two are of another size or length than the clip.
         """
         for track, which in ((truth, "target"), (answer, "prediction")):
-            if track.size != self._size or len(track) != self._length:
-                raise DataError(
-                    f"A {which} has {len(track)} masks of {track.size}, its clip {self._length} frames of "
-                    f"{self._size} (height, width)."
-                )
+            if why := track.misfit(self._size, self._length):
+                raise DataError(f"A {which} doesn't fit its clip: {why}.")
         key = (id(truth), id(answer))
         if key not in self._known:
             self._known[key] = len(self._pairs)

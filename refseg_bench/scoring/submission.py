@@ -166,11 +166,8 @@ def _lacking(dataset: Dataset, clip: Clip, found: Mapping[str, Prediction]) -> I
             yield f"failed  {name}{why and ': '}{why}"
         else:
             track = prediction.track
-            if track.size != clip.size or len(track) != len(clip):
-                yield (
-                    f"failed  {name}: {len(track)} masks of {track.size}, the clip has {len(clip)} frames of "
-                    f"{clip.size} (height, width)"
-                )
+            if why := track.misfit(clip.size, len(clip)):
+                yield f"failed  {name}: {why}"
                 continue
             named = list(zip(clip.frame_names, track.rles, strict=True))
             gaps = [n for n, c in named if c is None]

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from refseg_bench.errors import StoreError
 from refseg_bench.types import Score
 
+_NAN = float("nan")
 #: Most rows of a table that is read back.
 _MOST_ROWS = 1 << 26
 
@@ -48,27 +49,14 @@ class ScoreTable:
             row = len(self.units)
             self.units.append(score.unit)
             self.clusters.append(score.cluster)
-            for name, value in score.values.items():
-                column = self._values.get(name)
-                if column is None:
-                    column = self._values[name] = array("d", [float("nan")]) * row
-                column.append(value)
-            for column in self._values.values():
-                if len(column) == row:
-                    column.append(float("nan"))
-            detail = None
-            for name, value in score.attrs.items():
-                if name == "frames":
-                    detail = value
-                    continue
-                known = self.attrs.get(name)
-                if known is None:
-                    known = self.attrs[name] = [None] * row
-                known.append(value)
-            for known in self.attrs.values():
-                if len(known) == row:
-                    known.append(None)
-            self.frames.append(detail)
+            attrs = dict(score.attrs)
+            self.frames.append(attrs.pop("frames", None))
+            self._values |= {n: array("d", [_NAN]) * row for n in score.values if n not in self._values}
+            for name, column in self._values.items():
+                column.append(score.values.get(name, _NAN))
+            self.attrs |= {name: [None] * row for name in attrs if name not in self.attrs}
+            for name, cells in self.attrs.items():
+                cells.append(attrs.get(name))
 
     @property
     def values(self) -> dict[str, NDArray[np.float64]]:

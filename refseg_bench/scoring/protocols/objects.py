@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -516,17 +517,14 @@ def assign(merit_PG: NDArray[np.float64]) -> tuple[list[int], list[int]]:
 
 
 class _Counts:
-    """Counts of all proposal/object pairs of one clip, kept only where both are present."""
+    """Counts of all proposal/object pairs of one clip, kept only where one of the two is present."""
 
     def __init__(self, length: int, size: tuple[int, int]) -> None:
         self._length = length
         self._radius = boundary_radius(size)
         self._empty = region(np.zeros(size, np.bool_))
-        self._alone: tuple[dict[int, list[tuple[int, int, int]]], dict[int, list[tuple[int, int, int]]]] = (
-            {},
-            {},
-        )
-        self._both: list[tuple[int, int, int, tuple[int, ...]]] = []
+        #: Proposal and object (0 = none of them), frame, counts.
+        self._rows: list[tuple[int, int, int, tuple[int, ...]]] = []
         self.truths: set[int] = set()
         self.proposals: set[int] = set()
 
@@ -538,28 +536,21 @@ class _Counts:
             guesses = label_regions(np.where(g_HW == VOID, np.uint8(0), p_HW))
         self.truths.update(objects)
         self.proposals.update(seen)
-        for side, found in enumerate((objects, guesses)):
-            for number, one in found.items():
-                row = compare(one, self._empty, self._radius)
-                self._alone[side].setdefault(number, []).append((frame, row[1], row[3]))
-        for p, guess in guesses.items():
-            for g, truth in objects.items():
-                self._both.append((p, g, frame, compare(truth, guess, self._radius)))
+        # Each alone first, which is what stands where it meets one that is not there.
+        pairs = [*((0, g) for g in objects), *((p, 0) for p in guesses), *product(guesses, objects)]
+        for p, g in pairs:
+            row = compare(objects.get(g, self._empty), guesses.get(p, self._empty), self._radius)
+            self._rows.append((p, g, frame, row))
 
     def counts(self, objects: Sequence[int], proposals: Sequence[int]) -> NDArray[np.int64]:
         """Counts ``(P, G, T, 7)`` with at least as many proposals as objects; those added are empty."""
         rows = max(len(proposals), len(objects))
         out = np.zeros((rows, len(objects), self._length, 7), np.int64)
-        g_at, p_at = ({n: i for i, n in enumerate(numbers)} for numbers in (objects, proposals))
-        for number, g in g_at.items():
-            for frame, area, edge in self._alone[0].get(number, ()):
-                out[:, g, frame, 1] = area
-                out[:, g, frame, 3] = edge
-        for number, p in p_at.items():
-            for frame, area, edge in self._alone[1].get(number, ()):
-                out[p, :, frame, 2] = area
-                out[p, :, frame, 4] = edge
-        for p_number, g_number, frame, row in self._both:
-            if p_number in p_at and g_number in g_at:
-                out[p_at[p_number], g_at[g_number], frame] = row
+        every: dict[int, int | slice] = {0: slice(None)}
+        p_at, g_at = (every | {n: i for i, n in enumerate(numbers)} for numbers in (proposals, objects))
+        for p, g, frame, row in self._rows:
+            if p in p_at and g in g_at:
+                # Area and edge of the truth, of the proposal, or all.
+                columns = slice(1, 4, 2) if p == 0 else slice(2, 5, 2) if g == 0 else slice(None)
+                out[p_at[p], g_at[g], frame, columns] = row[columns]
         return out
