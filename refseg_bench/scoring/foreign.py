@@ -135,7 +135,7 @@ def inside_dataset(path: Path, dataset: Dataset) -> str:
 
 
 @dataclass(frozen=True)
-class Found:
+class _Found:
     """What a source holds of one sample, or of one set of id maps.
 
     Attributes:
@@ -179,23 +179,23 @@ class ForeignPredictions(ABC):
         """What stands directly below a name; ``None`` = it is no name of several things."""
 
     @abstractmethod
-    def _at(self, top: str, name: str, clip: Clip) -> Found | None:
+    def _at(self, top: str, name: str, clip: Clip) -> _Found | None:
         """What a name below a top folder holds of a clip; ``None`` = nothing."""
 
     @abstractmethod
-    def _check(self, found: Found, clip: Clip, unit: str) -> None:
+    def _check(self, found: _Found, clip: Clip, unit: str) -> None:
         """See that masks are those of a clip, as far as that costs little; raises what they lack."""
 
     @abstractmethod
-    def _read(self, found: Found, clip: Clip, unit: str, tally: Counter[str]) -> MaskTrack:
+    def _read(self, found: _Found, clip: Clip, unit: str, tally: Counter[str]) -> MaskTrack:
         """The masks of a sample; ``tally`` counts how files are stored."""
 
     @abstractmethod
-    def _said(self, found: Found, clip: Clip, e: Expression) -> dict[str, Any]:
+    def _said(self, found: _Found, clip: Clip, e: Expression) -> dict[str, Any]:
         """Flag and point of a sample, as fields of its prediction."""
 
     @abstractmethod
-    def _grey(self, found: Found, track: MaskTrack) -> GreyTrack:
+    def _grey(self, found: _Found, track: MaskTrack) -> GreyTrack:
         """The grey values of a sample's masks."""
 
     @abstractmethod
@@ -205,7 +205,7 @@ class ForeignPredictions(ABC):
     def _tops(self) -> list[str]:
         return [""]
 
-    def _maps(self, clip: Clip, expressions: Sequence[Expression]) -> dict[str, Found]:
+    def _maps(self, clip: Clip, expressions: Sequence[Expression]) -> dict[str, _Found]:
         """Merged id maps of a clip by set."""
         return {}
 
@@ -222,7 +222,7 @@ class ForeignPredictions(ABC):
             return Survey({e.id: labels.get(_set_of(e, labels), missing) for e in expressions}, labels)
         states: dict[str, State] = {}
         for e in expressions:
-            state = self._state(found.get(e.id, Found()), clip, sample_id(clip.id, e.id))
+            state = self._state(found.get(e.id, _Found()), clip, sample_id(clip.id, e.id))
             if state.status == "missing" and not state.why:
                 # A folder without a map is looked at as what it probably is: masks in the wrong place.
                 state = State("missing", why=self._instead(clip, e))
@@ -293,16 +293,16 @@ class ForeignPredictions(ABC):
 
     def _found(
         self, clip: Clip, expressions: Sequence[Expression]
-    ) -> tuple[dict[str, Found], dict[str, Found]]:
+    ) -> tuple[dict[str, _Found], dict[str, _Found]]:
         """What is there of every expression; if there is nothing of any, the clip's id maps by set."""
         found = {e.id: self._of(clip, e) for e in expressions}
         if None in found.values() and (why := self._counted_from_1(clip, list(found))):
-            return dict.fromkeys(found, Found(why=why)), {}
+            return dict.fromkeys(found, _Found(why=why)), {}
         if not any(found.values()):
             return {}, self._maps(clip, expressions)
-        return {key: each or Found() for key, each in found.items()}, {}
+        return {key: each or _Found() for key, each in found.items()}, {}
 
-    def _of(self, clip: Clip, e: Expression) -> Found | None:
+    def _of(self, clip: Clip, e: Expression) -> _Found | None:
         names = self._names(clip, e)
         held = (self._at(top, name, clip) for top in self._tops() for name in names)
         first = None
@@ -312,17 +312,17 @@ class ForeignPredictions(ABC):
             first = first or each
         return first
 
-    def _frames(self, held: Mapping[str, Any], name: str, clip: Clip) -> Found:
+    def _frames(self, held: Mapping[str, Any], name: str, clip: Clip) -> _Found:
         """The masks that stand below a name, one per frame."""
         wanted = [f"{frame}{self.end}" for frame in clip.frame_names]
         rest = sorted(n.removesuffix(self.end) for n in held.keys() - set(wanted) if n.endswith(self.end))
         masks = tuple([held.get(frame) for frame in wanted])
         if all(frame in held for frame in wanted):
-            return Found(masks, {}, tuple(rest))
+            return _Found(masks, {}, tuple(rest))
         why = f"{frames_instead(held, clip.frame_names, self.end)} (in '{self._place(name)}')"
         here = [n.removesuffix(self.end) for n in held if n.endswith(self.end)]
         nothing = held.keys().isdisjoint(wanted) or counted_from_1(here, clip.frame_names)
-        return Found(None if nothing else masks, {}, tuple(rest), why)
+        return _Found(None if nothing else masks, {}, tuple(rest), why)
 
     def _place(self, name: str) -> str:
         return str(self.root / name) if self.end else name
@@ -345,7 +345,7 @@ class ForeignPredictions(ABC):
             if bad_name(name) is None
         )
 
-    def _state(self, found: Found, clip: Clip, unit: str) -> State:
+    def _state(self, found: _Found, clip: Clip, unit: str) -> State:
         if found.masks is None:
             return State("missing", why=found.why)
         try:
@@ -355,7 +355,7 @@ class ForeignPredictions(ABC):
         gaps = tuple(n for n, mask in zip(clip.frame_names, found.masks, strict=False) if mask is None)
         return State("ok", gaps, found.why)
 
-    def _prediction(self, found: Found, clip: Clip, e: Expression, tally: Counter[str]) -> Prediction | None:
+    def _prediction(self, found: _Found, clip: Clip, e: Expression, tally: Counter[str]) -> Prediction | None:
         """The prediction of a sample; ``None`` where it has no mask at all."""
         if found.masks is None:
             return None
@@ -437,7 +437,7 @@ def encoding_of(values: set[int]) -> str:
 
 
 @dataclass(frozen=True)
-class PlainGrey:
+class _PlainGrey:
     """Grey values of masks that are 1 where set (run lengths)."""
 
     track: MaskTrack
@@ -473,24 +473,24 @@ class FolderPredictions(ForeignPredictions):
         except OSError:
             return None
 
-    def _at(self, top: str, name: str, clip: Clip) -> Found | None:
+    def _at(self, top: str, name: str, clip: Clip) -> _Found | None:
         inside = self._entries(top + name)
         if len(clip) > 1:
             return None if inside is None else self._frames(inside, top + name, clip)
         above, _, last = (top + name).rpartition("/")
         if "/" in name and inside is not None:
             if found := self._frames(inside, top + name, clip).masks:
-                return Found(found)
+                return _Found(found)
             if len(inside) == 1 and next(iter(inside)).endswith(".png"):
                 # <image>/<sentence>/<whatever its only frame is called>.png
-                return Found(tuple(inside.values()))
+                return _Found(tuple(inside.values()))
         file = (self._entries(above) or {}).get(f"{last}.png")
-        return None if file is None else Found((file,))
+        return None if file is None else _Found((file,))
 
-    def _maps(self, clip: Clip, expressions: Sequence[Expression]) -> dict[str, Found]:
+    def _maps(self, clip: Clip, expressions: Sequence[Expression]) -> dict[str, _Found]:
         if bad_name(clip.id) is not None:
             return {}
-        out: dict[str, Found] = {}
+        out: dict[str, _Found] = {}
         for top, name in [(top, name) for top in self._tops() for name in SETS]:
             folder = f"{top}{name}/{clip.id}"
             if name not in out and (inside := self._entries(folder)) is not None:
@@ -500,18 +500,18 @@ class FolderPredictions(ForeignPredictions):
             if any(n.endswith(".png") for n in inside):
                 return {"": self._frames(inside, folder, clip)}
         if not out and not expressions:
-            return {"": Found(why=maps_instead(tree(self.root), clip.id, clip.frame_names[0]))}
+            return {"": _Found(why=maps_instead(tree(self.root), clip.id, clip.frame_names[0]))}
         some = out or any((self.root / top / name).is_dir() for top in self._tops() for name in SETS)
-        return out or dict.fromkeys(SETS if some else (), Found())
+        return out or dict.fromkeys(SETS if some else (), _Found())
 
-    def _check(self, found: Found, clip: Clip, unit: str) -> None:
+    def _check(self, found: _Found, clip: Clip, unit: str) -> None:
         there = [file for file in found.masks or () if file is not None]
         for file in there:
             fitting(png.header(file), clip, self.sides, file)
             if file is there[0] and png.is_jpeg(file):
                 lossless("JPEG", self.above, file)
 
-    def _read(self, found: Found, clip: Clip, unit: str, tally: Counter[str]) -> MaskTrack:
+    def _read(self, found: _Found, clip: Clip, unit: str, tally: Counter[str]) -> MaskTrack:
         size, rles = clip.size, list[bytes | None]()
         for file in found.masks or ():
             if file is None:
@@ -524,7 +524,7 @@ class FolderPredictions(ForeignPredictions):
             rles.append(encode_rle(mask))
         return MaskTrack(size, tuple(rles))
 
-    def _said(self, found: Found, clip: Clip, e: Expression) -> dict[str, Any]:
+    def _said(self, found: _Found, clip: Clip, e: Expression) -> dict[str, Any]:
         """What stands in the files beside the masks."""
         flags, points = (_beside(self.root / name) for name in BESIDE)
         unit = sample_id(clip.id, e.id)
@@ -539,7 +539,7 @@ class FolderPredictions(ForeignPredictions):
             out["point"] = _point(_first(points, names), clip, f"{self.root / BESIDE[1]}: {unit}")
         return out
 
-    def _grey(self, found: Found, track: MaskTrack) -> GreyTrack:
+    def _grey(self, found: _Found, track: MaskTrack) -> GreyTrack:
         return FolderGrey(found.masks or (), track.size, self.above)
 
     def _instead(self, clip: Clip, e: Expression) -> str:
@@ -638,8 +638,8 @@ def _split(
             failed.update(dict.fromkeys(ids, error))
         for key, track in tracks.items():
             out[key] = Prediction(sample_id(clip.id, key), clip.id, key, track)
-        for key, error in failed.items():
-            out[key] = Prediction(sample_id(clip.id, key), clip.id, key, failure=_failure(error))
+        for key, why in failed.items():
+            out[key] = Prediction(sample_id(clip.id, key), clip.id, key, failure=_failure(why))
     return out
 
 
@@ -689,26 +689,26 @@ class JsonPredictions(ForeignPredictions):
         held = _parsed(self.root).get(name)
         return None if _is_end(held) else held
 
-    def _at(self, top: str, name: str, clip: Clip) -> Found | None:
+    def _at(self, top: str, name: str, clip: Clip) -> _Found | None:
         record: Mapping[str, Any] = {}
         entry = _parsed(self.root).get(name)
         if isinstance(entry, Mapping) and "counts" not in entry and _mask_in(entry) is not None:
             record, entry = entry, _mask_in(entry)
         if entry is None or isinstance(entry, list):
-            return None if entry is None else Found(tuple(entry), record)
+            return None if entry is None else _Found(tuple(entry), record)
         if not isinstance(entry, Mapping):
-            return Found(why="its entry is no list of masks")
+            return _Found(why="its entry is no list of masks")
         if "counts" in entry:
-            return Found((entry,), record)
+            return _Found((entry,), record)
         found = self._frames(entry, name, clip)
         if found.masks is None and not record and name in clip_names(clip):
             # The sentences of an image, not its mask.
             return None
         if found.masks is None and (len(clip) == 1 or not all(map(numbers, entry))):
-            return Found(why=f"its entry holds {few(entry)}, none of them masks ({', '.join(MASK_KEYS)})")
+            return _Found(why=f"its entry holds {few(entry)}, none of them masks ({', '.join(MASK_KEYS)})")
         return dataclasses.replace(found, record=record)
 
-    def _of(self, clip: Clip, e: Expression) -> Found | None:
+    def _of(self, clip: Clip, e: Expression) -> _Found | None:
         held = _parsed(self.root)
         names = (f"{name}{sign}{e.id}" for name in clip_names(clip) for sign in self.signs)
         entries = [_meaning(entry) for name in names if (entry := held.get(name)) is not None]
@@ -716,10 +716,10 @@ class JsonPredictions(ForeignPredictions):
             raise held.twice(sample_id(clip.id, e.id))
         return super()._of(clip, e)
 
-    def _check(self, found: Found, clip: Clip, unit: str) -> None:
+    def _check(self, found: _Found, clip: Clip, unit: str) -> None:
         self._read(found, clip, unit, Counter())
 
-    def _read(self, found: Found, clip: Clip, unit: str, tally: Counter[str]) -> MaskTrack:
+    def _read(self, found: _Found, clip: Clip, unit: str, tally: Counter[str]) -> MaskTrack:
         masks = found.masks or ()
         if len(masks) != len(clip):
             raise DataError(f"{len(masks)} masks for {len(clip)} frames.", where=f"{self.root}: {unit}")
@@ -732,16 +732,16 @@ class JsonPredictions(ForeignPredictions):
         ]
         return MaskTrack(size, tuple(rles))
 
-    def _said(self, found: Found, clip: Clip, e: Expression) -> dict[str, Any]:
+    def _said(self, found: _Found, clip: Clip, e: Expression) -> dict[str, Any]:
         return self._told(found, clip, sample_id(clip.id, e.id))
 
-    def _told(self, found: Found, clip: Clip, unit: str) -> dict[str, Any]:
+    def _told(self, found: _Found, clip: Clip, unit: str) -> dict[str, Any]:
         said, place = _first(found.record, FLAG_KEYS), f"{self.root}: {unit}"
         flag = None if said is None else _flag(said, place)
         return {"no_target": flag, "point": _point(found.record.get("point"), clip, place)}
 
-    def _grey(self, found: Found, track: MaskTrack) -> GreyTrack:
-        return PlainGrey(track)
+    def _grey(self, found: _Found, track: MaskTrack) -> GreyTrack:
+        return _PlainGrey(track)
 
     def _instead(self, clip: Clip, e: Expression) -> str:
         held = _parsed(self.root)
