@@ -15,7 +15,7 @@ import struct
 import zipfile
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -260,7 +260,7 @@ def _hold_seal(handle: IO[bytes], found: ZipCheck) -> None:
 
 def _check(archive: zipfile.ZipFile, dataset: Dataset | None, found: ZipCheck) -> None:
     names = _plain_names(archive, found)
-    expected: dict[str, Clip] | None = None
+    expected: dict[str, Clip] = {}
     if dataset is not None:
         top = top_of(dataset.name)
         expected = {
@@ -288,9 +288,12 @@ def _check(archive: zipfile.ZipFile, dataset: Dataset | None, found: ZipCheck) -
             inside[rest.removeprefix(f"{top}/" if top else "")] = name
         else:
             found.problems[f"wrong top folder (must be {top}/)"].append(name)
-    sizes = _held_against_dataset(inside, expected, found) if expected is not None else {}
-    if expected is None:
-        _held_against_itself(inside, found)
+    if dataset is not None:
+        _hold_against(inside, expected, found)
+    else:
+        own = _of_itself(inside, found)
+        _hold_against(inside.keys() & own.keys(), own, found)
+    sizes = {name: clip.size for name, clip in expected.items() if name in inside}
     _check_files(archive, inside, sizes, found)
     if not found.masks:
         found.problems["no mask"].append("<video>/<expression>/<frame>.png is wanted")
@@ -331,11 +334,9 @@ def _video(parts: list[str], top: str) -> str | None:
     return "/".join(parts[1 if top else 0 : -2])
 
 
-def _held_against_dataset(
-    inside: Mapping[str, str], expected: Mapping[str, Clip], found: ZipCheck
-) -> dict[str, tuple[int, int]]:
-    videos = {clip.id for clip in expected.values()}
+def _hold_against(inside: Collection[str], expected: Collection[str], found: ZipCheck) -> None:
     samples = {name.rpartition("/")[0] for name in expected}
+    videos = {sample.rpartition("/")[0] for sample in samples}
     here = {name.rpartition("/")[0] for name in inside}
     extra_videos, extra_samples = set(), set()
     for name in inside:
@@ -359,26 +360,25 @@ def _held_against_dataset(
     }
     found.problems.update({kind: names for kind, names in kinds.items() if names})
     found.videos = len(videos - gone) + len(extra_videos)
-    return {name: clip.size for name, clip in expected.items() if name in inside}
 
 
-def _held_against_itself(inside: Mapping[str, str], found: ZipCheck) -> None:
+def _of_itself(inside: Collection[str], found: ZipCheck) -> dict[str, None]:
+    """What a zip should hold by what it holds: every frame of a video for each of its expressions."""
     frames: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
     for name in inside:
-        parts = name.split("/")
+        video, *rest = name.split("/")
         if not name.endswith(".png"):
             found.problems["extra file"].append(name)
-            continue
-        if len(parts) != 3:
+        elif len(rest) != 2:
             found.problems["not <video>/<expression>/<frame>.png"].append(name)
-            continue
-        frames["/".join(parts[:-2])][parts[-2]].add(parts[-1])
-    found.videos = len(frames)
-    for video, expressions in frames.items():
-        every = set().union(*expressions.values())
-        for expression, own in expressions.items():
-            for frame in sorted(every - own):
-                found.problems["missing frame"].append(f"{video}/{expression}/{frame}")
+        else:
+            frames[video][rest[0]].add(rest[1])
+    return {
+        f"{video}/{expression}/{frame}": None
+        for video, own in frames.items()
+        for expression in own
+        for frame in sorted(set().union(*own.values()))
+    }
 
 
 def _check_files(

@@ -312,6 +312,25 @@ class ScoringProtocol(Component):
         return dict(metrics) if digits is None else {k: round(v, digits) for k, v in metrics.items()}
 
 
+def grouped_terms(
+    values: Mapping[str, Column], names: Sequence[str], kinds: NDArray[Any], groups: Mapping[int, str]
+) -> dict[str, Column]:
+    """Summands of means per group of units: ``NAME/GROUP``, 0 outside of the group, and ``n/GROUP``.
+
+    Args:
+        values: one column per value name.
+        names: the values to be averaged.
+        kinds: the kind of every unit.
+        groups: kind → name of its group.
+    """
+    out: dict[str, Column] = {}
+    for kind, group in groups.items():
+        here = kinds == kind
+        out |= {f"{name}/{group}": np.where(here, values[name], 0.0) for name in names}
+        out[f"n/{group}"] = here.astype(np.float64)
+    return out
+
+
 def ratio(top: Column, bottom: Column) -> Column:
     """``top / bottom``, NaN where there is nothing to average."""
     out: Column = np.full(np.broadcast(top, bottom).shape, np.nan)

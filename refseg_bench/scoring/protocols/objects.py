@@ -14,7 +14,15 @@ from refseg_bench.errors import RefsegError, ScoreError
 from refseg_bench.scoring.boundary import boundary_f, boundary_radius, jaccard
 from refseg_bench.scoring.counts import Region, compare, label_regions, region, stack
 from refseg_bench.scoring.labels import VOID
-from refseg_bench.scoring.protocols.base import Case, Column, LabelMaps, Policy, ScoringProtocol, ratio
+from refseg_bench.scoring.protocols.base import (
+    Case,
+    Column,
+    LabelMaps,
+    Policy,
+    ScoringProtocol,
+    grouped_terms,
+    ratio,
+)
 from refseg_bench.scoring.protocols.rvos import JF, jf_values, mean_of
 from refseg_bench.types import Clip, Score
 
@@ -359,13 +367,8 @@ class RefDavisAnnotators(DavisUnsupervised):
 
     def terms(self, values: Mapping[str, Column], attrs: Mapping[str, Sequence[Any]]) -> dict[str, Column]:
         """Every metric's column split by annotator."""
-        annotator = np.asarray(attrs.get("annotator", ()), np.int64)
-        out: dict[str, Column] = {}
-        for a in range(len(self.sets)):
-            here = annotator == a
-            out |= {f"{metric}/{a}": np.where(here, values[metric], 0.0) for metric in self.metrics}
-            out[f"n/{a}"] = here.astype(np.float64)
-        return out
+        groups = {number: str(number) for number in range(len(self.sets))}
+        return grouped_terms(values, self.metrics, np.asarray(attrs["annotator"], np.int64), groups)
 
     def combine(self, sums: Mapping[str, Column]) -> dict[str, Column]:
         """Mean over the annotators of each one's mean over objects."""

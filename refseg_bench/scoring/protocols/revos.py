@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refseg_bench.datasets.base import Dataset
-from refseg_bench.scoring.protocols.base import Case, Column, Item, Policy, ratio
+from refseg_bench.scoring.protocols.base import Case, Column, Item, Policy, grouped_terms, ratio
 from refseg_bench.scoring.protocols.rvos import RvosExpression, jf_values, mean_of, percent
 from refseg_bench.types import Expression, MaskTrack, Score, sample_id, union_rle
 
@@ -133,14 +133,7 @@ class RevosVisa(RvosExpression):
 
     def terms(self, values: Mapping[str, Column], attrs: Mapping[str, Sequence[Any]]) -> dict[str, Column]:
         """The four columns split by type."""
-        kinds = np.asarray(attrs.get("type_id", ()))
-        out: dict[str, Column] = {}
-        for number, column in TYPES.items():
-            here = kinds == number
-            for name in _COLUMNS:
-                out[f"{name}/{column}"] = np.where(here, values[name], 0.0)
-            out[f"n/{column}"] = here.astype(np.float64)
-        return out
+        return grouped_terms(values, _COLUMNS, np.asarray(attrs["type_id"]), TYPES)
 
     def combine(self, sums: Mapping[str, Column]) -> dict[str, Column]:
         """Columns of the two types, then their plain mean."""
