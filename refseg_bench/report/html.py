@@ -14,7 +14,7 @@ import os
 import shutil
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,10 +29,9 @@ from refseg_bench.config.components import protocol_of
 from refseg_bench.datasets.base import Dataset
 from refseg_bench.errors import RefsegError, StoreError
 from refseg_bench.files.store_io import is_temporary, sweep, to_plain, within, write_atomic, write_error
-from refseg_bench.report import tables
 from refseg_bench.report.compare import compare
 from refseg_bench.report.media import MediaFolder, spread
-from refseg_bench.report.tables import in_percent
+from refseg_bench.report.tables import Cell, ResultTable, in_percent, number_cell, rows_of, tabulate
 from refseg_bench.run.build import dataset_of, received
 from refseg_bench.run.inputs import Present, stale, without
 from refseg_bench.run.shards import plan
@@ -198,8 +197,8 @@ def _meta(
         "level": f"{options.bootstrap.level:.0%}".replace("%", " %"),
         "runs": [_run_record(run, *group_at[id(run)]) for run in runs],
         "groups": list(pages),
-        "tables": [_table_record(t) for t in tables.tabulate(tables.rows_of([run.store for run in runs]))],
-        "breakdowns": [t for group in groups for t in _breakdowns(group, options)],
+        "tables": [asdict(t) for t in tabulate(rows_of([run.store for run in runs]))],
+        "breakdowns": [asdict(t) for group in groups for t in _breakdowns(group, options)],
         "comparisons": [c for group in groups for c in _comparisons(group, list(runs), options)],
     }
 
@@ -234,14 +233,8 @@ def _run_record(run: _Run, group: int, place: int) -> dict[str, Any]:
     }
 
 
-def _table_record(table: tables.ResultTable) -> dict[str, Any]:
-    rows = [[{"text": c.text, "interval": c.interval, "best": c.best} for c in row] for row in table.rows]
-    return {"caption": table.caption, "header": list(table.header), "rows": rows}
-
-
-def _breakdowns(group: Sequence[_Run], options: ReportOptions) -> list[dict[str, Any]]:
+def _breakdowns(group: Sequence[_Run], options: ReportOptions) -> Iterator[ResultTable]:
     """Headline metric by attribute, runs side by side, one table per protocol and attribute."""
-    out = []
     for protocol in dict.fromkeys(name for run in group for name in run.tables):
         scored = [run for run in group if protocol in run.tables]
         rules = protocol_of(scored[0].results[protocol])
@@ -253,20 +246,16 @@ def _breakdowns(group: Sequence[_Run], options: ReportOptions) -> list[dict[str,
                 else {}
                 for run in having
             ]
-            percent = 100.0 / rules.policy.scale
+            percent, headline = 100.0 / rules.policy.scale, rules.metrics[0]
             rows = []
             for value in dict.fromkeys(value for column in columns for value in column):
-                cells = [{"text": value}]
-                cells.append({"text": str(max(column[value][0] for column in columns if value in column))})
-                for column in columns:
-                    estimate = column[value][1][rules.metrics[0]] if value in column else None
-                    cell = tables.number_cell(estimate, percent)
-                    cells.append({"text": cell.text, "interval": cell.interval})
-                rows.append(cells)
-            header = [attribute, "n", *(run.store.root.name for run in having)]
-            caption = f"{group[0].dataset} · {protocol} · {rules.metrics[0]} by {attribute}, percent"
-            out.append({"caption": caption, "header": header, "rows": rows})
-    return out
+                most = max(column[value][0] for column in columns if value in column)
+                found = (column[value][1][headline] if value in column else None for column in columns)
+                rows.append((Cell(value), Cell(str(most)), *(number_cell(e, percent) for e in found)))
+            caption = f"{group[0].dataset} · {protocol} · {headline} by {attribute}, percent"
+            yield ResultTable(
+                caption, (attribute, "n", *(run.store.root.name for run in having)), tuple(rows)
+            )
 
 
 def _comparisons(group: Sequence[_Run], runs: list[_Run], options: ReportOptions) -> list[dict[str, Any]]:

@@ -239,12 +239,8 @@ def _in_order(store: RunStore) -> list[Result]:
 
 def runs_held_against(stores: Iterable[RunStore], file: str, table: str) -> list[RunStore]:
     """The runs that are held against one table."""
-    found = []
-    for store in stores:
-        reference = Reference.of_run(store)
-        if reference is not None and (reference.file, reference.table) == (file, table):
-            found.append(store)
-    return found
+    references = ((store, Reference.of_run(store)) for store in stores)
+    return [store for store, r in references if r is not None and (r.file, r.table) == (file, table)]
 
 
 # ── a paper's table ──────────────────────────────────────────────────────────

@@ -74,21 +74,22 @@ class TrackLabels:
         names: the frames' names.
         tracks: (id, track) in the order of precedence.
         void: pixels set to 255, or ``None``.
+        whole: False if an object's masks are missing, so that no frame has a map.
     """
 
     size: tuple[int, int]
     names: tuple[str, ...]
     tracks: tuple[tuple[int, MaskTrack], ...]
     void: MaskTrack | None = None
-    incomplete: tuple[str, ...] = field(default=())
+    whole: bool = True
 
     def missing(self) -> Sequence[str]:
         """Names of frames that a track doesn't cover."""
-        return [
-            name
-            for t, name in enumerate(self.names)
-            if name in self.incomplete or any(track.rles[t] is None for _, track in self.tracks)
-        ]
+        tracks = [track for _, track in self.tracks]
+        there = (
+            self.whole and all(track.rles[t] is not None for track in tracks) for t in range(len(self.names))
+        )
+        return [name for name, whole in zip(self.names, there, strict=True) if not whole]
 
     def extra(self) -> Sequence[str]:
         """Nothing: tracks have exactly the clip's frames."""
@@ -172,12 +173,7 @@ def merged_labels(
         else:
             tracks[number] = prediction.track
     return {
-        name: TrackLabels(
-            clip.size,
-            clip.frame_names,
-            tuple(tracks.items()),
-            incomplete=clip.frame_names if name in gone else (),
-        )
+        name: TrackLabels(clip.size, clip.frame_names, tuple(tracks.items()), whole=name not in gone)
         for name, tracks in sets.items()
     }
 
