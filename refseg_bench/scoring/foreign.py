@@ -183,10 +183,6 @@ class ForeignPredictions(ABC):
         """What a name below a top folder holds of a clip; ``None`` = nothing."""
 
     @abstractmethod
-    def _check(self, found: _Found, clip: Clip, unit: str) -> None:
-        """See that masks are those of a clip, as far as that costs little; raises what they lack."""
-
-    @abstractmethod
     def _read(self, found: _Found, clip: Clip, unit: str, tally: Counter[str]) -> MaskTrack:
         """The masks of a sample; ``tally`` counts how files are stored."""
 
@@ -201,6 +197,10 @@ class ForeignPredictions(ABC):
     @abstractmethod
     def _instead(self, clip: Clip, e: Expression) -> str:
         """What lies where a sample was expected, and what to do; empty if nothing does."""
+
+    def _check(self, found: _Found, clip: Clip, unit: str) -> None:
+        """See that masks are those of a clip, as far as that costs little; raises what they lack."""
+        self._read(found, clip, unit, Counter())
 
     def _tops(self) -> list[str]:
         return [""]
@@ -715,9 +715,6 @@ class JsonPredictions(ForeignPredictions):
         if any(entry != entries[0] for entry in entries):
             raise held.twice(sample_id(clip.id, e.id))
         return super()._of(clip, e)
-
-    def _check(self, found: _Found, clip: Clip, unit: str) -> None:
-        self._read(found, clip, unit, Counter())
 
     def _read(self, found: _Found, clip: Clip, unit: str, tally: Counter[str]) -> MaskTrack:
         masks = found.masks or ()
