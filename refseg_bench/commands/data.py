@@ -115,15 +115,17 @@ def prepare_set(args: argparse.Namespace) -> int:
     """``refseg data prepare``."""
     name = find("dataset", args.name)
     console = Console()
-    made = prepare(name, args.sources, args.to, lambda line: console.print(escape(line), soft_wrap=True))
-    for split, clips in made.splits.items():
-        console.print(f"{name} {split}: {clips} clips", soft_wrap=True)
-    console.print(
-        f"ready in {made.root}; check it with: refseg data verify {name} --root {made.root}", soft_wrap=True
-    )
-    if not made.splits:
-        console.print("but no split of it loads yet: more archives are needed", soft_wrap=True)
-    return 0 if made.splits else 1
+
+    def say(line: str) -> None:
+        console.print(escape(line), soft_wrap=True)
+
+    root, ready = prepare(name, args.sources, args.to, say)
+    for split, clips in ready.items():
+        say(f"{name} {split}: {clips} clips")
+    say(f"ready in {root}; check it with: refseg data verify {name} --root {root}")
+    if not ready:
+        say("but no split of it loads yet: more archives are needed")
+    return 0 if ready else 1
 
 
 def verify_set(args: argparse.Namespace) -> int:

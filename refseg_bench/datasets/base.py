@@ -13,6 +13,7 @@ import shlex
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
@@ -121,6 +122,13 @@ class Dataset(Component):
                 hint="Set dataset.split (`refseg score`: --split) to one of them.",
             )
         raise _not_found(self, landmarks)
+
+    @cached_property
+    def home(self) -> Path:
+        """The folder its files lie in, looked for once; see :meth:`base`."""
+        found = self.base()
+        assert found is not None, f"{type(self).__name__} has neither landmarks nor a root"
+        return found
 
     def splits(self, known: Sequence[str]) -> Sequence[str]:
         """Those of the known splits whose files are there."""

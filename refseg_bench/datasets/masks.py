@@ -46,27 +46,21 @@ def checked_rle(entry: Any, size: Size | None, at: Place) -> tuple[bytes, Size] 
     """One RLE of a data file as compressed counts.
 
     Args:
-        entry: ``{"size": [h, w], "counts": text, bytes or list of runs}``.
+        entry: ``{"size": [h, w], "counts": text or list of runs}``, as JSON gives it.
         size: the (height, width) it must have, or ``None`` for any.
         at: where it was read.
 
     Returns:
-        Counts and size, or ``None`` after reporting a problem.
+        Counts and size, or ``None`` after telling a problem.
     """
     if not isinstance(entry, Mapping) or "size" not in entry or "counts" not in entry:
         at.tell("malformed mask", "A mask must be an object with 'size' and 'counts', or null.")
         return None
     own = entry["size"]
-    if not (
-        isinstance(own, (list, tuple))
-        and len(own) == 2
-        and all(
-            isinstance(n, (int, np.integer)) and not isinstance(n, bool) and 0 < n <= MOST_SIDE for n in own
-        )
-    ):
+    if not isinstance(own, list) or [type(n) is int and 0 < n <= MOST_SIDE for n in own] != [True, True]:
         at.tell("malformed mask", f"The mask's size {own!r} is no [height, width].")
         return None
-    mine = (int(own[0]), int(own[1]))
+    mine = (own[0], own[1])
     if size is not None and mine != size:
         at.tell("mask of another size", _sizes(mine, size))
         return None
@@ -74,14 +68,14 @@ def checked_rle(entry: Any, size: Size | None, at: Place) -> tuple[bytes, Size] 
     if isinstance(counts, str):
         # Only ASCII is in the alphabet; anything else fails the measurement below.
         counts = counts.encode("ascii", "replace")
-    elif isinstance(counts, (list, tuple)):
-        if not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in counts):
+    elif isinstance(counts, list):
+        if not all(type(n) is int and n >= 0 for n in counts):
             at.tell("torn mask", "The mask's run lengths are not whole numbers from 0 up.")
             return None
         if sum(counts) != mine[0] * mine[1]:
             at.tell("torn mask", f"The mask's runs cover {sum(counts)} pixels of {mine[0] * mine[1]}.")
             return None
-        counts = bytes(coco_mask.frPyObjects({"size": list(mine), "counts": list(counts)}, *mine)["counts"])
+        counts = bytes(coco_mask.frPyObjects({"size": own, "counts": counts}, *mine)["counts"])
     if not isinstance(counts, bytes):
         at.tell("malformed mask", f"The mask's counts are {type(counts).__name__}.")
         return None
@@ -94,7 +88,7 @@ def checked_rle(entry: Any, size: Size | None, at: Place) -> tuple[bytes, Size] 
 
 def are_coordinates(values: Sequence[Any]) -> bool:
     """Whether all values are numbers that a polygon's corner can have."""
-    return all(isinstance(v, (int, float)) and not isinstance(v, bool) and abs(v) < 1e6 for v in values)
+    return all(type(v) in (int, float) and abs(v) < 1e6 for v in values)
 
 
 def _sizes(mask: Sequence[int], size: Size) -> str:
@@ -106,10 +100,10 @@ def checked_track(entries: Any, clip: Clip, at: Place) -> MaskTrack:
     """The masks of one object: one RLE, or null = absent, per frame.
 
     Returns:
-        The track; a mask that was reported as damaged stands as absent.
+        The track; a mask that was told as damaged stands as absent.
     """
     out = [blank(clip.size)] * len(clip)
-    if not isinstance(entries, (list, tuple)):
+    if not isinstance(entries, list):
         at.tell("malformed mask", "The masks of an object must be a list.")
         entries = ()
     elif len(entries) != len(clip):

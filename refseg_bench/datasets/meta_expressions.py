@@ -220,13 +220,6 @@ class MetaExpressions(Dataset):
         return path.replace("{split}", self.split)
 
     @cached_property
-    def home(self) -> Path:
-        """The set's folder."""
-        found = self.base()
-        assert found is not None
-        return found
-
-    @cached_property
     def file(self) -> Path:
         """The expression file."""
         return next(path for p in self.meta if (path := self.home / self.fill(p)).exists())
@@ -432,8 +425,6 @@ def id_list(value: Any) -> list[str] | None:
         The ids, or ``None`` if the value is something else.
     """
     items = value if isinstance(value, list) else [value]
-    if not all(
-        isinstance(item, (str, int)) and not isinstance(item, bool) and str(item).strip() for item in items
-    ):
+    if not all(type(item) in (str, int) and str(item).strip() for item in items):
         return None
     return [text for item in items if (text := str(item)) not in _NOBODY]

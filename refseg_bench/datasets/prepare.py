@@ -45,20 +45,9 @@ Say = Callable[[str], None]
 _DEPTH = 6
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """What preparing made.
-
-    Attributes:
-        root: the set's folder.
-        splits: splits that load now, with their number of clips.
-    """
-
-    root: Path
-    splits: dict[str, int]
-
-
-def prepare(name: str, sources: Sequence[Path], root: Path | None, say: Say = print) -> Prepared:
+def prepare(
+    name: str, sources: Sequence[Path], root: Path | None, say: Say = print
+) -> tuple[Path, dict[str, int]]:
     """Unpack (and where needed convert) the archives of a set and make its indices.
 
     No file that is there already is overwritten: one with the same bytes is left as it is, so that a call
@@ -70,6 +59,9 @@ def prepare(name: str, sources: Sequence[Path], root: Path | None, say: Say = pr
         sources: archives, or folders that hold them unpacked.
         root: the set's folder; ``None`` = ``$REFSEG_DATA/NAME`` or ``data/NAME``.
         say: receives progress, one line at a time.
+
+    Returns:
+        The set's folder, and the splits that load now with their number of clips.
 
     Raises:
         Damage: an archive is torn or unsafe, lacks the set, or would overwrite another file.
@@ -97,7 +89,7 @@ def prepare(name: str, sources: Sequence[Path], root: Path | None, say: Say = pr
                 _arrange(data, splits, sources, places, home, say)
     except OSError as error:
         raise write_error(error, home) from error
-    return Prepared(home, _index(name, splits, home, say))
+    return home, _index(name, splits, home, say)
 
 
 @contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -114,7 +113,7 @@ class ReasonSeg(Dataset):
             self.tell(Damage("missing file", told, self._folder))
         clips: list[Clip] = []
         for name, path in images.items():
-            homes = self._folder.parent, self._folder
+            homes = self.home, self._folder
             if name not in jsons or (
                 path.is_symlink() and not check_link(path, *homes, follow=self.follow_links, tell=self.tell)
             ):
@@ -176,12 +175,10 @@ class ReasonSeg(Dataset):
         """The split's folder."""
         return ["{split}/"]
 
-    @cached_property
+    @property
     def _folder(self) -> Path:
         """The folder of the split."""
-        found = self.base()
-        assert found is not None
-        return found / self.split
+        return self.home / self.split
 
     def _record(self, clip: Clip) -> tuple[Place, dict[str, Any]]:
         """The JSON of an image, and where it is."""

@@ -175,31 +175,25 @@ class RefCoco(Dataset):
         return []
 
     @cached_property
-    def _home(self) -> Path:
-        found = self.base()
-        assert found is not None
-        return found
-
-    @cached_property
     def _refs(self) -> Path:
         """The sentence file."""
-        return next(path for p in self.landmarks() if (path := self._home / p).exists())
+        return next(path for p in self.landmarks() if (path := self.home / p).exists())
 
     @cached_property
     def _instances(self) -> Path:
         """The annotation file."""
-        return self._home / "instances.json"
+        return self.home / "instances.json"
 
     @cached_property
     def _pictures(self) -> Path:
         """The first image folder that exists, else the first."""
-        for folder in (self._home / name for name in self.images):
+        for folder in (self.home / name for name in self.images):
             if folder.is_dir() or (
                 folder.name in COCO_FOLDERS and any((folder.parent / name).is_dir() for name in COCO_FOLDERS)
             ):
                 return folder
         # A copy of the annotations alone is good for scoring: the sizes are in instances.json.
-        return self._home / self.images[0]
+        return self.home / self.images[0]
 
     # ── reading ──────────────────────────────────────────────────────────────
 
@@ -387,8 +381,8 @@ def checked_refs(path: Path, tell: Tell) -> Iterator[dict[str, Any]]:
 
 def _ids(ref: Mapping[str, Any], key: str, at: Place) -> list[str] | None:
     value = ref.get(key)
-    items = value if isinstance(value, (list, tuple)) else [value]
-    if not items or not all(isinstance(i, int) and not isinstance(i, bool) for i in items):
+    items = value if isinstance(value, list) else [value]
+    if not items or not all(type(i) is int for i in items):
         told = f"'{key}' is {value!r}, not a number or a list of numbers."
         at.at(key).tell("bad object id", told, _MIXED)
         return None

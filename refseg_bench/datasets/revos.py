@@ -43,7 +43,7 @@ class Revos(MetaExpressions):
         if attrs is None or "type_id" not in raw:
             return attrs
         type_id = raw["type_id"]
-        if isinstance(type_id, bool) or not isinstance(type_id, int) or not 0 <= type_id < len(TYPES):
+        if type(type_id) is not int or not 0 <= type_id < len(TYPES):
             allowed = [f"{number} ({name})" for number, name in enumerate(TYPES)]
             at.at("type_id").tell("bad type", f"The expression's type_id is {type_id!r}.", allowed=allowed)
             return None

@@ -51,18 +51,14 @@ class Manifest:
 
     Attributes:
         name: name of the set.
-        title: as the field writes it.
         kind: ``video`` or ``image``.
-        licence: in a few words.
         splits: by name.
         total: counts of the whole release, for the reader.
         printed_as: what papers' tables call the set; by default its title.
     """
 
     name: str
-    title: str
     kind: str
-    licence: str
     splits: Mapping[str, SplitFacts]
     total: Mapping[str, int] = field(default_factory=dict)
     printed_as: str = ""
@@ -81,7 +77,8 @@ def manifest(name: str) -> Manifest | None:
     keys = {"title", "kind", "licence", "splits", "total", "printed_as"}
     if not keys - {"total", "printed_as"} <= set(plain) <= keys:
         raise ConfigError("The manifest lacks a key or has an unknown one.", where=path, allowed=sorted(keys))
-    return Manifest(name, **{**plain, "splits": {k: _facts(v) for k, v in plain["splits"].items()}})
+    splits = {split: _facts(record) for split, record in plain["splits"].items()}
+    return Manifest(name, plain["kind"], splits, plain.get("total", {}))
 
 
 def _facts(record: Mapping[str, Any]) -> SplitFacts:
