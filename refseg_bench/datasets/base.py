@@ -11,7 +11,7 @@ import os
 import re
 import shlex
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -96,6 +96,19 @@ class Dataset(Component):
     def layout(self) -> Sequence[str]:
         """All paths it reads below its folder, by which ``refseg data prepare`` knows an archive's parts."""
         return self.landmarks()
+
+    def convert(self, places: Sequence[Path], stage: Path, say: Callable[[str], None]) -> Path | None:
+        """Make the layout of what is published in another one, for ``refseg data prepare``.
+
+        Args:
+            places: folders that hold what is published, unpacked.
+            stage: a folder to work in; what was an archive lies unpacked below it.
+            say: receives progress, one line at a time.
+
+        Returns:
+            The folder that holds the layout; ``None`` = what is published has it.
+        """
+        return None
 
     def base(self) -> Path | None:
         """The folder its files lie in: the first that holds one of its landmarks; ``None`` = not known.

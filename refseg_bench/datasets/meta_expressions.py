@@ -47,8 +47,8 @@ _OWN = ("exp", "obj_id", "anno_id")
 #: What some releases write for "no object".
 _NOBODY = ("-1",)
 _SIZE = {"height", "width"}
-#: What a frame's name ends in, likeliest first.
-_ENDINGS = (".jpg", ".png", ".jpeg", ".JPG", ".PNG", ".JPEG")
+#: What a frame's name may end in beside ``.jpg``, likeliest first.
+_ENDINGS = (".png", ".jpeg", ".JPG", ".PNG", ".JPEG")
 
 
 @dataclass
@@ -370,10 +370,12 @@ class MetaExpressions(Dataset):
             self.tell(Damage("missing video", f"The folder of video '{folder.name}' is missing.", folder))
             return
         for name in names:
-            file = next((f for end in _ENDINGS if (f := f"{name}{end}") in present), None)
+            file = f"{name}.jpg"
+            if file not in present:
+                file = next((f for end in _ENDINGS if (f := f"{name}{end}") in present), file)
             # One parse of a joined text: a large split has 10^5 frames, and `folder / file` parses twice.
-            path = Path(f"{folder}/{file or name + _ENDINGS[0]}")
-            if file is None:
+            path = Path(f"{folder}/{file}")
+            if file not in present:
                 self.tell(Damage("missing frame", f"Frame '{name}' is missing.", path))
             elif present[file]:
                 check_link(path, *homes, follow=self.follow_links, tell=self.tell)

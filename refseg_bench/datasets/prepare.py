@@ -34,7 +34,6 @@ from refseg_bench.datasets.files import (
     found_instead,
     is_litter,
 )
-from refseg_bench.datasets.ref_davis17 import MASKS, TEXTS, convert
 from refseg_bench.datasets.refcoco import COCO_FOLDERS, coco_number
 from refseg_bench.datasets.verify import manifest
 from refseg_bench.errors import DataError
@@ -75,7 +74,7 @@ def prepare(
     for source in sources:
         if not source.is_dir():
             check_archive(source)
-        elif name != "ref_davis17":
+        elif type(data).convert is Dataset.convert:
             raise _is_folder(source)
     facts = manifest(name)
     splits = list(facts.splits) if facts is not None else [data.split]
@@ -83,8 +82,9 @@ def prepare(
     try:
         with _stage(home) as stage:
             places = [_unpacked(source, stage / str(n), say) for n, source in enumerate(sources)]
-            if name == "ref_davis17":
-                _davis(places, home, stage, say)
+            made = data.convert(places, stage, say)
+            if made is not None:
+                move(made, home)
             else:
                 _arrange(data, splits, sources, places, home, say)
     except OSError as error:
@@ -130,39 +130,6 @@ def _unpacked(source: Path, place: Path, say: Say) -> Path:
     return place
 
 
-def _davis(places: Sequence[Path], home: Path, stage: Path, say: Say) -> None:
-    """Convert DAVIS and its texts; the archives may come in any number and order."""
-    # The semantics archive may hold frames too, but not the masks that are needed.
-    needed = ("JPEGImages/480p", MASKS, "ImageSets")
-    davis = _find(places, *needed)
-    if davis is None:
-        # The parts of one folder, packed apart.
-        together = stage / "DAVIS"
-        together.mkdir()
-        for place in places:
-            part = _find([place], *needed, all_of=False)
-            if part is not None and part.is_relative_to(stage):
-                _move(part, together)
-        davis = _find([together], *needed)
-    texts = _find(places, TEXTS[0][0])
-    if davis is None or texts is None:
-        lacking, archive = f"JPEGImages/480p with {MASKS}", "DAVIS-2017-Unsupervised-trainval-480p.zip"
-        if davis is not None:
-            lacking, archive = TEXTS[0][0], "davis_text_annotations.zip"
-        place, hint = places[0] if places else home, f"Add {archive} to --from."
-        raise Damage("missing file", f"Nothing given holds {lacking}.", place, hint=hint)
-    semantics = _find(places, "davis_semantics.json")
-    if semantics is not None and semantics != davis and not (davis / "davis_semantics.json").exists():
-        # A folder of the user's own is not written to.
-        if davis.is_relative_to(stage):
-            shutil.copy2(semantics / "davis_semantics.json", davis / "davis_semantics.json")
-        else:
-            say("davis_semantics.json is not beside DAVIS: meta.json gets no categories")
-    counts = convert(davis, texts, stage / "merged")
-    say("converted " + ", ".join(f"{n} videos of {split}" for split, n in counts.items()))
-    _move(stage / "merged", home)
-
-
 def _arrange(
     data: Dataset,
     splits: Sequence[str],
@@ -182,7 +149,7 @@ def _arrange(
     parts = filled([*parts, *(path.split("/")[0] for path in parts)])
     # Archives may share a folder: some hold its frames alone.
     bases = [
-        _find([place], *marks, all_of=False) or _find([place], *set(parts) - {"."}, all_of=False)
+        find([place], *marks, all_of=False) or find([place], *set(parts) - {"."}, all_of=False)
         for place in places
     ]
     names = {part.lower() for folder in data.folders for part in Path(folder).parts}
@@ -201,7 +168,7 @@ def _arrange(
     for place, found in zip(places, bases, strict=True):
         base = found or _inner(place, names)
         while (images := _coco_images(place)) is not None:
-            _move(images, home / "images" / images.name)
+            move(images, home / "images" / images.name)
             shutil.rmtree(images)
             # What is empty now is no layout of its own.
             while images.parent != place and not any(images.parent.iterdir()):
@@ -209,7 +176,7 @@ def _arrange(
                 images.rmdir()
         if base != place:
             say(f"  found {base.relative_to(place)}")
-        _move(base, home)
+        move(base, home)
 
 
 def _inner(place: Path, names: set[str]) -> Path:
@@ -231,8 +198,8 @@ def _coco_images(place: Path) -> Path | None:
     return None
 
 
-def _find(places: Sequence[Path], *paths: str, all_of: bool = True) -> Path | None:
-    """The first folder, nearest to the top first, that holds all (or one) of these files or folders."""
+def find(places: Sequence[Path], *paths: str, all_of: bool = True) -> Path | None:
+    """The first folder below these, nearest to the top first, that holds all (or one) of the paths."""
     for folder in itertools.chain.from_iterable(map(_folders_below, places)):
         if (all if all_of else any)((folder / path).exists() for path in paths):
             return folder
@@ -253,7 +220,7 @@ def _folders_below(top: Path) -> Iterator[Path]:
         ]
 
 
-def _move(source: Path, target: Path) -> None:
+def move(source: Path, target: Path) -> None:
     """Merge a folder into another; another file in a file's place is an error, and nothing has moved then."""
     same: set[Path] = set()
     for folder, _, files in os.walk(source):

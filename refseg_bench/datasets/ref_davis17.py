@@ -12,7 +12,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,44 @@ class RefDavis17(RunningNumbers):
     def png_source(self, path: Path) -> MaskSource:
         """Label maps with void."""
         return LabelMapMasks(path, self.home, VOID, follow_links=self.follow_links)
+
+    def convert(self, places: Sequence[Path], stage: Path, say: Callable[[str], None]) -> Path:
+        """DAVIS and its texts in this layout; their archives may come in any number and order.
+
+        Raises:
+            Damage: something is missing or damaged.
+        """
+        from refseg_bench.datasets.prepare import find, move
+
+        # The semantics archive may hold frames too, but not the masks that are needed.
+        needed = ("JPEGImages/480p", MASKS, "ImageSets")
+        davis = find(places, *needed)
+        if davis is None:
+            # The parts of one folder, packed apart.
+            together = stage / "DAVIS"
+            together.mkdir()
+            for place in places:
+                part = find([place], *needed, all_of=False)
+                if part is not None and part.is_relative_to(stage):
+                    move(part, together)
+            davis = find([together], *needed)
+        texts = find(places, TEXTS[0][0])
+        if davis is None or texts is None:
+            lacking, archive = f"JPEGImages/480p with {MASKS}", "DAVIS-2017-Unsupervised-trainval-480p.zip"
+            if davis is not None:
+                lacking, archive = TEXTS[0][0], "davis_text_annotations.zip"
+            hint = f"Add {archive} to --from."
+            raise Damage("missing file", f"Nothing given holds {lacking}.", places[0], hint=hint)
+        semantics = find(places, "davis_semantics.json")
+        if semantics is not None and semantics != davis and not (davis / "davis_semantics.json").exists():
+            # A folder of the user's own is not written to.
+            if davis.is_relative_to(stage):
+                shutil.copy2(semantics / "davis_semantics.json", davis / "davis_semantics.json")
+            else:
+                say("davis_semantics.json is not beside DAVIS: meta.json gets no categories")
+        counts = convert(davis, texts, stage / "converted")
+        say("converted " + ", ".join(f"{n} videos of {split}" for split, n in counts.items()))
+        return stage / "converted"
 
 
 # ── conversion ───────────────────────────────────────────────────────────────
