@@ -45,26 +45,26 @@ def record(seed: int) -> dict[str, Any]:
     }
 
 
+#: The checkout (or copy of one, or ``site-packages``) that the package runs from.
+HOME = Path(refseg_bench.__file__).resolve().parent.parent
 #: In a copy of the code: the commit it was copied from.
 ORIGIN = ".refseg_origin.json"
 
 
+def git(*words: str) -> str | None:
+    """What git says of :data:`HOME`; ``None`` where there is no git or no checkout."""
+    with suppress(OSError, subprocess.SubprocessError):
+        done = subprocess.run(["git", "-C", str(HOME), *words], capture_output=True, timeout=60, check=True)
+        return os.fsdecode(done.stdout)
+    return None
+
+
 def commit() -> dict[str, Any]:
     """Commit of the checkout the package runs from (or was copied from), and whether it was changed."""
-    home = Path(refseg_bench.__file__).resolve().parent.parent
     with suppress(OSError, json.JSONDecodeError):
-        return {**json.loads((home / ORIGIN).read_text()), "snapshot": str(home)}
-
-    def git(*args: str) -> str | None:
-        with suppress(OSError, subprocess.SubprocessError):
-            done = subprocess.run(
-                ["git", "-C", str(home), *args], capture_output=True, timeout=20, check=True, text=True
-            )
-            return done.stdout
-        return None
-
+        return {**json.loads((HOME / ORIGIN).read_text()), "snapshot": str(HOME)}
     top = git("rev-parse", "--show-toplevel")
-    if top is None or Path(top.strip()).resolve() != home:
+    if top is None or Path(top.strip()).resolve() != HOME:
         return {"commit": None, "dirty": None, "diff_sha256": None}
     diff = git("diff", "HEAD") or ""
     untracked = git("ls-files", "--others", "--exclude-standard", "refseg_bench", "conf") or ""
@@ -72,7 +72,7 @@ def commit() -> dict[str, Any]:
     return {
         "commit": (git("rev-parse", "HEAD") or "").strip() or None,
         "dirty": dirty,
-        "diff_sha256": hashlib.sha256((diff + untracked).encode()).hexdigest() if dirty else None,
+        "diff_sha256": hashlib.sha256(os.fsencode(diff + untracked)).hexdigest() if dirty else None,
     }
 
 

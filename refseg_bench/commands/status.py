@@ -56,6 +56,10 @@ def main(args: argparse.Namespace) -> int:
 
 def _tell(store: RunStore, busy: Sequence[Submission], failures: int, table: Table, notes: list[str]) -> None:
     """One run: its row, and what there is to say below."""
+
+    def note(text: str) -> None:
+        notes.append(f"{store.root.name}  {text}")
+
     differing: dict[str, str] = {}
     index: Mapping[str, StoredLine] = store.index()
     expected: int | None = None
@@ -67,32 +71,26 @@ def _tell(store: RunStore, busy: Sequence[Submission], failures: int, table: Tab
         asked = {sample_id(clip.id, e.id) for clip, expressions in dataset.work for e in expressions}
         expected = len(asked)
         if surplus := [sample for sample in index if sample not in asked]:
-            notes.append(
-                f"{store.root.name}  {len(surplus)} samples are not in the data set and don't count: "
-                f"{', '.join(surplus[:3])}{' …' if len(surplus) > 3 else ''}"
-            )
+            few = ", ".join(surplus[:3]) + (" …" if len(surplus) > 3 else "")
+            note(f"{len(surplus)} samples are not in the data set and don't count: {few}")
             index = {sample: line for sample, line in index.items() if sample in asked}
         differing = stale(store, dataset.work, Present(dataset, dataset.seen))
         if changed := dataset.changed():
-            notes.append(
-                f"{store.root.name}  {changed} has changed since the last command that opened the data set; "
+            note(
+                f"{changed} has changed since the last command that opened the data set; "
                 "the same `refseg run` tells what it changes"
             )
     except RefsegError as error:
         # A folder that can't tell what was asked for still tells what is in it.
-        notes.append(f"{store.root.name}  what is left is unknown: {error.what}")
+        note(f"what is left is unknown: {error.what}")
     if damage := store.damage():
-        notes.append(f"{store.root.name}  {damage}")
+        note(str(damage))
     good = sum(line.ok for line in index.values())
     done, failed = good - len(differing), len(index) - good
     if differing:
-        notes.append(
-            f"{store.root.name}  {len(differing)} samples were predicted on other data and are left: "
-            f"{told(differing)}"
-        )
+        note(f"{len(differing)} samples were predicted on other data and are left: {told(differing)}")
     left = None if expected is None else expected - done - failed
-    # A look at a few predictions is enough for a rate; reading all would decode every mask line.
-    seen = [store.read(line) for line in list(index.values())[:: max(1, len(index) // 50)] if line.ok]
+    seen = store.some(index.values())
     rate = sum(p.seconds.get("total", 0.0) for p in seen) / len(seen) if seen else None
     peak = max((p.peak_mb for p in seen), default=None)
     jobs = records(store.root)
@@ -109,23 +107,20 @@ def _tell(store: RunStore, busy: Sequence[Submission], failures: int, table: Tab
         "–" if peak is None else f"{peak:.0f}",
     )
     for submission in busy:
-        notes.append(f"{store.root.name}  at work: {submission.told()}")
+        note(f"at work: {submission.told()}")
         notes.append(f"  log: {store.root / 'log' / submission.id}")
     if busy:
-        since = busy[0].created
         for other in submissions(store.root):
-            if other.state == "refused" and other.created >= since:
+            if other.state == "refused" and other.created >= busy[0].created:
                 notes.append(f"  made way for it: {other.told()}")
     if left or failed:
         for job in [j for j in jobs if (j.end and j.end.error) or j in quiet][-failures or len(jobs) :]:
-            why = job.end.error if job.end else "no sign of life"
-            notes.append(f"{store.root.name}  {describe([job.owner])}: {why}")
+            note(f"{describe([job.owner])}: {job.end.error if job.end else 'no sign of life'}")
             notes.append(f"  log: {store.root / 'log' / job.owner.launch}")
     for line in [line for line in index.values() if not line.ok][:failures]:
         failure = store.read(line).failure
         assert failure is not None
-        first = failure.message.splitlines()[0] if failure.message else ""
-        notes.append(f"{store.root.name}  {line.sample}: {failure.kind}: {first}")
+        note(f"{line.sample}: {failure.kind}: {''.join(failure.message.splitlines()[:1])}")
         notes.append(f"  log: {log_path(store.root, line.path.stem)}")
 
 

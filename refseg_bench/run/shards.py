@@ -23,8 +23,6 @@ from refseg_bench.run.submissions import Submission
 from refseg_bench.types import Clip, Expression, sample_id
 
 Work = list[tuple[Clip, tuple[Expression, ...]]]
-#: Stored samples looked at to measure a run.
-_LOOKS = 50
 
 
 def plan(dataset: Dataset) -> Work:
@@ -245,8 +243,7 @@ def auto_shards(work: Work, seconds_per_frame: float, target_minutes: float) -> 
 
 def seconds_per_frame(store: RunStore) -> float | None:
     """Measured seconds of one expression on one frame, over up to 50 stored samples; ``None`` = none."""
-    lines = [line for line in store.index().values() if line.ok]
-    looks = [store.read(line) for line in lines[:: max(1, math.ceil(len(lines) / _LOOKS))]]
+    looks = store.some(store.index().values())
     frames = sum(len(p.track) for p in looks if p.track is not None)
     return sum(p.seconds.get("total", 0.0) for p in looks) / frames if frames else None
 

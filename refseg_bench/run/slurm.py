@@ -6,13 +6,10 @@ import json
 import os
 import shlex
 import shutil
-import subprocess
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import refseg_bench
 from refseg_bench import env
 from refseg_bench.config import searchpath
 from refseg_bench.config.compose import Cluster
@@ -20,8 +17,6 @@ from refseg_bench.errors import MissingExtra, RefsegError
 from refseg_bench.files.store_io import printable, write_atomic, writing
 from refseg_bench.run.shards import Planned
 from refseg_bench.run.worker import Command, Shard
-
-_HOME = Path(refseg_bench.__file__).resolve().parent.parent
 
 
 def check(cluster: Cluster) -> None:
@@ -51,16 +46,8 @@ def check(cluster: Cluster) -> None:
 
 def changes() -> list[str]:
     """Files of the package and its configs that differ from the last commit."""
-    with suppress(OSError, subprocess.SubprocessError):
-        done = subprocess.run(
-            ["git", "-C", str(_HOME), "status", "--porcelain", "--", "refseg_bench", "conf"],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=True,
-        )
-        return [line[3:] for line in done.stdout.splitlines()]
-    return []
+    told = env.git("status", "--porcelain", "--", "refseg_bench", "conf") or ""
+    return [line[3:] for line in told.splitlines()]
 
 
 def snapshot(folder: Path, say: Callable[[str], None]) -> Path:
@@ -75,22 +62,17 @@ def snapshot(folder: Path, say: Callable[[str], None]) -> Path:
     Raises:
         RefsegError: the package does not run from a git checkout, or the copy can't be written.
     """
-
-    def files(*which: str) -> list[str]:
-        done = subprocess.run(
-            ["git", "-C", str(_HOME), "ls-files", "-z", *which], capture_output=True, timeout=60, check=True
-        )
-        return [os.fsdecode(name) for name in done.stdout.split(b"\0") if name]
-
-    try:
-        tracked, left_out = files(), files("--others", "--exclude-standard", "--directory")
-    except (OSError, subprocess.SubprocessError) as error:
+    told = env.git("ls-files", "-z")
+    if told is None:
         raise RefsegError(
-            "cluster.snapshot needs a git checkout.", where=_HOME, hint="Set cluster.snapshot=false."
-        ) from error
+            "cluster.snapshot needs a git checkout.", where=env.HOME, hint="Set cluster.snapshot=false."
+        )
+    tracked = told.split("\0")[:-1]
+    others = env.git("ls-files", "-z", "--others", "--exclude-standard", "--directory") or ""
+    left_out = others.split("\0")[:-1]
     with writing(folder):
         for name in tracked:
-            source = _HOME / name
+            source = env.HOME / name
             if source.is_file():
                 target = folder / name
                 target.parent.mkdir(parents=True, exist_ok=True)

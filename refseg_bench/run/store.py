@@ -31,7 +31,7 @@ import re
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -697,6 +697,11 @@ class RunStore:
                 grouped.setdefault(line.clip, []).append(line)
             self._clips = grouped
         return self._clips.get(clip_id, [])
+
+    def some(self, lines: Iterable[StoredLine]) -> list[Prediction]:
+        """Up to 50 of the predictions, evenly spread: enough for a rate; all would be every mask."""
+        good = [line for line in lines if line.ok]
+        return [self.read(line) for line in good[:: max(1, math.ceil(len(good) / 50))]]
 
     def failures(self) -> Iterator[Prediction]:
         """All samples whose best line is a failure."""

@@ -18,7 +18,6 @@ import errno
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import threading
 import time
@@ -343,6 +342,10 @@ class JobState:
         return self.state in _ACTIVE
 
 
+def _client(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(words, capture_output=True, text=True, timeout=60)
+
+
 def is_job(number: str) -> bool:
     """Whether a text is a job id and nothing else: digits, for a task of an array ``_`` and more of them."""
     return re.fullmatch(r"[0-9]{1,18}(_[0-9]{1,18})?", number) is not None
@@ -360,16 +363,9 @@ def queued(job_ids: Iterable[str]) -> dict[str, JobState] | None:
     wanted = sorted(filter(is_job, set(job_ids)))
     if not wanted:
         return {}
-    if shutil.which("squeue") is None:
-        return None
     fields = "JobID:24,ArrayJobID:24,State:24,RestartCnt:12"
     try:
-        done = subprocess.run(
-            ["squeue", "--noheader", "--array", f"--jobs={','.join(wanted)}", f"--Format={fields}"],
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
+        done = _client("squeue", "--noheader", "--array", f"--jobs={','.join(wanted)}", f"--Format={fields}")
     except (OSError, subprocess.TimeoutExpired):
         return None
     if done.returncode != 0:
@@ -397,7 +393,7 @@ def cancel(job_ids: Iterable[str]) -> None:
     if not wanted:
         return
     try:
-        done = subprocess.run(["scancel", "--", *wanted], capture_output=True, text=True, timeout=60)
+        done = _client("scancel", "--", *wanted)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise RefsegError(
             f"Can't ask SLURM ({error}).", where=" ".join(wanted), hint="Cancel from a login node."

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from refseg_bench import env
 from refseg_bench.config.compose import Cluster
 from refseg_bench.errors import MissingExtra, RefsegError
 from refseg_bench.run import slurm
@@ -43,7 +44,7 @@ def test_changes_are_those_of_the_code(tmp_path: Path, monkeypatch) -> None:
     git("init")
     git("add", "-A")
     git("commit", "-m", "x")
-    monkeypatch.setattr(slurm, "_HOME", tmp_path)
+    monkeypatch.setattr(env, "HOME", tmp_path)
     (tmp_path / "notes.txt").write_text("mine")
     assert slurm.changes() == []
     (tmp_path / "refseg_bench/a.py").write_text("2\n")
