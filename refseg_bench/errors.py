@@ -7,6 +7,7 @@ anything else is a bug and keeps its traceback.
 
 from __future__ import annotations
 
+import copyreg
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ class RefsegError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Errors cross process borders; the default would call __init__ with positional arguments.
-        return _again, (type(self), self.what, self.where, self.allowed, self.hint, dict(self.__dict__))
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
 
     def __str__(self) -> str:
         lines = [self.what]
@@ -49,20 +50,6 @@ class RefsegError(Exception):
         if self.hint is not None:
             lines.append(f"  hint:    {self.hint}")
         return "\n".join(lines)
-
-
-def _again(
-    kind: type[RefsegError],
-    what: str,
-    where: str | None,
-    allowed: list[str] | None,
-    hint: str | None,
-    state: dict[str, Any],
-) -> RefsegError:
-    error = kind.__new__(kind)
-    RefsegError.__init__(error, what, where=where, allowed=allowed, hint=hint)
-    error.__dict__.update(state)
-    return error
 
 
 class DataError(RefsegError):

@@ -5,13 +5,18 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlencode
 
-if TYPE_CHECKING:
-    from rich.console import Console
+from rich import box
+from rich.console import Console
+from rich.table import Column, Table
+from rich.text import Text
 
-    from refseg_bench.report.compare import Comparison, Group
+from refseg_bench.report.compare import Comparison, Group, compare
+from refseg_bench.report.html import home, write_report
+from refseg_bench.report.tables import leave_out_outdated
+from refseg_bench.run.store import RunStore
 
 
 def add(commands: Any) -> None:
@@ -39,26 +44,12 @@ def add(commands: Any) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Run the command."""
-    from rich.console import Console
-
-    from refseg_bench.report.compare import compare
-    from refseg_bench.report.tables import leave_out_outdated
-    from refseg_bench.run.store import RunStore
-
     stores = first, second = RunStore.open(args.run_a), RunStore.open(args.run_b)
     leave_out_outdated(stores, lambda line: print(line, file=sys.stderr))
-    found = compare(
-        first,
-        second,
-        args.protocol,
-        attributes=args.by,
-        most=args.most,
-    )
+    found = compare(first, second, args.protocol, attributes=args.by, most=args.most)
     console = Console()
     show(found, console)
     if args.html is not None:
-        from refseg_bench.report.html import home, write_report
-
         page = write_report(stores, home(stores) if args.html == Path() else args.html).resolve().as_uri()
         names = urlencode({"a": args.run_a.name, "b": args.run_b.name})
         console.print(f"{page}#/compare?{names}", markup=False, highlight=False, soft_wrap=True)
@@ -67,9 +58,6 @@ def main(args: argparse.Namespace) -> int:
 
 def show(found: Comparison, console: Console) -> None:
     """Print a comparison."""
-    from rich import box
-    from rich.table import Column, Table
-    from rich.text import Text
 
     def plain(text: str) -> Text:
         # Names and options may hold brackets, which rich would take for its own.

@@ -7,14 +7,22 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from refseg_bench.config import schema
+from refseg_bench.config.components import open_dataset
+from refseg_bench.datasets.base import Dataset
 from refseg_bench.errors import ConfigError
-
-if TYPE_CHECKING:
-    from refseg_bench.datasets.base import Dataset
-    from refseg_bench.run.store import RunStore
-    from refseg_bench.types import Prediction
+from refseg_bench.files.store_io import within
+from refseg_bench.run.build import received
+from refseg_bench.run.inputs import Present, refusal, stale
+from refseg_bench.run.shards import plan
+from refseg_bench.run.store import RunStore
+from refseg_bench.scoring import submission
+from refseg_bench.scoring.foreign import inside_dataset, open_predictions
+from refseg_bench.scoring.results import counted
+from refseg_bench.scoring.sources import refuse_damage
+from refseg_bench.types import Prediction, SampleFailure, sample_id
 
 
 def add(commands: Any) -> None:
@@ -52,13 +60,6 @@ def main(args: argparse.Namespace) -> int:
     Returns:
         0 if the zip is fit to submit, 1 if not.
     """
-    from refseg_bench.files.store_io import within
-    from refseg_bench.run.inputs import Present, refusal, stale
-    from refseg_bench.run.shards import plan
-    from refseg_bench.run.store import RunStore
-    from refseg_bench.scoring import submission
-    from refseg_bench.scoring.sources import refuse_damage
-
     if args.run is not None and args.predictions is not None:
         raise ConfigError("Give a run folder or --predictions, not both.")
     if args.threshold is not None and args.predictions is None:
@@ -86,10 +87,6 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _pack_files(args: argparse.Namespace) -> int:
-    from refseg_bench.scoring.foreign import inside_dataset, open_predictions
-    from refseg_bench.scoring.results import counted
-    from refseg_bench.types import Prediction, SampleFailure, sample_id
-
     dataset = _dataset(args, None)
     if dataset is None:
         raise ConfigError("--predictions needs --dataset NAME.", hint="`refseg data list` shows the names.")
@@ -121,16 +118,12 @@ def _pack_files(args: argparse.Namespace) -> int:
 
 
 def _pack(path: Path, dataset: Dataset, lookup: Callable[[str], Mapping[str, Prediction]], hint: str) -> int:
-    from refseg_bench.scoring import submission
-
     count = submission.write(path, dataset, lookup, hint=hint)
     print(f"{path}: {count} masks", file=sys.stderr)
     return _tell(submission.check(path, dataset), path)
 
 
 def _dataset(args: argparse.Namespace, store: RunStore | None) -> Dataset | None:
-    from refseg_bench.config.components import open_dataset
-
     if args.dataset is not None:
         made: Dataset = open_dataset(args.dataset, root=args.root, split=args.split)
         return made
@@ -140,9 +133,6 @@ def _dataset(args: argparse.Namespace, store: RunStore | None) -> Dataset | None
 
 
 def _of_run(store: RunStore) -> Dataset:
-    from refseg_bench.config import schema
-    from refseg_bench.run.build import received
-
     # The whole split, whatever part of it the run was limited to.
     made: Dataset = schema.build(received(store)["dataset"], "dataset")
     return made

@@ -5,6 +5,8 @@ A picture shows frames with the target, or with the maps and masks of one predic
 
 from __future__ import annotations
 
+import re
+import shutil
 import textwrap
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
@@ -15,7 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from refseg_bench.datasets.base import Dataset
-from refseg_bench.errors import DataError, require
+from refseg_bench.errors import ConfigError, DataError, require
+from refseg_bench.files.images import image_size
 from refseg_bench.files.store_io import output, replacing, write_error
 from refseg_bench.report.media import coloured, encoded, spread
 from refseg_bench.types import BoolHW, Clip, Expression, FloatTHW, Grounding, MaskTrack, Target
@@ -25,6 +28,8 @@ COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (204, 121, 167), (213, 
 VOID = (128, 128, 128)
 _PREDICTED = (255, 140, 0)
 _GAP, _LABEL, _LINE = 6, 20, 26
+_IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+_VIDEOS = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".gif")
 #: A cell of a picture: what stands below it, and its pixels.
 Cell = tuple[str, NDArray[np.uint8]]
 
@@ -257,3 +262,81 @@ def _keep(path: Path, data: bytes) -> None:
             handle.write(data)
     except OSError as error:
         raise write_error(error, path) from error
+
+
+def open_clip(path: Path, scratch: Path, most: int | None = None) -> tuple[Clip, float]:
+    """A clip of one's own: a folder of frames in the order of their numbers, a video, or an image.
+
+    Pictures are read upright, as their headers turn them; names that begin with a dot are left out.
+
+    Args:
+        path: the video, folder or image.
+        scratch: where the frames of a video go; emptied before.
+        most: frames to take, spread evenly.
+
+    Returns:
+        The clip and the frames per second to play it at.
+
+    Raises:
+        DataError: nothing there, nothing readable, two frames of one number, or of different sizes.
+    """
+    if most is not None and most < 1:
+        raise ConfigError("--frames must be at least 1.")
+    rate = 12.0
+    if path.is_dir():
+        numbered = sorted(
+            (_number(p.stem), p)
+            for p in path.iterdir()
+            if p.suffix.lower() in _IMAGES and p.is_file() and not p.name.startswith(".")
+        )
+        files = [p for _, p in numbered]
+        twice = next((i for i in range(1, len(files)) if numbered[i - 1][0] == numbered[i][0]), None)
+        if twice is not None:
+            raise DataError(
+                f"'{files[twice - 1].name}' and '{files[twice].name}' would be one frame.",
+                where=path,
+                hint="Give a folder that holds every frame once and nothing else.",
+            )
+        if not files:
+            raise DataError(
+                "The folder holds no picture.",
+                where=path,
+                allowed=_IMAGES,
+                hint="Give the folder that holds the frames themselves.",
+            )
+        files = [files[i] for i in (range(len(files)) if most is None else spread(len(files), most, ()))]
+    elif not path.exists():
+        raise DataError(
+            "There is no such file or folder.",
+            where=path,
+            allowed=["a folder of frames", *_VIDEOS, *_IMAGES],
+            hint="Give the path of a clip or picture that exists.",
+        )
+    elif not path.is_file():
+        raise DataError("This is no regular file.", where=path, allowed=[*_VIDEOS, *_IMAGES])
+    elif path.suffix.lower() in _VIDEOS:
+        shutil.rmtree(scratch, ignore_errors=True)
+        files, rate = read_video(path, scratch, most=most)
+    elif path.suffix.lower() in _IMAGES:
+        files = [path]
+    else:
+        raise DataError(
+            "The file is no video or picture by its name.",
+            where=path,
+            allowed=(*_VIDEOS, *_IMAGES),
+            hint="Convert it to one of these, or give a folder of frames.",
+        )
+    size = image_size(files[0], upright=True)
+    other = next((file for file in files if image_size(file, upright=True) != size), None)
+    if other is not None:
+        raise DataError(
+            f"The frame is {image_size(other, upright=True)}, the first is {size} (height, width).",
+            where=other,
+            hint="Give frames of one clip, all of one size.",
+        )
+    return Clip(path.stem, tuple(files), tuple(file.stem for file in files), size, upright=True), rate
+
+
+def _number(name: str) -> tuple[tuple[str, int], ...]:
+    """A name's parts, to sort by: ``frame_2`` before ``frame_10``, ``9999`` before ``10000``."""
+    return tuple((text, int(digits or -1)) for text, digits in re.findall(r"([^0-9]*)([0-9]*)", name)[:-1])

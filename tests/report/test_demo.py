@@ -10,10 +10,9 @@ import pytest
 from PIL import Image
 
 from refseg_bench.cli import main
-from refseg_bench.commands.demo import open_clip
 from refseg_bench.errors import DataError
 from refseg_bench.files.resources import resource
-from refseg_bench.report.pictures import read_video, write_video
+from refseg_bench.report.pictures import open_clip, read_video, write_video
 
 CLIP = resource("datasets") / "shapes" / "valid_u" / "JPEGImages" / "02a1eeed0a3c"
 
