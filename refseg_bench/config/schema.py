@@ -169,11 +169,7 @@ def group_of(cls: type, name: str) -> type | None:
 
 def injected(cls: type) -> dict[str, bool]:
     """Which ready-made components the class wants handed in, and whether it can't do without."""
-    return {
-        f.name: f.default is f.default_factory is dataclasses.MISSING
-        for f in dataclasses.fields(cls)
-        if f.init and _is_injected(f)
-    }
+    return {f.name: _needed(f) for f in dataclasses.fields(cls) if f.init and _is_injected(f)}
 
 
 def parts(component: Any) -> dict[str, Any]:
@@ -184,6 +180,10 @@ def parts(component: Any) -> dict[str, Any]:
 
 def _dotted(where: str, name: str) -> str:
     return f"{where}.{name}" if where else name
+
+
+def _needed(spec: dataclasses.Field[Any]) -> bool:
+    return spec.default is spec.default_factory is dataclasses.MISSING
 
 
 def _is_injected(spec: dataclasses.Field[Any]) -> bool:
@@ -230,12 +230,13 @@ def _given(cls: type, values: Mapping[str, Any], where: str, made: bool) -> dict
             allowed=fields,
             hint=did_you_mean(name, fields),
         )
-    for name in [name for name in fields if name not in given and name not in defaults(cls)]:
+    for name in [name for name, spec in fields.items() if name not in given and _needed(spec)]:
         path = _dotted(where, name)
         raise ConfigError(
             f"Option '{path}' has no value.", where=about, hint=f"Give it on the command line: {path}=VALUE"
         )
-    return {name: _checked(_hints(cls)[name], given[name], _dotted(where, name), made) for name in given}
+    hints = _hints(cls)
+    return {name: _checked(hints[name], given[name], _dotted(where, name), made) for name in given}
 
 
 def build(node: Mapping[str, Any], where: str, kind: str | None = None, **ready: Any) -> Any:
