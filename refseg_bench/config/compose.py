@@ -7,7 +7,6 @@ After :func:`compose` nothing reads a YAML of ``conf/`` again: workers read the 
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import re
@@ -25,6 +24,7 @@ from refseg_bench.config import schema, searchpath
 from refseg_bench.config.components import ABOUT, find, is_class, names, open_protocol
 from refseg_bench.config.schema import TARGET, option
 from refseg_bench.errors import ConfigError
+from refseg_bench.files.store_io import short_id
 
 #: Options of run folders that were made before these had their present name.
 _RENAMED = {"controls": "baselines"}
@@ -562,7 +562,7 @@ def covers(values: Any, part: Any) -> bool:
 def digest_of(lasting: Mapping[str, Any]) -> str:
     """The digest of options that can change a prediction."""
     canonical = json.dumps(lasting, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(canonical.encode()).hexdigest()[:8]
+    return short_id(canonical)
 
 
 def load(values: Mapping[str, Any]) -> Config:

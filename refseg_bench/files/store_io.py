@@ -589,6 +589,11 @@ def writing(path: Path) -> Iterator[None]:
 # ── names and values ─────────────────────────────────────────────────────────
 
 
+def short_id(text: str, digits: int = 8) -> str:
+    """The first hex digits of a text's SHA-256, to tell names apart by."""
+    return hashlib.sha256(text.encode()).hexdigest()[:digits]
+
+
 def safe_name(text: str) -> str:
     """A file name for any id: percent-encoded, shortened with a hash where a file system can't hold it.
 
@@ -600,7 +605,7 @@ def safe_name(text: str) -> str:
         name = "%2E" + name[1:]
     if len(name) <= 200:
         return name
-    return f"{name[:160]}~{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    return f"{name[:160]}~{short_id(text, 16)}"
 
 
 def to_plain(value: Any) -> Any:

@@ -6,7 +6,6 @@ the run folder, leave a record of the submission, and let workers read nothing b
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 import time
@@ -18,7 +17,7 @@ from refseg_bench.backbones.weights import find, hub_megabytes, needs_of
 from refseg_bench.config import schema
 from refseg_bench.config.compose import Composed, Config, lasting, load, to_yaml
 from refseg_bench.errors import ConfigError, RefsegError
-from refseg_bench.files.store_io import read_sealed_yaml, sealed_text
+from refseg_bench.files.store_io import read_sealed_yaml, sealed_text, short_id
 from refseg_bench.methods.base import Method
 from refseg_bench.run import local, slurm
 from refseg_bench.run.build import build_method, dataset_of
@@ -178,7 +177,7 @@ def share_captures(runs: Sequence[Planned]) -> dict[str, Planned]:
             continue
         dataset = schema.lasting(Config, {key: run.values[key] for key in ("dataset", "limit")})
         named = json.dumps([str(digest), dataset], sort_keys=True)
-        groups.setdefault(hashlib.sha256(named.encode()).hexdigest()[:8], []).append(run)
+        groups.setdefault(short_id(named), []).append(run)
     shared = {name: members for name, members in groups.items() if len(members) > 1}
     for name, members in shared.items():
         for run in members:

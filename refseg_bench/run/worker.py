@@ -24,8 +24,16 @@ if TYPE_CHECKING:
 _PR_SET_PDEATHSIG = 1
 
 
+class _Job:
+    def checkpoint(self) -> Any:
+        """What submitit re-queues when time is up: the same, for the store knows what is done."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
 @dataclass(frozen=True)
-class Shard:
+class Shard(_Job):
     """One part of a run, callable wherever the run folder is mounted.
 
     Attributes:
@@ -54,15 +62,9 @@ class Shard:
         steal = load(frozen(store, self.launch)).cluster.steal
         return work_on(store, shard=self.shard, shards=self.shards, launch=self.launch, steal=steal)
 
-    def checkpoint(self) -> Any:
-        """What submitit re-queues when time is up: the same, for the store knows what is done."""
-        from submitit.helpers import DelayedSubmission
-
-        return DelayedSubmission(self)
-
 
 @dataclass(frozen=True)
-class Command:
+class Command(_Job):
     """A command line of this program as a job.
 
     Attributes:
@@ -80,12 +82,6 @@ class Command:
         code = subprocess.run([sys.executable, "-m", "refseg_bench", *self.arguments]).returncode
         if code != 0:
             raise RefsegError(f"`refseg {' '.join(self.arguments)}` ended with code {code}.")
-
-    def checkpoint(self) -> Any:
-        """Start again."""
-        from submitit.helpers import DelayedSubmission
-
-        return DelayedSubmission(self)
 
 
 def die_with(parent: int) -> None:
