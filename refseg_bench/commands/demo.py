@@ -68,5 +68,5 @@ def main(args: argparse.Namespace) -> int:
         print(video)
     areas = [area for area in grounding.track.area() if area is not None]
     share = sum(areas) / (len(areas) * clip.size[0] * clip.size[1]) if areas else 0.0
-    print(f"{len(clip)} frames in {seconds:.1f} s; the answer covers {100 * share:.1f} % of them")
+    print(f"{len(clip)} frames in {seconds:.1f} s; the prediction covers {100 * share:.1f} % of them")
     return 0

@@ -29,7 +29,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from tokenize import TokenError
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 from urllib.parse import quote
 
 import numpy as np
@@ -38,6 +38,8 @@ from numpy.typing import NDArray
 
 from refseg_bench.errors import StoreError
 from refseg_bench.files.texts import printable as printable
+
+T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
@@ -344,12 +346,16 @@ def read_sealed_yaml(path: Path) -> dict[str, Any]:
 _LEFT_OUT: set[str] = set()
 
 
-def leave_out(error: StoreError) -> None:
-    """Say once, on standard error, which record is left out and why."""
-    told = printable(f"left out: {error.what} {error.where} — {error.hint or ''}")
-    if told not in _LEFT_OUT:
-        _LEFT_OUT.add(told)
-        print(told, file=sys.stderr)
+def readable(paths: Iterable[Path], read: Callable[[Path], T]) -> Iterator[T]:
+    """What ``read`` makes of the files; one that is damaged is left out, and said once on standard error."""
+    for path in sorted(paths):
+        try:
+            yield read(path)
+        except StoreError as error:
+            told = printable(f"left out: {error.what} {error.where} — {error.hint or ''}")
+            if told not in _LEFT_OUT:
+                _LEFT_OUT.add(told)
+                print(told, file=sys.stderr)
 
 
 def changed(path: Path | str) -> StoreError:

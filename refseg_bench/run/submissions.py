@@ -20,8 +20,8 @@ from typing import Any
 from refseg_bench.config.compose import to_yaml
 from refseg_bench.errors import StoreError
 from refseg_bench.files.store_io import (
-    leave_out,
     read_record,
+    readable,
     sealed,
     sealed_text,
 )
@@ -87,12 +87,7 @@ def register(store: RunStore, values: Mapping[str, Any], kind: str, shards: int)
 
 def submissions(root: Path) -> list[Submission]:
     """All submissions of a run, the oldest first; damaged records are left out."""
-    found = []
-    for path in sorted((root / "launches").glob("*/launch.json")):
-        try:
-            found.append(_read(path))
-        except StoreError as error:
-            leave_out(error)
+    found = readable((root / "launches").glob("*/launch.json"), _read)
     return sorted(found, key=lambda s: (s.created, s.id))
 
 

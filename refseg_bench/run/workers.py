@@ -32,10 +32,10 @@ from refseg_bench import env
 from refseg_bench.errors import RefsegError, StoreError
 from refseg_bench.files.store_io import (
     PUT_BACK,
-    leave_out,
     parse_json,
     read_bytes,
     read_record,
+    readable,
     safe_name,
     sealed,
     unsealed,
@@ -477,15 +477,7 @@ def job_record(path: Path) -> JobRecord | None:
 
 def records(root: Path) -> list[JobRecord]:
     """Every process that ever worked on the run, in the order they started; damaged records are left out."""
-    found: list[JobRecord] = []
-    for path in sorted((root / "jobs").glob("*.json")):
-        try:
-            record = job_record(path)
-        except StoreError as error:
-            leave_out(error)
-        else:
-            found += [] if record is None else [record]
-    return found
+    return [record for record in readable((root / "jobs").glob("*.json"), job_record) if record is not None]
 
 
 class Desk:
