@@ -18,13 +18,14 @@ import importlib
 import types as pytypes
 import typing
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 from refseg_bench.config import searchpath
 from refseg_bench.config.component import BASES, Component, adopt, base_of
 from refseg_bench.config.searchpath import TARGET as TARGET
-from refseg_bench.errors import ConfigError
+from refseg_bench.errors import ConfigError, missing_package
 
 #: Fields of a method that are handed in ready-made, not read from its YAML.
 INJECTED = ("backbone", "segmenter")
@@ -94,49 +95,40 @@ def locate(target: str, where: str, kind: str | None = None) -> type[Any]:
         ConfigError: nobody has named the package, the module or class doesn't exist, is no dataclass, or
             is another kind of component.
     """
+
+    def refused(what: str, **more: Any) -> ConfigError:
+        return ConfigError(f"_target_ '{target}'{what}", where=where, **more)
+
     kind = kind or where
     module_name, _, class_name = target.rpartition(".")
     if not module_name or not all(word.isidentifier() for word in target.split(".")):
-        raise ConfigError(f"_target_ '{target}' is no dotted path to a class.", where=where)
+        raise refused(" is no dotted path to a class.")
     package = target.partition(".")[0]
     if not _trusted(package):
-        raise ConfigError(
-            f"_target_ '{target}' is code of the package '{package}', which is not on the search path.",
-            where=where,
+        raise refused(
+            f" is code of the package '{package}', which is not on the search path.",
             hint=f"If you trust it: export {searchpath.SEARCHPATH}=pkg://{package}.",
         )
     home = BASES.get(kind, "").rpartition(".base.")[0] or _OWN
     if package == _OWN and not target.startswith(f"{home}."):
-        raise ConfigError(f"_target_ '{target}' is no {where}.", where=where)
+        raise refused(f" is no {where}.")
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is not None and not module_name.startswith(error.name):
-            from refseg_bench.errors import missing_package
-
             raise missing_package(target, error.name) from error
-        raise ConfigError(
-            f"_target_ '{target}': there is no module '{error.name}'.",
-            where=where,
+        raise refused(
+            f": there is no module '{error.name}'.",
             hint="Correct the path, or install the package that holds it.",
         ) from error
-    found = getattr(module, class_name, None)
+    found, base = getattr(module, class_name, None), base_of(kind)
     if found is None:
-        classes = sorted(
-            name
-            for name, value in vars(module).items()
-            if dataclasses.is_dataclass(value) and value.__module__ == module_name
-        )
-        raise ConfigError(
-            f"_target_ '{target}': module '{module_name}' has no '{class_name}'.",
-            where=where,
-            allowed=classes,
-        )
-    if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
-        raise ConfigError(f"_target_ '{target}' is no dataclass.", where=where)
-    base = base_of(kind)
+        classes = [n for n, v in vars(module).items() if is_dataclass(v) and v.__module__ == module_name]
+        raise refused(f": module '{module_name}' has no '{class_name}'.", allowed=sorted(classes))
+    if not (isinstance(found, type) and is_dataclass(found)):
+        raise refused(" is no dataclass.")
     if kind == "protocol" and not issubclass(found, base):
-        raise ConfigError(f"_target_ '{target}' is no protocol: it does not inherit ScoringProtocol.")
+        raise refused(" is no protocol: it does not inherit ScoringProtocol.")
     adopt(found, base, where)
     return found
 
@@ -271,7 +263,7 @@ def lasting(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _dataclass_of(hint: Any) -> type | None:
-    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and is_dataclass(hint):
         return hint
     if get_origin(hint) in (Union, pytypes.UnionType):
         for arm in get_args(hint):
@@ -282,7 +274,7 @@ def _dataclass_of(hint: Any) -> type | None:
 
 
 def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+    if is_dataclass(value) and not isinstance(value, type):
         return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
     if isinstance(value, Path):
         return str(value)
@@ -346,7 +338,7 @@ def _checked(hint: Any, value: Any, path: str, made: bool) -> Any:
         if origin in (dict, Mapping):
             inner = arms[1] if arms else Any
             return {str(key): _checked(inner, item, f"{path}.{key}", made) for key, item in value.items()}
-        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        if isinstance(hint, type) and is_dataclass(hint):
             return (construct if made else conform)(hint, value, path)
         if TARGET in value:
             is_kind = isinstance(hint, type) and issubclass(hint, Component)
