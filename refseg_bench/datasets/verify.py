@@ -51,6 +51,7 @@ class Manifest:
 
     Attributes:
         name: name of the set.
+        title: as the field writes it.
         kind: ``video`` or ``image``.
         splits: by name.
         total: counts of the whole release, for the reader.
@@ -58,6 +59,7 @@ class Manifest:
     """
 
     name: str
+    title: str
     kind: str
     splits: Mapping[str, SplitFacts]
     total: Mapping[str, int] = field(default_factory=dict)
@@ -78,7 +80,7 @@ def manifest(name: str) -> Manifest | None:
     if not keys - {"total", "printed_as"} <= set(plain) <= keys:
         raise ConfigError("The manifest lacks a key or has an unknown one.", where=path, allowed=sorted(keys))
     splits = {split: _facts(record) for split, record in plain["splits"].items()}
-    return Manifest(name, plain["kind"], splits, plain.get("total", {}))
+    return Manifest(name, plain["title"], plain["kind"], splits, plain.get("total", {}))
 
 
 def _facts(record: Mapping[str, Any]) -> SplitFacts:
