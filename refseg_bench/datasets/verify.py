@@ -79,8 +79,8 @@ def manifest(name: str) -> Manifest | None:
     keys = {"title", "kind", "licence", "splits", "total", "printed_as"}
     if not keys - {"total", "printed_as"} <= set(plain) <= keys:
         raise ConfigError("The manifest lacks a key or has an unknown one.", where=path, allowed=sorted(keys))
-    splits = {split: _facts(record) for split, record in plain["splits"].items()}
-    return Manifest(name, plain["title"], plain["kind"], splits, plain.get("total", {}))
+    plain["splits"] = {split: _facts(record) for split, record in plain["splits"].items()}
+    return Manifest(name, **{key: value for key, value in plain.items() if key != "licence"})
 
 
 def _facts(record: Mapping[str, Any]) -> SplitFacts:
