@@ -13,10 +13,9 @@ from refseg_bench.config.components import protocol_of
 from refseg_bench.errors import ScoreError
 from refseg_bench.run.build import lasting_of
 from refseg_bench.run.store import RunStore
-from refseg_bench.scoring.breakdown import groups_of, splitting
 from refseg_bench.scoring.protocols.base import ScoringProtocol
 from refseg_bench.scoring.stats import Bootstrap, Difference, difference
-from refseg_bench.scoring.table import ScoreTable
+from refseg_bench.scoring.table import ScoreTable, groups_of, splitting
 
 
 @dataclass(frozen=True)

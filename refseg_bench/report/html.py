@@ -36,9 +36,8 @@ from refseg_bench.run.build import dataset_of, received
 from refseg_bench.run.inputs import Present, stale, without
 from refseg_bench.run.shards import plan
 from refseg_bench.run.store import RunStore
-from refseg_bench.scoring.breakdown import GROUPS, breakdown, group_of, splitting
 from refseg_bench.scoring.stats import Bootstrap
-from refseg_bench.scoring.table import ScoreTable
+from refseg_bench.scoring.table import GROUPS, ScoreTable, breakdown, group_of, splitting
 from refseg_bench.types import Clip, Expression, MaskTrack, Prediction, Result, Target, sample_id
 
 _TEMPLATES = Path(__file__).resolve().parent / "templates"

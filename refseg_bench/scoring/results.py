@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from refseg_bench.errors import ScoreError
-from refseg_bench.scoring.breakdown import breakdown
 from refseg_bench.scoring.protocols.base import ScoringProtocol
 from refseg_bench.scoring.score import Scored
 from refseg_bench.scoring.sources import Coverage, LackingError
 from refseg_bench.scoring.stats import Bootstrap
+from refseg_bench.scoring.table import breakdown
 from refseg_bench.types import Estimate
 
 #: Protocol as typed → attribute → group → (units, metrics), or why there are no groups.

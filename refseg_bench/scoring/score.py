@@ -19,7 +19,6 @@ from typing import Any
 from refseg_bench.config import schema
 from refseg_bench.datasets.base import Dataset
 from refseg_bench.errors import DataError, ScoreError
-from refseg_bench.scoring.breakdown import target_facts
 from refseg_bench.scoring.counts import CountBook
 from refseg_bench.scoring.labels import FolderLabels, merged_labels, truth_labels
 from refseg_bench.scoring.pool import over_clips
@@ -37,7 +36,7 @@ from refseg_bench.scoring.sources import (
     survey,
 )
 from refseg_bench.scoring.stats import Bootstrap, intervals
-from refseg_bench.scoring.table import ScoreTable
+from refseg_bench.scoring.table import ScoreTable, target_facts
 from refseg_bench.types import (
     Clip,
     Estimate,

@@ -9,10 +9,9 @@ import pytest
 from refseg_bench.config.components import open_protocol
 from refseg_bench.errors import ScoreError
 from refseg_bench.report.compare import differences, paired
-from refseg_bench.scoring.breakdown import breakdown, group_of, target_facts
 from refseg_bench.scoring.score import Options, score
 from refseg_bench.scoring.stats import Bootstrap
-from refseg_bench.scoring.table import ScoreTable
+from refseg_bench.scoring.table import ScoreTable, breakdown, group_of, target_facts
 from refseg_bench.types import Clip, Score, Target
 from tests.scoring.worlds import Guesses, LookupSource, World, track
 
