@@ -486,3 +486,8 @@ class Result:
     missing: int
     scale: float = 1.0
     details: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def coverage(self) -> dict[str, int]:
+        """``n``, ``expected``, ``failed`` and ``missing``, by name."""
+        return {"n": self.n, "expected": self.expected, "failed": self.failed, "missing": self.missing}

@@ -46,40 +46,30 @@ def to_coco(store: RunStore) -> dict[str, Any]:
         found = without(store.predictions(clip.id), clip, differing)
         first = len(images) + 1
         height, width = clip.size
-        for index, (path, name) in enumerate(zip(clip.frame_paths, clip.frame_names, strict=True)):
-            images.append(
-                {
-                    "id": first + index,
-                    "file_name": str(path.absolute()),
-                    "width": width,
-                    "height": height,
-                    "clip": clip.id,
-                    "frame": name,
-                }
-            )
+        same = {"width": width, "height": height, "clip": clip.id}
+        images += [
+            {"id": number, "file_name": str(path.absolute()), **same, "frame": name}
+            for number, (path, name) in enumerate(zip(clip.frame_paths, clip.frame_names, strict=True), first)
+        ]
         for e in expressions:
-            prediction = found.get(e.id)
+            sample, prediction = sample_id(clip.id, e.id), found.get(e.id)
             if prediction is None or prediction.track is None:
-                left_out.append(sample_id(clip.id, e.id))
+                left_out.append(sample)
                 continue
-            for index, counts in enumerate(prediction.track.rles):
-                if counts is None:
-                    continue
-                rle: Any = {"size": [height, width], "counts": counts}
+            more = {"iscrowd": 0, "score": 1.0, "sample": sample, "expression": e.text}
+            for number, counts in enumerate(prediction.track.rles, first):
+                rle: Any = {"size": [height, width], "counts": counts or b""}
                 area = int(coco_mask.area(rle))
-                if area:
+                if counts is not None and area:
                     annotations.append(
                         {
                             "id": len(annotations) + 1,
-                            "image_id": first + index,
+                            "image_id": number,
                             "category_id": 1,
                             "segmentation": {"size": [height, width], "counts": counts.decode("ascii")},
                             "bbox": np.asarray(coco_mask.toBbox(rle)).tolist(),
                             "area": area,
-                            "iscrowd": 0,
-                            "score": 1.0,
-                            "sample": sample_id(clip.id, e.id),
-                            "expression": e.text,
+                            **more,
                         }
                     )
     return {

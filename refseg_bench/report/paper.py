@@ -446,6 +446,10 @@ def _cell(table: PaperTable, line: TableLine, column: Column, marks: Mapping[str
     )
 
 
+#: Columns of our numbers alone.
+_OURS = ("low", "high", "delta", "within_tolerance", "run", "protocol", "n", "expected", "failed", "missing")
+
+
 def to_records(table: PaperTable) -> list[dict[str, Any]]:
     """One record per number, printed and ours, at full precision."""
     out: list[dict[str, Any]] = []
@@ -454,7 +458,19 @@ def to_records(table: PaperTable) -> list[dict[str, Any]]:
             if column not in line.cells:
                 continue
             value, held = line.cells[column], line.held.get(column)
-            dataset, split, metric = column
+            ours: dict[str, Any] = (
+                {}
+                if held is None
+                else {
+                    "low": value.low if math.isfinite(value.low) else None,
+                    "high": value.high if math.isfinite(value.high) else None,
+                    "delta": held.delta,
+                    "within_tolerance": held.within,
+                    "run": held.run,
+                    "protocol": held.protocol,
+                    **held.result.coverage,
+                }
+            )
             out.append(
                 {
                     "paper": table.paper,
@@ -463,21 +479,11 @@ def to_records(table: PaperTable) -> list[dict[str, Any]]:
                     "method": held.row.method if held else line.labels[0],
                     "backbone": line.labels[1],
                     "setting": line.labels[2],
-                    "dataset": dataset,
-                    "split": split,
-                    "metric": metric,
+                    **dict(zip(("dataset", "split", "metric"), column, strict=True)),
                     "by": "ours" if held else "paper",
                     "value": value.value,
-                    "low": value.low if held and math.isfinite(value.low) else None,
-                    "high": value.high if held and math.isfinite(value.high) else None,
-                    "delta": held.delta if held else None,
-                    "within_tolerance": held.within if held else None,
-                    "run": held.run if held else None,
-                    "protocol": held.protocol if held else None,
-                    "n": held.result.n if held else None,
-                    "expected": held.result.expected if held else None,
-                    "failed": held.result.failed if held else None,
-                    "missing": held.result.missing if held else None,
+                    **dict.fromkeys(_OURS),
+                    **ours,
                 }
             )
     return out

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -70,10 +71,9 @@ def publish(stores: Iterable[RunStore], folder: Path, note: str = "") -> dict[Pa
 
 
 def _of_paper(held: Held, store: RunStore, note: str) -> dict[str, str]:
-    row = {c: getattr(held.row, c) for c in COLUMNS if c != "source"}
-    row["value"] = _number(held.estimate.value)
+    row = {name: text for name, text in asdict(held.row).items() if name != "source"}
     facts = _facts(store, held.result, held.estimate, note)
-    return {**row, **facts, "published": held.row.value}
+    return {**row, "value": _number(held.estimate.value), **facts, "published": held.row.value}
 
 
 def _of_run(store: RunStore, note: str) -> list[dict[str, str]]:
@@ -128,10 +128,7 @@ def _facts(store: RunStore, result: Result, ours: Estimate, note: str) -> dict[s
         "low": _number(ours.low),
         "high": _number(ours.high),
         "level": "" if level is None else f"{level:g}",
-        "n": str(result.n),
-        "expected": str(result.expected),
-        "failed": str(result.failed),
-        "missing": str(result.missing),
+        **{name: str(count) for name, count in result.coverage.items()},
         "protocol": result.protocol,
         "commit": " ".join(sorted(commits)),
         "digest": info.digest,

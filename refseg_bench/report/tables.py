@@ -13,7 +13,7 @@ import math
 import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rich import box
@@ -47,6 +47,12 @@ class Row:
     result: Result
     name: str = ""
     sees_targets: bool = False
+
+    @property
+    def about(self) -> dict[str, str]:
+        """What was run and scored, by column."""
+        names = {"run": self.run, "method": self.method, "dataset": self.dataset}
+        return {**names, "protocol": self.result.protocol}
 
 
 @dataclass(frozen=True)
@@ -410,10 +416,8 @@ def to_csv(rows: Sequence[Row]) -> str:
     """Long form, full precision: one line per run, protocol and metric."""
     return csv_of(
         {
-            "run": row.run, "method": row.method, "dataset": row.dataset, "protocol": row.result.protocol,
-            "metric": name, "value": repr(e.value), "low": repr(e.low), "high": repr(e.high),
-            "scale": row.result.scale, "n": row.result.n, "expected": row.result.expected,
-            "failed": row.result.failed, "missing": row.result.missing,
+            **row.about, "metric": name, "value": repr(e.value), "low": repr(e.low), "high": repr(e.high),
+            "scale": row.result.scale, **row.result.coverage,
         }
         for row in rows
         for name, e in row.result.metrics.items()
@@ -422,28 +426,14 @@ def to_csv(rows: Sequence[Row]) -> str:
 
 def to_json(rows: Sequence[Row]) -> str:
     """The rows as a JSON list, full precision; NaN is null."""
-
-    def number(value: float) -> float | None:
-        return value if math.isfinite(value) else None
-
-    records: list[dict[str, Any]] = [
-        {
-            "run": row.run,
-            "method": row.method,
-            "dataset": row.dataset,
-            "protocol": row.result.protocol,
-            "metrics": {
-                name: {"value": number(e.value), "low": number(e.low), "high": number(e.high)}
-                for name, e in row.result.metrics.items()
-            },
-            "n": row.result.n,
-            "expected": row.result.expected,
-            "failed": row.result.failed,
-            "missing": row.result.missing,
-            "scale": row.result.scale,
+    records = []
+    for row in rows:
+        metrics = {
+            name: {end: value if math.isfinite(value) else None for end, value in asdict(e).items()}
+            for name, e in row.result.metrics.items()
         }
-        for row in rows
-    ]
+        coverage = row.result.coverage
+        records.append({**row.about, "metrics": metrics, **coverage, "scale": row.result.scale})
     return json.dumps(records, indent=2) + "\n"
 
 
