@@ -12,9 +12,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
 from refseg_bench.config import schema, searchpath
 from refseg_bench.config.schema import TARGET, did_you_mean
 from refseg_bench.errors import ConfigError
@@ -98,9 +95,11 @@ def read(group: str, name: str) -> dict[str, Any]:
     own = read_yaml(files[name])
     bases = [base for base in own.get("defaults", []) if isinstance(base, str) and base != "_self_"]
     below = [{key: v for key, v in read(group, base).items() if key not in ABOUT} for base in bases]
-    node = OmegaConf.to_container(OmegaConf.merge(*below, own), resolve=False)
-    assert isinstance(node, dict)
-    return {str(key): value for key, value in node.items()}
+    if below:
+        from omegaconf import OmegaConf
+
+        own = dict(OmegaConf.to_container(OmegaConf.merge(*below, own), resolve=False))  # type: ignore[arg-type]
+    return {str(key): value for key, value in own.items()}
 
 
 def options(group: str, word: str, values: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -116,6 +115,9 @@ def options(group: str, word: str, values: Mapping[str, Any] | None = None) -> d
     Raises:
         ConfigError: no such component or option, or a wrong type.
     """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
     name = find(group, word)
     configured = name in names(group)
     node = read(group, name) if configured else {TARGET: name}

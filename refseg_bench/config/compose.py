@@ -14,17 +14,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from refseg_bench.config import schema, searchpath
 from refseg_bench.config.components import ABOUT, find, is_class, names, open_protocol
 from refseg_bench.config.schema import TARGET, option
 from refseg_bench.errors import ConfigError
 from refseg_bench.files.store_io import short_id
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 #: Options of run folders that were made before these had their present name.
 _RENAMED = {"controls": "baselines"}
@@ -219,6 +220,8 @@ def compose(overrides: Sequence[str], *, multirun: bool = False) -> list[Compose
     Raises:
         ConfigError: unknown group member, unknown key, wrong type or broken YAML.
     """
+    from omegaconf import OmegaConf
+
     points: list[Composed] = []
     overrides = [quoted(item, multirun) for item in overrides]
     _extend_searchpath(overrides)
@@ -357,6 +360,7 @@ def parsed(override: str) -> Any:
 def _composing_errors() -> tuple[type[Exception], ...]:
     """What Hydra raises on a bad override, a missing member or a torn YAML."""
     from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
 
     return HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError
 
@@ -376,6 +380,7 @@ def _hydra(overrides: Sequence[str]) -> tuple[DictConfig, dict[str, str]]:
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
+    from omegaconf import OmegaConf
 
     said = [_said(item) for item in overrides if not _is_searchpath(item)]
     conf, *more = searchpath.folders()
@@ -400,6 +405,8 @@ def _hydra(overrides: Sequence[str]) -> tuple[DictConfig, dict[str, str]]:
 
 def _fill(node: DictConfig, cls: type) -> None:
     """Give each option that the YAMLs leave out its default, so that others may refer to it."""
+    from omegaconf import DictConfig, OmegaConf
+
     for name, value in schema.defaults(cls).items():
         if name not in node:
             node[name] = value
@@ -469,6 +476,9 @@ def _told(error: Exception, overrides: Sequence[str]) -> ConfigError:
 
 
 def _finish(composed: DictConfig, choices: dict[str, str], overrides: tuple[str, ...]) -> Composed:
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
     try:
         plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
@@ -572,6 +582,8 @@ def load(values: Mapping[str, Any]) -> Config:
 
 def to_yaml(values: Mapping[str, Any]) -> str:
     """The frozen config as text."""
+    from omegaconf import OmegaConf
+
     return OmegaConf.to_yaml(OmegaConf.create(dict(values)), resolve=False)
 
 
