@@ -94,7 +94,7 @@ CODE = {
         from typing import ClassVar
 
         from refseg_bench.scoring.boundary import jaccard
-        from refseg_bench.scoring.protocols.base import Case, Policy, ScoringProtocol, present
+        from refseg_bench.scoring.protocols.base import Case, Policy, ScoringProtocol
         from refseg_bench.types import Score, sample_id
 
 
@@ -107,12 +107,13 @@ CODE = {
 
             def score_clip(self, case: Case) -> list[Score]:
                 scores = []
-                for item, frames, score in present(self, case, {"mIoU": 0.0}):
-                    if score is None:
-                        counts = case.book.counts(case.book.enter(item.union, item.prediction.track))
+                for found in self.present(case, {"mIoU": 0.0}):
+                    if not isinstance(found, Score):
+                        item, track, frames = found
+                        counts = case.book.counts(case.book.enter(item.union, track))
                         values = {"mIoU": float(jaccard(counts[list(frames)]).mean())}
-                        score = Score(sample_id(case.clip.id, item.expression.id), case.clip.id, values, {})
-                    scores.append(score)
+                        found = Score(sample_id(case.clip.id, item.expression.id), case.clip.id, values, {})
+                    scores.append(found)
                 return scores
         ''',
     "segmenter": '''
