@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "refseg_bench"
 #: What the package may be at most; these only go down (the aim: 28,000 lines, 130 modules, 18 rooms).
-CEILINGS = {"lines": 35_000, "modules": 170, "public classes": 260, "rooms": 18}
+CEILINGS = {"lines": 34_100, "modules": 150, "public classes": 260, "rooms": 18}
 
 
 def sources(commit: str | None) -> Iterator[tuple[str, str]]:
