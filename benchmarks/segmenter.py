@@ -17,27 +17,12 @@ import time
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
+from refseg_bench.commands.doctor import moving_disc
 from refseg_bench.config.components import options
 from refseg_bench.config.schema import build
 from refseg_bench.segmenters.base import Prompt, SegmenterCounters
 from refseg_bench.types import Clip
-
-
-def moving_disc(folder: Path, frames: int, size: tuple[int, int]) -> Clip:
-    rng = np.random.default_rng(0)
-    ground = rng.integers(0, 120, (*size, 3))
-    y, x = np.mgrid[: size[0], : size[1]]
-    paths = []
-    for t in range(frames):
-        frame = ground.copy()
-        centre = size[1] * (0.2 + 0.6 * t / max(frames - 1, 1))
-        frame[(y - size[0] / 2) ** 2 + (x - centre) ** 2 < (size[0] / 5) ** 2] = (230, 80, 40)
-        path = folder / f"{t:05d}.png"
-        Image.fromarray(frame.astype(np.uint8)).save(path)
-        paths.append(path)
-    return Clip("disc", tuple(paths), tuple(p.stem for p in paths), size)
 
 
 def one_expression(session, clip: Clip, keys: tuple[int, ...], number: int) -> None:

@@ -11,8 +11,8 @@ from typing import Any
 
 from refseg_bench.backbones import weights as models
 from refseg_bench.backbones.weights import Need, Weights, find, needs_of
-from refseg_bench.config.components import names, options
-from refseg_bench.config.compose import compose, parsed
+from refseg_bench.config.components import names, nodes, options
+from refseg_bench.config.compose import compose
 from refseg_bench.errors import ConfigError
 from refseg_bench.files.store_io import read_sealed_yaml
 
@@ -127,25 +127,17 @@ def _needs(what: Sequence[str]) -> Iterator[Need]:
                 f"'{item}' is neither GROUP=NAME, an override nor a run folder.",
                 allowed=[f"{group}={name}" for group in _GROUPS for name in names(group)],
             )
-    pairs = [item.partition("=")[::2] for item in overrides]
-    if any(key.partition(".")[0] not in _GROUPS for key, _ in pairs):
+    if any(item.partition("=")[0].partition(".")[0] not in _GROUPS for item in overrides):
         for point in compose(overrides):
             yield from needs_of(point.values)
         return
     # Components, and options of theirs (segmenter.size=tiny), without a method that would bring the rest.
-    for part in sorted({key.partition(".")[0] for key, _ in pairs} - {key for key, _ in pairs}):
-        raise ConfigError(
-            f"'{part}.…' sets an option, but no {part} is chosen.",
-            allowed=[f"{part}={name}" for name in names(part)],
-        )
-    for group, name in pairs:
-        if group in _GROUPS:
-            own = [item for item in overrides if item.startswith(f"{group}.")]
-            given = {item.partition("=")[0].partition(".")[2]: parsed(item).value() for item in own}
-            yield from _node_needs(group, name, given)
+    for told, group, name, given in nodes(overrides):
+        yield from _node_needs(group, name, given, told)
 
 
-def _node_needs(group: str, name: str, given: Mapping[str, Any] | None = None) -> Iterator[Need]:
-    told = " ".join([f"{group}={name}", *(f"{group}.{key}={value}" for key, value in (given or {}).items())])
+def _node_needs(
+    group: str, name: str, given: Mapping[str, Any] | None = None, told: str | None = None
+) -> Iterator[Need]:
     for need in needs_of(options(group, name, given), group):
-        yield replace(need, node=need.node.replace(group, told, 1))
+        yield replace(need, node=need.node.replace(group, told or f"{group}={name}", 1))

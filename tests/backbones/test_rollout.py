@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks import rollout_forms
 from refseg_bench.backbones.base import layer_range, weighting
 from refseg_bench.backbones.rollout import (
     LayerQK,
@@ -179,3 +180,14 @@ def test_no_visual_token_is_an_error():
         dense_rollout(stack(5), torch.zeros(5, dtype=torch.bool))
     with pytest.raises(RefsegError, match="no layer"):
         shared_rollout([], [], [1], torch.ones(5, dtype=torch.bool))
+
+
+def test_prompts_together_take_fewer_operations_and_no_sync():
+    found = {}
+    for together in (False, True):
+        call, _ = rollout_forms.form(
+            2, (4, 2, 8), (30, 5), 4, torch.float32, torch.device("cpu"), together=together
+        )
+        found[together] = rollout_forms.launches(call, torch.device("cpu"))
+    assert found[True][0] < found[False][0]
+    assert found[True][1] <= 1  # where the visual runs begin and end, once
