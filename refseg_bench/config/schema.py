@@ -48,8 +48,6 @@ def option(default: Any = dataclasses.MISSING, *, transient: bool = False, facto
         factory = default.copy
     if factory is not None:
         return dataclasses.field(default_factory=factory, metadata=metadata)
-    if default is dataclasses.MISSING:
-        return dataclasses.field(metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
 
 

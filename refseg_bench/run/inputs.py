@@ -12,7 +12,7 @@ import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from refseg_bench.datasets.base import Dataset
 from refseg_bench.errors import DataError, ScoreError, StoreError
@@ -60,10 +60,9 @@ class Present:
         """What a sample would be predicted on; ``seen``: by a method that sees the targets."""
         # The state first: files that change while they are read are found to differ afterwards.
         state = self.state(clip)
-        names = clip.frame_names
         return Inputs(
             expression.text,
-            (len(names), names[0] if names else "", names[-1] if names else ""),
+            _spanned(clip),
             clip.size,
             self.facts(clip, expression),
             self.files(clip),
@@ -132,14 +131,17 @@ class Present:
         What isn't known (a record of an older version, frames that are not on this machine) is taken to
         be the same.
         """
-        if line.inputs is None:
-            return True
-        facts, files, state, truth = line.inputs
-        return (
-            facts == self.facts(clip, expression)
-            and self._same_files(clip, files, state)
-            and (not truth or self.truth(clip, expression) in ("", truth))
-        )
+        return line.inputs is None or not self._unlike(clip, expression, *line.inputs)
+
+    def _unlike(
+        self, clip: Clip, expression: Expression, facts: str, files: str, state: str, truth: str
+    ) -> Literal["", "facts", "files", "truth"]:
+        """Which part of a sample's inputs is not what the data set holds now."""
+        if facts != self.facts(clip, expression):
+            return "facts"
+        if not self._same_files(clip, files, state):
+            return "files"
+        return "truth" if truth and self.truth(clip, expression) not in ("", truth) else ""
 
     def _same_files(self, clip: Clip, files: str, state: str) -> bool:
         if not files or not self.state(clip):
@@ -192,18 +194,19 @@ class Present:
         made = prediction.inputs
         if made is None:
             return ""
-        if made.facts != self.facts(clip, expression):
-            if made.text != expression.text:
-                return f"text was {_quoted(made.text)}, is {_quoted(expression.text)}"
-            if tuple(made.size) != tuple(clip.size):
-                return f"size was {_by(made.size)}, is {_by(clip.size)} (height x width)"
-            names = clip.frame_names
-            return f"frame names were {_names(made.frames)}, are {_names((len(names), names[0], names[-1]))}"
-        if not self._same_files(clip, made.files, made.state):
+        unlike = self._unlike(clip, expression, made.facts, made.files, made.state, made.truth)
+        if unlike == "files":
             return f"pixels: the files of its frames were {made.files}, are {self.files(clip)} (digests)"
-        if made.truth and (now := self.truth(clip, expression)) not in ("", made.truth):
+        if unlike == "truth":
+            now = self.truth(clip, expression)
             return f"target, which the method saw, was {made.truth}, is {now} (digests)"
-        return ""
+        if not unlike:
+            return ""
+        if made.text != expression.text:
+            return f"text was {_quoted(made.text)}, is {_quoted(expression.text)}"
+        if tuple(made.size) != tuple(clip.size):
+            return f"size was {_by(made.size)}, is {_by(clip.size)} (height x width)"
+        return f"frame names were {_names(made.frames)}, are {_names(_spanned(clip))}"
 
 
 def stale(
@@ -274,6 +277,12 @@ def told(differences: Mapping[str, str], first: int = 3) -> str:
 
 def _digest(texts: Iterable[str]) -> str:
     return checksum("\0".join(texts).encode("utf-8", "surrogatepass"))
+
+
+def _spanned(clip: Clip) -> tuple[int, str, str]:
+    """How many frames, and the names of the first and the last."""
+    names = clip.frame_names
+    return (len(names), names[0], names[-1]) if names else (0, "", "")
 
 
 def _quoted(text: str) -> str:

@@ -222,10 +222,10 @@ def _keep_job(run: Planned, role: str, number: str) -> str:
 def _capture(run: Planned) -> str | None:
     """Fill the attention cache that several runs read; returns the job to wait for, if it is one."""
     run.say(f"{run.store.root}\n  captures attention once for the runs that share it (digest {run.capture})")
-    if run.cluster.kind == "slurm":
-        return _keep_job(run, "capture", slurm.submit_array(run, _code(run), capture=True))
     # A capture that fails is met again, and recorded, by the runs themselves.
     try:
+        if run.cluster.kind == "slurm":
+            return _keep_job(run, "capture", slurm.submit_array(run, _code(run), capture=True))
         local.work(run, capture=True)
     except RefsegError as error:
         run.say(f"  {error}")
