@@ -25,7 +25,7 @@ from refseg_bench.errors import ConfigError, ScoreError
 from refseg_bench.files.resources import resource
 from refseg_bench.files.store_io import sealed, sealed_text
 from refseg_bench.report import paper, tables
-from refseg_bench.report.paper import COLUMNS, Reference, held_against, paper_rows
+from refseg_bench.report.paper import COLUMNS, Reference, held_against, paper_rows, printed_name
 from refseg_bench.report.publish import HEADER, publish, read_published
 from refseg_bench.run.build import frozen
 from refseg_bench.run.store import RunStore
@@ -303,3 +303,9 @@ def test_who_sees_the_truth_is_never_the_best() -> None:
     assert [row[1].best for row in fair.rows] == [True, False, False]
     (table,) = tables.tabulate([replace(rows[0], sees_targets=True), *rows[1:]])
     assert [row[1].best for row in table.rows] == [False, True, False]
+
+
+def test_a_set_is_printed_as_papers_call_it() -> None:
+    assert [printed_name(name) for name in ("refcoco_unc", "mevis", "nowhere")] == [
+        "RefCOCO", "MeViS", "nowhere",
+    ]  # fmt: skip
