@@ -274,14 +274,14 @@ def _splits_there(data: Dataset) -> list[str]:
     for base in _places(data):
         for pattern in data.landmarks():
             head, mark, tail = pattern.partition("{split}")
-            if mark and "{" not in head + tail and os.path.isdir(base):
-                full = re.compile(re.escape(head) + "([^/]+)" + re.escape(tail.rstrip("/")))
-                for path in base.glob(f"{head}*{tail}"):
+            end = tail.rstrip("/")
+            for path in base.glob(f"{head}*{tail}") if mark and "{" not in head + tail else ():
+                name = path.relative_to(base).as_posix()
+                with contextlib.suppress(OSError):
                     # Folders of folders are data sets, not splits.
-                    if not tail.endswith("/") or any(p.is_file() for p in path.iterdir()):
-                        match = full.fullmatch(path.relative_to(base).as_posix())
-                        found |= {match[1]} if match else set()
-    return sorted(found)
+                    if end == tail or any(p.is_file() for p in path.iterdir()):
+                        found.add(name[len(head) : len(name) - len(end)])
+    return sorted(found - {""})
 
 
 def _not_found(data: Dataset, landmarks: Sequence[str]) -> DataError:

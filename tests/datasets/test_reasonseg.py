@@ -125,6 +125,16 @@ def test_found_from_above(tmp_path, root):
     assert len(ReasonSeg(root=tmp_path).clips()) == 1
 
 
+@pytest.mark.parametrize("root", ["", "ReasonSeg"])
+def test_an_absent_split_is_told_with_those_that_are_there(tmp_path, root):
+    write(tmp_path, [])
+    (tmp_path / "ReasonSeg/test").mkdir()
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(DataError, match="has no split 'train' here") as caught:
+        ReasonSeg(root=tmp_path / root, split="train").clips()
+    assert caught.value.allowed == ["val"]
+
+
 @pytest.mark.parametrize(("orientation", "size"), [(3, (40, 60)), (6, (60, 40)), (8, (60, 40))])
 def test_pictures_are_read_as_their_header_turns_them(tmp_path, orientation, size):
     picture = np.zeros((*SIZE, 3), np.uint8)
