@@ -70,6 +70,10 @@ def test_components_are_told_in_order():
         ("segmenter", "sam2", {"size": "tiny"}),
         ("segmenter", "sam2_hf", {"size": 3}),
     ]
-    for words, told in ((["segmenter.size=3"], "no segmenter is chosen"), (["sam2"], "not GROUP=NAME")):
+    for words, told in (
+        (["segmenter.size=3"], "no segmenter is chosen"),
+        (["sam2"], "not GROUP=NAME"),
+        (["segmenter=sam2", "segmenter.size=["], r"'segmenter.size=\[' can't be read"),
+    ):
         with pytest.raises(ConfigError, match=told):
             list(nodes(words))

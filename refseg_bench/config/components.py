@@ -142,7 +142,7 @@ def nodes(words: Sequence[str]) -> Iterator[tuple[str, str, str, dict[str, Any]]
         (all that was told of it, group, name, its options).
 
     Raises:
-        ConfigError: a word is neither, or an option stands before its component.
+        ConfigError: a word is neither, an option stands before its component, or its value can't be read.
     """
     found: list[tuple[list[str], str, str, dict[str, Any]]] = []
     for word in words:
@@ -157,11 +157,18 @@ def nodes(words: Sequence[str]) -> Iterator[tuple[str, str, str, dict[str, Any]]
             )  # fmt: skip
         if option:
             named[-1][0].append(word)
-            named[-1][3][option] = parse_yaml(value)
+            named[-1][3][option] = _value(value, f"'{word}'")
         else:
             found.append(([word], group, value, {}))
     for told, group, name, given in found:
         yield " ".join(told), group, name, given
+
+
+def _value(text: str, told: str) -> Any:
+    try:
+        return parse_yaml(text)
+    except ValueError as error:
+        raise ConfigError(f"{told} can't be read ({error}).") from error
 
 
 def make(group: str, word: str, values: Mapping[str, Any] | None = None) -> Any:
@@ -200,10 +207,7 @@ def open_protocol(word: str) -> Any:
         key, equals, text = pair.partition("=")
         if not equals:
             raise ConfigError(f"'{pair}' in protocol '{word}' is no option=value.")
-        try:
-            values[key.strip()] = parse_yaml(text)
-        except ValueError as error:
-            raise ConfigError(f"'{pair}' in protocol '{word}' can't be read ({error}).") from error
+        values[key.strip()] = _value(text, f"'{pair}' in protocol '{word}'")
     made = make("protocol", name, values)
     if version and version != str(made.version):
         raise ConfigError(

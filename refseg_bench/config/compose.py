@@ -328,7 +328,7 @@ def quoted(override: str, multirun: bool = False) -> str:
     if re.fullmatch(r"[\w./:-]*", value, re.ASCII) or value.startswith(("[", "{", "=")) or "${" in value:
         return override
     with suppress(ConfigError):
-        found = parsed(override)
+        found = _parsed(override)
         plain = multirun if found.is_sweep_override() else found.value() == value
         if plain or not value.startswith(("/", "./", "../", "~")) or "\\" in value:
             return override
@@ -336,11 +336,11 @@ def quoted(override: str, multirun: bool = False) -> str:
 
     with suppress(ConfigError):
         again = f"{key}{equals}{QuotedString(value, Quote.single).with_quotes()}"
-        return str(parsed(again).input_line)
+        return str(_parsed(again).input_line)
     return override
 
 
-def parsed(override: str) -> Any:
+def _parsed(override: str) -> Any:
     """An override by Hydra's grammar, as its ``Override``.
 
     Raises:
@@ -368,7 +368,7 @@ def _composing_errors() -> tuple[type[Exception], ...]:
 def _expand(overrides: Sequence[str]) -> Iterator[list[str]]:
     """All combinations of the sweeps in a command line, in the order typed."""
     axes: list[list[str]] = []
-    for found in map(parsed, overrides):
+    for found in map(_parsed, overrides):
         key = found.get_key_element()
         swept = found.is_sweep_override()
         axes.append([f"{key}={v}" for v in found.sweep_string_iterator()] if swept else [found.input_line])
@@ -430,7 +430,7 @@ def _is_searchpath(override: str) -> bool:
 def _extend_searchpath(overrides: Sequence[str]) -> None:
     """Put what is typed as ``hydra.searchpath=[…]`` on the search path of this process."""
     for item in filter(_is_searchpath, overrides):
-        value = parsed(item).value()
+        value = _parsed(item).value()
         if not isinstance(value, list):
             raise ConfigError(
                 "A search path is a list.", where=item, hint="hydra.searchpath=[pkg://my_package.conf]"
