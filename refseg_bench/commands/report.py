@@ -98,12 +98,10 @@ def main(args: argparse.Namespace) -> int:
     if args.sweep is not None:
         return _sweep(stores, args)
     if args.html is not None:
-        from refseg_bench.report.html import ReportOptions, home, write_report
+        from refseg_bench.report.html import home, write_report
 
         folder = home(stores) if args.html == Path() else args.html
-        print(
-            write_report(stores, folder, ReportOptions(frames=max(1, args.frames), side=max(16, args.side)))
-        )
+        print(write_report(stores, folder, frames=max(1, args.frames), side=max(16, args.side)))
         return 0
     rows = tables.rows_of(stores)
     if not rows and args.after_run:

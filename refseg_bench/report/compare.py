@@ -80,7 +80,6 @@ def compare(
     *,
     attributes: Sequence[str] = (),
     most: int = 10,
-    bootstrap: Bootstrap | None = None,
 ) -> Comparison:
     """Compare two scored runs on the units both have.
 
@@ -90,7 +89,6 @@ def compare(
         protocol: ``id@version`` or id; by default the first both are scored under.
         attributes: breakdowns; by default every attribute with 2 to 12 values in both runs.
         most: how many of the units that moved most to list, either way.
-        bootstrap: how intervals are made.
 
     Raises:
         ScoreError: the runs share no protocol or no unit.
@@ -99,10 +97,9 @@ def compare(
     rules = protocol_of(first.results()[name])
     tables = [ScoreTable.read_parquet(*s.samples(name)) for s in (first, second)]
     a, b = paired(tables[0], tables[1], f"{first.root.name}, {second.root.name}")
-    options = bootstrap or Bootstrap()
 
     def group(attribute: str, value: str, rows: NDArray[np.intp]) -> Group:
-        return Group(attribute, value, differences(rules, a.select(rows), b.select(rows), options))
+        return Group(attribute, value, differences(rules, a.select(rows), b.select(rows), Bootstrap()))
 
     groups = [
         group(attribute, value, rows)

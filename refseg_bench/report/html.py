@@ -51,30 +51,18 @@ _STATUS = {"ok": 0, "failed": 1, "missing": 2}
 _AT_ONCE = 3000
 
 
-@dataclass(frozen=True)
-class ReportOptions:
-    """How much a report shows.
-
-    Attributes:
-        frames: of a clip at most, besides those that maps and points lie on.
-        side: longest side of a frame, in pixels.
-        pairs: pairs of runs tested against each other at most, per data set.
-        bootstrap: how intervals of breakdowns and comparisons are made.
-    """
-
-    frames: int = 32
-    side: int = 480
-    pairs: int = 6
-    bootstrap: Bootstrap = field(default_factory=Bootstrap)
+#: Pairs of runs tested against each other at most, per data set.
+_PAIRS = 6
 
 
-def write_report(stores: Sequence[RunStore], folder: Path, options: ReportOptions | None = None) -> Path:
+def write_report(stores: Sequence[RunStore], folder: Path, *, frames: int = 32, side: int = 480) -> Path:
     """Write the report of some runs.
 
     Args:
         stores: the runs, scored or not.
         folder: where; made anew if it holds an earlier report.
-        options: how much is shown.
+        frames: of a clip at most, besides those that maps and points lie on.
+        side: longest side of a frame, in pixels.
 
     Returns:
         The page to open, ``folder/index.html``.
@@ -82,10 +70,9 @@ def write_report(stores: Sequence[RunStore], folder: Path, options: ReportOption
     Raises:
         StoreError: the folder holds something else, or can't be written.
     """
-    options = options or ReportOptions()
     try:
         _clear(folder)
-        media = MediaFolder(folder, side=options.side)
+        media = MediaFolder(folder, side=side)
         media.prepare()
         (folder / "data").mkdir(exist_ok=True)
         (folder / "assets").mkdir(exist_ok=True)
@@ -96,8 +83,8 @@ def write_report(stores: Sequence[RunStore], folder: Path, options: ReportOption
         pages: list[dict[str, Any]] = []
         for index, group in enumerate(groups):
             first_run = sum(map(len, groups[:index]))
-            pages.append(_GroupWriter(index, first_run, group, media, options).write())
-        _give(folder, "meta", _meta(groups, runs, pages, options))
+            pages.append(_GroupWriter(index, first_run, group, media, frames).write())
+        _give(folder, "meta", _meta(groups, runs, pages))
         media.sweep()
         write_atomic(folder / "index.html", (_TEMPLATES / "index.html").read_text(encoding="utf-8"))
     except OSError as error:
@@ -185,7 +172,6 @@ def _meta(
     groups: Sequence[Sequence[_Run]],
     runs: Sequence[_Run],
     pages: Sequence[Mapping[str, Any]],
-    options: ReportOptions,
 ) -> dict[str, Any]:
     names = [run.store.root.name for run in runs]
     group_at = {id(run): (g, place) for g, group in enumerate(groups) for place, run in enumerate(group)}
@@ -193,12 +179,12 @@ def _meta(
         "title": names[0] if len(names) == 1 else f"{len(names)} runs",
         "made": time.strftime("%Y-%m-%d %H:%M %Z"),
         "version": refseg_bench.__version__,
-        "level": f"{options.bootstrap.level:.0%}".replace("%", " %"),
+        "level": f"{Bootstrap().level:.0%}".replace("%", " %"),
         "runs": [_run_record(run, *group_at[id(run)]) for run in runs],
         "groups": list(pages),
         "tables": [asdict(t) for t in tabulate(rows_of([run.store for run in runs]))],
-        "breakdowns": [asdict(t) for group in groups for t in _breakdowns(group, options)],
-        "comparisons": [c for group in groups for c in _comparisons(group, list(runs), options)],
+        "breakdowns": [asdict(t) for group in groups for t in _breakdowns(group)],
+        "comparisons": [c for group in groups for c in _comparisons(group, list(runs))],
     }
 
 
@@ -232,7 +218,7 @@ def _run_record(run: _Run, group: int, place: int) -> dict[str, Any]:
     }
 
 
-def _breakdowns(group: Sequence[_Run], options: ReportOptions) -> Iterator[ResultTable]:
+def _breakdowns(group: Sequence[_Run]) -> Iterator[ResultTable]:
     """Headline metric by attribute, runs side by side, one table per protocol and attribute."""
     for protocol in dict.fromkeys(name for run in group for name in run.tables):
         scored = [run for run in group if protocol in run.tables]
@@ -240,7 +226,7 @@ def _breakdowns(group: Sequence[_Run], options: ReportOptions) -> Iterator[Resul
         having = [run for run in scored if len(run.tables[protocol])]
         for attribute in splitting(run.tables[protocol] for run in having):
             columns = [
-                breakdown(rules, run.tables[protocol], attribute, options.bootstrap)
+                breakdown(rules, run.tables[protocol], attribute, Bootstrap())
                 if attribute in run.tables[protocol].attrs
                 else {}
                 for run in having
@@ -257,12 +243,12 @@ def _breakdowns(group: Sequence[_Run], options: ReportOptions) -> Iterator[Resul
             )
 
 
-def _comparisons(group: Sequence[_Run], runs: list[_Run], options: ReportOptions) -> list[dict[str, Any]]:
+def _comparisons(group: Sequence[_Run], runs: list[_Run]) -> list[dict[str, Any]]:
     pairs = [(i, j) for i in range(len(group)) for j in range(i + 1, len(group))]
     out = []
-    for i, j in pairs[: options.pairs]:
+    for i, j in pairs[:_PAIRS]:
         try:
-            found = compare(group[i].store, group[j].store, most=0, bootstrap=options.bootstrap)
+            found = compare(group[i].store, group[j].store, most=0)
         except RefsegError:
             # Not scored, or under no common protocol: the page says so where the pair is chosen.
             continue
@@ -308,13 +294,13 @@ class _GroupWriter:
     """Writes index and clip files of the runs on one data set."""
 
     def __init__(
-        self, index: int, first_run: int, runs: Sequence[_Run], media: MediaFolder, options: ReportOptions
+        self, index: int, first_run: int, runs: Sequence[_Run], media: MediaFolder, frames: int
     ) -> None:
         self.index = index
         self.first_run = first_run
         self.runs = runs
         self.media = media
-        self.options = options
+        self.frames = frames
         self.rows: list[dict[str, Any]] = []
         self.note = ""
         #: Per run, its samples that were predicted on other data than there are now.
@@ -445,7 +431,7 @@ class _GroupWriter:
             int(t) for found in maps.values() for n, v in found.items() if n.endswith(".frames") for t in v
         ]
         wanted += [p.point.frame for known in answers for p in known.values() if p.point is not None]
-        frames = spread(len(clip), self.options.frames, wanted)
+        frames = spread(len(clip), self.frames, wanted)
         samples = {}
         thumb = self.media.thumb(clip, frames[len(frames) // 2]) if frames else ""
         for e in expressions:

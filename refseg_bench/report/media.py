@@ -21,6 +21,8 @@ from refseg_bench.types import Clip
 #: What Pillow raises on a picture it can't read.
 _UNREADABLE = (OSError, UnidentifiedImageError, SyntaxError, ValueError, DataError)
 
+#: Longest sides of an attention map and of a thumbnail, in pixels.
+_MAP_SIDE, _THUMB_SIDE = 128, 240
 #: Colours of an attention map from nothing to all, dark to light with rising luminance.
 _RAMP = ((0, 0, 4), (66, 10, 104), (147, 38, 103), (221, 81, 58), (252, 165, 10), (252, 255, 164))
 
@@ -32,14 +34,11 @@ class MediaFolder:
     Attributes:
         root: the report's folder.
         side: longest side of a frame, in pixels.
-        map_side: longest side of an attention map.
-        thumb_side: longest side of a thumbnail.
+        used: names of the pictures that the report shows, by kind.
     """
 
     root: Path
     side: int = 480
-    map_side: int = 128
-    thumb_side: int = 240
     used: dict[str, set[str]] = field(
         default_factory=lambda: {"frames": set(), "thumbs": set(), "maps": set()}
     )
@@ -51,9 +50,7 @@ class MediaFolder:
 
     def thumb(self, clip: Clip, index: int) -> str:
         """Name (without its ending) of a clip's thumbnail, empty where the frame can't be read."""
-        name = self._shrunk(
-            clip.frame_paths[index], "thumbs", self.thumb_side, upright=clip.upright, copy=False
-        )
+        name = self._shrunk(clip.frame_paths[index], "thumbs", _THUMB_SIDE, upright=clip.upright, copy=False)
         return "" if name is None else name.removesuffix(".jpg")
 
     def _shrunk(self, path: Path, kind: str, side: int, *, upright: bool, copy: bool) -> str | None:
@@ -87,7 +84,7 @@ class MediaFolder:
             File name, and height and width of one frame in it.
         """
         height, width = volume_THW.shape[1:]
-        shrink = min(1.0, self.map_side / max(height, width))
+        shrink = min(1.0, _MAP_SIDE / max(height, width))
         size = (max(1, round(width * shrink)), max(1, round(height * shrink)))
         rows = [np.asarray(Image.fromarray(grey).resize(size, Image.Resampling.BOX)) for grey in volume_THW]
         stacked = np.concatenate(rows) if rows else np.zeros((size[1], size[0]), np.uint8)

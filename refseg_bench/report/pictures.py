@@ -27,7 +27,7 @@ from refseg_bench.types import BoolHW, Clip, Expression, FloatTHW, Grounding, Ma
 COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (204, 121, 167), (213, 94, 0), (240, 228, 66))
 VOID = (128, 128, 128)
 _PREDICTED = (255, 140, 0)
-_GAP, _LABEL, _LINE = 6, 20, 26
+_WIDTH, _GAP, _LABEL, _LINE = 1600, 6, 20, 26
 _IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 _VIDEOS = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".gif")
 #: A cell of a picture: what stands below it, and its pixels.
@@ -61,9 +61,7 @@ def find_sample(dataset: Dataset, sample: str) -> tuple[Clip, Expression]:
     )
 
 
-def show_target(
-    clip: Clip, expression: Expression, target: Target | None, *, frames: int = 6, width: int = 1600
-) -> Image.Image:
+def show_target(clip: Clip, expression: Expression, target: Target | None, *, frames: int = 6) -> Image.Image:
     """Frames spread over the clip with the target's objects in their colours, under the words.
 
     Args:
@@ -71,7 +69,6 @@ def show_target(
         expression: what is asked for.
         target: the truth; ``None`` where a server keeps it.
         frames: how many frames of a video are shown, the one with the largest target among them.
-        width: of the picture, in pixels.
     """
     layers: list[tuple[MaskTrack, Sequence[int]]] = []
     wanted: list[int] = []
@@ -90,17 +87,16 @@ def show_target(
         cells.append((clip.frame_names[t], tinted(clip.load([t])[0], masks)))
     length = f"{len(clip)} frames" if len(clip) > 1 else "image"
     words = f"“{expression.text}”", f"{clip.id}/{expression.id} · {length} · {truth}"
-    return _sheet([cells[start : start + 3] for start in range(0, len(cells), 3)], words, clip.size, width)
+    return _sheet([cells[start : start + 3] for start in range(0, len(cells), 3)], words, clip.size)
 
 
-def show_stages(clip: Clip, grounding: Grounding, *, columns: int = 6, width: int = 1600) -> Image.Image:
+def show_stages(clip: Clip, grounding: Grounding, *, columns: int = 6) -> Image.Image:
     """Frames side by side; below each its maps, stage by stage, and its mask.
 
     Args:
         clip: the frames.
         grounding: the prediction.
         columns: frames to show at most; those with a map come first.
-        width: of the picture in pixels.
     """
     mapped = sorted({t for shown in grounding.map_frames.values() for t in shown if 0 <= t < len(clip)})
     pool = mapped if len(mapped) >= columns else list(range(len(clip)))
@@ -111,20 +107,18 @@ def show_stages(clip: Clip, grounding: Grounding, *, columns: int = 6, width: in
         shown = grounding.map_frames.get(name) or tuple(range(len(volume)))
         rows.append([(name, _mapped(pictures[t], volume, shown, t)) for t in frames])
     rows.append([("prediction", _predicted(grounding, pictures[t], t)) for t in frames])
-    return _sheet(rows, (grounding.expression.text,), clip.size, width)
+    return _sheet(rows, (grounding.expression.text,), clip.size)
 
 
-def _sheet(
-    rows: Sequence[Sequence[Cell]], words: Sequence[str], size: tuple[int, int], width: int
-) -> Image.Image:
+def _sheet(rows: Sequence[Sequence[Cell]], words: Sequence[str], size: tuple[int, int]) -> Image.Image:
     """Cells in rows under some words, each shrunk to its share of the width."""
     columns = max(map(len, rows))
-    wide = (width - _GAP * (columns + 1)) // columns
+    wide = (_WIDTH - _GAP * (columns + 1)) // columns
     high = max(1, round(wide * size[0] / size[1]))
-    lines = [line for text in words for line in textwrap.wrap(text, max(20, width // 10))[:6] or [""]]
+    lines = [line for text in words for line in textwrap.wrap(text, _WIDTH // 10)[:6] or [""]]
     top = _GAP + _LINE * len(lines)
     step = high + _LABEL + _GAP
-    sheet = Image.new("RGB", (width, top + len(rows) * step), (255, 255, 255))
+    sheet = Image.new("RGB", (_WIDTH, top + len(rows) * step), (255, 255, 255))
     pen = ImageDraw.Draw(sheet)
     for number, line in enumerate(lines):
         pen.text((_GAP, _GAP + _LINE * number), line, (0, 0, 0), ImageFont.load_default(size=18))

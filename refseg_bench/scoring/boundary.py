@@ -23,19 +23,13 @@ TOLERANCE = 0.008
 COUNTS = ("intersection", "area_truth", "area_answer", "edge_truth", "edge_answer", "hit_truth", "hit_answer")
 
 
-def boundary_radius(size: tuple[int, int], tolerance: float = TOLERANCE) -> int:
-    """Matching radius in pixels: ``ceil(0.008 * diagonal)`` of the mask *as given*.
+def boundary_radius(size: tuple[int, int]) -> int:
+    """Matching radius in pixels: ``ceil(0.008 * diagonal)`` of the (height, width) of a mask *as given*.
 
-    Args:
-        size: (height, width).
-        tolerance: share of the diagonal, or pixels where it is at least 1.
-
-    >>> boundary_radius((480, 854)), boundary_radius((480, 854), 3)
-    (8, 3)
+    >>> boundary_radius((480, 854))
+    8
     """
-    if tolerance >= 1:
-        return math.ceil(tolerance)
-    return math.ceil(tolerance * math.sqrt(size[0] * size[0] + size[1] * size[1]))
+    return math.ceil(TOLERANCE * math.sqrt(size[0] * size[0] + size[1] * size[1]))
 
 
 def boundary_map(mask_HW: BoolHW) -> BoolHW:

@@ -103,7 +103,6 @@ def score(
     options: Options | None = None,
     *,
     report: Callable[[str], None] = lambda line: None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Scored]:
     """Score every source under every protocol.
 
@@ -116,7 +115,6 @@ def score(
         protocols: the rules.
         options: processes, per-frame values, what to do about gaps.
         report: receives the completeness of each source, before anything is scored.
-        progress: receives (clips done, clips).
 
     Returns:
         One entry per source and protocol, sources first.
@@ -140,12 +138,10 @@ def score(
         sheets += [_Sheet(source, p, c, dict(facts)) for p, c in zip(protocols, each, strict=True)]
     for protocol in protocols:
         check_fit(protocol, dataset)
-    total = len(dataset.clips())
     work = partial(score_one_clip, sources=sources, protocols=protocols, options=options)
-    for done, parts in enumerate(over_clips(dataset, work, options.jobs), start=1):
+    for parts in over_clips(dataset, work, options.jobs):
         for sheet, part in zip(sheets, parts, strict=True):
             sheet.enter(part)
-        progress(done, total)
     for source in sources if not options.partial else ():
         # What turned out unreadable only now is refused as well.
         found = ((sheet.protocol, sheet.coverage) for sheet in sheets if sheet.source is source)

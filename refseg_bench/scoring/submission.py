@@ -81,7 +81,6 @@ def write(
     path: Path,
     dataset: Dataset,
     lookup: Callable[[str], Mapping[str, Prediction]],
-    progress: Callable[[int, int], None] = lambda done, total: None,
     *,
     hint: str = "Finish the run (the same `refseg run` resumes it).",
 ) -> int:
@@ -91,7 +90,6 @@ def write(
         path: the zip.
         dataset: what was predicted; it names the folder above the videos.
         lookup: clip id → expression id → prediction.
-        progress: receives (clips done, clips).
         hint: what to do about samples without a complete prediction.
 
     Returns:
@@ -124,7 +122,7 @@ def write(
             # PNG files are compressed already.
             with zipfile.ZipFile(handle, "w", zipfile.ZIP_STORED) as archive:
                 archive.comment = _SEAL + b"0" * _DIGITS
-                for done, clip in enumerate(clips, start=1):
+                for clip in clips:
                     found = lookup(clip.id)
                     for expression in dataset.expressions(clip):
                         track = found[expression.id].track
@@ -135,7 +133,6 @@ def write(
                                 place = "/".join(p for p in (top, clip.id, expression.id, f"{name}.png") if p)
                                 archive.writestr(zipfile.ZipInfo(place, _EPOCH), encode_png(mask))
                                 written += 1
-                    progress(done, len(clips))
             digest = _digest(handle)
             handle.seek(-_DIGITS, os.SEEK_END)
             handle.write(digest)
@@ -203,14 +200,14 @@ class ZipCheck:
         """True if nothing is wrong."""
         return not self.problems
 
-    def lines(self, first: int = 5) -> list[str]:
+    def lines(self) -> list[str]:
         """The problems as text, the first few of each kind."""
         out = [f"{self.masks} masks of {self.videos} videos, held against {self.against}"]
         for kind, names in self.problems.items():
             out.append(f"{kind}: {len(names)}")
-            out += [f"  {printable(name)}" for name in names[:first]]
-            if len(names) > first:
-                out.append(f"  … and {len(names) - first} more")
+            out += [f"  {printable(name)}" for name in names[:5]]
+            if len(names) > 5:
+                out.append(f"  … and {len(names) - 5} more")
         return [*out, "fit to submit" if self.ok else "NOT fit to submit"]
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from refseg_bench.cli import main
 from refseg_bench.errors import DataError, StoreError
 from refseg_bench.files.store_io import sealed_text
-from refseg_bench.report.html import ReportOptions, write_report
+from refseg_bench.report.html import write_report
 from refseg_bench.report.media import spread
 from refseg_bench.run.loop import work_on
 from refseg_bench.run.store import RunStore
@@ -138,7 +138,7 @@ def test_long_clips_show_some_frames(tmp_path: Path) -> None:
         tmp_path, dataset={"_target_": "tests.fakes.FakeDataset", "root": str(tmp_path / "d"), "n_frames": 9}
     )
     work_on(store)
-    page = write_report([store], tmp_path / "report", ReportOptions(frames=3, side=16))
+    page = write_report([store], tmp_path / "report", frames=3, side=16)
     clip = part(page.parent, "clip-0-0")
     assert [f["index"] for f in clip["frames"]] == [0, 4, 8]
     assert clip["length"] == 9

@@ -9,7 +9,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-from refseg_bench.report.html import ReportOptions, write_report
+from refseg_bench.report.html import write_report
 from refseg_bench.run.loop import work_on
 from refseg_bench.run.store import RunStore
 from tests.fakes import fake_run
@@ -160,7 +160,7 @@ def test_every_link_leads_to_a_page(small_runs: Path, browser: Any) -> None:
 
 
 def test_hostile_words_stay_words(hostile_runs: list[RunStore], browser: Any, tmp_path: Path) -> None:
-    write_report(hostile_runs, tmp_path / "report", ReportOptions())
+    write_report(hostile_runs, tmp_path / "report")
     visit = Visitor(browser, tmp_path / "report")
     visit.go("#/samples")
     visit.page.wait_for_selector(".card")

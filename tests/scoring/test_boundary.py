@@ -128,10 +128,6 @@ def test_radius(size, radius):
     assert boundary.boundary_radius(size) == radius == boundary.boundary_radius(size[::-1])
 
 
-def test_a_tolerance_of_one_or_more_means_pixels():
-    assert boundary.boundary_radius((480, 854), 3) == 3
-
-
 def test_a_full_mask_has_no_boundary():
     full, empty = np.ones((20, 30), bool), np.zeros((20, 30), bool)
     counts = np.array([plain(full, empty)])
