@@ -24,19 +24,13 @@ from refseg_bench.scoring.sources import NothingScoredError, PredictionSource, S
 from refseg_bench.scoring.stats import Bootstrap
 
 
-def score_run(store: RunStore, values: Mapping[str, Any] | None = None) -> None:
-    """Score one run as its config says, and keep its tables and result rows.
-
-    Args:
-        store: the run.
-        values: the config of the present command, whose protocols and score settings may differ from
-            those first frozen; by default the frozen ones.
+def score_run(store: RunStore) -> None:
+    """Score one run as its frozen config says, and keep its tables and result rows.
 
     Raises:
         ScoreError: work is missing that a protocol does not allow, or the masks are hidden.
     """
-    outcomes = score_store(store, values=values)
-    refusals = [outcome for _, outcome in outcomes if isinstance(outcome, ScoreError)]
+    refusals = [outcome for _, outcome in score_store(store) if isinstance(outcome, ScoreError)]
     if refusals:
         raise refusals[0]
 
@@ -50,7 +44,11 @@ def score_store(
     detail: bool = False,
     values: Mapping[str, Any] | None = None,
 ) -> list[tuple[str, Scored | ScoreError]]:
-    """Score one run, keep what could be scored, and return outcomes and refusals by protocol."""
+    """Score one run, keep what could be scored, and return outcomes and refusals by protocol.
+
+    ``values`` is the present command's config, whose protocols and score settings may differ from the frozen
+    ones.
+    """
     values = received(store) if values is None else values
     config = configs.load(values)
     dataset = dataset_of(values)
