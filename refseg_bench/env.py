@@ -124,9 +124,11 @@ _run_seed = 0
 
 
 def seed_everything(seed: int, scope: str) -> None:
-    """Seed Python, numpy and (if loaded) torch from the run's seed and a name.
+    """Seed Python, numpy and (if loaded) torch from the run's seed and a name, and fix torch's threads.
 
-    The scope (a clip's id) makes a draw independent of what ran before it, and so of the shards.
+    The scope (a clip's id) makes a draw independent of what ran before it, and so of the shards. Sums, and
+    functions that are computed in vectors, differ in the last digits with the number of threads, which
+    would else be that of the machine or of the other shards on it.
     """
     global _run_seed
     _run_seed = seed
@@ -136,6 +138,20 @@ def seed_everything(seed: int, scope: str) -> None:
     torch = sys.modules.get("torch")
     if torch is not None:
         torch.manual_seed(mixed)
+        if torch.get_num_threads() != (count := threads()):
+            torch.set_num_threads(count)
+
+
+def threads() -> int:
+    """Threads of torch on the CPU: 1, or what ``REFSEG_THREADS`` says.
+
+    Raises:
+        ValueError: it says no number.
+    """
+    said = os.environ.get("REFSEG_THREADS") or "1"
+    if not said.isdigit() or int(said) < 1:
+        raise ValueError(f"REFSEG_THREADS is '{said}', which is no number of threads.")
+    return int(said)
 
 
 def opencv_seed(seed: int | None = None) -> None:

@@ -33,3 +33,10 @@ def in_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Work in an empty folder."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def shared_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompts share forward passes on the CPU, too, as they do on an accelerator."""
+    for module in ("mllm.model", "dit.model"):
+        monkeypatch.setattr(f"refseg_bench.backbones.{module}.shared_pass", lambda device, size: size)

@@ -27,6 +27,8 @@ from tests.launch.slow import SlowMethod
 from tests.segmenters.conftest import sam2_folder, sam2_package_files  # noqa: F401
 from tools import tiny_sam as tiny
 
+pytestmark = pytest.mark.usefixtures("shared_passes")
+
 
 @pytest.fixture(autouse=True)
 def _light_heap() -> Iterator[None]:

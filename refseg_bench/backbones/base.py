@@ -30,6 +30,22 @@ def weighting(name: HeadWeights) -> str:
     return _SAME_AS.get(name, name)
 
 
+def shared_pass(device: str, size: int) -> int:
+    """How many of ``size`` prompts may go through a model together.
+
+    On a CPU each goes alone: the last digits of a row's sums depend there on the rows computed with it,
+    and a prediction must depend on its sample alone.
+
+    Args:
+        device: its type, as torch names it.
+        size: the batch size that was asked for.
+
+    >>> shared_pass("cpu", 8), shared_pass("cuda", 8)
+    (1, 8)
+    """
+    return 1 if device == "cpu" else max(1, size)
+
+
 def layer_range(start: int, end: int, n_layers: int) -> range:
     """Layers ``start ≤ l < end`` of a model.
 

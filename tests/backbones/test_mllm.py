@@ -23,6 +23,8 @@ PROMPTS = ["the left dog. \nwhich?", "a cat that jumps over the fence. \nwhat is
 
 torch.set_num_threads(1)
 
+pytestmark = pytest.mark.usefixtures("shared_passes")
+
 
 @functools.cache
 def shared(name):

@@ -85,6 +85,8 @@ def said(*texts):
     return [Expression(str(i), text) for i, text in enumerate(texts)]
 
 
+pytestmark = pytest.mark.usefixtures("shared_passes")
+
 THREE = said("a largest orange goldfish", "cat on the left", "the pink cow")
 
 

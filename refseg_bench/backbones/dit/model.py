@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from refseg_bench.backbones.base import Backbone
+from refseg_bench.backbones.base import Backbone, shared_pass
 from refseg_bench.backbones.weights import (
     SHIPPED,
     Weights,
@@ -132,7 +132,7 @@ class DiT(Backbone):
         device: ``auto`` = the GPU if there is one.
         text_encoders: ``keep`` on the device, wait on the ``cpu``, ``free`` after each clip.
         offload: ``blocks`` streams the transformer's blocks through the device one by one.
-        batch_size: how many expressions share a pass in a concept stream.
+        batch_size: how many expressions share a pass in a concept stream, on an accelerator.
         offline: never fetch weights from the hub.
     """
 
@@ -300,12 +300,13 @@ class DiT(Backbone):
         if self.text_mode == "prompt":
             yield from ([i] for i in range(len(queries)))
             return
+        size = shared_pass(self._load().device.type, self.batch_size)
         alike: dict[tuple[str, str], list[int]] = {}
         for index, query in enumerate(queries):
             alike.setdefault((query.prompt, self.pooled_text(query.tokens, query.prompt)), []).append(index)
         for members in alike.values():
-            for start in range(0, len(members), self.batch_size):
-                yield members[start : start + self.batch_size]
+            for start in range(0, len(members), size):
+                yield members[start : start + size]
 
     def pooled_text(self, tokens: TokenSet, prompt: str) -> str:
         """The text whose CLIP vector conditions a pass; empty = a vector of zeros."""

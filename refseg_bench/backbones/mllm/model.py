@@ -34,6 +34,7 @@ from refseg_bench.backbones.base import (
     VisualSettings,
     Where,
     layer_range,
+    shared_pass,
 )
 from refseg_bench.backbones.mllm.families import MLLMFamily, Visual, family_of
 from refseg_bench.backbones.mllm.families.base import Piece
@@ -72,7 +73,7 @@ class MLLM(GroundingMLLM):
             which the papers' code ran, or ``transformers`` = that of the installed version.
         share_prefix: run the visual part once for all prompts; False runs every prompt whole.
         device: ``auto`` = the first GPU, else the CPU.
-        batch_size: most prompts in one forward pass.
+        batch_size: most prompts in one forward pass on an accelerator.
         memory_budget_gb: what visual prefixes, and the prompts' copies of them, may take on the device;
             by default what is free of a GPU, 8 elsewhere.
         offline: never ask the hub.
@@ -370,6 +371,10 @@ class Session:
         self._kept.clear()
 
     @property
+    def _batch(self) -> int:
+        return shared_pass(self.loaded.device.type, self.owner.batch_size)
+
+    @property
     def kept_bytes(self) -> int:
         """Bytes of the prefixes kept now."""
         return sum(prefix.nbytes for prefix in self._kept.values())
@@ -385,7 +390,7 @@ class Session:
             return []
         if not self.owner.share_prefix:
             return [r for prompt in prompts for r in self._read(self._run_head(where), [prompt], answer)]
-        prefix, size = self._prefix(where, min(self.owner.batch_size, len(prompts)))
+        prefix, size = self._prefix(where, min(self._batch, len(prompts)))
         return [
             reading
             for first in range(0, len(prompts), size)
@@ -396,7 +401,7 @@ class Session:
         """See the interface."""
         before, after = self.loaded.family.text_only()
         empty = _Prefix([], torch.zeros(0, dtype=torch.bool), None, [], [], -1, 0)
-        size = max(1, self.owner.batch_size)
+        size = self._batch
         answers: list[str] = []
         for first in range(0, len(prompts), size):
             texts = [before + prompt + after for prompt in prompts[first : first + size]]

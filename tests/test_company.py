@@ -1,0 +1,176 @@
+"""A prediction depends on its sample alone: not on its company, its turn, or the number of threads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from refseg_bench import env
+from refseg_bench.backbones.mllm.model import MLLM
+from refseg_bench.config.compose import compose
+from refseg_bench.methods.base import Method
+from refseg_bench.methods.bounds import RandomPoint
+from refseg_bench.methods.decaf import DecAF
+from refseg_bench.methods.lexical import Lexical
+from refseg_bench.methods.refam import RefAM
+from refseg_bench.run.build import dataset_of
+from refseg_bench.run.loop import predict_clip
+from refseg_bench.segmenters.base import Segmenter
+from refseg_bench.segmenters.grabcut import GrabCut
+from refseg_bench.types import Clip, Expression, Grounding
+from tests import tiny_mllm
+from tests.backbones.conftest import dit_folder, make_dit  # noqa: F401
+from tests.segmenters.conftest import make_clip, sam2_folder, sam2_package_files  # noqa: F401
+from tools import tiny_sam as tiny
+
+FOUR = [
+    Expression(str(index), text)
+    for index, text in enumerate(
+        (
+            "the left dog",
+            "what is it that jumps over the big red thing on the right?",
+            "a cat",
+            "the pink cow",
+        )
+    )
+]
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    before = torch.get_num_threads(), cv2.getNumThreads()
+    yield
+    torch.set_num_threads(before[0])
+    cv2.setNumThreads(before[1])
+
+
+def predicted(
+    make: Callable[[], Method], clip: Clip, groups: Sequence[Sequence[Expression]], threads: int = 1
+) -> dict[str, Grounding]:
+    """What a run's loop gets of a clip, group by group, in a process that begins with so many threads."""
+    torch.set_num_threads(threads)
+    cv2.setNumThreads(threads)
+    found: dict[str, Grounding] = {}
+    method = make()
+    for group in groups:
+        env.seed_everything(0, clip.id)
+        for prediction, grounding in predict_clip(method, clip, group):
+            assert grounding is not None, prediction.failure
+            found[prediction.expression] = grounding
+    return found
+
+
+def check(make: Callable[[], Method], clip: Clip, asked: Sequence[Expression]) -> None:
+    """Hold every way to ask for the same expressions against all of them at once."""
+    whole = predicted(make, clip, [asked])
+    ways: dict[str, tuple[list[Sequence[Expression]], int]] = {
+        "one by one": ([[expression] for expression in asked], 1),
+        "in two halves": ([asked[: len(asked) // 2], asked[len(asked) // 2 :]], 1),
+        "in another order": ([asked[::-1]], 1),
+        "on three threads": ([asked], 3),
+    }
+    for way, (groups, threads) in ways.items():
+        other = predicted(make, clip, groups, threads)
+        assert list(other) == [expression.id for group in groups for expression in group]
+        for name, one in whole.items():
+            two = other[name]
+            assert one.track == two.track, way
+            assert (one.point, one.no_target) == (two.point, two.no_target), way
+            assert one.details == two.details, way
+            assert one.maps.keys() == two.maps.keys()
+            for kind, volume in one.maps.items():
+                np.testing.assert_array_equal(volume, two.maps[kind], err_msg=f"{kind} map, {way}")
+
+
+@pytest.mark.parametrize("name", tiny_mllm.FAMILIES)
+def test_every_mllm(name: str, make_clip: Callable[..., Clip]) -> None:  # noqa: F811
+    options: dict[str, Any] = {"video_tokens": 12, "n_frames": 3, "keypoints": 9}
+    check(
+        lambda: DecAF(tiny_mllm.backbone(name, max_new_tokens=3), mask="attention", **options),
+        make_clip(4),
+        FOUR,
+    )
+
+
+def test_the_shipped_mllm_on_its_world() -> None:
+    """Its layers are wide enough to be split among threads, its answers long enough to differ."""
+    (point, *_) = compose(["method=decaf_tiny", "dataset=shapes"])
+    data = dataset_of(point.values)
+    clip = data.clips()[0]
+
+    def make() -> Method:
+        backbone = MLLM(path="shipped:tiny_mllm", dtype="float32", max_new_tokens=8, device="cpu")
+        return DecAF(backbone, GrabCut(), video_tokens=48, n_frames=3)
+
+    check(make, clip, data.expressions(clip)[:4])
+
+
+@pytest.mark.parametrize("mode", ["concept_stream", "prompt"])
+@pytest.mark.parametrize("family", ["flux", "sd3", "mochi", "cogvideox", "wan"])
+def test_every_dit(
+    family: str,
+    mode: str,
+    make_dit: Callable[..., Any],  # noqa: F811
+    make_clip: Callable[..., Clip],  # noqa: F811
+) -> None:
+    check(
+        lambda: RefAM(make_dit(family, text_mode=mode), mask="threshold", prompt_mode="empty"),
+        make_clip(1),
+        FOUR,
+    )
+
+
+@pytest.mark.parametrize("name", ["grabcut", "sam1", "sam2", "sam2_hf", "sam3"])
+def test_every_segmenter(
+    name: str,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    make_clip: Callable[..., Clip],  # noqa: F811
+) -> None:
+    segmenter: Segmenter
+    if name == "sam1":
+        from refseg_bench.segmenters.sam1 import Sam1
+
+        segmenter = Sam1(model=str(tiny.write_sam1(tmp_path / "sam1")), device="cpu")
+    elif name == "sam2":
+        from refseg_bench.segmenters.sam2 import Sam2
+
+        pytest.importorskip("sam2")
+        yaml, checkpoint = request.getfixturevalue("sam2_package_files")["sam2"]
+        segmenter = Sam2(checkpoint=checkpoint, architecture=yaml, device="cpu")
+    elif name == "sam2_hf":
+        from refseg_bench.segmenters.sam2_hf import Sam2Hf
+
+        segmenter = Sam2Hf(model=str(request.getfixturevalue("sam2_folder")["sam2.1"]), device="cpu")
+    elif name == "sam3":
+        from refseg_bench.segmenters.sam3 import Sam3
+
+        folder = tiny.write_sam3(tmp_path / "sam3")
+        segmenter = Sam3(model=str(folder / "tracker"), detector=str(folder / "detector"), device="cpu")
+    else:
+        segmenter = GrabCut()
+    length = 1 if name == "sam1" else 4
+    check(lambda: RandomPoint(segmenter, "middle"), make_clip(length), FOUR)
+
+
+def test_words_alone(make_clip: Callable[..., Clip]) -> None:  # noqa: F811
+    check(lambda: Lexical(GrabCut()), make_clip(4), FOUR)
+
+
+def test_another_number_of_threads_is_another_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What fixes them, and how to have more."""
+    torch.set_num_threads(3)
+    env.seed_everything(0, "clip")
+    assert torch.get_num_threads() == 1
+    monkeypatch.setenv("REFSEG_THREADS", "2")
+    env.seed_everything(0, "clip")
+    assert torch.get_num_threads() == 2
+    monkeypatch.setenv("REFSEG_THREADS", "many")
+    with pytest.raises(ValueError, match="'many', which is no number"):
+        env.seed_everything(0, "clip")
