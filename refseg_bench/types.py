@@ -164,6 +164,17 @@ class MaskTrack:
         blank = encode_rle(np.zeros(size, np.uint8))
         return cls(size, (blank,) * length)
 
+    @classmethod
+    def union(cls, tracks: Sequence[MaskTrack], size: tuple[int, int], length: int) -> MaskTrack:
+        """Several objects as one track: ``None`` where none of them has a mask, absent without objects."""
+        if not tracks:
+            return cls.empty(size, length)
+        rles: list[bytes | None] = []
+        for frame in range(length):
+            present = [counts for counts in (track.rles[frame] for track in tracks) if counts is not None]
+            rles.append(union_rle(present, size) if present else None)
+        return cls(size, tuple(rles))
+
     def mask(self, frame: int) -> BoolHW | None:
         """The boolean mask of one frame, or ``None`` where there is none."""
         counts = self.rles[frame]
@@ -313,15 +324,7 @@ class Target:
 
     def union(self) -> MaskTrack:
         """All objects as one track. A frame none of them annotates stays ``None``."""
-        if len(self.objects) == 1:
-            return self.objects[0]
-        if not self.objects:
-            return MaskTrack.empty(self.size, self.length)
-        rles: list[bytes | None] = []
-        for frame in range(self.length):
-            present = [c for c in (track.rles[frame] for track in self.objects) if c is not None]
-            rles.append(union_rle(present, self.size) if present else None)
-        return MaskTrack(self.size, tuple(rles))
+        return MaskTrack.union(self.objects, self.size, self.length)
 
 
 # ── what a method returns ────────────────────────────────────────────────────

@@ -106,16 +106,14 @@ class OraclePoint(_SeesTargets):
         target = self.truth(clip, expression)
         points = [point for track in target.objects if (point := innermost(track)) is not None]
         started = time.perf_counter()
-        united = [np.zeros(clip.size, bool) for _ in range(len(clip))]
+        tracks: list[MaskTrack] = []
         with self.segmenter.open(clip) as session:
             for frame in sorted({point.frame for point in points}):
                 clicks = [click(point) for point in points if point.frame == frame]
-                for index, mask in enumerate(track_prompts(session, frame, clicks).masks()):
-                    if mask is not None:
-                        united[index] |= mask
+                tracks.append(track_prompts(session, frame, clicks))
         return Grounding(
             expression,
-            MaskTrack.from_masks(united, clip.size),
+            MaskTrack.union(tracks, clip.size, len(clip)),
             point=max(points, key=lambda point: point.value, default=None),
             no_target=not points,
             details={"points": [[point.frame, point.x, point.y] for point in points]},

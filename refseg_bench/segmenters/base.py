@@ -152,7 +152,7 @@ class SegmenterSession(ABC):
     """
 
     #: The segmenter's name, for errors, and the kinds of prompts it takes.
-    name: str
+    name: str = "segmenter"
     accepts: tuple[PromptKind, ...] = ("points", "box", "mask")
 
     def __init__(self, clip: Clip, counters: SegmenterCounters | None = None) -> None:

@@ -135,11 +135,6 @@ class Lexical(Method):
         chosen = sorted({k for q, query in enumerate(queries) for k in self._choose(query, scores_QN[q])})
         best_N = scores_QN.max(0, initial=0.0)
         heat = self._heat(scene, queries, expression.text, best_N)
-        union: list[BoolHW] = [np.zeros(clip.size, bool) for _ in range(len(clip))]
-        for k in chosen:
-            for t, mask in enumerate(scene.things[k].track.masks()):
-                if mask is not None:
-                    union[t] |= mask
         point = None
         if chosen:
             inside = heat * np.any([scene.things[k].masks_THW for k in chosen], axis=0)
@@ -148,7 +143,7 @@ class Lexical(Method):
             point = HeatPoint(int(frame), float(y), float(x), float(inside.max()))
         return Grounding(
             expression,
-            MaskTrack.from_masks(union, clip.size),
+            MaskTrack.union([scene.things[k].track for k in chosen], clip.size, len(clip)),
             point=point,
             no_target=not chosen,
             maps={"heat": heat},

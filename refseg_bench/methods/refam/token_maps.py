@@ -114,31 +114,25 @@ class TokenMapReader:
     # ── maps ──
 
     def _from_maps(self, frame: int, asks: Sequence[Ask]) -> list[TokenMaps]:
-        found: list[TokenMaps | None] = [self._get_maps(frame, ask) for ask in asks]
-        open_ = [i for i, maps in enumerate(found) if maps is None]
-        if open_:
-            queries = [self._query(asks[i]) for i in open_]
+        entries = [self.cache.get(self._key("maps", frame, ask)) for ask in asks]
+        found = {i: _unpack_maps(entry) for i, entry in enumerate(entries) if entry is not None}
+        missing = [i for i in range(len(asks)) if i not in found]
+        if missing:
+            queries = [self._query(asks[i]) for i in missing]
             answers = self.backbone.attend(self.scene(frame), queries, options=self.options)
-            for i, answer in zip(open_, answers, strict=True):
+            for i, answer in zip(missing, answers, strict=True):
                 found[i] = answer.maps["asked"]
-                self._put_maps(frame, asks[i], answer.maps["asked"])
+                self.cache.put(self._key("maps", frame, asks[i]), _pack_maps(found[i]))
                 if "expression" in answer.maps:
                     bare = Ask(asks[i].tokens.alone(0), asks[i].prompt)
-                    self._put_maps(frame, bare, answer.maps["expression"])
-        return [maps for maps in found if maps is not None]
+                    self.cache.put(self._key("maps", frame, bare), _pack_maps(answer.maps["expression"]))
+        return [found[i] for i in range(len(asks))]
 
     def _query(self, ask: Ask) -> TokenRequest:
         readings = {"asked": ask.reading}
         if ask.tokens.magnets and not ask.exclude and self._independent(ask.tokens):
             readings["expression"] = SoftmaxTokens(ask.tokens.expression_tokens)
         return TokenRequest(ask.tokens, ask.prompt, readings)
-
-    def _get_maps(self, frame: int, ask: Ask) -> TokenMaps | None:
-        entry = self.cache.get(self._key("maps", frame, ask))
-        return None if entry is None else _unpack_maps(entry)
-
-    def _put_maps(self, frame: int, ask: Ask, maps: TokenMaps) -> None:
-        self.cache.put(self._key("maps", frame, ask), _pack_maps(maps))
 
     # ── logits ──
 
