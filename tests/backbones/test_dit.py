@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from refseg_bench.backbones.attention_maps import SoftmaxTokens
-from refseg_bench.backbones.dit.families import FAMILIES, family
-from refseg_bench.backbones.dit.families.flux import pack
+from refseg_bench.backbones.dit.families import FAMILIES, family, pack
 from refseg_bench.backbones.dit.model import TokenRequest
 from refseg_bench.backbones.dit.text_tokens import tokenise
 from refseg_bench.errors import ConfigError, DataError
@@ -106,7 +105,7 @@ def test_images_must_be_rgb(make_dit):
 
 def test_families_by_name_and_path():
     assert set(FAMILIES) == {"flux", "sd3", "mochi", "cogvideox", "wan"}
-    found = family("refseg_bench.backbones.dit.families.flux.Flux")
+    found = family("refseg_bench.backbones.dit.families.Flux")
     assert found.name == "flux"
     with pytest.raises(ConfigError, match="No family 'unet'"):
         family("unet")

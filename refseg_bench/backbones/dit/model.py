@@ -380,7 +380,7 @@ class DiT(Backbone):
     def _pooled(self, loaded: _Loaded, query: TokenRequest) -> Tensor | None:
         import torch
 
-        from refseg_bench.backbones.dit.families.base import config
+        from refseg_bench.backbones.dit.families import config
 
         if loaded.family.pooled_output is None:
             return None
