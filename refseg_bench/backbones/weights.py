@@ -42,7 +42,7 @@ class Weights:
     """The weights one component needs.
 
     Attributes:
-        repo: hub id (``owner/name``) or a local file or folder.
+        repo: hub id (``owner/name``), a local file or folder, or ``shipped:NAME``.
         revision: commit, tag or branch of the hub repository; ``None`` = its main branch.
         file: the one file needed, or ``None`` for a whole snapshot.
         patterns: which files of a snapshot are needed; empty = all.
@@ -59,6 +59,11 @@ class Weights:
     def local(self) -> bool:
         """Whether ``repo`` is a path rather than a hub id."""
         return is_local(self.repo)
+
+    @property
+    def place(self) -> Path:
+        """Where local weights are."""
+        return folder_of(self.repo) or Path(self.repo).expanduser()
 
 
 @dataclass(frozen=True)
@@ -89,8 +94,8 @@ class Need:
 
 
 def is_local(repo: str) -> bool:
-    """A path (absolute, relative with ``.`` or ``~``, or existing) rather than a hub id."""
-    return repo.startswith((".", "/", "~")) or Path(repo).exists()
+    """A path (absolute, relative with ``.`` or ``~``, or existing) or shipped, rather than a hub id."""
+    return repo.startswith((SHIPPED, ".", "/", "~")) or Path(repo).exists()
 
 
 def folder_of(path: str) -> Path | None:
@@ -186,7 +191,7 @@ def load_tokenizer(place: Path | str, shipped: str, **options: Any) -> Any:
 def find(weights: Weights) -> WeightsStatus:
     """Look for weights on this machine; the network is never asked."""
     if weights.local:
-        place = Path(weights.repo).expanduser()
+        place = weights.place
         place = place / weights.file if weights.file and place.is_dir() else place
         return WeightsStatus(weights, place if place.exists() else None, None, _megabytes(place))
     _require_hub("Looking into the hub's cache")
@@ -276,7 +281,7 @@ def fetch(weights: Weights, *, offline: bool = False) -> Path:
         if status.path is None:
             raise ModelError(
                 f"The weights of {weights.component or 'the model'} are not there.",
-                where=Path(weights.repo).expanduser(),
+                where=weights.place,
                 hint="Correct the path, or give a hub id.",
             )
         return status.path
@@ -367,7 +372,10 @@ def from_pretrained(kind: Any, weights: Weights, *, offline: bool = False, **opt
     here = here_only(weights.repo, offline=offline)
     return told(
         lambda: kind.from_pretrained(
-            weights.repo, revision=weights.revision, local_files_only=here, **options
+            weights.place if weights.local else weights.repo,
+            revision=weights.revision,
+            local_files_only=here,
+            **options,
         ),
         weights,
         offline=offline,
@@ -416,9 +424,7 @@ def told(load: Callable[[], T], weights: Weights, *, offline: bool) -> T:
     except OSError as error:
         # transformers wraps every failure of the hub into a plain OSError.
         if weights.local:
-            raise ModelError(
-                f"The model can't be loaded: {error}", where=Path(weights.repo).expanduser()
-            ) from error
+            raise ModelError(f"The model can't be loaded: {error}", where=weights.place) from error
         raise _absent(name, weights, offline) from error
     except Exception as error:
         # The hub's HTTP client raises its own connection errors, which belong to no common base.

@@ -38,7 +38,7 @@ class Sam2Hf(SamTracker):
     """SAM 2 / 2.1 by the transformers port.
 
     Attributes:
-        model: hub id or local folder.
+        model: hub id, local folder or ``shipped:NAME``.
     """
 
     name: ClassVar[str] = "sam2_hf"

@@ -158,6 +158,37 @@ def test_parity_of_propagation_with_the_package(both, clip, monkeypatch, frames)
         assert difference.quantile(0.99) < 0.05  # bfloat16 near 4 steps by 0.03
 
 
+def test_the_shipped_model_gives_the_same_masks_through_the_package(tmp_path):
+    """Trained weights, on a clip of the world they know: a click's masks, and tracked both ways."""
+    from refseg_bench.config.components import open_dataset
+    from refseg_bench.files.resources import weights
+    from tools import sam2_layout
+
+    architecture, checkpoint = sam2_layout.write(weights("tiny_sam2"), tmp_path)
+    data = open_dataset("shapes")
+    clip = data.clips()[0]
+    first = data.target(clip, data.expressions(clip)[0]).objects[0]
+    frame = max(range(len(clip)), key=lambda t: first.mask(t).sum())
+    rows, columns = np.nonzero(first.mask(frame))
+    middle = len(rows) // 2
+    click = Prompt.click((columns[middle] + 0.5) / clip.size[1], (rows[middle] + 0.5) / clip.size[0])
+    found = []
+    for segmenter in (
+        Sam2Hf(model="shipped:tiny_sam2", device="cpu"),
+        Sam2(architecture=architecture, checkpoint=checkpoint, device="cpu"),
+    ):
+        with segmenter.open(clip) as session:
+            candidates = session.segment(frame, [click])[0]
+            found.append((candidates, dict(session.propagate(frame, [click]))))
+    (mine, my_track), (theirs, their_track) = found
+    assert mine.ious_K == pytest.approx(theirs.ious_K, abs=1e-4)
+    assert (mine.masks_KHW != theirs.masks_KHW).mean() < 1e-3
+    for t in range(len(clip)):
+        assert (my_track[t] != their_track[t]).mean() < 1e-3
+    inside = my_track[frame][0] & first.mask(frame)
+    assert inside.sum() > 0.8 * (my_track[frame][0] | first.mask(frame)).sum()
+
+
 @pytest.mark.parametrize("release", ["sam2.1"])
 def test_objects_together_equal_one_by_one(ours, clip):
     prompts = all_prompts(clip.size)

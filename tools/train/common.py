@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import csv
 import importlib.metadata
@@ -236,8 +237,10 @@ def note_command(work: Path, start: int) -> None:
 
 def provenance(work: Path, **facts: Any) -> str:
     """A JSON text for ``provenance.json`` beside the weights: what made them."""
-    installed = {d.name: d.version for d in importlib.metadata.distributions()}
-    versions = {n: installed[n] for n in ("torch", "transformers", "diffusers") if n in installed}
+    versions = {}
+    for name in ("torch", "transformers", "diffusers"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)  # of the one that is imported
     with (work / "commands.jsonl").open() as file:
         commands = [json.loads(line) for line in file]
     return json.dumps({"commands": commands, "versions": versions, **facts}, indent=1) + "\n"
