@@ -217,6 +217,10 @@ def test_a_result_names_the_rules_that_made_it() -> None:
 # ── what stands beside a run ─────────────────────────────────────────────────
 
 
+#: Beside an attention method on ``shapes``, after its raw attention.
+OTHERS = ["refam_tiny", "lexical", "oracle_point", "oracle"]
+
+
 def baselines(*overrides: str) -> list[configs.Composed]:
     return configs.baselines_of(one(*overrides))
 
@@ -228,9 +232,7 @@ def test_the_default_run_has_its_raw_attention_and_the_controls_beside_it() -> N
     assert raw.name == "decaf_tiny_raw-shapes"
     assert raw.values["method"]["fusion"]["contrast"] == "obj_only"
     assert {**raw.values["method"], "fusion": None} == {**point.values["method"], "fusion": None}
-    assert [o.folder for o in others] == [
-        one(f"method={m}").folder for m in ("lexical", "centre_point", "oracle")
-    ]
+    assert [o.folder for o in others] == [one(f"method={m}", "segmenter=tiny_sam2").folder for m in OTHERS]
 
 
 def test_controls_take_over_what_was_typed() -> None:
@@ -268,7 +270,7 @@ def test_runs_without_controls(overrides: list[str]) -> None:
 
 def test_a_control_that_is_the_run_itself_is_not_repeated() -> None:
     raw = next(iter(baselines()))
-    assert [o.choices["method"] for o in baselines(*raw.overrides)] == ["lexical", "centre_point", "oracle"]
+    assert [o.choices["method"] for o in baselines(*raw.overrides)] == OTHERS
 
 
 @pytest.mark.parametrize(
@@ -276,16 +278,19 @@ def test_a_control_that_is_the_run_itself_is_not_repeated() -> None:
     [
         ["segmenter=null", "method.mask=attention"],
         ["~segmenter", "method.mask=attention"],
-        ["segmenter.working_size=128"],
+        ["segmenter.fill_holes=off"],
+        ["segmenter=grabcut", "segmenter.working_size=128"],
         ["segmenter=sam2_hf"],
     ],
 )
 def test_controls_compose_whatever_the_run_needs(overrides: list[str]) -> None:
-    raw, lexical, centre, oracle = baselines(*overrides)
+    raw, *others, oracle = baselines(*overrides)
     mine = one(*overrides).values["segmenter"]
     assert raw.values["segmenter"] == mine
-    assert lexical.values["segmenter"] == centre.values["segmenter"]
-    assert mine is None or centre.values["segmenter"] == mine
+    assert [o.choices["method"] for o in (*others, oracle)] == OTHERS
+    for other in others:
+        own = one(f"method={other.choices['method']}").values["segmenter"]
+        assert other.values["segmenter"] == (own if mine is None else mine)
     assert oracle.values["segmenter"] is None
 
 

@@ -20,10 +20,12 @@ GOLDEN = resource("results") / "reproduced" / "samples.csv"
 #: torch) can move a peak to a neighbouring cell. Without a model nothing should move but rounding.
 WITH_MODEL, WITHOUT = 0.5, 0.05
 COMMANDS = {
-    "decaf": ([], ["decaf_tiny-shapes", "decaf_tiny_raw-shapes"]),
-    "refam": (["method=refam", "backbone=tiny_dit"], ["refam-shapes", "refam_raw-shapes"]),
+    "decaf": (
+        [],
+        ["decaf_tiny", "decaf_tiny_raw", "refam_tiny", "lexical", "oracle_point", "oracle"],
+    ),
+    "refam": (["method=refam_tiny", "baselines=[raw]"], ["refam_tiny", "refam_tiny_raw"]),
 }
-BASELINES = ["lexical-shapes", "centre_point-shapes", "oracle-shapes"]
 
 
 @pytest.mark.slow
@@ -32,14 +34,14 @@ def test_the_default_runs_print_the_published_numbers(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    command, attention = COMMANDS[name]
+    command, expected = COMMANDS[name]
     assert main(["run", *command, "--no-html"]) == 0
-    stores = {store.root.name.rpartition("-")[0]: store for store in runs_in(Path("runs"))}
-    assert sorted(stores) == sorted([*attention, *BASELINES])
+    stores = {store.root.name.partition("-")[0]: store for store in runs_in(Path("runs"))}
+    assert sorted(stores) == sorted(expected)
     table = capsys.readouterr().out
     for run, store in stores.items():
-        assert run.removesuffix("-shapes") in table
-        held(store, WITH_MODEL if run in attention else WITHOUT)
+        assert run in table
+        held(store, WITHOUT if run == "oracle" else WITH_MODEL)
 
 
 def held(store: RunStore, tolerance: float) -> None:
@@ -68,5 +70,5 @@ def test_the_tolerance_tells_a_method_from_its_raw_attention() -> None:
         for row in read_published(GOLDEN)
         if row["dataset"] == "shapes" and row["metric"] == "J&F"
     }
-    for method in ("decaf_tiny", "refam"):
+    for method in ("decaf_tiny", "refam_tiny"):
         assert abs(values[method, False] - values[method, True]) > WITH_MODEL

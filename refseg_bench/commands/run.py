@@ -14,6 +14,7 @@ from typing import Any
 from refseg_bench.config import compose as configs
 from refseg_bench.errors import RefsegError
 from refseg_bench.report import tables
+from refseg_bench.report.compare import verdicts
 from refseg_bench.report.html import pages
 from refseg_bench.report.tables import leave_out_outdated
 from refseg_bench.run import launch
@@ -78,6 +79,8 @@ def main(args: argparse.Namespace) -> int:
         code = max(code, score_runs(here, values))
         leave_out_outdated(here, lambda line: print(line, file=sys.stderr))
         tables.show_tables(here)
+        if baselines and here and here[0].root == points[0].path:
+            print("\n".join(verdicts(here[0], here[1:])))
         if not args.no_html:
             try:
                 print(pages(here))

@@ -242,8 +242,8 @@ def compose(overrides: Sequence[str], *, multirun: bool = False) -> list[Compose
 def baselines_of(point: Composed) -> list[Composed]:
     """What stands beside a run of an attention method: its raw attention, and methods without a model.
 
-    What was typed about data, scoring and places holds for them, too, and so does the segmenter where
-    they take one. A method's raw attention is the method at the options of its ``raw_options``; a method
+    What was typed about data, scoring and places holds for them, too, and so does the run's segmenter
+    where they take one. A method's raw attention is the method at the options of its ``raw_options``; one
     without them has no such row.
 
     Args:
@@ -259,7 +259,8 @@ def baselines_of(point: Composed) -> list[Composed]:
     raw: Mapping[str, Any] = method.raw_options
     own = ("method", "backbone", "segmenter", "name", "baselines")
     shared = [item for item in point.overrides if _part(item) not in own]
-    segmenter = [item for item in point.overrides if _part(item) == "segmenter"]
+    options = [item for item in point.overrides if item.lstrip("+~").startswith("segmenter.")]
+    segmenter = [f"segmenter={point.choices.get('segmenter')}", *options]
     found: dict[str, Composed] = {point.folder: point}
     for word in point.values["baselines"]:
         if word != "raw":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,6 +120,25 @@ def compare(
         config_difference(lasting_of(first), lasting_of(second)),
         len(tables[0]) + len(tables[1]) - 2 * len(a),
     )
+
+
+def verdicts(run: RunStore, others: Iterable[RunStore]) -> list[str]:
+    """What a run's rows say beside those of others that don't see the truth: one line for each.
+
+    A paired difference of the headline metric, in percent, and whether its interval leaves out 0.
+    """
+    out = []
+    for other in others:
+        if other.info().sees_targets or not run.results().keys() & other.results().keys():
+            continue
+        found = compare(other, run)
+        metric, gap = next(iter(found.overall.differences.items()))
+        low, value, high = (100 / found.scale * x for x in (gap.low, gap.value, gap.high))
+        decided = "ahead" if low > 0 else "behind" if high < 0 else "not decided"
+        dataset = run.info().choices.get("dataset", "")
+        names = (name.rpartition("-")[0].removesuffix(f"-{dataset}") for name in (found.second, found.first))
+        out.append(f"{' over '.join(names)}: {value:+.1f} {metric} [{low:+.1f}, {high:+.1f}], {decided}")
+    return out
 
 
 def paired(first: ScoreTable, second: ScoreTable, where: str = "") -> tuple[ScoreTable, ScoreTable]:
