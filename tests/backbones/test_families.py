@@ -10,8 +10,7 @@ from packaging import version
 
 from refseg_bench.backbones.base import RolloutSettings, VisualSettings
 from refseg_bench.backbones.mllm import pixels
-from refseg_bench.backbones.mllm.families import family_of
-from refseg_bench.backbones.mllm.families.base import Visual
+from refseg_bench.backbones.mllm.families import Visual, family_of
 from refseg_bench.errors import ConfigError, DataError
 from tests.tiny_mllm import FAMILIES, backbone, build, clip_frames, tokenizer
 

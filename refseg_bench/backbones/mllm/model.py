@@ -36,8 +36,7 @@ from refseg_bench.backbones.base import (
     layer_range,
     shared_pass,
 )
-from refseg_bench.backbones.mllm.families import MLLMFamily, Visual, family_of
-from refseg_bench.backbones.mllm.families.base import Piece
+from refseg_bench.backbones.mllm.families import MLLMFamily, Piece, Visual, family_of
 from refseg_bench.backbones.rollout import BLOCK_BYTES, LayerQK, dense_rollout, shared_rollout
 from refseg_bench.backbones.weights import (
     ModelError,
