@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "refseg_bench"
 #: What the package may be at most; these only go down (the aim: 28,000 lines, 130 modules, 18 rooms).
-CEILINGS = {"lines": 33_800, "modules": 146, "public classes": 257, "rooms": 15}
+CEILINGS = {"lines": 33_650, "modules": 136, "public classes": 257, "rooms": 15}
 
 
 def sources(commit: str | None) -> Iterator[tuple[str, str]]:
