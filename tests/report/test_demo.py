@@ -40,6 +40,15 @@ def test_a_folder_a_video_and_an_image(tmp_path: Path, capsys: pytest.CaptureFix
     assert (third / "picture.png").is_file()
 
 
+def test_a_small_model_says_that_it_knows_rendered_shapes_only(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for method, told in (("decaf_tiny", True), ("lexical", False)):
+        words = ["demo", str(CLIP), "the red one", f"method={method}", "--frames", "2", "-o", str(tmp_path)]
+        assert main(words) == 0
+        assert ("backbone=qwen2_5_vl_7b" in capsys.readouterr().err) is told
+
+
 def test_maps_are_stacked_below_the_frames(tmp_path: Path) -> None:
     assert main(["demo", str(CLIP), "the red one", "--frames", "4", "-o", str(tmp_path / "out")]) == 0
     with Image.open(tmp_path / "out" / "picture.png") as picture:
