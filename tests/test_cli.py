@@ -10,6 +10,7 @@ import pytest
 
 from refseg_bench.cli import main
 from refseg_bench.commands import COMMANDS
+from refseg_bench.config.components import open_dataset
 
 
 def refseg(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -31,6 +32,14 @@ def test_run_score_report_then_a_no_op(in_tmp: Path, capsys: pytest.CaptureFixtu
     told = capsys.readouterr()
     assert "oracle" in told.out
     assert "rvos-expr@1" in told.out
+    by_type = told.out[told.out.index("J&F by type") :].splitlines()
+    kinds = next(line.split() for line in by_type if "method" in line)[1:]
+    shown = {line.split()[0]: line.split()[1:] for line in by_type if line.split()}
+    data = open_dataset("shapes")
+    assert sum(map(int, shown["n"])) == sum(len(data.expressions(clip)) for clip in data.clips()[:3])
+    assert set(shown["oracle"]) == {"100.0"}
+    assert max(map(float, shown["empty"])) < 50  # right where nothing of the target is in sight
+    assert len(kinds) == len(shown["full_frame"]) > 2
     before = {p: p.stat().st_mtime_ns for p in in_tmp.glob("runs/*/predictions/*")}
     assert main(command) == 0
     again = capsys.readouterr()

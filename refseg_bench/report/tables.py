@@ -12,8 +12,9 @@ import json
 import math
 import shlex
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from typing import Any
 
 from rich import box
@@ -21,9 +22,13 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from refseg_bench.config.components import protocol_of
+from refseg_bench.errors import StoreError
 from refseg_bench.files.store_io import printable
 from refseg_bench.run.inputs import Present, recorded
 from refseg_bench.run.store import RunStore
+from refseg_bench.scoring.stats import Bootstrap
+from refseg_bench.scoring.table import ScoreTable, breakdown, splitting
 from refseg_bench.types import Estimate, Result
 
 #: Widest a name may be in a terminal before it is folded onto a second line.
@@ -147,10 +152,37 @@ def tabulate(rows: Sequence[Row]) -> list[ResultTable]:
 
     Methods that see the truth are never the best of anything.
     """
+    return [_table(*names, group) for names, group in _together(rows).items()]
+
+
+def _together(rows: Iterable[Row]) -> dict[tuple[str, str], list[Row]]:
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         groups.setdefault((row.dataset, row.result.protocol), []).append(row)
-    return [_table(dataset, protocol, group) for (dataset, protocol), group in groups.items()]
+    return groups
+
+
+def by_type(stores: Sequence[RunStore]) -> Iterator[ResultTable]:
+    """The headline metric by the expressions' type, per dataset and protocol, where every run knows it."""
+    runs = {store.root.name: store for store in stores}
+    for (dataset, protocol), rows in _together(rows_of(stores)).items():
+        try:
+            units = [ScoreTable.read_parquet(*runs[row.run].samples(protocol)) for row in rows]
+        except StoreError:
+            continue  # a row stands without its samples; what needs them (compare, pages) tells
+        if not all("type" in table.attrs for table in units) or "type" not in splitting(units):
+            continue
+        rules = protocol_of(rows[0].result)
+        parts = [breakdown(rules, table, "type", Bootstrap()) for table in units]
+        kinds = {kind: sorted({part[kind][0] for part in parts if kind in part}) for kind in chain(*parts)}
+        headline, percent = rules.metrics[0], 100.0 / rules.policy.scale
+        body = [(Cell("n"), *(Cell("–".join(map(str, n))) for n in kinds.values()))]
+        for title, part in zip(_titles(rows), parts, strict=True):
+            found = (part[kind][1][headline] if kind in part else None for kind in kinds)
+            body.append((Cell(title), *(Cell(number_cell(estimate, percent).text) for estimate in found)))
+        yield ResultTable(
+            f"{dataset} · {protocol} · {headline} by type, percent", ("method", *kinds), tuple(body)
+        )
 
 
 def _table(dataset: str, protocol: str, rows: list[Row]) -> ResultTable:
@@ -246,8 +278,8 @@ def to_terminal(table: ResultTable, console: Console) -> None:
 
 
 def show_tables(stores: Sequence[RunStore], console: Console | None = None) -> None:
-    """Print the tables of the runs."""
-    for table in tabulate(rows_of(stores)):
+    """Print the tables of the runs, and what each makes of every type of expression."""
+    for table in (*tabulate(rows_of(stores)), *by_type(stores)):
         to_terminal(table, console or Console())
 
 
