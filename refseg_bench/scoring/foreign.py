@@ -60,6 +60,8 @@ JSON = (".json", ".jsonl")
 MOST_BYTES = 2 << 30
 #: Folders that archives put above the videos.
 MASK_FOLDERS = ("", "Annotations/", "480p/", "Annotations/480p/")
+#: Most levels of names that one key of a JSON stands for.
+MOST_LEVELS = 16
 #: Names of merged sets, one per annotator (ReferFormer's layout).
 SETS = ("anno_0", "anno_1", "anno_2", "anno_3")
 #: Files that may stand beside the masks of a folder.
@@ -234,6 +236,8 @@ class ForeignPredictions(ABC):
     ) -> ClipPredictions:
         """Read what is wanted of a clip."""
         found, maps = self._found(clip, expressions)
+        if not any(each.masks for each in maps.values()):
+            maps = {}
         if maps and self.above:
             raise ScoreError(
                 "These are id maps, whose values are ids: there is no threshold.",
@@ -250,7 +254,7 @@ class ForeignPredictions(ABC):
         greys = {k: self._grey(found[k], p.track) for k, p in there.items() if p.track is not None}
         if held and samples:
             there = _split(held, clip, expressions)
-        nothing = not (there or any(m.masks for m in maps.values()) or self._has(clip, expressions))
+        nothing = not (there or maps or self._has(clip, expressions))
         return ClipPredictions(there, greys, held if self.end and not found else None, nothing, tally)
 
     def notes(self, dataset: Dataset) -> list[str]:
@@ -745,6 +749,8 @@ class JsonPredictions(ForeignPredictions):
         for name in clip_names(clip):
             if isinstance(held.get(name), list):
                 return f"the entry '{name}' is a list without names: put each expression's masks under its id"
+            if name in held.below:
+                return f"found below '{held.below[name]}': {held.tree.alone}"
         return video_instead(held.tree, clip.id, e.id, e.text, clip.frame_names[0])
 
 
@@ -795,6 +801,8 @@ class _Held:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.names: dict[str, Any] = {}
+        #: Clip → the other name below which its records stand.
+        self.below: dict[str, str] = {}
         loaded = _load(path)
         if isinstance(loaded, Mapping) and isinstance(loaded.get("videos"), (Mapping, list)):
             loaded = loaded["videos"]
@@ -863,7 +871,8 @@ class _Held:
 
     def _put(self, node: dict[str, Any], key: str, value: Any, name: str) -> None:
         """Enter a value under a key, which may be a path; what is no end is entered piece by piece."""
-        *above, key = key.split("/")
+        # What is no path is one name, and so is the end of one that is longer than any data set's.
+        *above, key = key.split("/", MOST_LEVELS) if bad_name(key) is None else [key]
         for part in above:
             node = node.setdefault(part, {})
             if _is_end(node):
@@ -871,11 +880,15 @@ class _Held:
         if isinstance(value, Mapping) and isinstance(value.get("expressions"), (Mapping, list)):
             value = value["expressions"]
         if _are_records(value):
-            # The expressions of a clip as a list; their own clip only counts where it is another.
-            for index, record in enumerate(value):
-                clip, own = _first(record, CLIP_KEYS[:-1]), str(_first(record, EXPRESSION_KEYS, index))
-                self._put(node, f"{key}/{own}" if clip is None or str(clip) == key else f"{key}/{clip}/{own}",
-                          record, f"{name}/{own}")  # fmt: skip
+            # The expressions of a clip as a list; what they call it themselves tells apart those of several.
+            clips = [str(_first(record, CLIP_KEYS[:-1], key)) for record in value]
+            several = len({*clips}) > 1
+            for index, (record, clip) in enumerate(zip(value, clips, strict=True)):
+                own = str(_first(record, EXPRESSION_KEYS, index))
+                if other := clip not in (key, name):
+                    self.below[clip] = name
+                named = f"{key}/{clip}" if several and other else key
+                self._put(node, f"{named}/{own}", record, f"{name}/{own}")
         elif _is_end(value):
             if _meaning(node.setdefault(key, value)) != _meaning(value):
                 raise self.twice(name)

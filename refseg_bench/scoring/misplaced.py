@@ -182,7 +182,13 @@ def tree_of(below: Callable[[str], Iterable[str] | None]) -> Tree:
         path = waiting.pop()
         names = sorted(below(path) or ())
         folders[path] = (names, [])
-        waiting += [f"{path}/{name}".lstrip("/") for name in names]
+        for name in names:
+            inside = f"{path}/{name}" if path else name
+            if name and "/" not in name:
+                waiting.append(inside)
+            else:
+                # It is no part of a path: what that would lead to is another's.
+                folders.setdefault(inside, ([], []))
     return Tree(folders, "")
 
 
@@ -303,7 +309,7 @@ def surplus(
             if not names.isdisjoint(held) and seen.setdefault(above, top) != top:
                 twice.append(above or ".")
             for name in sorted(held):
-                path = f"{above}/{name}".lstrip("/")
+                path = f"{above}/{name}" if above else name
                 if name in inner.get(above, ()):
                     waiting.append(path)
                 elif name not in names and f"{top}{path}/" not in tops:

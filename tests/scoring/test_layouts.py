@@ -168,6 +168,21 @@ def test_revos_names_with_slashes_and_raw_grey(tmp_path, value, encoding):
     assert (raw["metrics"]["A"] == 100) == (value == 1)
 
 
+def test_revos_lists_of_expressions_that_name_their_clip(tmp_path, capsys):
+    words = [("a", [0], {"type_id": 0}), ("b", [0, 1], {"type_id": 1})]
+    write_revos_set(tmp_path / "ReVOS", "valid", [video("UVO/all/x_1", expressions=words)])
+    made: dict = {}
+    for clip, e, _, mask in everything(Revos(root=tmp_path)):
+        rle = {"size": list(mask.shape), "counts": encode_rle(mask).decode()}
+        made.setdefault(clip.id, {}).setdefault(e.id, []).append(rle)
+    rows = {c: [{"video": c, "exp_id": e, "masks": m} for e, m in es.items()] for c, es in made.items()}
+    (tmp_path / "p.json").write_text(json.dumps(rows))
+    code, found = run(tmp_path, tmp_path / "p.json", "revos", tmp_path, "expression")
+    assert code == 0
+    assert found["expression"]["metrics"]["J&F"] == 1
+    assert "note:" not in capsys.readouterr().err
+
+
 # ── ReasonVOS ────────────────────────────────────────────────────────────────
 
 
@@ -409,6 +424,9 @@ FORMS = {
     "the same key twice": lambda m: (
         "{" + ", ".join(f'"v1/{e}": {json.dumps(list(by.values()))}' for e, by in [*m.items()] * 2) + "}"
     ),
+    "a list that names its clip in another way": lambda m: json.dumps(
+        {"v1": [{"video": "v1.mp4", "exp_id": e, "masks": [*by.values()]} for e, by in m.items()]}
+    ),
     "uncompressed": lambda m: json.dumps({"v1": {e: [plain(r) for r in by.values()] for e, by in m.items()}}),
     "whole floats": lambda m: json.dumps(
         {"v1": {e: [plain(r, float) for r in by.values()] for e, by in m.items()}}
@@ -606,6 +624,8 @@ ALMOST_JSON = {
     "is a list without names": lambda m: {"v1": [[*by.values()] for by in m.values()]},
     "found 'V1/0': rename it": lambda m: {"V1": {e: [*by.values()] for e, by in m.items()}},
     "its entry is no list": lambda m: {"v1": {e: json.dumps([*by.values()]) for e, by in m.items()}},
+    "found below '/data'": lambda m: {f"/data/v1/{e}": [*by.values()] for e, by in m.items()},
+    "'v1//0': rename it to 'v1/0'": lambda m: {f"v1//{e}": [*by.values()] for e, by in m.items()},
 }  # fmt: skip
 
 
@@ -620,6 +640,17 @@ def test_the_same_for_a_json(told, words):
     assert words in states["0"].why
     code, _ = scored(place, json.dumps(ALMOST_JSON[words](masks)))
     assert code == 2
+
+
+@pytest.mark.parametrize("name", ["", "/", "a/" * 50_000 + "b"])
+def test_names_that_are_no_paths_cost_nothing(told, name):
+    place, _ = told
+    data = open_dataset("mevis", root=place / "mevis")
+    (place / "q.json").write_text(json.dumps({name: {"0": []}}))
+    (clip,) = data.clips()
+    source = open_predictions(place / "q.json")
+    assert source.survey(clip, data.expressions(clip)).samples["0"].status == "missing"
+    assert len(source.notes(data)) == bool(name)
 
 
 def test_masks_of_255_are_no_id_maps(davis, tmp_path, capsys):
