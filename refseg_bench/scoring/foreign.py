@@ -709,7 +709,9 @@ class JsonPredictions(ForeignPredictions):
             # The sentences of an image, not its mask.
             return None
         if found.masks is None and (len(clip) == 1 or not all(map(numbers, entry))):
-            return _Found(why=f"its entry holds {few(entry)}, none of them masks ({', '.join(MASK_KEYS)})")
+            return _Found(
+                why=f"its entry holds {few(entry) or 'nothing'}, none of them masks ({', '.join(MASK_KEYS)})"
+            )
         return dataclasses.replace(found, record=record)
 
     def _of(self, clip: Clip, e: Expression) -> _Found | None:
@@ -881,11 +883,11 @@ class _Held:
             value = value["expressions"]
         if _are_records(value):
             # The expressions of a clip as a list; what they call it themselves tells apart those of several.
-            clips = [str(_first(record, CLIP_KEYS[:-1], key)) for record in value]
-            several = len({*clips}) > 1
+            clips = [str(_first(record, CLIP_KEYS[:-1], "")) for record in value]
+            several = len({*clips} - {""}) > 1
             for index, (record, clip) in enumerate(zip(value, clips, strict=True)):
                 own = str(_first(record, EXPRESSION_KEYS, index))
-                if other := clip not in (key, name):
+                if other := clip not in ("", key, name):
                     self.below[clip] = name
                 named = f"{key}/{clip}" if several and other else key
                 self._put(node, f"{named}/{own}", record, f"{name}/{own}")

@@ -80,7 +80,7 @@ def frames_instead(names: Collection[str], wanted: Sequence[str], end: str = ".p
     if not lacking:
         return ""
     if not names:
-        return "the folder is empty"
+        return "the folder is empty" if end else "its entry is empty"
     first = f"{lacking[0]}{end}"
     surplus = sorted(
         n.removesuffix(end) for n in names if n.endswith(end) and n.removesuffix(end) not in known

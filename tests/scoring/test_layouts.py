@@ -427,6 +427,12 @@ FORMS = {
     "a list that names its clip in another way": lambda m: json.dumps(
         {"v1": [{"video": "v1.mp4", "exp_id": e, "masks": [*by.values()]} for e, by in m.items()]}
     ),
+    "a list of which one names its clip": lambda m: json.dumps(
+        {
+            "v1": [{"exp_id": e, "masks": [*by.values()]} for e, by in m.items() if e != "0"]
+            + [{"video": "one", "exp_id": 0, "masks": [*m["0"].values()]}]
+        }
+    ),
     "uncompressed": lambda m: json.dumps({"v1": {e: [plain(r) for r in by.values()] for e, by in m.items()}}),
     "whole floats": lambda m: json.dumps(
         {"v1": {e: [plain(r, float) for r in by.values()] for e, by in m.items()}}
@@ -625,6 +631,7 @@ ALMOST_JSON = {
     "found 'V1/0': rename it": lambda m: {"V1": {e: [*by.values()] for e, by in m.items()}},
     "its entry is no list": lambda m: {"v1": {e: json.dumps([*by.values()]) for e, by in m.items()}},
     "found below '/data'": lambda m: {f"/data/v1/{e}": [*by.values()] for e, by in m.items()},
+    "its entry is empty": lambda m: {"v1": {e: {"masks": {}} for e in m}},
     "'v1//0': rename it to 'v1/0'": lambda m: {f"v1//{e}": [*by.values()] for e, by in m.items()},
 }  # fmt: skip
 
