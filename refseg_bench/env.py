@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 import refseg_bench
+from refseg_bench.errors import ConfigError
 
 #: Packages whose version can move a number.
 _WATCHED = (
@@ -146,11 +147,15 @@ def threads() -> int:
     """Threads of torch on the CPU: 1, or what ``REFSEG_THREADS`` says.
 
     Raises:
-        ValueError: it says no number.
+        ConfigError: it says no number.
     """
     said = os.environ.get("REFSEG_THREADS") or "1"
-    if not said.isdigit() or int(said) < 1:
-        raise ValueError(f"REFSEG_THREADS is '{said}', which is no number of threads.")
+    if not said.isdecimal() or int(said) < 1:
+        raise ConfigError(
+            f"'{said}' is no number of threads.",
+            where="the environment's REFSEG_THREADS",
+            allowed=["1, 2, 3 …"],
+        )
     return int(said)
 
 

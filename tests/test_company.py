@@ -14,6 +14,7 @@ import torch
 from refseg_bench import env
 from refseg_bench.backbones.mllm.model import MLLM
 from refseg_bench.config.compose import compose
+from refseg_bench.errors import ConfigError
 from refseg_bench.methods.base import Method
 from refseg_bench.methods.bounds import RandomPoint
 from refseg_bench.methods.decaf import DecAF
@@ -172,5 +173,5 @@ def test_another_number_of_threads_is_another_number(monkeypatch: pytest.MonkeyP
     env.seed_everything(0, "clip")
     assert torch.get_num_threads() == 2
     monkeypatch.setenv("REFSEG_THREADS", "many")
-    with pytest.raises(ValueError, match="'many', which is no number"):
+    with pytest.raises(ConfigError, match=r"(?s)'many' is no number.*REFSEG_THREADS"):
         env.seed_everything(0, "clip")
