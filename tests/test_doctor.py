@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from refseg_bench.backbones import weights
+from refseg_bench.backbones.base import Backbone
 from refseg_bench.cli import main
 from refseg_bench.config.components import nodes
 from refseg_bench.errors import ConfigError
@@ -62,6 +64,39 @@ def test_two_segmenters_are_compared_and_a_failure_is_told(tmp_path, capsys):
     assert not any(name.startswith("IoU") for name in first)
     assert 0 <= second["IoU of the track with the segmenter's before"] <= 1
     assert "nowhere" in lost["error"]
+
+
+def test_an_untrained_model_may_keep_the_type_of_its_config(tmp_path):
+    words = ["backbone=tiny_mllm", "backbone.dtype=auto", "backbone.max_new_tokens=2", "--random"]
+    assert main(["doctor", *words, *SMALL]) == 0
+
+
+def test_segmenters_that_offer_different_numbers_of_masks_are_compared_by_their_tracks(tmp_path):
+    out = tmp_path / "doctor.json"
+    fewer = ["segmenter=grabcut", "segmenter.smoothing=[1, 4]", "segmenter.tolerances=[14, 40]"]
+    assert main(["doctor", "segmenter=grabcut", *fewer, *SMALL, "-o", str(out)]) == 0
+    _, _, second = json.loads(out.read_text()).values()
+    assert "IoU of the track with the segmenter's before" in second
+    assert "candidates' pixels that differ" not in second
+
+
+@dataclass
+class Unknown(Backbone):
+    """A backbone that nobody knows how to measure."""
+
+
+def test_what_cannot_be_measured_is_told(tmp_path, capsys):
+    out = tmp_path / "doctor.json"
+    assert main(["doctor", "backbone=tests.test_doctor.Unknown", *SMALL, "-o", str(out)]) == 1
+    assert "Unknown is no backbone that can be measured" in capsys.readouterr().out
+    assert out.is_file()
+    for words, number in (
+        (["--frames", "-1"], "-1"),
+        (["--size", "0", "9"], "0"),
+        (["--expressions", "0"], "0"),
+    ):
+        assert main(["doctor", "segmenter=grabcut", *words]) == 2
+        assert f"{number} is no number" in capsys.readouterr().err
 
 
 def test_components_are_told_in_order():

@@ -162,16 +162,21 @@ def load_module(kind: Any, place: Path | str, dtype: Any, device: torch.device, 
     import torch
     from transformers import AutoConfig
 
+    if diffused:
+        config = kind.load_config(place)
+    else:
+        config = (getattr(kind, "config_class", None) or AutoConfig).from_pretrained(place)
     former = torch.get_default_dtype()
+    if dtype == "auto":
+        dtype = config.dtype or former
     torch.set_default_dtype(dtype)
     try:
         with device:
             if diffused:
-                return kind.from_config(kind.load_config(place))
+                return kind.from_config(config)
             make = getattr(kind, "from_config", None) or kind._from_config
-            config = getattr(kind, "config_class", None) or AutoConfig
             options = {key: value for key, value in options.items() if key == "attn_implementation"}
-            return make(config.from_pretrained(place), dtype=dtype, **options)
+            return make(config, dtype=dtype, **options)
     finally:
         torch.set_default_dtype(former)
 

@@ -23,7 +23,7 @@ from PIL import Image, ImageDraw
 
 from refseg_bench import env
 from refseg_bench.backbones import weights
-from refseg_bench.backbones.base import GroundingMLLM, RolloutSettings, VisualSettings, Where, layer_range
+from refseg_bench.backbones.base import RolloutSettings, VisualSettings, Where, layer_range
 from refseg_bench.backbones.dit.model import DiT, TokenRequest
 from refseg_bench.backbones.dit.text_tokens import tokenise
 from refseg_bench.config.components import make, nodes
@@ -77,6 +77,10 @@ def main(args: argparse.Namespace) -> int:
     require("torch", "Measuring models")
     import torch
 
+    if (least := min(args.frames, *args.size, *args.expressions)) < 1:
+        raise ConfigError(
+            f"{least} is no number of frames, pixels or expressions.", where="doctor", allowed=["1, 2, 3 …"]
+        )
     components = list(nodes(args.components))
     measures: dict[str, Callable[..., Iterator[Rows]]] = {"backbone": _backbone, "segmenter": _segmenter}
     for told, group, _, _ in components:
@@ -134,8 +138,16 @@ def _measured(name: str, call: Callable[[], Any], per: int = 1) -> tuple[Any, Ro
 
 
 def _backbone(made: Any, clip: Clip, args: argparse.Namespace, tracks: list[Any]) -> Iterator[Rows]:
+    from refseg_bench.backbones.mllm.model import MLLM
+
+    mllm = isinstance(made, MLLM)
+    if not (mllm or isinstance(made, DiT)):
+        raise ConfigError(
+            f"{type(made).__name__} is no backbone that can be measured.",
+            where="backbone",
+            allowed=["MLLM", "DiT", "what inherits them"],
+        )
     frames_THWC = clip.load(range(len(clip)))
-    mllm = isinstance(made, GroundingMLLM)
     ask = _ask_mllm if mllm else _ask_dit
     yield _measured("load and first pass", partial(ask, made, frames_THWC[:1], 1))[1]
     if mllm:
@@ -242,9 +254,10 @@ def _segmenter(made: Segmenter, clip: Clip, args: argparse.Namespace, tracks: li
     if len(tracks) > 1:
         (one, first, _), (other, second, _) = tracks[-2:]
         union, common = int((first | second).sum()), int((first & second).sum())
-        rows |= {
-            "IoU of the track with the segmenter's before": common / union if union else 1.0,
-            "candidates' pixels that differ": int((one.masks_KHW ^ other.masks_KHW).sum()),
-            "candidates' scores, largest difference": f"{float(np.abs(one.ious_K - other.ious_K).max()):.1e}",
-        }
+        rows["IoU of the track with the segmenter's before"] = common / union if union else 1.0
+        if len(one) == len(other):
+            rows |= {
+                "candidates' pixels that differ": int((one.masks_KHW ^ other.masks_KHW).sum()),
+                "candidates' scores, largest difference": f"{np.abs(one.ious_K - other.ious_K).max():.1e}",
+            }
     yield rows
