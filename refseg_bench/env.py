@@ -151,11 +151,7 @@ def threads() -> int:
     """
     said = os.environ.get("REFSEG_THREADS") or "1"
     if not said.isdecimal() or int(said) < 1:
-        raise ConfigError(
-            f"'{said}' is no number of threads.",
-            where="the environment's REFSEG_THREADS",
-            allowed=["1, 2, 3 …"],
-        )
+        raise ConfigError(f"'{said}' is no number of threads.", where="REFSEG_THREADS", allowed=["1, 2, 3 …"])
     return int(said)
 
 

@@ -78,9 +78,7 @@ def main(args: argparse.Namespace) -> int:
     import torch
 
     if (least := min(args.frames, *args.size, *args.expressions)) < 1:
-        raise ConfigError(
-            f"{least} is no number of frames, pixels or expressions.", where="doctor", allowed=["1, 2, 3 …"]
-        )
+        raise ConfigError(f"{least} is no number of frames, pixels or expressions.", allowed=["1, 2, 3 …"])
     components = list(nodes(args.components))
     measures: dict[str, Callable[..., Iterator[Rows]]] = {"backbone": _backbone, "segmenter": _segmenter}
     for told, group, _, _ in components:
@@ -143,9 +141,7 @@ def _backbone(made: Any, clip: Clip, args: argparse.Namespace, tracks: list[Any]
     mllm = isinstance(made, MLLM)
     if not (mllm or isinstance(made, DiT)):
         raise ConfigError(
-            f"{type(made).__name__} is no backbone that can be measured.",
-            where="backbone",
-            allowed=["MLLM", "DiT", "what inherits them"],
+            f"{type(made).__name__} can't be measured.", allowed=["MLLM", "DiT", "a kind of those"]
         )
     frames_THWC = clip.load(range(len(clip)))
     ask = _ask_mllm if mllm else _ask_dit

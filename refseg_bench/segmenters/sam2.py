@@ -286,12 +286,10 @@ def load_checkpoint(model: Any, path: Path) -> None:
     Raises:
         ModelError: unreadable, or keys missing or left over.
     """
-    import pickle
+    from safetensors.torch import load_file
 
     try:
         if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
             state: Any = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
@@ -299,22 +297,18 @@ def load_checkpoint(model: Any, path: Path) -> None:
         raise ModelError(
             "The checkpoint is missing.", where=path, hint="Correct segmenter.checkpoint."
         ) from None
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError) as error:
+    except Exception as error:  # of a damaged file the unpickler makes whatever
         raise ModelError(
             f"The checkpoint can't be read as tensors ({type(error).__name__}).",
             where=path,
             hint="Fetch it again; a file that holds code is refused on purpose.",
         ) from error
-    state = state.get("model", state)
-    try:
-        missing, unexpected = map(sorted, model.load_state_dict(state, strict=False))
-    except RuntimeError as error:
-        raise ModelError(
-            "The checkpoint's tensors have other shapes than the architecture's: "
-            + str(error).splitlines()[-1].strip(),
-            where=path,
-            hint="Set segmenter.size to the size that was trained.",
-        ) from error
+    if isinstance(state, dict):
+        state = state.get("model", state)
+    if not isinstance(state, dict) or any(not isinstance(key, str) for key in state):
+        raise ModelError("The checkpoint holds no tensors by name.", where=path, hint="Give a file of SAM 2.")
+    wanted = set(model.state_dict())
+    missing, unexpected = sorted(wanted - set(state)), sorted(set(state) - wanted)
     if missing or unexpected:
         raise ModelError(
             f"The checkpoint doesn't fit the architecture: {len(missing)} tensors missing "
@@ -322,3 +316,12 @@ def load_checkpoint(model: Any, path: Path) -> None:
             where=path,
             hint="Set segmenter.release, segmenter.size or segmenter.architecture to what was trained.",
         )
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise ModelError(
+            "The checkpoint's tensors have other shapes than the architecture's: "
+            + str(error).splitlines()[-1].strip(),
+            where=path,
+            hint="Set segmenter.size to the size that was trained.",
+        ) from error

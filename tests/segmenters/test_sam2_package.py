@@ -118,6 +118,23 @@ def test_wrong_checkpoints_are_told(sam2_package_files, tmp_path, clip):
     torch.save(state, tmp_path / "shape.pt")
     with pytest.raises(ModelError, match="other shapes"):
         Sam2(architecture=architecture, checkpoint=tmp_path / "shape.pt").open(clip)
+    # Of another size both differ: what is missing comes first, for the release may be wrong as well.
+    del state["model"]["maskmem_tpos_enc"]
+    torch.save(state, tmp_path / "size.pt")
+    with pytest.raises(ModelError, match="doesn't fit the architecture: 1 tensors missing"):
+        Sam2(architecture=architecture, checkpoint=tmp_path / "size.pt").open(clip)
+    for name, content in {
+        "list.pt": [1],
+        "inner.pt": {"model": [1]},
+        "numbers.pt": {1: torch.ones(1)},
+    }.items():
+        torch.save(content, tmp_path / name)
+        with pytest.raises(ModelError, match="no tensors by name"):
+            Sam2(architecture=architecture, checkpoint=tmp_path / name).open(clip)
+    for name in ("junk.pt", "junk.safetensors"):
+        (tmp_path / name).write_bytes(b"junkjunkjunk")
+        with pytest.raises(ModelError, match="can't be read as tensors"):
+            Sam2(architecture=architecture, checkpoint=tmp_path / name).open(clip)
     with pytest.raises(ConfigError, match="architecture file is missing"):
         Sam2(architecture=tmp_path / "no.yaml", checkpoint=checkpoint).open(clip)
 
