@@ -162,13 +162,10 @@ def load_module(kind: Any, place: Path | str, dtype: Any, device: torch.device, 
     import torch
     from transformers import AutoConfig
 
-    if diffused:
-        config = kind.load_config(place)
-    else:
-        config = (getattr(kind, "config_class", None) or AutoConfig).from_pretrained(place)
+    known = getattr(kind, "config_class", None) or AutoConfig
+    config = kind.load_config(place) if diffused else known.from_pretrained(place)
     former = torch.get_default_dtype()
-    if dtype == "auto":
-        dtype = config.dtype or former
+    dtype = (config.dtype or former) if dtype == "auto" else dtype
     torch.set_default_dtype(dtype)
     try:
         with device:

@@ -140,9 +140,7 @@ def _backbone(made: Any, clip: Clip, args: argparse.Namespace, tracks: list[Any]
 
     mllm = isinstance(made, MLLM)
     if not (mllm or isinstance(made, DiT)):
-        raise ConfigError(
-            f"{type(made).__name__} can't be measured.", allowed=["MLLM", "DiT", "a kind of those"]
-        )
+        raise ConfigError(f"{type(made).__name__} can't be measured.", allowed=["MLLM", "DiT"])
     frames_THWC = clip.load(range(len(clip)))
     ask = _ask_mllm if mllm else _ask_dit
     yield _measured("load and first pass", partial(ask, made, frames_THWC[:1], 1))[1]

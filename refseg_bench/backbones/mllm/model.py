@@ -121,18 +121,9 @@ class MLLM(GroundingMLLM):
             else:
                 commit = getattr(self.config(), "_commit_hash", None)
                 source = {"id": self.path, "revision": commit or self.revision}
-            self._identity = {**source, **self._choices()}
+            chosen = ("family", "dtype", "attention", "max_new_tokens", "positions")
+            self._identity = source | {name: getattr(self, name) for name in chosen}
         return self._identity
-
-    def _choices(self) -> dict[str, Any]:
-        """The options that outputs depend on, beside the model itself."""
-        return {
-            "family": self.family,
-            "dtype": self.dtype,
-            "attention": self.attention,
-            "max_new_tokens": self.max_new_tokens,
-            "positions": self.positions,
-        }
 
     def weights(self) -> tuple[Weights, ...]:
         """What ``refseg models`` lists and fetches."""
@@ -483,7 +474,8 @@ class Session:
         before, after = prefix.visual.tail
         tails = [self.loaded.tokens(before + prompt + after) for prompt in prompts]
         with torch.inference_mode():
-            with self.owner.timed("prompts"), capture.recording(self.range, self._stop(answer)) as seen:
+            stop_at = None if answer else self.range[-1]
+            with self.owner.timed("prompts"), capture.recording(self.range, stop_at) as seen:
                 out, cache, positions = None, None, None
                 out, cache, positions = self._tails(prefix, tails, answer=answer)
             with self.owner.timed("rollout"):
@@ -494,9 +486,6 @@ class Session:
                 with self.owner.timed("decode"):
                     answers = self._decode(prefix, tails, out, cache, positions)
         return [PromptAttention(*found) for found in zip(maps, answers, strict=True)]
-
-    def _stop(self, answer: bool) -> int | None:
-        return None if answer else self.range[-1]
 
     def _tails(
         self, prefix: _Prefix, tails: Sequence[Sequence[int]], *, answer: bool
@@ -509,7 +498,7 @@ class Session:
         for tail in tails:
             self._check_length(len(prefix.ids) + len(tail), "a prompt")
         longest = max(len(tail) for tail in tails)
-        ids = torch.full((len(tails), longest), self._pad(), dtype=torch.long)
+        ids = torch.full((len(tails), longest), loaded.tokenizer.pad_token_id or 0, dtype=torch.long)
         for row, tail in enumerate(tails):
             ids[row, : len(tail)] = torch.tensor(tail)
         cache = self._cache()
@@ -614,10 +603,6 @@ class Session:
             logits = out.logits[:, -1]
             position = position + 1
         return [loaded.text(answer) for answer in answers]
-
-    def _pad(self) -> int:
-        pad = self.loaded.tokenizer.pad_token_id
-        return 0 if pad is None else int(pad)
 
     def _check_length(self, tokens: int, what: str) -> None:
         most = getattr(self.loaded.family.text_config, "max_position_embeddings", None)
