@@ -59,7 +59,7 @@ class _Dtype:
 
 
 class _Makers:
-    """Callables of a pickle. Methods, and without attributes, so that a pickle can't set any on them."""
+    """Callables of a pickle, as calls of methods: a method shows its function's attributes to be set."""
 
     __slots__ = ()
 
@@ -82,14 +82,14 @@ class _Makers:
         return text.encode("latin1")
 
 
-_makers = _Makers()
+_bytes, _dtype, _scalar = (getattr(_Makers(), name).__call__ for name in ("bytes", "dtype", "scalar"))
 ADMITTED: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): OrderedDict,
-    ("_codecs", "encode"): _makers.bytes,
-    ("numpy", "dtype"): _makers.dtype,
-    **{(f"numpy.{core}.multiarray", "scalar"): _makers.scalar for core in ("core", "_core")},
+    ("_codecs", "encode"): _bytes,
+    ("numpy", "dtype"): _dtype,
+    **{(f"numpy.{core}.multiarray", "scalar"): _scalar for core in ("core", "_core")},
 }
-for _name, _made in (("bytes", _makers.bytes), ("set", set), ("frozenset", frozenset)):
+for _name, _made in (("bytes", _bytes), ("set", set), ("frozenset", frozenset)):
     ADMITTED |= {("builtins", _name): _made, ("__builtin__", _name): _made}
 
 

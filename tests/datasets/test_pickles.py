@@ -139,6 +139,16 @@ def test_the_admitted_callables_admit_no_abuse(path):
             load_pickle(path)
 
 
+@pytest.mark.parametrize(
+    "made", ["numpy dtype", "numpy.core.multiarray scalar", "_codecs encode", "builtins bytes"]
+)
+def test_no_attribute_is_set_on_the_admitted_callables(path, made):
+    name = "\n".join(made.split()).encode()
+    path.write_bytes(b"\x80\x02}X\x01\x00\x00\x00kc" + name + b"\n}X\x01\x00\x00\x00aK\x01sbs.")
+    with pytest.raises(Damage, match="no attribute"):
+        list(pickled_items(path))
+
+
 def test_objects_arrays_and_persistent_ids_are_refused(path):
     for value, name in [(np.arange(3), "_reconstruct"), (_Evil(_touch, "x"), "_touch"), (1j, "complex")]:
         path.write_bytes(pickle.dumps(value, protocol=2))
