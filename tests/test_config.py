@@ -271,6 +271,10 @@ def test_runs_without_controls(overrides: list[str]) -> None:
 def test_a_control_that_is_the_run_itself_is_not_repeated() -> None:
     raw = next(iter(baselines()))
     assert [o.choices["method"] for o in baselines(*raw.overrides)] == OTHERS
+    # Nor under another name.
+    other = ["method=refam", "backbone=tiny_dit"]
+    assert one(*other).digest == one("method=refam_tiny", "segmenter=grabcut").digest
+    assert "refam_tiny" not in [o.choices["method"] for o in baselines(*other)]
 
 
 @pytest.mark.parametrize(

@@ -54,11 +54,8 @@ def main(args: argparse.Namespace) -> int:
     clip, rate = open_clip(args.clip, args.output / "frames", args.frames)
     parts = {**(point.values["backbone"] or {}), **(point.values["segmenter"] or {})}
     if any(str(value).startswith("shipped:") for value in parts.values()):
-        print(
-            "The small models that ship know rendered shapes only. For a clip of your own name real ones: "
-            "method=decaf backbone=qwen2_5_vl_7b segmenter=sam2_hf",
-            file=sys.stderr,
-        )
+        real = "method=decaf backbone=qwen2_5_vl_7b segmenter=sam2_hf"
+        print(f"The models that ship know rendered shapes only. Real ones: {real}", file=sys.stderr)
     method = build_method(point.values, dataset_of(point.values))
     if method.sees_targets:
         raise ConfigError("This method looks at the truth, which a clip of your own has none of.")

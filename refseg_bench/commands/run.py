@@ -79,8 +79,9 @@ def main(args: argparse.Namespace) -> int:
         code = max(code, score_runs(here, values))
         leave_out_outdated(here, lambda line: print(line, file=sys.stderr))
         tables.show_tables(here)
-        if baselines and here and here[0].root == points[0].path:
-            print("\n".join(verdicts(here[0], here[1:])))
+        if baselines and here[0].root == points[0].path:
+            for line in verdicts(here[0], here[1:]):
+                print(line)
         if not args.no_html:
             try:
                 print(pages(here))

@@ -261,19 +261,20 @@ def baselines_of(point: Composed) -> list[Composed]:
     shared = [item for item in point.overrides if _part(item) not in own]
     options = [item for item in point.overrides if item.lstrip("+~").startswith("segmenter.")]
     segmenter = [f"segmenter={point.choices.get('segmenter')}", *options]
-    found: dict[str, Composed] = {point.folder: point}
+    # By digest: under another name they would be the same predictions again.
+    found = {point.digest: point}
     for word in point.values["baselines"]:
         if word != "raw":
             (one,) = compose([*shared, f"method={word}"])
             if one.values["segmenter"] is not None and point.values["segmenter"] is not None:
                 (one,) = compose([*shared, f"method={word}", *segmenter])
-            found.setdefault(one.folder, one)
+            found.setdefault(one.digest, one)
         elif raw:
             typed = [item for item in point.overrides if _part(item) != "name"]
             options = [f"method.{key}={_literal(value)}" for key, value in raw.items()]
             name = f"{point.choices['method']}_raw-{point.choices['dataset']}"
             (one,) = compose([*typed, *options, f"name={name}"])
-            found.setdefault(one.folder, one)
+            found.setdefault(one.digest, one)
     return list(found.values())[1:]
 
 
