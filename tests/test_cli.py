@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -11,6 +12,8 @@ import pytest
 from refseg_bench.cli import main
 from refseg_bench.commands import COMMANDS
 from refseg_bench.config.components import open_dataset
+from refseg_bench.report.compare import verdicts
+from refseg_bench.run.store import runs_in
 
 
 def refseg(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -40,6 +43,15 @@ def test_run_score_report_then_a_no_op(in_tmp: Path, capsys: pytest.CaptureFixtu
     assert set(shown["oracle"]) == {"100.0"}
     assert max(map(float, shown["empty"])) < 50  # right where nothing of the target is in sight
     assert len(kinds) == len(shown["full_frame"]) > 2
+    stores = {store.root.name.partition("-")[0]: store for store in runs_in(Path("runs"))}
+    # What sees the truth is held against nothing; the interval of a decided line leaves out 0.
+    (line,) = verdicts(stores["full_frame"], [stores["oracle"], stores["empty"]])
+    assert re.fullmatch(
+        r"full_frame over empty: [+-]\d+\.\d J&F \[.+, .+\], (ahead|behind|not decided)", line
+    )
+    low, high = (float(end) for end in re.findall(r"\[(.+), (.+)\]", line)[0])
+    assert line.endswith("ahead" if low > 0 else "behind" if high < 0 else "not decided")
+    assert verdicts(stores["empty"], [stores["full_frame"]])[0].startswith("empty over full_frame: ")
     before = {p: p.stat().st_mtime_ns for p in in_tmp.glob("runs/*/predictions/*")}
     assert main(command) == 0
     again = capsys.readouterr()

@@ -173,7 +173,7 @@ def by_type(stores: Sequence[RunStore]) -> Iterator[ResultTable]:
         if not all("type" in table.attrs for table in units) or "type" not in splitting(units):
             continue
         rules = protocol_of(rows[0].result)
-        parts = [breakdown(rules, table, "type", Bootstrap()) for table in units]
+        parts = [breakdown(rules, table, "type", Bootstrap(resamples=0)) for table in units]
         kinds = {kind: sorted({part[kind][0] for part in parts if kind in part}) for kind in chain(*parts)}
         headline, percent = rules.metrics[0], 100.0 / rules.policy.scale
         body = [(Cell("n"), *(Cell("–".join(map(str, n))) for n in kinds.values()))]

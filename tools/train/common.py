@@ -47,14 +47,6 @@ def setup(seed: int) -> None:
     np.random.seed(seed % 2**32)
 
 
-def learning_rate(step: int, steps: int, peak: float, warmup: int) -> float:
-    """Linear warm-up, then a cosine down to 3 % of the peak."""
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    progress = min(1.0, (step - warmup) / max(1, steps - warmup))
-    return peak * (0.03 + 0.97 * 0.5 * (1 + float(np.cos(np.pi * progress))))
-
-
 def rate(share: float, peak: float, warmup: float) -> float:
     """Linear warm-up over the first ``warmup`` of a training, then a cosine down to 3 % of the peak."""
     if share < warmup:

@@ -73,8 +73,7 @@ def make_model(seed: int) -> Sam2VideoModel:
                 module.reset_parameters()
         for name, module in model.mask_decoder.transformer.named_modules():
             if "_to_" in name and name.endswith(("_image", "_token")):
-                # Like looks at like from the start, so that a click hears what is under it. Untied, a
-                # thousand steps go by before it does.
+                # Like looks at like from the start, so that a click hears what is under it.
                 module.q_proj.weight.mul_(_SHARPNESS)
                 module.k_proj.weight.copy_(module.q_proj.weight)
         for name, parameter in model.named_parameters():
