@@ -160,6 +160,16 @@ def test_what_a_class_lacks_to_be_a_component_is_told(cls: type, what: str, hint
     assert hint in str(told.value.hint)
 
 
+def test_a_newer_option_lasts_only_where_it_is_set() -> None:
+    @dataclass
+    class Grown:
+        old: int = 1
+        later: float | None = schema.option(None, newer=True)
+
+    assert schema.lasting(Grown, schema.conform(Grown, {}, "g")) == {"old": 1}
+    assert schema.lasting(Grown, schema.conform(Grown, {"later": 0.0}, "g")) == {"old": 1, "later": 0.0}
+
+
 def test_transient_options_are_not_lasting() -> None:
     values = schema.conform(FakeMethod, {}, "method")
     assert "batch_size" not in schema.lasting(FakeMethod, values)

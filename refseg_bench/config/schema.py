@@ -5,7 +5,8 @@ its options. Its YAML names it with ``_target_`` and sets the options. Nothing i
 an outside package adds a component with one class and one YAML.
 
 An option that can't change a result (a path, a device, a batch size) is declared with
-``option(default, transient=True)`` and stays out of the digest that names a run folder.
+``option(default, transient=True)`` and stays out of the digest that names a run folder; one that came
+after runs were made, with ``option(None, newer=True)``, stays out of it at its default.
 """
 
 from __future__ import annotations
@@ -35,15 +36,18 @@ _OWN = "refseg_bench"
 T = TypeVar("T")
 
 
-def option(default: Any = dataclasses.MISSING, *, transient: bool = False, factory: Any = None) -> Any:
+def option(
+    default: Any = dataclasses.MISSING, *, transient: bool = False, newer: bool = False, factory: Any = None
+) -> Any:
     """A dataclass field with the mark of what it is worth for the run's identity.
 
     Args:
         default: the default value; each component gets its own copy of a list.
         transient: True if the value can't change a prediction.
+        newer: True if runs were made before it was there: its default leaves their digests as they are.
         factory: zero-argument callable making the default, where that is another mutable value.
     """
-    metadata = {"transient": transient}
+    metadata = {"transient": transient, "newer": newer}
     if isinstance(default, list):
         factory = default.copy
     if factory is not None:
@@ -243,13 +247,15 @@ def complete(node: Mapping[str, Any], where: str, kind: str | None = None) -> di
 
 
 def lasting(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values without transient options, nested components and option groups included."""
+    """The values that can change a prediction, nested components and option groups included."""
     hints = _hints(cls)
     out: dict[str, Any] = {}
     for name, spec in options(cls).items():
         if spec.metadata.get("transient", False) or name not in values:
             continue
         value = values[name]
+        if spec.metadata.get("newer", False) and value == spec.default:
+            continue
         inner = _dataclass_of(hints[name])
         if isinstance(value, Mapping) and TARGET in value:
             inner_cls = locate(str(value[TARGET]), name)

@@ -92,8 +92,8 @@ def unit_range(values: FloatHW) -> FloatHW:
     return np.asarray((values - low) / (high - low), np.float32)
 
 
-def choose(candidates: Candidates, how: Multimask, index: int, heat_HW: FloatHW) -> tuple[int, BoolHW]:
-    """Which of a segmenter's candidates to take.
+def choose(candidates: Candidates, how: Multimask, index: int, heat_HW: FloatHW) -> tuple[int | None, BoolHW]:
+    """Which of a segmenter's candidates to take; ``None`` and an empty mask where it has none.
 
     Args:
         candidates: masks with predicted IoU.
@@ -102,6 +102,8 @@ def choose(candidates: Candidates, how: Multimask, index: int, heat_HW: FloatHW)
         index: for ``index``; the last one where a segmenter offers fewer.
         heat_HW: heat map at the masks' size.
     """
+    if not len(candidates):
+        return None, candidates.best()[0]
     masks_KHW = candidates.masks_KHW
     if how == "index":
         chosen = min(index, len(masks_KHW) - 1)

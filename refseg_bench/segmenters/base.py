@@ -86,7 +86,7 @@ class Prompt:
 
 @dataclass(frozen=True, eq=False)
 class Candidates:
-    """The masks a segmenter offers for one prompt, in the model's own order.
+    """The masks a segmenter offers for one prompt, in the model's own order; none where it sees nothing.
 
     Attributes:
         masks_KHW: boolean masks at the clip's size.
@@ -104,7 +104,9 @@ class Candidates:
         return np.asarray(self.masks_KHW[index])
 
     def best(self) -> tuple[BoolHW, float]:
-        """The candidate with the highest predicted IoU (the first on ties)."""
+        """The candidate with the highest predicted IoU (the first on ties); an empty mask without any."""
+        if not len(self):
+            return np.zeros(self.masks_KHW.shape[1:], np.bool_), 0.0
         index = int(np.argmax(self.ious_K))
         return self.mask(index), float(self.ious_K[index])
 

@@ -323,6 +323,36 @@ def test_a_constant_volume_gives_an_empty_prediction(moving):
         assert not found.maps["fused"].any()
 
 
+@pytest.mark.parametrize(
+    ("rule", "said", "flag"),
+    [
+        ({}, "Nothing.", None),
+        ({"absent_words": ["nothing", "no"]}, " Nothing.", True),
+        ({"absent_words": ["nothing", "no"]}, "NO", True),
+        ({"absent_words": ["nothing", "no"]}, "nothing else", False),
+        ({"absent_words": ["nothing", "no"]}, "", False),
+        ({"absent_words": []}, "nothing", False),
+        ({"absent_below": 2.9e-4}, "dog", False),
+        ({"absent_below": 3.1e-4}, "dog", True),
+        ({"absent_below": 2.9e-4, "absent_words": ["dog"]}, "dog", True),
+    ],
+)
+@pytest.mark.parametrize("mask", ["sam2", "attention"])
+def test_absence_rules_answer_with_empty_masks_and_a_flag(moving, mask, rule, said, flag):
+    segmenter = ColourSegmenter()
+    model = FakeMLLM(words=said, look=look_at_red(FRAMES_OF_20))
+    method = DecAF(model, segmenter, mask=mask, fusion=fuse_none(), **rule)
+    (found,) = method.predict(moving, expressions("the red square"))
+    assert found.no_target is flag
+    if flag:
+        assert found.track.area() == [0] * 20
+        assert segmenter.sessions == []
+    else:
+        assert any(found.track.area())
+    assert found.details["contrast_peak"] == pytest.approx(3e-4, rel=1e-3)  # 4e-4 less the background's 1e-4
+    assert found.point is not None
+
+
 def test_coarse_masks_are_for_the_sampled_frames_only(moving):
     method = DecAF(FakeMLLM(look=look_at_red(FRAMES_OF_20)), mask="attention")
     (found,) = method.predict(moving, expressions("x"))
@@ -438,6 +468,7 @@ def test_a_sweep_on_a_warm_cache_makes_no_call(moving, tmp_path):
         {"ac": "otsu", "nms_iou": 0.5, "segmenter": ColourSegmenter()},
         {"sb": SpatialBias()},
         {"keypoints": 5},
+        {"absent_words": ["dog"], "absent_below": 1e-4},
         {"start_layer": 14, "end_layer": 28},
     ):
         model = FakeMLLM(look=look_at_red(FRAMES_OF_20))

@@ -154,6 +154,7 @@ def test_filters_sinks_bias_and_segmenter_need_no_second_pass(make_dit, tmp_path
         {"aggregate": "max", "upsample": "none"},
         {"multimask": "heat"},
         {"mask": "threshold"},
+        {"absent_below": 0.5},
     ]
     for options in swept:
         again = refam(make_dit("sd3"), tmp_path / "cache", **options)
@@ -410,6 +411,22 @@ def test_best_of_uniform_frames_takes_the_highest_peak_and_goes_both_ways(tmp_pa
     assert grounding.point.frame == 2
     assert grounding.details["frame"] == 2
     assert [(kind, frame) for kind, frame, _ in segmenter.prompts] == [("both", 2)]
+
+
+def test_a_peak_below_the_threshold_is_an_absent_target(tmp_path):
+    clip = a_clip(tmp_path / "clip", frames=3)
+    (asis,) = refam(planted(("▁cat", 2, 3, 0.5)), segmenter=SquareSegmenter()).predict(clip, said("cat"))
+    assert asis.no_target is None
+    for shift, flag in ((-1e-3, False), (1e-3, True)):
+        segmenter = SquareSegmenter()
+        method = refam(
+            planted(("▁cat", 2, 3, 0.5)), segmenter=segmenter, absent_below=asis.point.value + shift
+        )
+        (found,) = method.predict(clip, said("cat"))
+        assert found.no_target is flag
+        assert found.point == asis.point
+        assert (found.track.area() == [0, 0, 0]) is flag
+        assert (segmenter.prompts == []) is flag
 
 
 def test_threshold_mask_reads_every_frame_and_no_segmenter(tmp_path):

@@ -161,6 +161,14 @@ def test_choice_among_candidates():
     assert choose(empty, "heat", 0, heat)[0] == 1, "an empty mask is never the best"
 
 
+@pytest.mark.parametrize("how", ["best_iou", "index", "heat"])
+def test_a_segmenter_may_offer_nothing(how):
+    nothing = Candidates(np.zeros((0, 4, 4), bool), np.zeros(0, np.float32))
+    chosen, mask = choose(nothing, how, 2, np.ones((4, 4), np.float32))
+    assert chosen is None
+    assert (mask.shape, mask.any()) == ((4, 4), False)
+
+
 def test_constant_maps_have_no_threshold_mask():
     assert not threshold(np.full((3, 3), 0.7, np.float32), 0.5).any()
     assert threshold(np.array([[0, 1, 3]], np.float32), 1 / 3).tolist() == [[False, True, True]]

@@ -116,6 +116,11 @@ class DecAF(AttentionMethod):
         prompt_choice_text: a choice prompt of your own, with ``{ref_query}`` and ``{obj_cls_list}``.
         sb: weight V by the side the expression names; off in the paper.
         keypoints: strongest cells of V to record for PP@K; 0 = none, the paper's metric takes 100.
+        absent_words: answers of the object prompt, on the video, that mean "there is no such thing": the
+            expression is then answered as absent. Not in the paper; ``null`` = off, as ``absent_below``.
+        absent_below: so is one whose contrast peaks lower (the smoothed difference of Eq. 4 on the frames,
+            before any normalisation; the share of a token's attention that the object gets more than
+            the background).
         use_cache: read and write the attention cache.
     """
 
@@ -131,6 +136,8 @@ class DecAF(AttentionMethod):
         "fusion.contrast": "obj_only",
         "fusion.branch": "video",
         "fusion.video_kernel": 1,
+        "absent_words": None,
+        "absent_below": None,
     }
 
     backbone: GroundingMLLM
@@ -163,6 +170,8 @@ class DecAF(AttentionMethod):
     prompt_choice_text: str | None = None
     sb: SpatialBias | None = None
     keypoints: int = 0
+    absent_words: list[str] | None = option(None, newer=True)
+    absent_below: float | None = option(None, newer=True)
     use_cache: bool = option(True, transient=True)
 
     def __post_init__(self) -> None:
@@ -201,7 +210,11 @@ class DecAF(AttentionMethod):
                 volume = self.volume(read, expression.text)
                 seconds["fusion"] = time.perf_counter() - began
                 began = time.perf_counter()
-                if self.mask == "attention":
+                point = highest(volume, frames)
+                absent = self._absent(read)
+                if absent:
+                    track = MaskTrack.empty(clip.size, len(clip))
+                elif self.mask == "attention":
                     track = self._coarse(clip, frames, volume)
                 else:
                     if session is None:
@@ -210,13 +223,12 @@ class DecAF(AttentionMethod):
                     track, found = self.prompt_segmenter(session, frames, volume)
                 seconds["segment"] = time.perf_counter() - began
                 shown = self._shown(read, volume)
-                point = highest(volume, frames)
                 yield Grounding(
                     expression=expression,
                     track=track,
                     point=point,
-                    # A constant map points at nothing, which is an answer; otherwise it can't tell.
-                    no_target=True if point is None else None,
+                    # A constant map points at nothing, which is an answer; otherwise only a rule can tell.
+                    no_target=True if point is None else absent,
                     maps=shown,
                     map_frames=dict.fromkeys(shown, frames),
                     details={
@@ -224,6 +236,7 @@ class DecAF(AttentionMethod):
                         "answers": list(read.answers),
                         "frames": list(frames),
                         "constant": not bool(volume.any()),
+                        "contrast_peak": self._contrast(read),
                         **found,
                         **self._keypoints(volume, frames),
                     },
@@ -322,6 +335,19 @@ class DecAF(AttentionMethod):
         """V of one expression."""
         volume = attention_volume(read.object, read.background, self.fusion)
         return volume if self.sb is None else minmax(biased(volume, text, self.sb))
+
+    def _contrast(self, read: Attention) -> float:
+        """The peak of the frames' contrast (Eq. 4), before any normalisation."""
+        obj = smoothed(read.object, self.fusion).frame
+        bg = None if read.background is None else smoothed(read.background, self.fusion).frame
+        return float(contrast(obj, bg).max())
+
+    def _absent(self, read: Attention) -> bool | None:
+        """Whether the expression means nothing in the clip; ``None`` = no rule is on."""
+        if self.absent_words is None and self.absent_below is None:
+            return None
+        said = read.answers[0].strip(" \t\n.!'\"").lower() in (self.absent_words or ())
+        return said or (self.absent_below is not None and self._contrast(read) < self.absent_below)
 
     def _coarse(self, clip: Clip, frames: tuple[int, ...], volume: FloatTHW) -> MaskTrack:
         """Otsu masks of the sampled frames; the others are not predicted."""

@@ -147,6 +147,9 @@ class RefAM(AttentionMethod):
             whose peak is highest; that one propagates both ways.
         frame_candidates: how many frames compete.
         bidirectional: propagate backwards as well.
+        absent_below: an expression whose peak is lower (in the map's own unit, after the spatial bias: with
+            ``aggregate: mean`` a token's share of attention) is answered as absent; not in the paper,
+            ``null`` = off.
         cache_logits: cache logits, too: large, but then no sweep over softmax, sinks or (where strings
             don't see each other) magnets reads attention again.
         keep_token_maps: hand every token's map to the report.
@@ -164,6 +167,7 @@ class RefAM(AttentionMethod):
         "gas.enabled": False,
         "np.mode": "off",
         "sb.mode": "off",
+        "absent_below": None,
     }
 
     backbone: DiT
@@ -190,6 +194,7 @@ class RefAM(AttentionMethod):
     prompt_frame: Literal["first", "best_of_uniform_k"] = "first"
     frame_candidates: int = 5
     bidirectional: bool = False
+    absent_below: float | None = option(None, newer=True)
     cache_logits: bool = option(False, transient=True)
     keep_token_maps: bool = option(False, transient=True)
 
@@ -220,11 +225,15 @@ class RefAM(AttentionMethod):
             for expression, per_frame in zip(expressions, heats, strict=True):
                 began = time.perf_counter()
                 best = max(per_frame, key=lambda heat: heat.point.value)
-                track, chosen = self._masks(clip, session, best, per_frame)
+                absent = None if self.absent_below is None else best.point.value < self.absent_below
+                track, chosen = MaskTrack.empty(clip.size, len(clip)), None
+                if not absent:
+                    track, chosen = self._masks(clip, session, best, per_frame)
                 yield Grounding(
                     expression,
                     track,
                     point=best.point,
+                    no_target=absent,
                     maps=self._pictures(best),
                     map_frames={name: (best.frame,) for name in self._pictures(best)},
                     details={**best.details, "frame": best.frame, "candidate": chosen},
