@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -40,3 +43,19 @@ def shared_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Prompts share forward passes on the CPU, too, as they do on an accelerator."""
     for module in ("mllm.model", "dit.model"):
         monkeypatch.setattr(f"refseg_bench.backbones.{module}.shared_pass", lambda device, size: size)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """A headless Chromium; the tests that need one are skipped aloud where there is none."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    found = next((path for path in map(shutil.which, names) if path is not None), None)
+    if found is None:
+        pytest.skip("NO BROWSER: the pages are not tested. apt-get install chromium")
+    api = pytest.importorskip("playwright.sync_api", reason="NO PLAYWRIGHT: the pages are not tested")
+    with api.sync_playwright() as playwright:
+        launched = playwright.chromium.launch(
+            executable_path=found, args=["--no-sandbox", "--disable-dev-shm-usage"]
+        )
+        yield launched
+        launched.close()

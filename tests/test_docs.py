@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -204,15 +205,53 @@ def literal(node: ast.AST) -> str:
     return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
 
 
-@pytest.mark.slow
-def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("site")
+    built = build_site(ROOT, folder)
+    assert built.returncode == 0, built.stderr
+    assert "WARNING" not in built.stderr
+    return folder
+
+
+def build_site(source: Path, folder: Path) -> subprocess.CompletedProcess[str]:
     pytest.importorskip("mkdocs", reason="NO MKDOCS: the site is not built")
-    done = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "-d", str(tmp_path / "site")],
-        cwd=ROOT, capture_output=True, text=True, check=False,
+    return subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "-d", str(folder)],
+        cwd=source, capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    home = (tmp_path / "site" / "index.html").read_text()
-    assert "Quick start" in home
-    for found in (tmp_path / "site").rglob("*.html"):
-        assert not re.search(r'(?:src|href)="//', found.read_text()), found
+
+
+@pytest.mark.slow
+def test_a_warning_fails_the_build(tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    for name in ("mkdocs.yml", "tools/site.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    (tmp_path / "docs" / "index.md").write_text("# Here\n\n[nowhere](gone.md)\n")
+    built = build_site(tmp_path, tmp_path / "site")
+    assert built.returncode == 1
+    assert "'gone.md', but the target is not found" in built.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("browser")
+def test_the_site_is_searched_from_disk_and_asks_nobody(site: Path, browser: Any) -> None:
+    page = browser.new_page()
+    complaints: list[str] = []
+    page.on("console", lambda m: complaints.append(m.text))
+    page.on("pageerror", lambda e: complaints.append(str(e)))
+    page.on("request", lambda r: r.url.startswith(("file:", "data:")) or complaints.append(r.url))
+    for name in ("index.html", "decisions/0003-methods-yield-groundings.html"):
+        page.goto(f"file://{site}/{name}")
+    page.fill("[role=search] input", "tracklets")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#mkdocs-search-results a")
+    assert "DecAF" in page.inner_text("#mkdocs-search-results")
+    page.fill("#mkdocs-search-query", "no_such_word <b>")
+    assert page.inner_text("#mkdocs-search-results") == "Nothing found."
+    page.fill("#mkdocs-search-query", "claims hard link")
+    page.click("#mkdocs-search-results a")
+    assert "claim" in page.inner_text("h1").lower()
+    page.close()
+    assert complaints == []

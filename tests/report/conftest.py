@@ -1,9 +1,6 @@
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -12,22 +9,6 @@ from refseg_bench.run.loop import work_on
 from refseg_bench.run.store import RunStore
 from refseg_bench.scoring.runs import score_run
 from tests.fakes import fake_run
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Any]:
-    """A headless Chromium; the tests that need one are skipped aloud where there is none."""
-    names = ("chromium", "chromium-browser", "google-chrome")
-    found = next((path for path in map(shutil.which, names) if path is not None), None)
-    if found is None:
-        pytest.skip("NO BROWSER: the pages are not tested. apt-get install chromium")
-    api = pytest.importorskip("playwright.sync_api", reason="NO PLAYWRIGHT: the pages are not tested")
-    with api.sync_playwright() as playwright:
-        launched = playwright.chromium.launch(
-            executable_path=found, args=["--no-sandbox", "--disable-dev-shm-usage"]
-        )
-        yield launched
-        launched.close()
 
 
 @pytest.fixture(scope="session")
