@@ -200,11 +200,17 @@ def test_attention_on_an_object_gives_its_track(moving):
     assert kept[0]["s_trk"] <= 1
     assert found.point.frame in FRAMES_OF_20
     assert truth[found.point.frame, int(found.point.y * 48), int(found.point.x * 64)].tolist() == list(RED)
-    assert set(found.maps) == {"object", "background", "contrast", "fused"}
+    stages = ["object", "background", "contrast"]
+    assert list(found.maps) == [*stages, *(f"{stage} (video)" for stage in stages), "fused"], "in their order"
     for name, volume in found.maps.items():
-        assert volume.shape == (16, 6, 8)
         assert 0 <= volume.min() <= volume.max() <= 1
-        assert found.map_frames[name] == FRAMES_OF_20
+        video = name.endswith("(video)")
+        assert volume.shape == (8 if video else 16, 6, 8)
+        assert found.map_frames[name] == (FRAMES_OF_20[::2] if video else FRAMES_OF_20)
+    asked, choice, behind = found.details["prompts"]
+    assert "red square" in asked
+    assert "red square" in choice
+    assert "dog" in behind
     assert set(found.seconds) == {"attention", "fusion", "segment"}
     # later frames' clicks on the same object are suppressed: one propagation of the sample, one of the clip
     session = segmenter.sessions[0]

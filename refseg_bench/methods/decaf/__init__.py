@@ -230,9 +230,14 @@ class DecAF(AttentionMethod):
                     # A constant map points at nothing, which is an answer; otherwise only a rule can tell.
                     no_target=True if point is None else absent,
                     maps=shown,
-                    map_frames=dict.fromkeys(shown, frames),
+                    # A map of the video stands for several frames at a time: for the first of them.
+                    map_frames={
+                        name: tuple(frames[i * len(frames) // len(v)] for i in range(len(v)))
+                        for name, v in shown.items()
+                    },
                     details={
                         "object": read.object_word,
+                        "prompts": list(read.prompts),
                         "answers": list(read.answers),
                         "frames": list(frames),
                         "constant": not bool(volume.any()),
@@ -298,7 +303,10 @@ class DecAF(AttentionMethod):
             answers = {text: tuple(json.loads(_text(seen[objects[text]], "answers"))) for text in texts}
             if not background:
                 return {
-                    text: Attention(_maps(seen[objects[text]]), None, None, answers[text]) for text in texts
+                    text: Attention(
+                        _maps(seen[objects[text]]), None, None, answers[text], (objects[text],)
+                    )
+                    for text in texts
                 }
             choices = {text: prompts.choice_prompt(self._choice, text, answers[text]) for text in texts}
             chosen = reader.choices(list(choices.values()))
@@ -307,7 +315,11 @@ class DecAF(AttentionMethod):
             rest = reader.maps("background", list(grounds.values()), answer=False)
         return {
             text: Attention(
-                _maps(seen[objects[text]]), _maps(rest[grounds[text]]), words[text], answers[text]
+                _maps(seen[objects[text]]),
+                _maps(rest[grounds[text]]),
+                words[text],
+                answers[text],
+                (objects[text], choices[text], grounds[text]),
             )
             for text in texts
         }
@@ -449,12 +461,18 @@ class DecAF(AttentionMethod):
     # ── for the reader ───────────────────────────────────────────────────────
 
     def _shown(self, read: Attention, volume: FloatTHW) -> dict[str, FloatTHW]:
-        obj = smoothed(read.object, self.fusion).frame
-        bg = None if read.background is None else smoothed(read.background, self.fusion).frame
-        shown = {"object": minmax(obj), "fused": volume}
-        if bg is not None:
-            shown["background"] = minmax(bg)
-        return {**shown, "contrast": minmax(contrast(obj, bg), per_frame=True)}
+        """The maps of every stage in the method's order, those of the frames and of the video apart."""
+        obj = smoothed(read.object, self.fusion)
+        bg = None if read.background is None else smoothed(read.background, self.fusion)
+        shown = {}
+        for branch in ("frame", "video"):
+            seen, behind = getattr(obj, branch), None if bg is None else getattr(bg, branch)
+            suffix = "" if branch == "frame" else " (video)"
+            shown[f"object{suffix}"] = minmax(seen)
+            if behind is not None:
+                shown[f"background{suffix}"] = minmax(behind)
+            shown[f"contrast{suffix}"] = minmax(contrast(seen, behind), per_frame=branch == "frame")
+        return {**shown, "fused": volume}
 
     def _keypoints(self, volume: FloatTHW, frames: tuple[int, ...]) -> dict[str, Any]:
         if self.keypoints == 0:
@@ -471,12 +489,15 @@ class Attention:
         background: the background prompt's; ``None`` where it isn't subtracted.
         object_word: the chosen object name.
         answers: to the object prompt: on the video, then on the frames.
+        prompts: as they were sent: the object prompt, and where background is subtracted the choice and
+            background prompts.
     """
 
     object: Maps
     background: Maps | None
     object_word: str | None
     answers: tuple[str, ...]
+    prompts: tuple[str, ...]
 
 
 class _NotCached(Exception):
