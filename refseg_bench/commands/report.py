@@ -59,6 +59,11 @@ def add(commands: Any) -> None:
     )
     p.add_argument("--metric", metavar="NAME", help="--sweep: default the protocol's first")
     p.add_argument("--protocol", metavar="ID", help="--sweep: default the first that all runs share")
+    p.add_argument(
+        "--video",
+        metavar="CLIP/EXPRESSION",
+        help="write the sample's clip with one run's masks as an mp4 (-o FILE, default: sample.mp4)",
+    )
     p.add_argument("--coco", type=Path, metavar="FILE", help="write one run's predictions as COCO JSON")
     p.add_argument(
         "--sink",
@@ -76,7 +81,7 @@ def add(commands: Any) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Run the command."""
-    for path in filter(None, (args.output, args.coco)):
+    for path in filter(None, (args.output or (args.video and Path("sample.mp4")), args.coco)):
         check_output(path)
     paths = [Path(word) for word in args.runs if not word.startswith(_EXPERIMENT)]
     experiments = [word.removeprefix(_EXPERIMENT) for word in args.runs if word.startswith(_EXPERIMENT)]
@@ -92,6 +97,13 @@ def main(args: argparse.Namespace) -> int:
         folder = args.to or resource("results") / "reproduced"
         for path, count in publish(stores, folder, args.note).items():
             print(f"{path}: {count} rows")
+        return 0
+    if args.video is not None:
+        from refseg_bench.report.pictures import sample_video
+
+        path = args.output or Path("sample.mp4")
+        sample_video(_one(stores, "--video"), args.video, path)
+        print(path)
         return 0
     if args.coco is not None or args.sink:
         return _hand_over(stores, args)
@@ -162,14 +174,18 @@ def _put(text: str, path: Path | None) -> None:
         handle.write(text.encode("utf-8", "backslashreplace"))
 
 
+def _one(stores: Sequence[RunStore], option: str) -> RunStore:
+    if len(stores) != 1:
+        raise ConfigError(f"{option} takes one run, not {len(stores)}.", allowed=[s.root for s in stores])
+    return stores[0]
+
+
 def _hand_over(stores: Sequence[RunStore], args: argparse.Namespace) -> int:
     """Give predictions or results to other tools."""
     if args.coco is not None:
         from refseg_bench.report.exports import write_coco
 
-        if len(stores) != 1:
-            raise ConfigError(f"--coco takes one run, not {len(stores)}.", allowed=[s.root for s in stores])
-        write_coco(stores[0], args.coco)
+        write_coco(_one(stores, "--coco"), args.coco)
         print(args.coco)
     if args.sink:
         from refseg_bench.report.exports import record_of, sink_of

@@ -16,6 +16,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,11 @@ import refseg_bench
 from refseg_bench.config import schema
 from refseg_bench.config.components import protocol_of
 from refseg_bench.datasets.base import Dataset
-from refseg_bench.errors import RefsegError, StoreError
+from refseg_bench.errors import RefsegError, ScoreError, StoreError
 from refseg_bench.files.store_io import is_temporary, sweep, to_plain, within, write_atomic, write_error
-from refseg_bench.report.compare import compare
+from refseg_bench.report.compare import compare, differences, paired
 from refseg_bench.report.media import MediaFolder, spread
+from refseg_bench.report.sweeps import said, sweep_of
 from refseg_bench.report.tables import Cell, ResultTable, in_percent, number_cell, rows_of, tabulate
 from refseg_bench.run.build import dataset_of, received
 from refseg_bench.run.inputs import Present, stale, without
@@ -41,7 +43,7 @@ from refseg_bench.scoring.table import GROUPS, ScoreTable, breakdown, group_of, 
 from refseg_bench.types import Clip, Expression, MaskTrack, Prediction, Result, Target, sample_id
 
 _TEMPLATES = Path(__file__).resolve().parent / "templates"
-_ASSETS = ("app.css", "draw.js", "app.js", "pages.js", "sample.js")
+_ASSETS = ("app.css", "draw.js", "charts.js", "app.js", "pages.js", "sample.js")
 _MARK = '<meta name="generator" content="refseg report">'
 _UNFINISHED = f"<!doctype html>{_MARK}<p>This report is not finished. Give its command again.\n"
 _CHUNK = 2000
@@ -51,8 +53,10 @@ _STATUS = {"ok": 0, "failed": 1, "missing": 2}
 _AT_ONCE = 3000
 
 
-#: Pairs of runs tested against each other at most, per data set.
+#: Pairs of runs tested against each other in all metrics and by every attribute at most, per data set.
 _PAIRS = 6
+#: Of more runs than this the headline metric is tested against the first run only.
+_ALL_PAIRS = 10
 
 
 def write_report(stores: Sequence[RunStore], folder: Path, *, frames: int = 32, side: int = 480) -> Path:
@@ -150,7 +154,10 @@ class _Run:
     split: str
     tables: dict[str, ScoreTable] = field(default_factory=dict)
     results: dict[str, Result] = field(default_factory=dict)
+    label: str = ""
     seconds: float | None = None
+    stages: dict[str, float] = field(default_factory=dict)
+    peak_mb: float | None = None
 
 
 def _grouped(stores: Sequence[RunStore]) -> list[list[_Run]]:
@@ -165,7 +172,16 @@ def _grouped(stores: Sequence[RunStore]) -> list[list[_Run]]:
         for protocol in run.results:
             run.tables[protocol] = ScoreTable.read_parquet(*store.samples(protocol))
         groups.setdefault((run.dataset, run.split), []).append(run)
+    for group in groups.values():
+        names = [_name(run) for run in group]
+        for run, name in zip(group, names, strict=True):
+            run.label = run.store.root.name if names.count(name) > 1 else name
     return list(groups.values())
+
+
+def _name(run: _Run) -> str:
+    """What a run is called where no other is called so: the name it was given, or its method's."""
+    return rows_of([run.store])[0].title if run.results else run.store.info().choices.get("method", "?")
 
 
 def _meta(
@@ -183,7 +199,8 @@ def _meta(
         "runs": [_run_record(run, *group_at[id(run)]) for run in runs],
         "groups": list(pages),
         "tables": [asdict(t) for t in tabulate(rows_of([run.store for run in runs]))],
-        "breakdowns": [asdict(t) for group in groups for t in _breakdowns(group)],
+        "breakdowns": [t for g, group in enumerate(groups) for t in _breakdowns(g, group)],
+        "sweeps": [found for group in groups for found in _sweeps(group, list(runs))],
         "comparisons": [c for group in groups for c in _comparisons(group, list(runs))],
     }
 
@@ -202,6 +219,9 @@ def _run_record(run: _Run, group: int, place: int) -> dict[str, Any]:
     ]
     return {
         "name": run.store.root.name,
+        "label": run.label,
+        "path": f"{run.store.root.parent.name}/{run.store.root.name}",
+        "bound": info.sees_targets,
         "group": group,
         "place": place,
         "method": info.choices.get("method", "?"),
@@ -213,12 +233,14 @@ def _run_record(run: _Run, group: int, place: int) -> dict[str, Any]:
         "failed": len(done) - sum(done),
         "missing": missing,
         "seconds": run.seconds,
+        "stages": run.stages,
+        "peak_mb": run.peak_mb,
         "made": ", ".join(part for part in made if part),
         "config": run.store.config_path.read_text(encoding="utf-8"),
     }
 
 
-def _breakdowns(group: Sequence[_Run]) -> Iterator[ResultTable]:
+def _breakdowns(place: int, group: Sequence[_Run]) -> Iterator[dict[str, Any]]:
     """Headline metric by attribute, runs side by side, one table per protocol and attribute."""
     for protocol in dict.fromkeys(name for run in group for name in run.tables):
         scored = [run for run in group if protocol in run.tables]
@@ -238,9 +260,32 @@ def _breakdowns(group: Sequence[_Run]) -> Iterator[ResultTable]:
                 found = (column[value][1][headline] if value in column else None for column in columns)
                 rows.append((Cell(value), Cell(str(most)), *(number_cell(e, percent) for e in found)))
             caption = f"{group[0].dataset} · {protocol} · {headline} by {attribute}, percent"
-            yield ResultTable(
-                caption, (attribute, "n", *(run.store.root.name for run in having)), tuple(rows)
-            )
+            table = ResultTable(caption, (attribute, "n", *(run.label for run in having)), tuple(rows))
+            yield {**asdict(table), "group": place, "protocol": protocol, "attribute": attribute}
+
+
+def _sweeps(group: Sequence[_Run], runs: list[_Run]) -> Iterator[dict[str, Any]]:
+    """The runs of each method that differ in options, as points; two runs are a comparison, not a sweep."""
+    methods: dict[str, list[_Run]] = defaultdict(list)
+    for run in group:
+        methods[run.store.info().choices.get("method", "?")].append(run)
+    for method, swept in methods.items():
+        if len(swept) < 3:
+            continue
+        try:
+            found = sweep_of([run.store for run in swept])
+        except ScoreError:
+            continue  # under no common protocol, or different in nothing
+        points = [
+            {
+                "run": runs.index(run),
+                "values": [said(point.values[key]) for key in found.keys],
+                **{end: _finite(getattr(point.estimate, end)) for end in ("value", "low", "high")},
+            }
+            for run, point in zip(swept, found.points, strict=True)
+        ]
+        title = f"{method} · {group[0].dataset} · {found.metric}, {found.protocol}, percent"
+        yield {"title": title, "keys": found.keys, "points": points}
 
 
 def _comparisons(group: Sequence[_Run], runs: list[_Run]) -> list[dict[str, Any]]:
@@ -265,14 +310,10 @@ def _comparisons(group: Sequence[_Run], runs: list[_Run]) -> list[dict[str, Any]
             for part in (found.overall, *found.groups)
             for metric, d in part.differences.items()
         ]
-        config = [[key, _said(a), _said(b)] for key, (a, b) in found.config.items()]
+        config = [[key, said(a), said(b)] for key, (a, b) in found.config.items()]
         a, b = runs.index(group[i]), runs.index(group[j])
         out.append({"a": a, "b": b, "protocol": found.protocol, "rows": rows, "config": config})
     return out
-
-
-def _said(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(to_plain(value))
 
 
 def _finite(value: float, digits: int = 4) -> float | None:
@@ -322,6 +363,7 @@ class _GroupWriter:
         for place, run in enumerate(self.runs):
             seconds = [row["seconds"][place] for row in self.rows if row["seconds"][place] is not None]
             run.seconds = float(np.mean(seconds)) if seconds else None
+            run.stages = {name: total / len(seconds) for name, total in run.stages.items() if name != "total"}
         attrs = self._attributes()
         chunks = []
         for start in range(0, max(1, len(self.rows)), _CHUNK):
@@ -338,27 +380,48 @@ class _GroupWriter:
             "chunks": chunks,
             "measures": [{"name": measure.name} for measure in measures],
             "attrs": [{"name": n, "title": n.replace("_", " "), "values": v} for n, v in attrs.items()],
-            "results": self._results(),
+            "scores": list(self._scores()),
         }
 
     def _protocols(self) -> list[str]:
         return list(dict.fromkeys(name for run in self.runs for name in run.tables))
 
-    def _results(self) -> dict[str, Any] | None:
-        """The headline metric of the first protocol that any run is scored under, for the overview."""
+    def _scores(self) -> Iterator[dict[str, Any]]:
+        """Per protocol the numbers of every run, and how pairs of runs differ in the headline metric."""
         for protocol in self._protocols():
-            rows = []
-            for place, run in enumerate(self.runs):
-                if (result := run.results.get(protocol)) is None:
-                    continue
-                metric, estimate = next(iter(result.metrics.items()))
-                shown = in_percent(result, estimate)
-                if math.isfinite(shown.value):
-                    ends = {"low": _finite(shown.low), "high": _finite(shown.high)}
-                    rows.append({"run": self.first_run + place, "value": shown.value, **ends})
-            if rows:
-                return {"protocol": protocol, "metric": metric, "rows": rows}
-        return None
+            scored = {p: run.results[protocol] for p, run in enumerate(self.runs) if protocol in run.results}
+            metrics = list(dict.fromkeys(name for result in scored.values() for name in result.metrics))
+            rows = [
+                {
+                    "run": self.first_run + place,
+                    **result.coverage,
+                    "cells": [_ends(result, name) for name in metrics],
+                }
+                for place, result in scored.items()
+            ]
+            yield {
+                "protocol": protocol,
+                "metrics": metrics,
+                "rows": rows,
+                "pairs": list(self._pairs(protocol)),
+            }
+
+    def _pairs(self, protocol: str) -> Iterator[list[Any]]:
+        """Rows of run, run, and the difference second − first with its interval."""
+        having = [place for place, run in enumerate(self.runs) if len(run.tables.get(protocol, ()))]
+        for i, j in combinations(having, 2):
+            if len(having) > _ALL_PAIRS and i != having[0]:
+                return
+            first, second = self.runs[i], self.runs[j]
+            rules = protocol_of(first.results[protocol])
+            try:
+                a, b = paired(first.tables[protocol], second.tables[protocol])
+            except ScoreError:
+                continue  # no unit in common
+            gap = differences(rules, a, b, Bootstrap())[rules.metrics[0]]
+            percent = 100.0 / rules.policy.scale
+            ends = (_finite(end * percent) for end in (gap.value, gap.low, gap.high))
+            yield [self.first_run + i, self.first_run + j, *ends]
 
     def _measures(self) -> list[_Measure]:
         """Headlines of the protocols whose units are samples."""
@@ -448,6 +511,12 @@ class _GroupWriter:
                 inside = [v for v in (record or {}).get("iou") or () if v is not None]
                 row["iou"].append(float(np.mean(inside)) if inside else None)
                 row["seconds"].append(None if p is None else p.seconds.get("total"))
+                if p is not None:
+                    run = self.runs[place]
+                    for stage, spent in p.seconds.items():
+                        run.stages[stage] = run.stages.get(stage, 0.0) + spent
+                    if p.peak_mb is not None:
+                        run.peak_mb = max(p.peak_mb, run.peak_mb or 0.0)
             attrs = _short(e.attrs)
             samples[name] = {
                 "id": name,
@@ -555,6 +624,15 @@ class _GroupWriter:
                 for m in measures
             ],
         }
+
+
+def _ends(result: Result, metric: str) -> dict[str, float | None] | None:
+    """A metric and its interval in percent; ``None`` where the result has no such number."""
+    estimate = result.metrics.get(metric)
+    if estimate is None or not math.isfinite(estimate.value):
+        return None
+    shown = in_percent(result, estimate)
+    return {end: _finite(getattr(shown, end)) for end in ("value", "low", "high")}
 
 
 def _ascii(rle: bytes | None) -> str | None:

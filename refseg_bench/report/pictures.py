@@ -21,7 +21,19 @@ from refseg_bench.errors import ConfigError, DataError, require
 from refseg_bench.files.images import image_size
 from refseg_bench.files.store_io import output, replacing, write_error
 from refseg_bench.report.media import coloured, encoded, spread
-from refseg_bench.types import BoolHW, Clip, Expression, FloatTHW, Grounding, MaskTrack, Target
+from refseg_bench.run.build import dataset_of, received
+from refseg_bench.run.inputs import Present, stale, without
+from refseg_bench.run.store import RunStore
+from refseg_bench.types import (
+    BoolHW,
+    Clip,
+    Expression,
+    FloatTHW,
+    Grounding,
+    MaskTrack,
+    Prediction,
+    Target,
+)
 
 #: Colours of the objects, in turn; far apart for red-green blind readers too.
 COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (204, 121, 167), (213, 94, 0), (240, 228, 66))
@@ -154,10 +166,10 @@ def _mapped(
     return np.asarray(mixed.round(), np.uint8)
 
 
-def _predicted(grounding: Grounding, frame_HWC: NDArray[np.uint8], frame: int) -> NDArray[np.uint8]:
-    mask = grounding.track.mask(frame)
+def _predicted(answer: Grounding | Prediction, frame_HWC: NDArray[np.uint8], frame: int) -> NDArray[np.uint8]:
+    mask = None if answer.track is None else answer.track.mask(frame)
     out = frame_HWC if mask is None else tinted(frame_HWC, [(mask, _PREDICTED)])
-    point = grounding.point
+    point = answer.point
     if point is None or point.frame != frame:
         return out
     picture = Image.fromarray(out)
@@ -169,17 +181,42 @@ def _predicted(grounding: Grounding, frame_HWC: NDArray[np.uint8], frame: int) -
     return np.asarray(picture)
 
 
-def overlay_video(clip: Clip, grounding: Grounding, path: Path, *, fps: float = 12.0) -> None:
+def overlay_video(clip: Clip, answer: Grounding | Prediction, path: Path, *, fps: float = 12.0) -> None:
     """Write the whole clip with its masks drawn in as an mp4.
 
     Raises:
         StoreError: it can't be written.
         MissingExtra: PyAV is not installed.
     """
-    frames: Iterator[NDArray[np.uint8]] = (
-        _predicted(grounding, clip.load([t])[0], t) for t in range(len(clip))
-    )
+    frames: Iterator[NDArray[np.uint8]] = (_predicted(answer, clip.load([t])[0], t) for t in range(len(clip)))
     write_video(path, frames, clip.size, fps)
+
+
+def sample_video(store: RunStore, sample: str, path: Path) -> None:
+    """Write the clip of a sample with the masks that a run predicted as an mp4.
+
+    Args:
+        store: the run.
+        sample: CLIP/EXPRESSION; a clip's id alone means its first expression.
+        path: the video.
+
+    Raises:
+        DataError: the data set has no such sample, or the run no mask for it.
+        StoreError: it can't be written.
+        MissingExtra: PyAV is not installed.
+    """
+    dataset = dataset_of(received(store))
+    clip, expression = find_sample(dataset, sample)
+    differing = stale(store, [(clip, [expression])], Present(dataset))
+    answer = without(store.predictions(clip.id), clip, differing).get(expression.id)
+    if answer is None or answer.track is None:
+        why = "" if answer is None or answer.failure is None else f": {answer.failure.message}"
+        raise DataError(
+            f"The run has no prediction of '{sample}'{why}.",
+            where=store.root,
+            hint="refseg status RUN names what failed or is missing.",
+        )
+    overlay_video(clip, answer, path)
 
 
 # ── videos, with PyAV ────────────────────────────────────────────────────────

@@ -101,7 +101,7 @@ def sweep_of(
         result = found[name]
         estimate = in_percent(result, result.metrics[metric])
         points.append(SweepPoint(store.root.name, {k: known.get(k) for k in chosen}, estimate, result))
-    places = [tuple(_text(p.values[key]) for key in chosen) for p in points]
+    places = [tuple(said(p.values[key]) for key in chosen) for p in points]
     if len(chosen) <= 2 and len(set(places)) < len(places):
         raise ScoreError(
             f"Several runs have the same {' and '.join(chosen)}.",
@@ -120,19 +120,20 @@ def _options(store: RunStore) -> dict[str, Any]:
 
 def _differing(options: Sequence[Mapping[str, Any]]) -> list[str]:
     keys = list(dict.fromkeys(key for known in options for key in known))
-    differing = [k for k in keys if len({_text(known.get(k)) for known in options}) > 1]
+    differing = [k for k in keys if len({said(known.get(k)) for known in options}) > 1]
     parts = {k for k in differing if "." not in k}
     # What differs because another component was chosen is told by the component's name.
     return [k for k in differing if "." not in k or k.partition(".")[0] not in parts]
 
 
-def _text(value: Any) -> str:
+def said(value: Any) -> str:
+    """A value of an option in print."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
 def _ordered(values: Sequence[Any]) -> list[Any]:
     """Distinct values: numbers by size, words as they come."""
-    distinct = list({_text(v): v for v in values}.values())
+    distinct = list({said(v): v for v in values}.values())
     return sorted(distinct) if _numeric(distinct) else distinct
 
 
@@ -184,7 +185,7 @@ def _finite(sweep: Sweep) -> list[SweepPoint]:
 
 def _positions(sweep: Sweep, key: str) -> dict[str, int]:
     """Value in print → its place among the values of an option."""
-    return {_text(v): i for i, v in enumerate(_ordered([p.values[key] for p in sweep.points]))}
+    return {said(v): i for i, v in enumerate(_ordered([p.values[key] for p in sweep.points]))}
 
 
 def _line(sweep: Sweep, axes: Any) -> None:
@@ -192,7 +193,7 @@ def _line(sweep: Sweep, axes: Any) -> None:
     (key,) = sweep.keys
     numeric = _numeric([p.values[key] for p in sweep.points])
     places = _positions(sweep, key)
-    at = {p.run: p.values[key] if numeric else places[_text(p.values[key])] for p in sweep.points}
+    at = {p.run: p.values[key] if numeric else places[said(p.values[key])] for p in sweep.points}
     points = sorted(_finite(sweep), key=lambda p: at[p.run])
     values = [p.estimate.value for p in points]
     ends = [[p.estimate.value - p.estimate.low, p.estimate.high - p.estimate.value] for p in points]
@@ -214,7 +215,7 @@ def _heat_map(sweep: Sweep, axes: Any) -> None:
     columns, rows = _positions(sweep, across), _positions(sweep, down)
     grid = np.full((len(rows), len(columns)), np.nan)
     for p in _finite(sweep):
-        row, column, e = rows[_text(p.values[down])], columns[_text(p.values[across])], p.estimate
+        row, column, e = rows[said(p.values[down])], columns[said(p.values[across])], p.estimate
         grid[row, column] = e.value
         spread = f"\n{e.low:.1f}–{e.high:.1f}" if math.isfinite(e.low) and math.isfinite(e.high) else ""
         axes.text(column, row, f"{e.value:.1f}{spread}", ha="center", va="center")
@@ -231,7 +232,7 @@ def _parallel(sweep: Sweep, axes: Any) -> None:
     low, high = (points[0].estimate.value, points[-1].estimate.value) if points else (0.0, 1.0)
     places = {key: _positions(sweep, key) for key in sweep.keys}
     for rank, p in enumerate(points, start=1):
-        heights = [_share(places[key][_text(p.values[key])], len(places[key]) - 1) for key in sweep.keys]
+        heights = [_share(places[key][said(p.values[key])], len(places[key]) - 1) for key in sweep.keys]
         best = rank == len(points)
         axes.plot(
             [*heights, _share(p.estimate.value - low, high - low)],
@@ -268,7 +269,7 @@ def ranked(sweep: Sweep) -> ResultTable:
     rows = []
     for index, p in enumerate(order):
         r = p.result
-        options = [Cell(_text(p.values[key])) for key in sweep.keys]
+        options = [Cell(said(p.values[key])) for key in sweep.keys]
         numbers = [number_cell(p.estimate, 1.0, index == 0 and len(order) > 1)]
         rows.append((*options, *numbers, Cell(str(r.n)), Cell(str(r.failed)), Cell(str(r.missing))))
     header = (*sweep.keys, sweep.metric, "n", "failed", "missing")

@@ -54,6 +54,11 @@ class Row:
     sees_targets: bool = False
 
     @property
+    def title(self) -> str:
+        """The name the run was given, or its method's."""
+        return self.name.removesuffix(f"-{self.dataset}") or self.method
+
+    @property
     def about(self) -> dict[str, str]:
         """What was run and scored, by column."""
         names = {"run": self.run, "method": self.method, "dataset": self.dataset}
@@ -217,7 +222,7 @@ def _table(dataset: str, protocol: str, rows: list[Row]) -> ResultTable:
 
 def _titles(rows: Sequence[Row]) -> list[str]:
     """What tells the rows apart: the name a run was given, or its method; its folder where that repeats."""
-    titles = [row.name.removesuffix(f"-{row.dataset}") or row.method for row in rows]
+    titles = [row.title for row in rows]
     often = Counter(titles)
     return [row.run if often[title] > 1 else title for row, title in zip(rows, titles, strict=True)]
 

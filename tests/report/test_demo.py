@@ -13,6 +13,8 @@ from refseg_bench.cli import main
 from refseg_bench.errors import DataError
 from refseg_bench.files.resources import resource
 from refseg_bench.report.pictures import open_clip, read_video, write_video
+from refseg_bench.run.loop import work_on
+from tests.fakes import fake_run
 
 CLIP = resource("datasets") / "shapes" / "valid_u" / "JPEGImages" / "02a1eeed0a3c"
 
@@ -134,3 +136,21 @@ def test_photos_and_videos_are_read_upright(tmp_path: Path) -> None:
         assert np.array_equal(
             clip.load([0])[0][8::16, 6::12, 0] > 128, np.rot90(stored, -1)[8::16, 6::12, 0] > 128
         )
+
+
+def test_a_sample_of_a_run_as_a_video(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = fake_run(tmp_path, method={"_target_": "tests.fakes.FakeMethod", "fail_on": ["clip1/0"]})
+    work_on(store)
+    words = ["report", str(store.root), "-o", str(tmp_path / "v.mp4"), "--video"]
+    assert main([*words, "clip0/1"]) == 0
+    frames, _ = read_video(tmp_path / "v.mp4", tmp_path / "frames")
+    assert len(frames) == 2
+    inside, outside = (np.asarray(Image.open(frames[0]).convert("RGB"), int)[y, 6] for y in (6, 20))
+    assert inside[0] > 80 > outside[0], "the mask is tinted"
+    for sample, why in (
+        ("clip0/9", "no expression '9'"),
+        ("clip1/0", "told to fail on clip1/0"),
+        ("x", "no sample"),
+    ):
+        assert main([*words, sample]) == 2
+        assert why in capsys.readouterr().err

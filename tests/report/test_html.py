@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -45,13 +46,17 @@ def test_all_that_a_method_says_is_there(tmp_path: Path) -> None:
     assert answer["details"]["odd"] is None
     assert answer["iou"] == [0, 0], "the target shows, the answer is empty"
     maps = {m["name"]: m for m in answer["maps"]}
-    assert set(maps) == {"object", "fused <i>"}
+    assert list(maps) == ["object", "object (video)", "fused <i>"], "in the method's order"
     assert maps["object"]["frames"] == [0, 1]
     with Image.open(page.parent / "maps" / maps["object"]["source"]) as sprite:
         assert sprite.size == (4, 2 * 3), "frames stand below each other"
         alpha = np.asarray(sprite.convert("RGBA"))[..., 3]
     assert alpha[0, 0] == 0
     assert alpha[-1, -1] == alpha.max() > 200
+    policy = re.search(r'content="(default-src.*?)"', page.read_text(encoding="utf-8"))
+    assert policy is not None
+    assert "unsafe" not in policy[1]
+    assert "http" not in policy[1]
     # Runs that nobody scored have a table of nothing, and their samples all the same.
     meta = part(page.parent, "meta")
     assert meta["tables"] == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from refseg_bench.report.html import write_report
 from refseg_bench.run.loop import work_on
 from refseg_bench.run.store import RunStore
+from refseg_bench.scoring.runs import score_run
 from tests.fakes import fake_run
 from tests.report.worlds import HOSTILE
 
@@ -93,16 +95,18 @@ def test_run_makes_pages_to_browse(small_runs: Path, browser: Any, tmp_path: Pat
     assert 0 < visit.count() < 6
     page.select_option("select[name='attr.type']", "")
     page.fill("input[name=q]", "no such words")
-    page.wait_for_function("document.getElementById('count').textContent.startsWith('0 of')")
+    page.locator("#count", has_text=re.compile("^0 of")).wait_for()
     page.fill("input[name=q]", "")
-    page.wait_for_function("document.getElementById('count').textContent.startsWith('6 of')")
+    page.locator("#count", has_text=re.compile("^6 of")).wait_for()
 
     # One sample: frames, target, three predictions, the heat map; scrub and step with the keyboard.
     page.select_option("select[name=order]", "best")  # the order drawn above changes from time to time
     page.locator(".card").first.click()
     page.wait_for_selector(".panels canvas")
     page.wait_for_timeout(300)
-    assert page.locator(".panels figure").count() == 6
+    assert page.locator(".panels figure:visible").count() == 5 + 2, (
+        "frame, target, answers; the map and mask below"
+    )
     before, name = pixels(page, 0), visit.text("#frame-name")
     slider = page.locator("input[type=range]")
     there = 3 if slider.input_value() == "9" else 9
@@ -118,10 +122,10 @@ def test_run_makes_pages_to_browse(small_runs: Path, browser: Any, tmp_path: Pat
     page.wait_for_timeout(300)
     assert pixels(page, 4) != plain
     page.keyboard.press("m")
-    assert page.locator(".panels figure").count() == 5
+    assert page.locator(".panels figure:visible").count() == 5
     at = page.url
     page.keyboard.press("j")
-    page.wait_for_function(f"location.href !== {at!r}")
+    page.wait_for_url(lambda url: url != at)
     page.wait_for_selector(".panels canvas")
     page.keyboard.press("Escape")
     page.wait_for_selector(".card")
@@ -132,7 +136,7 @@ def test_run_makes_pages_to_browse(small_runs: Path, browser: Any, tmp_path: Pat
     page.select_option("select[name=b]", "2")
     page.wait_for_selector("main table")
     assert "B is better" in visit.text()
-    assert page.locator("svg circle").count() == 6
+    assert page.locator("svg a circle").count() == 6
     page.screenshot(path=tmp_path / "compare.png")
     page.locator("ol.moved a").first.click()
     page.wait_for_selector(".panels canvas")
@@ -186,16 +190,160 @@ def test_hostile_words_stay_words(hostile_runs: list[RunStore], browser: Any, tm
     visit.close()
 
 
-def test_phone_and_dark(small_runs: Path, browser: Any) -> None:
-    phone = {"viewport": {"width": 375, "height": 700}, "is_mobile": True, "color_scheme": "dark"}
-    visit = Visitor(browser, small_runs / "runs" / "report", **phone)
-    for address in ("#/", "#/samples", "#/sample?g=0&n=1", "#/compare", "#/tables"):
+#: What must hold of a page at any width: it doesn't scroll sideways, and no text stands letter below letter.
+LAYOUT = """() => {
+  const wrong = [];
+  const page = document.documentElement;
+  if (page.scrollWidth > innerWidth) wrong.push(`the page is ${page.scrollWidth} wide`);
+  const range = document.createRange();
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walker.nextNode()) {
+    const word = walker.currentNode.data.match(/[\\w.]{4,12}/);
+    if (!word || !walker.currentNode.parentElement.checkVisibility()) continue;
+    range.setStart(walker.currentNode, word.index);
+    range.setEnd(walker.currentNode, word.index + word[0].length);
+    if (range.getClientRects().length > 2) wrong.push(`broken letter by letter: ${word[0]}`);
+  }
+  return wrong;
+}"""
+VIEWS = ("#/", "#/tables", "#/samples", "#/sample?g=0&n=1&open=0,1,2", "#/compare", "#/sweeps")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", [(1440, 900), (390, 844)], ids=["desktop", "phone"])
+def test_every_page_at_every_size_and_theme(
+    small_runs: Path, browser: Any, tmp_path: Path, size: tuple[int, int], scheme: str
+) -> None:
+    context = {"viewport": {"width": size[0], "height": size[1]}, "is_mobile": size[0] < 500}
+    visit = Visitor(browser, small_runs / "runs" / "report", color_scheme=scheme, **context)
+    for number, address in enumerate(VIEWS):
         visit.go(address)
-        visit.page.wait_for_timeout(100)
-        assert visit.page.evaluate("document.documentElement.scrollWidth") <= 375, address
-    dark = visit.page.evaluate("getComputedStyle(document.documentElement).backgroundColor")
+        visit.page.wait_for_timeout(150)
+        assert visit.page.evaluate(LAYOUT) == [], address
+        shot = visit.page.screenshot(path=tmp_path / f"{number}-{scheme}-{size[0]}.png", full_page=True)
+        assert len(shot) > 5_000, "something is drawn"
+    back = "getComputedStyle(document.documentElement).backgroundColor"
+    before = visit.page.evaluate(back)
     visit.page.click("#theme")
-    assert visit.page.evaluate("getComputedStyle(document.documentElement).backgroundColor") != dark
+    assert visit.page.evaluate(back) != before
+    visit.close()
+
+
+def test_the_overview_leads_with_values_and_their_differences(small_runs: Path, browser: Any) -> None:
+    visit = Visitor(browser, small_runs / "runs" / "report", viewport={"width": 1440, "height": 900})
+    page = visit.page
+    visit.go("#/?base=2")
+    table = page.locator("main table").first
+    assert table.locator("thead th").all_inner_texts()[:3] == ["run", "J&F", "difference"]
+    rows = [row.locator("td").nth(1).inner_text() for row in table.locator("tbody tr").all()]
+    assert rows[2] == "baseline"
+    against_last = rows[0].split()[0]
+    page.select_option("select[name=base]", "0")
+    assert "base=0" in page.url, "the address holds it"
+    rows = [
+        row.locator("td").nth(1).inner_text()
+        for row in page.locator("main table").first.locator("tbody tr").all()
+    ]
+    assert rows[0] == "baseline"
+    mirrored = rows[2].split()[0]
+    assert {against_last, mirrored} == {f"+{mirrored[1:]}", f"−{mirrored[1:]}"}, (against_last, mirrored)
+    assert page.locator("h3", has_text="Cost").count() == 1
+    # A run's strip in the histogram is left out and comes back; its card unfolds.
+    strips = page.locator("svg[aria-label='Samples by score'] rect").count()
+    page.click("[data-stays=hist0]")
+    assert page.locator("svg[aria-label='Samples by score'] rect").count() == strips * 2 // 3
+    address = page.url
+    page.click("[data-stays=hist0]")
+    page.goto("about:blank")
+    page.goto(address)
+    page.wait_for_selector("[data-stays=hist0][aria-pressed=false]")
+    page.click("details.box >> nth=0")
+    assert "config digest" in page.inner_text("details.box >> nth=0")
+    visit.close()
+
+
+def test_an_address_holds_the_whole_view_of_a_sample(small_runs: Path, browser: Any) -> None:
+    visit = Visitor(browser, small_runs / "runs" / "report", viewport={"width": 1440, "height": 900})
+    page = visit.page
+    visit.go("#/sample?g=0&n=1&f=2")
+    page.wait_for_selector(".panels canvas")
+    page.wait_for_timeout(300)
+    orange = pixels(page, 4)
+    for key in ("d", "t", "p", "c", "+", "ArrowRight"):
+        page.keyboard.press(key)
+    page.locator(".panels canvas").nth(4).focus()
+    page.keyboard.press("Enter")
+    page.wait_for_timeout(400)
+    assert page.locator(".panels figure:visible").count() == 1, "alone"
+    page.evaluate("document.activeElement.blur()")
+    address, alone = page.url, page.locator(".panels canvas:visible").screenshot()
+    for part in ("f=3", "flip=difference%2Coutline%2Cpoints", "c=magenta", "solo=run+2", "zoom="):
+        assert part in address
+    page.goto("about:blank")
+    page.goto(address)
+    page.wait_for_selector(".panels canvas:visible")
+    page.wait_for_timeout(400)
+    assert page.locator(".panels canvas:visible").screenshot() == alone
+    page.keyboard.press("Escape")
+    assert page.locator(".panels figure:visible").count() > 4
+    for key in ("0", "d", "t", "p"):
+        page.keyboard.press(key)
+    page.locator("input[type=range]").fill("2")
+    page.wait_for_timeout(300)
+    assert pixels(page, 4) != orange, "masks in magenta"
+    visit.close()
+
+
+def test_the_list_opens_where_it_was_left(browser: Any, tmp_path: Path) -> None:
+    data = {"_target_": "tests.fakes.FakeDataset", "root": str(tmp_path / "data"), "n_clips": 45}
+    store = fake_run(tmp_path, dataset=data)
+    work_on(store)
+    visit = Visitor(
+        browser, write_report([store], tmp_path / "report").parent, viewport={"width": 390, "height": 844}
+    )
+    page = visit.page
+    visit.go("#/samples")
+    for _ in range(8):
+        page.mouse.wheel(0, 6000)
+        page.wait_for_timeout(80)
+    place = page.evaluate("window.scrollY")
+    assert place > 3000
+    card = next(c for c in page.locator(".card").all() if (c.bounding_box() or {"y": -1})["y"] > 100)
+    name = card.get_attribute("data-sample")
+    card.click()
+    page.wait_for_selector(".panels canvas")
+    page.go_back()
+    page.wait_for_selector(".card")
+    page.wait_for_timeout(100)
+    assert abs(page.evaluate("window.scrollY") - place) < 60
+    assert page.evaluate("document.activeElement.dataset.sample") == name
+    visit.close()
+
+
+def test_a_sweep_is_drawn_and_its_runs_have_colours_of_their_own(browser: Any, tmp_path: Path) -> None:
+    stores = []
+    for side, kernel in itertools.product((4, 8, 12), (0, 1, 2, 3, 4)):
+        method = {"_target_": "tests.fakes.FakeMethod", "side": side, "options": {"kernel": kernel}}
+        stores.append(fake_run(tmp_path, method=method, score={"bootstrap": 20, "jobs": 1}))
+        work_on(stores[-1])
+        score_run(stores[-1])
+    visit = Visitor(browser, write_report(stores, tmp_path / "report").parent)
+    page = visit.page
+    visit.go("#/")
+    colours = page.eval_on_selector_all(
+        "details.box > summary .key", "keys => keys.map((key) => getComputedStyle(key).backgroundColor)"
+    )
+    assert len(set(colours)) == len(colours) == 15
+    page.keyboard.press("5")
+    page.wait_for_selector("td.heat")
+    assert page.locator("td.heat a").count() == 15
+    assert {page.input_value("select[name=x]"), page.input_value("select[name=y]")} == {
+        "method.side",
+        "method.options.kernel",
+    }
+    page.select_option("select[name=y]", "")
+    assert page.locator("svg a circle").count() == 15
+    assert "y=-" in page.url
     visit.close()
 
 
@@ -207,15 +355,28 @@ def test_every_stage_of_a_method_is_shown(browser: Any, tmp_path: Path) -> None:
     visit.page.wait_for_selector(".panels canvas")
     visit.page.wait_for_timeout(200)
     captions = visit.page.locator(".panels figcaption").all_inner_texts()
-    assert len(captions) == 5, "frame, target, answer, two maps"
-    assert "object" in captions[3]
-    assert "(of frame 2)" in captions[4], "the nearest frame that the map has"
+    assert [caption.partition(" ·")[0] for caption in captions[3:]] == [
+        *("object", "fused <i> (of frame 2)", "points", "mask"), "object (video)"
+    ]  # fmt: skip
     text = visit.text()
-    assert "1 tracklets" in text
-    assert "0.800" in text
-    assert "Candidates" in text
+    for said in (
+        "2 tracklets",
+        "0.800",
+        "Candidates",
+        "What is <b>it</b>?",
+        "“a duck” video, frame 2",
+        "--video",
+    ):
+        assert said in text, said
+    assert (
+        visit.page.locator("svg circle.kept").count() == visit.page.locator("svg circle.dropped").count() == 1
+    )
+    widths = visit.page.eval_on_selector_all("td .meter i", "bars => bars.map((bar) => bar.offsetWidth)")
+    assert min(widths) > 30, "a bar in a table has room"
+    assert "point that the segmenter was clicked at" in visit.text(".legend")
     before = pixels(visit.page, 3)
     visit.page.keyboard.press("p")
     visit.page.wait_for_timeout(200)
     assert pixels(visit.page, 3) != before, "the click is on this frame"
+    assert "clicked" not in visit.text(".legend")
     visit.close()

@@ -303,9 +303,7 @@ class DecAF(AttentionMethod):
             answers = {text: tuple(json.loads(_text(seen[objects[text]], "answers"))) for text in texts}
             if not background:
                 return {
-                    text: Attention(
-                        _maps(seen[objects[text]]), None, None, answers[text], (objects[text],)
-                    )
+                    text: Attention(_maps(seen[objects[text]]), None, None, answers[text], (objects[text],))
                     for text in texts
                 }
             choices = {text: prompts.choice_prompt(self._choice, text, answers[text]) for text in texts}

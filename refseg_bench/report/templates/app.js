@@ -116,17 +116,26 @@ function address(path, params, changes) {
   const query = next.toString();
   return `#/${path === "overview" ? "" : path}${query ? "?" + query : ""}`;
 }
-const PAGES = { overview: "Overview", tables: "Tables", samples: "Samples", compare: "Compare" };
+// The same page with another state: the address says it, Back doesn't stop at it.
+function replaceState(path, params) {
+  history.replaceState(null, "", address(path, params));
+  here = location.hash;
+}
+const PAGES = { overview: "Overview", tables: "Tables", samples: "Samples", compare: "Compare", sweeps: "Sweeps" };
+const pagesHere = () => Object.entries(PAGES).filter(([name]) =>
+  (name !== "compare" || refseg.meta.runs.length > 1) && (name !== "sweeps" || refseg.meta.sweeps.length));
 let leave = () => {};
 let keysHere = {};
+// Where each view was left, by its address, and the sample looked at last: the list opens there again.
+const places = new Map();
+let here = location.hash, seen = null;
 async function show() {
   const { path, params } = route();
   leave();
   leave = () => {};
   keysHere = {};
   const nav = document.getElementById("nav");
-  const names = Object.entries(PAGES).filter(([name]) => name !== "compare" || refseg.meta.runs.length > 1);
-  nav.replaceChildren(...names.map(([name, title]) =>
+  nav.replaceChildren(...pagesHere().map(([name, title]) =>
     h("a", { href: address(name), "aria-current": name === path || (name === "samples" && path === "sample") ? "page" : null }, title)));
   const make = refseg.pages[path] || refseg.pages.overview;
   try {
@@ -137,7 +146,15 @@ async function show() {
 }
 function start() {
   document.title = `refseg report: ${refseg.meta.title}`;
-  window.addEventListener("hashchange", () => { show(); window.scrollTo(0, 0); });
+  history.scrollRestoration = "manual";
+  window.addEventListener("scroll", () => places.set(here, window.scrollY), { passive: true });
+  window.addEventListener("hashchange", async () => {
+    const stays = here.startsWith("#/sample?") && location.hash.startsWith("#/sample?");
+    const y = places.get(location.hash) ?? (stays ? window.scrollY : 0);
+    here = location.hash;
+    await show();
+    window.scrollTo(0, y);
+  });
   show();
 }
 
@@ -154,16 +171,18 @@ function theme(next) {
 })();
 const flip = () => theme(document.documentElement.dataset.theme === "dark" ? "light" : "dark");
 const KEYS = [
-  ["1 2 3 4", "overview, tables, samples, compare"], ["/", "search the expressions"],
-  ["j k", "next, previous sample (in the list: move)"], ["Enter", "open"], ["← →", "frame back, forward"],
-  ["Space", "play, pause"], ["t", "target's outline"], ["d", "right, missed and too much in colours"], ["m", "maps"],
-  ["p", "points"], ["Esc", "back to the list"], ["l", "light or dark"], ["?", "this list"],
+  ["1 2 3 4 5", "overview, tables, samples, compare, sweeps"], ["/", "search the expressions"],
+  ["j k", "next, previous sample (in the list: move)"], ["Enter", "open; of a picture: alone or among the others"],
+  ["← →", "frame back, forward"], ["Space", "play, pause"], ["t", "target's outline"],
+  ["d", "right, missed and too much in colours"], ["m", "maps"], ["p", "points"], ["c", "another colour of the masks"],
+  ["+ − 0", "larger, smaller, whole (drag to move)"], ["Esc", "back to all pictures, to the list"],
+  ["l", "light or dark"], ["?", "this list"],
 ];
 function help() {
   const dialog = document.getElementById("keys");
   dialog.replaceChildren(h("h2", {}, "Keys"), h("table", {}, KEYS.map(([key, does]) =>
     h("tr", {}, h("td", {}, key.split(" ").map((k) => [h("kbd", {}, k), " "])), h("td", { style: { textAlign: "left" } }, does)))),
-    h("form", { method: "dialog" }, h("button", {}, "Close")));
+    h("button", { type: "button", onclick: () => dialog.close() }, "Close"));
   dialog.showModal();
 }
 document.getElementById("theme").addEventListener("click", flip);
@@ -175,11 +194,11 @@ document.addEventListener("keydown", (event) => {
     if (event.key === "Escape") event.target.blur();
     return;
   }
-  const numbered = Object.keys(PAGES)[Number(event.key) - 1];
+  const numbered = /^[1-9]$/.test(event.key) && (Object.keys(PAGES)[Number(event.key) - 1]);
   const action = keysHere[event.key] || { l: flip, "?": help }[event.key] ||
-    (numbered ? () => { location.hash = address(numbered); } : null);
-  if (!action || (event.key === "Enter" && event.target.matches("a, button, summary"))) return;
-  if (event.key === " " && event.target.matches("button, summary")) return;
+    (pagesHere().some(([name]) => name === numbered) ? () => { location.hash = address(numbered); } : null);
+  if (!action || (["Enter", " "].includes(event.key) && event.target.matches("a, button, summary, canvas"))) return;
+  if (event.key.startsWith("Arrow") && event.target.matches("input[type=range]")) return;
   event.preventDefault();
   action();
 });

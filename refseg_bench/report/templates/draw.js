@@ -1,5 +1,5 @@
-// Run-length masks, attention sprites and marks on canvases; SVG charts. Nothing here reads pixels
-// back: pictures opened from disk count as foreign, and a browser refuses to give their pixels.
+// Nodes; run-length masks, pictures and marks on canvases. Nothing here reads pixels back: pictures
+// opened from disk count as foreign, and a browser refuses to give their pixels.
 "use strict";
 const refseg = { parts: new Map(), meta: null };
 window.refseg = refseg;
@@ -25,7 +25,14 @@ function s(tag, attrs, ...children) {
   node.append(...children.flat(Infinity));
   return node;
 }
-const runColour = (index) => `var(--run${index % 6})`;
+// Twelve colours by hand, further ones from around the circle: no two runs share one.
+const runColour = (index) => (index < 12 ? `var(--run${index})` : `hsl(${(index * 137.5) % 360} 65% 50%)`);
+function rgbOf(colour) {
+  const name = colour.match(/^var\((.*)\)$/);
+  const context = document.createElement("canvas").getContext("2d");
+  context.fillStyle = name ? getComputedStyle(document.documentElement).getPropertyValue(name[1]).trim() : colour;
+  return [1, 3, 5].map((at) => parseInt(context.fillStyle.slice(at, at + 2), 16));
+}
 
 // ── masks ──
 function readCounts(text) {
@@ -88,7 +95,7 @@ function differenceLayer(answer, truth, height, width) {
   canvas.height = height;
   const context = canvas.getContext("2d");
   const image = context.createImageData(width, height);
-  const colours = [null, [0, 114, 178], [213, 94, 0], [0, 158, 115]];  // 1 missed, 2 too much, 3 right
+  const colours = [null, DIFFERENCE.missed, DIFFERENCE["too much"], DIFFERENCE.right];
   for (let i = 0; i < answer.length; i++) {
     const colour = colours[2 * answer[i] + truth[i]];
     if (colour) image.data.set([...colour, 170], 4 * i);
@@ -123,95 +130,22 @@ function picture(source) {
   }
   return found;
 }
-function mark(context, x, y, colour) {
-  const size = Math.max(5, context.canvas.width / 60);
-  for (const [width, ink] of [[4, "#000"], [2, colour]]) {
-    context.lineWidth = width;
+// Where a method clicked (a cross), and the highest point of its map (a ring).
+function mark(context, x, y, kind, zoom) {
+  const size = Math.max(5, context.canvas.width / 70) / zoom;
+  context.beginPath();
+  if (kind === "peak") {
+    context.arc(x, y, size * 1.4, 0, 2 * Math.PI);
+  } else {
+    for (const [dx, dy] of [[size, 0], [0, size]]) {
+      context.moveTo(x - dx, y - dy);
+      context.lineTo(x + dx, y + dy);
+    }
+  }
+  for (const [width, ink] of [[5, "#000"], [2.5, MARKS[kind]]]) {
+    context.lineWidth = width / zoom;
     context.strokeStyle = ink;
-    context.beginPath();
-    context.arc(x, y, size, 0, 2 * Math.PI);
-    context.moveTo(x - size, y);
-    context.lineTo(x + size, y);
-    context.moveTo(x, y - size);
-    context.lineTo(x, y + size);
     context.stroke();
   }
 }
-
-// ── charts ──
-function intervalChart(rows) {
-  const width = 640, left = 190, step = 24, height = rows.length * step + 26;
-  const at = (value) => left + ((width - left - 20) * Math.min(100, Math.max(0, value))) / 100;
-  const marks = [];
-  for (let tick = 0; tick <= 100; tick += 20) {
-    marks.push(s("line", { x1: at(tick), x2: at(tick), y1: 0, y2: height - 20, class: "axis" }),
-      s("text", { x: at(tick), y: height - 6, "text-anchor": "middle", class: "soft" }, String(tick)));
-  }
-  rows.forEach((row, index) => {
-    const y = 14 + index * step;
-    marks.push(s("text", { x: left - 8, y: y + 4, "text-anchor": "end" },
-      row.name.length > 28 ? row.name.slice(0, 13) + "…" + row.name.slice(-14) : row.name));
-    if (row.low !== null) {
-      marks.push(s("line", { x1: at(row.low), x2: at(row.high), y1: y, y2: y, stroke: row.colour, "stroke-width": 3, opacity: .6 }));
-    }
-    marks.push(s("circle", { cx: at(row.value), cy: y, r: 5, fill: row.colour },
-      s("title", {}, `${row.name}: ${row.value.toFixed(1)}`)));
-  });
-  return s("svg", { viewBox: `0 0 ${width} ${height}`, width: "100%", style: `max-width:${width}px`, role: "img" }, marks);
-}
-function histogram(columns) {
-  const width = 640, height = 150, bins = 20, marks = [];
-  const counts = columns.map((column) => {
-    const count = new Array(bins).fill(0);
-    for (const value of column.values) {
-      if (value !== null) count[Math.min(bins - 1, Math.max(0, Math.floor((value / 100) * bins)))]++;
-    }
-    return count;
-  });
-  const top = Math.max(1, ...counts.flat());
-  const cell = (width - 40) / bins;
-  counts.forEach((count, index) => count.forEach((n, bin) => {
-    const tall = (n / top) * (height - 30), part = (cell - 3) / counts.length;
-    marks.push(s("rect", { x: 30 + bin * cell + index * part, y: height - 20 - tall, width: part, height: tall,
-      fill: columns[index].colour }, s("title", {}, `${columns[index].name}: ${n} samples in ${(bin * 100) / bins}–${((bin + 1) * 100) / bins}`)));
-  }));
-  for (let tick = 0; tick <= 100; tick += 20) {
-    marks.push(s("text", { x: 30 + (tick / 100) * (width - 40), y: height - 5, "text-anchor": "middle", class: "soft" }, String(tick)));
-  }
-  marks.push(s("text", { x: 0, y: 12, class: "soft" }, String(top)));
-  return s("svg", { viewBox: `0 0 ${width} ${height}`, width: "100%", style: `max-width:${width}px`, role: "img" }, marks);
-}
-function scatter(points, titleA, titleB) {
-  const size = 420, pad = 40, at = (v) => pad + (v / 100) * (size - pad - 10), up = (v) => size - at(v);
-  const marks = [s("line", { x1: at(0), y1: up(0), x2: at(100), y2: up(100), class: "axis" })];
-  for (let tick = 0; tick <= 100; tick += 25) {
-    marks.push(s("text", { x: at(tick), y: size - 22, "text-anchor": "middle", class: "soft" }, String(tick)),
-      s("text", { x: pad - 6, y: up(tick) + 4, "text-anchor": "end", class: "soft" }, String(tick)));
-  }
-  marks.push(s("text", { x: size / 2, y: size - 6, "text-anchor": "middle" }, titleA),
-    s("text", { x: 10, y: size / 2, "text-anchor": "middle", transform: `rotate(-90 10 ${size / 2})` }, titleB));
-  for (const point of points) {
-    marks.push(s("a", { href: point.href }, s("circle", { cx: at(point.a), cy: up(point.b), r: 4, fill: "var(--run0)", opacity: .55 },
-      s("title", {}, `${point.name}: ${point.a.toFixed(1)} → ${point.b.toFixed(1)}`))));
-  }
-  return s("svg", { viewBox: `0 0 ${size} ${size}`, width: "100%", style: `max-width:${size}px`, role: "img" }, marks);
-}
-function timeline(series, count, current, onpick) {
-  const width = 600, height = 90, x = (i) => (count < 2 ? width / 2 : 6 + (i * (width - 12)) / (count - 1));
-  const y = (v) => height - 8 - (v / 100) * (height - 16), marks = [];
-  for (const tick of [0, 50, 100]) marks.push(s("line", { x1: 0, x2: width, y1: y(tick), y2: y(tick), class: "axis" }));
-  for (const one of series) {
-    const points = one.values.map((v, i) => (v === null ? null : `${x(i)},${y(v)}`)).filter(Boolean);
-    marks.push(s("polyline", { points: points.join(" "), fill: "none", stroke: one.colour, "stroke-width": 2 }));
-  }
-  const cursor = s("line", { x1: x(current), x2: x(current), y1: 0, y2: height, stroke: "var(--ink)", "stroke-dasharray": "4 3" });
-  marks.push(cursor);
-  const svg = s("svg", { viewBox: `0 0 ${width} ${height}`, class: "stretch", preserveAspectRatio: "none", role: "img",
-    "aria-label": "Intersection over union per frame",
-    onclick: (event) => {
-      const box = svg.getBoundingClientRect();
-      onpick(Math.round(((event.clientX - box.left) / box.width) * (count - 1)));
-    } }, marks);
-  svg.seek = (i) => { cursor.setAttribute("x1", x(i)); cursor.setAttribute("x2", x(i)); };
-  return svg;
-}
+const MARKS = { click: "#7fd8ff", peak: "#ffe14d" };
