@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from refseg_bench.config import schema
-from refseg_bench.config.components import is_class, open_dataset, open_protocol
+from refseg_bench.config.components import find, is_class, open_dataset, open_protocol, options
 from refseg_bench.errors import ConfigError, RefsegError, ScoreError, StoreError
 from refseg_bench.files.store_io import check_output, output
 from refseg_bench.run.build import received
@@ -22,6 +22,7 @@ from refseg_bench.scoring import results
 from refseg_bench.scoring.foreign import inside_dataset, open_predictions
 from refseg_bench.scoring.results import Splits
 from refseg_bench.scoring.runs import score_store, under_each
+from refseg_bench.scoring.saving import save
 from refseg_bench.scoring.score import HiddenTruthError, Options, Scored
 
 
@@ -44,6 +45,16 @@ def add(commands: Any) -> None:
         type=int,
         metavar="N",
         help="grey values of mask files above N are foreground (default: 0, as in all tools; 127 = half)",
+    )
+    p.add_argument("--name", metavar="NAME", help="what tables call them (default: the folder's or file's)")
+    p.add_argument(
+        "--save",
+        nargs="?",
+        type=Path,
+        const=Path("runs"),
+        metavar="DIR",
+        help="keep --predictions as a run folder of DIR (default: runs), which report, compare, submission "
+        "and pages take like any other",
     )
     p.add_argument("--json", type=Path, metavar="OUT", help="write metrics, units and what is missing")
     p.add_argument("--per-frame", action="store_true", help="values of every frame in --json")
@@ -75,8 +86,13 @@ def main(args: argparse.Namespace) -> int:
             raise ConfigError(
                 "--predictions needs --dataset NAME.", hint="`refseg data list` shows the names."
             )
+        if args.name is not None and args.save is None:
+            raise ConfigError("--name goes with --save.")
+        if args.save is not None:
+            args.runs = [_save(args)]
+            return _score_runs(args, ids)
         return _score_files(args, ids)
-    for name in ("dataset", "root", "split", "threshold"):
+    for name in ("dataset", "root", "split", "threshold", "name", "save"):
         if getattr(args, name) is not None:
             raise ConfigError(f"--{name} goes with --predictions; a run knows its dataset.")
     return _score_runs(args, ids)
@@ -92,10 +108,8 @@ def _score_files(args: argparse.Namespace, ids: Sequence[str] | None) -> int:
     source = open_predictions(args.predictions, above=args.threshold, sides=sides)
     for note in source.notes(dataset):
         _say(note)
-    options = Options(
-        jobs=args.jobs or None, detail=args.per_frame or bool(args.explain), partial=args.partial
-    )
-    outcomes = under_each(dataset, source, words, options)
+    how = Options(jobs=args.jobs or None, detail=args.per_frame or bool(args.explain), partial=args.partial)
+    outcomes = under_each(dataset, source, words, how)
     if inside := inside_dataset(args.predictions, dataset):
         for _, outcome in outcomes:
             if isinstance(outcome, Scored):
@@ -105,6 +119,19 @@ def _score_files(args: argparse.Namespace, ids: Sequence[str] | None) -> int:
         _put_json(args.json, results.document(outcomes, per_frame=args.per_frame, by=split))
     _tell(outcomes, args.explain, split)
     return 2 if _refused(outcomes, split) else 0
+
+
+def _save(args: argparse.Namespace) -> Path:
+    """Keep the predictions as a run; its folder."""
+    schema.allow(*filter(is_class, [args.dataset]))
+    given = {"root": args.root and str(args.root.resolve()), "split": args.split}
+    node = options("dataset", args.dataset, {key: value for key, value in given.items() if value is not None})
+    source = open_predictions(args.predictions, above=args.threshold)
+    name = args.predictions.resolve().stem if args.name is None else args.name
+    store, told = save(source, find("dataset", args.dataset), node, name, args.save, args.jobs or None)
+    for line in told:
+        _say(line)
+    return store.root
 
 
 # ── run folders ──────────────────────────────────────────────────────────────
@@ -139,7 +166,7 @@ def _score_runs(args: argparse.Namespace, ids: Sequence[str] | None) -> int:
         documents[store.root.name] = results.document(outcomes, per_frame=args.per_frame, by=split)
         print(store.root)
         _tell(outcomes, args.explain, split)
-        if args.after_run:
+        if args.after_run or args.save is not None:
             # Hidden masks are no fault of a run, which ends well with them here, too.
             outcomes = [pair for pair in outcomes if not isinstance(pair[1], HiddenTruthError)]
         refused = refused or _refused(outcomes, split)

@@ -24,6 +24,9 @@ from refseg_bench.scoring.results import counted
 from refseg_bench.scoring.sources import refuse_damage
 from refseg_bench.types import Prediction, SampleFailure, sample_id
 
+#: What helps where masks of other code are missing.
+_WRITE = "Write what is missing; docs/scoring.md lists the layouts."
+
 
 def add(commands: Any) -> None:
     """Declare the options."""
@@ -83,7 +86,8 @@ def main(args: argparse.Namespace) -> int:
         raise refusal(differing, store.root)
     refuse_damage(store, work)
     path = args.output or within(store.root, store.root / "submission.zip")
-    return _pack(path, dataset, store.predictions, "Finish the run (the same `refseg run` resumes it).")
+    hint = "Finish the run (the same `refseg run` resumes it)."
+    return _pack(path, dataset, store.predictions, _WRITE if store.info().source else hint)
 
 
 def _pack_files(args: argparse.Namespace) -> int:
@@ -111,7 +115,7 @@ def _pack_files(args: argparse.Namespace) -> int:
 
     given = args.predictions.resolve()
     path = args.output or given.with_name(f"{given.name.removesuffix('.json')}-submission.zip")
-    code = _pack(path, dataset, lookup, "Write what is missing; docs/scoring.md lists the layouts.")
+    code = _pack(path, dataset, lookup, _WRITE)
     if encodings := sum(map(Counter, read.values()), Counter()):
         print(f"  predictions_read: {counted(encodings)}", file=sys.stderr)
     return code

@@ -235,7 +235,9 @@ def _run_record(run: _Run, group: int, place: int) -> dict[str, Any]:
         "seconds": run.seconds,
         "stages": run.stages,
         "peak_mb": run.peak_mb,
-        "made": ", ".join(part for part in made if part),
+        "made": f"masks of other code, read from {info.source}"
+        if info.source
+        else ", ".join(part for part in made if part),
         "config": run.store.config_path.read_text(encoding="utf-8"),
     }
 

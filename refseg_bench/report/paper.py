@@ -11,7 +11,7 @@ import csv
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -175,7 +175,7 @@ class Held:
     """One number of a run beside the published one.
 
     Attributes:
-        row: the published number.
+        row: the published number; of predictions of other code, which repeat none, the same without a value.
         run: the run's name.
         protocol: what the run was scored under.
         estimate: the run's number, in percent.
@@ -192,8 +192,8 @@ class Held:
 
     @property
     def delta(self) -> float:
-        """Ours minus the published number, in points."""
-        return self.estimate.value - self.row.number
+        """Ours minus the published number, in points; NaN where none is."""
+        return self.estimate.value - (self.row.number if self.row.value else math.nan)
 
     @property
     def within(self) -> bool:
@@ -229,6 +229,27 @@ def held_against(store: RunStore) -> list[Held]:
     return out
 
 
+def _beside(store: RunStore, columns: Iterable[Column], like: PaperRow) -> list[Held]:
+    """What predictions of other code give for a table's columns, with no number of their own in print."""
+    info = store.info()
+    dataset = printed_name(info.choices.get("dataset", "?"))
+    split = (info.lasting.get("dataset") or {}).get("split", "")
+    blank = dict.fromkeys(("row", "backbone", "segmenter", "kind", "setting", "value"), "")
+    out = []
+    for column in columns:
+        if (column[0], column[1].partition("/")[0]) != (dataset, split):
+            continue
+        about = dict(zip(("dataset", "split", "metric"), column, strict=True))
+        row = replace(like, **{**blank, "method": info.choices.get("method", "?"), **about})
+        for result in _in_order(store):
+            estimate = result.metrics.get(metric_name(row))
+            if estimate is not None and math.isfinite(estimate.value):
+                ours = in_percent(result, estimate)
+                out.append(Held(row, store.root.name, result.protocol, ours, result, TOLERANCE))
+                break
+    return out
+
+
 def _in_order(store: RunStore) -> list[Result]:
     """Results in the order of the run's own protocols, others after them."""
     asked = [str(word).partition("@")[0] for word in frozen(store).get("protocols") or ()]
@@ -253,6 +274,7 @@ KINDS = {
     "api-agent": "API agent",
     "prompt-tuned": "Prompt-tuned",
     "trained": "Trained",
+    "files": "Predictions of other code",
     "": "Kind not stated",
 }
 _MARKS = "abcdefghijklmnopqrstuvwxyz"
@@ -350,6 +372,13 @@ def paper_table(file: str, table: str, method: str, stores: Sequence[RunStore]) 
             place.cells[column] = held.estimate
             place.held[column] = held
         notes += _coverage(store, found)
+    for store in stores:
+        if store.info().source and (found := _beside(store, columns, printed[0])):
+            places = {(h.row.dataset, h.row.split, h.row.metric): h for h in found}
+            values = {column: held.estimate for column, held in places.items()}
+            line = TableLine("files", (found[0].row.method, "–", "–"), values, places)
+            lines[(store.root.name,)] = line
+            notes += _coverage(store, found)
     order = {kind: index for index, kind in enumerate(KINDS)}
     ordered = sorted(lines.items(), key=lambda item: order.get(item[1].kind, len(order)))
     body = [line for key, first in ordered for line in (first, *ours.get(key, ()))]
@@ -441,7 +470,7 @@ def _cell(table: PaperTable, line: TableLine, column: Column, marks: Mapping[str
         cell.text,
         cell.interval,
         best,
-        f"({held.delta:+.1f})",
+        f"({held.delta:+.1f})" if held.row.value else "",
         marks.get(held.protocol, "") + ("*" if part else ""),
     )
 
@@ -464,8 +493,8 @@ def to_records(table: PaperTable) -> list[dict[str, Any]]:
                 else {
                     "low": value.low if math.isfinite(value.low) else None,
                     "high": value.high if math.isfinite(value.high) else None,
-                    "delta": held.delta,
-                    "within_tolerance": held.within,
+                    "delta": held.delta if held.row.value else None,
+                    "within_tolerance": held.within if held.row.value else None,
                     "run": held.run,
                     "protocol": held.protocol,
                     **held.result.coverage,

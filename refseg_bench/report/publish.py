@@ -95,8 +95,9 @@ def _of_run(store: RunStore, note: str) -> list[dict[str, str]]:
                     "backbone": ""
                     if not backbone
                     else str(backbone.get("label") or choices.get("backbone", "")),
-                    "segmenter": "none" if not segmenter else str(choices.get("segmenter", "")),
-                    "kind": "bound" if info.bound else "training-free",
+                    "segmenter": str(choices.get("segmenter", "")) if segmenter or info.source else "none",
+                    # Of other people's code neither its kind nor its parts are known.
+                    "kind": "bound" if info.bound else "" if info.source else "training-free",
                     "dataset": printed_name(dataset),
                     "split": str(values["dataset"].get("split", "")),
                     "setting": ";".join(_settings(store)),
@@ -131,10 +132,10 @@ def _facts(store: RunStore, result: Result, ours: Estimate, note: str) -> dict[s
         **{name: str(count) for name, count in result.coverage.items()},
         "protocol": result.protocol,
         "commit": " ".join(sorted(commits)),
-        "digest": info.digest,
-        "environment": environment(env),
+        "digest": info.content or info.digest,
+        "environment": "" if info.source else environment(env),
         "date": str(env.get("started") or info.created)[:10],
-        "command": " ".join(["refseg run", *info.overrides]),
+        "command": info.command,
         "note": note,
     }
 

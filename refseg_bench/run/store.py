@@ -28,6 +28,7 @@ import json
 import math
 import os
 import re
+import shlex
 import sys
 import time
 import uuid
@@ -156,9 +157,7 @@ class PredictionWriter:
         Raises:
             StoreError: the line can't be written.
         """
-        text = json.dumps(_record(prediction), ensure_ascii=True)[:-1].encode()
-        line = text + f', "check": "{checksum(text)}"}}\n'.encode()
-        good = 0
+        line, good = line_of(prediction), 0
         try:
             if self._handle is None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -194,6 +193,12 @@ class PredictionWriter:
                 self._handle.seek(self._durable)
             raise write_error(error, self.path) from error
         self._synced, self._durable = now, end
+
+
+def line_of(prediction: Prediction) -> bytes:
+    """A prediction as it is stored."""
+    text = json.dumps(_record(prediction), ensure_ascii=True)[:-1].encode()
+    return text + f', "check": "{checksum(text)}"}}\n'.encode()
 
 
 def better(line: StoredLine, known: StoredLine) -> bool:
@@ -418,6 +423,10 @@ class RunInfo:
         lasting: the options that the digest is made of.
         bound: True if the method is a bound (its class says so), not a grounding method.
         sees_targets: True if the method is shown the truth.
+        knows: what the method answers from, in words.
+        protocols: what its data set is scored under by default; those lead.
+        source: of predictions of other code the folder or file they were read from, else empty.
+        content: digest of those predictions.
     """
 
     digest: str
@@ -428,6 +437,53 @@ class RunInfo:
     lasting: dict[str, Any] = field(default_factory=dict)
     bound: bool = False
     sees_targets: bool = False
+    knows: str = ""
+    protocols: list[str] = field(default_factory=list)
+    source: str = ""
+    content: str = ""
+
+    @property
+    def label(self) -> str:
+        """What it is called: by the name it was given, or its method; its raw attention as such.
+
+        A part of a split says so.
+        """
+        method, dataset = (self.choices.get(part, "?") for part in ("method", "dataset"))
+        given = any(word.startswith("name=") for word in self.overrides) and self.name
+        name = (given or method).removesuffix(f"-{dataset}")
+        name = f"{method} · raw" if name == f"{method}_raw" else name
+        return f"{name} ({self.part})" if self.part else name
+
+    @property
+    def part(self) -> str:
+        """Which part of its split it was limited to, as typed; empty = the whole."""
+        limit = self.lasting.get("limit") or {}
+        told = {
+            key: f"{len(value)} named" if isinstance(value, list) else value for key, value in limit.items()
+        }
+        return ", ".join(f"limit.{key}={told[key]}" for key, value in limit.items() if value)
+
+    @property
+    def rank(self) -> int:
+        """Its place in a table: floors, methods without a model, methods, what sees the truth."""
+        model = bool(self.source) or self.choices.get("backbone") not in (None, "None")
+        return 3 if self.sees_targets else 0 if self.bound else 1 + model
+
+    @property
+    def command(self) -> str:
+        """The command that makes the run again."""
+        if not self.source:
+            return " ".join(["refseg run", *self.overrides])
+        data, method = (self.lasting.get(part) or {} for part in ("dataset", "method"))
+        options = {
+            "predictions": self.source,
+            "dataset": self.choices.get("dataset", "?"),
+            "split": data.get("split"),
+            "threshold": method.get("threshold"),
+            "name": self.choices.get("method", "?"),
+        }
+        words = [word for key, value in options.items() if value for word in (f"--{key}", str(value))]
+        return shlex.join(["refseg", "score", *words, "--save"])
 
 
 @dataclass

@@ -56,7 +56,7 @@ def score_store(
         jobs=jobs or config.score.jobs or None,
         detail=detail,
         partial=partial or config.score.partial,
-        strict=True,
+        strict=not store.info().source,
         bootstrap=Bootstrap(config.score.bootstrap, config.score.confidence, config.score.seed),
     )
     store.sweep()
