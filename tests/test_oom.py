@@ -147,7 +147,7 @@ def shipped(
             from refseg_bench.backbones.mllm.model import Session
 
             method = Reads(tiny_mllm.backbone("qwen2_5_vl", batch_size=64))
-            return method, Session, "_read", lambda self, prefix, prompts, answer: len(prompts)
+            return method, Session, "_read", lambda self, prefixes, prompts, answer: len(prompts)
         if name == "dit":
             from refseg_bench.backbones.dit.model import DiT
 

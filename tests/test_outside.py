@@ -161,16 +161,15 @@ CODE = {
     "backbone": '''
         """Looker: a model that attends to what is bright, unless it is asked to describe everything."""
 
-        from contextlib import AbstractContextManager
         from dataclasses import dataclass
 
         import numpy as np
 
-        from refseg_bench.backbones.base import GroundingMLLM, MLLMCounters, PromptAttention
+        from refseg_bench.backbones.base import GroundingMLLM, MLLMCounters, MLLMSession, PromptAttention
         from refseg_bench.backbones.weights import Weights
 
 
-        class Look(AbstractContextManager):
+        class Look(MLLMSession):
             def __init__(self, frames_THWC, counters):
                 self.maps = frames_THWC[:, ::2, ::2].mean(axis=-1, dtype=np.float32) / 255
                 self.counters = counters
@@ -183,12 +182,6 @@ CODE = {
 
             def ask(self, prompts):
                 return ["a square"] * len(prompts)
-
-            def close(self):
-                pass
-
-            def __exit__(self, *error):
-                self.close()
 
 
         @dataclass

@@ -5,11 +5,11 @@ Interfaces and plain data only, free of torch, so that methods and tests need no
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, ClassVar, Literal, Protocol, Self, TypeAlias
+from typing import Any, ClassVar, Literal, Self, TypeAlias
 
 from refseg_bench.config.component import Component
 from refseg_bench.errors import RefsegError
@@ -127,6 +127,7 @@ class MLLMCounters:
     """What a model has done so far; goes into the run record.
 
     Attributes:
+        passes: of the language model, over whatever many prompts.
         visual_prefixes: visual blocks run through vision tower and language model.
         prompts: prompts run on top of a prefix (or alone).
         prompt_tokens: their tokens, the prefix not counted.
@@ -134,6 +135,7 @@ class MLLMCounters:
         seconds: wall time by stage.
     """
 
+    passes: int = 0
     visual_prefixes: int = 0
     prompts: int = 0
     prompt_tokens: int = 0
@@ -146,9 +148,10 @@ class MLLMCounters:
         return self.visual_prefixes + self.prompts
 
 
-class MLLMSession(Protocol):
+class MLLMSession(ABC):
     """Sampled frames opened by a model."""
 
+    @abstractmethod
     def read(self, where: Where, prompts: Sequence[str], *, answer: bool) -> list[PromptAttention]:
         """Attention (and answers) of several prompts that look at the same thing.
 
@@ -159,17 +162,26 @@ class MLLMSession(Protocol):
                 layer that is read.
         """
 
+    def read_places(
+        self, places: Sequence[Where], prompts: Sequence[str], *, answer: bool
+    ) -> list[list[PromptAttention]]:
+        """What :meth:`read` gives at each of several places; a model may read some of them together."""
+        return [self.read(where, prompts, answer=answer) for where in places]
+
+    @abstractmethod
     def ask(self, prompts: Sequence[str]) -> list[str]:
         """Answers to text-only prompts."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027
         """Free what the session holds."""
 
-    def __enter__(self) -> Self: ...
+    def __enter__(self) -> Self:
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
+    ) -> None:
+        self.close()
 
 
 class Backbone(Component):

@@ -164,9 +164,8 @@ def _ask_mllm(made: MLLM, frames_THWC: Uint8THWC, number: int) -> Rows:
     grounds = [background_prompt(template("background", "default"), text, "dog") for text in texts]
     places: list[Where] = ["video", *range(len(frames_THWC))]
     with made.open(frames_THWC, VisualSettings(), RolloutSettings()) as session:
-        for where in places:
-            session.read(where, objects, answer=True)
-        tokens = sum(session.read(where, grounds, answer=False)[0].map_Thw.size for where in places)
+        session.read_places(places, objects, answer=True)
+        tokens = sum(found[0].map_Thw.size for found in session.read_places(places, grounds, answer=False))
     did = made.counters
     seen = round(tokens * did.visual_prefixes / len(places))
     return {
@@ -176,6 +175,7 @@ def _ask_mllm(made: MLLM, frames_THWC: Uint8THWC, number: int) -> Rows:
         "decoded tokens/s": round(did.generated_tokens / did.seconds["decode"], 1),
         "visual tokens": tokens,
         "prefixes run": did.visual_prefixes,
+        "passes run": did.passes,
     }
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from refseg_bench.backbones import capture
-from refseg_bench.backbones.base import RolloutSettings, VisualSettings
+from refseg_bench.backbones.base import MLLMSession, RolloutSettings, VisualSettings
 from refseg_bench.backbones.mllm.families import family_of
 from refseg_bench.backbones.mllm.model import MLLM, Session, answer_rules, folder_fingerprint
 from refseg_bench.errors import ConfigError, RefsegError
@@ -205,33 +205,42 @@ def test_sharing_batching_and_budget_change_nothing_but_the_work(name):
                 assert x.answer == y.answer
 
 
-def test_what_is_kept_leaves_room_for_whole_batches(monkeypatch):
-    frames, batches = clip_frames(4), []
+@pytest.fixture
+def watched(monkeypatch):
+    """Rows of every batch of prompts that runs, and the most bytes that prefixes and copies took."""
+    seen = SimpleNamespace(rows=[], most=0)
     run = Session._tails
-    monkeypatch.setattr(
-        Session,
-        "_tails",
-        lambda self, prefix, tails, **k: batches.append(len(tails)) or run(self, prefix, tails, **k),
-    )
+
+    def tails(session, prefixes, rows):
+        seen.rows.append(len(rows))
+        held = {id(prefix): prefix.nbytes for prefix in (*session._kept.values(), *prefixes)}
+        seen.most = max(seen.most, sum(held.values()) + len(rows) * prefixes[0].copy_bytes)
+        return run(session, prefixes, rows)
+
+    monkeypatch.setattr(Session, "_tails", tails)
+    return seen
+
+
+def test_what_is_kept_leaves_room_for_whole_batches(watched):
+    frames = clip_frames(4)
 
     def everything(budget, prompts=(5, 5)):
         """Maps and answers of two rounds, the batches, prefixes run and the most bytes taken."""
         made = backbone("qwen2_vl", memory_budget_gb=budget / 2**30, batch_size=3)
-        batches.clear()
-        found, most = [], 0
+        watched.rows, watched.most, found = [], 0, []
         with made.open(frames, VISUAL, RolloutSettings()) as session:
             for count in prompts:
                 for where in (0, "video", 1, 2, 3):
                     found += session.read(where, (PROMPTS * 3)[:count], answer=count > 1)
-                    copies = min(count, batches[-1 - (count > 3)]) * session._run_head(where).copy_bytes
-                    most = max(most, session.kept_bytes + copies)
-            work = session._work
-        return found, list(batches), made.counters.visual_prefixes - 10, most, work
+            runs = made.counters.visual_prefixes
+            heads = [session._run_head(where) for where in ("video", 0)]
+        work = max(head.nbytes + 3 * head.copy_bytes for head in heads)
+        return found, watched.rows, runs, watched.most, work
 
     roomy, batched, runs, _, work = everything(2**30)
     assert runs == 5
     assert set(batched) == {3, 2}
-    for share in (1.0, 1.3, 1.7, 2.5):
+    for share in (1.0, 1.3, 1.7, 2.2):
         tight, sizes, runs, most, _ = everything(share * work)
         assert sizes == batched
         assert 5 < runs <= 10
@@ -239,11 +248,63 @@ def test_what_is_kept_leaves_room_for_whole_batches(monkeypatch):
         for a, b in zip(roomy, tight, strict=True):
             assert np.array_equal(a.map_Thw, b.map_Thw)
             assert a.answer == b.answer
-    assert everything(2.5 * work)[2] < everything(1.0 * work)[2] == 10
+    # What is kept is not counted again where it is worked on.
+    assert everything(2.5 * work)[2] == 5
+    assert everything(1.0 * work)[2] == 10
     # More prompts than before: what was kept makes room.
     assert everything(2.5 * work, (1, 5))[1] == [1] * 5 + batched[:10]
     # One expression keeps more than many do.
     assert everything(2.0 * work, (1, 1))[2] < everything(2.0 * work)[2]
+
+
+@pytest.mark.parametrize("name", QUICK_FIRST)
+def test_frames_of_few_expressions_go_together(name, watched):
+    """Same maps and answers as place by place, in fewer passes, within whatever memory there is."""
+    frames, places = clip_frames(5, (40, 56)), ["video", *range(5)]
+
+    def everything(prompts, **options):
+        made = backbone(name, **options)
+        watched.rows, watched.most = [], 0
+        with made.open(frames, VISUAL, RolloutSettings()) as session:
+            found = [session.read_places(places, prompts, answer=answer) for answer in (True, False)]
+            head = session._run_head(0)
+        return found, watched.rows, watched.most, made.counters, head
+
+    for count, rows in ((1, [1, 4, 1]), (2, [2, 4, 4, 2]), (3, [3] * 6), (5, [4, 1] * 6)):
+        prompts = [*PROMPTS, "x", "where?", "and why is it that?"][:count]
+        alone, _, _, slow, _ = everything(prompts, batch_size=1)
+        found, batches, _, fast, head = everything(prompts, batch_size=4)
+        assert batches == rows * 2
+        assert fast.passes < slow.passes
+        assert fast.visual_prefixes == slow.visual_prefixes == 7
+        assert (fast.prompts, fast.prompt_tokens) == (slow.prompts, slow.prompt_tokens)
+        assert fast.generated_tokens == slow.generated_tokens
+        ways = [found]
+        for places_fit in (0.0, 1.0, 2.5) if count == 2 else ():
+            budget = places_fit * (head.nbytes + count * head.copy_bytes)
+            tight, batches, most, _, _ = everything(prompts, batch_size=4, memory_budget_gb=budget / 2**30)
+            assert max(batches[1:]) <= max(1, int(places_fit)) * count
+            if places_fit == 2.5:
+                assert most <= budget
+            ways.append(tight)
+        for way in ways:
+            for stage, other in zip(alone, way, strict=True):
+                assert [len(place) for place in other] == [count] * 6
+                for one, two in zip(np.ravel(stage), np.ravel(other), strict=True):
+                    peak = one.map_Thw.max()
+                    np.testing.assert_allclose(two.map_Thw, one.map_Thw, atol=1e-5 * peak, rtol=0)
+                    assert one.answer == two.answer
+
+
+def test_a_session_without_a_way_of_its_own_reads_place_by_place():
+    with backbone("qwen2_vl").open(clip_frames(2), VISUAL, RolloutSettings()) as session:
+        assert session.read_places(["video", 1], [], answer=True) == [[], []]
+        assert session.read_places([], ["a"], answer=True) == []
+        together = session.read_places(["video", 0, 1], PROMPTS, answer=True)
+        by_place = MLLMSession.read_places(session, ["video", 0, 1], PROMPTS, answer=True)
+    for one, two in zip(np.ravel(together), np.ravel(by_place), strict=True):
+        assert one.answer == two.answer
+        np.testing.assert_allclose(one.map_Thw, two.map_Thw, rtol=1e-4)
 
 
 def test_dense_and_double_precision_agree():

@@ -5,7 +5,13 @@ import pytest
 import torch
 from PIL import Image
 
-from refseg_bench.backbones.base import MLLMCounters, PromptAttention, RolloutSettings, VisualSettings
+from refseg_bench.backbones.base import (
+    MLLMCounters,
+    MLLMSession,
+    PromptAttention,
+    RolloutSettings,
+    VisualSettings,
+)
 from refseg_bench.config import schema
 from refseg_bench.errors import ConfigError, DataError
 from refseg_bench.methods.decaf import DecAF
@@ -33,7 +39,7 @@ def expressions(*texts):
 # ── fakes ────────────────────────────────────────────────────────────────────
 
 
-class FakeMLLM:
+class FakeMLLM(MLLMSession):
     """Looks where its table says: maps by (kind, frame), names by expression; counts what it is asked."""
 
     def __init__(self, grid=(6, 8), words="dog", look=None, constant=False):
@@ -53,12 +59,6 @@ class FakeMLLM:
     def open(self, frames_THWC, visual, rollout):
         self.frames = len(frames_THWC)
         return self
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
 
     def read(self, where, prompts, *, answer):
         self.counters.visual_prefixes += 1

@@ -18,8 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -29,6 +28,7 @@ from refseg_bench.backbones import capture
 from refseg_bench.backbones.base import (
     GroundingMLLM,
     MLLMCounters,
+    MLLMSession,
     PromptAttention,
     RolloutSettings,
     VisualSettings,
@@ -72,7 +72,7 @@ class MLLM(GroundingMLLM):
             which the papers' code ran, or ``transformers`` = that of the installed version.
         share_prefix: run the visual part once for all prompts; False runs every prompt whole.
         device: ``auto`` = the first GPU, else the CPU.
-        batch_size: most prompts in one forward pass on an accelerator.
+        batch_size: most prompts in one forward pass on an accelerator; one prompt counts at each frame.
         memory_budget_gb: what visual prefixes, and the prompts' copies of them, may take on the device;
             by default what is free of a GPU, 8 elsewhere.
         offline: never ask the hub.
@@ -329,7 +329,7 @@ class _Prefix:
 
 
 @dataclass(eq=False)
-class Session:
+class Session(MLLMSession):
     """Sampled frames of one clip, opened. See :class:`~refseg_bench.backbones.base.MLLMSession`."""
 
     owner: MLLM
@@ -338,7 +338,6 @@ class Session:
     visual: VisualSettings
     rollout: RolloutSettings
     _kept: dict[Where, _Prefix] = field(default_factory=dict, init=False)
-    _work: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         if self.frames_THWC.ndim != 4 or len(self.frames_THWC) == 0:
@@ -347,14 +346,6 @@ class Session:
         self.range = layer_range(self.rollout.start, self.rollout.end, total)
         self.dtype: torch.dtype = getattr(torch, self.rollout.precision)
         self.budget = self.owner._budget()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Free the kept prefixes."""
@@ -370,22 +361,37 @@ class Session:
         return sum(prefix.nbytes for prefix in self._kept.values())
 
     def read(self, where: Where, prompts: Sequence[str], *, answer: bool) -> list[PromptAttention]:
-        """See the interface. Prompts run together as far as ``batch_size`` and the budget allow.
+        """See the interface: :meth:`read_places` of one place."""
+        return self.read_places([where], prompts, answer=answer)[0]
+
+    def read_places(
+        self, places: Sequence[Where], prompts: Sequence[str], *, answer: bool
+    ) -> list[list[PromptAttention]]:
+        """See the interface. Prompts, then frames, run together as ``batch_size`` and the budget allow.
 
         Raises:
             RefsegError: no visual tokens, a prompt longer than the model's context, or attention
                 that isn't causal.
         """
+        found: list[list[PromptAttention]] = []
         if not prompts:
-            return []
+            return [[] for _ in places]
+        while len(found) < len(places):
+            found += self._read_first(places[len(found) :], prompts, answer)
+        return found
+
+    def _read_first(
+        self, places: Sequence[Where], prompts: Sequence[str], answer: bool
+    ) -> list[list[PromptAttention]]:
+        """The first of the places and those that go together with it; lets go of their prefixes."""
         if not self.owner.share_prefix:
-            return [r for prompt in prompts for r in self._read(self._run_head(where), [prompt], answer)]
-        prefix, size = self._prefix(where, min(self._batch, len(prompts)))
-        return [
-            reading
+            return [[self._read([self._run_head(places[0])], [prompt], answer)[0][0] for prompt in prompts]]
+        prefixes, size = self._prefixes(places, len(prompts))
+        parts = [
+            self._read(prefixes, prompts[first : first + size], answer)
             for first in range(0, len(prompts), size)
-            for reading in self._read(prefix, prompts[first : first + size], answer)
         ]
+        return [[reading for part in parts for reading in part[row]] for row in range(len(prefixes))]
 
     def ask(self, prompts: Sequence[str]) -> list[str]:
         """See the interface."""
@@ -397,26 +403,32 @@ class Session:
             texts = [before + prompt + after for prompt in prompts[first : first + size]]
             tails = [self.loaded.tokens(text) for text in texts]
             with torch.inference_mode(), self.owner.timed("ask"):
-                out, cache, positions = self._tails(empty, tails, answer=True)
-                answers += self._decode(empty, tails, out, cache, positions)
+                answers += self._decode(empty, tails, *self._tails([empty], tails))
         return answers
 
     # ── visual prefix ────────────────────────────────────────────────────────
 
-    def _prefix(self, where: Where, batch: int) -> tuple[_Prefix, int]:
-        """The prefix of a place, kept from before or run now, and how many of ``batch`` prompts fit on it.
+    def _prefixes(self, places: Sequence[Where], count: int) -> tuple[list[_Prefix], int]:
+        """Prefixes of the first places, which go together, and how many of ``count`` prompts fit on each.
 
-        Kept is what leaves room to work on any place so far, with all prompts of a batch: to run a prefix
-        again costs less than to run a batch in parts, each of which pulls the prefix' rollout anew.
+        Prefixes are kept from before or run now. What is kept makes room for a whole batch of prompts at
+        one place: to run a prefix again costs less than to run a batch in parts, each of which pulls the
+        prefix' rollout anew. Places come in turns, so what was read last goes first.
         """
-        found = self._kept.pop(where, None) or self._run_head(where)
-        self._work = max(self._work, found.nbytes + batch * found.copy_bytes)
-        while self._kept and self.kept_bytes + self._work > self.budget:
+        one = self._kept.pop(places[0], None) or self._run_head(places[0])
+        rows = min(self._batch, count)
+        each = one.nbytes + rows * one.copy_bytes
+        # Frames have one size, so their prefixes are alike; the video's isn't.
+        alike = places[: max(1, min(self._batch // rows, int(self.budget // each)))]
+        alike = alike[:1] if "video" in alike else alike
+        held = {where: self._kept.pop(where) for where in alike if where in self._kept}
+        while self._kept and self.kept_bytes + len(alike) * each > self.budget:
             self._kept.popitem()
-        room = self.budget - self.kept_bytes - found.nbytes
-        if room >= self._work:
-            self._kept[where] = found
-        return found, max(1, min(batch, int(room // found.copy_bytes)))
+        rows = max(1, min(rows, int((self.budget - one.nbytes) // one.copy_bytes)))
+        found = [one, *(held.get(where) or self._run_head(where) for where in alike[1:])]
+        if self.kept_bytes + len(found) * (one.nbytes + rows * one.copy_bytes) <= self.budget:
+            self._kept.update(zip(alike, found, strict=True))
+        return found, rows
 
     def _run_head(self, where: Where) -> _Prefix:
         """Vision tower and language model over system message and visual block."""
@@ -445,12 +457,7 @@ class Session:
             cache = self._cache()
             last = int(family.text_config.num_hidden_layers) - 1
             with capture.recording(self.range, stop_at=last) as seen:
-                loaded.model(
-                    **inputs,
-                    position_ids=positions.to(loaded.device),
-                    **loaded.on(cache),
-                    logits_to_keep=1,
-                )
+                self._forward(cache, **inputs, position_ids=positions.to(loaded.device), logits_to_keep=1)
             self.owner.counters.visual_prefixes += 1
             return _Prefix(
                 ids,
@@ -469,54 +476,74 @@ class Session:
 
     # ── prompts on a prefix ──────────────────────────────────────────────────
 
-    def _read(self, prefix: _Prefix, prompts: Sequence[str], answer: bool) -> list[PromptAttention]:
-        assert prefix.visual is not None
-        before, after = prefix.visual.tail
-        tails = [self.loaded.tokens(before + prompt + after) for prompt in prompts]
+    def _read(
+        self, prefixes: Sequence[_Prefix], prompts: Sequence[str], answer: bool
+    ) -> list[list[PromptAttention]]:
+        """Every prompt on every prefix (which are alike), in one batch: first all prompts of the first."""
+        first, many = prefixes[0], len(prompts)
+        assert first.visual is not None
+        before, after = first.visual.tail
+        own = [self.loaded.tokens(before + prompt + after) for prompt in prompts]
+        tails = own * len(prefixes)
         with torch.inference_mode():
             stop_at = None if answer else self.range[-1]
             with self.owner.timed("prompts"), capture.recording(self.range, stop_at) as seen:
-                out, cache, positions = None, None, None
-                out, cache, positions = self._tails(prefix, tails, answer=answer)
+                logits = cache = None
+                logits, cache = self._tails(prefixes, tails)
             with self.owner.timed("rollout"):
-                maps = self._maps(prefix, self._roll(prefix, seen.found(), [len(tail) for tail in tails]))
-            del seen
+                layers = seen.found()
+                rows_KN = [
+                    self._roll(prefix, [layer[row : row + many] for layer in layers], [len(t) for t in own])
+                    for row, prefix in zip(range(0, len(tails), many), prefixes, strict=True)
+                ]
+                maps = self._maps(first, torch.cat(rows_KN))
+            del seen, layers
             answers: list[str] | list[None] = [None] * len(tails)
             if answer:
                 with self.owner.timed("decode"):
-                    answers = self._decode(prefix, tails, out, cache, positions)
-        return [PromptAttention(*found) for found in zip(maps, answers, strict=True)]
+                    answers = self._decode(first, tails, logits, cache)
+        found = [PromptAttention(*reading) for reading in zip(maps, answers, strict=True)]
+        return [found[row : row + many] for row in range(0, len(tails), many)]
 
-    def _tails(
-        self, prefix: _Prefix, tails: Sequence[Sequence[int]], *, answer: bool
-    ) -> tuple[Any, Any, Tensor]:
-        """One pass over several prompts' own tokens, padded at their ends.
+    def _forward(self, cache: Any, **inputs: Any) -> Any:
+        self.owner.counters.passes += 1
+        return self.loaded.model(**inputs, **self.loaded.on(cache))
+
+    def _tails(self, prefixes: Sequence[_Prefix], tails: Sequence[Sequence[int]]) -> tuple[Tensor, Any]:
+        """One pass over several prompts' own tokens, as many on each prefix, padded at their ends.
 
         No mask is needed: attention is causal, so no token sees the padding behind it.
+
+        Returns:
+            Logits after each prompt's last token, and the cache.
         """
-        loaded = self.loaded
+        loaded, first = self.loaded, prefixes[0]
         for tail in tails:
-            self._check_length(len(prefix.ids) + len(tail), "a prompt")
+            self._check_length(len(first.ids) + len(tail), "a prompt")
         longest = max(len(tail) for tail in tails)
         ids = torch.full((len(tails), longest), loaded.tokenizer.pad_token_id or 0, dtype=torch.long)
         for row, tail in enumerate(tails):
             ids[row, : len(tail)] = torch.tensor(tail)
         cache = self._cache()
-        for index, (keys, values) in enumerate(prefix.keys_values):
-            shape = (len(tails), -1, -1, -1)
-            cache.update(keys.expand(shape), values.expand(shape), index)
-        first = torch.full((len(tails),), prefix.first, device=loaded.device)
+        shape = (len(tails) // len(prefixes), -1, -1, -1)
+        for index in range(len(first.keys_values)):
+            keys, values = (
+                torch.cat([prefix.keys_values[index][which].expand(shape) for prefix in prefixes])
+                for which in (0, 1)
+            )
+            cache.update(keys, values, index)
+        starts = torch.full((len(tails),), first.first, device=loaded.device)
         ends = sorted({len(tail) - 1 for tail in tails})
         self.owner.counters.prompts += len(tails)
         self.owner.counters.prompt_tokens += sum(len(tail) for tail in tails)
-        out = loaded.model(
+        out = self._forward(
+            cache,
             input_ids=ids.to(loaded.device),
-            position_ids=loaded.family.text_positions(first, longest),
-            **loaded.on(cache),
+            position_ids=loaded.family.text_positions(starts, longest),
             logits_to_keep=torch.tensor(ends, device=loaded.device),
         )
         rows = torch.tensor([ends.index(len(tail) - 1) for tail in tails], device=loaded.device)
-        return out.logits[torch.arange(len(tails), device=loaded.device), rows], cache, first
+        return out.logits[torch.arange(len(tails), device=loaded.device), rows], cache
 
     def _roll(self, prefix: _Prefix, tails: list[LayerQK], lengths: Sequence[int]) -> Tensor:
         """Rollout rows of prompts on a prefix: at least the ``(K, P)`` of the prefix' own tokens."""
@@ -553,9 +580,9 @@ class Session:
     # ── answers ──────────────────────────────────────────────────────────────
 
     def _decode(
-        self, prefix: _Prefix, tails: Sequence[Sequence[int]], logits: Tensor, cache: Any, first: Tensor
+        self, prefix: _Prefix, tails: Sequence[Sequence[int]], logits: Tensor, cache: Any
     ) -> list[str]:
-        """Greedy answers of a batch of prompts that have just been run.
+        """Greedy answers of a batch of prompts that have just been run, on one prefix or on like ones.
 
         The checkpoint's own generation settings hold (repetition penalty included, which counts the
         prompt's tokens too). Rows of other lengths leave a gap of padding that the mask hides.
@@ -579,7 +606,7 @@ class Session:
             place = torch.arange(len(prefix.ids) + longest)
             mask = (place < len(prefix.ids) + lengths[:, None]).long().to(device)
         # A model's own decoding goes on from the largest position so far, the prefix' included.
-        position = torch.clamp(first + lengths.to(device) - 1, min=prefix.top) + 1
+        position = torch.clamp(prefix.first + lengths.to(device) - 1, min=prefix.top) + 1
         for step in range(self.owner.max_new_tokens):
             chosen = loaded.rules(known, logits.float()).argmax(-1)
             # The one thing that is fetched from the device in a step.
@@ -594,11 +621,11 @@ class Session:
             known = torch.cat([known, chosen[:, None]], dim=1)
             if mask is not None:
                 mask = torch.nn.functional.pad(mask, (0, 1), value=1)
-            out = loaded.model(
+            out = self._forward(
+                cache,
                 input_ids=chosen[:, None],
                 attention_mask=mask,
                 position_ids=loaded.family.text_positions(position, 1),
-                **loaded.on(cache),
             )
             logits = out.logits[:, -1]
             position = position + 1

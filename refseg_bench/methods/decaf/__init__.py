@@ -524,8 +524,7 @@ class _Reader(ExitStack):
 
         def run(missing: list[str]) -> list[Entry]:
             places: list[Where] = ["video", *range(len(self.frames))]
-            # One place after the other, all prompts at once: the place's prefix is run once.
-            read = [self.session.read(place, missing, answer=answer) for place in places]
+            read = self.session.read_places(places, missing, answer=answer)
             return [
                 {
                     "video": read[0][row].map_Thw,

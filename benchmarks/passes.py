@@ -1,0 +1,92 @@
+"""Passes, tokens and seconds of a language model per expression: frame by frame against frames together.
+
+    python benchmarks/passes.py [--model shipped:tiny_mllm --device cpu --expressions 1 4 16 --batch 16]
+
+DecAF's prompts (object, with answers, and background) on one clip of the shapes world and its sampled
+frames, asked for place by place (`read`) and all places at once (`read_places`). On the CPU passes are
+shared as on an accelerator, which no run does there, and seconds are the process' own. Ends with status 1
+if one expression doesn't save two thirds of the passes over prompts and answers, or maps or answers differ.
+"""
+
+import argparse
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+
+from refseg_bench.backbones.base import RolloutSettings
+from refseg_bench.backbones.mllm import model as mllm
+from refseg_bench.config.compose import compose
+from refseg_bench.methods.decaf import DecAF
+from refseg_bench.methods.decaf.fusion import sample_frames
+from refseg_bench.methods.decaf.prompts import background_prompt, object_prompt, template
+from refseg_bench.run.build import dataset_of
+
+
+def run(made, frames, visual, texts, together):
+    """Everything that was read, what it took, and its seconds."""
+    made.counters = type(made.counters)()
+    objects = [object_prompt(template("object", "default"), text) for text in texts]
+    grounds = [background_prompt(template("background", "default"), text, "square") for text in texts]
+    places = ["video", *range(len(frames))]
+    found = []
+    clock = time.process_time if made.device == "cpu" else time.perf_counter
+    began = clock()
+    with made.open(frames, visual, RolloutSettings()) as session:
+        for prompts, answer in ((objects, True), (grounds, False)):
+            if together:
+                found += session.read_places(places, prompts, answer=answer)
+            else:
+                found += [session.read(where, prompts, answer=answer) for where in places]
+    return [reading for place in found for reading in place], made.counters, clock() - began
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="shipped:tiny_mllm")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--expressions", type=int, nargs="+", default=(1, 4, 16))
+    args = parser.parse_args()
+    mllm.shared_pass = lambda device, size: size
+    values = compose(["method=decaf_tiny", "dataset=shapes"])[0].values
+    data = dataset_of(values)
+    clip = data.clips()[0]
+    frames = clip.load(sample_frames(len(clip), values["method"]["n_frames"]))
+    made = mllm.MLLM(args.model, dtype=args.dtype, device=args.device, batch_size=args.batch)
+    method = DecAF(made, mask="attention", video_tokens=values["method"]["video_tokens"])
+    known = [expression.text for other in data.clips() for expression in data.expressions(other)]
+    run(made, frames, method.visual_settings(), known[:1], True)  # warm
+    print(
+        f"{'expressions':>11} {'places':>9} {'passes':>8} {'prefixes':>9} {'prompt tokens':>14}"
+        f" {'answer tokens':>14} {'seconds':>8}   each"
+    )
+    good = True
+    for count in args.expressions:
+        texts = list(dict.fromkeys(known))[:count]
+        rows = []
+        for together in (False, True):
+            found, did, seconds = run(made, frames, method.visual_settings(), texts, together)
+            rows.append((found, replace(did), seconds))
+            print(
+                f"{count:11d} {'together' if together else 'one by one':>9} {did.passes / count:8.1f}"
+                f" {did.visual_prefixes / count:9.1f} {did.prompt_tokens / count:14.1f}"
+                f" {did.generated_tokens / count:14.1f} {seconds / count:8.3f}"
+            )
+        (alone, one, slow), (joint, two, fast) = rows
+        passes = [did.passes - did.visual_prefixes for did in (one, two)]
+        print(f"{'':11} {passes[0] / passes[1]:.1f} times fewer passes, {slow / fast:.2f} times less time")
+        good &= all(a.answer == b.answer for a, b in zip(alone, joint, strict=True))
+        apart = max(
+            float(np.abs(a.map_Thw - b.map_Thw).max() / a.map_Thw.max())
+            for a, b in zip(alone, joint, strict=True)
+        )
+        good &= apart < (1e-4 if args.dtype == "float32" else 0.1)
+        good &= count > 1 or passes[0] >= 3 * passes[1]
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
