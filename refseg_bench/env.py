@@ -12,7 +12,6 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +77,8 @@ def commit() -> dict[str, Any]:
 
 
 def _packages() -> dict[str, str]:
+    from importlib import metadata
+
     found: dict[str, str] = {}
     for name in _WATCHED:
         with suppress(metadata.PackageNotFoundError):

@@ -16,14 +16,10 @@ from refseg_bench.config import schema
 from refseg_bench.config.components import find, is_class, open_dataset, open_protocol, options
 from refseg_bench.errors import ConfigError, RefsegError, ScoreError, StoreError
 from refseg_bench.files.store_io import check_output, output
-from refseg_bench.run.build import received
-from refseg_bench.run.store import find_runs
 from refseg_bench.scoring import results
 from refseg_bench.scoring.foreign import inside_dataset, open_predictions
 from refseg_bench.scoring.results import Splits
-from refseg_bench.scoring.runs import score_store, under_each
-from refseg_bench.scoring.saving import save
-from refseg_bench.scoring.score import HiddenTruthError, Options, Scored
+from refseg_bench.scoring.score import HiddenTruthError, Options, Scored, under_each
 
 
 def add(commands: Any) -> None:
@@ -123,6 +119,8 @@ def _score_files(args: argparse.Namespace, ids: Sequence[str] | None) -> int:
 
 def _save(args: argparse.Namespace) -> Path:
     """Keep the predictions as a run; its folder."""
+    from refseg_bench.scoring.saving import save
+
     schema.allow(*filter(is_class, [args.dataset]))
     given = {"root": args.root and str(args.root.resolve()), "split": args.split}
     node = options("dataset", args.dataset, {key: value for key, value in given.items() if value is not None})
@@ -138,6 +136,10 @@ def _save(args: argparse.Namespace) -> Path:
 
 
 def _score_runs(args: argparse.Namespace, ids: Sequence[str] | None) -> int:
+    from refseg_bench.run.build import received
+    from refseg_bench.run.store import find_runs
+    from refseg_bench.scoring.runs import score_store
+
     refused = False
     documents: dict[str, Any] = {}
     stores = find_runs(args.runs)

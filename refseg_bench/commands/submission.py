@@ -21,7 +21,7 @@ from refseg_bench.run.store import RunStore
 from refseg_bench.scoring import submission
 from refseg_bench.scoring.foreign import inside_dataset, open_predictions
 from refseg_bench.scoring.results import counted
-from refseg_bench.scoring.sources import refuse_damage
+from refseg_bench.scoring.runs import refuse_damage
 from refseg_bench.types import Prediction, SampleFailure, sample_id
 
 #: What helps where masks of other code are missing.

@@ -7,6 +7,7 @@ any spelling or by one of its ``aliases``, or else a class by its dotted path. R
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -95,11 +96,17 @@ def read(group: str, name: str) -> dict[str, Any]:
     own = read_yaml(files[name])
     bases = [base for base in own.get("defaults", []) if isinstance(base, str) and base != "_self_"]
     below = [{key: v for key, v in read(group, base).items() if key not in ABOUT} for base in bases]
-    if below:
-        from omegaconf import OmegaConf
-
-        own = dict(OmegaConf.to_container(OmegaConf.merge(*below, own), resolve=False))  # type: ignore[arg-type]
+    own = functools.reduce(_upon, [*below, own])
     return {str(key): value for key, value in own.items()}
+
+
+def _upon(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    nested = {
+        key: _upon(below[key], value)
+        for key, value in above.items()
+        if isinstance(value, dict) and isinstance(below.get(key), dict)
+    }
+    return {**below, **above, **nested}
 
 
 def options(group: str, word: str, values: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -115,22 +122,30 @@ def options(group: str, word: str, values: Mapping[str, Any] | None = None) -> d
     Raises:
         ConfigError: no such component or option, or a wrong type.
     """
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
     name = find(group, word)
     configured = name in names(group)
     node = read(group, name) if configured else {TARGET: name}
-    run = {"seed": 0, "paths": {"cache": None}, group: {k: v for k, v in node.items() if k not in ABOUT}}
+    node = {key: value for key, value in node.items() if key not in ABOUT}
+    if "${" in str(node):
+        node = _resolved(group, name, node)
+    if TARGET not in node:
+        raise ConfigError(f"A {group}'s YAML needs a {TARGET}.", where=f"{group}={name}")
+    if configured:
+        schema.allow(*searchpath.targets(node))
+    return schema.complete({**node, **(values or {})}, group)
+
+
+def _resolved(group: str, name: str, node: Mapping[str, Any]) -> dict[str, Any]:
+    """A YAML with what it takes from a run as outside of one; few do, and the library is slow to load."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    run = {"seed": 0, "paths": {"cache": None}, group: node}
     try:
         plain: Any = OmegaConf.to_container(OmegaConf.create(run), resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigError(str(error).splitlines()[0], where=f"{group}={name}") from error
-    if TARGET not in plain[group]:
-        raise ConfigError(f"A {group}'s YAML needs a {TARGET}.", where=f"{group}={name}")
-    if configured:
-        schema.allow(*searchpath.targets(plain[group]))
-    return schema.complete({**plain[group], **(values or {})}, group)
+    return dict(plain[group])
 
 
 def nodes(words: Sequence[str]) -> Iterator[tuple[str, str, str, dict[str, Any]]]:

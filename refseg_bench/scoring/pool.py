@@ -5,13 +5,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-import multiprocessing
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -67,6 +64,8 @@ def _start_worker(portable: _Portable, work: Callable[[Any, Clip], Any]) -> None
 
 def _end_with_parent() -> None:
     """A pool's process would wait for its next clip for ever once its parent has been killed."""
+    import multiprocessing
+
     parent = multiprocessing.parent_process()
     if parent is None:
         return
@@ -123,6 +122,10 @@ def over_clips(dataset: Dataset, work: Callable[[Any, Clip], T], jobs: int | Non
         _quiet_threads()
         yield from (work(dataset, clip) for clip in clips)
         return
+    import multiprocessing
+    from concurrent.futures import Future, ProcessPoolExecutor
+    from concurrent.futures.process import BrokenProcessPool
+
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(jobs, context, _start_worker, (_Portable.of(dataset), work))
     waiting: list[Future[T]] = []

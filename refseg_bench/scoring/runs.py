@@ -4,24 +4,79 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from refseg_bench.config import compose as configs
 from refseg_bench.config.components import open_protocol
-from refseg_bench.datasets.base import Dataset
 from refseg_bench.datasets.files import files_read
 from refseg_bench.errors import RefsegError, ScoreError
 from refseg_bench.run import inputs
 from refseg_bench.run.build import dataset_of, received
-from refseg_bench.run.inputs import keep_record, seen_before
-from refseg_bench.run.shards import plan
+from refseg_bench.run.inputs import keep_record, seen_before, without
+from refseg_bench.run.shards import Work, plan
 from refseg_bench.run.store import RunStore
-from refseg_bench.scoring import score as scoring
-from refseg_bench.scoring.score import HiddenTruthError, Options, Scored
-from refseg_bench.scoring.sources import NothingScoredError, PredictionSource, StoreSource, refuse_damage
+from refseg_bench.scoring.score import HiddenTruthError, Options, Scored, under_each
+from refseg_bench.scoring.sources import ClipPredictions, State, Survey, state_of
 from refseg_bench.scoring.stats import Bootstrap
+from refseg_bench.types import Clip, Expression, sample_id
+
+
+@dataclass(frozen=True)
+class StoreSource:
+    """The predictions of a run folder; each process opens its own index.
+
+    Attributes:
+        root: the folder.
+        stale: samples that were predicted on other data → in which field. They count as failed.
+    """
+
+    root: Path
+    stale: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return self.root.name
+
+    def survey(self, clip: Clip, expressions: Sequence[Expression]) -> Survey:
+        """The state of every expression, from the index alone."""
+        store = _opened(self.root)
+        statuses = store.statuses(clip.id)
+        states = {e.id: State(statuses.get(e.id, "missing")) for e in expressions}
+        if "failed" in statuses.values():
+            found = store.predictions(clip.id)
+            states.update({key: state_of(p, clip) for key, p in found.items() if key in states and not p.ok})
+        for e in expressions if self.stale else ():
+            if why := self.stale.get(sample_id(clip.id, e.id)):
+                states[e.id] = State("failed", why=f"predicted on other data: {why}")
+        return Survey(states)
+
+    def predictions(
+        self, clip: Clip, expressions: Sequence[Expression], *, labels: bool, samples: bool
+    ) -> ClipPredictions:
+        """The clip's predictions."""
+        found = without(_opened(self.root).predictions(clip.id), clip, self.stale)
+        return ClipPredictions({e.id: found[e.id] for e in expressions if e.id in found})
+
+
+@cache
+def _opened(root: Path) -> RunStore:
+    return RunStore(root)
+
+
+def refuse_damage(store: RunStore, work: Work) -> None:
+    """See to it that no sample is missing because its line was damaged: such a sample is no zero.
+
+    Raises:
+        StoreError: samples are missing, and lines are damaged.
+    """
+    damage, done = store.damage(), store.done()
+    if damage is not None and any(sample_id(c.id, e.id) not in done for c, es in work for e in es):
+        raise damage
 
 
 def score_run(store: RunStore) -> None:
@@ -113,59 +168,3 @@ def score_runs(stores: Sequence[RunStore], values: Mapping[Path, Mapping[str, An
     for root, what in hidden.items():
         print(f"{root}\n  predicted. {what}", file=sys.stderr)
     return code
-
-
-def under_each(
-    dataset: Dataset, source: PredictionSource, words: Sequence[str], options: Options
-) -> list[tuple[str, Scored | ScoreError]]:
-    """Score under several protocols at once; one that refuses doesn't keep the others from scoring.
-
-    A protocol that can't be applied to the dataset, or for which no prediction is usable, refuses.
-
-    Args:
-        dataset: the truth.
-        source: the predictions.
-        words: protocols as typed.
-        options: see :class:`refseg_bench.scoring.score.Options`.
-
-    Returns:
-        (protocol as typed, its outcome or its refusal).
-    """
-    protocols = [open_protocol(word) for word in words]
-    outcomes: dict[int, Scored | ScoreError] = {}
-    for place, protocol in enumerate(protocols):
-        try:
-            scoring.check_fit(protocol, dataset)
-        except ScoreError as refusal:
-            outcomes[place] = refusal
-    fit = [place for place in range(len(words)) if place not in outcomes]
-
-    def attempt(places: Sequence[int], report: Callable[[str], None]) -> None:
-        try:
-            found = scoring.score(dataset, [source], [protocols[p] for p in places], options, report=report)
-        except ScoreError as refusal:
-            if len(places) == 1:
-                outcomes[places[0]] = refusal
-                return
-            for place in places:
-                attempt([place], lambda line: None)
-        else:
-            outcomes.update(zip(places, map(_founded, found), strict=True))
-
-    if fit:
-        attempt(fit, lambda line: print(f"  {line}", file=sys.stderr))
-    return [(word, outcomes[place]) for place, word in enumerate(words)]
-
-
-def _founded(outcome: Scored) -> Scored | ScoreError:
-    """The outcome, unless it rests on no prediction at all, or none of its metrics has a value."""
-    result, table, coverage = outcome.result, outcome.table, outcome.coverage
-    zeros = table.attrs.get("counted_as", []).count("zero")
-    if zeros == result.n:
-        return NothingScoredError(result.protocol, outcome.source, coverage)
-    if not any(e.value == e.value for e in result.metrics.values()):
-        why = "; ".join(sorted(set(outcome.protocol.no_value(table.values, table.attrs).values())))
-        return ScoreError(
-            f"{result.protocol} has no number for these {result.n} units: {why}.", where=outcome.source
-        )
-    return outcome

@@ -10,6 +10,7 @@ predictions come from is told in :mod:`~refseg_bench.scoring.sources`, what of t
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from functools import partial
 from typing import Any
 
 from refseg_bench.config import schema
+from refseg_bench.config.components import open_protocol
 from refseg_bench.datasets.base import Dataset
 from refseg_bench.errors import DataError, ScoreError
 from refseg_bench.scoring.counts import CountBook
@@ -25,6 +27,7 @@ from refseg_bench.scoring.pool import over_clips
 from refseg_bench.scoring.protocols.base import Case, Item, LabelMaps, ScoringProtocol
 from refseg_bench.scoring.sources import (
     Coverage,
+    NothingScoredError,
     PredictionSource,
     State,
     Survey,
@@ -153,6 +156,62 @@ def score(
             Scored(sheet.source.name, sheet.protocol, result, sheet.table, sheet.coverage, sheet.notes)
         )
     return results
+
+
+def under_each(
+    dataset: Dataset, source: PredictionSource, words: Sequence[str], options: Options
+) -> list[tuple[str, Scored | ScoreError]]:
+    """Score under several protocols at once; one that refuses doesn't keep the others from scoring.
+
+    A protocol that can't be applied to the dataset, or for which no prediction is usable, refuses.
+
+    Args:
+        dataset: the truth.
+        source: the predictions.
+        words: protocols as typed.
+        options: see :class:`refseg_bench.scoring.score.Options`.
+
+    Returns:
+        (protocol as typed, its outcome or its refusal).
+    """
+    protocols = [open_protocol(word) for word in words]
+    outcomes: dict[int, Scored | ScoreError] = {}
+    for place, protocol in enumerate(protocols):
+        try:
+            check_fit(protocol, dataset)
+        except ScoreError as refusal:
+            outcomes[place] = refusal
+    fit = [place for place in range(len(words)) if place not in outcomes]
+
+    def attempt(places: Sequence[int], report: Callable[[str], None]) -> None:
+        try:
+            found = score(dataset, [source], [protocols[p] for p in places], options, report=report)
+        except ScoreError as refusal:
+            if len(places) == 1:
+                outcomes[places[0]] = refusal
+                return
+            for place in places:
+                attempt([place], lambda line: None)
+        else:
+            outcomes.update(zip(places, map(_founded, found), strict=True))
+
+    if fit:
+        attempt(fit, lambda line: print(f"  {line}", file=sys.stderr))
+    return [(word, outcomes[place]) for place, word in enumerate(words)]
+
+
+def _founded(outcome: Scored) -> Scored | ScoreError:
+    """The outcome, unless it rests on no prediction at all, or none of its metrics has a value."""
+    result, table, coverage = outcome.result, outcome.table, outcome.coverage
+    zeros = table.attrs.get("counted_as", []).count("zero")
+    if zeros == result.n:
+        return NothingScoredError(result.protocol, outcome.source, coverage)
+    if not any(e.value == e.value for e in result.metrics.values()):
+        why = "; ".join(sorted(set(outcome.protocol.no_value(table.values, table.attrs).values())))
+        return ScoreError(
+            f"{result.protocol} has no number for these {result.n} units: {why}.", where=outcome.source
+        )
+    return outcome
 
 
 def check_fit(protocol: ScoringProtocol, dataset: Dataset) -> None:
