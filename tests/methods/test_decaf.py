@@ -17,6 +17,7 @@ from refseg_bench.errors import ConfigError, DataError
 from refseg_bench.methods.decaf import DecAF
 from refseg_bench.methods.decaf.fusion import Fusion, candidate_points, otsu, resize
 from refseg_bench.methods.spatial import SpatialBias
+from refseg_bench.run.loop import predict_clip
 from refseg_bench.segmenters.base import Candidates, Prompt, Segmenter, SegmenterCounters
 from refseg_bench.types import Clip, Expression
 from tests.tiny_mllm import FAMILIES, backbone, clip_frames
@@ -327,6 +328,19 @@ def test_a_constant_volume_gives_an_empty_prediction(moving):
         assert found.no_target is True  # so that point accuracy counts a miss and refuses nothing
         assert found.details["constant"] is True
         assert not found.maps["fused"].any()
+
+
+def test_a_constant_volume_can_be_a_failure_of_its_sample_alone(moving):
+    class Blind(FakeMLLM):
+        def _map(self, where, prompt):
+            return super()._map(where, prompt) * (0 if "nothing" in prompt else 1)
+
+    model = Blind(look=look_at_red(FRAMES_OF_20))
+    method = DecAF(model, ColourSegmenter(), fusion=fuse_none(), on_constant="failure")
+    found = predict_clip(method, moving, expressions("a red one", "nothing", "red"))
+    failures = {prediction.expression: prediction.failure for prediction, _ in found}
+    assert failures.pop("1").message.startswith("V is constant")
+    assert failures == {"0": None, "2": None}
 
 
 @pytest.mark.parametrize(

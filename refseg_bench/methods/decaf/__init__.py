@@ -33,7 +33,7 @@ from refseg_bench.backbones.base import (
 )
 from refseg_bench.cache import Entry, fingerprint
 from refseg_bench.config.schema import option
-from refseg_bench.errors import ConfigError
+from refseg_bench.errors import ConfigError, RefsegError
 from refseg_bench.methods.base import AttentionMethod, click
 from refseg_bench.methods.decaf import prompts
 from refseg_bench.methods.decaf.fusion import (
@@ -116,6 +116,8 @@ class DecAF(AttentionMethod):
         prompt_choice_text: a choice prompt of your own, with ``{ref_query}`` and ``{obj_cls_list}``.
         sb: weight V by the side the expression names; off in the paper.
         keypoints: strongest cells of V to record for PP@K; 0 = none, the paper's metric takes 100.
+        on_constant: what a constant V gives, on which the official code crashes: an ``empty`` answer, as
+            absent, or a recorded ``failure``.
         absent_words: answers of the object prompt, on the video, that mean "there is no such thing": the
             expression is then answered as absent. Not in the paper; ``null`` = off, as ``absent_below``.
         absent_below: so is one whose contrast peaks lower (the smoothed difference of Eq. 4 on the frames,
@@ -170,6 +172,7 @@ class DecAF(AttentionMethod):
     prompt_choice_text: str | None = None
     sb: SpatialBias | None = None
     keypoints: int = 0
+    on_constant: Literal["empty", "failure"] = option("empty", newer=True)
     absent_words: list[str] | None = option(None, newer=True)
     absent_below: float | None = option(None, newer=True)
     use_cache: bool = option(True, transient=True)
@@ -214,6 +217,8 @@ class DecAF(AttentionMethod):
                 absent = self._absent(read)
                 if absent:
                     track = MaskTrack.empty(clip.size, len(clip))
+                elif point is None and self.on_constant == "failure":
+                    raise RefsegError("V is constant: nowhere does the object map exceed the background.")
                 elif self.mask == "attention":
                     track = self._coarse(clip, frames, volume)
                 else:
