@@ -35,9 +35,12 @@ def test_run_score_report_then_a_no_op(in_tmp: Path, capsys: pytest.CaptureFixtu
     told = capsys.readouterr()
     assert "oracle" in told.out
     assert "rvos-expr@1" in told.out
-    by_type = told.out[told.out.index("J&F by type") :].splitlines()
+    by_type = told.out[told.out.index("J&F by type") : told.out.index("intervals clustered")].splitlines()
     kinds = next(line.split() for line in by_type if "method" in line)[1:]
     shown = {line.split()[0]: line.split()[1:] for line in by_type if line.split()}
+    for method in ("oracle", "empty", "full_frame"):
+        assert shown[method].pop(0) == "(limit.clips=3)"
+    assert "oracle: the truth" in told.out
     data = open_dataset("shapes")
     assert sum(map(int, shown["n"])) == sum(len(data.expressions(clip)) for clip in data.clips()[:3])
     assert set(shown["oracle"]) == {"100.0"}
@@ -47,11 +50,15 @@ def test_run_score_report_then_a_no_op(in_tmp: Path, capsys: pytest.CaptureFixtu
     # What sees the truth is held against nothing; the interval of a decided line leaves out 0.
     (line,) = verdicts(stores["full_frame"], [stores["oracle"], stores["empty"]])
     assert re.fullmatch(
-        r"full_frame over empty: [+-]\d+\.\d J&F \[.+, .+\], (ahead|behind|not decided)", line
+        r"full_frame \(limit.clips=3\) over empty \(limit.clips=3\): "
+        r"[+-]\d+\.\d J&F \[.+, .+\], (ahead|behind|not decided)",
+        line,
     )
     low, high = (float(end) for end in re.findall(r"\[(.+), (.+)\]", line)[0])
     assert line.endswith("ahead" if low > 0 else "behind" if high < 0 else "not decided")
-    assert verdicts(stores["empty"], [stores["full_frame"]])[0].startswith("empty over full_frame: ")
+    assert verdicts(stores["empty"], [stores["full_frame"]])[0].startswith(
+        "empty (limit.clips=3) over full_frame "
+    )
     before = {p: p.stat().st_mtime_ns for p in in_tmp.glob("runs/*/predictions/*")}
     assert main(command) == 0
     again = capsys.readouterr()

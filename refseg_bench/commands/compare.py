@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -13,10 +15,15 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
+from refseg_bench.files.store_io import printable
 from refseg_bench.report.compare import Comparison, Group, compare
 from refseg_bench.report.html import home, write_report
 from refseg_bench.report.tables import leave_out_outdated
 from refseg_bench.run.store import RunStore
+from refseg_bench.scoring.stats import holm
+
+#: Most characters of an expression in a list.
+_LONGEST = 100
 
 
 def add(commands: Any) -> None:
@@ -37,7 +44,7 @@ def add(commands: Any) -> None:
         type=Path,
         const=Path(),
         metavar="DIR",
-        help="write both runs' pages and open the comparison there (default: COMMON_FOLDER/report)",
+        help="write both runs' pages and open the comparison there (default: COMMON_FOLDER/report-2-runs-ID)",
     )
     p.set_defaults(main=main)
 
@@ -63,23 +70,34 @@ def show(found: Comparison, console: Console) -> None:
         # Names and options may hold brackets, which rich would take for its own.
         return Text(text, overflow="fold")
 
-    console.print(plain(f"A = {found.first}\nB = {found.second}\n{found.protocol}"))
+    (first, second), folders = found.labels, (found.first, found.second)
+    console.print(plain(f"A = {first} ({folders[0]})\nB = {second} ({folders[1]})\n{found.protocol}"))
     table = Table(
-        Column("", overflow="fold"), "metric", "B − A", "interval", "p", "n", "clips",
-        title="B − A, percent points", box=box.SIMPLE_HEAD, pad_edge=False,
+        Column("", overflow="fold"), "metric", "B − A", "interval", "p", "Holm", "n", "clips",
+        title="B − A, percent points", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0),
     )  # fmt: skip
-    for group in (found.overall, *found.groups):
-        for row in _rows(group, 100.0 / found.scale):
+    groups = (found.overall, *found.groups)
+    corrected = iter(holm([d.p for group in groups for d in group.differences.values()]))
+    for group in groups:
+        for row in _rows(group, 100.0 / found.scale, corrected):
             table.add_row(*map(plain, row))
     console.print(table)
+    console.print("Holm: p corrected for all tests of this table; * below 0.05")
     for title, moved in (("B is better", found.gained), ("B is worse", found.lost)):
         if moved:
             listing = Table(
-                Column("sample", overflow="fold"), "A", "B", "B − A", title=title, box=box.SIMPLE_HEAD
-            )
+                Column("sample", overflow="fold"), Column("expression", overflow="fold"), "A", "B", "B − A",
+                title=title, box=box.SIMPLE_HEAD,
+            )  # fmt: skip
             for m in moved:
-                first, second = (value * 100.0 / found.scale for value in (m.first, m.second))
-                listing.add_row(plain(m.unit), f"{first:.1f}", f"{second:.1f}", f"{second - first:+.1f}")
+                before, after = (value * 100.0 / found.scale for value in (m.first, m.second))
+                listing.add_row(
+                    plain(m.unit),
+                    plain(shown(m.text)),
+                    f"{before:.1f}",
+                    f"{after:.1f}",
+                    f"{after - before:+.1f}",
+                )
             console.print(listing)
     if found.config:
         columns = [Column(name, overflow="fold") for name in ("option", "A", "B")]
@@ -91,17 +109,30 @@ def show(found: Comparison, console: Console) -> None:
         console.print(f"{found.unpaired} units are in one of the runs only and are left out")
 
 
-def _rows(group: Group, scale: float) -> list[tuple[str, ...]]:
+def shown(text: str) -> str:
+    """An expression in a cell: one line, not too long."""
+    line = printable(" ".join(text.split()))
+    return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 1]}…"
+
+
+def _rows(group: Group, scale: float, corrected: Iterator[float]) -> list[tuple[str, ...]]:
     name = f"{group.attribute} = {group.value}" if group.attribute else "all"
     return [
         (
             name if index == 0 else "",
             metric,
             f"{d.value * scale:+.2f}",
-            f"{d.low * scale:+.2f} … {d.high * scale:+.2f}",
-            f"{d.p:.4f}",
+            "one clip: no interval" if d.clusters == 1 else f"{d.low * scale:+.2f} … {d.high * scale:+.2f}",
+            *_tested(d.p, next(corrected)),
             str(d.units),
             str(d.clusters),
         )
         for index, (metric, d) in enumerate(group.differences.items())
     ]
+
+
+def _tested(p: float, corrected: float) -> tuple[str, str]:
+    """A p-value and its corrected form, marked where that is significant."""
+    if math.isnan(p):
+        return "–", "–"
+    return f"{p:.4f}", f"{corrected:.4f}{'*' * (corrected < 0.05)}"

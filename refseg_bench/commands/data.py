@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ from rich.table import Table
 
 from refseg_bench.config.components import find, names, open_dataset
 from refseg_bench.datasets.base import Dataset
+from refseg_bench.datasets.files import data_root
 from refseg_bench.datasets.prepare import prepare
 from refseg_bench.datasets.verify import Verdict, manifest, verify
 from refseg_bench.errors import ConfigError, DataError
+from refseg_bench.files.resources import resource
 from refseg_bench.files.store_io import output, safe_name, writing
 from refseg_bench.report.pictures import find_sample, show_target
 
@@ -93,7 +96,13 @@ def list_sets(args: argparse.Namespace) -> int:
             escape(_found(data, list(facts.splits) if facts else [data.split])),
         )
     console.print(table)
-    console.print("Looked in $REFSEG_DATA (or data/) and among the shipped samples.", style="dim")
+    own = "$REFSEG_DATA" if os.environ.get("REFSEG_DATA") else "data, for $REFSEG_DATA is not set"
+    for place, why in ((data_root(), own), (resource("datasets"), "the shipped samples")):
+        there = "" if place.is_dir() else ", which is not there"
+        console.print(
+            escape(f"Looked in {place.resolve()} ({why}{there}), in NAME and the folders of its archives."),
+            style="dim", soft_wrap=True, highlight=False,
+        )  # fmt: skip
     return 0
 
 

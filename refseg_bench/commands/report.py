@@ -16,6 +16,7 @@ from refseg_bench.errors import ConfigError, RefsegError, StoreError
 from refseg_bench.files.resources import resource
 from refseg_bench.files.store_io import check_output, output
 from refseg_bench.report import tables
+from refseg_bench.report.compare import only_protocol
 from refseg_bench.report.tables import leave_out_outdated
 from refseg_bench.run.build import frozen
 from refseg_bench.run.store import RunStore, find_runs, runs_in
@@ -45,7 +46,8 @@ def add(commands: Any) -> None:
         type=Path,
         const=Path(),
         metavar="DIR",
-        help="write pages to browse every sample (default: RUN/report of one run, runs/report of several)",
+        help="write pages to browse every sample (default: RUN/report of one run, "
+        "runs/report-N-runs-ID of several)",
     )
     p.add_argument("--frames", type=int, default=32, metavar="N", help="--html: frames of a clip to show")
     p.add_argument("--side", type=int, default=480, metavar="PX", help="--html: longest side of a frame")
@@ -58,7 +60,7 @@ def add(commands: Any) -> None:
         "two a heat map, more parallel coordinates; -o PICTURE.svg keeps the picture",
     )
     p.add_argument("--metric", metavar="NAME", help="--sweep: default the protocol's first")
-    p.add_argument("--protocol", metavar="ID", help="--sweep: default the first that all runs share")
+    p.add_argument("--protocol", metavar="ID", help="results under this protocol alone")
     p.add_argument(
         "--video",
         metavar="CLIP/EXPRESSION",
@@ -91,6 +93,8 @@ def main(args: argparse.Namespace) -> int:
         return _papers(experiments, _whole(known, configs=True), args)
     rows_alone = not (args.publish or args.sink) and args.sweep is None and args.html is None
     stores = _whole(find_runs(paths), configs=not rows_alone)
+    if args.protocol is not None:
+        only_protocol(stores, args.protocol)
     if args.publish:
         from refseg_bench.report.publish import publish
 
@@ -115,11 +119,11 @@ def main(args: argparse.Namespace) -> int:
         folder = home(stores) if args.html == Path() else args.html
         print(write_report(stores, folder, frames=max(1, args.frames), side=max(16, args.side)))
         return 0
-    rows = tables.rows_of(stores)
-    if not rows and args.after_run:
+    scored = any(store.results() for store in stores)
+    if not scored and args.after_run:
         _say("nothing is scored: the masks are hidden, or `refseg score` tells why")
         return 0
-    if not rows:
+    if not scored:
         raise StoreError(
             "None of the runs is scored yet.",
             where=", ".join(str(s.root) for s in stores[:5]),
@@ -129,7 +133,7 @@ def main(args: argparse.Namespace) -> int:
         with _console(args.output) as console:
             tables.show_tables(stores, console)
         return 0
-    _put(tables.FORMATS[args.format](rows), args.output)
+    _put(tables.FORMATS[args.format](stores), args.output)
     return 0
 
 
@@ -200,7 +204,7 @@ def _sweep(stores: Sequence[RunStore], args: argparse.Namespace) -> int:
     from refseg_bench.report import sweeps
 
     keys = [key.strip() for key in args.sweep.split(",") if key.strip()]
-    found = sweeps.sweep_of(stores, metric=args.metric, protocol=args.protocol, keys=keys)
+    found = sweeps.sweep_of(stores, metric=args.metric, keys=keys)
     table = sweeps.ranked(found)
     if args.format == "term":
         tables.to_terminal(table, Console())

@@ -511,8 +511,12 @@ def _finish(composed: DictConfig, choices: dict[str, str], overrides: tuple[str,
     for word in [*values["protocols"], *(values["dataset"].get("protocols") or ())]:
         open_protocol(word)
     experiment = choices.get("experiment", "None")
-    stem = "-".join(str(choices.get(p, p)) for p in ("method", "dataset"))
-    if experiment not in ("None", "null"):
+    of_one = experiment in ("None", "null")
+    parts = (
+        ("method", "dataset") if of_one or values["backbone"] is None else ("method", "backbone", "dataset")
+    )
+    stem = "-".join(str(choices.get(p, p)) for p in parts)
+    if not of_one:
         stem = f"{experiment.replace('/', '-')}-{stem}"
     name = values["name"] or stem
     return Composed(values, name, digest(values), overrides, choices)

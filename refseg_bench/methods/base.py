@@ -35,6 +35,8 @@ class Method(Component):
     #: True if it is given the truth: before the first clip ``targets`` is set to the data set's ``target``.
     sees_targets: ClassVar[bool] = False
     targets: Callable[[Clip, Expression], Target | None] | None = None
+    #: What it answers from, in a line of a table; empty = nobody has said.
+    knows: ClassVar[str] = ""
     #: Options (dotted) and values under which its raw attention answers; empty = it has no such row.
     raw_options: ClassVar[Mapping[str, Any]] = {}
 

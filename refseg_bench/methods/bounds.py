@@ -82,6 +82,8 @@ class Oracle(_SeesTargets):
     Frames without annotation are answered as absent, since a prediction covers every frame.
     """
 
+    knows: ClassVar[str] = "the truth"
+
     def ground(self, clip: Clip, expression: Expression) -> Grounding:
         """The union of the sample's objects, and a point inside it."""
         target = self.truth(clip, expression)
@@ -99,6 +101,7 @@ class OraclePoint(_SeesTargets):
     Each target object is prompted with its innermost pixel on the frame where it is largest.
     """
 
+    knows: ClassVar[str] = "one click on the truth, through the segmenter"
     segmenter: Segmenter
 
     def ground(self, clip: Clip, expression: Expression) -> Grounding:
@@ -125,6 +128,7 @@ class OraclePoint(_SeesTargets):
 class Empty(PerExpression):
     """Always "absent"."""
 
+    knows: ClassVar[str] = "nothing: always absent"
     bound: ClassVar[bool] = True
 
     def ground(self, clip: Clip, expression: Expression) -> Grounding:
@@ -136,6 +140,7 @@ class Empty(PerExpression):
 class FullFrame(PerExpression):
     """Always "everything"."""
 
+    knows: ClassVar[str] = "nothing: always every pixel"
     bound: ClassVar[bool] = True
 
     def ground(self, clip: Clip, expression: Expression) -> Grounding:
@@ -181,6 +186,8 @@ class _OnePoint(Method):
 class CentrePoint(_OnePoint):
     """Click the middle of the frame."""
 
+    knows: ClassVar[str] = "nothing: a click in the middle"
+
     def place(self, clip: Clip, expression: Expression) -> tuple[float, float]:
         """Always the centre."""
         return 0.5, 0.5
@@ -196,6 +203,7 @@ class RandomPoint(_OnePoint):
         seed: another seed, another set of clicks.
     """
 
+    knows: ClassVar[str] = "nothing: a click anywhere"
     seed: int = 0
 
     def place(self, clip: Clip, expression: Expression) -> tuple[float, float]:

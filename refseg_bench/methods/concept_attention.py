@@ -36,6 +36,7 @@ class ConceptAttention(AttentionMethod):
         prompt_mode, captions, missing_caption: what the transformer is prompted with.
     """
 
+    knows: ClassVar[str] = "which concept a diffusion transformer finds in each patch"
     cache_folder: ClassVar[str] = "concept_attention"
 
     backbone: DiT

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from refseg_bench.config.components import protocol_of
 from refseg_bench.errors import ScoreError
+from refseg_bench.report.naming import differing, options_of, titles
 from refseg_bench.run.build import lasting_of
 from refseg_bench.run.store import RunStore
 from refseg_bench.scoring.protocols.base import ScoringProtocol
@@ -25,11 +26,13 @@ class Moved:
     Attributes:
         unit: its id.
         first, second: the headline value in either run.
+        text: the expression; empty where it isn't known.
     """
 
     unit: str
     first: float
     second: float
+    text: str = ""
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ class Comparison:
 
     Attributes:
         first, second: names of the runs.
+        labels: what the two are called beside each other.
         protocol: ``id@version``.
         scale: 1 where metrics are fractions, 100 where percent.
         overall: differences on all paired units.
@@ -63,6 +67,7 @@ class Comparison:
 
     first: str
     second: str
+    labels: tuple[str, str]
     protocol: str
     scale: float
     overall: Group
@@ -107,17 +112,19 @@ def compare(
         for value, rows in groups_of(a, attribute).items()
     ]
     headline = rules.metrics[0]
+    infos = [first.info(), second.info()]
     moved = _moved(a, b, headline)
     return Comparison(
         first.root.name,
         second.root.name,
+        (titles(infos)[0], titles(infos)[1]),
         name,
         rules.policy.scale,
         group("", "", np.arange(len(a))),
         tuple(groups),
-        tuple(m for m in reversed(moved[-most:]) if m.second > m.first),
-        tuple(m for m in moved[:most] if m.second < m.first),
-        config_difference(lasting_of(first), lasting_of(second)),
+        tuple(_told(m, second) for m in reversed(moved[-most:]) if m.second > m.first),
+        tuple(_told(m, second) for m in moved[:most] if m.second < m.first),
+        config_difference(first, second),
         len(tables[0]) + len(tables[1]) - 2 * len(a),
     )
 
@@ -135,9 +142,8 @@ def verdicts(run: RunStore, others: Iterable[RunStore]) -> list[str]:
         metric, gap = next(iter(found.overall.differences.items()))
         low, value, high = (100 / found.scale * x for x in (gap.low, gap.value, gap.high))
         decided = "ahead" if low > 0 else "behind" if high < 0 else "not decided"
-        dataset = run.info().choices.get("dataset", "")
-        names = (name.rpartition("-")[0].removesuffix(f"-{dataset}") for name in (found.second, found.first))
-        out.append(f"{' over '.join(names)}: {value:+.1f} {metric} [{low:+.1f}, {high:+.1f}], {decided}")
+        names = " over ".join(reversed(found.labels))
+        out.append(f"{names}: {value:+.1f} {metric} [{low:+.1f}, {high:+.1f}], {decided}")
     return out
 
 
@@ -174,7 +180,7 @@ def shared_protocol(stores: Sequence[RunStore], asked: str | None) -> str:
     """
     have = [list(store.results()) for store in stores]
     shared = [p for p in (have[0] if have else ()) if all(p in known for known in have)]
-    shared = [p for p in shared if asked in (None, p, p.partition("@")[0])]
+    shared = [p for p in shared if asked is None or means(asked, p)]
     if not shared:
         told = zip(stores[:5], have, strict=False)
         raise ScoreError(
@@ -183,6 +189,38 @@ def shared_protocol(stores: Sequence[RunStore], asked: str | None) -> str:
             hint="refseg score RUNS --protocol ID",
         )
     return shared[0]
+
+
+def _told(moved: Moved, run: RunStore) -> Moved:
+    """With its expression, as the run's record has it."""
+    line = run.index().get(moved.unit)
+    made = None if line is None else run.read(line).inputs
+    return moved if made is None else replace(moved, text=made.text)
+
+
+def means(asked: str, protocol: str) -> bool:
+    """Whether a word means the protocol of a result: by ``id@version`` with its options, or the id alone."""
+    if asked == protocol:
+        return True
+    head, mark, options = protocol.partition(":")
+    word, _, wanted = asked.partition(":")
+    return word in (head, head.partition("@")[0]) and wanted in ("", options if mark else "")
+
+
+def only_protocol(stores: Sequence[RunStore], asked: str) -> None:
+    """Take all results but those under one protocol out of sight.
+
+    Raises:
+        ScoreError: no run has one.
+    """
+    have = {store.root: list(store.results()) for store in stores}
+    known = sorted({name for names in have.values() for name in names})
+    if not any(means(asked, name) for name in known):
+        raise ScoreError(
+            f"No run is scored under {asked}.", allowed=known, hint="refseg score RUNS --protocol ID"
+        )
+    for store in stores:
+        store.outdated.update(name for name in have[store.root] if not means(asked, name))
 
 
 def _moved(a: ScoreTable, b: ScoreTable, headline: str) -> list[Moved]:
@@ -194,15 +232,7 @@ def _moved(a: ScoreTable, b: ScoreTable, headline: str) -> list[Moved]:
     return [Moved(a.units[i], float(before[i]), float(after[i])) for i in order if after[i] != before[i]]
 
 
-def config_difference(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Options that differ, dotted."""
-    flat = [dict(flatten(values)) for values in (first, second)]
-    keys = [*flat[0], *(k for k in flat[1] if k not in flat[0])]
-    return {k: (flat[0].get(k), flat[1].get(k)) for k in keys if flat[0].get(k) != flat[1].get(k)}
-
-
-def flatten(value: Any, path: str = "") -> list[tuple[str, Any]]:
-    """Leaves of nested mappings, by dotted key."""
-    if isinstance(value, Mapping) and value:
-        return [pair for k, v in value.items() for pair in flatten(v, f"{path}.{k}" if path else str(k))]
-    return [(path, value)]
+def config_difference(first: RunStore, second: RunStore) -> dict[str, tuple[Any, Any]]:
+    """Options that differ, dotted; another component goes by its name."""
+    known = [options_of(store.info().choices, lasting_of(store)) for store in (first, second)]
+    return {key: (known[0].get(key), known[1].get(key)) for key in differing(known)}

@@ -29,10 +29,19 @@ from refseg_bench.config import schema
 from refseg_bench.config.components import protocol_of
 from refseg_bench.datasets.base import Dataset
 from refseg_bench.errors import RefsegError, ScoreError, StoreError
-from refseg_bench.files.store_io import is_temporary, sweep, to_plain, within, write_atomic, write_error
+from refseg_bench.files.store_io import (
+    is_temporary,
+    short_id,
+    sweep,
+    to_plain,
+    within,
+    write_atomic,
+    write_error,
+)
 from refseg_bench.report.compare import compare, differences, paired
 from refseg_bench.report.media import MediaFolder, spread
-from refseg_bench.report.sweeps import said, sweep_of
+from refseg_bench.report.naming import said, titles
+from refseg_bench.report.sweeps import sweep_of
 from refseg_bench.report.tables import Cell, ResultTable, in_percent, number_cell, rows_of, tabulate
 from refseg_bench.run.build import dataset_of, received
 from refseg_bench.run.inputs import Present, stale, without
@@ -97,10 +106,11 @@ def write_report(stores: Sequence[RunStore], folder: Path, *, frames: int = 32, 
 
 
 def home(stores: Sequence[RunStore]) -> Path:
-    """Where the pages of some runs go: inside the run, or beside several."""
+    """Where the pages of some runs go: inside the run, or beside several, in a folder of these runs' own."""
     if len(stores) == 1:
         return stores[0].place("report")
-    return stores[0].root.parent / "report"
+    names = sorted(str(store.root.resolve()) for store in stores)
+    return stores[0].root.parent / f"report-{len(stores)}-runs-{short_id(chr(0).join(names), 6)}"
 
 
 def pages(stores: Sequence[RunStore]) -> str:
@@ -173,15 +183,9 @@ def _grouped(stores: Sequence[RunStore]) -> list[list[_Run]]:
             run.tables[protocol] = ScoreTable.read_parquet(*store.samples(protocol))
         groups.setdefault((run.dataset, run.split), []).append(run)
     for group in groups.values():
-        names = [_name(run) for run in group]
-        for run, name in zip(group, names, strict=True):
-            run.label = run.store.root.name if names.count(name) > 1 else name
+        for run, name in zip(group, titles([run.store.info() for run in group]), strict=True):
+            run.label = name
     return list(groups.values())
-
-
-def _name(run: _Run) -> str:
-    """What a run is called where no other is called so: the name it was given, or its method's."""
-    return rows_of([run.store])[0].title if run.results else run.store.info().choices.get("method", "?")
 
 
 def _meta(

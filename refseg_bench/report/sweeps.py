@@ -7,7 +7,6 @@ coordinates.
 from __future__ import annotations
 
 import io
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,8 @@ import numpy as np
 
 from refseg_bench.errors import ScoreError, require
 from refseg_bench.files.store_io import printable
-from refseg_bench.report.compare import flatten, shared_protocol
+from refseg_bench.report.compare import shared_protocol
+from refseg_bench.report.naming import differing, options_of, said
 from refseg_bench.report.tables import Cell, ResultTable, in_percent, level_of, number_cell
 from refseg_bench.run.build import lasting_of
 from refseg_bench.run.store import RunStore
@@ -86,12 +86,12 @@ def sweep_of(
         raise ScoreError(
             f"No metric '{metric}' in {absent[0]}.", where=name, allowed=list(results[0][name].metrics)
         )
-    options = [_options(store) for store in stores]
-    differing = _differing(options)
+    options = [options_of(store.info().choices, lasting_of(store)) for store in stores]
+    swept = differing(options)
     unknown = [key for key in keys if not any(key in known for known in options)]
     if unknown:
-        raise ScoreError(f"The runs have no option '{unknown[0]}'.", allowed=differing)
-    chosen = tuple(keys) or tuple(differing)
+        raise ScoreError(f"The runs have no option '{unknown[0]}'.", allowed=swept)
+    chosen = tuple(keys) or tuple(swept)
     if not chosen:
         raise ScoreError(
             "The runs differ in no option.", hint="Give runs of a sweep: refseg run -m key=a,b,c"
@@ -105,30 +105,10 @@ def sweep_of(
     if len(chosen) <= 2 and len(set(places)) < len(places):
         raise ScoreError(
             f"Several runs have the same {' and '.join(chosen)}.",
-            allowed=differing,
+            allowed=swept,
             hint="Name every option that differs, or give fewer runs.",
         )
     return Sweep(metric, name, chosen, tuple(points))
-
-
-def _options(store: RunStore) -> dict[str, Any]:
-    """The options that can change a prediction; a component chosen by name goes by that name first."""
-    choices = store.info().choices
-    named = {part: choices.get(part) for part in ("dataset", "method", "backbone", "segmenter")}
-    return {**{k: v for k, v in named.items() if v not in (None, "None")}, **dict(flatten(lasting_of(store)))}
-
-
-def _differing(options: Sequence[Mapping[str, Any]]) -> list[str]:
-    keys = list(dict.fromkeys(key for known in options for key in known))
-    differing = [k for k in keys if len({said(known.get(k)) for known in options}) > 1]
-    parts = {k for k in differing if "." not in k}
-    # What differs because another component was chosen is told by the component's name.
-    return [k for k in differing if "." not in k or k.partition(".")[0] not in parts]
-
-
-def said(value: Any) -> str:
-    """A value of an option in print."""
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _ordered(values: Sequence[Any]) -> list[Any]:

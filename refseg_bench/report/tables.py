@@ -11,10 +11,11 @@ import io
 import json
 import math
 import shlex
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
+from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 from rich import box
@@ -25,14 +26,17 @@ from rich.text import Text
 from refseg_bench.config.components import protocol_of
 from refseg_bench.errors import StoreError
 from refseg_bench.files.store_io import printable
+from refseg_bench.report.naming import titles
 from refseg_bench.run.inputs import Present, recorded
-from refseg_bench.run.store import RunStore
+from refseg_bench.run.store import RunInfo, RunStore
 from refseg_bench.scoring.stats import Bootstrap
 from refseg_bench.scoring.table import ScoreTable, breakdown, splitting
 from refseg_bench.types import Estimate, Result
 
 #: Widest a name may be in a terminal before it is folded onto a second line.
 _NAME_WIDTH = 34
+#: The same above a column.
+_FOLDED = 20
 
 
 @dataclass(frozen=True)
@@ -42,27 +46,33 @@ class Row:
     Attributes:
         run, method, dataset: what was run, by their names.
         result: its numbers.
-        name: the one the run was given, if any.
+        label: what the run is called beside the others.
         sees_targets: True if its method is shown the truth.
+        part: which part of the split it was limited to; empty = the whole.
+        knows: what its method answers from.
+        place: of the protocol among those of the data set.
     """
 
     run: str
     method: str
     dataset: str
     result: Result
-    name: str = ""
+    label: str = ""
     sees_targets: bool = False
-
-    @property
-    def title(self) -> str:
-        """The name the run was given, or its method's."""
-        return self.name.removesuffix(f"-{self.dataset}") or self.method
+    part: str = ""
+    knows: str = ""
+    place: int = 0
 
     @property
     def about(self) -> dict[str, str]:
         """What was run and scored, by column."""
-        names = {"run": self.run, "method": self.method, "dataset": self.dataset}
-        return {**names, "protocol": self.result.protocol}
+        names = {"run": self.run, "method": self.method, "dataset": self.dataset, "label": self.label}
+        return {**names, "part": self.part, "protocol": self.result.protocol}
+
+    @property
+    def ranked(self) -> bool:
+        """Whether it may be the best: neither what sees the truth nor what answers a part of the samples."""
+        return not (self.sees_targets or self.part or self.result.n < self.result.expected)
 
 
 @dataclass(frozen=True)
@@ -106,17 +116,26 @@ class ResultTable:
 
 
 def rows_of(stores: Iterable[RunStore]) -> list[Row]:
-    """All result rows of the runs, in the order given."""
+    """All result rows of the runs: floors, then each method with its variants, then what sees the truth."""
+    runs = [(store, store.info()) for store in stores]
+    first = {info.choices.get("method"): place for place, (_, info) in reversed([*enumerate(runs)])}
+    runs.sort(key=lambda pair: (pair[1].rank, first[pair[1].choices.get("method")]))
+    labels: dict[Path, str] = {}
+    for dataset in {info.choices.get("dataset") for _, info in runs}:
+        group = [pair for pair in runs if pair[1].choices.get("dataset") == dataset]
+        named = zip(group, titles([info for _, info in group]), strict=True)
+        labels.update({store.root: title for (store, _), title in named})
     rows = []
-    for store in stores:
-        info = store.info()
+    for store, info in runs:
         method, dataset = info.choices.get("method", "?"), info.choices.get("dataset", "?")
-        name = info.name or ""
-        if name.endswith(f"{method}-{dataset}"):  # not given by anybody
-            name = ""
-        for result in store.results().values():
-            rows.append(Row(store.root.name, method, dataset, result, name, info.sees_targets))
+        about = (labels[store.root], info.sees_targets, info.part, _known(info))
+        for protocol, result in store.results().items():
+            rows.append(Row(store.root.name, method, dataset, result, *about, info.lead(protocol)))
     return rows
+
+
+def _known(info: RunInfo) -> str:
+    return f"masks of other code, read from {info.source}" if info.source else info.knows
 
 
 def leave_out_outdated(stores: Sequence[RunStore], say: Callable[[str], None]) -> None:
@@ -155,59 +174,104 @@ def leave_out_outdated(stores: Sequence[RunStore], say: Callable[[str], None]) -
 def tabulate(rows: Sequence[Row]) -> list[ResultTable]:
     """One table per dataset and protocol; the best of each metric is marked.
 
-    Methods that see the truth are never the best of anything.
+    Neither a method that sees the truth nor a row of a part of the samples is the best of anything.
     """
     return [_table(*names, group) for names, group in _together(rows).items()]
 
 
 def _together(rows: Iterable[Row]) -> dict[tuple[str, str], list[Row]]:
+    """Rows by data set and protocol, a data set's own protocols first."""
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         groups.setdefault((row.dataset, row.result.protocol), []).append(row)
-    return groups
+    sets = list(dict.fromkeys(dataset for dataset, _ in groups))
+    order = sorted(groups, key=lambda key: (sets.index(key[0]), min(row.place for row in groups[key])))
+    return {key: groups[key] for key in order}
 
 
-def by_type(stores: Sequence[RunStore]) -> Iterator[ResultTable]:
-    """The headline metric by the expressions' type, per dataset and protocol, where every run knows it."""
+def tables_of(stores: Sequence[RunStore]) -> Iterator[ResultTable]:
+    """The tables of a report, data set by data set.
+
+    Under the data set's own protocol the headline metric by the expressions' type, where they have one, and
+    all metrics; then the headline metrics of all protocols side by side: the same masks under other rules.
+    """
+    groups = _together(rows_of(stores))
+    for dataset in dict.fromkeys(dataset for dataset, _ in groups):
+        own = {protocol: rows for (name, protocol), rows in groups.items() if name == dataset}
+        protocol, rows = next(iter(own.items()))
+        yield from _by_type(dataset, protocol, rows, stores)
+        yield _table(dataset, protocol, rows)
+        if len(own) > 1:
+            yield _protocols(dataset, own)
+
+
+def _protocols(dataset: str, groups: Mapping[str, Sequence[Row]]) -> ResultTable:
+    """The headline metric of every run under every protocol it was scored under."""
+    runs = dict.fromkeys((row.run, row.label) for rows in groups.values() for row in rows)
+    header, columns = ["method"], []
+    for protocol, rows in groups.items():
+        metric = next(iter(rows[0].result.metrics))
+        header.append(f"{protocol}\n{metric}")
+        columns.append({row.run: row.result for row in rows})
+    body = [
+        (Cell(label), *(_headline(column[run]) if run in column else Cell("–") for column in columns))
+        for run, label in runs
+    ]
+    return ResultTable(
+        f"{dataset} · the same masks under several protocols · percent",
+        tuple(header),
+        tuple(body),
+        notes=("One of them with all its metrics: refseg report --protocol ID",),
+    )
+
+
+def _headline(result: Result) -> Cell:
+    lacks = result.n < result.expected or result.failed or result.missing
+    cell = number_cell(next(iter(result.metrics.values())), 100.0 / result.scale)
+    return replace(cell, text=f"{cell.text}*" if lacks else cell.text)
+
+
+def _by_type(
+    dataset: str, protocol: str, rows: Sequence[Row], stores: Iterable[RunStore]
+) -> Iterator[ResultTable]:
+    """The headline metric by the expressions' type, where every run knows it."""
     runs = {store.root.name: store for store in stores}
-    for (dataset, protocol), rows in _together(rows_of(stores)).items():
-        try:
-            units = [ScoreTable.read_parquet(*runs[row.run].samples(protocol)) for row in rows]
-        except StoreError:
-            continue  # a row stands without its samples; what needs them (compare, pages) tells
-        if not all("type" in table.attrs for table in units) or "type" not in splitting(units):
-            continue
-        rules = protocol_of(rows[0].result)
-        parts = [breakdown(rules, table, "type", Bootstrap(resamples=0)) for table in units]
-        kinds = {kind: sorted({part[kind][0] for part in parts if kind in part}) for kind in chain(*parts)}
-        headline, percent = rules.metrics[0], 100.0 / rules.policy.scale
-        body = [(Cell("n"), *(Cell("–".join(map(str, n))) for n in kinds.values()))]
-        for title, part in zip(_titles(rows), parts, strict=True):
-            found = (part[kind][1][headline] if kind in part else None for kind in kinds)
-            body.append((Cell(title), *(Cell(number_cell(estimate, percent).text) for estimate in found)))
-        yield ResultTable(
-            f"{dataset} · {protocol} · {headline} by type, percent", ("method", *kinds), tuple(body)
-        )
+    try:
+        units = [ScoreTable.read_parquet(*runs[row.run].samples(protocol)) for row in rows]
+    except StoreError:
+        return  # a row stands without its samples; what needs them (compare, pages) tells
+    if not all("type" in table.attrs for table in units) or "type" not in splitting(units):
+        return
+    rules = protocol_of(rows[0].result)
+    parts = [breakdown(rules, table, "type", Bootstrap(resamples=0)) for table in units]
+    kinds = {kind: sorted({part[kind][0] for part in parts if kind in part}) for kind in chain(*parts)}
+    headline, percent = rules.metrics[0], 100.0 / rules.policy.scale
+    body = [(Cell("n"), *(Cell("–".join(map(str, n))) for n in kinds.values()))]
+    for row, part in zip(rows, parts, strict=True):
+        found = (part[kind][1][headline] if kind in part else None for kind in kinds)
+        body.append((Cell(row.label), *(Cell(number_cell(estimate, percent).text) for estimate in found)))
+    # One line a method: what stands here is what it knows and doesn't.
+    known = {row.method: f"{row.method}: {row.knows}" for row in rows if row.knows}
+    yield ResultTable(
+        f"{dataset} · {protocol} · {headline} by type, percent",
+        ("method", *kinds),
+        tuple(body),
+        notes=tuple(known.values()),
+    )
 
 
 def _table(dataset: str, protocol: str, rows: list[Row]) -> ResultTable:
     names = list(dict.fromkeys(name for row in rows for name in row.result.metrics))
     top = {}
     for name in names:
-        values = [
-            row.result.metrics[name].value
-            for row in rows
-            if name in row.result.metrics and not row.sees_targets
-        ]
+        values = [row.result.metrics[name].value for row in rows if name in row.result.metrics and row.ranked]
         top[name] = max((v for v in values if math.isfinite(v)), default=math.nan)
-    titles = _titles(rows)
     body = []
-    for row, title in zip(rows, titles, strict=True):
-        cells = [Cell(title)]
+    for row in rows:
+        cells = [Cell(row.label or row.run)]
         for name in names:
             estimate = row.result.metrics.get(name)
-            ranked = len(rows) > 1 and not row.sees_targets
-            best = ranked and estimate is not None and estimate.value == top[name]
+            best = len(rows) > 1 and row.ranked and estimate is not None and estimate.value == top[name]
             cells.append(number_cell(estimate, 100.0 / row.result.scale, best))
         r = row.result
         cells += [Cell(f"{r.n}"), Cell(f"{r.failed}"), Cell(f"{r.missing}")]
@@ -218,13 +282,6 @@ def _table(dataset: str, protocol: str, rows: list[Row]) -> ResultTable:
         ("method", *names, "n", "failed", "missing"),
         tuple(body),
     )
-
-
-def _titles(rows: Sequence[Row]) -> list[str]:
-    """What tells the rows apart: the name a run was given, or its method; its folder where that repeats."""
-    titles = [row.title for row in rows]
-    often = Counter(titles)
-    return [row.run if often[title] > 1 else title for row, title in zip(rows, titles, strict=True)]
 
 
 def level_of(results: Iterable[Result]) -> str:
@@ -258,8 +315,9 @@ def number_cell(estimate: Estimate | None, percent: float, best: bool = False) -
 
 
 def to_terminal(table: ResultTable, console: Console) -> None:
-    """Print with rich; a table too wide for the terminal continues below, with its names repeated."""
+    """Print with rich; where turning doesn't make it fit the terminal it continues below, names repeated."""
     console.print(Text(table.caption, style="italic"), soft_wrap=True)
+    table = _narrowed(table, console.width)
     for columns in _pages(table, console.width):
         shown = RichTable(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, collapse_padding=True)
         for index in columns:
@@ -283,9 +341,28 @@ def to_terminal(table: ResultTable, console: Console) -> None:
 
 
 def show_tables(stores: Sequence[RunStore], console: Console | None = None) -> None:
-    """Print the tables of the runs, and what each makes of every type of expression."""
-    for table in (*tabulate(rows_of(stores)), *by_type(stores)):
+    """Print :func:`tables_of`."""
+    for table in tables_of(stores):
         to_terminal(table, console or Console())
+
+
+def _narrowed(table: ResultTable, width: int) -> ResultTable:
+    """A table too wide for the terminal on its side, or else with intervals in the first column only."""
+    if len(_pages(table, width)) == 1:
+        return table
+    if table.names == 1 and not table.sections:
+        sides = zip(*table.rows, strict=True)
+        heads, *body = sides
+        rows = tuple((Cell(name), *cells) for name, cells in zip(table.header[1:], body, strict=True))
+        turned = replace(
+            table, header=("", *("\n".join(wrap(cell.text, _FOLDED)) for cell in heads)), rows=rows
+        )
+        if len(_pages(turned, width)) == 1:
+            return turned
+    keep = table.names + 1
+    plain = tuple((*row[:keep], *(replace(cell, interval="") for cell in row[keep:])) for row in table.rows)
+    bare = replace(table, rows=plain)
+    return bare if len(_pages(bare, width)) == 1 else table
 
 
 def _pages(table: ResultTable, width: int) -> list[list[int]]:
@@ -474,10 +551,10 @@ def to_json(rows: Sequence[Row]) -> str:
     return json.dumps(records, indent=2) + "\n"
 
 
-#: Format name → text of all rows. ``term`` prints and is not here.
-FORMATS: dict[str, Callable[[Sequence[Row]], str]] = {
-    "md": lambda rows: "\n".join(to_markdown(t) for t in tabulate(rows)),
-    "latex": lambda rows: "\n".join(to_latex(t) for t in tabulate(rows)),
-    "csv": to_csv,
-    "json": to_json,
+#: Format name → text of all rows of some runs. ``term`` prints and is not here.
+FORMATS: dict[str, Callable[[Sequence[RunStore]], str]] = {
+    "md": lambda stores: "\n".join(map(to_markdown, tables_of(stores))),
+    "latex": lambda stores: "\n".join(map(to_latex, tables_of(stores))),
+    "csv": lambda stores: to_csv(rows_of(stores)),
+    "json": lambda stores: to_json(rows_of(stores)),
 }

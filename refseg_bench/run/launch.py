@@ -43,6 +43,7 @@ def freeze(point: Composed) -> RunStore:
         lasting=lasting(point.values),
         bound=method.bound,
         sees_targets=method.sees_targets,
+        knows=method.knows,
         protocols=list(point.values["dataset"].get("protocols") or ()),
     )
     store = RunStore.create(point.path, to_yaml(point.values), info)

@@ -454,6 +454,12 @@ class RunInfo:
         name = f"{method} · raw" if name == f"{method}_raw" else name
         return f"{name} ({self.part})" if self.part else name
 
+    def lead(self, protocol: str) -> int:
+        """The place of ``id@version`` among the protocols of the run's data set; others come after those."""
+        name = protocol.partition("@")[0]
+        own = [word.partition("@")[0].partition(":")[0] for word in self.protocols]
+        return own.index(name) if name in own else len(own)
+
     @property
     def part(self) -> str:
         """Which part of its split it was limited to, as typed; empty = the whole."""
@@ -870,6 +876,8 @@ class RunStore:
     def results(self) -> dict[str, Result]:
         """Protocol → result row, for every protocol the run was scored under but :attr:`outdated`.
 
+        Those of its data set come first.
+
         Raises:
             StoreError: a row is damaged.
         """
@@ -888,7 +896,8 @@ class RunStore:
                     for name, e in record.metrics.items()
                 }
                 found[record.protocol] = Result(**{**vars(record), "metrics": metrics})
-        return found
+        lead = self.info().lead
+        return dict(sorted(found.items(), key=lambda item: (lead(item[0]), item[0])))
 
     def samples(self, protocol: str) -> tuple[Path, bytes]:
         """The table behind a result row: its file and the content, which belongs to that row.

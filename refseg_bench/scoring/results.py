@@ -110,14 +110,14 @@ def lines_of(outcome: Scored, seen: set[str]) -> list[str]:
         seen: notes already shown, which grows: what was read is the same under every protocol.
     """
     result = outcome.result
-    printed = result.details["printed"]
+    printed, percent = result.details["printed"], 100 / result.scale
     absent = outcome.protocol.no_value(outcome.table.values, outcome.table.attrs)
     lines = [
         f"{result.protocol}  n={result.n} of {result.expected}  failed={result.failed}  "
-        f"missing={result.missing}",
+        f"missing={result.missing}  percent",
         *(f"  {line}" for line in losses(outcome)),
         *(
-            f"  {name:<16} {printed[name]:.10g}{_interval(estimate)}"
+            f"  {name:<16} {printed[name] * percent:.2f}{_interval(estimate, percent)}"
             for name, estimate in result.metrics.items()
             if name not in absent
         ),
@@ -154,16 +154,19 @@ def losses(outcome: Scored) -> list[str]:
     return told
 
 
-def _interval(estimate: Estimate) -> str:
-    return f" [{estimate.low:.4f}, {estimate.high:.4f}]" if estimate.low == estimate.low else ""
+def _interval(estimate: Estimate, percent: float) -> str:
+    low, high = estimate.low * percent, estimate.high * percent
+    return f" [{low:.2f}, {high:.2f}]" if low == low else ""
 
 
 def grouped(protocol: ScoringProtocol, attribute: str, groups: Groups) -> str:
     """The first metrics of every group of an attribute, a line each."""
-    lines = [f"  by {attribute}"]
+    lines, percent = [f"  by {attribute}"], 100 / protocol.policy.scale
     for group, (n, metrics) in groups.items():
         valued = [name for name in protocol.metrics if metrics[name].value == metrics[name].value]
-        cells = "  ".join(f"{x} {metrics[x].value:.4f}{_interval(metrics[x])}" for x in valued[:3])
+        cells = "  ".join(
+            f"{x} {metrics[x].value * percent:.2f}{_interval(metrics[x], percent)}" for x in valued[:3]
+        )
         lines.append(f"    {group:<22} n={n:<6} {cells}")
     return "\n".join(lines)
 

@@ -25,10 +25,12 @@ from refseg_bench.errors import ConfigError, ScoreError
 from refseg_bench.files.resources import resource
 from refseg_bench.files.store_io import sealed, sealed_text
 from refseg_bench.report import paper, tables
+from refseg_bench.report.compare import means, only_protocol
+from refseg_bench.report.naming import titles
 from refseg_bench.report.paper import COLUMNS, Reference, held_against, paper_rows, printed_name
 from refseg_bench.report.publish import HEADER, publish, read_published
 from refseg_bench.run.build import frozen
-from refseg_bench.run.store import RunStore
+from refseg_bench.run.store import RunInfo, RunStore
 from refseg_bench.scoring.table import ScoreTable
 from refseg_bench.types import Estimate, Result
 from tests.fakes import fake_run
@@ -214,17 +216,75 @@ def test_nothing_is_cut_off_in_a_narrow_terminal(width: int, tmp_path: Path) -> 
     assert "…" not in text
     for k in range(1, 8):
         assert f"{5 * k:.1f}–{15 * k:.1f}" in text
-    assert names[0] in text.replace("\n", "").replace(" ", "") or all(
-        part in text for part in (names[0][:30],)
+    assert names[0] in text.replace("\n", "").replace(" ", "") or names[0][:20] in text
+
+
+def info(digest: str, method: str = "m", *, name: str = "", **lasting: Any) -> RunInfo:
+    given = {"name": f"{name}-set", "overrides": [f"name={name}-set"]} if name else {"name": f"{method}-set"}
+    options = {"method": lasting.pop("options", {}), **lasting}
+    choices = {"method": method, "dataset": "set", "backbone": lasting.pop("backbone", "None")}
+    return RunInfo(digest, choices=choices, lasting=options, **given)
+
+
+def test_rows_go_by_what_differs_between_them() -> None:
+    assert titles([info("1", "a"), info("2", "a", name="a_raw"), info("3", "b"), info("4", name="mine")]) == [
+        "a", "a · raw", "b", "mine",
+    ]  # fmt: skip
+    swept = [info(str(tau), options={"tau": tau, "fusion": {"size": 3}}) for tau in (0.7, 0.8)]
+    assert titles(swept) == ["m · tau=0.7", "m · tau=0.8"]
+    assert titles([info("1", backbone="small"), info("2", backbone="large")]) == ["m · small", "m · large"]
+    twice = [info("01", options={"a": {"size": 1}, "b": {"size": 2}}), info("02", options={"a": {"size": 2}})]
+    assert titles(twice) == [
+        "m · method.a.size=1, method.b.size=2",
+        "m · method.a.size=2, method.b.size=null",
+    ]
+    # Nothing tells these apart but their digests; the same run twice is one.
+    assert titles([info("01"), info("02"), info("02")]) == ["m · 01", "m · 02", "m · 02"]
+    assert titles([info("01"), info("01")]) == ["m", "m"]
+    assert info("1", limit={"clips": 2, "expressions": None, "samples": ["a", "b"]}).label == (
+        "m (limit.clips=2, limit.samples=2 named)"
     )
 
 
-def test_rows_go_by_the_name_a_run_was_given_or_its_method() -> None:
-    result = Result("p@1", {"J": Estimate(0.5, 0.4, 0.6)}, 9, 9, 0, 0)
-    runs = [("a-set-01", ""), ("a_raw-set-02", "a_raw-set"), ("b-set-03", ""), ("b-set-04", "")]
-    rows = [tables.Row(run, run[0], "set", result, name) for run, name in runs]
-    (table,) = tables.tabulate(rows)
-    assert [row[0].text for row in table.rows] == ["a", "a_raw", "b-set-03", "b-set-04"]
+def test_floors_come_first_and_what_sees_the_truth_last(tmp_path: Path) -> None:
+    kinds = [("z", {"sees_targets": True, "bound": True}), ("d", {"backbone": "x"}), ("l", {}),
+             ("d", {"backbone": "x", "name": "d_raw"}), ("e", {"bound": True})]  # fmt: skip
+    stores = []
+    for place, (method, more) in enumerate(kinds):
+        flags = {key: more.pop(key) for key in ("sees_targets", "bound") if key in more}
+        store = scored_run(tmp_path, 50 + place, name=str(place))
+        record = {**vars(info(f"{place:08x}", method, **more)), **flags, "lasting": {}}
+        store.info_path.write_text(sealed(record))
+        stores.append(store)
+    assert [row.label for row in tables.rows_of(stores)] == ["e", "l", "d", "d · raw", "z"]
+
+
+def test_a_data_sets_own_protocol_leads_and_options_have_a_row_of_their_own(tmp_path: Path) -> None:
+    store = scored_run(tmp_path, 50.0, protocol="aaa@1")
+    for name in ("own@1:side=4", "own@1", "zzz@1"):
+        store.write_result(Result(name, {"M": Estimate(1.0)}, 1, 1, 0, 0), ScoreTable().write_parquet)
+    record = {**vars(store.info()), "protocols": ["own"]}
+    store.info_path.write_text(sealed(record))
+    assert list(store.results()) == ["own@1", "own@1:side=4", "aaa@1", "zzz@1"]
+    lead, several = tables.tables_of([store])
+    assert "own@1 ·" in lead.caption
+    assert several.header == ("method", "own@1\nM", "own@1:side=4\nM", "aaa@1\nJ&F", "zzz@1\nM")
+    assert several.rows[0][3].text == "50.0*"  # 240 of 244
+    assert [means("own", p) for p in store.results()] == [True, True, False, False]
+    only_protocol([store], "own:side=4")
+    assert list(store.results()) == ["own@1:side=4"]
+    with pytest.raises(ScoreError, match="nix"):
+        only_protocol([store], "nix")
+
+
+def test_a_part_of_the_samples_is_never_the_best() -> None:
+    made = [
+        Result("p@1", {"J": Estimate(value)}, n, 9, 0, 9 - n) for value, n in ((0.9, 9), (0.8, 8), (0.7, 9))
+    ]
+    rows = [tables.Row(n, n, "set", r) for n, r in zip("abc", made, strict=True)]
+    (table,) = tables.tabulate([replace(rows[0], part="limit.clips=1"), *rows[1:]])
+    assert [row[1].best for row in table.rows] == [False, False, True]
+    assert "limit.clips=1" in tables.to_csv([replace(rows[0], part="limit.clips=1")])
 
 
 # ── publishing ───────────────────────────────────────────────────────────────

@@ -126,6 +126,7 @@ class DecAF(AttentionMethod):
         use_cache: read and write the attention cache.
     """
 
+    knows: ClassVar[str] = "where a multimodal language model looks, against background prompts"
     cache_folder: ClassVar[str] = "attention"
     makes_maps: ClassVar[tuple[str, ...]] = (
         *("n_frames", "video_tokens", "multiscale", "frame_scale", "frame_tokens", "max_tiles"),

@@ -15,6 +15,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import cv2
 import numpy as np
@@ -61,6 +62,7 @@ class Lexical(Method):
         spatial: the direction rule applied to the heat map.
     """
 
+    knows: ClassVar[str] = "colours, sizes, places and motion that the words name; no model"
     segmenter: Segmenter
     working_size: int = 256
     seed_frames: int = 5

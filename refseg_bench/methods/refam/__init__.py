@@ -155,6 +155,7 @@ class RefAM(AttentionMethod):
         keep_token_maps: hand every token's map to the report.
     """
 
+    knows: ClassVar[str] = "where a diffusion transformer's attention to the words falls"
     cache_folder: ClassVar[str] = "refam"
     makes_maps: ClassVar[tuple[str, ...]] = (
         *("magnets", "magnet_encoding", "lowercase", "overlong", "prompt_mode", "captions"),
