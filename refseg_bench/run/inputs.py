@@ -30,7 +30,10 @@ from refseg_bench.run.store import RunStore, StoredLine
 from refseg_bench.types import Clip, Expression, Inputs, Prediction, SampleFailure, Target, sample_id
 
 #: What helps where samples were predicted on other data.
-HINT = "The run's own command again predicts (or reads) them anew; or put the former data back."
+HINT = (
+    "The same `refseg run` predicts them again (the same `refseg score --save` reads them again); or put the "
+    "former data back."
+)
 
 
 class StaleError(ScoreError):
