@@ -160,7 +160,7 @@ def write_sam3(folder: Path, *, seed: int = 0) -> Path:
     """Save small random parts of SAM 3 (tracker, concept detector, tokenizer) as local model folders.
 
     Returns:
-        The folder; ``tracker`` and ``detector`` are its sub-folders.
+        The folder; ``tracker`` and ``detector`` are its sub-folders, ``video`` is both in one, as published.
     """
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import (
@@ -169,6 +169,8 @@ def write_sam3(folder: Path, *, seed: int = 0) -> Path:
         Sam3Model,
         Sam3TrackerVideoConfig,
         Sam3TrackerVideoModel,
+        Sam3VideoConfig,
+        Sam3VideoModel,
     )
 
     size, patch, width = 112, 14, 128
@@ -242,4 +244,69 @@ def write_sam3(folder: Path, *, seed: int = 0) -> Path:
     )
     scatter(detector, seed + 1)
     detector.save_pretrained(folder / "detector")
+    whole = Sam3VideoModel(
+        Sam3VideoConfig(
+            detector_config=detector.config.to_dict(),
+            tracker_config=tracker.config.to_dict(),
+            low_res_mask_size=4 * top,
+            score_threshold_detection=0.1,
+            new_det_thresh=0.1,
+            hotstart_delay=3,
+            hotstart_unmatch_thresh=3,
+            hotstart_dup_thresh=3,
+            fill_hole_area=2,
+        )
+    )
+    scatter(whole, seed + 2)
+    whole.save_pretrained(folder / "video")
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]", pad_token="[PAD]").save_pretrained(
+        folder / "video"
+    )
+    return folder
+
+
+def write_grounding_dino(folder: Path, *, seed: int = 0) -> Path:
+    """Save a small random Grounding-DINO (detector, tokenizer, image processor) as a local model folder."""
+    from transformers import (
+        BertTokenizerFast,
+        GroundingDinoConfig,
+        GroundingDinoForObjectDetection,
+        GroundingDinoImageProcessor,
+        GroundingDinoProcessor,
+    )
+
+    folder.mkdir(parents=True, exist_ok=True)
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", ".", "?", "a", "red", "disc", "dog"]
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
+    tokenizer = BertTokenizerFast.from_pretrained(folder)
+    config = GroundingDinoConfig(
+        backbone_config={
+            "model_type": "swin",
+            "embed_dim": 16,
+            "depths": [1, 1, 1, 1],
+            "num_heads": [1, 2, 4, 8],
+            "window_size": 4,
+            "image_size": 64,
+            "out_features": ["stage2", "stage3", "stage4"],
+        },
+        text_config={
+            "model_type": "bert",
+            "vocab_size": len(words),
+            "hidden_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "intermediate_size": 64,
+        },
+        num_queries=8,
+        encoder_layers=1,
+        encoder_ffn_dim=64,
+        encoder_attention_heads=4,
+        decoder_layers=2,
+        decoder_ffn_dim=64,
+        decoder_attention_heads=4,
+        d_model=64,
+    )
+    scatter(GroundingDinoForObjectDetection(config), seed).save_pretrained(folder)
+    picture = GroundingDinoImageProcessor(size={"shortest_edge": 64, "longest_edge": 96})
+    GroundingDinoProcessor(picture, tokenizer).save_pretrained(folder)
     return folder

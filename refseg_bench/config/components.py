@@ -96,6 +96,12 @@ def read(group: str, name: str) -> dict[str, Any]:
     own = read_yaml(files[name])
     bases = [base for base in own.get("defaults", []) if isinstance(base, str) and base != "_self_"]
     below = [{key: v for key, v in read(group, base).items() if key not in ABOUT} for base in bases]
+    for entry in (entry for entry in own.get("defaults", []) if isinstance(entry, dict)):
+        for key, base in entry.items():  # `/segmenter@masks: sam2` is a component within this one
+            inner, _, place = str(key).partition("@")
+            if inner.startswith("/") and place.isidentifier():
+                node = {key: v for key, v in read(inner[1:], base).items() if key not in ABOUT}
+                below.append({place: node})
     own = functools.reduce(_upon, [*below, own])
     return {str(key): value for key, value in own.items()}
 

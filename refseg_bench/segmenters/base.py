@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from refseg_bench.backbones.weights import choose_device, fetch
 from refseg_bench.config.component import Component
 from refseg_bench.errors import ConfigError, DataError, require
-from refseg_bench.types import BoolHW, Clip
+from refseg_bench.types import BoolHW, Clip, MaskTrack
 
 TrackingDirection = Literal["forward", "backward", "both"]
 PromptKind = Literal["points", "box", "mask", "text"]
@@ -111,6 +111,19 @@ class Candidates:
         return self.mask(index), float(self.ious_K[index])
 
 
+@dataclass(frozen=True, eq=False)
+class Instance:
+    """One object that words were found to mean.
+
+    Attributes:
+        track: its masks over the clip; empty where it isn't in view.
+        score: how sure the segmenter is, 0 … 1.
+    """
+
+    track: MaskTrack
+    score: float
+
+
 @dataclass
 class SegmenterCounters:
     """What a session has done so far; goes into the run record.
@@ -156,6 +169,8 @@ class SegmenterSession(ABC):
     #: The segmenter's name, for errors, and the kinds of prompts it takes.
     name: str = "segmenter"
     accepts: tuple[PromptKind, ...] = ("points", "box", "mask")
+    #: Frames on which words are looked for, the middles of equal parts of the clip.
+    KEY_FRAMES: ClassVar[int] = 4
 
     def __init__(self, clip: Clip, counters: SegmenterCounters | None = None) -> None:
         self.clip = clip
@@ -202,6 +217,43 @@ class SegmenterSession(ABC):
         if direction not in get_args(TrackingDirection):
             raise DataError(f"Direction '{direction}' is unknown.", allowed=get_args(TrackingDirection))
         return self._propagate(frame, prompts, video, direction)
+
+    def find(self, phrase: str) -> list[Instance]:
+        """Every instance of a concept in the clip, by descending score; none where there is none.
+
+        By default the instances of that one of :attr:`KEY_FRAMES` frames where their scores add up to
+        most, each tracked both ways. A segmenter that looks at every frame has its own way.
+
+        Args:
+            phrase: the concept in words.
+
+        Raises:
+            ConfigError: the segmenter takes no words.
+        """
+        words = [Prompt(text=phrase)]
+        self.check(0, words)
+        best, most = (0, Candidates(np.zeros((0, *self.clip.size), np.bool_), np.zeros(0, np.float32))), 0.0
+        for frame in sorted(
+            {int((k + 0.5) * len(self.clip) / self.KEY_FRAMES) for k in range(self.KEY_FRAMES)}
+        ):
+            (seen,) = self.segment(frame, words)
+            there = seen.masks_KHW.any(axis=(1, 2))
+            total = float(seen.ious_K[there].sum())
+            if total > most:
+                best, most = (frame, Candidates(seen.masks_KHW[there], seen.ious_K[there])), total
+        frame, found = best
+        if not len(found):
+            return []
+        masks: list[list[BoolHW | None]] = [[None] * len(self.clip) for _ in found.ious_K]
+        prompts = [Prompt(mask=mask_HW) for mask_HW in found.masks_KHW]
+        steps = [(0, found.masks_KHW)] if len(self.clip) == 1 else self.propagate(frame, prompts)
+        for index, masks_NHW in steps:
+            for row, mask_HW in enumerate(masks_NHW):
+                masks[row][index] = mask_HW
+        return [
+            Instance(MaskTrack.from_masks(kept, self.clip.size), float(score))
+            for kept, score in sorted(zip(masks, found.ious_K, strict=True), key=lambda pair: -pair[1])
+        ]
 
     def check(
         self, frame: int, prompts: Sequence[Prompt], frames: Sequence[int] | None = None

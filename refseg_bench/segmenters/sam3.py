@@ -3,22 +3,28 @@
 A text prompt stands alone. On a frame it gives every instance of the concept; through a video the
 instances found on the prompted frame are followed by the tracker, and their union is the object.
 The detector's and the tracker's image features differ, so a frame that serves both is encoded by each.
+
+``find`` is SAM 3's own way with a video: the concept is looked for on every frame, and what is found is
+joined to what is tracked. transformers leaves out its removal of duplicates and the filling of holes where
+a compiled kernel can't be fetched from the hub; here both are always done, by :class:`_Kernel`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import cv2
 import numpy as np
 import torch
 from torch.nn import functional as F
 
 from refseg_bench.backbones.weights import Weights, from_pretrained
-from refseg_bench.errors import DataError
+from refseg_bench.errors import ConfigError, DataError
 from refseg_bench.segmenters.base import (
     Candidates,
+    Instance,
     Prompt,
     SegmenterCounters,
     SegmenterSession,
@@ -35,7 +41,7 @@ from refseg_bench.segmenters.sam_base import (
     autocast_for,
     square_pixels,
 )
-from refseg_bench.types import Clip
+from refseg_bench.types import Clip, MaskTrack, encode_rle
 
 #: SAM 3's pixels are normalised to -1 … 1.
 _HALF = (0.5, 0.5, 0.5)
@@ -63,6 +69,7 @@ class Sam3(SamTracker):
     resampling: Resampling = "bilinear"
     fill_holes: HoleFilling = "off"
     _detector: tuple[Any, Any] | None = field(default=None, init=False, repr=False, compare=False)
+    _video: tuple[Any, Any] | None = field(default=None, init=False, repr=False, compare=False)
 
     def open(self, clip: Clip) -> Sam3Session:
         """Start a session; tracker and detector load when a prompt first needs them."""
@@ -82,6 +89,28 @@ class Sam3(SamTracker):
             tokenizer = from_pretrained(AutoTokenizer, self._needs(repo), offline=self.offline)
             self._detector = self._pretrained(Sam3Model, repo), tokenizer
         return self._detector
+
+    def concept_tracker(self) -> tuple[Any, Any]:
+        """(concept model for video, tokenizer), loaded at the first call.
+
+        Raises:
+            ConfigError: this version of transformers computes what its kernel does in another way.
+        """
+        if self._video is None:
+            from transformers import AutoTokenizer, Sam3VideoModel
+            from transformers.models.sam3_video import modeling_sam3_video
+
+            if not hasattr(modeling_sam3_video, "cv_utils_kernel"):
+                raise ConfigError(
+                    "This version of transformers has no place for SAM 3's kernel.",
+                    where=self.model,
+                    hint="Install transformers 5.23 … 5.24.",
+                )
+            modeling_sam3_video.cv_utils_kernel = _Kernel()
+            repo = self.detector or self.model
+            tokenizer = from_pretrained(AutoTokenizer, self._needs(repo), offline=self.offline)
+            self._video = self._pretrained(Sam3VideoModel, repo), tokenizer
+        return self._video
 
     def _load(self) -> HfTrackerCore:
         from transformers import Sam3TrackerVideoModel
@@ -154,6 +183,19 @@ class Sam3Session(SegmenterSession):
             for index, masks_NHW in tracks
         )
 
+    def find(self, phrase: str) -> list[Instance]:
+        """See the interface: on an image the detector's instances, through a clip those of every frame.
+
+        Raises:
+            DataError: there are no words.
+        """
+        self.check(0, [Prompt(text=phrase)])
+        if len(self.clip) == 1:
+            return super().find(phrase)
+        model, tokenizer = self._options.concept_tracker()
+        with self.counters.timed("find"):
+            return _find(self.clip, self._options, model, tokenizer, phrase)
+
     def close(self) -> None:
         """Drop the features."""
         if self._tracking is not None:
@@ -170,6 +212,90 @@ class Sam3Session(SegmenterSession):
         if self._concepts is None:
             self._concepts = _Concepts(self.clip, self._options, self.counters)
         return self._concepts
+
+
+class _Frames(Mapping[int, torch.Tensor]):
+    """A clip's frames as the model takes them, decoded when they are asked for."""
+
+    def __init__(self, clip: Clip, size: int, resampling: Resampling, device: torch.device) -> None:
+        self._clip, self._rest = clip, (size, resampling, device, _HALF, _HALF)
+
+    def __getitem__(self, frame: int) -> torch.Tensor:
+        return square_pixels(self._clip.load([frame])[0], *self._rest)[0]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(len(self._clip)))
+
+    def __len__(self) -> int:
+        return len(self._clip)
+
+
+@torch.inference_mode()
+def _find(clip: Clip, options: Sam3, model: Any, tokenizer: Any, phrase: str) -> list[Instance]:
+    """The concept in every frame, forward from the first, by the model's own loop and rules of output."""
+    from transformers.models.sam3_video.modeling_sam3_video import Sam3VideoInferenceSession
+    from transformers.models.sam3_video.processing_sam3_video import Sam3VideoProcessor
+
+    device = next(model.parameters()).device
+    state = Sam3VideoInferenceSession(
+        video_height=clip.size[0],
+        video_width=clip.size[1],
+        inference_device=device,
+        inference_state_device=device,
+        video_storage_device=device,
+        dtype=torch.float32,
+    )
+    state.processed_frames = _Frames(clip, int(model.config.image_size), options.resampling, device)
+    tokens = tokenizer(
+        phrase, return_tensors="pt", padding="max_length", max_length=_TEXT_TOKENS, truncation=True
+    ).to(device)
+    number = state.add_prompt(phrase)
+    state.prompt_input_ids[number] = tokens["input_ids"]
+    state.prompt_attention_masks[number] = tokens["attention_mask"]
+    # Its rules of output need none of the parts that a processor is made of.
+    rules = object.__new__(Sam3VideoProcessor)
+    blank = encode_rle(np.zeros(clip.size, np.uint8))
+    rles: dict[int, list[bytes]] = {}
+    scores: dict[int, float] = {}
+    with autocast_for(options.precision, device)():
+        for step in model.propagate_in_video_iterator(state):
+            shown = rules.postprocess_outputs(state, step)
+            for one, score, mask_HW in zip(
+                shown["object_ids"].tolist(),
+                shown["scores"].tolist(),
+                shown["masks"].cpu().numpy(),
+                strict=True,
+            ):
+                rles.setdefault(one, [blank] * len(clip))[step.frame_idx] = encode_rle(mask_HW)
+                scores[one] = max(score, scores.get(one, 0.0))
+    order = sorted(rles, key=lambda one: (-scores[one], one))
+    return [Instance(MaskTrack(clip.size, tuple(rles[one])), scores[one]) for one in order]
+
+
+class _Kernel:
+    """What transformers would fetch compiled from the hub for SAM 3's videos, in NumPy and OpenCV."""
+
+    def generic_nms(
+        self, ious_NN: torch.Tensor, scores_N: torch.Tensor, most: float, use_iou_matrix: bool = True
+    ) -> torch.Tensor:
+        """What is kept: in order of score, each that overlaps none kept before by more than ``most``."""
+        ious, kept = ious_NN.float().cpu().numpy(), list[int]()
+        for row in scores_N.argsort(descending=True, stable=True).tolist():
+            if not kept or ious[row, kept].max() <= most:
+                kept.append(row)
+        return torch.tensor(kept, dtype=torch.long, device=ious_NN.device)
+
+    def cc_2d(self, masks_N1HW: torch.Tensor, get_counts: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
+        """Labels of the 8-connected components, and at each pixel the size of its own; 0 outside."""
+        masks = masks_N1HW.to(torch.uint8).cpu().numpy()
+        labels, counts = np.zeros(masks.shape, np.int32), np.zeros(masks.shape, np.int32)
+        for place in np.ndindex(*masks.shape[:2]):
+            _, labels[place], stats, _ = cv2.connectedComponentsWithStats(masks[place], connectivity=8)
+            sizes = stats[:, cv2.CC_STAT_AREA].copy()
+            sizes[0] = 0
+            counts[place] = sizes[labels[place]]
+        device = masks_N1HW.device
+        return torch.from_numpy(labels).to(device), torch.from_numpy(counts).to(device)
 
 
 class _Concepts:

@@ -1,0 +1,172 @@
+"""Words to boxes by Grounding-DINO, boxes to masks by another segmenter: the open pair of everyday use.
+
+What takes no words goes straight to the other segmenter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, ClassVar, cast
+
+import numpy as np
+import torch
+
+from refseg_bench.backbones.weights import Weights, choose_device, from_pretrained, identity
+from refseg_bench.config import schema
+from refseg_bench.config.schema import option
+from refseg_bench.segmenters.base import (
+    Candidates,
+    Prompt,
+    Segmenter,
+    SegmenterSession,
+    TrackedMasks,
+    TrackingDirection,
+)
+from refseg_bench.types import Clip
+
+Box = tuple[float, float, float, float]
+
+
+@dataclass
+class GroundingDino(Segmenter):
+    """Grounding-DINO of transformers before another segmenter.
+
+    Attributes:
+        masks: what makes masks of its boxes: a node with ``_target_``, as in ``conf/segmenter``.
+        model: hub id or local folder.
+        revision: commit, tag or branch of the hub repository.
+        box_threshold: a box counts above this score; the model's own demo takes 0.35 to 0.4.
+        offline: never ask the hub, only the cache.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+    """
+
+    packages: ClassVar[tuple[str, ...]] = ("transformers",)
+
+    masks: Segmenter  # as a config node: what the config layer checks and completes
+    model: str = "IDEA-Research/grounding-dino-base"
+    revision: str | None = None
+    box_threshold: float = 0.35
+    offline: bool = option(False, transient=True)
+    device: str = option("auto", transient=True)
+    _loaded: tuple[Any, Any] | None = field(default=None, init=False, repr=False, compare=False)
+
+    def open(self, clip: Clip) -> GroundingDinoSession:
+        """Start a session; the detector loads when words first need it."""
+        return GroundingDinoSession(clip, self)
+
+    def weights(self) -> tuple[Weights, ...]:
+        """What ``refseg models`` lists and fetches."""
+        return (self._detector,)
+
+    def check(self) -> None:
+        """See the interface; the other segmenter's packages too."""
+        super().check()
+        self.inner.check()
+
+    def report(self) -> Mapping[str, Any]:
+        """Which weights and code are in effect."""
+        return {"detector": identity(self._detector), "masks": dict(self.inner.report())}
+
+    @cached_property
+    def inner(self) -> Segmenter:
+        """The other segmenter, made at its first use."""
+        made: Segmenter = schema.build(cast(Mapping[str, Any], self.masks), "segmenter.masks", "segmenter")
+        return made
+
+    def loaded(self) -> tuple[Any, Any]:
+        """(model, processor), loaded at the first call."""
+        if self._loaded is None:
+            from transformers import AutoProcessor, GroundingDinoForObjectDetection
+
+            model = from_pretrained(
+                GroundingDinoForObjectDetection, self._detector, offline=self.offline, dtype=torch.float32
+            )
+            processor = from_pretrained(AutoProcessor, self._detector, offline=self.offline)
+            self._loaded = model.eval().to(choose_device(self.device)), processor
+        return self._loaded
+
+    @property
+    def _detector(self) -> Weights:
+        patterns = ("*.json", "*.safetensors", "*.txt")
+        return Weights(self.model, self.revision, patterns=patterns, component="segmenter=grounding_dino")
+
+
+class GroundingDinoSession(SegmenterSession):
+    """A clip opened by both."""
+
+    name = "grounding_dino"
+
+    def __init__(self, clip: Clip, options: GroundingDino) -> None:
+        super().__init__(clip)
+        self._options = options
+        self._inner = options.inner.open(clip)
+        self._inner.counters = self.counters
+        self.accepts = (*self._inner.accepts, "text")
+
+    def _segment(self, frame: int, prompts: Sequence[Prompt], multimask: bool) -> list[Candidates]:
+        out: list[Candidates] = []
+        for prompt in prompts:
+            if prompt.text is None:
+                out += self._inner.segment(frame, [prompt], multimask=multimask)
+                continue
+            boxes, scores_K = self._detect(frame, prompt.text)
+            if not boxes:
+                out.append(Candidates(np.zeros((1, *self.clip.size), np.bool_), scores_K))
+                continue
+            found = self._inner.segment(frame, [Prompt(box=box) for box in boxes])
+            masks_KHW = np.stack([candidates.best()[0] for candidates in found])
+            if not multimask:
+                masks_KHW, scores_K = np.logical_or.reduce(masks_KHW)[None], scores_K[:1]
+            out.append(Candidates(masks_KHW, scores_K))
+        return out
+
+    def _propagate(
+        self, frame: int, prompts: Sequence[Prompt], video: tuple[int, ...], direction: TrackingDirection
+    ) -> TrackedMasks:
+        parts: list[Prompt] = []
+        owners: list[int] = []
+        for row, prompt in enumerate(prompts):
+            mine = [prompt]
+            if prompt.text is not None:
+                mine = [Prompt(box=box) for box in self._detect(frame, prompt.text)[0]]
+            parts += mine
+            owners += [row] * len(mine)
+        owner_N = np.array(owners, dtype=int)
+        if not parts:
+            blank_NHW = np.zeros((len(prompts), *self.clip.size), np.bool_)
+            return ((index, blank_NHW) for index in video)
+        tracks = self._inner.propagate(frame, parts, frames=video, direction=direction)
+        return (
+            (index, np.stack([masks_NHW[owner_N == row].any(axis=0) for row in range(len(prompts))]))
+            for index, masks_NHW in tracks
+        )
+
+    def close(self) -> None:
+        """Close the other segmenter's session."""
+        self._inner.close()
+
+    @torch.inference_mode()
+    def _detect(self, frame: int, phrase: str) -> tuple[list[Box], np.ndarray[Any, np.dtype[np.float32]]]:
+        """Boxes in [0, 1] by descending score, and their scores; without any box the best score there was."""
+        model, processor = self._options.loaded()
+        # The model was trained on lower case, each phrase ended by a full stop.
+        text = phrase.lower().strip().rstrip(".") + "."
+        with self.counters.timed("detect"):
+            inputs = processor(images=self.clip.load([frame])[0], text=text, return_tensors="pt").to(
+                model.device
+            )
+            output = model(**inputs)
+        score_Q = output.logits[0].sigmoid().max(dim=-1).values.float().cpu()
+        order = [int(q) for q in score_Q.argsort(descending=True, stable=True)]
+        boxes: list[Box] = []
+        scores: list[float] = []
+        for query in order:
+            cx, cy, w, h = output.pred_boxes[0, query].float().cpu().tolist()
+            x0, y0, x1, y1 = (min(1.0, max(0.0, v)) for v in (cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2))
+            if float(score_Q[query]) > self._options.box_threshold and x0 < x1 and y0 < y1:
+                boxes.append((x0, y0, x1, y1))
+                scores.append(float(score_Q[query]))
+        best = scores or [float(score_Q.max())]
+        return boxes, np.array(best, np.float32)
