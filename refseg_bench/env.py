@@ -144,6 +144,11 @@ def seed_everything(seed: int, scope: str) -> None:
             torch.set_num_threads(count)
 
 
+def run_seed() -> int:
+    """The seed of the run this process works on, for draws that no generator of this process makes."""
+    return _run_seed
+
+
 def threads() -> int:
     """Threads of torch on the CPU: 1, or what ``REFSEG_THREADS`` says.
 

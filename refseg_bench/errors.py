@@ -8,7 +8,7 @@ anything else is a bug and keeps its traceback.
 from __future__ import annotations
 
 import copyreg
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,12 @@ class RefsegError(Exception):
         where: the file, key or sample it is about.
         allowed: the values that would be accepted.
         hint: what the user can do about it.
+
+    Attributes:
+        details: JSON facts to keep with the sample that failed.
     """
+
+    details: Mapping[str, Any] = {}
 
     def __init__(
         self,
@@ -90,6 +95,7 @@ EXTRA_OF = {
     "sentencepiece": "dit",
     "sam2": "sam2",
     "submitit": "slurm",
+    "openai": "chat",
     "av": "report",
     "matplotlib": "report",
 }

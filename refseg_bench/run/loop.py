@@ -261,6 +261,7 @@ def _failed(clip: Clip, expression: Expression, error: Exception) -> Prediction:
         clip=clip.id,
         expression=expression.id,
         failure=SampleFailure(type(error).__name__, str(error), trace),
+        details=error.details if isinstance(error, RefsegError) else {},
     )
 
 

@@ -1,0 +1,537 @@
+"""A chat model with vision: words and images in, words out. Every reply is kept, and replayed.
+
+A conversation is told apart by all that made it: the model, its options, every message and every pixel.
+So a run that was killed goes on inside a conversation, later stages can be changed without a call, and a
+sampled conversation is the same each time. Attention can't pass through a server: methods that read it
+have backbones of their own (``mllm``, ``dit``). What a method makes of replies lives with the method.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import io
+import json
+import math
+import os
+import time
+from abc import abstractmethod
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar, Literal, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from refseg_bench import env
+from refseg_bench.backbones.base import Backbone
+from refseg_bench.cache import Cache, digest
+from refseg_bench.config.schema import option
+from refseg_bench.errors import ConfigError, RefsegError, require
+
+T = TypeVar("T")
+Uint8HWC = NDArray[np.uint8]
+#: Bump when what is sent for the same message changes.
+_VERSION = 1
+#: Most characters of a reply: no model says so much, a broken server may.
+_LONGEST = 1 << 20
+
+
+@dataclass(frozen=True, eq=False)
+class Message:
+    """One turn of a conversation.
+
+    Attributes:
+        role: who speaks.
+        parts: texts and images (uint8 RGB ``(H, W, 3)``), in order.
+    """
+
+    role: Literal["system", "user", "assistant"]
+    parts: tuple[str | Uint8HWC, ...]
+
+    def told(self) -> dict[str, Any]:
+        """The message as JSON values; an image is told by its size and the digest of its pixels."""
+        return {"role": self.role, "parts": [p if isinstance(p, str) else _told(p) for p in self.parts]}
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What the model said.
+
+    Attributes:
+        text: its words.
+        finish: why it stopped: ``stop``, ``length`` (cut at ``max_tokens``), or the server's own word.
+        prompt_tokens, answer_tokens: as the model counts them; ``None`` where it doesn't say.
+        seconds: until the reply was there, when it was asked.
+    """
+
+    text: str
+    finish: str
+    prompt_tokens: int | None
+    answer_tokens: int | None
+    seconds: float
+
+
+class ChatError(RefsegError):
+    """A conversation that led nowhere. Its transcript is kept with the sample's failure."""
+
+
+@dataclass
+class ChatModel(Backbone):
+    """Options of every chat model.
+
+    Attributes:
+        model: the model's id.
+        revision: of its weights; part of what a reply is kept under.
+        system: words put before every conversation; empty = none.
+        temperature: 0 = the likeliest word each time. Above, draws go by the run's ``seed``.
+        max_tokens: longest reply.
+        boxes: how it writes positions: ``pixels`` of the image it was sent, or ``thousandths`` of its sides.
+        side_multiple: images are sent with sides that are multiples of this, so that the model resizes
+            them no more and its pixels are ours.
+        max_pixels: larger images are sent smaller.
+        offline: take kept replies only; a conversation that isn't kept is an error.
+        batch_size: most conversations at a time.
+        label: what published tables call the model, to find its rows.
+    """
+
+    model: str = ""
+    revision: str = ""
+    system: str = ""
+    temperature: float = 0.0
+    max_tokens: int = 1024
+    boxes: Literal["pixels", "thousandths"] = "thousandths"
+    side_multiple: int = 1
+    max_pixels: int = 1280 * 28 * 28
+    offline: bool = option(False, transient=True)
+    batch_size: int = option(8, transient=True)
+    label: str = option("", transient=True)
+
+    #: Options that a reply depends on.
+    asks_with: ClassVar[tuple[str, ...]] = ("model", "revision", "system", "temperature", "max_tokens")
+    calls: int = field(default=0, init=False, repr=False, compare=False)
+    replayed: int = field(default=0, init=False, repr=False, compare=False)
+    _asked: dict[str, asyncio.Task[Reply]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that a reply depends on but the messages."""
+        drawn = {"seed": env.run_seed()} if self.temperature > 0 else {}
+        return {name: getattr(self, name) for name in self.asks_with} | drawn
+
+    async def reply(self, messages: Sequence[Message], again: int = 0) -> tuple[Reply, bool]:
+        """The reply to a conversation, and whether it was replayed.
+
+        Args:
+            messages: all turns, in order.
+            again: how often these very messages were sent before in this conversation.
+
+        Raises:
+            ChatError: the model refuses the request, or ``offline`` and the reply isn't kept.
+            ConfigError: no request can work (no server, no such model, no right to it).
+        """
+        if self.system:
+            messages = [Message("system", (self.system,)), *messages]
+        key = {
+            "stage": "chat",
+            "version": _VERSION,
+            "model": self.identity(),
+            "messages": [message.told() for message in messages],
+            "again": again,
+        }
+        name = digest(key)
+        if name in self._asked:  # another conversation says the same at this moment
+            return await asyncio.shield(self._asked[name]), True
+        kept = self._cache.get(key)
+        if kept is not None:
+            self.replayed += 1
+            return Reply(**json.loads(str(kept["reply"]))), True
+        if self.offline:
+            raise ChatError(
+                "The reply to this conversation is not kept here.",
+                where=self.model,
+                hint="backbone.offline=false asks the model; or bring the cache that the run was made with.",
+            )
+        task = self._asked[name] = asyncio.ensure_future(self._ask(key, messages))
+        try:
+            return await asyncio.shield(task), False
+        finally:
+            self._asked.pop(name, None)
+
+    async def _ask(self, key: Mapping[str, Any], messages: Sequence[Message]) -> Reply:
+        self.calls += 1
+        began = time.perf_counter()
+        found = await self.complete(messages)
+        if len(found.text) > _LONGEST:
+            raise ChatError(f"The reply has {len(found.text)} characters.", allowed=[f"up to {_LONGEST}"])
+        reply = Reply(found.text, found.finish, found.prompt_tokens, found.answer_tokens,
+                      round(time.perf_counter() - began, 3))  # fmt: skip
+        self._cache.put(key, {"reply": json.dumps(asdict(reply))})
+        return reply
+
+    @abstractmethod
+    async def complete(self, messages: Sequence[Message]) -> Reply:
+        """Ask the model itself."""
+
+    async def close(self) -> None:
+        """End the connections of the present event loop."""
+
+    def fit(self, image_HWC: Uint8HWC) -> Uint8HWC:
+        """An image as large as it is sent: see ``side_multiple`` and ``max_pixels``.
+
+        >>> import numpy as np
+        >>> model = ChatEndpoint(side_multiple=28, max_pixels=28 * 28 * 6)
+        >>> model.fit(np.zeros((100, 150, 3), np.uint8)).shape
+        (56, 84, 3)
+        """
+        height, width = image_HWC.shape[:2]
+        step = self.side_multiple
+        sides = [max(step, round(side / step) * step) for side in (height, width)]
+        if sides[0] * sides[1] > self.max_pixels:
+            shrink = math.sqrt(height * width / self.max_pixels)
+            sides = [max(step, math.floor(side / shrink / step) * step) for side in (height, width)]
+        if sides == [height, width]:
+            return image_HWC
+        small = Image.fromarray(image_HWC).resize((sides[1], sides[0]), Image.Resampling.BICUBIC)
+        return np.asarray(small)
+
+    def report(self) -> dict[str, Any]:
+        """For the run record: what was asked, how often."""
+        return {**self.identity(), "calls": self.calls, "replayed": self.replayed}
+
+    @property
+    def _cache(self) -> Cache:
+        return Cache(None if self.cache_root is None else self.cache_root / "chat")
+
+
+@dataclass
+class ChatEndpoint(ChatModel):
+    """A model behind a server that speaks OpenAI's protocol (vLLM, SGLang, ``transformers serve``, a vendor).
+
+    Attributes:
+        url: the server's address up to ``/v1``; by default what ``OPENAI_BASE_URL`` says.
+        key_variable: environment variable that holds the secret key; it may be unset for one's own server.
+        timeout: seconds to wait for a reply.
+        retries: how often a request is repeated, with growing pauses, after 429, 5xx, or no answer in time.
+        extra: more fields of the request (``top_p``, ``chat_template_kwargs`` …).
+    """
+
+    url: str = option("", transient=True)
+    key_variable: str = option("OPENAI_API_KEY", transient=True)
+    timeout: float = option(600.0, transient=True)
+    retries: int = option(5, transient=True)
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    asks_with: ClassVar[tuple[str, ...]] = (*ChatModel.asks_with, "extra")
+    _client: Any = field(default=None, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if "@" in self.url:
+            raise ConfigError(
+                "The server's address holds a name or password, which would be written into the run folder.",
+                where="backbone.url",
+                hint="Put it into the environment, as OPENAI_BASE_URL, and remove the run folder just begun.",
+            )
+
+    async def complete(self, messages: Sequence[Message]) -> Reply:
+        """One request. Secrets never enter what it raises."""
+        import openai
+
+        if self._client is None:
+            self._client = self._connect()
+        words: dict[str, Any] = {"temperature": self.temperature, "max_tokens": self.max_tokens}
+        if self.temperature > 0:
+            words["seed"] = env.run_seed()
+        try:
+            done = await self._client.chat.completions.create(
+                model=self.model,
+                messages=[_wire(m) for m in messages],
+                extra_body=self.extra or None,
+                **words,
+            )
+            choice = done.choices[0]
+            text = choice.message.content or getattr(choice.message, "refusal", None) or ""
+        except openai.APIStatusError as error:
+            raise await self._refused(error.status_code, error.response.text or str(error.message)) from None
+        except openai.APIConnectionError as error:
+            raise ConfigError(
+                f"No answer from the chat model's server ({type(error.__cause__ or error).__name__}).",
+                where=str(self._client.base_url),
+                hint="Start it, or set backbone.url (OPENAI_BASE_URL); backbone.timeout and backbone.retries "
+                "wait longer. What was answered is kept.",
+            ) from None
+        except (openai.OpenAIError, ValueError, TypeError, IndexError, AttributeError) as error:
+            raise ChatError(
+                f"The server's reply is none ({type(error).__name__}).", where=str(self._client.base_url)
+            ) from None
+        used = done.usage
+        return Reply(
+            str(text),
+            str(choice.finish_reason),
+            None if used is None else int(used.prompt_tokens),
+            None if used is None else int(used.completion_tokens),
+            0.0,
+        )
+
+    def _connect(self) -> Any:
+        require("openai", "A chat model behind a server")
+        import openai
+
+        url = self.url or os.environ.get("OPENAI_BASE_URL", "")
+        if not url.startswith(("http://", "https://")) or not self.model:
+            raise ConfigError(
+                "The chat model has no server." if self.model else "The chat model has no name.",
+                where="backbone.url" if self.model else "backbone.model",
+                hint="backbone.url=http://HOST:PORT/v1 or OPENAI_BASE_URL names the server, backbone.model "
+                "the model on it.",
+            )
+        key = os.environ.get(self.key_variable) or "none"
+        return openai.AsyncOpenAI(base_url=url, api_key=key, timeout=self.timeout, max_retries=self.retries)
+
+    async def _refused(self, status: int, said: str) -> RefsegError:
+        import openai
+
+        secret = os.environ.get(self.key_variable)
+        said = (said.replace(secret, "…") if secret else said)[:500]
+        what = f"The chat model's server says {status}: {said}"
+        where = f"{self._client.base_url}, model {self.model}"
+        if status in (401, 403):
+            return ConfigError(
+                what, where=where, hint=f"Put the key into the environment: {self.key_variable}."
+            )
+        if status in (400, 404, 422):
+            with suppress(openai.OpenAIError, ValueError, TypeError):
+                known = [str(model.id) for model in (await self._client.models.list()).data]
+                if known and self.model not in known:
+                    return ConfigError(what, where="backbone.model", allowed=known)
+        if status == 429 or status >= 500:
+            return ConfigError(
+                what,
+                where=where,
+                hint=f"It said so {self.retries + 1} times. What was answered is kept: run again later.",
+            )
+        return ChatError(what, where=where)
+
+    async def close(self) -> None:
+        """End the connections."""
+        client, self._client = self._client, None
+        if client is not None:
+            await client.close()
+
+
+@dataclass
+class ChatLocal(ChatModel):
+    """A chat model of transformers in this process.
+
+    Attributes:
+        model: hub id or local folder.
+        dtype: of the weights; ``auto`` = the checkpoint's own.
+        attention: kernel.
+        device: ``auto`` = the first GPU, else the CPU.
+    """
+
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "bfloat16"
+    attention: Literal["sdpa", "flash_attention_2", "flash_attention_3", "eager"] = "sdpa"
+    device: str = option("auto", transient=True)
+
+    asks_with: ClassVar[tuple[str, ...]] = (*ChatModel.asks_with, "dtype", "attention")
+    _loaded: Any = field(default=None, init=False, repr=False, compare=False)
+
+    def weights(self) -> tuple[Any, ...]:
+        """What ``refseg models`` lists and fetches."""
+        from refseg_bench.backbones.weights import Weights
+
+        patterns = ("*.json", "*.safetensors", "*.txt", "*.jinja")
+        return (Weights(self.model, self.revision or None, patterns=patterns, component="backbone"),)
+
+    async def complete(self, messages: Sequence[Message]) -> Reply:
+        """One generation; nothing else of the process goes on meanwhile."""
+        import torch
+
+        processor, model = self._model()
+        talk = [{"role": m.role, "content": [_local(part) for part in m.parts]} for m in messages]
+        inputs = processor.apply_chat_template(
+            talk, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+        ).to(model.device)
+        drawn = (
+            {"do_sample": True, "temperature": self.temperature}
+            if self.temperature > 0
+            else {"do_sample": False}
+        )
+        torch.manual_seed(env.run_seed())
+        with torch.inference_mode():
+            ids = model.generate(**inputs, max_new_tokens=self.max_tokens, **drawn)[
+                0, inputs["input_ids"].shape[1] :
+            ]
+        text = processor.decode(ids, skip_special_tokens=True)
+        finish = "length" if len(ids) >= self.max_tokens else "stop"
+        return Reply(text.strip(), finish, int(inputs["input_ids"].shape[1]), len(ids), 0.0)
+
+    def _model(self) -> tuple[Any, Any]:
+        if self._loaded is None:
+            import torch
+            from transformers import AutoModelForImageTextToText, AutoProcessor
+
+            from refseg_bench.backbones.weights import choose_device, from_pretrained
+
+            needed = self.weights()[0]
+            dtype = self.dtype if self.dtype == "auto" else getattr(torch, self.dtype)
+            model = from_pretrained(
+                AutoModelForImageTextToText,
+                needed,
+                offline=self.offline,
+                dtype=dtype,
+                attn_implementation=self.attention,
+            )
+            processor = from_pretrained(AutoProcessor, needed, offline=self.offline)
+            self._loaded = processor, model.eval().to(choose_device(self.device))
+        found: tuple[Any, Any] = self._loaded
+        return found
+
+
+def _told(image_HWC: Uint8HWC) -> dict[str, Any]:
+    pixels = hashlib.blake2b(image_HWC.tobytes(), digest_size=16).hexdigest()
+    return {"size": list(image_HWC.shape[:2]), "image": pixels}
+
+
+def _wire(message: Message) -> dict[str, Any]:
+    """A message as OpenAI's protocol has it; images travel inline as PNG."""
+    content: list[dict[str, Any]] = []
+    for part in message.parts:
+        if isinstance(part, str):
+            content.append({"type": "text", "text": part})
+            continue
+        held = io.BytesIO()
+        Image.fromarray(part).save(held, "PNG", compress_level=1)
+        data = base64.b64encode(held.getvalue()).decode("ascii")
+        content.append({"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}})
+    plain = len(content) == 1 and content[0]["type"] == "text"
+    return {"role": message.role, "content": content[0]["text"] if plain else content}
+
+
+def _local(part: str | Uint8HWC) -> dict[str, Any]:
+    if isinstance(part, str):
+        return {"type": "text", "text": part}
+    return {"type": "image", "image": Image.fromarray(part)}
+
+
+# ── one sample's conversations ───────────────────────────────────────────────
+
+
+@dataclass
+class Cost:
+    """What a sample's conversations took. Replayed calls count as they did when they were made.
+
+    Attributes:
+        calls: requests, of which ``replayed`` needed no model.
+        prompt_tokens, answer_tokens: ``None`` where the model doesn't count them.
+        images: sent.
+        seconds: waited for replies.
+    """
+
+    calls: int = 0
+    replayed: int = 0
+    prompt_tokens: int | None = 0
+    answer_tokens: int | None = 0
+    images: int = 0
+    seconds: float = 0.0
+
+
+class Conversation:
+    """All that is said for one sample, its transcript and its cost.
+
+    Args:
+        model: who answers.
+    """
+
+    def __init__(self, model: ChatModel) -> None:
+        self.model, self.cost = model, Cost()
+        self.transcript: list[dict[str, Any]] = []
+        self._sent: Counter[str] = Counter()
+        self._before: list[dict[str, Any]] = []
+
+    async def ask(self, messages: Sequence[Message], step: str) -> str:
+        """The model's words.
+
+        Args:
+            messages: all turns so far.
+            step: what the method is at, for the reader of the transcript.
+
+        Raises:
+            ChatError: with the transcript so far.
+        """
+        said = [message.told() for message in messages]
+        name = digest({"messages": said})
+        # A transcript tells each turn once.
+        same = [a == b for a, b in zip(said, self._before, strict=False)]
+        old = same.index(False) if False in same else len(same)
+        turn: dict[str, Any] = {"step": step, "after": old, "messages": said[old:]}
+        self.transcript.append(turn)
+        self._before = said
+        try:
+            reply, replayed = await self.model.reply(messages, self._sent[name])
+        except ChatError as error:
+            turn["error"] = error.what
+            raise self.failed(error) from error
+        self._sent[name] += 1
+        turn |= {"reply": reply.text, "finish": reply.finish}
+        cost = self.cost
+        cost.calls, cost.replayed, cost.seconds = (
+            cost.calls + 1,
+            cost.replayed + replayed,
+            cost.seconds + reply.seconds,
+        )
+        cost.images += sum(not isinstance(part, str) for message in messages for part in message.parts)
+        cost.prompt_tokens = _sum(cost.prompt_tokens, reply.prompt_tokens)
+        cost.answer_tokens = _sum(cost.answer_tokens, reply.answer_tokens)
+        return reply.text
+
+    async def ask_for(
+        self, messages: Sequence[Message], step: str, read: Callable[[str], T], tries: int = 3
+    ) -> T:
+        """What ``read`` makes of the model's words; where it can't, the model is told why and asked again.
+
+        Args:
+            messages: all turns so far.
+            step: what the method is at.
+            read: takes the words; raises ``ValueError`` with what is wrong with them.
+            tries: most calls.
+
+        Raises:
+            ChatError: no reply could be read.
+        """
+        told = list(messages)
+        for _ in range(tries):
+            words = await self.ask(told, step)
+            try:
+                return read(words)
+            except ValueError as error:
+                wrong = str(error)
+            if self.transcript[-1]["finish"] == "length":
+                wrong += f" (your reply was cut after {self.model.max_tokens} tokens: be brief)"
+            told = [
+                *messages,
+                Message("assistant", (words,)),
+                Message("user", (f"That can't be used: {wrong}. Answer again, in the form asked for.",)),
+            ]
+        raise self.failed(
+            ChatError(f"{tries} replies at '{step}' could not be read: {wrong}.", where=self.model.model)
+        )
+
+    def details(self) -> dict[str, Any]:
+        """JSON for the record: ``cost`` and ``conversation``."""
+        return {"cost": asdict(self.cost), "conversation": self.transcript}
+
+    def failed(self, error: ChatError) -> ChatError:
+        """The error with what was said so far."""
+        error.details = self.details()
+        return error
+
+
+def _sum(one: int | None, other: int | None) -> int | None:
+    return None if one is None or other is None else one + other

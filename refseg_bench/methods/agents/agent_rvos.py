@@ -1,0 +1,256 @@
+"""AgentRVOS (arXiv 2603.23489): a concept's tracks first, then a chat model rules out all but what is meant.
+
+A chat model turns the query into a noun, a concept segmenter tracks every instance of it over all frames,
+and in rounds the chat model sorts the numbered tracks into true, false and unknown, each round on the
+frames where the unknown ones are in view. The paper prints no prompts; those here are ours. What else
+it doesn't state is an option, or said where it is decided.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refseg_bench.backbones.chat import Conversation, Message
+from refseg_bench.methods.agents.base import ChatMethod, read_json, spread
+from refseg_bench.methods.agents.drawing import beside, crop, extent, frame_box, overlay
+from refseg_bench.segmenters.base import Instance, SegmenterSession
+from refseg_bench.types import Clip, Expression, Grounding, MaskTrack
+
+CONCEPT = """An object in a video is described by: "{sent}".
+Name the kind of object, so that a detector can find every instance of it.
+EXPLICIT: a physical noun in the description names it. REASONING: it doesn't (a question, a placeholder
+such as "object", "thing" or "one", something intangible, a pronoun).
+Give the core noun in the singular and, if there is one, its hypernym. For a rare species take a common
+animal that looks alike, for a common object its superclass.
+Answer as JSON: {{"type": "EXPLICIT" or "REASONING", "nouns": [core, hypernym or null], "reason": "..."}}"""
+LOOK = """These are frames of a video. An object in it is described by: "{sent}".
+Look at the frames and name the kind of object that is meant, so that a detector can find all of it.
+This is attempt {attempt}.{failed}
+Answer as JSON: {{"nouns": [core noun in the singular, hypernym or null], "reason": "..."}}"""
+FAILED = " The detector found nothing for: {nouns}. Name something broader."
+NEEDED = """An object in a video is described by: "{sent}".
+Must one know colour or texture to tell it from others of its kind?
+Answer as JSON: {{"appearance": true or false}}"""
+APPEARANCE = """Left: the object in a red box. Right: the object alone. It is a {noun}.
+Describe its colour and texture in one or two short phrases. Answer as JSON: {{"phrases": ["...", "..."]}}"""
+SORT = """These are frames of a video, in order: {frames}.
+Each candidate ({noun}) is a coloured area with its number.
+An object is described by: "{sent}".{looks}
+Sort all of the candidates {ids}: true = it is meant, false = it is not, unknown = these frames don't tell.
+Several may be true, or none. Think step by step, then answer as JSON in a tag:
+<answer>{{"true": [...], "false": [...], "unknown": [...]}}</answer>"""
+
+
+@dataclass
+class AgentRvos(ChatMethod):
+    """A chat model sorts the tracks of a concept segmenter.
+
+    Attributes:
+        concept: ``query`` = the chat model names what to look for; ``sentence`` = the raw expression is
+            looked for, and all that is found answers (the paper's floor).
+        concepts: most attempts at a name that finds anything; 1 = no second attempt.
+        appearance: describe each candidate where the query needs colour or texture.
+        rounds: most rounds of sorting; 1 = no iteration.
+        temporal: take the frames of a round from where its candidates are in view; else of the whole clip.
+        n_frames: frames shown at a time.
+        opacity: of the candidates' colours (not stated in the paper).
+        tries: most calls where a reply can't be read (not stated in the paper).
+    """
+
+    concept: Literal["query", "sentence"] = "query"
+    concepts: int = 3
+    appearance: bool = True
+    rounds: int = 3
+    temporal: bool = True
+    n_frames: int = 16
+    opacity: float = 0.4
+    tries: int = 3
+    _found: dict[str, list[Instance]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _clip: str = field(default="", init=False, repr=False, compare=False)
+
+    async def ground(
+        self, talk: Conversation, session: SegmenterSession, expression: Expression
+    ) -> Grounding:
+        """Name, find, describe, sort."""
+        clip = session.clip
+        if self.concept == "sentence":
+            noun, candidates = expression.text, self._tracks(session, expression.text)
+            verdict = dict.fromkeys(range(1, len(candidates) + 1), "true")
+        else:
+            noun, candidates = await self._candidates(talk, session, expression.text)
+            looks = await self._looks(talk, clip, expression.text, noun, candidates)
+            verdict = await self._sort(talk, clip, expression.text, noun, candidates, looks)
+        accepted = [candidates[one - 1].track for one, said in verdict.items() if said == "true"]
+        return Grounding(
+            expression,
+            MaskTrack.union(accepted, clip.size, len(clip)),
+            # What is left unknown is not output, but not ruled out either.
+            no_target=not accepted and "unknown" not in verdict.values(),
+            details={
+                "concept": noun,
+                "candidates": [round(one.score, 4) for one in candidates],
+                "verdict": {str(one): said for one, said in verdict.items()},
+            },
+        )
+
+    async def _candidates(
+        self, talk: Conversation, session: SegmenterSession, sentence: str
+    ) -> tuple[str, list[Instance]]:
+        """The noun that finds something, and all its instances."""
+
+        def read(words: str) -> tuple[bool, list[str]]:
+            said = _mapping(read_json(words))
+            nouns = said.get("nouns")
+            if (
+                not isinstance(nouns, list)
+                or not nouns
+                or not isinstance(nouns[0], str)
+                or not nouns[0].strip()
+            ):
+                raise ValueError('"nouns" must be [core noun, hypernym or null]')
+            return str(said.get("type")).upper() == "REASONING", [
+                n.strip() for n in nouns[:2] if isinstance(n, str)
+            ]
+
+        reasoning, nouns = await talk.ask_for(
+            [_user(CONCEPT.format(sent=sentence))], "concept", read, self.tries
+        )
+        failed: list[str] = []
+        for attempt in range(1, self.concepts + 1):
+            if reasoning or attempt > 1:
+                told = FAILED.format(nouns=", ".join(failed)) if failed else ""
+                question = LOOK.format(sent=sentence, attempt=attempt, failed=told)
+                frames = session.clip.load(spread(len(session.clip), self.n_frames))
+                shown = [self.backbone.fit(frame_HWC) for frame_HWC in frames]
+                _, nouns = await talk.ask_for(
+                    [_user(*shown, question)], f"concept, attempt {attempt}", read, self.tries
+                )
+            best, most = (nouns[0], list[Instance]()), 0
+            for noun in dict.fromkeys(nouns):
+                found = self._tracks(session, noun)
+                # The name with more detections over all frames; on ties the core noun (not stated).
+                seen = sum(sum(bool(area) for area in one.track.area()) for one in found)
+                if seen > most:
+                    best, most = (noun, found), seen
+            if most:
+                return best
+            failed += [noun for noun in nouns if noun not in failed]
+        return nouns[0], []
+
+    def _tracks(self, session: SegmenterSession, phrase: str) -> list[Instance]:
+        """A phrase's instances; expressions of one clip often look for the same."""
+        if self._clip != session.clip.id:
+            self._clip, self._found = session.clip.id, {}
+        if phrase not in self._found:
+            self._found[phrase] = session.find(phrase)
+        return self._found[phrase]
+
+    async def _looks(
+        self, talk: Conversation, clip: Clip, sentence: str, noun: str, candidates: Sequence[Instance]
+    ) -> dict[int, str]:
+        """Short descriptions of the candidates by number, where the query needs them."""
+        if not self.appearance or not candidates:
+            return {}
+
+        def needed(words: str) -> bool:
+            said = _mapping(read_json(words)).get("appearance")
+            if not isinstance(said, bool):
+                raise ValueError('"appearance" must be true or false')
+            return said
+
+        def phrases(words: str) -> str:
+            said = _mapping(read_json(words)).get("phrases")
+            if not isinstance(said, list) or not said or not all(isinstance(one, str) for one in said):
+                raise ValueError('"phrases" must be a list of one or two short texts')
+            return ", ".join(said[:2])
+
+        if not await talk.ask_for(
+            [_user(NEEDED.format(sent=sentence))], "appearance needed", needed, self.tries
+        ):
+            return {}
+        looks = {}
+        for number, candidate in enumerate(candidates, 1):
+            areas = [area or 0 for area in candidate.track.area()]
+            frame = int(np.argmax(areas))
+            mask_HW = candidate.track.mask(frame)
+            if mask_HW is None or not mask_HW.any():
+                continue
+            box, picture_HWC = extent(mask_HW), clip.load([frame])[0]
+            panel = beside([crop(frame_box(picture_HWC, box), box, margin=1.0), crop(picture_HWC, box)])
+            question = _user(self.backbone.fit(panel), APPEARANCE.format(noun=noun))
+            looks[number] = await talk.ask_for([question], f"appearance of {number}", phrases, self.tries)
+        return looks
+
+    async def _sort(
+        self,
+        talk: Conversation,
+        clip: Clip,
+        sentence: str,
+        noun: str,
+        candidates: Sequence[Instance],
+        looks: dict[int, str],
+    ) -> dict[int, str]:
+        """What was said of each candidate in the end: true, false or unknown."""
+        verdict = dict.fromkeys(range(1, len(candidates) + 1), "unknown")
+        areas = [one.track.area() for one in candidates]
+        for number in range(1, self.rounds + 1):
+            open_ids = [one for one, said in verdict.items() if said == "unknown"]
+            if not open_ids:
+                break
+            view = [frame for frame in range(len(clip)) if any(areas[one - 1][frame] for one in open_ids)]
+            if not self.temporal or not view:
+                view = list(range(len(clip)))
+            frames = [view[place] for place in spread(len(view), self.n_frames)]
+            shown = []
+            for frame, frame_HWC in zip(frames, clip.load(frames), strict=True):
+                masks = [candidates[one - 1].track.mask(frame) for one in open_ids]
+                shown.append(self.backbone.fit(overlay(frame_HWC, masks, open_ids, self.opacity)))
+            told = "".join(f"\nCandidate {one} looks: {looks[one]}." for one in open_ids if one in looks)
+            names = ", ".join(str(frame) for frame in frames)
+            question = SORT.format(frames=names, noun=noun, sent=sentence, looks=told, ids=open_ids)
+
+            def read(words: str, ids: Sequence[int] = tuple(open_ids)) -> dict[int, str]:
+                return read_verdict(words, ids)
+
+            verdict |= await talk.ask_for([_user(*shown, question)], f"round {number}", read, self.tries)
+        return verdict
+
+
+def read_verdict(words: str, ids: Sequence[int]) -> dict[int, str]:
+    """Which candidates were called true, false and unknown: every one, and each once.
+
+    Raises:
+        ValueError: one is missing, named twice, or not among those asked about.
+
+    >>> read_verdict('<answer>{"true": [2], "false": [1], "unknown": []}</answer>', [1, 2])
+    {2: 'true', 1: 'false'}
+    """
+    said = _mapping(read_json(words))
+    found: dict[int, str] = {}
+    for name in ("true", "false", "unknown"):
+        listed = said.get(name, [])
+        for one in listed if isinstance(listed, list) else [listed]:
+            number = int(one) if isinstance(one, int) or str(one).isdecimal() else -1
+            if number not in ids or number in found:
+                raise ValueError(
+                    f"{one!r} under '{name}' is not one of the candidates {list(ids)}, or stands twice"
+                )
+            found[number] = name
+    if missing := [one for one in ids if one not in found]:
+        raise ValueError(f"the candidates {missing} are in none of the three lists")
+    return found
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError("the JSON is no object")
+    return value
+
+
+def _user(*parts: str | NDArray[np.uint8]) -> Message:
+    return Message("user", parts)

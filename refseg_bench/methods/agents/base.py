@@ -1,0 +1,207 @@
+"""What methods that converse with a chat model share: conversations side by side, and reading replies.
+
+No idea of a method lives here, and nothing of how a model is asked (that is ``backbones.chat``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import re
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+from refseg_bench.backbones.chat import ChatModel, Conversation
+from refseg_bench.errors import ConfigError, StoreError
+from refseg_bench.files.store_io import parse_json
+from refseg_bench.methods.base import Method
+from refseg_bench.segmenters.base import Segmenter, SegmenterSession
+from refseg_bench.types import Clip, Expression, Grounding
+
+Box = tuple[float, float, float, float]
+#: Errors that no other conversation will escape.
+_OF_ALL = (ConfigError, StoreError, ImportError)
+
+
+@dataclass
+class ChatMethod(Method):
+    """A method that grounds each expression by a conversation.
+
+    Up to ``backbone.batch_size`` conversations of a clip go on at a time: while one waits for the chat
+    model, another segments. One that fails takes no other with it.
+    """
+
+    backbone: ChatModel
+    segmenter: Segmenter
+
+    def predict(self, clip: Clip, expressions: Sequence[Expression]) -> Iterator[Grounding]:
+        """One grounding per expression, each as soon as its conversation has ended."""
+        failure: Exception | None = None
+        with self.segmenter.open(clip) as session, asyncio.Runner() as runner:
+            tasks = runner.run(self._start(session, expressions))
+            try:
+                waiting = list(tasks)
+                while waiting:
+                    done, _ = runner.run(_first(waiting))
+                    for task in [task for task in waiting if task in done]:
+                        waiting.remove(task)
+                        error = task.exception()
+                        if error is None:
+                            yield task.result()
+                        elif isinstance(error, Exception) and not isinstance(error, _OF_ALL):
+                            failure = failure or error
+                        else:
+                            raise error
+            finally:
+                runner.run(self._end(tasks))
+        if failure is not None:
+            raise failure
+
+    async def _start(
+        self, session: SegmenterSession, expressions: Sequence[Expression]
+    ) -> list[asyncio.Task[Grounding]]:
+        at_once = asyncio.Semaphore(self.backbone.batch_size)
+
+        async def one(expression: Expression) -> Grounding:
+            async with at_once:
+                talk = Conversation(self.backbone)
+                found = await self.ground(talk, session, expression)
+                return replace(found, details={**found.details, **talk.details()})
+
+        return [asyncio.ensure_future(one(expression)) for expression in expressions]
+
+    async def _end(self, tasks: Sequence[asyncio.Task[Grounding]]) -> None:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self.backbone.close()
+
+    @abstractmethod
+    async def ground(
+        self, talk: Conversation, session: SegmenterSession, expression: Expression
+    ) -> Grounding:
+        """Answer one expression.
+
+        Args:
+            talk: asks the chat model, and keeps the account of it.
+            session: the clip, opened by the segmenter.
+            expression: what is meant.
+
+        Raises:
+            ChatError: the conversation led nowhere.
+        """
+
+
+async def _first(tasks: Sequence[asyncio.Task[Grounding]]) -> tuple[set[Any], set[Any]]:
+    return await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+
+
+# ── reading replies ──────────────────────────────────────────────────────────
+
+
+def read_json(words: str) -> Any:
+    r"""The JSON in a reply: in a fence or a tag, or the first value that stands alone in the words.
+
+    Raises:
+        ValueError: there is none.
+
+    >>> read_json("Sure: ```json\n[1, 2]\n``` as asked"), read_json("It is {'a': 1}, or {\"a\": 2}.")
+    ([1, 2], {'a': 2})
+    """
+    fenced = re.findall(r"```(?:json)?\s*(.*?)```", words, re.S) + re.findall(
+        r"<(\w+)>\s*([\[{].*?)\s*</\1>", words, re.S
+    )
+    texts = [text if isinstance(text, str) else text[1] for text in reversed(fenced)]
+    for text in (*texts, words):
+        found = _first_json(text)
+        if found is not None:
+            return found
+    raise ValueError("there is no JSON in it")
+
+
+#: Values tried in one reply: a text of brackets alone must not take long.
+_MOST_STARTS = 200
+
+
+def _first_json(text: str) -> Any:
+    for match in itertools.islice(re.finditer(r"[\[{]", text), _MOST_STARTS):
+        with suppress(ValueError, RecursionError):
+            _, end = json.JSONDecoder().raw_decode(text, match.start())
+            return parse_json(text[match.start() : end])
+    return None
+
+
+def read_boxes(words: str, model: ChatModel, size: tuple[int, int]) -> list[Box]:
+    """Boxes of a reply as shares of the picture, in the reply's order.
+
+    JSON with ``bbox_2d`` (or ``bbox``, ``box``), lists of four numbers, and ``<box>[[…]]</box>`` are read.
+
+    Args:
+        words: the reply.
+        model: says in which unit it writes (``boxes``).
+        size: (height, width) of the picture that it was sent.
+
+    Returns:
+        (x0, y0, x1, y1) in [0, 1], cut at the picture's border. None at all where the reply is an empty
+        list, or says ``none``.
+
+    Raises:
+        ValueError: there is no box and no word that there is none, or one that isn't a box.
+
+    >>> from refseg_bench.backbones.chat import ChatEndpoint
+    >>> read_boxes('[{"bbox_2d": [100, 200, 300, 400], "label": "dog"}]', ChatEndpoint(), (10, 10))
+    [(0.1, 0.2, 0.3, 0.4)]
+    >>> read_boxes("<box>[[7, 0, 14, 28]]</box>", ChatEndpoint(boxes="pixels"), (28, 28))
+    [(0.25, 0.0, 0.5, 1.0)]
+    """
+    found: list[Any] = []
+    try:
+        value = read_json(words)
+    except ValueError:
+        value = [] if re.fullmatch(r"\W*(none|nothing|no (object|box|target)s?)\W*", words, re.I) else None
+    _gather(value, found, 0)
+    if not found and value not in ([], [[]]):
+        raise ValueError("there is no box in it; the form is [[x1, y1, x2, y2]], or [] if there is none")
+    height, width = size
+    sides = (width, height, width, height) if model.boxes == "pixels" else (1000, 1000, 1000, 1000)
+    boxes: list[Box] = []
+    for numbers in found:
+        x0, y0, x1, y1 = (
+            min(1.0, max(0.0, value / side)) for value, side in zip(numbers, sides, strict=True)
+        )
+        if not (x0 < x1 and y0 < y1):
+            raise ValueError(f"{numbers} is no box x1 < x2, y1 < y2 inside the picture")
+        boxes.append((x0, y0, x1, y1))
+    return boxes
+
+
+def _gather(value: Any, found: list[Any], depth: int) -> None:
+    """All lists of four numbers in a JSON value."""
+    if depth > 8:
+        raise ValueError("it is nested too deep")
+    if isinstance(value, dict):
+        inner = [value[name] for name in ("bbox_2d", "bbox", "box") if name in value] or list(value.values())
+        for item in inner:
+            _gather(item, found, depth + 1)
+    elif isinstance(value, list):
+        if len(value) == 4 and all(isinstance(v, int | float) and not isinstance(v, bool) for v in value):
+            if not all(abs(v) < 1e9 for v in value):
+                raise ValueError(f"{value} is no box")
+            found.append(value)
+        else:
+            for item in value:
+                _gather(item, found, depth + 1)
+
+
+def spread(length: int, count: int) -> list[int]:
+    """``count`` places spread evenly over ``length``: the middles of equal parts, each once.
+
+    >>> spread(10, 2), spread(3, 16), spread(7, 1)
+    ([2, 7], [0, 1, 2], [3])
+    """
+    count = min(count, length)
+    return [int((place + 0.5) * length / count) for place in range(count)]

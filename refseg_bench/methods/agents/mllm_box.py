@@ -1,0 +1,58 @@
+"""A chat model's boxes on key frames prompt the segmenter: the everyday baseline of grounding by words.
+
+Which frames it is shown and how it is asked is stated by no one paper: both are options.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from refseg_bench.backbones.chat import Conversation, Message
+from refseg_bench.errors import ConfigError
+from refseg_bench.methods.agents.base import Box, ChatMethod, read_boxes, spread
+from refseg_bench.methods.base import track_prompts
+from refseg_bench.segmenters.base import Prompt, SegmenterSession
+from refseg_bench.types import Expression, Grounding, MaskTrack
+
+
+@dataclass
+class MllmBox(ChatMethod):
+    """Boxes of what is meant, asked for on each key frame and tracked both ways; their union answers.
+
+    Attributes:
+        n_frames: key frames, the middles of equal parts of the clip.
+        prompt: the question, with ``{sent}``.
+        tries: most calls on one frame, where a reply can't be read.
+    """
+
+    n_frames: int = 1
+    prompt: str = (
+        "Locate every object that this describes: {sent}. Answer with the boxes as JSON, "
+        '[{"bbox_2d": [x1, y1, x2, y2], "label": "..."}], or [] if nothing in the picture fits.'
+    )
+    tries: int = 3
+
+    def __post_init__(self) -> None:
+        if "{sent}" not in self.prompt:
+            raise ConfigError(
+                "The prompt has no place for the expression.", where="method.prompt", allowed=["{sent}"]
+            )
+
+    async def ground(
+        self, talk: Conversation, session: SegmenterSession, expression: Expression
+    ) -> Grounding:
+        """Ask on each key frame, then track."""
+        clip, tracks, told = session.clip, [], {}
+        for frame in spread(len(clip), self.n_frames):
+            picture = self.backbone.fit(clip.load([frame])[0])
+            question = Message("user", (picture, self.prompt.replace("{sent}", expression.text)))
+
+            def read(words: str, size: tuple[int, int] = picture.shape[:2]) -> list[Box]:
+                return read_boxes(words, self.backbone, size)
+
+            boxes = await talk.ask_for([question], f"boxes on frame {frame}", read, self.tries)
+            told[str(frame)] = boxes
+            if boxes:
+                tracks.append(track_prompts(session, frame, [Prompt(box=box) for box in boxes]))
+        track = MaskTrack.union(tracks, clip.size, len(clip))
+        return Grounding(expression, track, no_target=not tracks, details={"boxes": told})

@@ -1,0 +1,395 @@
+"""Chat models behind a server on loopback, one that behaves and ones that don't, and in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from refseg_bench import env
+from refseg_bench.backbones.chat import ChatEndpoint, ChatError, ChatLocal, Conversation, Message
+from refseg_bench.errors import ConfigError, RefsegError
+
+pytest.importorskip("openai")
+PICTURE = np.random.default_rng(0).integers(0, 255, (28, 56, 3)).astype(np.uint8)
+
+
+class Server:
+    """Speaks OpenAI's protocol as far as it is told to; ``replies`` are given in turn, the last for ever."""
+
+    def __init__(self, *replies):
+        self.replies, self.asked, self.most_at_once = list(replies), [], 0
+        self._open, self._lock = 0, threading.Lock()
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def log_message(self, *words):
+                pass
+
+            def do_GET(self):
+                self._send(200, {"object": "list", "data": [{"id": "tiny", "object": "model"}]})
+
+            def do_POST(self):
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                with outer._lock:
+                    outer.asked.append((body, {k.lower(): v for k, v in self.headers.items()}))
+                    outer._open += 1
+                    outer.most_at_once = max(outer.most_at_once, outer._open)
+                    reply = outer.replies.pop(0) if len(outer.replies) > 1 else outer.replies[0]
+                try:
+                    reply = reply(body) if callable(reply) else reply
+                    self._send(*reply) if isinstance(reply, tuple) else self._send(200, spoken(reply))
+                finally:
+                    with outer._lock:
+                        outer._open -= 1
+
+            def _send(self, status, value):
+                text = value if isinstance(value, str) else json.dumps(value)
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(text.encode())))
+                self.end_headers()
+                self.wfile.write(text.encode())
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def model(self, tmp_path, **more):
+        made = ChatEndpoint(
+            model="tiny", url=f"http://127.0.0.1:{self._server.server_port}/v1", **{"retries": 2, **more}
+        )
+        made.cache_root = tmp_path
+        return made
+
+    def close(self):
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def spoken(text, finish="stop"):
+    choice = {"index": 0, "finish_reason": finish, "message": {"role": "assistant", "content": text}}
+    usage = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
+    return {
+        "id": "1",
+        "object": "chat.completion",
+        "created": 1,
+        "model": "tiny",
+        "choices": [choice],
+        "usage": usage,
+    }
+
+
+@pytest.fixture
+def serve():
+    made = []
+
+    def start(*replies):
+        made.append(Server(*replies))
+        return made[-1]
+
+    yield start
+    for server in made:
+        server.close()
+
+
+def talk(model, *questions, read=None):
+    """Ask one question after the other in one conversation; the words, and the conversation."""
+
+    async def go():
+        conversation = Conversation(model)
+        try:
+            said = []
+            for question in questions:
+                messages = [Message("user", question if isinstance(question, tuple) else (question,))]
+                asked = (
+                    conversation.ask_for(messages, "step", read)
+                    if read
+                    else conversation.ask(messages, "step")
+                )
+                said.append(await asked)
+            return said, conversation
+        finally:
+            await model.close()
+
+    return asyncio.run(go())
+
+
+def test_words_and_pictures_arrive_as_sent(serve, tmp_path):
+    server = serve("a dog")
+    said, conversation = talk(
+        server.model(tmp_path, system="Be brief.", extra={"top_p": 0.5}), (PICTURE, "What is it?")
+    )
+    assert said == ["a dog"]
+    body, headers = server.asked[0]
+    assert headers["authorization"] == "Bearer none"
+    assert (body["model"], body["temperature"], body["max_tokens"], body["top_p"]) == ("tiny", 0.0, 1024, 0.5)
+    assert "seed" not in body
+    assert body["messages"][0] == {"role": "system", "content": "Be brief."}
+    picture, words = body["messages"][1]["content"]
+    assert words == {"type": "text", "text": "What is it?"}
+    kind, _, data = picture["image_url"]["url"].partition(",")
+    assert kind == "data:image/png;base64"
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(base64.b64decode(data)))), PICTURE)
+    cost = conversation.details()["cost"]
+    assert {k: cost[k] for k in ("calls", "replayed", "images", "prompt_tokens", "answer_tokens")} == {
+        "calls": 1, "replayed": 0, "images": 1, "prompt_tokens": 7, "answer_tokens": 3,
+    }  # fmt: skip
+
+
+def test_a_kept_reply_is_replayed_by_all_that_made_it(serve, tmp_path):
+    server = serve("one", "two", "three", "four", "five")
+    first = talk(server.model(tmp_path), "Which?", (PICTURE, "Which?"))
+    assert first[0] == ["one", "two"]
+    again, conversation = talk(
+        server.model(tmp_path, batch_size=1, timeout=9.0), "Which?", (PICTURE, "Which?")
+    )
+    assert again == ["one", "two"]
+    # Costs of replayed replies are those of when they were made.
+    assert (conversation.cost.calls, conversation.cost.replayed) == (2, 2)
+    assert (conversation.cost.prompt_tokens, conversation.cost.seconds) == (14, first[1].cost.seconds)
+    assert len(server.asked) == 2
+    # The same words a second time in one conversation are another draw.
+    assert talk(server.model(tmp_path), "Which?", "Which?")[0] == ["one", "three"]
+    assert talk(server.model(tmp_path, max_tokens=5), "Which?")[0] == ["four"]
+    other = PICTURE.copy()
+    other[0, 0, 0] ^= 1
+    assert talk(server.model(tmp_path), (other, "Which?"))[0] == ["five"]
+
+
+def test_draws_go_by_the_runs_seed(serve, tmp_path):
+    server = serve("one", "two")
+    model = server.model(tmp_path, temperature=0.2)
+    env.seed_everything(3, "clip")
+    try:
+        assert talk(model, "Which?")[0] == ["one"]
+        env.seed_everything(4, "clip")
+        assert talk(model, "Which?")[0] == ["two"]
+        env.seed_everything(3, "other clip")
+        assert talk(model, "Which?")[0] == ["one"]
+    finally:
+        env.seed_everything(0, "")
+    assert [body["seed"] for body, _ in server.asked] == [3, 4]
+
+
+def test_without_the_model_only_kept_replies_count(serve, tmp_path):
+    server = serve("one")
+    talk(server.model(tmp_path), "Which?")
+    assert talk(server.model(tmp_path, offline=True), "Which?")[0] == ["one"]
+    with pytest.raises(ChatError, match="not kept here"):
+        talk(server.model(tmp_path, offline=True), "Another?")
+    assert len(server.asked) == 1
+
+
+def test_two_conversations_that_say_the_same_at_once_ask_once(serve, tmp_path):
+    def slow(body):
+        time.sleep(0.2)
+        return 200, spoken("one")
+
+    server = serve(slow)
+    model = server.model(tmp_path)
+
+    async def go():
+        talks = [Conversation(model) for _ in range(4)]
+        said = await asyncio.gather(*(t.ask([Message("user", ("Which?",))], "s") for t in talks))
+        await model.close()
+        return said, [t.cost.replayed for t in talks]
+
+    said, replayed = asyncio.run(go())
+    assert said == ["one"] * 4
+    assert sorted(replayed) == [0, 1, 1, 1]
+    assert len(server.asked) == 1
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_a_busy_server_is_asked_again(serve, tmp_path, status):
+    server = serve((status, {"error": {"message": "busy"}}), (status, "oops"), "one")
+    assert talk(server.model(tmp_path), "Which?")[0] == ["one"]
+    assert len(server.asked) == 3
+
+
+def test_a_server_that_stays_busy_ends_the_run_and_loses_nothing(serve, tmp_path):
+    server = serve("one", (503, {"error": {"message": "busy"}}))
+    with pytest.raises(ConfigError, match=r"says 503.*busy") as told:
+        talk(server.model(tmp_path, retries=1), "Which?", "And?")
+    assert "1 times" not in str(told.value)
+    assert "2 times" in str(told.value)
+    server.replies = ["two"]
+    assert talk(server.model(tmp_path), "Which?", "And?")[0] == ["one", "two"]
+    assert [body["messages"][0]["content"] for body, _ in server.asked] == ["Which?", "And?", "And?", "And?"]
+
+
+def test_a_slow_server_is_given_up(serve, tmp_path):
+    def slow(body):
+        time.sleep(1.5)
+        return 200, spoken("late")
+
+    with pytest.raises(ConfigError, match="No answer"):
+        talk(serve(slow).model(tmp_path, timeout=0.2, retries=0), "Which?")
+
+
+def test_no_server_is_told_with_its_address(tmp_path):
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        port = held.getsockname()[1]
+    model = ChatEndpoint(model="tiny", url=f"http://127.0.0.1:{port}/v1", retries=0)
+    with pytest.raises(ConfigError, match=f"127.0.0.1:{port}"):
+        talk(model, "Which?")
+
+
+@pytest.mark.parametrize(
+    ("change", "where"),
+    [
+        ({"url": ""}, "backbone.url"),
+        ({"url": "localhost:80"}, "backbone.url"),
+        ({"model": ""}, "backbone.model"),
+    ],
+)
+def test_what_is_not_set_is_told_before_anything_is_sent(monkeypatch, change, where):
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    model = ChatEndpoint(**{"model": "tiny", "url": "http://127.0.0.1:9/v1", **change})
+    with pytest.raises(ConfigError) as told:
+        talk(model, "Which?")
+    assert told.value.where == where
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        (200, "{\"id\": \"1\", \"choices\": [{\"mess"),
+        (200, "<html>proxy</html>"),
+        (200, {}),
+        (200, {"choices": []}),
+        (200, {"choices": [{"message": None}]}),
+        (200, spoken("x" * (1 << 20) + "y")),
+    ],
+)  # fmt: skip
+def test_a_reply_that_is_none_fails_the_sample(serve, tmp_path, reply):
+    with pytest.raises(ChatError) as told:
+        talk(serve(reply).model(tmp_path, retries=0), "Which?")
+    assert told.value.details["conversation"][0]["error"]
+
+
+def test_a_refusal_of_the_request_fails_the_sample_and_a_wrong_name_the_run(serve, tmp_path):
+    too_long = (400, {"error": {"message": "context length exceeded"}})
+    with pytest.raises(ChatError, match="context length exceeded"):
+        talk(serve(too_long).model(tmp_path), "Which?")
+    server = serve((404, {"error": {"message": "no such model"}}))
+    model = server.model(tmp_path)
+    model.model = "huge"
+    with pytest.raises(ConfigError, match="no such model") as told:
+        talk(model, "Which?")
+    assert told.value.allowed == ["tiny"]
+
+
+def test_the_key_comes_from_the_environment_and_goes_nowhere_else(serve, tmp_path, monkeypatch):
+    monkeypatch.setenv("MY_KEY", "sk-very-secret")
+    server = serve(lambda body: (401, {"error": {"message": "bad key sk-very-secret"}}))
+    model = server.model(tmp_path, key_variable="MY_KEY")
+    with pytest.raises(ConfigError) as told:
+        talk(model, "Which?")
+    assert server.asked[0][1]["authorization"] == "Bearer sk-very-secret"
+    for text in (str(told.value), repr(model), str(model.report()), str(told.value.__cause__)):
+        assert "secret" not in text
+    server.replies = ["one"]
+    talk(model, "Which?")
+    for path in tmp_path.rglob("*"):
+        assert not path.is_file() or b"secret" not in path.read_bytes()
+
+
+def test_an_address_with_a_password_is_refused():
+    with pytest.raises(ConfigError, match="would be written"):
+        ChatEndpoint(model="tiny", url="http://me:secret@host/v1")
+
+
+def test_what_cannot_be_read_is_asked_again_with_the_reason(serve, tmp_path):
+    server = serve("well …", (200, spoken("[1, 2", "length")), "7")
+    said, conversation = talk(server.model(tmp_path), "How many?", read=int)
+    assert said == [7]
+    second, third = (body["messages"] for body, _ in server.asked[1:])
+    assert [m["role"] for m in second] == ["user", "assistant", "user"]
+    assert "invalid literal" in second[2]["content"]
+    assert "cut" not in second[2]["content"]
+    assert "cut after 1024 tokens" in third[2]["content"]
+    assert [turn["after"] for turn in conversation.transcript] == [0, 1, 1]
+    with pytest.raises(ChatError, match="3 replies at 'step'") as told:
+        talk(serve("well …").model(tmp_path / "other"), "How many?", read=int)
+    assert [turn["reply"] for turn in told.value.details["conversation"]] == ["well …"] * 3
+    assert told.value.details["cost"]["calls"] == 3
+
+
+def test_a_model_in_this_process_talks_and_is_replayed(tmp_path):
+    model = ChatLocal(model="shipped:tiny_mllm", max_tokens=6, dtype="float32", device="cpu")
+    model.cache_root = tmp_path
+    picture = np.zeros((48, 64, 3), np.uint8)
+    said, conversation = talk(model, (picture, "What is the red disc?"))
+    assert said[0]
+    assert conversation.cost.images == 1
+    assert 0 < conversation.cost.answer_tokens <= 6
+    deaf = ChatLocal(model="shipped:tiny_mllm", max_tokens=6, dtype="float32", device="cpu", offline=True)
+    deaf.cache_root = tmp_path
+    assert talk(deaf, (picture, "What is the red disc?"))[0] == said
+
+
+@pytest.mark.slow
+def test_a_real_server_answers_as_the_model_in_this_process(tmp_path):
+    weights = Path(env.HOME) / "refseg_bench" / "weights" / "tiny_mllm"
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        port = held.getsockname()[1]
+    program = Path(sys.executable).with_name("transformers")
+    words = [
+        program,
+        "serve",
+        weights,
+        "--port",
+        port,
+        "--host",
+        "127.0.0.1",
+        "--device",
+        "cpu",
+        "--dtype",
+        "float32",
+    ]
+    with (tmp_path / "log").open("w") as log:
+        server = subprocess.Popen(
+            [str(word) for word in words], stdout=log, stderr=log, cwd=tmp_path, start_new_session=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+    try:
+        for _ in range(240):
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/models", timeout=5).close()
+                break
+            except OSError:
+                assert server.poll() is None, (tmp_path / "log").read_text()
+                time.sleep(0.5)
+        model = ChatEndpoint(model=str(weights), url=f"http://127.0.0.1:{port}/v1", max_tokens=6)
+        model.cache_root = tmp_path / "cache"
+        picture = np.zeros((48, 64, 3), np.uint8)
+        questions = [(picture, "What is the red disc?"), "hello"]
+        got, conversation = talk(model, *questions)
+        local = ChatLocal(model="shipped:tiny_mllm", max_tokens=6, dtype="float32", device="cpu")
+        assert got == talk(local, *questions)[0]
+        assert conversation.cost.answer_tokens
+        assert conversation.cost.prompt_tokens
+        model.model = "nosuch"
+        with pytest.raises(RefsegError):
+            talk(model, "hello")
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
