@@ -90,7 +90,10 @@ def main(args: argparse.Namespace) -> int:
     if experiments:
         # Without any run the published table is shown alone.
         known = find_runs(paths) if paths or runs_in(Path("runs")) else []
-        return _papers(experiments, _whole(known, configs=True), args)
+        whole = _whole(known, configs=True)
+        if args.protocol is not None:
+            only_protocol(whole, args.protocol)
+        return _papers(experiments, whole, args)
     rows_alone = not (args.publish or args.sink) and args.sweep is None and args.html is None
     stores = _whole(find_runs(paths), configs=not rows_alone)
     if args.protocol is not None:

@@ -54,7 +54,9 @@ def titles(runs: Sequence[RunInfo]) -> list[str]:
     for places in same.values():
         if len({runs[place].digest for place in places}) < 2:
             continue
-        options = [options_of(runs[place].choices, runs[place].lasting) for place in places]
+        options = [
+            options_of(runs[place].choices | runs[place].printed, runs[place].lasting) for place in places
+        ]
         keys = differing(options)[:_MOST]
         short = [key.rpartition(".")[2] for key in keys]
         names = [key if short.count(end) > 1 else end for key, end in zip(keys, short, strict=True)]

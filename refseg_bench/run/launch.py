@@ -44,6 +44,7 @@ def freeze(point: Composed) -> RunStore:
         bound=method.bound,
         sees_targets=method.sees_targets,
         knows=method.knows,
+        printed={"backbone": label} if (label := (point.values["backbone"] or {}).get("label")) else {},
         protocols=list(point.values["dataset"].get("protocols") or ()),
     )
     store = RunStore.create(point.path, to_yaml(point.values), info)

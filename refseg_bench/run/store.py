@@ -424,6 +424,7 @@ class RunInfo:
         bound: True if the method is a bound (its class says so), not a grounding method.
         sees_targets: True if the method is shown the truth.
         knows: what the method answers from, in words.
+        printed: component → what published tables call it, where its config says so.
         protocols: what its data set is scored under by default; those lead.
         source: of predictions of other code the folder or file they were read from, else empty.
         content: digest of those predictions.
@@ -438,6 +439,7 @@ class RunInfo:
     bound: bool = False
     sees_targets: bool = False
     knows: str = ""
+    printed: dict[str, str] = field(default_factory=dict)
     protocols: list[str] = field(default_factory=list)
     source: str = ""
     content: str = ""

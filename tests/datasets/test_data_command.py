@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from refseg_bench.cli import main
-from refseg_bench.config.components import open_dataset
+from refseg_bench.config.components import names, open_dataset
 from refseg_bench.datasets import prepare
 from refseg_bench.datasets.verify import verify, wrong_sums
 from tools.writers import (
@@ -427,3 +427,23 @@ def test_what_can_t_be_done_is_told(tmp_path, capsys):
     ):
         assert run(*words) == 2
         assert capsys.readouterr().err.startswith("refseg data: ")
+
+
+@pytest.mark.parametrize("name", [name for name in names("dataset") if open_dataset(name).landmarks()])
+def test_sets_are_found_in_every_folder_their_archives_unpack_to(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("REFSEG_DATA", str(tmp_path))
+    data = open_dataset(name)
+    mark = data.landmarks()[0].replace("{split}", data.split)
+    for place in (name, *data.folders, *(f"{name}/{folder}" for folder in data.folders)):
+        path = tmp_path / place / mark
+        path.mkdir(parents=True)
+        assert open_dataset(name).base() == tmp_path / place
+        path.rmdir()
+
+
+def test_the_list_tells_where_it_looked(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("REFSEG_DATA", str(tmp_path / "nowhere"))
+    assert main(["data", "list"]) == 0
+    told = capsys.readouterr().out
+    assert f"Looked in {tmp_path / 'nowhere'} ($REFSEG_DATA, which is not there)" in told
+    assert "the shipped samples" in told

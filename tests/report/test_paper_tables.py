@@ -221,8 +221,8 @@ def test_nothing_is_cut_off_in_a_narrow_terminal(width: int, tmp_path: Path) -> 
 
 def info(digest: str, method: str = "m", *, name: str = "", **lasting: Any) -> RunInfo:
     given = {"name": f"{name}-set", "overrides": [f"name={name}-set"]} if name else {"name": f"{method}-set"}
-    options = {"method": lasting.pop("options", {}), **lasting}
     choices = {"method": method, "dataset": "set", "backbone": lasting.pop("backbone", "None")}
+    options = {"method": lasting.pop("options", {}), **lasting}
     return RunInfo(digest, choices=choices, lasting=options, **given)
 
 
@@ -233,6 +233,9 @@ def test_rows_go_by_what_differs_between_them() -> None:
     swept = [info(str(tau), options={"tau": tau, "fusion": {"size": 3}}) for tau in (0.7, 0.8)]
     assert titles(swept) == ["m · tau=0.7", "m · tau=0.8"]
     assert titles([info("1", backbone="small"), info("2", backbone="large")]) == ["m · small", "m · large"]
+    printed = [replace(run, printed={"backbone": run.choices["backbone"].title()}) for run in
+               (info("1", backbone="small"), info("2", backbone="large"))]  # fmt: skip
+    assert titles(printed) == ["m · Small", "m · Large"]
     twice = [info("01", options={"a": {"size": 1}, "b": {"size": 2}}), info("02", options={"a": {"size": 2}})]
     assert titles(twice) == [
         "m · method.a.size=1, method.b.size=2",
