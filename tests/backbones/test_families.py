@@ -326,3 +326,19 @@ def test_llava_video_pixels_are_the_processors():
     expected = processor(videos=[torch.from_numpy(frames).permute(0, 3, 1, 2)], return_tensors="pt")
     found = family.video(frames, VisualSettings()).inputs["pixel_values"]
     torch.testing.assert_close(found, expected["pixel_values_videos"][0], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_pixels_are_prepared_where_the_model_is(name):
+    """All that follows the resizing runs on the device alone: a meta tensor meets no other."""
+    frames, visual = clip_frames(3), VisualSettings(video_tokens=12)
+    here = backbone(name).loaded().family
+    there = family_of(here.config, {})
+    there.device = "meta"
+    for block, other in zip(
+        *((f.video(frames, visual), f.frame(frames[1], visual)) for f in (here, there)), strict=True
+    ):
+        (key,) = (key for key in block.inputs if key.startswith("pixel_values"))
+        assert other.inputs[key].device.type == "meta"
+        assert other.inputs[key].shape == block.inputs[key].shape
+        assert other.inputs[key].dtype == torch.float32

@@ -64,11 +64,13 @@ class MLLMFamily(ABC):
         preprocessing: the checkpoint's image-processor settings (mean, deviation); may be empty.
         positions: whose rule numbers the tokens, where transformers has changed its own: ``fixed`` (the
             one written here) or ``transformers`` (that of the installed version).
+        device: where pixels are normalised and cut into patches; resized they are on the CPU.
     """
 
     config: Any
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
     positions: Literal["fixed", "transformers"] = "fixed"
+    device: torch.device | str = "cpu"
 
     #: ``model_type`` of the configs this adapter serves.
     model_types: ClassVar[tuple[str, ...]]
@@ -122,6 +124,10 @@ class MLLMFamily(ABC):
     def std(self) -> tuple[float, ...]:
         """Channel deviations of the normalisation."""
         return tuple(self.preprocessing.get("image_std") or self._std)
+
+    def normalised(self, frames_TCHW: Tensor) -> Tensor:
+        """uint8 frames as float32 on the device, less the mean, over the deviation."""
+        return pixels.normalise(frames_TCHW.to(self.device), self.mean(), self.std())
 
     _mean: ClassVar[tuple[float, ...]] = CLIP_MEAN
     _std: ClassVar[tuple[float, ...]] = CLIP_STD
@@ -275,7 +281,7 @@ class QwenVL(MLLMFamily):
     def _patches(self, frames: list[NDArray[np.uint8]]) -> tuple[Tensor, tuple[int, int, int]]:
         vision = self.config.vision_config
         return pixels.patchify(
-            pixels.normalise(pixels.to_tensor(frames), self.mean(), self.std()),
+            self.normalised(pixels.to_tensor(frames)),
             int(vision.patch_size),
             int(vision.spatial_merge_size),
             int(vision.temporal_patch_size),
@@ -371,7 +377,7 @@ class InternVL(MLLMFamily):
             head += [f"{before}Frame{number}: <img>", (token, self.side**2)]
             before = "</img>\n"
         return Visual(
-            {"pixel_values": pixels.normalise(frames, self.mean(), self.std())},
+            {"pixel_values": self.normalised(frames)},
             tuple(head),
             ("</img>\n", _END),
             token,
@@ -387,7 +393,7 @@ class InternVL(MLLMFamily):
         cut = pixels.cut_tiles(whole[0], rows, columns)
         token = int(self.config.image_token_id)
         return Visual(
-            {"pixel_values": pixels.normalise(cut, self.mean(), self.std())},
+            {"pixel_values": self.normalised(cut)},
             (_INTERNVL_SYSTEM + _USER + "<img>", (token, rows * columns * self.side**2)),
             ("</img>\n", _END),
             token,
@@ -503,9 +509,8 @@ class LlavaOnevision(MLLMFamily):
         tiles: tuple[int, int],
         size: tuple[int, int] = (1, 1),
     ) -> Visual:
-        values = pixels.normalise(frames_TCHW, self.mean(), self.std())
         return Visual(
-            {"pixel_values": values, "image_sizes": torch.tensor([size])},
+            {"pixel_values": self.normalised(frames_TCHW), "image_sizes": torch.tensor([size])},
             (_LLAVA_HEAD, (token, grid[0] * grid[1] * grid[2])),
             ("\n", _LLAVA_END),
             token,

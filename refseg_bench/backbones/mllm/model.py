@@ -198,8 +198,8 @@ class MLLM(GroundingMLLM):
 
     def _take(self, model: Any, tokenizer: Any, adapter: MLLMFamily) -> None:
         self._config = model.config
-        adapter.positions = self.positions
-        model.to(self._device()).eval()
+        adapter.positions, adapter.device = self.positions, self._device()
+        model.to(adapter.device).eval()
         capture.install(model, self.attention)
         self._loaded = _Loaded(model, tokenizer, adapter, answer_rules(model.generation_config))
 

@@ -66,8 +66,10 @@ def resize_tensor(frames_TCHW: Tensor, size: tuple[int, int]) -> Tensor:
 
 def normalise(frames_TCHW: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """uint8 to float32, scaled to [0, 1], less the mean, over the deviation, per channel."""
-    shift = torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1)
-    spread = torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1)
+    shift, spread = (
+        torch.tensor(values, dtype=torch.float32, device=frames_TCHW.device).view(1, -1, 1, 1)
+        for values in (mean, std)
+    )
     return (frames_TCHW.to(torch.float32) / 255.0 - shift) / spread
 
 
