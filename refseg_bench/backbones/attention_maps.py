@@ -127,17 +127,6 @@ class LayerLogits:
             of(self.rest_HT, 1),
         )
 
-    @staticmethod
-    def cat_tokens(parts: Sequence[LayerLogits]) -> LayerLogits:
-        """Several sets of one image as one set, in order."""
-
-        def of(name: str, axis: int) -> Tensor | None:
-            tensors = [getattr(part, name) for part in parts]
-            return None if tensors[0] is None else torch.cat(tensors, axis)
-
-        image = torch.cat([part.image_HNT for part in parts], 2)
-        return LayerLogits(image, of("query_HTD", 1), of("key_HTD", 1), parts[0].rest_HN, of("rest_HT", 1))
-
 
 @dataclass(frozen=True, eq=False)
 class TokenMaps:
@@ -163,10 +152,6 @@ class TokenMaps:
     def maps_THW(self) -> NDArray[np.float32]:
         """The maps on their grid."""
         return self.maps_TN.reshape(-1, *self.grid)
-
-
-#: Kept logits of a set by (pass, layer).
-Logits = dict[tuple[int, int], LayerLogits]
 
 
 class MapReducer:
@@ -346,17 +331,11 @@ class MapObserver:
         layout: the token layout of the pass.
         options: how to read.
         readings: per set, name → reading.
-        keep_logits: also keep every layer's logits, in float32 on the CPU.
-        round: number of the forward pass (noise levels and samples are separate passes).
-        logits: per set, what was kept.
     """
 
     layout: TokenLayout
     options: MapOptions
     readings: Sequence[Mapping[str, SoftmaxTokens]]
-    keep_logits: bool = False
-    round: int = 0
-    logits: list[Logits] = field(init=False)
     _reducers: list[dict[str, MapReducer]] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -364,23 +343,17 @@ class MapObserver:
             {name: MapReducer(self.options, reading) for name, reading in readings.items()}
             for readings in self.readings
         ]
-        self.logits = [{} for _ in self.readings]
 
     def __call__(self, call: SdpaCall) -> None:
         """Read one layer."""
         for tensor in (call.query, call.key):
             require_finite(tensor, call.layer)
-        for index, (reducers, positions) in enumerate(zip(self._reducers, self.layout.sets, strict=True)):
-            kept: list[LayerLogits] = []
+        for reducers, positions in zip(self._reducers, self.layout.sets, strict=True):
             for chunk in self._chunks(call, positions):
                 for reducer in reducers.values():
                     reducer.add_heads(call.layer, chunk)
-                if self.keep_logits:
-                    kept.append(chunk)
             for reducer in reducers.values():
                 reducer.end_layer(call.layer)
-            if self.keep_logits:
-                self.logits[index][self.round, call.layer] = join_heads(kept)
 
     def results(self, grid: tuple[int, int]) -> list[dict[str, TokenMaps]]:
         """Per set, name → maps."""
@@ -436,53 +409,6 @@ class MapObserver:
             for queries, keys in zip(query[:, image], other, strict=True)
         ]
         return LayerLogits(logits, text_queries, text_keys, torch.stack(rest), rest_HT)
-
-
-def join_heads(chunks: Sequence[LayerLogits]) -> LayerLogits:
-    """Chunks of heads as one layer, on the CPU in float32."""
-
-    def joined(parts: list[Tensor | None]) -> Tensor | None:
-        present = [p.float().cpu() for p in parts if p is not None]
-        return torch.cat(present) if present else None
-
-    image = joined([c.image_HNT for c in chunks])
-    assert image is not None
-    return LayerLogits(
-        image,
-        joined([c.query_HTD for c in chunks]),
-        joined([c.key_HTD for c in chunks]),
-        joined([c.rest_HN for c in chunks]),
-        joined([c.rest_HT for c in chunks]),
-    )
-
-
-def replay(
-    logits: Logits,
-    layers: Sequence[int],
-    options: MapOptions,
-    readings: Mapping[str, SoftmaxTokens],
-    grid: tuple[int, int],
-) -> dict[str, TokenMaps]:
-    """The maps of a set from kept logits: what the forward passes would give, without them.
-
-    Heads were chosen when the logits were kept.
-
-    Raises:
-        AttentionError: a layer was not kept.
-    """
-    held = {layer for _, layer in logits}
-    missing = sorted(set(layers) - held)
-    if missing:
-        raise AttentionError(f"The logits of layer {missing[0]} were not kept.", allowed=sorted(held))
-    out: dict[str, TokenMaps] = {}
-    for name, reading in readings.items():
-        reducer = MapReducer(options, reading)
-        for round_, layer in sorted(logits):
-            if layer in layers:
-                reducer.add_heads(layer, logits[round_, layer])
-                reducer.end_layer(layer)
-        out[name] = reducer.result(grid)
-    return out
 
 
 def one_way_mask(roles: Sequence[int], image: int, *, text_first: bool, cross: bool = False) -> Tensor:

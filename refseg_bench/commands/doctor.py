@@ -226,7 +226,7 @@ def _ask_dit(made: DiT, frames_THWC: Uint8THWC, number: int) -> Rows:
         tokens = tokenise(made.tokenizer, text, (".", "a", "to", "with"))
         requests.append(TokenRequest(tokens, _TEXTS[0], {"all": SoftmaxTokens(tuple(range(len(tokens))))}))
     for answer in made.attend(made.open(frames_THWC[0]), requests):
-        if not np.isfinite(answer.maps["all"].maps_TN).all():
+        if not np.isfinite(answer["all"].maps_TN).all():
             raise RefsegError("An attention map holds NaN or infinity.")
     return {"transformer passes": made.counters.dit_forwards}
 

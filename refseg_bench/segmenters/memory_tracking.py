@@ -23,7 +23,6 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from refseg_bench.errors import ConfigError
 from refseg_bench.segmenters.base import (
     Candidates,
     Prompt,
@@ -40,9 +39,7 @@ from refseg_bench.segmenters.sam_base import (
     Sam,
     autocast_for,
     batches,
-    extension_available,
     fill_holes,
-    fill_holes_with_extension,
 )
 from refseg_bench.types import BoolHW, Clip
 
@@ -387,11 +384,8 @@ class TrackingSession(SegmenterSession):
         return (shrunk >= 0.5).float()
 
     def _filled(self, logits_N1hw: torch.Tensor) -> torch.Tensor:
-        fill = {"own": fill_holes, "extension": fill_holes_with_extension, "off": None}[
-            self._options.fill_holes
-        ]
         logits = logits_N1hw.float()
-        return logits if fill is None else fill(logits, self._options.hole_area)
+        return logits if self._options.fill_holes == "off" else fill_holes(logits, self._options.hole_area)
 
     @contextmanager
     def _work(self, stage: str) -> Iterator[None]:
@@ -406,8 +400,7 @@ class SamTracker(Sam):
     Attributes:
         resampling: filter that squashes a frame to the model's square. ``bicubic`` is what the
             official video predictor of SAM 2 does, ``bilinear`` what the processors of transformers do.
-        fill_holes: ``own`` (needs no extension), ``extension`` (the compiled kernel of Meta's package,
-            refused where it is missing) or ``off``.
+        fill_holes: ``own``: as Meta's package does by its compiled kernel, without the kernel; or ``off``.
         hole_area: largest hole to fill, in pixels of the low-resolution mask.
     """
 
@@ -417,41 +410,18 @@ class SamTracker(Sam):
     _core: TrackerCore | None = field(default=None, init=False, repr=False, compare=False)
 
     def open(self, clip: Clip) -> SegmenterSession:
-        """Start a session; the model loads at the first one.
-
-        Raises:
-            ConfigError: the compiled kernel is wanted and missing; the step is never left out silently.
-        """
+        """Start a session; the model loads at the first one."""
         return self.track(clip, SegmenterCounters())
 
     def track(self, clip: Clip, counters: SegmenterCounters) -> TrackingSession:
         """:meth:`open`, counting into ``counters``."""
-        if self.fill_holes == "extension" and not extension_available():
-            raise ConfigError(
-                "fill_holes=extension needs the compiled kernel of the package 'sam2' (sam2/_C.so), "
-                "which is not there.",
-                allowed=("own", "off", "extension (with sam2 built against a CUDA toolkit)"),
-                hint="Use segmenter.fill_holes=own: the same result without the kernel.",
-            )
         if self._core is None:
             self._core = self._load()
         return TrackingSession(clip, self._core, self, counters)
 
     def report(self) -> Mapping[str, Any]:
         """With which hole filling is in effect."""
-        compiled = extension_available()
-        in_effect = {
-            "own": "connected components by OpenCV, 8-connected",
-            "extension": "sam2._C" if compiled else "missing: sam2._C",
-            "off": "none",
-        }
-        filling = {
-            "fill_holes": self.fill_holes,
-            "in_effect": in_effect[self.fill_holes],
-            "max_area": 0 if self.fill_holes == "off" else self.hole_area,
-            "sam2_extension_compiled": compiled,
-        }
-        return {**super().report(), "hole_filling": filling}
+        return {**super().report(), "fill_holes": self.fill_holes, "hole_area": self.hole_area}
 
     @abstractmethod
     def _load(self) -> TrackerCore:

@@ -10,8 +10,6 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import cv2
@@ -26,7 +24,7 @@ from refseg_bench.segmenters.base import Prompt, PromptKind, Segmenter, Segmente
 
 Precision = Literal["fp32", "bf16"]
 Resampling = Literal["bicubic", "bilinear"]
-HoleFilling = Literal["own", "extension", "off"]
+HoleFilling = Literal["own", "off"]
 Features = tuple[torch.Tensor, ...]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -155,24 +153,6 @@ def fill_holes(logits_N1hw: torch.Tensor, max_area: int) -> torch.Tensor:
     if not holes.any():
         return logits_N1hw
     return torch.where(torch.from_numpy(holes).to(logits_N1hw.device), _FILLED, logits_N1hw)
-
-
-def fill_holes_with_extension(logits_N1hw: torch.Tensor, max_area: int) -> torch.Tensor:
-    """The same by the compiled kernel of the ``sam2`` package (CUDA tensors only)."""
-    from refseg_bench.segmenters.sam2 import import_sam2
-
-    import_sam2()
-    from sam2.utils.misc import get_connected_components
-
-    labels, areas = get_connected_components(logits_N1hw <= 0)
-    return torch.where((labels > 0) & (areas <= max_area), _FILLED, logits_N1hw)
-
-
-def extension_available() -> bool:
-    """Whether the ``sam2`` package is there with its compiled kernel; imports nothing."""
-    package = find_spec("sam2")
-    places = (package and package.submodule_search_locations) or ()
-    return any(next(Path(place).glob("_C*.so"), None) is not None for place in places)
 
 
 # ── features of a clip, computed once ────────────────────────────────────────

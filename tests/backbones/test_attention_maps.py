@@ -11,7 +11,6 @@ from refseg_bench.backbones.attention_maps import (
     MapOptions,
     SoftmaxTokens,
     TokenLayout,
-    replay,
     sink_statistics,
 )
 from refseg_bench.backbones.sdpa_tap import AttentionError, SdpaCall
@@ -144,20 +143,6 @@ def test_excluded_tokens_get_nothing_and_the_rest_renormalises(agg):
     found = record(options, readings).results((3, 4))[0]
     assert (found["masked"].maps_TN[[1, 4]] == 0).all()
     np.testing.assert_allclose(found["masked"].maps_TN[[0, 2, 3]], found["kept"].maps_TN, atol=2e-6)
-
-
-def test_replaying_kept_logits_equals_the_pass():
-    readings = {"all": SoftmaxTokens(tuple(range(T))), "some": SoftmaxTokens((0, 2))}
-    for options in (MapOptions(), MapOptions("joint_renorm"), MapOptions(direction="txt2img")):
-        recorder = record(options, readings, keep_logits=True)
-        again = replay(recorder.logits[0], [0, 2], options, readings, (3, 4))
-        fresh = MapObserver(LAYOUT, options, [readings])
-        for call in calls()[::2]:
-            fresh(call)
-        for name in readings:
-            np.testing.assert_array_equal(again[name].maps_TN, fresh.results((3, 4))[0][name].maps_TN)
-    with pytest.raises(AttentionError, match="layer 7 were not kept"):
-        replay(recorder.logits[0], [7], options, readings, (3, 4))
 
 
 def test_several_sets_are_read_apart():

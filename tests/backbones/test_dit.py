@@ -18,7 +18,7 @@ from tests.backbones import tiny_dits
 def read(dit, picture):
     tokens = tokenise(dit.tokenizer, "a gold fish", ["with"])
     query = TokenRequest(tokens, "cat", {"all": SoftmaxTokens(tuple(range(len(tokens))))})
-    return dit.attend(dit.open(picture), [query])[0].maps["all"].maps_TN
+    return dit.attend(dit.open(picture), [query])[0]["all"].maps_TN
 
 
 def test_prompts_are_padded_as_the_checkpoints_pipeline_does():

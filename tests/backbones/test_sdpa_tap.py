@@ -104,11 +104,11 @@ def test_the_environments_back_end_does_not_move_attention_away(family, make_dit
     dit = make_dit(family, n_noise=2)
     scene, seen, run = dit.open(picture), [], SdpaTap.run
     monkeypatch.setattr(SdpaTap, "run", lambda tap, forward: (run(tap, forward), seen.append(tap.calls)))
-    plain = dit.attend(scene, [question(dit)])[0].maps["all"].maps_TN
+    plain = dit.attend(scene, [question(dit)])[0]["all"].maps_TN
     # As DIFFUSERS_ATTN_BACKEND sets it when diffusers is imported.
     flash = attention_dispatch.AttentionBackendName.FLASH
     monkeypatch.setattr(attention_dispatch._AttentionBackendRegistry, "_active_backend", flash)
-    np.testing.assert_array_equal(dit.attend(scene, [question(dit)])[0].maps["all"].maps_TN, plain)
+    np.testing.assert_array_equal(dit.attend(scene, [question(dit)])[0]["all"].maps_TN, plain)
     assert attention_dispatch._AttentionBackendRegistry._active_backend is flash
     assert len(set(seen)) == 1
     assert len(seen) == dit.counters.dit_forwards == 4

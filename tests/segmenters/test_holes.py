@@ -7,10 +7,8 @@ import pytest
 import torch
 from scipy.ndimage import label
 
-from refseg_bench.errors import ConfigError
-from refseg_bench.segmenters import memory_tracking
 from refseg_bench.segmenters.sam2_hf import Sam2Hf
-from refseg_bench.segmenters.sam_base import extension_available, fill_holes
+from refseg_bench.segmenters.sam_base import fill_holes
 
 
 def reference(logits, max_area):
@@ -45,28 +43,10 @@ def test_no_hole_no_change():
     assert fill_holes(logits, 8) is logits
 
 
-def test_report_tells_which_filling_is_in_effect(monkeypatch):
-    assert Sam2Hf().report()["hole_filling"]["in_effect"].startswith("connected components by OpenCV")
-    assert Sam2Hf(fill_holes="off").report()["hole_filling"] == {
-        "fill_holes": "off",
-        "in_effect": "none",
-        "max_area": 0,
-        "sam2_extension_compiled": extension_available(),
-    }
-    monkeypatch.setattr(memory_tracking, "extension_available", lambda: False)
-    assert Sam2Hf(fill_holes="extension").report()["hole_filling"]["in_effect"] == "missing: sam2._C"
-
-
-def test_missing_extension_is_refused_not_skipped(monkeypatch, clip):
-    monkeypatch.setattr(memory_tracking, "extension_available", lambda: False)
-    with pytest.raises(ConfigError, match="compiled kernel"):
-        Sam2Hf(fill_holes="extension").open(clip)
-
-
 def test_run_record_says_which_filling_was_in_effect():
     from refseg_bench.methods.bounds import CentrePoint, Empty
     from refseg_bench.run.build import method_record
 
     record = method_record(CentrePoint(segmenter=Sam2Hf(fill_holes="off")))
-    assert record["segmenter"]["hole_filling"]["in_effect"] == "none"
+    assert (record["segmenter"]["fill_holes"], record["segmenter"]["hole_area"]) == ("off", 8)
     assert method_record(Empty()) == {}

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from refseg_bench.backbones.attention_maps import Logits, MapOptions, SoftmaxTokens, TokenMaps
+    from refseg_bench.backbones.attention_maps import MapOptions, SoftmaxTokens, TokenMaps
     from refseg_bench.backbones.dit.families import DiTFamily
     from refseg_bench.backbones.dit.text_side import TextSide
     from refseg_bench.backbones.dit.text_tokens import Tokenizer, TokenSet
@@ -81,14 +81,6 @@ class TokenRequest:
     tokens: TokenSet
     prompt: str
     readings: Mapping[str, SoftmaxTokens]
-
-
-@dataclass(frozen=True, eq=False)
-class Attended:
-    """The answer to one query: maps by reading, and the kept logits if asked for."""
-
-    maps: dict[str, TokenMaps]
-    logits: Logits = field(default_factory=dict)
 
 
 @dataclass
@@ -206,7 +198,7 @@ class DiT(Backbone):
 
     @property
     def magnets_independent(self) -> bool:
-        """True if an expression's tokens don't change with its magnets, so that logits recombine."""
+        """True if an expression's tokens don't change with its magnets."""
         if self.text_mode == "prompt":
             return False
         return self.adapter.cross or not self.concept_self_attention
@@ -246,10 +238,8 @@ class DiT(Backbone):
         self,
         scene: LatentImage,
         queries: Sequence[TokenRequest],
-        *,
         options: MapOptions | None = None,
-        keep_logits: bool = False,
-    ) -> list[Attended]:
+    ) -> list[dict[str, TokenMaps]]:
         """Read attention between an image and sets of tokens.
 
         Expressions of a concept stream share forward passes, since none is seen by image, prompt or
@@ -259,19 +249,21 @@ class DiT(Backbone):
             scene: from :meth:`open`.
             queries: one per expression.
             options: how logits become maps; by default from the options.
-            keep_logits: also return every layer's logits (see ``attention_maps.replay``).
+
+        Returns:
+            Of each query the maps by reading.
 
         Raises:
             AttentionError: attention can't be read, or is NaN.
         """
         options = options or self.options()
-        answers: list[Attended | None] = [None] * len(queries)
+        answers: list[dict[str, TokenMaps]] = [{} for _ in queries]
         for batch in self._batches(queries):
-            found = self._pass(scene, [queries[i] for i in batch], options, keep_logits)
+            found = self._pass(scene, [queries[i] for i in batch], options)
             for index, answer in zip(batch, found, strict=True):
                 answers[index] = answer
         self._load().text.rest()
-        return [answer for answer in answers if answer is not None]
+        return answers
 
     def variant(self, **options: Any) -> DiT:
         """The same model, loaded once, read with other options (none that loading depends on)."""
@@ -315,8 +307,8 @@ class DiT(Backbone):
         return tokens.expression if "expression" in (self.pooled, self.conditioned_on) else prompt
 
     def _pass(
-        self, scene: LatentImage, queries: Sequence[TokenRequest], options: MapOptions, keep: bool
-    ) -> list[Attended]:
+        self, scene: LatentImage, queries: Sequence[TokenRequest], options: MapOptions
+    ) -> list[dict[str, TokenMaps]]:
         import torch
         from diffusers import attention_backend
 
@@ -332,7 +324,6 @@ class DiT(Backbone):
             text.layout(scene.grid[0] * scene.grid[1], family),
             options,
             [query.readings for query in queries],
-            keep_logits=keep,
         )
         tap = SdpaTap(
             family.schedule(transformer),
@@ -349,8 +340,7 @@ class DiT(Backbone):
         # Whatever DIFFUSERS_ATTN_BACKEND says: other kernels than the native one would pass the tap by.
         with torch.inference_mode(), watched, attention_backend("native"):
             embedded = text.embeddings.to(loaded.device, loaded.dtype)[None]
-            for round_, (sigma, noise) in enumerate(self._noises(scene, loaded)):
-                recorder.round = round_
+            for sigma, noise in self._noises(scene, loaded):
                 latents = family.noised(scene.latents, noise, sigma, loaded.scheduler)
                 inputs = ForwardInputs(
                     latents.to(loaded.dtype), embedded, pooled, sigma, guidance, text.prompt_tokens
@@ -358,8 +348,7 @@ class DiT(Backbone):
                 tap.run(lambda inputs=inputs: family.forward(transformer, inputs))  # type: ignore[misc]
                 self.counters.dit_forwards += 1
         self.counters.text_encodings = loaded.text.encodings
-        found = recorder.results(scene.grid)
-        return [Attended(maps, logits) for maps, logits in zip(found, recorder.logits, strict=True)]
+        return recorder.results(scene.grid)
 
     def _noises(self, scene: LatentImage, loaded: _Loaded) -> Iterator[tuple[float, Tensor]]:
         """(noise level, noise) of each pass; the draws depend on the seed alone."""

@@ -150,8 +150,6 @@ class RefAM(AttentionMethod):
         absent_below: an expression whose peak is lower (in the map's own unit, after the spatial bias: with
             ``aggregate: mean`` a token's share of attention) is answered as absent; not in the paper,
             ``null`` = off.
-        cache_logits: cache logits, too: large, but then no sweep over softmax, sinks or (where strings
-            don't see each other) magnets reads attention again.
         keep_token_maps: hand every token's map to the report.
     """
 
@@ -159,7 +157,7 @@ class RefAM(AttentionMethod):
     cache_folder: ClassVar[str] = "refam"
     makes_maps: ClassVar[tuple[str, ...]] = (
         *("magnets", "magnet_encoding", "lowercase", "overlong", "prompt_mode", "captions"),
-        *("missing_caption", "mask", "prompt_frame", "frame_candidates", "cache_logits"),
+        *("missing_caption", "mask", "prompt_frame", "frame_candidates"),
     )
     #: The mean map of all the expression's tokens, no magnets, nothing filtered.
     raw_options: ClassVar[Mapping[str, Any]] = {
@@ -196,7 +194,6 @@ class RefAM(AttentionMethod):
     frame_candidates: int = 5
     bidirectional: bool = False
     absent_below: float | None = option(None, newer=True)
-    cache_logits: bool = option(False, transient=True)
     keep_token_maps: bool = option(False, transient=True)
 
     def __post_init__(self) -> None:
@@ -295,7 +292,7 @@ class RefAM(AttentionMethod):
 
     def _questions(self, clip: Clip, expressions: Sequence[Expression]) -> tuple[TokenMapReader, list[Ask]]:
         """A reader on the clip, and what it is asked: one set of tokens per expression."""
-        reader = TokenMapReader(self.backbone, self.cache, clip, self.cache_logits)
+        reader = TokenMapReader(self.backbone, self.cache, clip)
         asks = [
             Ask(
                 tokenise(

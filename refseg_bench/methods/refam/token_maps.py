@@ -1,33 +1,22 @@
 """Token maps of a clip's expressions, through the cache: what is known costs no forward pass.
 
-Two kinds of entries. *Maps* are what a set of tokens came to, small. *Logits* (``cache_logits``)
-are every layer's image × token logits with the tokens' own queries and keys; from them maps follow
-for any softmax, any sinks left out and, where the strings of an expression don't see each other,
-any choice of magnets: each string then has an entry of its own. In that case maps, too, are kept
-both with and without magnets. Which expressions are asked together never changes an entry beyond
-rounding.
+An entry holds what a set of tokens came to. Where the strings of an expression don't see each other,
+the maps without magnets are kept beside those with them. Which expressions are asked together never
+changes an entry beyond rounding.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 
-from refseg_bench.backbones.attention_maps import (
-    LayerLogits,
-    Logits,
-    MapOptions,
-    SoftmaxTokens,
-    TokenMaps,
-    replay,
-)
+from refseg_bench.backbones.attention_maps import SoftmaxTokens, TokenMaps
 from refseg_bench.backbones.dit.model import DiT, LatentImage, TokenRequest
 from refseg_bench.backbones.dit.text_tokens import TokenSet
 from refseg_bench.cache import Cache, Entry, Value, fingerprint
@@ -36,10 +25,6 @@ from refseg_bench.types import Clip, Expression
 
 PromptMode = Literal["caption", "expression", "empty"]
 MissingCaption = Literal["error", "expression", "empty"]
-
-_LOGIT_PARTS = ("image_HNT", "query_HTD", "key_HTD", "rest_HN", "rest_HT")
-#: Options of a backbone that kept logits do not depend on.
-_AFTER_LOGITS = ("head_agg", "softmax_axis")
 
 
 @dataclass(frozen=True)
@@ -70,18 +55,15 @@ class TokenMapReader:
         backbone: the transformer.
         cache: where entries are kept.
         clip: whose frames are read.
-        cache_logits: keep and use logits, not only maps.
         space: query–key attention, or inner products of the attention's outputs.
     """
 
     backbone: DiT
     cache: Cache
     clip: Clip
-    cache_logits: bool = False
     space: Literal["attention", "output"] = "attention"
     _scenes: dict[int, LatentImage] = field(default_factory=dict, init=False)
     _frames: dict[int, str] = field(default_factory=dict, init=False)
-    _logits: dict[str, tuple[Logits, tuple[int, int]]] = field(default_factory=dict, init=False)
 
     def read(self, frame: int, asks: Sequence[Ask]) -> list[TokenMaps]:
         """The maps of every ask, in order.
@@ -89,13 +71,23 @@ class TokenMapReader:
         Raises:
             RefsegError: the frame can't be read, or attention can't.
         """
-        return self._from_logits(frame, asks) if self.cache_logits else self._from_maps(frame, asks)
+        entries = [self.cache.get(self._key(frame, ask)) for ask in asks]
+        found = {i: _unpack_maps(entry) for i, entry in enumerate(entries) if entry is not None}
+        missing = [i for i in range(len(asks)) if i not in found]
+        if missing:
+            queries = [self._query(asks[i]) for i in missing]
+            answers = self.backbone.attend(self.scene(frame), queries, self.backbone.options(self.space))
+            for i, answer in zip(missing, answers, strict=True):
+                found[i] = answer["asked"]
+                self.cache.put(self._key(frame, asks[i]), _pack_maps(found[i]))
+                if "expression" in answer:
+                    bare = Ask(asks[i].tokens.alone(0), asks[i].prompt)
+                    self.cache.put(self._key(frame, bare), _pack_maps(answer["expression"]))
+        return [found[i] for i in range(len(asks))]
 
     def known(self, frame: int, ask: Ask) -> bool:
         """Whether an ask needs no forward pass, by the cache alone."""
-        if not self.cache_logits:
-            return self._key("maps", frame, ask) in self.cache
-        return all(self._key("logits", frame, unit) in self.cache for unit in self._units(ask))
+        return self._key(frame, ask) in self.cache
 
     def scene(self, frame: int) -> LatentImage:
         """A frame's latents, encoded at most once."""
@@ -103,93 +95,20 @@ class TokenMapReader:
             self._scenes[frame] = self.backbone.open(self.clip.load([frame])[0])
         return self._scenes[frame]
 
-    @property
-    def options(self) -> MapOptions:
-        """How logits become maps."""
-        return self.backbone.options(self.space)
-
-    def _independent(self, tokens: TokenSet) -> bool:
-        return tokens.separable and self.backbone.magnets_independent
-
-    # ── maps ──
-
-    def _from_maps(self, frame: int, asks: Sequence[Ask]) -> list[TokenMaps]:
-        entries = [self.cache.get(self._key("maps", frame, ask)) for ask in asks]
-        found = {i: _unpack_maps(entry) for i, entry in enumerate(entries) if entry is not None}
-        missing = [i for i in range(len(asks)) if i not in found]
-        if missing:
-            queries = [self._query(asks[i]) for i in missing]
-            answers = self.backbone.attend(self.scene(frame), queries, options=self.options)
-            for i, answer in zip(missing, answers, strict=True):
-                found[i] = answer.maps["asked"]
-                self.cache.put(self._key("maps", frame, asks[i]), _pack_maps(found[i]))
-                if "expression" in answer.maps:
-                    bare = Ask(asks[i].tokens.alone(0), asks[i].prompt)
-                    self.cache.put(self._key("maps", frame, bare), _pack_maps(answer.maps["expression"]))
-        return [found[i] for i in range(len(asks))]
-
     def _query(self, ask: Ask) -> TokenRequest:
         readings = {"asked": ask.reading}
-        if ask.tokens.magnets and not ask.exclude and self._independent(ask.tokens):
+        apart = ask.tokens.separable and self.backbone.magnets_independent
+        if ask.tokens.magnets and not ask.exclude and apart:
             readings["expression"] = SoftmaxTokens(ask.tokens.expression_tokens)
         return TokenRequest(ask.tokens, ask.prompt, readings)
 
-    # ── logits ──
-
-    def _from_logits(self, frame: int, asks: Sequence[Ask]) -> list[TokenMaps]:
-        units: dict[str, Ask] = {}
-        for ask in asks:
-            for unit in self._units(ask):
-                units.setdefault(self._name(frame, unit), unit)
-        self._logits = {name: held for name, held in self._logits.items() if name in units}
-        for name, unit in units.items():
-            if name not in self._logits:
-                entry = self.cache.get(self._key("logits", frame, unit))
-                if entry is not None:
-                    self._logits[name] = _unpack_logits(entry)
-        missing = [(name, unit) for name, unit in units.items() if name not in self._logits]
-        if missing:
-            answers = self.backbone.attend(
-                self.scene(frame),
-                [TokenRequest(unit.tokens, unit.prompt, {}) for _, unit in missing],
-                options=self.options,
-                keep_logits=True,
-            )
-            for (name, unit), answer in zip(missing, answers, strict=True):
-                grid = self.scene(frame).grid
-                self._logits[name] = (answer.logits, grid)
-                self.cache.put(self._key("logits", frame, unit), _pack_logits(answer.logits, grid))
-        return [self._replayed(frame, ask) for ask in asks]
-
-    def _replayed(self, frame: int, ask: Ask) -> TokenMaps:
-        held = [self._logits[self._name(frame, unit)] for unit in self._units(ask)]
-        (first, grid), logits = held[0], [part for part, _ in held]
-        joined = {at: LayerLogits.cat_tokens([part[at] for part in logits]) for at in first}
-        layers = sorted({layer for _, layer in first})
-        return replay(joined, layers, self.options, {"asked": ask.reading}, grid)["asked"]
-
-    def _units(self, ask: Ask) -> list[Ask]:
-        """What has logits of its own: every string, or the whole set where strings see each other."""
-        if not self._independent(ask.tokens):
-            return [replace(ask, exclude=())]
-        return [Ask(ask.tokens.alone(s), ask.prompt) for s in range(len(ask.tokens.strings))]
-
-    def _name(self, frame: int, unit: Ask) -> str:
-        return f"{frame}|{unit.tokens.strings}|{unit.prompt}|{unit.tokens.expression}"
-
-    # ── keys ──
-
-    def _key(self, kind: str, frame: int, ask: Ask) -> dict[str, Any]:
+    def _key(self, frame: int, ask: Ask) -> dict[str, Any]:
         if frame not in self._frames:
             path, upright = self.clip.frame_paths[frame], self.clip.upright
             self._frames[frame] = fingerprint([path], upright=upright)
-        identity = {**self.backbone.identity(), "space": self.space}
-        if kind == "logits":
-            rest = self.options.needs_rest
-            identity = {k: v for k, v in identity.items() if k not in _AFTER_LOGITS} | {"rest": rest}
         return {
-            "kind": f"token {kind}",
-            "backbone": identity,
+            "kind": "token maps",
+            "backbone": {**self.backbone.identity(), "space": self.space},
             "frame": self._frames[frame],
             "strings": ask.tokens.strings,
             "first_only": ask.tokens.first_only,
@@ -213,27 +132,6 @@ def _unpack_maps(entry: Entry) -> TokenMaps:
     a: Mapping[str, Any] = entry
     rows, columns = a["grid"].tolist()
     return TokenMaps(a["maps"], a.get("text"), a["stats"], tuple(a["layers"].tolist()), (rows, columns))
-
-
-def _pack_logits(logits: Logits, grid: tuple[int, int]) -> dict[str, Value]:
-    parts = {
-        f"{round_}.{layer}.{part}": value.numpy()
-        for (round_, layer), held in logits.items()
-        for part in _LOGIT_PARTS
-        if (value := getattr(held, part)) is not None
-    }
-    return {"grid": np.asarray(grid), **parts}
-
-
-def _unpack_logits(entry: Entry) -> tuple[Logits, tuple[int, int]]:
-    rows, columns = np.asarray(entry["grid"]).tolist()
-    parts: dict[tuple[int, int], dict[str, Any]] = {}
-    for name, value in entry.items():
-        if name == "grid":
-            continue
-        round_, layer, part = name.split(".")
-        parts.setdefault((int(round_), int(layer)), {})[part] = torch.from_numpy(np.array(value))
-    return {at: LayerLogits(**held) for at, held in sorted(parts.items())}, (rows, columns)
 
 
 # ── what a transformer is prompted with ─────────────────────────────────────
