@@ -29,17 +29,13 @@ from refseg_bench.files import png
 from refseg_bench.files.store_io import parse_json, printable, read_bytes
 from refseg_bench.scoring.labels import FolderLabels
 from refseg_bench.scoring.misplaced import (
-    Tree,
+    Names,
     counted_from_1,
     few,
     frames_instead,
-    image_instead,
-    maps_instead,
+    names_below,
     numbers,
     surplus,
-    tree,
-    tree_of,
-    video_instead,
 )
 from refseg_bench.scoring.protocols.base import GreyTrack, LabelMaps
 from refseg_bench.scoring.sources import ClipPredictions, State, Survey
@@ -96,7 +92,7 @@ def open_predictions(
     file = path if path.is_file() else None
     if path.is_dir():
         _beside.cache_clear()
-        tree.cache_clear()
+        names_below.cache_clear()
         try:
             inside = [p for p in path.iterdir() if not (p.name.startswith(".") or is_litter(p.name))]
         except OSError as error:
@@ -197,8 +193,28 @@ class ForeignPredictions(ABC):
         """The grey values of a sample's masks."""
 
     @abstractmethod
-    def _instead(self, clip: Clip, e: Expression) -> str:
-        """What lies where a sample was expected, and what to do; empty if nothing does."""
+    def _all_names(self) -> Names:
+        """All names, for what is nearly right."""
+
+    def _instead(self, clip: Clip, e: Expression | None) -> str:
+        """What lies where a sample (or the clip's id maps) was expected; empty if nothing does."""
+        frame, held = clip.frame_names[0], self._all_names()
+        if e is None:
+            wanted, names = f"{clip.id}/{frame}", [f"{clip.id}/{frame}", f"{frame}/{clip.id}"]
+        elif len(clip) == 1:
+            wanted = f"{clip.id}/{e.id}"
+            names = [wanted, f"{clip.id}/{e.text}", f"{e.id}/{clip.id}", *self._names(clip, e)]
+        else:
+            wanted = f"{clip.id}/{e.id}/{frame}" if self.end else f"{clip.id}/{e.id}"
+            levels = (e.id, f"{e.id}/{frame}", e.text, f"{frame}/{e.id}")
+            names = [*(f"{clip.id}/{level}" for level in levels), f"{e.id}/{clip.id}"]
+        wanted += self.end
+        names = [f"{top}{name}" for name in names for top in self._tops()]
+        if told := held.instead(wanted, names, image=len(clip) == 1):
+            return told
+        if inside := self._entries(clip.id):
+            return f"'{clip.id}' holds {few(inside)}, not '{wanted}'"
+        return held.instead(clip.id, [clip.id])
 
     def _check(self, found: _Found, clip: Clip, unit: str) -> None:
         """See that masks are those of a clip, as far as that costs little; raises what they lack."""
@@ -504,7 +520,7 @@ class FolderPredictions(ForeignPredictions):
             if any(n.endswith(".png") for n in inside):
                 return {"": self._frames(inside, folder, clip)}
         if not out and not expressions:
-            return {"": _Found(why=maps_instead(tree(self.root), clip.id, clip.frame_names[0]))}
+            return {"": _Found(why=self._instead(clip, None))}
         some = out or any((self.root / top / name).is_dir() for top in self._tops() for name in SETS)
         return out or dict.fromkeys(SETS if some else (), _Found())
 
@@ -546,10 +562,8 @@ class FolderPredictions(ForeignPredictions):
     def _grey(self, found: _Found, track: MaskTrack) -> GreyTrack:
         return FolderGrey(found.masks or (), track.size, self.above)
 
-    def _instead(self, clip: Clip, e: Expression) -> str:
-        if len(clip) == 1:
-            return image_instead(tree(self.root), self._names(clip, e), clip.id, e.id, e.text)
-        return video_instead(tree(self.root), clip.id, e.id, e.text, clip.frame_names[0])
+    def _all_names(self) -> Names:
+        return names_below(self.root)
 
     def _strangers(self, samples: Collection[str]) -> list[str]:
         held = ((file, _beside(self.root / file)) for file in BESIDE)
@@ -746,14 +760,17 @@ class JsonPredictions(ForeignPredictions):
     def _grey(self, found: _Found, track: MaskTrack) -> GreyTrack:
         return _PlainGrey(track)
 
-    def _instead(self, clip: Clip, e: Expression) -> str:
+    def _all_names(self) -> Names:
+        return _parsed(self.root).all_names
+
+    def _instead(self, clip: Clip, e: Expression | None) -> str:
         held = _parsed(self.root)
         for name in clip_names(clip):
             if isinstance(held.get(name), list):
                 return f"the entry '{name}' is a list without names: put each expression's masks under its id"
             if name in held.below:
-                return f"found below '{held.below[name]}': {held.tree.alone}"
-        return video_instead(held.tree, clip.id, e.id, e.text, clip.frame_names[0])
+                return f"found below '{held.below[name]}': {held.all_names.alone}"
+        return super()._instead(clip, e)
 
 
 def _load(path: Path) -> Any:
@@ -821,9 +838,19 @@ class _Held:
             raise DataError("The predictions are neither an object nor a list.", where=path)
 
     @cached_property
-    def tree(self) -> Tree:
+    def all_names(self) -> Names:
         """The names, to look for what is nearly right."""
-        return tree_of(lambda name: None if _is_end(held := self.get(name)) else held)
+
+        def paths() -> Iterator[str]:
+            waiting = [("", self.names)]
+            while waiting:
+                above, node = waiting.pop()
+                for name, value in node.items():
+                    yield f"{above}{name}/"
+                    if not _is_end(value):
+                        waiting.append((f"{above}{name}/", value))
+
+        return Names(paths(), "write what stands there alone")
 
     def get(self, name: str) -> Any:
         """What stands under a name; ``None`` if nothing does."""

@@ -527,25 +527,25 @@ def test_files_beside_the_masks_are_checked(coco, tmp_path, capsys, name, text, 
 
 WORDS_OF_TWO = [("the red dog", [0], {}), ("both, of them!", [0, 1], {})]
 ALMOST = {
-    "{e}/{c}/{f}.png": "levels swapped: rename it to 'v1/0'",
+    "{e}/{c}/{f}.png": "found '0/v1/' where 'v1/0/00000.png' is wanted",
     "my/out/{c}/{e}/{f}.png": "found below 'my/out': give that folder instead",
     "res/Annotations/{c}/{e}/{f}.png": "found below 'res/Annotations'",
     "{c}/{e}/{i1:05d}.png": "00000.png is missing, 00004.png is surplus: counted from 1?",
-    "{c}/{e}/{i}.png": "'0.png' lies there for '00000.png': pad the numbers",
-    "{c}/{e}/{f}.jpg": "masks must be PNG files",
-    "{c}/{e}/{f}_mask.png": "'00000_mask.png' lies there for '00000.png': rename it",
+    "{c}/{e}/{i}.png": "'0.png' lies there for '00000.png'",
+    "{c}/{e}/{f}.jpg": "'00000.jpg' lies there for '00000.png'",
+    "{c}/{e}/{f}_mask.png": "'00000_mask.png' lies there for '00000.png'",
     "{c}/{e}/frame_{f}.png": "'frame_00000.png' lies there",
     "{c}/{e}/masks/{f}.png": "there is 'masks'",
-    "{c}/{t}/{f}.png": "found 'v1/the red dog': rename it to 'v1/0'",
-    "{c}/the_red_dog{e}/{f}.png": "found 'v1/the_red_dog0': rename it to 'v1/0'",
-    "{c}/{e:0>3}/{f}.png": "found 'v1/000': rename it to 'v1/0'",
+    "{c}/{t}/{f}.png": "found 'v1/the red dog/' where 'v1/0/00000.png' is wanted",
+    "{c}/the_red_dog{e}/{f}.png": "'v1' holds 'the_red_dog0', 'the_red_dog1', not 'v1/0/00000.png'",
+    "{c}/{e:0>3}/{f}.png": "found 'v1/000/' where 'v1/0/00000.png' is wanted",
     "{c}/{e1}/{f}.png": "counted from 1: they are '0', '1'",
-    "{c}_{e}/{f}.png": "found 'v1_0': rename it to 'v1/0'",
-    "{c}_{e}_{f}.png": "found 'v1_0_00000.png': make it 'v1/0/00000.png'",
-    "{c}/{e}_{f}.png": "found 'v1/0_00000.png': make it 'v1/0/00000.png'",
-    "{c}/{f}/{e}.png": "levels swapped: it belongs to 'v1/0/00000.png'",
-    "{c}/{e}.png": "'v1/0' is a folder of one PNG per frame",
-    "V1/{e}/{f}.png": "found 'V1/0': rename it to 'v1/0'",
+    "{c}_{e}/{f}.png": "found 'v1_0/' where",
+    "{c}_{e}_{f}.png": "found 'v1_0_00000.png' where 'v1/0/00000.png' is wanted",
+    "{c}/{e}_{f}.png": "found 'v1/0_00000.png' where",
+    "{c}/{f}/{e}.png": "found 'v1/00000/' where 'v1/0/00000.png' is wanted",
+    "{c}/{e}.png": "found 'v1/0.png' where 'v1/0/00000.png' is wanted",
+    "V1/{e}/{f}.png": "found 'V1/0/' where",
 }
 
 
@@ -568,13 +568,13 @@ def test_a_layout_that_is_nearly_right_is_told_with_what_helps(tmp_path, layout)
 
 
 ALMOST_IMAGES = {
-    "{e}/{c}.png": "levels swapped: rename it to '1/0.png'",
-    "out/{c}/{e}.png": "found below 'out'",
-    "{c:0>6}_{e:0>3}.png": "found '000001_000.png': rename it to '1/0.png'",
+    "{e}/{c}.png": "found '0/1.png' where '1/0.png' is wanted",
+    "out/{c}/{e}.png": "found 'out/1/0.png' where '1/0.png' is wanted",
+    "{c:0>6}_{e:0>3}.png": "found '000001_000.png' where '1/0.png' is wanted",
     "img{c}_sent{e}.png": "found 'img1_sent0.png'",
-    "{c}/{t}.png": "found '1/one.png': rename it to '1/0.png'",
-    "{c}/{e}.jpg": "found '1/0.jpg' for '1/0.png': write a PNG file",
-    "{c}/{e}/masks/m.png": "the folder '1/0' holds 'masks'",
+    "{c}/{t}.png": "found '1/one.png' where '1/0.png' is wanted",
+    "{c}/{e}.jpg": "found '1/0.jpg' where '1/0.png' is wanted",
+    "{c}/{e}/masks/m.png": "found '1/0/' where '1/0.png' is wanted",
 }
 
 
@@ -591,10 +591,10 @@ def test_the_same_for_images(coco, tmp_path, layout):
 ALMOST_MAPS = {
     "x/y/{v}/{t:05d}.png": "found below 'x/y': give that folder instead",
     "{v}/{t1:05d}.png": "counted from 1?",
-    "{v}/{t}.png": "pad the numbers",
-    "{v}_{t:05d}.png": "found 'car_00000.png': make it 'car/00000.png'",
-    "{v}/masks/{t:05d}.png": "'car' holds 'masks', no '00000.png'",
-    "{t:05d}/{v}.png": "levels swapped: make it 'car/00000.png'",
+    "{v}/{t}.png": "'0.png' lies there for '00000.png'",
+    "{v}_{t:05d}.png": "found 'car_00000.png' where 'car/00000.png' is wanted",
+    "{v}/masks/{t:05d}.png": "'car' holds 'masks', not 'car/00000.png'",
+    "{t:05d}/{v}.png": "found '00000/car.png' where 'car/00000.png' is wanted",
     "the {v}/{t:05d}.png": "",
 }
 
@@ -617,22 +617,22 @@ def test_the_same_for_id_maps(tmp_path, layout):
 ALMOST_JSON = {
     "found below 'results'": lambda m: {"results": {"v1": {e: [*by.values()] for e, by in m.items()}}},
     "below 'predictions'": lambda m: {"predictions": rows(m)},
-    "levels swapped": lambda m: {e: {"v1": [*by.values()]} for e, by in m.items()},
-    "'v1/00': rename it to 'v1/0'": lambda m: {"v1": {f"0{e}": [*by.values()] for e, by in m.items()}},
-    "'v1/the first': rename it": lambda m: {"v1": {"the first": [*m["0"].values()], "x": []}},
+    "found '0/v1/' where 'v1/0' is wanted": lambda m: {e: {"v1": [*by.values()]} for e, by in m.items()},
+    "found 'v1/00/' where 'v1/0' is wanted": lambda m: {"v1": {f"0{e}": [*by.values()] for e, by in m.items()}},
+    "found 'v1/the first/' where": lambda m: {"v1": {"the first": [*m["0"].values()], "x": []}},
     "counted from 1: they": lambda m: {"v1": {str(int(e) + 1): [*by.values()] for e, by in m.items()}},
     "surplus: counted from 1?": lambda m: {"v1": {
         e: {f"{i:05d}": rle for i, rle in enumerate(by.values(), 1)} for e, by in m.items()}},
-    "pad the numbers": lambda m: {"v1": {e: dict(enumerate(by.values())) for e, by in m.items()}},
+    "'0' lies there for '00000'": lambda m: {"v1": {e: dict(enumerate(by.values())) for e, by in m.items()}},
     "'00000.jpg' lies there": lambda m: {"v1": {
         e: {f"{f}.jpg": rle for f, rle in by.items()} for e, by in m.items()}},
     "its entry holds 'output'": lambda m: {"v1": {e: {"output": [*by.values()]} for e, by in m.items()}},
     "is a list without names": lambda m: {"v1": [[*by.values()] for by in m.values()]},
-    "found 'V1/0': rename it": lambda m: {"V1": {e: [*by.values()] for e, by in m.items()}},
+    "found 'V1/0/' where": lambda m: {"V1": {e: [*by.values()] for e, by in m.items()}},
     "its entry is no list": lambda m: {"v1": {e: json.dumps([*by.values()]) for e, by in m.items()}},
     "found below '/data'": lambda m: {f"/data/v1/{e}": [*by.values()] for e, by in m.items()},
     "its entry is empty": lambda m: {"v1": {e: {"masks": {}} for e in m}},
-    "'v1//0': rename it to 'v1/0'": lambda m: {f"v1//{e}": [*by.values()] for e, by in m.items()},
+    "found 'v1//0/' where 'v1/0' is wanted": lambda m: {f"v1//{e}": [*by.values()] for e, by in m.items()},
 }  # fmt: skip
 
 

@@ -294,4 +294,4 @@ def test_other_peoples_folder_gives_the_zip_of_a_run(tmp_path, capsys, monkeypat
     assert cli.main(words) == 2
     told = capsys.readouterr().err
     assert "note: names in the folder that no sample has, not read (1): 'Annotations/v1/01'" in told
-    assert "failed  v1/1: found 'Annotations/v1/01': rename it to 'v1/1'" in told
+    assert "failed  v1/1: found 'Annotations/v1/01/' where 'v1/1/00000.png' is wanted" in told
