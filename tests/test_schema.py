@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from refseg_bench.config import schema
-from refseg_bench.config.component import adopt
+from refseg_bench.config.schema import adopt
 from refseg_bench.datasets.base import Dataset
 from refseg_bench.errors import ConfigError
 from tests.fakes import FakeDataset, FakeMethod, Options

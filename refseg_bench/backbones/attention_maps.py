@@ -167,8 +167,8 @@ class MapReducer:
         self._heads = 0
         self._stats: list[NDArray[np.float32]] = []
         self._layers: list[int] = []
-        self._layer_image: list[Tensor] = []
-        self._layer_text: list[Tensor] = []
+        self._layer_image_TN: Tensor | None = None
+        self._layer_text_TT: Tensor | None = None
         self._layer_heads = 0
 
     def add_heads(self, layer: int, chunk: LayerLogits) -> None:
@@ -180,26 +180,22 @@ class MapReducer:
         require_finite(chunk.image_HNT, layer)
         part = chunk.select(self.reading.tokens)
         text_HTT = part.text_HTT()
-        self._layer_image.append(self._image(part, text_HTT).sum(0).mT)
+        self._layer_image_TN = _plus(self._layer_image_TN, self._image(part, text_HTT).sum(0).mT)
         if text_HTT is not None:
-            self._layer_text.append(self._text(text_HTT, part.rest_HT).sum(0))
+            self._layer_text_TT = _plus(self._layer_text_TT, self._text(text_HTT, part.rest_HT).sum(0))
         self._layer_heads += part.image_HNT.shape[0]
-        if len(self._layer_image) > 1:
-            self._layer_image = [self._layer_image[0] + self._layer_image[1]]
-        if len(self._layer_text) > 1:
-            self._layer_text = [self._layer_text[0] + self._layer_text[1]]
 
     def end_layer(self, layer: int) -> None:
         """Fold the layer into the averages and note its sink statistics."""
-        image_TN, heads = self._layer_image[0], self._layer_heads
-        text_TT = self._layer_text[0] if self._layer_text else None
+        image_TN, text_TT, heads = self._layer_image_TN, self._layer_text_TT, self._layer_heads
+        assert image_TN is not None
         self._stats.append(self._statistics(image_TN / heads, None if text_TT is None else text_TT / heads))
         self._layers.append(layer)
-        self._image_TN = image_TN if self._image_TN is None else self._image_TN + image_TN
+        self._image_TN = _plus(self._image_TN, image_TN)
         if text_TT is not None:
-            self._text_TT = text_TT if self._text_TT is None else self._text_TT + text_TT
+            self._text_TT = _plus(self._text_TT, text_TT)
         self._heads += heads
-        self._layer_image, self._layer_text, self._layer_heads = [], [], 0
+        self._layer_image_TN, self._layer_text_TT, self._layer_heads = None, None, 0
 
     def result(self, grid: tuple[int, int]) -> TokenMaps:
         """The averages so far."""
@@ -271,6 +267,10 @@ class MapReducer:
     def _statistics(self, image_TN: Tensor, text_TT: Tensor | None) -> NDArray[np.float32]:
         image_TN, text_TT = self._finish(image_TN, text_TT)
         return sink_statistics(image_TN.cpu().numpy(), None if text_TT is None else text_TT.cpu().numpy())
+
+
+def _plus(total: Tensor | None, more: Tensor) -> Tensor:
+    return more if total is None else total + more
 
 
 def require_finite(values: Tensor, layer: int) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, ClassVar, Literal, Self, TypeAlias
 
-from refseg_bench.config.component import Component
+from refseg_bench.config.schema import Component
 from refseg_bench.errors import RefsegError
 from refseg_bench.types import FloatTHW, Uint8THWC
 

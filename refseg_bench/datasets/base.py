@@ -17,7 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
-from refseg_bench.config.component import Component
+from refseg_bench.config.schema import Component
 from refseg_bench.datasets.files import Damage, Tell, data_root, refuse, rename_that_helps
 from refseg_bench.errors import ConfigError, DataError
 from refseg_bench.files.resources import resource

@@ -16,12 +16,11 @@ from numpy.typing import NDArray
 
 from refseg_bench.cache import Cache, digest
 from refseg_bench.config import schema
-from refseg_bench.config.component import Component
 from refseg_bench.segmenters.base import Prompt, SegmenterSession
 from refseg_bench.types import BoolHW, Clip, Expression, Grounding, HeatPoint, MaskTrack, Target
 
 
-class Method(Component):
+class Method(schema.Component):
     """Turns a clip and its expressions into groundings.
 
     A method is a dataclass with ``predict``; its fields named ``backbone`` and ``segmenter`` are handed in

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from refseg_bench.config import schema
-from refseg_bench.config.component import Component
 from refseg_bench.config.compose import Limit, checked, covers, digest_of, lasting, load
 from refseg_bench.datasets.base import Dataset, LimitedDataset
 from refseg_bench.datasets.files import cache_root
@@ -90,7 +89,7 @@ def check_segmenter(method: Method) -> None:
 
 def method_record(method: Method) -> dict[str, Any]:
     """What a method and its parts want remembered of this process: counters, kernels in effect."""
-    parts: dict[str, Component] = {"method": method, **schema.parts(method)}
+    parts: dict[str, schema.Component] = {"method": method, **schema.parts(method)}
     record = {name: dict(part.report()) for name, part in parts.items()}
     segmenter: Segmenter | None = schema.parts(method).get("segmenter")
     if segmenter is not None and segmenter.counted is not None:

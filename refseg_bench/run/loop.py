@@ -13,7 +13,6 @@ from dataclasses import replace
 
 from refseg_bench import env
 from refseg_bench.config import schema
-from refseg_bench.config.component import Component
 from refseg_bench.config.compose import Config, load
 from refseg_bench.errors import ConfigError, DataError, RefsegError, StoreError, missing_package
 from refseg_bench.methods.base import Method
@@ -272,9 +271,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and "out of memory" in str(error).lower()
 
 
-def batched(method: Method) -> list[tuple[Component, int]]:
+def batched(method: Method) -> list[tuple[schema.Component, int]]:
     """The method and its parts that could work with a smaller batch, and their batch sizes."""
-    parts: list[Component] = [method, *schema.parts(method).values()]
+    parts: list[schema.Component] = [method, *schema.parts(method).values()]
     return [(part, part.batch_size) for part in parts if part.batch_size is not None and part.batch_size > 1]
 
 

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from refseg_bench.datasets.base import Dataset
 from refseg_bench.datasets.files import Place, bad_name, is_litter
@@ -27,7 +26,7 @@ from refseg_bench.datasets.masks import checked_rle
 from refseg_bench.errors import ConfigError, DataError, RefsegError, ScoreError
 from refseg_bench.files import png
 from refseg_bench.files.store_io import parse_json, printable, read_bytes
-from refseg_bench.scoring.labels import FolderLabels
+from refseg_bench.scoring.labels import FolderLabels, GreyMasks, LabelMaps
 from refseg_bench.scoring.misplaced import (
     Names,
     counted_from_1,
@@ -37,7 +36,6 @@ from refseg_bench.scoring.misplaced import (
     numbers,
     surplus,
 )
-from refseg_bench.scoring.protocols.base import GreyTrack, LabelMaps
 from refseg_bench.scoring.sources import ClipPredictions, State, Survey
 from refseg_bench.types import (
     Clip,
@@ -189,10 +187,6 @@ class ForeignPredictions(ABC):
         """Flag and point of a sample, as fields of its prediction."""
 
     @abstractmethod
-    def _grey(self, found: _Found, track: MaskTrack) -> GreyTrack:
-        """The grey values of a sample's masks."""
-
-    @abstractmethod
     def _all_names(self) -> Names:
         """All names, for what is nearly right."""
 
@@ -267,7 +261,9 @@ class ForeignPredictions(ABC):
         tally: Counter[str] = Counter()
         read = {e.id: self._prediction(found[e.id], clip, e, tally) for e in expressions if found}
         there = {key: p for key, p in read.items() if p is not None}
-        greys = {k: self._grey(found[k], p.track) for k, p in there.items() if p.track is not None}
+        files = {key: each.masks if self.end else None for key, each in found.items()}
+        tracks = {key: p.track for key, p in there.items() if p.track is not None}
+        greys = {key: GreyMasks(track, files[key], self.above) for key, track in tracks.items()}
         if held and samples:
             there = _split(held, clip, expressions)
         nothing = not (there or maps or self._has(clip, expressions))
@@ -423,55 +419,6 @@ def _failure(error: RefsegError) -> SampleFailure:
 # ── folders of PNG files ─────────────────────────────────────────────────────
 
 
-@dataclass
-class FolderGrey:
-    """Grey values of one expression's files, as OpenCV reads them."""
-
-    files: tuple[Path | None, ...]
-    size: tuple[int, int]
-    above: int = 0
-    _seen: set[int] = field(default_factory=set, init=False, repr=False)
-
-    def frame(self, index: int) -> NDArray[np.uint8]:
-        """Grey values of one frame; zeros where there is no file."""
-        file = self.files[index]
-        if file is None:
-            return np.zeros(self.size, np.uint8)
-        grey = png.read_grey(file)
-        if self.above:
-            grey = np.where(grey > self.above, grey, np.uint8(0))
-        self._seen.update(np.flatnonzero(np.bincount(grey.ravel(), minlength=256)).tolist())
-        return grey
-
-    def encoding(self) -> str:
-        """How foreground is written, as far as the frames read so far tell."""
-        return encoding_of(self._seen)
-
-
-def encoding_of(values: set[int]) -> str:
-    """The name of an encoding by its nonzero grey values."""
-    nonzero = sorted(values - {0})
-    if nonzero in ([1], [255]):
-        return f"0/{nonzero[0]}"
-    return "empty" if not nonzero else "grey " + "/".join(str(v) for v in nonzero[:8])
-
-
-@dataclass(frozen=True)
-class _PlainGrey:
-    """Grey values of masks that are 1 where set (run lengths)."""
-
-    track: MaskTrack
-
-    def frame(self, index: int) -> NDArray[np.uint8]:
-        """The mask as 0 and 1."""
-        mask = self.track.mask(index)
-        return np.zeros(self.track.size, np.uint8) if mask is None else mask.astype(np.uint8)
-
-    def encoding(self) -> str:
-        """How foreground is written."""
-        return "0/1"
-
-
 @dataclass(frozen=True)
 class FolderPredictions(ForeignPredictions):
     """A folder of PNG files."""
@@ -558,9 +505,6 @@ class FolderPredictions(ForeignPredictions):
         if points is not None:
             out["point"] = _point(_first(points, names), clip, f"{self.root / BESIDE[1]}: {unit}")
         return out
-
-    def _grey(self, found: _Found, track: MaskTrack) -> GreyTrack:
-        return FolderGrey(found.masks or (), track.size, self.above)
 
     def _all_names(self) -> Names:
         return names_below(self.root)
@@ -756,9 +700,6 @@ class JsonPredictions(ForeignPredictions):
         said, place = _first(found.record, FLAG_KEYS), f"{self.root}: {unit}"
         flag = None if said is None else _flag(said, place)
         return {"no_target": flag, "point": _point(found.record.get("point"), clip, place)}
-
-    def _grey(self, found: _Found, track: MaskTrack) -> GreyTrack:
-        return _PlainGrey(track)
 
     def _all_names(self) -> Names:
         return _parsed(self.root).all_names

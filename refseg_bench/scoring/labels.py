@@ -1,10 +1,11 @@
-"""Id maps of a clip: every pixel holds the id of its object, 0 = none.
+"""Masks as the values that a protocol compares: id maps (0 = none), and grey levels of mask files.
 
-They come from PNG files (DAVIS' truth, merged predictions) or are put together from tracks.
+Id maps come from PNG files (DAVIS' truth, merged predictions) or are put together from tracks.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,15 +14,35 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refseg_bench.errors import ScoreError
-from refseg_bench.files.png import read_labels
+from refseg_bench.files.png import read_grey, read_labels
 from refseg_bench.types import Clip, Expression, MaskTrack, Prediction, Target
 
 #: Pixels that belong to nobody, in DAVIS' truth.
 VOID = 255
 
 
+class LabelMaps(ABC):
+    """Id maps of one clip, frame by frame: what merged predictions and DAVIS truth are."""
+
+    @abstractmethod
+    def missing(self) -> Sequence[str]:
+        """Names of frames that have no map."""
+
+    def extra(self) -> Sequence[str]:
+        """Names of maps that belong to no frame of the clip."""
+        return ()
+
+    @abstractmethod
+    def frame(self, index: int) -> NDArray[np.uint8]:
+        """The id map of one frame, ``(height, width)``; valid until the next call.
+
+        Raises:
+            ScoreError: it is missing, can't be read or is of another size.
+        """
+
+
 @dataclass(frozen=True)
-class FolderLabels:
+class FolderLabels(LabelMaps):
     """Id maps read from PNG files, one at a time.
 
     Attributes:
@@ -47,11 +68,7 @@ class FolderLabels:
         return self.surplus
 
     def frame(self, index: int) -> NDArray[np.uint8]:
-        """The id map of one frame.
-
-        Raises:
-            ScoreError: the file is missing or of another size.
-        """
+        """See :meth:`LabelMaps.frame`."""
         file = self.files[index]
         if file is None:
             raise ScoreError(f"Frame {self.names[index]} has no id map.")
@@ -66,7 +83,7 @@ class FolderLabels:
 
 
 @dataclass(frozen=True)
-class TrackLabels:
+class TrackLabels(LabelMaps):
     """Id maps put together from one track per object; the first of two that overlap wins.
 
     Attributes:
@@ -91,10 +108,6 @@ class TrackLabels:
         )
         return [name for name, whole in zip(self.names, there, strict=True) if not whole]
 
-    def extra(self) -> Sequence[str]:
-        """Nothing: tracks have exactly the clip's frames."""
-        return ()
-
     def frame(self, index: int) -> NDArray[np.uint8]:
         """The id map of one frame; a track without a mask there shows nothing."""
         labels = np.zeros(self.size, np.uint8)
@@ -107,6 +120,46 @@ class TrackLabels:
             if mask is not None:
                 labels[mask] = VOID
         return labels
+
+
+@dataclass
+class GreyMasks:
+    """Grey values of one expression's masks: as OpenCV reads its files, 0 and 1 of run lengths.
+
+    Attributes:
+        track: the masks.
+        files: their files, ``None`` where a frame has none; ``None`` = they came as run lengths.
+        above: the highest grey level that is background.
+    """
+
+    track: MaskTrack
+    files: tuple[Path | None, ...] | None = None
+    above: int = 0
+    _seen: set[int] = field(default_factory=set, init=False, repr=False)
+
+    def frame(self, index: int) -> NDArray[np.uint8]:
+        """Grey values of one frame; zeros where there is no mask."""
+        file = None if self.files is None else self.files[index]
+        if file is None:
+            mask = self.track.mask(index)
+            return np.zeros(self.track.size, np.uint8) if mask is None else mask.astype(np.uint8)
+        grey = read_grey(file)
+        if self.above:
+            grey = np.where(grey > self.above, grey, np.uint8(0))
+        self._seen.update(np.flatnonzero(np.bincount(grey.ravel(), minlength=256)).tolist())
+        return grey
+
+    def encoding(self) -> str:
+        """How foreground is written, as far as read frames tell: ``0/1``, ``0/255`` or the values found."""
+        return "0/1" if self.files is None else encoding_of(self._seen)
+
+
+def encoding_of(values: set[int]) -> str:
+    """The name of an encoding by its nonzero grey values."""
+    nonzero = sorted(values - {0})
+    if nonzero in ([1], [255]):
+        return f"0/{nonzero[0]}"
+    return "empty" if not nonzero else "grey " + "/".join(str(v) for v in nonzero[:8])
 
 
 def truth_labels(clip: Clip, targets: Iterable[Target]) -> TrackLabels:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from refseg_bench.config.component import adopt, base_of
+from refseg_bench.config.schema import adopt, base_of
 from refseg_bench.datasets.base import Dataset
 from refseg_bench.env import cores
 from refseg_bench.errors import ScoreError

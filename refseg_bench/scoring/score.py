@@ -22,9 +22,9 @@ from refseg_bench.config.components import open_protocol
 from refseg_bench.datasets.base import Dataset
 from refseg_bench.errors import DataError, ScoreError
 from refseg_bench.scoring.counts import CountBook
-from refseg_bench.scoring.labels import FolderLabels, merged_labels, truth_labels
+from refseg_bench.scoring.labels import FolderLabels, LabelMaps, merged_labels, truth_labels
 from refseg_bench.scoring.pool import over_clips
-from refseg_bench.scoring.protocols.base import Case, Item, LabelMaps, ScoringProtocol
+from refseg_bench.scoring.protocols.base import Case, Item, ScoringProtocol
 from refseg_bench.scoring.sources import (
     Coverage,
     NothingScoredError,

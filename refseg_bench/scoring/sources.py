@@ -13,7 +13,8 @@ from typing import Protocol
 from refseg_bench.datasets.base import Dataset
 from refseg_bench.errors import ScoreError
 from refseg_bench.files.store_io import printable
-from refseg_bench.scoring.protocols.base import GreyTrack, LabelMaps, ScoringProtocol
+from refseg_bench.scoring.labels import GreyMasks, LabelMaps
+from refseg_bench.scoring.protocols.base import ScoringProtocol
 from refseg_bench.types import Clip, Expression, Prediction, Status, sample_id
 
 
@@ -60,7 +61,7 @@ class ClipPredictions:
     """
 
     samples: Mapping[str, Prediction] = field(default_factory=dict)
-    greys: Mapping[str, GreyTrack] = field(default_factory=dict)
+    greys: Mapping[str, GreyMasks] = field(default_factory=dict)
     labels: Mapping[str, LabelMaps] | None = None
     clip_missing: bool | None = None
     encodings: Mapping[str, int] = field(default_factory=dict)

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refseg_bench.backbones.weights import choose_device, fetch
-from refseg_bench.config.component import Component
+from refseg_bench.config.schema import Component
 from refseg_bench.errors import ConfigError, DataError, require
 from refseg_bench.types import BoolHW, Clip, MaskTrack
 

@@ -618,7 +618,7 @@ ALMOST_JSON = {
     "found below 'results'": lambda m: {"results": {"v1": {e: [*by.values()] for e, by in m.items()}}},
     "below 'predictions'": lambda m: {"predictions": rows(m)},
     "found '0/v1/' where 'v1/0' is wanted": lambda m: {e: {"v1": [*by.values()]} for e, by in m.items()},
-    "found 'v1/00/' where 'v1/0' is wanted": lambda m: {"v1": {f"0{e}": [*by.values()] for e, by in m.items()}},
+    "found 'v1/00/' where 'v1/0'": lambda m: {"v1": {f"0{e}": [*by.values()] for e, by in m.items()}},
     "found 'v1/the first/' where": lambda m: {"v1": {"the first": [*m["0"].values()], "x": []}},
     "counted from 1: they": lambda m: {"v1": {str(int(e) + 1): [*by.values()] for e, by in m.items()}},
     "surplus: counted from 1?": lambda m: {"v1": {

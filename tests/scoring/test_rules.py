@@ -11,8 +11,7 @@ from pycocotools import mask as coco_mask
 from refseg_bench.config.components import aliases, make, names, open_protocol
 from refseg_bench.datasets.base import Dataset
 from refseg_bench.errors import ConfigError, ScoreError
-from refseg_bench.scoring.foreign import FolderGrey, encoding_of
-from refseg_bench.scoring.labels import merged_labels
+from refseg_bench.scoring.labels import GreyMasks, encoding_of, merged_labels
 from refseg_bench.scoring.protocols.image import encoded_sum, resized_rle
 from refseg_bench.scoring.protocols.revos import accuracy, robustness
 from refseg_bench.scoring.protocols.rvos import percent
@@ -295,7 +294,7 @@ def test_grey_is_what_opencv_reads(tmp_path):
     Image.fromarray(A).save(tmp_path / "b.png")
     Image.fromarray(A.astype(np.uint8) * 255).save(tmp_path / "l.png")
     for name, value in (("p", 38), ("b", 255), ("l", 255)):
-        grey = FolderGrey((tmp_path / f"{name}.png",), A.shape)
+        grey = GreyMasks(MaskTrack.empty(A.shape, 1), (tmp_path / f"{name}.png",))
         assert (grey.frame(0) == cv2.imread(str(tmp_path / f"{name}.png"), cv2.IMREAD_GRAYSCALE)).all()
         assert grey.frame(0).max() == value
     assert grey.encoding() == "0/255"

@@ -12,15 +12,16 @@ import json
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol, cast
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from refseg_bench.config.component import Component
+from refseg_bench.config.schema import Component
 from refseg_bench.datasets.base import Dataset
 from refseg_bench.errors import ScoreError
 from refseg_bench.scoring.counts import CountBook
+from refseg_bench.scoring.labels import GreyMasks, LabelMaps
 from refseg_bench.types import Clip, Expression, MaskTrack, Prediction, Score, Status, Target, sample_id
 
 #: What a sample without a prediction does: refuse to score, count as zero, or leave it out.
@@ -63,29 +64,6 @@ class Policy:
     overlap: Literal["union", "background", "encode"] = "union"
 
 
-class LabelMaps(Protocol):
-    """Id maps of one clip, frame by frame: what merged predictions and DAVIS truth are."""
-
-    def missing(self) -> Sequence[str]:
-        """Names of frames that have no map."""
-
-    def extra(self) -> Sequence[str]:
-        """Names of maps that belong to no frame of the clip."""
-
-    def frame(self, index: int) -> NDArray[np.uint8]:
-        """The id map of one frame, ``(height, width)``; valid until the next call."""
-
-
-class GreyTrack(Protocol):
-    """The grey values of a prediction's PNG files, where they are not simply 0 and 1."""
-
-    def frame(self, index: int) -> NDArray[np.uint8]:
-        """Grey values of one frame."""
-
-    def encoding(self) -> str:
-        """How foreground is written: ``"0/1"``, ``"0/255"`` or the values found."""
-
-
 @dataclass(frozen=True)
 class Item:
     """One sample as a protocol sees it.
@@ -106,7 +84,7 @@ class Item:
     status: Status
     union: MaskTrack
     clip_missing: bool = False
-    grey: GreyTrack | None = None
+    grey: GreyMasks | None = None
 
     @property
     def track(self) -> MaskTrack | None:

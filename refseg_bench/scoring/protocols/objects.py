@@ -13,11 +13,10 @@ from numpy.typing import NDArray
 from refseg_bench.errors import RefsegError, ScoreError
 from refseg_bench.scoring.boundary import boundary_f, boundary_radius, jaccard
 from refseg_bench.scoring.counts import Region, compare, label_regions, region, stack
-from refseg_bench.scoring.labels import VOID
+from refseg_bench.scoring.labels import VOID, LabelMaps
 from refseg_bench.scoring.protocols.base import (
     Case,
     Column,
-    LabelMaps,
     Policy,
     ScoringProtocol,
     grouped_terms,
