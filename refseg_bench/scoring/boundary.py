@@ -20,7 +20,15 @@ from refseg_bench.types import BoolHW, decode_rle
 #: Boundary tolerance as a share of the frame's diagonal.
 TOLERANCE = 0.008
 #: Columns of a count row, in this order.
-COUNTS = ("intersection", "area_truth", "area_answer", "edge_truth", "edge_answer", "hit_truth", "hit_answer")
+COUNTS = (
+    "intersection",
+    "area_truth",
+    "area_prediction",
+    "edge_truth",
+    "edge_prediction",
+    "hit_truth",
+    "hit_prediction",
+)
 
 
 def boundary_radius(size: tuple[int, int]) -> int:
@@ -119,16 +127,16 @@ def from_rle(counts: bytes, width: int, height: int) -> PlainRegion:
     return from_mask(np.ascontiguousarray(decode_rle(counts, (height, width)).T))
 
 
-def compare(truth: PlainRegion, answer: PlainRegion, radius: int) -> tuple[int, ...]:
+def compare(truth: PlainRegion, prediction: PlainRegion, radius: int) -> tuple[int, ...]:
     """Integer counts of one pair of masks, in the order of :data:`COUNTS`."""
     import cv2
 
-    left, top, width, height = cv2.boundingRect((truth.mask_HW | answer.mask_HW).view(np.uint8))
+    left, top, width, height = cv2.boundingRect((truth.mask_HW | prediction.mask_HW).view(np.uint8))
     # Boundary lies up to one pixel above and left of its mask.
     window = np.s_[max(top - 1, 0) : top + height, max(left - 1, 0) : left + width]
     mask_g, mask_p, edge_g, edge_p = (
         np.ascontiguousarray(map_HW[window]).view(np.uint8)
-        for map_HW in (truth.mask_HW, answer.mask_HW, truth.edge_HW, answer.edge_HW)
+        for map_HW in (truth.mask_HW, prediction.mask_HW, truth.edge_HW, prediction.edge_HW)
     )
     counted = [mask_g & mask_p, mask_g, mask_p, edge_g, edge_p]
     if edge_g.any() and edge_p.any():

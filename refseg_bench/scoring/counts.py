@@ -51,9 +51,9 @@ def label_regions(labels_HW: NDArray[np.uint8]) -> dict[int, Region]:
     return _kernel().from_labels(labels_HW)  # type: ignore[no-any-return]
 
 
-def compare(truth: Region, answer: Region, radius: int) -> tuple[int, ...]:
+def compare(truth: Region, prediction: Region, radius: int) -> tuple[int, ...]:
     """Integer counts of one pair, in the order of :data:`refseg_bench.scoring.boundary.COUNTS`."""
-    return _kernel().compare(truth, answer, radius)  # type: ignore[no-any-return]
+    return _kernel().compare(truth, prediction, radius)  # type: ignore[no-any-return]
 
 
 def keep_pages() -> None:
@@ -88,7 +88,7 @@ def subtract_rle(first: bytes, second: bytes, size: tuple[int, int]) -> bytes:
 
 
 class CountBook:
-    """Counts of the truth/answer pairs of one clip.
+    """Counts of the truth/prediction pairs of one clip.
 
     Pairs are entered first and counted together, frame by frame, so that a truth shared by several
     expressions, protocols or runs is prepared once per frame and memory doesn't grow with the
@@ -103,19 +103,19 @@ class CountBook:
         self._known: dict[tuple[int, int], int] = {}
         self._counts: list[NDArray[np.int64]] = []
 
-    def enter(self, truth: MaskTrack, answer: MaskTrack) -> int:
+    def enter(self, truth: MaskTrack, prediction: MaskTrack) -> int:
         """Ask for a pair; returns the ticket for :meth:`counts`.
 
         Raises:
             DataError: the two are of another size or length than the clip.
         """
-        for track, which in ((truth, "target"), (answer, "prediction")):
+        for track, which in ((truth, "target"), (prediction, "prediction")):
             if why := track.misfit(self._size, self._length):
                 raise DataError(f"A {which} doesn't fit its clip: {why}.")
-        key = (id(truth), id(answer))
+        key = (id(truth), id(prediction))
         if key not in self._known:
             self._known[key] = len(self._pairs)
-            self._pairs.append((truth, answer))
+            self._pairs.append((truth, prediction))
         return self._known[key]
 
     def counts(self, ticket: int) -> NDArray[np.int64]:
@@ -135,8 +135,8 @@ class CountBook:
         for frame in range(self._length):
             regions: dict[bytes, Region] = {}
             rows: dict[tuple[bytes, bytes], tuple[int, ...]] = {}
-            for index, (truth, answer) in enumerate(pairs):
-                guess = answer.rles[frame]
+            for index, (truth, prediction) in enumerate(pairs):
+                guess = prediction.rles[frame]
                 if guess is None:
                     continue
                 pair = (truth.rles[frame] or empty, guess)
