@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -204,6 +204,12 @@ class MaskTrack:
             for counts in self.rles
         ]
 
+    @property
+    def empty_throughout(self) -> bool:
+        """True if no frame has a foreground pixel (one without a mask has none)."""
+        sized = {"size": list(self.size)}
+        return not any(c is not None and coco_mask.area({**sized, "counts": c}) for c in self.rles)
+
 
 def union_rle(counts: Sequence[bytes], size: tuple[int, int]) -> bytes:
     """Union of several masks of one size, on run lengths.
@@ -354,7 +360,8 @@ class Grounding:
         expression: the expression it answers.
         track: one mask per frame of the clip.
         point: peak of the heat map, for point accuracy; ``None`` where the method has no map.
-        no_target: True if the method *flags* that nothing is meant (gRefCOCO); ``None`` = it can't.
+        no_target: True if the method *flags* that nothing is meant, the answer "absent" (its masks are
+            then best empty, as most tools see nothing else); ``None`` = it can't.
         maps: named grey volumes ``(T, h, w)`` in [0, 1] worth showing in a report, with the frame
             indices they belong to under the same name in ``map_frames``.
         map_frames: frame indices (length T) per map.
@@ -411,6 +418,10 @@ class Inputs:
     truth: str = ""
 
 
+#: How a sample is answered: flagged as ``absent``; with ``empty`` masks and no such flag; with ``masks``.
+Answer = Literal["absent", "empty", "masks"]
+
+
 @dataclass(frozen=True)
 class Prediction:
     """What the store keeps of one sample: a track or a failure, never both.
@@ -437,6 +448,15 @@ class Prediction:
     def ok(self) -> bool:
         """True if there is a track."""
         return self.failure is None
+
+    @property
+    def answer(self) -> Answer | None:
+        """What it says about the target; ``None`` where nothing was predicted."""
+        if self.no_target and self.ok:
+            return "absent"
+        if self.track is None or not any(counts is not None for counts in self.track.rles):
+            return None
+        return "empty" if self.track.empty_throughout else "masks"
 
 
 # ── what a protocol returns ──────────────────────────────────────────────────
@@ -494,3 +514,11 @@ class Result:
     def coverage(self) -> dict[str, int]:
         """``n``, ``expected``, ``failed`` and ``missing``, by name."""
         return {"n": self.n, "expected": self.expected, "failed": self.failed, "missing": self.missing}
+
+    @property
+    def answers(self) -> dict[str, int]:
+        """Samples by how they were answered (see :data:`Answer`); 0 where that isn't known."""
+        known = self.details.get("answers")
+        found = known if isinstance(known, Mapping) else {}
+        counts = {answer: found.get(answer, 0) for answer in get_args(Answer)}
+        return {answer: n if isinstance(n, int) else 0 for answer, n in counts.items()}

@@ -38,6 +38,8 @@ class Method(schema.Component):
     knows: ClassVar[str] = ""
     #: Options (dotted) and values under which its raw attention answers; empty = it has no such row.
     raw_options: ClassVar[Mapping[str, Any]] = {}
+    #: What to add to the command so that it may answer "absent", where it can but doesn't by default.
+    absence_rule: ClassVar[str] = ""
 
     @abstractmethod
     def predict(self, clip: Clip, expressions: Sequence[Expression]) -> Iterator[Grounding]:

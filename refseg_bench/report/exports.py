@@ -34,11 +34,12 @@ def to_coco(store: RunStore) -> dict[str, Any]:
 
     A frame where the object is absent has no annotation. COCO has no word for a sample without a
     prediction: those are left out and named in ``info``, as are samples that were predicted on other data
-    than the data set holds now.
+    than the data set holds now, and (``answered_absent``) those whose answer is that nothing is meant.
     """
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     left_out: list[str] = []
+    absent: list[str] = []
     dataset = dataset_of(received(store))
     work = plan(dataset)
     differing = stale(store, work, Present(dataset))
@@ -53,6 +54,7 @@ def to_coco(store: RunStore) -> dict[str, Any]:
         ]
         for e in expressions:
             sample, prediction = sample_id(clip.id, e.id), found.get(e.id)
+            absent += [sample] if prediction is not None and prediction.no_target else []
             if prediction is None or prediction.track is None:
                 left_out.append(sample)
                 continue
@@ -73,7 +75,11 @@ def to_coco(store: RunStore) -> dict[str, Any]:
                         }
                     )
     return {
-        "info": {"description": f"predictions of {store.root.name}", "without_prediction": left_out},
+        "info": {
+            "description": f"predictions of {store.root.name}",
+            "without_prediction": left_out,
+            "answered_absent": absent,
+        },
         "licenses": [],
         "categories": [{"id": 1, "name": "referred", "supercategory": ""}],
         "images": images,

@@ -56,7 +56,7 @@ _ASSETS = ("app.css", "draw.js", "charts.js", "app.js", "pages.js", "sample.js")
 _MARK = '<meta name="generator" content="refseg report">'
 _UNFINISHED = f"<!doctype html>{_MARK}<p>This report is not finished. Give its command again.\n"
 _CHUNK = 2000
-_STATUS = {"ok": 0, "failed": 1, "missing": 2}
+_STATUS = {"ok": 0, "failed": 1, "missing": 2, "absent": 3, "empty": 4}
 
 #: `refseg run` leaves the pages of more samples than this to `refseg report --html`.
 _AT_ONCE = 3000
@@ -513,7 +513,8 @@ class _GroupWriter:
                 found = maps[place, e.id] if p is not None and p.ok else {}
                 record = None if p is None else self._answer(p, target, frames, clip.size, found)
                 runs.append(record)
-                row["status"].append(_STATUS["missing" if p is None else "ok" if p.ok else "failed"])
+                said = "missing" if p is None else p.answer or "ok" if p.ok else "failed"
+                row["status"].append(_STATUS.get(said, 0))
                 inside = [v for v in (record or {}).get("iou") or () if v is not None]
                 row["iou"].append(float(np.mean(inside)) if inside else None)
                 row["seconds"].append(None if p is None else p.seconds.get("total"))

@@ -234,7 +234,7 @@ def _headline(result: Result) -> Cell:
 def _by_type(
     dataset: str, protocol: str, rows: Sequence[Row], stores: Iterable[RunStore]
 ) -> Iterator[ResultTable]:
-    """The headline metric by the expressions' type, where every run knows it."""
+    """The first metric that has a value by the expressions' type, where every run knows it."""
     runs = {store.root.name: store for store in stores}
     try:
         units = [ScoreTable.read_parquet(*runs[row.run].samples(protocol)) for row in rows]
@@ -245,7 +245,10 @@ def _by_type(
     rules = protocol_of(rows[0].result)
     parts = [breakdown(rules, table, "type", Bootstrap(resamples=0)) for table in units]
     kinds = {kind: sorted({part[kind][0] for part in parts if kind in part}) for kind in chain(*parts)}
-    headline, percent = rules.metrics[0], 100.0 / rules.policy.scale
+    # The first metric that any group has: a mean over kinds of targets has no value where one lacks.
+    groups = [metrics for part in parts for _, metrics in part.values()]
+    valued = (n for n in rules.metrics if any(math.isfinite(g[n].value) for g in groups))
+    headline, percent = next(valued, rules.metrics[0]), 100.0 / rules.policy.scale
     body = [(Cell("n"), *(Cell("–".join(map(str, n))) for n in kinds.values()))]
     for row, part in zip(rows, parts, strict=True):
         found = (part[kind][1][headline] if kind in part else None for kind in kinds)
@@ -266,6 +269,8 @@ def _table(dataset: str, protocol: str, rows: list[Row]) -> ResultTable:
     for name in names:
         values = [row.result.metrics[name].value for row in rows if name in row.result.metrics and row.ranked]
         top[name] = max((v for v in values if math.isfinite(v)), default=math.nan)
+    # Shares of the answers that show nothing, where any is there: said so, and empty without a word.
+    nothing = [a for a in ("absent", "empty") if any(row.result.answers[a] for row in rows)]
     body = []
     for row in rows:
         cells = [Cell(row.label or row.run)]
@@ -275,11 +280,16 @@ def _table(dataset: str, protocol: str, rows: list[Row]) -> ResultTable:
             cells.append(number_cell(estimate, 100.0 / row.result.scale, best))
         r = row.result
         cells += [Cell(f"{r.n}"), Cell(f"{r.failed}"), Cell(f"{r.missing}")]
+        all_answers = sum(r.answers.values())
+        cells += [Cell(f"{100 * r.answers[a] / all_answers:.1f}" if all_answers else "–") for a in nothing]
         body.append(tuple(cells))
     level = level_of([row.result for row in rows])
+    open_rules = rows[0].result.details.get("unsettled")
+    said = ", ".join(f"{k}={v}" for k, v in (open_rules if isinstance(open_rules, Mapping) else {}).items())
     return ResultTable(
-        f"{dataset} · {protocol} · percent{f', {level} intervals clustered by clip' if level else ''}",
-        ("method", *names, "n", "failed", "missing"),
+        f"{dataset} · {protocol} · percent{f', {level} intervals clustered by clip' if level else ''}"
+        + (f" · not settled by the publication: {printable(said)}" if said else ""),
+        ("method", *names, "n", "failed", "missing", *nothing),
         tuple(body),
     )
 
@@ -532,6 +542,7 @@ def to_csv(rows: Sequence[Row]) -> str:
         {
             **row.about, "metric": name, "value": repr(e.value), "low": repr(e.low), "high": repr(e.high),
             "scale": row.result.scale, **row.result.coverage,
+            "absent": row.result.answers["absent"], "empty": row.result.answers["empty"],
         }
         for row in rows
         for name, e in row.result.metrics.items()
@@ -546,8 +557,10 @@ def to_json(rows: Sequence[Row]) -> str:
             name: {end: value if math.isfinite(value) else None for end, value in asdict(e).items()}
             for name, e in row.result.metrics.items()
         }
-        coverage = row.result.coverage
-        records.append({**row.about, "metrics": metrics, **coverage, "scale": row.result.scale})
+        coverage, answers = row.result.coverage, row.result.answers
+        records.append(
+            {**row.about, "metrics": metrics, **coverage, "answers": answers, "scale": row.result.scale}
+        )
     return json.dumps(records, indent=2) + "\n"
 
 

@@ -126,6 +126,10 @@ def lines_of(outcome: Scored, seen: set[str]) -> list[str]:
         names = ", ".join(name for name, reason in absent.items() if reason == why)
         lines.append(f"  no value for {names}: {why}")
     for name, value in outcome.notes.items():
+        if name == "answers":
+            if value.keys() & {"absent", "empty"}:
+                lines.append(f"  answers: {', '.join(f'{n} {answer}' for answer, n in value.items())}")
+            continue
         counts = isinstance(value, Mapping)
         line = f"  {name}: {counted(value) if counts else value}"
         if line not in seen or not counts:

@@ -254,6 +254,7 @@ def conclude(
         details={
             "rules": _node(protocol),
             "policy": dataclasses.asdict(protocol.policy),
+            "unsettled": {name: getattr(protocol, name) for name in protocol.unsettled},
             "printed": protocol.printed({name: e.value for name, e in estimates.items()}),
             "interval": dataclasses.asdict(bootstrap),
             "failed": list(coverage.failed),
@@ -357,6 +358,11 @@ def score_one_clip(
                 for e, target, union in zip(expressions, targets, unions, strict=False)
             ]
             views[side] = found, states, items
+        found = views[None][0]
+        answers = {e.id: p.answer for e in expressions if (p := found[e.id]) is not None}
+        told = {
+            unit: {**fact, "answer": answers.get(unit.rpartition("/")[2])} for unit, fact in facts.items()
+        }
         label_states = None if given.labels is None else _label_states(clip, given.labels)
         merged = given.labels
         if labels and merged is None:
@@ -373,9 +379,10 @@ def score_one_clip(
                 parts.append(_Part(known, [], {}))
                 continue
             case = Case(clip, items, book, truth, merged or {}, instances, options.detail, options.partial)
-            scores = _described(protocol.score_clip(case), facts)
+            scores = _described(protocol.score_clip(case), told)
             read = _encodings(given.encodings, *(given.labels or {}).values())
-            notes = {"predictions_read": read, "truth_read": _encodings(truth_read, truth)}
+            said = Counter(a for e in expressions if protocol.wants(e) and (a := answers.get(e.id)))
+            notes = {"answers": said, "predictions_read": read, "truth_read": _encodings(truth_read, truth)}
             notes = {**protocol.notes(case), **{k: v for k, v in notes.items() if v}}
             for name in case.failed:
                 # Maps merged from samples are known by the clip: all its samples fail with them.

@@ -156,7 +156,7 @@ GROUPS: dict[str, tuple[tuple[float, ...], tuple[str, ...]]] = {
     "motion": ((0.002, 0.01), ("still, up to 0.2 %", "slow, up to 1 %", "fast, above 1 %")),
 }
 #: Columns of a score table that describe the scoring, not the sample.
-_BOOKKEEPING = frozenset({"frames_counted", "counted_as"})
+_BOOKKEEPING = frozenset({"frames_counted", "counted_as", "answer"})
 
 
 def target_facts(clip: Clip, target: Target, union: MaskTrack) -> dict[str, Any]:

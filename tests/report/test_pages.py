@@ -78,12 +78,14 @@ def test_run_makes_pages_to_browse(small_runs: Path, browser: Any, tmp_path: Pat
     )
     page.select_option("select[name=order]", "worst")
     lexical = page.eval_on_selector("select[name=a]", "s => Number(s.value)")
-    shown = [float(c.locator(".meter").nth(lexical).inner_text()) for c in page.locator(".card").all()]
+    # A value, and "absent" behind it where that is the answer.
+    shown = [
+        float(c.locator(".meter").nth(lexical).inner_text().split()[0]) for c in page.locator(".card").all()
+    ]
     assert shown == sorted(shown)
     page.select_option("select[name=order]", "best")
-    assert (
-        page.locator(".card").first.locator(".meter").nth(lexical).inner_text().strip() == f"{max(shown):.1f}"
-    )
+    first = page.locator(".card").first.locator(".meter").nth(lexical).inner_text()
+    assert first.split()[0] == f"{max(shown):.1f}"
     page.select_option("select[name=order]", "moved")
     page.click("button[name=again]")
     assert page.input_value("select[name=order]") in ("random", "moved")
@@ -94,6 +96,12 @@ def test_run_makes_pages_to_browse(small_runs: Path, browser: Any, tmp_path: Pat
     page.select_option("select[name='attr.type']", kind)
     assert 0 < visit.count() < 6
     page.select_option("select[name='attr.type']", "")
+    for name, absent in (("empty", 6), ("full_frame", 0)):
+        labels = page.locator("select[name=a] option").all_inner_texts()
+        page.select_option("select[name=a]", label=next(o for o in labels if name in o))
+        page.select_option("select[name=status]", "absent")
+        assert visit.count() == absent
+        page.select_option("select[name=status]", "")
     page.fill("input[name=q]", "no such words")
     page.locator("#count", has_text=re.compile("^0 of")).wait_for()
     page.fill("input[name=q]", "")

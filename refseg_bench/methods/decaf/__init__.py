@@ -143,6 +143,8 @@ class DecAF(AttentionMethod):
         "absent_below": None,
     }
 
+    absence_rule: ClassVar[str] = "method.absent_words=[nothing,none,no]"
+
     backbone: GroundingMLLM
     segmenter: Segmenter | None = None
     mask: Literal["sam2", "attention"] = "sam2"

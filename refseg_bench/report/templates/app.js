@@ -48,7 +48,8 @@ function loadGroup(index) {
   }
   return groups[index];
 }
-const STATUS = ["ok", "failed", "missing"];
+// What became of a sample; the last two were predicted: said to be absent, and empty masks without a word.
+const STATUS = ["ok", "failed", "missing", "absent", "empty"];
 
 function filterOf(params, head) {
   const whole = (name, top) => Math.min(Math.max(0, parseInt(params.get(name) || "0", 10) || 0), Math.max(0, top));

@@ -243,7 +243,8 @@ function cardOf(data, filter, i, href) {
       const value = head.measures.length ? data.score[filter.measure][r][i] : null, state = data.status[r][i];
       return h("span", { class: "meter", title: runLabel(run) },
         h("i", {}, h("b", { style: { width: `${Math.max(0, Math.min(100, value || 0))}%`, background: runColour(run) } })),
-        h("span", { class: state ? "bad" : null }, state ? STATUS[state] : number(value)));
+        h("span", { class: state === 1 || state === 2 ? "bad" : null },
+          state === 1 || state === 2 ? STATUS[state] : number(value) + (state ? ` ${STATUS[state]}` : "")));
     }));
 }
 

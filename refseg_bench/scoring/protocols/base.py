@@ -147,6 +147,10 @@ class ScoringProtocol(Component):
     metrics: ClassVar[tuple[str, ...]]
     #: what the protocol compares: masks per expression, id maps per clip, or heat-map peaks.
     compares: ClassVar[Literal["expressions", "labels", "points"]] = "expressions"
+    #: options whose value the publication leaves open: tables say how they were set.
+    unsettled: ClassVar[tuple[str, ...]] = ()
+    #: True if it knows the answer "absent" (a tool that sees masks only doesn't).
+    knows_absent: ClassVar[bool] = False
     #: sets of merged id maps a label protocol scores.
     sets: ClassVar[tuple[str, ...]] = ("",)
 

@@ -274,6 +274,8 @@ class GrefcocoGres(ImageProtocol):
     resolution: int | None = None
     flag: Literal["explicit", "empty"] = "explicit"
 
+    knows_absent: ClassVar[bool] = True
+
     id: ClassVar[str] = "grefcoco-gres"
     imitates: ClassVar[str] = "ReLA (GRES)"
     citation: ClassVar[str] = "Liu et al., CVPR 2023; henghuiding/ReLA @ 3ca9551"
