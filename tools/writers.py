@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import pickle
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -90,6 +90,42 @@ def write_meta_expressions_set(
         json.dumps({"videos": meta}, indent=1) + "\n", encoding="utf-8"
     )
     (folder / "mask_dict.json").write_text(json.dumps(masks, separators=(",", ":")) + "\n", encoding="utf-8")
+    return counts
+
+
+def write_mevis_v2_set(
+    root: Path, split: str, videos: Sequence[VideoRecord], *, hidden: bool = False
+) -> dict[str, int]:
+    """Write clips as MeViS v2 has them: MeViS' layout, and ``audio`` beside every sentence.
+
+    Args:
+        root: folder of the data set; made if it is not there.
+        split: name of the split's folder.
+        videos: the clips; a sentence about no object has an absent target.
+        hidden: leave out the masks and what names them, as in the splits that a server scores.
+
+    Returns:
+        As :func:`write_meta_expressions_set`.
+    """
+    spoken = [
+        replace(
+            video,
+            expressions=[
+                (text, objects, {"audio": f"{video.name}_{i}.wav", **extra})
+                for i, (text, objects, extra) in enumerate(video.expressions)
+            ],
+        )
+        for video in videos
+    ]
+    counts = write_meta_expressions_set(root, split, spoken)
+    if hidden:
+        (root / split / "mask_dict.json").unlink()
+        path = root / split / "meta_expressions.json"
+        meta = json.loads(path.read_text("utf-8"))
+        for video in meta["videos"].values():
+            for expression in video["expressions"].values():
+                del expression["obj_id"], expression["anno_id"]
+        _dump(path, meta)
     return counts
 
 

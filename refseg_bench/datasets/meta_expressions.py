@@ -38,6 +38,7 @@ from refseg_bench.datasets.masks import (
     Wanted,
     open_mask_dict,
 )
+from refseg_bench.datasets.verify import manifest
 from refseg_bench.errors import ConfigError, DataError
 from refseg_bench.files.images import image_size
 from refseg_bench.types import Clip, Expression, Target, sample_id
@@ -241,6 +242,7 @@ class MetaExpressions(Dataset):
     @cached_property
     def _videos(self) -> dict[str, dict[str, Any]]:
         videos = self.read_videos()
+        self._tell_other_release(videos)
         if self.videos:
             unknown = sorted(set(self.videos) - set(videos))
             if unknown:
@@ -250,6 +252,20 @@ class MetaExpressions(Dataset):
                 )
             videos = {video: videos[video] for video in videos if video in set(self.videos)}
         return videos
+
+    def _tell_other_release(self, videos: Mapping[str, Any]) -> None:
+        facts = manifest(self.name)
+        if facts is None or not facts.unlike:
+            return
+        lists = (record.get("expressions") for record in videos.values() if isinstance(record, dict))
+        found = [
+            raw for each in lists if isinstance(each, dict) for raw in each.values() if isinstance(raw, dict)
+        ]
+        if why := facts.taken_for(self.split, found):
+            hint = f"If it is {facts.unlike}: dataset={facts.unlike}. A set of your own: dataset.name=NAME."
+            self.tell(
+                Damage("another release", f"This is no file of {facts.title}: {why}.", self.file, hint=hint)
+            )
 
     @cached_property
     def _source(self) -> MaskSource | None:

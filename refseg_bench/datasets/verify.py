@@ -10,7 +10,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 
 from refseg_bench.config.components import names
 from refseg_bench.datasets.base import Dataset, damaged
-from refseg_bench.datasets.files import Damage, missing_file, read_text
+from refseg_bench.datasets.files import Damage, bad_name, missing_file, read_text
 from refseg_bench.errors import ConfigError, DataError
 from refseg_bench.files.images import image_size, read_rgb, turn_in_words
 from refseg_bench.files.resources import resource
@@ -56,6 +57,8 @@ class Manifest:
         splits: by name.
         total: counts of the whole release, for the reader.
         printed_as: what papers' tables call the set; by default its title.
+        unlike: the set of the same layout and video ids that it must not be taken for.
+        brought: what its expressions may have and those of ``unlike`` never do: fields, ``no target``.
     """
 
     name: str
@@ -64,6 +67,29 @@ class Manifest:
     splits: Mapping[str, SplitFacts]
     total: Mapping[str, int] = field(default_factory=dict)
     printed_as: str = ""
+    unlike: str = ""
+    brought: tuple[str, ...] = ()
+
+    def taken_for(self, split: str, expressions: Sequence[Mapping[str, Any]]) -> str:
+        """Why these expressions of a split are those of ``unlike``; empty if nothing says so."""
+        other = manifest(self.unlike) if self.unlike else None
+        if other is None:
+            return ""
+        mine, its = (
+            m.splits[split].counts.get("expressions") if split in m.splits else None for m in (self, other)
+        )
+        if mine is not None and len(expressions) == its != mine:
+            return f"it has the {its:,} expressions of {other.title}, where {self.title} has {mine:,}"
+        found = Counter(mark for raw in expressions for mark in _marks(raw) & {*other.brought})
+        words = (
+            f"{many} of its {len(expressions)} expressions have '{mark}'" for mark, many in found.items()
+        )
+        return next((f"{told}, which {other.title} brought" for told in words), "")
+
+
+def _marks(raw: Mapping[str, Any]) -> set[str]:
+    nobody = raw.get("anno_id") in ([], [-1], -1)
+    return {*map(str, raw), *(["no target"] if nobody else [])}
 
 
 def manifest(name: str) -> Manifest | None:
@@ -73,12 +99,14 @@ def manifest(name: str) -> Manifest | None:
         ConfigError: an unknown or missing key, or a count that is no number.
     """
     path = resource("datasets") / name / "manifest.yaml"
-    if not path.is_file():
+    if bad_name(name) is not None or not path.is_file():
         return None
     plain = read_yaml(path)
-    keys = {"title", "kind", "licence", "splits", "total", "printed_as"}
-    if not keys - {"total", "printed_as"} <= set(plain) <= keys:
+    needed = {"title", "kind", "licence", "splits"}
+    keys = needed | {"total", "printed_as", "unlike", "brought"}
+    if not needed <= set(plain) <= keys:
         raise ConfigError("The manifest lacks a key or has an unknown one.", where=path, allowed=sorted(keys))
+    plain["brought"] = tuple(plain.get("brought", ()))
     plain["splits"] = {split: _facts(record) for split, record in plain["splits"].items()}
     return Manifest(name, **{key: value for key, value in plain.items() if key != "licence"})
 

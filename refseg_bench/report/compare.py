@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from refseg_bench.config import schema
 from refseg_bench.config.components import protocol_of
+from refseg_bench.datasets.verify import manifest
 from refseg_bench.errors import ScoreError
 from refseg_bench.report.naming import differing, options_of, titles
-from refseg_bench.run.build import lasting_of
+from refseg_bench.run.build import frozen, lasting_of
 from refseg_bench.run.store import RunStore
 from refseg_bench.scoring.protocols.base import ScoringProtocol
 from refseg_bench.scoring.stats import Bootstrap, Difference, difference
@@ -98,6 +100,15 @@ def compare(
     Raises:
         ScoreError: the runs share no protocol or no unit.
     """
+    for one, other in ((first, second), (second, first)):
+        data, its = (store.info().choices.get("dataset", "") for store in (one, other))
+        facts = manifest(data)
+        if facts is not None and facts.unlike == its:
+            raise ScoreError(
+                f"Samples of '{data}' and '{its}' that have the same id are different sentences.",
+                where=f"{one.root.name}, {other.root.name}",
+                hint="Compare runs of one data set.",
+            )
     name = shared_protocol((first, second), protocol)
     rules = protocol_of(first.results()[name])
     tables = [ScoreTable.read_parquet(*s.samples(name)) for s in (first, second)]
@@ -132,7 +143,8 @@ def compare(
 def verdicts(run: RunStore, others: Iterable[RunStore]) -> list[str]:
     """What a run's rows say beside those of others that don't see the truth: one line for each.
 
-    A paired difference of the headline metric, in percent, and whether its interval leaves out 0.
+    A paired difference of the headline metric, in percent, and whether its interval leaves out 0. Last the
+    option to try where no absent target was answered as absent and the method could.
     """
     out = []
     for other in others:
@@ -144,6 +156,13 @@ def verdicts(run: RunStore, others: Iterable[RunStore]) -> list[str]:
         decided = "ahead" if low > 0 else "behind" if high < 0 else "not decided"
         names = " over ".join(reversed(found.labels))
         out.append(f"{names}: {value:+.1f} {metric} [{low:+.1f}, {high:+.1f}], {decided}")
+    rule = schema.locate(str(frozen(run)["method"][schema.TARGET]), "method").absence_rule
+    for name in [*run.results()][:1] if rule else ():
+        attrs = ScoreTable.read_parquet(*run.samples(name)).attrs
+        pairs = zip(attrs.get("objects", ()), attrs.get("answer", ()), strict=False)
+        answers = [answer for objects, answer in pairs if objects == 0]
+        if answers and "absent" not in answers:
+            out.append(f"none of {len(answers)} absent targets was answered as absent: try {rule}")
     return out
 
 

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from refseg_bench.config.components import read
-from refseg_bench.datasets.files import bad_name
 from refseg_bench.datasets.verify import manifest
 from refseg_bench.errors import ConfigError, StoreError
 from refseg_bench.files.resources import resource
@@ -83,7 +82,7 @@ COLUMNS = tuple(f.name for f in fields(PaperRow))
 
 def printed_name(dataset: str) -> str:
     """What papers' tables call a data set, by its card; one without a card goes by its own name."""
-    facts = manifest(dataset) if bad_name(dataset) is None else None
+    facts = manifest(dataset)
     return dataset if facts is None else facts.printed_as or facts.title
 
 

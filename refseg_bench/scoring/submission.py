@@ -37,7 +37,7 @@ from refseg_bench.files.store_io import (
     sweep,
     write_error,
 )
-from refseg_bench.types import Clip, Prediction, rle_fault, sample_id
+from refseg_bench.types import Clip, MaskTrack, Prediction, rle_fault, sample_id
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 # The zip's comment ends in the SHA-256 of all bytes before it: no flipped byte goes unseen.
@@ -114,6 +114,8 @@ def write(
             f"{len(lacking)} samples have no complete prediction:\n  " + "\n  ".join(lacking[:20]) + more,
             hint=hint,
         )
+    # A server that knows "absent" by empty masks gets what is flagged as such.
+    flags = any(components.open_protocol(name).knows_absent for name in dataset.protocols)
     written = 0
     try:
         # What a link leads to is replaced, not the link.
@@ -128,6 +130,8 @@ def write(
                         track = found[expression.id].track
                         if track is None:
                             continue
+                        if flags and found[expression.id].no_target:
+                            track = MaskTrack.empty(track.size, len(track))
                         for name, mask in zip(clip.frame_names, track.masks(), strict=True):
                             if mask is not None:
                                 place = "/".join(p for p in (top, clip.id, expression.id, f"{name}.png") if p)

@@ -26,6 +26,10 @@ PUBLISHED = {
     ("mevis", "valid_u"): {"videos": 50, "expressions": 793},
     ("mevis", "valid"): {"videos": 140, "expressions": 2236},
     ("mevis", "test"): {"videos": 154, "expressions": 2490},
+    ("mevis_v2", "train"): {"videos": 1662, "expressions": 27502},
+    ("mevis_v2", "valid_u"): {"videos": 50, "expressions": 907},
+    ("mevis_v2", "valid"): {"videos": 140, "expressions": 2523},
+    ("mevis_v2", "test"): {"videos": 154},
     ("revos", "train"): {"videos": 626},
     ("revos", "valid"): {"videos": 416},
     ("reasonvos", "test"): {"videos": 91, "expressions": 458},
@@ -61,6 +65,7 @@ def test_totals_of_whole_releases():
     assert totals["ref_youtube_vos"] == {"videos": 3978, "expressions": 15009}
     assert totals["ref_davis17"] == {"videos": 90, "objects": 205, "expressions": 820}
     assert totals["mevis"] == {"videos": 2006, "expressions": 28570, "objects": 8171, "masks": 443000}
+    assert totals["mevis_v2"] == {"videos": 2006, "expressions": 33072}
     assert totals["revos"]["videos"] == 1042
     assert (totals["revos"]["explicit"], totals["revos"]["implicit"]) == (20071, 14678)
     assert (totals["revos"]["absent"], totals["revos"]["absent_in_file"]) == (325, 337)

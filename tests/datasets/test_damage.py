@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from refseg_bench.config.components import open_dataset
 from refseg_bench.datasets.files import Damage
 from refseg_bench.datasets.meta_expressions import MetaExpressions
 from refseg_bench.datasets.prepare import unpack
@@ -29,6 +30,7 @@ from tools.writers import (
     ImageRecord,
     write_davis_source,
     write_meta_expressions_set,
+    write_mevis_v2_set,
     write_reasonseg_image,
     write_reasonvos_set,
     write_ref_youtube_vos_set,
@@ -48,6 +50,12 @@ SQUARE = [4, 4, 20, 4, 20, 16, 4, 16]
 def mevis(root):
     write_meta_expressions_set(root, "valid_u", [video(A), video(B, seed=1)])
     return lambda: MetaExpressions(root=root)
+
+
+def mevis_v2(root):
+    words = [("it", [0], {}), ("the unicorn that flies", [], {}), ("both", [0, 1], {})]
+    write_mevis_v2_set(root, "valid_u", [video(A, expressions=words), video(B, seed=1)])
+    return lambda: open_dataset("mevis_v2", root=root)
 
 
 def ytvos(root):
@@ -265,6 +273,19 @@ CASES = [
     Case("RLE too long for its size", mevis, edit(MASKS, lambda m: m["0"][1].update(counts=m["0"][1]["counts"] + "o7")), "torn mask", "mask_dict.json", "anno_id 0[1]"),
     Case("RLE with a letter beyond the alphabet", mevis, edit(MASKS, lambda m: m["0"][1].update(counts="é")), "torn mask", "mask_dict.json", "anno_id 0[1]"),
     Case("mask is a text", mevis, edit(MASKS, lambda m: m["0"].__setitem__(1, "mask")), "malformed mask", "mask_dict.json", "anno_id 0[1]"),
+    # MeViS v2
+    Case("v2: expression file missing", mevis_v2, remove(META), "not here", ""),
+    Case("v2: torn JSON", mevis_v2, cut(META), "torn JSON", "meta_expressions.json", "line"),
+    Case("v2: MeViS' own expression file", mevis_v2, edit(META, lambda m: m["videos"][A].update(expressions={str(i): {"exp": "x", "obj_id": [0], "anno_id": [0]} for i in range(791)})), "another release", "meta_expressions.json"),
+    Case("v2: video without a sentence", mevis_v2, edit(META, lambda m: m["videos"][A].update(expressions={})), "video without expressions", "meta_expressions.json", A),
+    Case("v2: absent target that isn't said", mevis_v2, edit(META, lambda m: (m["videos"][A]["expressions"]["1"].pop("anno_id") and None) or m["videos"][A]["expressions"]["1"].update(obj_id=None)), "bad object id", "meta_expressions.json", "expressions.1"),
+    Case("v2: annotation id is a text list", mevis_v2, exp(A, "2", anno_id=["0", {}]), "bad object id", "meta_expressions.json", "expressions.2.anno_id"),
+    Case("v2: mask file missing", mevis_v2, remove(MASKS), "missing file", "mask_dict.json"),
+    Case("v2: annotation missing", mevis_v2, edit(MASKS, lambda m: m.pop("1") and None), "missing entry", "mask_dict.json"),
+    Case("v2: fewer masks than frames", mevis_v2, edit(MASKS, lambda m: m["0"].pop() and None), "mask count differs", "mask_dict.json", "anno_id 0"),
+    Case("v2: RLE of another size", mevis_v2, edit(MASKS, lambda m: m["0"][2].update(size=[32, 24])), "mask of another size", "mask_dict.json", "anno_id 0[2]"),
+    Case("v2: frame missing", mevis_v2, remove(f"{FRAMES}/00002.jpg"), "missing frame", "00002.jpg"),
+    Case("v2: frame listed twice", mevis_v2, edit(META, lambda m: m["videos"][A]["frames"].append("00001")), "duplicate id", "meta_expressions.json", f"{A}.frames"),
     Case("pickled mask with a callable", ytvos_pickle, overwrite("train/mask_dict.pkl", pickle.dumps({"0": Evil()}, protocol=2)), "pickle with a callable", "mask_dict.pkl", "print"),
     Case("pickled masks torn", ytvos_pickle, cut("train/mask_dict.pkl"), "torn pickle", "mask_dict.pkl"),
     Case("pickled mask is a number", ytvos_pickle, repickle("train/mask_dict.pkl", lambda m: m["1"].__setitem__(2, 7)), "malformed mask", "mask_dict.pkl", "anno_id 1[2]"),

@@ -10,7 +10,7 @@ from refseg_bench.config.components import open_dataset
 from refseg_bench.datasets.meta_expressions import MetaExpressions
 from refseg_bench.datasets.verify import verify
 from refseg_bench.errors import ConfigError, DataError
-from tools.writers import write_meta_expressions_set
+from tools.writers import write_meta_expressions_set, write_mevis_v2_set
 
 from .conftest import boxes, union, video
 
@@ -78,6 +78,56 @@ def test_a_split_with_hidden_masks_has_words_only(tmp_path):
     assert data.target(clip, data.expressions(clip)[0]) is None
 
 
+def in_layout(root, count, extra=None, objects=(0,)):
+    """A valid_u in MeViS' layout with that many sentences."""
+    words = [(f"sentence {i}", list(objects), extra or {}) for i in range(count)]
+    write_meta_expressions_set(root, "valid_u", [video(expressions=words)])
+    return root
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "extra", "objects", "why"),
+    [
+        ("mevis", 907, {}, [0], "it has the 907 expressions of MeViS v2, where MeViS has 793"),
+        ("mevis_v2", 793, {}, [0], "it has the 793 expressions of MeViS, where MeViS v2 has 907"),
+        ("mevis", 2, {"audio": "a.wav"}, [0], "2 of its 2 expressions have 'audio', which MeViS v2 brought"),
+        ("mevis", 2, {}, [], "2 of its 2 expressions have 'no target', which MeViS v2 brought"),
+        ("mevis", 793, {}, [0], ""),
+        ("mevis_v2", 907, {"audio": "a.wav"}, [], ""),
+        ("mevis", 2, {"type": "motion"}, [0], ""),
+        ("mevis_v2", 2, {}, [0], ""),
+    ],
+)
+def test_the_two_releases_are_not_taken_for_each_other(tmp_path, name, count, extra, objects, why):
+    data = open_dataset(name, root=in_layout(tmp_path, count, extra, objects))
+    if not why:
+        assert len(data.expressions(data.clips()[0])) == count
+        return
+    with pytest.raises(DataError) as error:
+        data.clips()
+    assert why in error.value.what
+    assert error.value.where.endswith("meta_expressions.json")
+    assert f"dataset={'mevis' if name == 'mevis_v2' else 'mevis_v2'}." in error.value.hint
+    assert "another release" in verify(open_dataset(name, root=tmp_path)).kinds()
+    # A set of one's own in that layout goes by its own name.
+    assert len(open_dataset(name, root=tmp_path, name="mine").clips()) == 1
+
+
+def test_v2_keeps_audio_and_absent_targets_and_hides_masks(tmp_path):
+    words = [("it", [0], {}), ("the unicorn", [], {})]
+    for split, hidden in (("valid_u", False), ("valid", True), ("test", True)):
+        write_mevis_v2_set(tmp_path, split, [video(expressions=words)], hidden=hidden)
+        data = open_dataset("mevis_v2", root=tmp_path, split=split)
+        clip = data.clips()[0]
+        first, second = data.expressions(clip)
+        assert first.attrs["audio"] == f"{clip.id}_0.wav"
+        if hidden:
+            assert data.target(clip, first) is None
+        else:
+            assert np.array_equal(union(data.target(clip, first)), boxes(4))
+            assert data.target(clip, second).objects == ()
+
+
 def test_v2_is_the_same_layout_with_more_fields(tmp_path):
     write_meta_expressions_set(tmp_path, "valid_u", [video(expressions=[("it", [0], {"audio": "a.wav"})])])
     folder = tmp_path / "valid_u"
@@ -99,7 +149,7 @@ def test_expression_without_objects_has_a_target_that_is_absent(tmp_path):
     write_meta_expressions_set(
         tmp_path, "valid_u", [video(expressions=[("the unicorn", [], {"type": "absent"})])]
     )
-    data = MetaExpressions(root=tmp_path)
+    data = MetaExpressions(name="mine", root=tmp_path)
     clip = data.clips()[0]
     expression = data.expressions(clip)[0]
     target = data.target(clip, expression)

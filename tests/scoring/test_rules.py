@@ -15,6 +15,7 @@ from refseg_bench.scoring.labels import GreyMasks, encoding_of, merged_labels
 from refseg_bench.scoring.protocols.image import encoded_sum, resized_rle
 from refseg_bench.scoring.protocols.revos import accuracy, robustness
 from refseg_bench.scoring.protocols.rvos import percent
+from refseg_bench.scoring.results import lines_of
 from refseg_bench.scoring.score import Options, score
 from refseg_bench.scoring.sources import IncompleteError
 from refseg_bench.scoring.stats import Bootstrap
@@ -140,6 +141,7 @@ MISSING = {
     "decaf": (50.0, 0.0),
     "reasonvos": (1.0, None),
     "expression": ("error", "error"),
+    "mevis-v2": ("error", "error"),
     "sa2va-mevis": ("error", "error"),
     "sa2va-refdavis": ("error", "error"),
     "sa2va-revos": ("error", "error"),
@@ -172,6 +174,72 @@ def test_a_missing_frame(protocol, j):
     gap = MaskTrack(A.shape, (encode_rle(A), None))
     hand = Hand([({}, [tall(A, A)], tall(A, A)), ({}, [tall(A, A)], gap)])
     assert hand.metrics(protocol)["J"] == j
+
+
+def v2_rows():
+    """(target, answer), two frames each; J = F everywhere."""
+
+    def flagged(masks, flag):
+        return Prediction("", "", "", track(masks), no_target=flag)
+
+    return [
+        ({}, [tall(A, A)], tall(A, A)),  # 1
+        ({}, [tall(A, NONE)], tall(A, A)),  # present once: 0.5
+        ({}, [tall(A, A)], tall(NONE, NONE)),  # empty by accident: 0, an error of T-acc
+        (
+            {},
+            [tall(A, A)],
+            flagged(tall(A, A), True),
+        ),  # flagged, so its masks don't count: 0, an error of T-acc
+        ({}, [tall(A, A)], flagged(tall(A, A), False)),  # 1
+        ({}, [], tall(NONE, NONE)),  # 1, known as absent
+        ({}, [], flagged(tall(A, A), True)),  # 1, known as absent
+        ({}, [], tall(NONE, A)),  # 0.5, an error of N-acc
+        ({}, [tall(NONE, NONE)], tall(A, A)),  # an object that never shows: 0, an error of N-acc
+    ]
+
+
+def test_mevis_v2_by_hand():
+    hand = Hand(v2_rows())
+    over = {"all": 5 / 9, "targets": 2.5 / 5}
+    for spec, chosen in (("mevis-v2", "all"), ("mevis-v2:jf_over=targets", "targets")):
+        got = hand.metrics(spec)
+        assert got["N-acc"] == 2 / 4
+        assert got["T-acc"] == pytest.approx(3 / 5, abs=1e-12)
+        for name in ("J", "F", "J&F"):
+            assert got[name] == pytest.approx(over[chosen], abs=1e-12)
+        for name, value in over.items():
+            assert got[f"J&F/{name}"] == pytest.approx(value, abs=1e-12)
+        assert got["Final"] == pytest.approx((over[chosen] + 2 / 4 + 3 / 5) / 3, abs=1e-12)
+    # The tools that see masks take the flagged ones as they are.
+    assert hand.metrics("rvos-expr")["J"] == pytest.approx(5 / 9, abs=1e-12)  # + 1 for row 3, - 1 for row 6
+
+
+def test_mevis_v2_where_a_kind_of_target_lacks():
+    rows = v2_rows()
+    present, absent = Hand(rows[:5]).scored("mevis-v2"), Hand([*rows[5:]]).scored("mevis-v2")
+    assert present.result.metrics["T-acc"].value == 3 / 5
+    assert present.protocol.no_value(present.table.values, present.table.attrs) == dict.fromkeys(
+        ("N-acc", "Final"), "there is no unit of absent targets"
+    )
+    assert absent.result.metrics["N-acc"].value == 2 / 4
+    assert absent.protocol.no_value(absent.table.values, absent.table.attrs) == dict.fromkeys(
+        ("T-acc", "Final", "J&F/targets"), "there is no unit of targets"
+    )
+    for hand, value in ((Hand([({}, [], tall(NONE))]), 1), (Hand([({}, [], tall(A))]), 0)):
+        assert hand.metrics("mevis-v2")["N-acc"] == value
+
+
+def test_answers_are_counted_and_told_apart():
+    got = Hand(v2_rows()).scored("rvos-expr")
+    assert got.notes["answers"] == {"absent": 2, "empty": 2, "masks": 5}
+    assert got.table.attrs["answer"] == [
+        "masks", "masks", "empty", "absent", "masks", "empty", "absent", "masks", "masks"
+    ]  # fmt: skip
+    assert "  answers: 5 masks, 2 empty, 2 absent" in lines_of(got, set())
+    (masks_only,) = (Hand(v2_rows()[:1]).scored("rvos-expr"),)
+    assert masks_only.notes["answers"] == {"masks": 1}
+    assert not any("answers" in line for line in lines_of(masks_only, set()))
 
 
 def test_coarse_masks_count_only_predicted_frames():
@@ -264,7 +332,7 @@ def test_revos_raw_grey():
     whole = tall(box(0, 0, 10, 12))
     got = revos(whole).scored("revos-visa")
     assert got.protocol.name == "revos-visa@1"
-    assert got.notes == {"encoding": "0/255", "foreground": "the dataset's"}
+    assert got.notes == {"encoding": "0/255", "foreground": "the dataset's", "answers": {"masks": 4}}
     a = got.table.values["A"].tolist()
     assert a[:2] == [percent((~A).mean()), percent((~A & ~B).mean())]
     # Overlap of A and B: g = 2, p = 255 gives 1 per pixel in 8 bits.
@@ -532,6 +600,7 @@ def test_every_protocol_is_documented_and_named():
         ("refcoco-lavt:resolution=null", "refcoco-lavt@1"),
         ("grefcoco-gres@1:flag=empty:resolution=32", "grefcoco-gres@1:resolution=32:flag=empty"),
         ("vosb:all_frames=true", "vosb@1:all_frames=true"),
+        ("mevis-v2:jf_over=targets", "mevis-v2@1:jf_over=targets"),
     ],
 )
 def test_the_full_name_holds_the_options(spec, name):

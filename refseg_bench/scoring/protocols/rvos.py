@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from refseg_bench.scoring.boundary import boundary_f, jaccard
-from refseg_bench.scoring.protocols.base import Case, Item, Policy, ScoringProtocol
-from refseg_bench.types import Score, sample_id
+from refseg_bench.scoring.protocols.base import (
+    Case,
+    Column,
+    Item,
+    Policy,
+    Present,
+    ScoringProtocol,
+    grouped_terms,
+    ratio,
+)
+from refseg_bench.types import MaskTrack, Score, sample_id
 
 JF = ("J&F", "J", "F")
 
@@ -96,6 +105,68 @@ class MevisVideoLisa(RvosExpression):
     policy: ClassVar[Policy] = Policy(
         missing="drop", missing_clip="drop", missing_why="video, expression or frame missing: dropped"
     )
+
+
+@dataclass
+class MevisV2(RvosExpression):
+    """MeViS v2: J and F as in MeViS, and whether what isn't there is answered as absent.
+
+    A target is absent if no frame shows any of it. An answer is absent if it is flagged so or no mask has a
+    pixel; a flagged answer counts with empty masks. N-acc is the share of absent targets that are answered
+    as absent, T-acc the share of the others that are not; Final = (J&F + N-acc + T-acc) / 3. Without an
+    absent target (or without any other) N-acc (or T-acc) and Final have no value.
+
+    The server's code is not public. The names are read as in GRES, missing work is refused, and whether J&F
+    averages over absent targets, where an empty frame scores 1, is not known: both means are always given,
+    as ``J&F/all`` and ``J&F/targets``.
+
+    Attributes:
+        jf_over: what J, F, J&F and Final average over: ``all`` expressions, or those with a target.
+    """
+
+    jf_over: Literal["all", "targets"] = "all"
+
+    id: ClassVar[str] = "mevis-v2"
+    imitates: ClassVar[str] = "MeViS v2"
+    citation: ClassVar[str] = "Ding et al., arXiv 2512.10945"
+    policy: ClassVar[Policy] = Policy()
+    metrics: ClassVar[tuple[str, ...]] = ("Final", *JF, "N-acc", "T-acc", "J&F/all", "J&F/targets")
+    unsettled: ClassVar[tuple[str, ...]] = ("jf_over",)
+    knows_absent: ClassVar[bool] = True
+
+    def present(self, case: Case, zero: Mapping[str, float]) -> Iterator[Present | Score]:
+        """See :meth:`ScoringProtocol.present`; what is flagged as absent has empty masks."""
+        for entry in super().present(case, zero):
+            if not isinstance(entry, Score) and entry[0].prediction and entry[0].prediction.no_target:
+                entry = (entry[0], MaskTrack.empty(case.clip.size, len(case.clip)), entry[2])
+            yield entry
+
+    def score_item(self, case: Case, item: Item, frames: Sequence[int], counts: NDArray[np.int64]) -> Score:
+        """J and F, and whether target and answer are absent."""
+        score = super().score_item(case, item, frames, counts)
+        said = item.prediction is not None and item.prediction.answer != "masks"
+        kinds = {"absent": float(item.union.empty_throughout), "said_absent": float(said)}
+        return replace(score, values={**score.values, **kinds})
+
+    def terms(self, values: Mapping[str, Column], attrs: Mapping[str, Sequence[Any]]) -> dict[str, Column]:
+        """J, F and the answers, split by whether the target is absent."""
+        return grouped_terms(
+            values, ("J", "F", "said_absent"), values["absent"], {0: "targets", 1: "absent targets"}
+        )
+
+    def combine(self, sums: Mapping[str, Column]) -> dict[str, Column]:
+        """Means over all expressions and over those with a target, accuracies, and Final."""
+        both = {n: sums[f"{n}/targets"] + sums[f"{n}/absent targets"] for n in ("J", "F", "n")}
+        found = {
+            "all": {n: ratio(both[n], both["n"]) for n in ("J", "F")},
+            "targets": {n: ratio(sums[f"{n}/targets"], sums["n/targets"]) for n in ("J", "F")},
+        }
+        out = {f"J&F/{over}": (jf["J"] + jf["F"]) / 2 for over, jf in found.items()}
+        out |= {**found[self.jf_over], "J&F": out[f"J&F/{self.jf_over}"]}
+        out["N-acc"] = ratio(sums["said_absent/absent targets"], sums["n/absent targets"])
+        out["T-acc"] = 1 - ratio(sums["said_absent/targets"], sums["n/targets"])
+        out["Final"] = (out["J&F"] + out["N-acc"] + out["T-acc"]) / 3
+        return {name: out[name] for name in self.metrics}
 
 
 @dataclass

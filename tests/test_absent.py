@@ -1,0 +1,156 @@
+"""The answer "absent" from a method's flag to tables, files and the server's zip, on a generated MeViS v2."""
+
+import csv
+import io
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from refseg_bench.cli import main
+from refseg_bench.report.exports import to_coco
+from refseg_bench.report.html import write_report
+from refseg_bench.run.store import RunStore, runs_in
+from refseg_bench.types import Answer, MaskTrack, Prediction
+from tests.datasets.conftest import video
+from tools.writers import write_meta_expressions_set, write_mevis_v2_set
+
+WORDS = [("it", [0], {}), ("the unicorn", [], {"type": "absent"}), ("both", [0, 1], {})]
+
+
+@pytest.fixture
+def v2(in_tmp: Path) -> Path:
+    """A MeViS v2 of two clips: four sentences with a target, two without."""
+    for split, hidden in (("valid_u", False), ("valid", True)):
+        videos = [video(expressions=WORDS), video("ba9876543210", seed=1, expressions=WORDS)]
+        write_mevis_v2_set(in_tmp / "data" / "mevis_v2", split, videos, hidden=hidden)
+    return in_tmp / "data" / "mevis_v2"
+
+
+def report(*words: str, capsys: pytest.CaptureFixture[str]) -> str:
+    assert main(["report", "runs", *words]) == 0
+    return capsys.readouterr().out
+
+
+def test_from_the_run_to_tables_files_and_pages(v2: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["run", "-m", "dataset=mevis_v2", "method=oracle,empty,full_frame", "score.bootstrap=20"]
+    assert main([*command, "score.jobs=1", "--no-html"]) == 0
+    told = capsys.readouterr().out
+    assert "mevis_v2 · mevis-v2@1 · percent" in told
+    assert "not settled by the publication: jf_over=all" in told
+    rows = list(csv.DictReader(io.StringIO(report("--format", "csv", capsys=capsys))))
+    found = {(row["method"], row["metric"]): float(row["value"]) for row in rows}
+    assert {m: found["oracle", m] for m in ("Final", "J&F", "N-acc", "T-acc")} == {
+        "Final": 1, "J&F": 1, "N-acc": 1, "T-acc": 1,
+    }  # fmt: skip
+    assert (found["empty", "N-acc"], found["empty", "T-acc"]) == (1, 0)
+    assert (found["full_frame", "N-acc"], found["full_frame", "T-acc"]) == (0, 1)
+    answers = {row["method"]: (row["n"], row["absent"], row["empty"]) for row in rows}
+    assert answers == {"oracle": ("6", "2", "0"), "empty": ("6", "6", "0"), "full_frame": ("6", "0", "0")}
+    records = json.loads(report("--format", "json", capsys=capsys))
+    assert {r["method"]: r["answers"]["absent"] for r in records} == {
+        "oracle": 2,
+        "empty": 6,
+        "full_frame": 0,
+    }
+    assert "absent |" in report("--format", "md", capsys=capsys)
+
+    stores = {store.root.name.partition("-")[0]: store for store in runs_in(Path("runs"))}
+    assert main(["score", str(stores["oracle"].root), "--json", "out.json", "--by", "answer"]) == 0
+    assert "  answers: 4 masks, 2 absent" in capsys.readouterr().out
+    (scored,) = json.loads(Path("out.json").read_text("utf-8")).values()
+    assert scored["notes"]["answers"] == {"masks": 4, "absent": 2}
+    assert {group: found["n"] for group, found in scored["by"]["answer"].items()} == {"absent": 2, "masks": 4}
+    coco = to_coco(stores["oracle"])
+    assert coco["info"]["answered_absent"] == ["0123456789ab/1", "ba9876543210/1"]
+    assert coco["info"]["without_prediction"] == []
+    write_report(list(stores.values()), Path("pages"))
+    chunks = "".join(p.read_text("utf-8") for p in Path("pages/data").glob("*.js"))
+    assert '"status"' in chunks
+    assert "3" in chunks
+
+
+def test_the_zip_holds_empty_masks_for_what_is_flagged(v2: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Masks of files whose author flags a sentence: the server sees nothing but the masks."""
+    names = ["00000", "00001", "00002", "00003"]
+    for clip in ("0123456789ab", "ba9876543210"):
+        for expression in "012":
+            folder = Path("answers", clip, expression)
+            folder.mkdir(parents=True)
+            for name in names:
+                Image.fromarray(np.full((24, 32), 255, np.uint8)).save(folder / f"{name}.png")
+    Path("answers/no_target.json").write_text(json.dumps(["0123456789ab/1"]), "utf-8")
+    command = ["submission", "--predictions", "answers", "--dataset", "mevis_v2", "--split", "valid"]
+    assert main([*command, "-o", "v2.zip"]) == 0
+    assert "fit" in capsys.readouterr().out
+    with zipfile.ZipFile("v2.zip") as archive:
+        assert len(archive.namelist()) == 2 * 3 * 4
+        lit = {name: np.asarray(Image.open(archive.open(name))).any() for name in archive.namelist()}
+    assert {name for name, some in lit.items() if not some} == {f"0123456789ab/1/{n}.png" for n in names}
+    # A server of the first version knows nothing of flags.
+    for split in ("valid_u", "valid"):
+        plain = [video(expressions=[("it", [0], {})])]
+        write_meta_expressions_set(Path("data/mevis"), split, plain)
+    Path("answers/no_target.json").write_text(json.dumps(["0123456789ab/0"]), "utf-8")
+    assert main([*command[:4], "mevis", "--split", "valid", "-o", "v1.zip"]) == 0
+    with zipfile.ZipFile("v1.zip") as archive:
+        assert all(np.asarray(Image.open(archive.open(name))).all() for name in archive.namelist())
+
+
+def test_the_two_releases_are_not_compared(v2: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_meta_expressions_set(Path("data/mevis"), "valid_u", [video(expressions=[("another one", [1], {})])])
+    for dataset in ("mevis", "mevis_v2"):
+        command = [
+            "run",
+            f"dataset={dataset}",
+            "method=full_frame",
+            "protocols=[rvos-expr]",
+            "score.bootstrap=0",
+        ]
+        assert main([*command, "score.jobs=1", "--no-html"]) == 0
+    runs = sorted(str(store.root) for store in runs_in(Path("runs")))
+    assert len(runs) == 2
+    capsys.readouterr()
+    assert main(["compare", *runs]) == 2
+    assert "same id are different sentences" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("masks", "flag", "said"),
+    [
+        ([[0], [0]], None, "empty"),
+        ([[0], [0]], False, "empty"),
+        ([[0], [0]], True, "absent"),
+        ([[0], [1]], True, "absent"),
+        ([[0], [1]], None, "masks"),
+        ([[0], None], None, "empty"),
+        ([None, None], None, None),
+        ([None, None], True, "absent"),
+        (None, None, None),
+    ],
+)
+def test_absent_empty_and_not_predicted_are_three_things(
+    masks: list[list[int] | None] | None, flag: bool | None, said: Answer | None
+) -> None:
+    arrays = [None if m is None else np.array([m], bool) for m in masks or ()]
+    track = None if masks is None else MaskTrack.from_masks(arrays, (1, 1))
+    assert Prediction("v/0", "v", "0", track, no_target=flag).answer == said
+
+
+def test_a_record_of_an_older_version_is_not_flagged(v2: Path) -> None:
+    command = ["run", "dataset=mevis_v2", "method=empty", "score.bootstrap=0", "score.jobs=1", "--no-html"]
+    assert main(command) == 0
+    (store,) = runs_in(Path("runs"))
+    assert {p.no_target for p in store.predictions("0123456789ab").values()} == {True}
+    for path in store.root.glob("predictions/*"):
+        lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+        for line in lines:
+            line.pop("no_target", None)
+            line.pop("check", None)
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+    old = RunStore.open(store.root)
+    assert {p.no_target for p in old.predictions("0123456789ab").values()} == {None}
+    assert {p.answer for p in old.predictions("0123456789ab").values()} == {"empty"}
