@@ -173,9 +173,11 @@ def _names(video: VideoRecord) -> list[str]:
     return names
 
 
-def _label_maps(folder: Path, video: VideoRecord, void: MaskTrack | None = None) -> None:
+def _label_maps(
+    folder: Path, video: VideoRecord, void: MaskTrack | None = None, names: Sequence[str] = ()
+) -> None:
     """All objects of a clip in one map per frame: object k is pixel value k + 1, void is 255."""
-    for index, name in enumerate(_names(video)):
+    for index, name in enumerate(names or _names(video)):
         labels = np.zeros(video.frames_THWC.shape[1:3], np.uint8)
         for number, track in enumerate(video.objects, start=1):
             mask = track.mask(index)
@@ -398,6 +400,64 @@ def write_reasonvos_set(root: Path, videos: Sequence[VideoRecord], *, rewritten:
         write_mask_pickle(root / "mask_dict_v2.pkl", masks)
 
 
+def write_long_rvos_set(root: Path, split: str, videos: Sequence[VideoRecord]) -> None:
+    """Write clips in Long-RVOS' layout; every expression means one object and has its ``type`` as extra key.
+
+    An object gets a PNG (0/255) of the frames it shows in, and a folder though it shows in none.
+
+    Args:
+        root: folder of the data set.
+        split: ``train``, ``valid`` or ``test``.
+        videos: the clips; an expression's ``type`` is ``static`` if it has none.
+    """
+    meta: dict[str, Any] = {}
+    for video in videos:
+        names = _names(video)
+        _frames(root / split / "JPEGImages" / video.name, names, video.frames_THWC)
+        meta[video.name] = {
+            "frames": names,
+            "expressions": {
+                str(i): {"exp": text, "obj_id": str(targets[0] + 1), "type": "static", **extra}
+                for i, (text, targets, extra) in enumerate(video.expressions)
+            },
+        }
+        for number, track in enumerate(video.objects, start=1):
+            folder = root / split / "Annotations" / video.name / str(number)
+            folder.mkdir(parents=True, exist_ok=True)
+            for name, mask in zip(names, track.masks(), strict=True):
+                if mask is not None and mask.any():
+                    Image.fromarray(mask.astype(np.uint8) * 255).save(folder / f"{name}.png")
+    _dump(root / split / "meta_expressions.json", {"videos": meta})
+
+
+def write_groundmore_set(root: Path, split: str, videos: Sequence[VideoRecord]) -> None:
+    """Write clips in GroundMoRe's layout; a clip's name ends in its begin and end, ``_MMSS_MMSS``.
+
+    Args:
+        root: folder of the data set.
+        split: part of the expression file's name.
+        videos: the clips; an expression's extra keys are ``q_type``, ``action_start`` and ``action_end``.
+    """
+    meta: dict[str, Any] = {}
+    for video in videos:
+        maps = [f"frame_{i:06d}" for i in range(len(video.frames_THWC))]
+        _frames(root / video.name / "images", list(video.frame_names) or maps, video.frames_THWC)
+        _label_maps(root / video.name / "masks", video, names=maps)
+        meta[video.name] = {
+            "questions": {
+                str(i): {
+                    "question": text,
+                    "answer": "it",
+                    "obj_id": ", ".join(str(target + 1) for target in targets),
+                    "q_type": "Causal",
+                    **extra,
+                }
+                for i, (text, targets, extra) in enumerate(video.expressions)
+            }
+        }
+    _dump(root / f"groundmore_{split}.json", {"videos": meta})
+
+
 # ── ReasonSeg ────────────────────────────────────────────────────────────────
 
 
@@ -578,6 +638,52 @@ def write_refcoco_set(
         json.dumps(instances, separators=(",", ":")) + "\n", encoding="utf-8"
     )
     return counts
+
+
+def write_refcoco_m_set(folder: Path, images: Sequence[ImageRecord], *, pictures: bool = True) -> None:
+    """Write ``data/validation-*.parquet`` as RefCOCO-M has them, in two parts.
+
+    Args:
+        folder: of the snapshot.
+        images: with their number; a ref's only object is its annotation, numbered as
+            :func:`write_refcoco_set` numbers it, and its segmentation is drawn as run lengths.
+        pictures: with the pictures' bytes.
+    """
+    import io
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows: list[dict[str, Any]] = []
+    first = 1
+    for number, record in enumerate(images):
+        image_id = number + 1 if record.image_id is None else record.image_id
+        size = record.image_HWC.shape[:2]
+        buffer = io.BytesIO()
+        Image.fromarray(record.image_HWC).save(buffer, "JPEG")
+        samples = []
+        for objects, sentences in record.refs:
+            coded = coco_mask.frPyObjects(record.segmentations[objects[0]], *size)
+            rle = coco_mask.merge(coded) if isinstance(coded, list) else coded
+            samples.append(
+                {
+                    "id": first + objects[0],
+                    "image_id": image_id,
+                    "category": "object",
+                    "sentences": list(sentences),
+                    "bbox": [float(v) for v in coco_mask.toBbox(rle)],
+                    "mask": {"counts": rle["counts"].decode("ascii"), "size": list(size)},
+                }
+            )
+        first += len(record.segmentations)
+        row = {"image_id": image_id, "file_name": record.file_name, "samples": samples}
+        rows.append({"image": {"bytes": buffer.getvalue() if pictures else b"", "path": None}, **row})
+    (folder / "data").mkdir(parents=True, exist_ok=True)
+    half = len(rows) // 2 or len(rows)
+    for part, some in enumerate((rows[:half], rows[half:])):
+        if some:
+            name = f"validation-{part:05d}-of-00002.parquet"
+            pq.write_table(pa.Table.from_pylist(some), folder / "data" / name)
 
 
 def _extent(segmentation: Any, height: int, width: int) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import json
 import os
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -25,7 +25,9 @@ from pycocotools import mask as coco_mask
 from refseg_bench.datasets.files import UNPACK_AGAIN, Damage, Place, Tell, check_link, refuse, safe_join
 from refseg_bench.datasets.index import Entries, open_entries, open_store
 from refseg_bench.datasets.pickles import pickled_items
+from refseg_bench.errors import DataError
 from refseg_bench.files import png
+from refseg_bench.files.images import image_size
 from refseg_bench.types import Clip, MaskTrack, encode_rle, rle_fault
 
 Size = tuple[int, int]
@@ -162,6 +164,10 @@ class MaskSource(ABC):
         """Pixels that are neither object nor background, where the source marks them."""
         return None
 
+    @abstractmethod
+    def size(self, video: str, names: Sequence[str], anno_ids: Iterable[str]) -> Size | None:
+        """(height, width) of a video by the first mask that can be read; ``None`` if there is none."""
+
 
 def open_mask_dict(path: Path, cache: Path) -> Entries:
     """A mask dictionary, JSON or pickle, indexed for reading one object at a time.
@@ -190,13 +196,14 @@ class RunLengthMasks(MaskSource):
             return MaskTrack.empty(clip.size, len(clip))
         return checked_track(entries, clip, Place(self.path, f"anno_id {wanted.anno_id}", tell))
 
-    def size(self, anno_id: str) -> Size | None:
-        """(height, width) of an object's first mask; ``None`` if it never shows or can't be read."""
-        with contextlib.suppress(Damage):
-            for entry in self.entries[anno_id] or ():
-                if entry is not None:
-                    found = checked_rle(entry, None, Place(self.path, f"anno_id {anno_id}"))
-                    return found[1] if found else None
+    def size(self, video: str, names: Sequence[str], anno_ids: Iterable[str]) -> Size | None:
+        """See :class:`MaskSource`."""
+        for anno_id in anno_ids:
+            with contextlib.suppress(Damage):
+                entries = self.entries[anno_id]
+                shown = (entry for entry in entries if entry) if isinstance(entries, list) else iter(())
+                if found := checked_rle(next(shown, None), None, Place(self.path, anno_id)):
+                    return found[1]
         return None
 
 
@@ -262,10 +269,16 @@ class _Folders(MaskSource):
     Attributes:
         home: the data set's folder, which links must not leave.
         follow_links: read links that lead out of ``home``.
+        sparse: there is no PNG of frames that show nothing, and an object may show in none.
     """
 
     home: Path
     follow_links: bool = field(default=False, kw_only=True)
+    sparse: bool = field(default=False, kw_only=True)
+
+    def mask_name(self, clip: Clip, index: int, there: Collection[str]) -> str:
+        """The name, without ending, of a frame's PNG; ``there`` are those of the folder."""
+        return clip.frame_names[index]
 
     def _masks(
         self, folder: Path, clip: Clip, names: Sequence[str], tell: Tell
@@ -274,7 +287,8 @@ class _Folders(MaskSource):
         if not check_link(folder, self.home, folder.parent, follow=self.follow_links, tell=tell):
             return
         wanted = set(names)
-        for index, name in enumerate(clip.frame_names):
+        for index in range(len(clip)):
+            name = self.mask_name(clip, index, wanted)
             path = folder / f"{name}.png"
             if name not in wanted or (
                 path.is_symlink()
@@ -290,6 +304,24 @@ class _Folders(MaskSource):
                 tell(Damage("mask of another size", _sizes(pixels.shape, clip.size), path))
                 continue
             yield index, pixels
+
+    def size(self, video: str, names: Sequence[str], anno_ids: Iterable[str]) -> Size | None:
+        """See :class:`MaskSource`."""
+        for path in self._pngs(video, names, anno_ids):
+            with contextlib.suppress(DataError):
+                return image_size(path)
+        return None
+
+    def _tell_extra(self, folder: Path, present: Sequence[str], clip: Clip, tell: Tell) -> None:
+        """Tell the masks of a folder that belong to no frame of the clip."""
+        there = set(present)
+        for name in sorted(there - {self.mask_name(clip, index, there) for index in range(len(clip))}):
+            told = f"The mask '{name}.png' belongs to no frame of video '{clip.id}'."
+            tell(Damage("extra mask", told, folder / f"{name}.png"))
+
+    @abstractmethod
+    def _pngs(self, video: str, names: Sequence[str], anno_ids: Iterable[str]) -> Iterator[Path]:
+        """Mask files of a video, any of which tells its size."""
 
     def _read(self, path: Path, tally: Counter[str]) -> NDArray[Any]:
         return read_binary(path, tally)
@@ -320,7 +352,7 @@ class LabelMapMasks(_Folders):
             return labels[int(label)]
         else:
             told = f"No frame of '{clip.id}' shows object {label}."
-            at.tell("object without a pixel", told, allowed=sorted(labels))
+            at.tell("object without a pixel", told, allowed=sorted(labels), harmless=self.sparse)
         return MaskTrack.empty(clip.size, len(clip))
 
     def void(self, clip: Clip, tell: Tell) -> MaskTrack | None:
@@ -332,19 +364,28 @@ class LabelMapMasks(_Folders):
         folder = self.path / clip.id
         return [p if (p := folder / f"{name}.png").is_file() else None for name in clip.frame_names]
 
+    def folder(self, clip: Clip) -> Path:
+        """The folder of a clip's maps."""
+        return safe_join(self.path, clip.id, Place(self.path, clip.id))
+
+    def _pngs(self, video: str, names: Sequence[str], anno_ids: Iterable[str]) -> Iterator[Path]:
+        yield from (self.path / video / f"{name}.png" for name in names[:1])
+
     def _labels(self, clip: Clip, tell: Tell) -> dict[int, MaskTrack]:
         """The track of every pixel value."""
         if self._last[0] != clip.id:
             rles: dict[int, list[bytes]] = {}
-            folder = safe_join(self.path, clip.id, Place(self.path, clip.id))
-            for index, labels in self._masks(folder, clip, clip.frame_names, tell):
+            folder, present = self.folder(clip), png_names(self.folder(clip))
+            for index, labels in self._masks(
+                folder, clip, present if self.sparse else clip.frame_names, tell
+            ):
                 for label in np.unique(labels).tolist():
                     if label:
                         track = rles.setdefault(label, [blank(clip.size)] * len(clip))
                         track[index] = encode_rle(labels == label)
             if tell is not refuse:
                 # A run has no harm of maps that nothing asks for.
-                _tell_extra(folder, png_names(folder), clip, tell)
+                self._tell_extra(folder, present, clip, tell)
             self._last = clip.id, {k: MaskTrack(clip.size, tuple(rle)) for k, rle in rles.items()}
         return self._last[1]
 
@@ -356,20 +397,26 @@ class LabelMapMasks(_Folders):
 class ObjectFolders(_Folders):
     """``<anno_id>/<frame>.png``, one folder per object, any nonzero pixel = the object (ReasonVOS).
 
-    A frame without a PNG was not annotated and is not scored: its mask is ``None``.
+    A frame without a PNG was not annotated and is not scored: its mask is ``None``. Where
+    PNGs are ``sparse``, it doesn't show the object (Long-RVOS): its mask is empty.
     """
+
+    def _pngs(self, video: str, names: Sequence[str], anno_ids: Iterable[str]) -> Iterator[Path]:
+        for folder in (safe_join(self.path, i, Place(self.path, i)) for i in anno_ids):
+            yield from (folder / f"{name}.png" for name in png_names(folder)[:1])
 
     def _track(self, clip: Clip, wanted: Wanted, tell: Tell) -> MaskTrack:
         anno_id = wanted.anno_id
-        rles: list[bytes | None] = [None] * len(clip)
+        rles = [blank(clip.size) if self.sparse else None] * len(clip)
         folder = safe_join(self.path, anno_id, Place(self.path, anno_id))
         present = png_names(folder)
         if not present:
             what = f"mask folder '{anno_id}' "
             told = f"The {what}holds no PNG." if folder.is_dir() else f"The object's {what}is missing."
-            tell(Damage("missing mask", told, folder))
+            tell(Damage("missing mask", told, folder, harmless=self.sparse and folder.is_dir()))
             return MaskTrack(clip.size, tuple(rles))
-        _tell_extra(folder, present, clip, tell)
+        if not self.sparse or tell is not refuse:
+            self._tell_extra(folder, present, clip, tell)
         for index, mask in self._masks(folder, clip, present, tell):
             rles[index] = encode_rle(mask)
         return MaskTrack(clip.size, tuple(rles))
@@ -380,10 +427,3 @@ def png_names(folder: Path) -> list[str]:
     with contextlib.suppress(OSError):
         return sorted(n[:-4] for n in os.listdir(folder) if n.endswith(".png") and n[0] != ".")
     return []
-
-
-def _tell_extra(folder: Path, present: Sequence[str], clip: Clip, tell: Tell) -> None:
-    """Tell the masks of a folder that belong to no frame of the clip."""
-    for name in sorted(set(present) - set(clip.frame_names)):
-        told = f"The mask '{name}.png' belongs to no frame of video '{clip.id}'."
-        tell(Damage("extra mask", told, folder / f"{name}.png"))

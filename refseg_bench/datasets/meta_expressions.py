@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from refseg_bench.config.schema import option
 from refseg_bench.datasets.base import Dataset
@@ -44,12 +44,12 @@ from refseg_bench.files.images import image_size
 from refseg_bench.types import Clip, Expression, Target, sample_id
 
 #: Fields of an expression that have a place of their own; all others become attributes as they are.
-_OWN = ("exp", "obj_id", "anno_id")
+_OWN = ("obj_id", "anno_id")
 #: What some releases write for "no object".
 _NOBODY = ("-1",)
 _SIZE = {"height", "width"}
-#: What a frame's name may end in beside ``.jpg``, likeliest first.
-_ENDINGS = (".png", ".jpeg", ".JPG", ".PNG", ".JPEG")
+#: What a frame's name may end in, likeliest first.
+PICTURES = (".jpg", ".png", ".jpeg", ".JPG", ".PNG", ".JPEG")
 
 
 @dataclass
@@ -75,6 +75,10 @@ class MetaExpressions(Dataset):
             ``verify`` (some releases ship more frames than they use).
         follow_links: read symbolic links that lead out of ``root``.
     """
+
+    #: Keys of a video's expressions and of an expression's text in the file.
+    entries: ClassVar[str] = "expressions"
+    words: ClassVar[str] = "exp"
 
     name: str = "mevis"
     split: str = "valid_u"
@@ -120,7 +124,7 @@ class MetaExpressions(Dataset):
         source, wanted = self._source, self.wanted(expression)
         if self.split in self.hidden and (source is None or wanted is None):
             return None
-        at = self.place("videos", clip.id, "expressions", expression.id)
+        at = self.place("videos", clip.id, self.entries, expression.id)
         if wanted is None:
             told = "The expression names no object ('obj_id', 'anno_id')."
             at.tell("missing field", told, "Use the expression file of a split with public masks.")
@@ -199,7 +203,7 @@ class MetaExpressions(Dataset):
         ``obj_ids`` and ``anno_ids`` are lists of text whatever the file spells; they are missing
         where the split's masks are hidden. All other fields are kept as they are.
         """
-        attrs: dict[str, Any] = {k: v for k, v in raw.items() if k not in _OWN}
+        attrs: dict[str, Any] = {k: v for k, v in raw.items() if k not in (self.words, *_OWN)}
         for name, attr in (("obj_id", "obj_ids"), ("anno_id", "anno_ids")):
             if name in raw:
                 ids = id_list(raw[name])
@@ -213,6 +217,17 @@ class MetaExpressions(Dataset):
     def png_source(self, path: Path) -> MaskSource:
         """How this set's folders of PNGs are read."""
         return LabelMapMasks(path, self.home, follow_links=self.follow_links)
+
+    def frames_of(self, video: str) -> str:
+        """The folder of a video's frames, below that of all."""
+        return video
+
+    def frame_names(self, video: str, record: Mapping[str, Any], at: Place) -> list[str] | None:
+        """The names of a video's frames, in its order; ``None`` after telling a problem."""
+        names: list[str] | None = at.field(record, "frames", list)
+        if names == []:
+            at.at("frames").tell("video without frames", f"Video '{video}' lists no frame.")
+        return names
 
     # ── parts ────────────────────────────────────────────────────────────────
 
@@ -284,23 +299,23 @@ class MetaExpressions(Dataset):
 
     def _expressions(self, video: str) -> list[Expression]:
         at = self.place("videos", video)
-        found = at.field(self._videos[video], "expressions", dict)
+        found = at.field(self._videos[video], self.entries, dict)
         if found is not None and not found:
             at.tell("video without expressions", f"Video '{video}' has no expression.")
         out: list[Expression] = []
         for key, raw in (found or {}).items():
-            here = at.at("expressions").at(key or "''")
+            here = at.at(self.entries).at(key or "''")
             if not here.holds(raw, dict):
                 continue
             if bad_name(key) is not None or "/" in key:
                 hint = "Restore the original file: ids are plain names without slashes."
                 here.tell("unsafe name", f"The expression id '{key}' can't name a folder.", hint)
                 continue
-            text = here.field(raw, "exp", str)
+            text = here.field(raw, self.words, str)
             if text is None:
                 continue
             if not text.strip():
-                here.at("exp").tell("empty expression", "The expression has no words.")
+                here.at(self.words).tell("empty expression", "The expression has no words.")
                 continue
             attrs = self.attributes(video, key, raw, here)
             if attrs is not None:
@@ -318,7 +333,7 @@ class MetaExpressions(Dataset):
             if names is None:
                 continue
             # Without frames it is a copy of the annotations, good for scoring.
-            folder = (frames or self.home / self.fill(self.frames[0])) / video
+            folder = (frames or self.home / self.fill(self.frames[0])) / self.frames_of(video)
             paths = (
                 [Path(f"{folder}/{name}.jpg") for name in names]
                 if frames is None
@@ -326,7 +341,7 @@ class MetaExpressions(Dataset):
             )
             size = self._told_size(record, at)
             if size is None and frames is None:
-                size = self._mask_size(record, video, names)
+                size = self._mask_size(video, names)
                 if size is None:
                     self.tell(Damage("missing video", f"The folder of video '{video}' is missing.", folder))
             elif size is None and not record.keys() >= _SIZE:
@@ -344,31 +359,28 @@ class MetaExpressions(Dataset):
         ``None`` = there is no frames folder at all.
         """
         folders = [self.home / self.fill(p) for p in self.frames]
+        videos = [self.frames_of(video) for video in self._videos if bad_name(video) is None]
         for folder in folders:
-            if any(bad_name(video) is None and (folder / video).is_dir() for video in self._videos):
+            if any((folder / video).is_dir() for video in videos):
                 return folder
         return folders[0] if folders[0].is_dir() else None
 
     def _names(self, video: str, record: Any, at: Place) -> list[str] | None:
         """A video's frame names, checked; ``None`` after telling that there are none to trust."""
-        names: list[str] | None = at.field(record, "frames", list) if at.holds(record, dict) else None
-        if names is None:
-            return None
         here = at.at("frames")
         try:
             safe_join(self.home, video, at)
-            for index, name in enumerate(names):
+            names = self.frame_names(video, record, at) if at.holds(record, dict) else None
+            for index, name in enumerate(names or ()):
                 if bad_name(name) is not None:
                     safe_join(self.home, name, here.at(f"[{index}]"))
         except Damage as damage:
             self.tell(damage)
             return None
-        if not names:
-            here.tell("video without frames", f"Video '{video}' lists no frame.")
-        elif len(set(names)) != len(names):
+        if names is not None and len(set(names)) != len(names):
             repeated = Counter(names).most_common(1)[0][0]
             here.tell("duplicate id", f"Frame '{repeated}' is listed twice.")
-        return list(dict.fromkeys(names)) or None
+        return list(dict.fromkeys(names or ())) or None
 
     def _frame_paths(self, folder: Path, names: Sequence[str], frames: Path) -> Iterator[Path]:
         """One file per frame; the folder is listed once instead of asking for each file.
@@ -388,7 +400,7 @@ class MetaExpressions(Dataset):
         for name in names:
             file = f"{name}.jpg"
             if file not in present:
-                file = next((f for end in _ENDINGS if (f := f"{name}{end}") in present), file)
+                file = next((f for end in PICTURES if (f := f"{name}{end}") in present), file)
             # One parse of a joined text: a large split has 10^5 frames, and `folder / file` parses twice.
             path = Path(f"{folder}/{file}")
             if file not in present:
@@ -420,20 +432,12 @@ class MetaExpressions(Dataset):
             self.tell(Damage("missing frame", "No frame of the video can be read.", paths[0].parent))
         return None
 
-    def _mask_size(
-        self, record: Mapping[str, Any], video: str, names: Sequence[str]
-    ) -> tuple[int, int] | None:
+    def _mask_size(self, video: str, names: Sequence[str]) -> tuple[int, int] | None:
         """The size of a video whose frames are not there, by its masks."""
-        if isinstance(self._source, LabelMapMasks):
-            with contextlib.suppress(DataError):
-                return image_size(self._source.path / video / f"{names[0]}.png")
-        if isinstance(self._source, RunLengthMasks):
-            expressions = record.get("expressions")
-            for raw in expressions.values() if isinstance(expressions, dict) else ():
-                for anno_id in id_list(raw.get("anno_id", [])) or () if isinstance(raw, dict) else ():
-                    if (size := self._source.size(anno_id)) is not None:
-                        return size
-        return None
+        if self._source is None:
+            return None
+        ids = (i for e in self._expressions(video) for i in e.attrs.get("anno_ids", ()))
+        return self._source.size(video, names, ids)
 
 
 def id_list(value: Any) -> list[str] | None:

@@ -36,6 +36,7 @@ from refseg_bench.scoring.misplaced import (
     numbers,
     surplus,
 )
+from refseg_bench.scoring.protocols.base import ANY_SIZE
 from refseg_bench.scoring.sources import ClipPredictions, State, Survey
 from refseg_bench.types import (
     Clip,
@@ -79,7 +80,7 @@ def open_predictions(
         path: the folder or file.
         above: the highest grey level of a mask file that is background; ``None`` = 0, as in all tools.
         sides: squares that masks of images may have instead of the original size (a protocol's
-            ``resolution``).
+            ``resolution``); ``ANY_SIZE`` among them = any size.
 
     Raises:
         DataError: there is nothing readable.
@@ -480,6 +481,7 @@ class FolderPredictions(ForeignPredictions):
 
     def _read(self, found: _Found, clip: Clip, unit: str, tally: Counter[str]) -> MaskTrack:
         size, rles = clip.size, list[bytes | None]()
+        first: tuple[int, int] | None = None
         for file in found.masks or ():
             if file is None:
                 rles.append(None)
@@ -488,6 +490,10 @@ class FolderPredictions(ForeignPredictions):
             lossless(encoding, self.above, file)
             tally[encoding] += 1
             size = fitting(mask.shape, clip, self.sides, file)
+            first = first or size
+            if size != first:
+                told = f"The mask is {size}, the video's first {first} (height, width)."
+                raise ScoreError(told, where=file, hint="Write all masks of a video at one size.")
             rles.append(encode_rle(mask))
         return MaskTrack(size, tuple(rles))
 
@@ -539,12 +545,13 @@ def _beside(path: Path) -> Any:
 
 
 def fitting(shape: tuple[int, ...], clip: Clip, sides: Sequence[int], file: str | Path) -> tuple[int, int]:
-    """The size of a mask, if it is its clip's or, for an image, one of the squares allowed.
+    """The size of a mask, if it is its clip's or, for an image, one of the squares allowed; or any may be.
 
     Raises:
         ScoreError: with both sizes.
     """
-    if shape == clip.size or (len(clip) == 1 and shape in [(side, side) for side in sides]):
+    squares = [(side, side) for side in sides if len(clip) == 1]
+    if shape == clip.size or shape in squares or ANY_SIZE in sides:
         return shape[0], shape[1]
     turned = ", which is turned" if tuple(shape) == clip.size[::-1] else ""
     raise ScoreError(

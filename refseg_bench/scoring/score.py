@@ -24,7 +24,7 @@ from refseg_bench.errors import DataError, ScoreError
 from refseg_bench.scoring.counts import CountBook
 from refseg_bench.scoring.labels import FolderLabels, LabelMaps, merged_labels, truth_labels
 from refseg_bench.scoring.pool import over_clips
-from refseg_bench.scoring.protocols.base import Case, Item, ScoringProtocol
+from refseg_bench.scoring.protocols.base import ANY_SIZE, Case, Item, ScoringProtocol
 from refseg_bench.scoring.sources import (
     Coverage,
     NothingScoredError,
@@ -444,6 +444,8 @@ def _checked(prediction: Prediction | None, clip: Clip, side: int | None = None)
     if prediction is None or prediction.track is None:
         return prediction
     if len(clip) == len(prediction.track) == 1 and prediction.track.size == (side, side):
+        return prediction
+    if side == ANY_SIZE and len(clip) == len(prediction.track):
         return prediction
     why = prediction.track.misfit(clip.size, len(clip))
     if not why:

@@ -465,7 +465,7 @@ def test_lavt_at_480_resizes_as_pillow_does():
         for m in masks
     )
     assert images("refcoco-lavt:resolution=480", rows)["oIoU"] == (a & b).sum() / (a | b).sum()
-    assert resized_rle(encode_rle(masks[0]), masks[0].shape, 480) == encode_rle(a)
+    assert resized_rle(encode_rle(masks[0]), masks[0].shape, (480, 480)) == encode_rle(a)
 
 
 def gres_rows():

@@ -28,6 +28,8 @@ from refseg_bench.types import Clip, Expression, MaskTrack, Prediction, Score, S
 MissingRule = Literal["error", "zero", "drop"]
 Frames = Literal["all", "inner", "annotated", "predicted"]
 Column = NDArray[np.float64]
+#: The ``side`` of a protocol that compares at the predictions' own sizes.
+ANY_SIZE = 0
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,10 @@ class ScoringProtocol(Component):
 
     @property
     def side(self) -> int | None:
-        """Side of the square at which masks of images are compared; ``None`` = original size."""
+        """Side of the square at which masks of images are compared; ``None`` = original size.
+
+        :data:`ANY_SIZE` = any size that a prediction has, also of videos.
+        """
         return None
 
     @property

@@ -19,12 +19,12 @@ from refseg_bench.types import BoolHW, Clip, Expression, MaskTrack, Score, decod
 PRECISIONS = {f"Pr@{x}": x for x in (0.5, 0.6, 0.7, 0.8, 0.9)}
 
 
-def resized_rle(counts: bytes, size: tuple[int, int], side: int) -> bytes:
-    """A mask resized to a square, nearest neighbour as Pillow picks it."""
+def resized_rle(counts: bytes, size: tuple[int, int], wanted: tuple[int, int]) -> bytes:
+    """A mask resized to another (height, width), nearest neighbour as Pillow picks it."""
     from PIL import Image
 
     mask = Image.fromarray(decode_rle(counts, size).view(np.uint8))
-    return encode_rle(np.asarray(mask.resize((side, side), Image.Resampling.NEAREST)))
+    return encode_rle(np.asarray(mask.resize(wanted[::-1], Image.Resampling.NEAREST)))
 
 
 def encoded_sum(union: bytes, deeper: Sequence[MaskTrack], size: tuple[int, int]) -> bytes:
@@ -91,11 +91,10 @@ class ImageProtocol(ScoringProtocol):
             truth = subtract_rle(truth, void.rles[0], size)
             answer = subtract_rle(answer, void.rles[0], size)
         if self.side is not None:
-            truth = resized_rle(truth, size, self.side)
+            truth, size = resized_rle(truth, size, (self.side, self.side)), (self.side, self.side)
             # A model's own output may come at that size already.
-            size = (self.side, self.side)
             if predicted.size != size:
-                answer = resized_rle(answer, predicted.size, self.side)
+                answer = resized_rle(answer, predicted.size, size)
         return overlap_rle(truth, answer, size)
 
     def unit_values(self, item: Item, inter: int, union: int) -> dict[str, float]:

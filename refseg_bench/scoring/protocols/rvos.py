@@ -10,7 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refseg_bench.scoring.boundary import boundary_f, jaccard
+from refseg_bench.scoring.counts import CountBook
 from refseg_bench.scoring.protocols.base import (
+    ANY_SIZE,
     Case,
     Column,
     Item,
@@ -20,7 +22,8 @@ from refseg_bench.scoring.protocols.base import (
     grouped_terms,
     ratio,
 )
-from refseg_bench.types import MaskTrack, Score, sample_id
+from refseg_bench.scoring.protocols.image import resized_rle
+from refseg_bench.types import Clip, MaskTrack, Score, sample_id
 
 JF = ("J&F", "J", "F")
 
@@ -263,6 +266,114 @@ class ReasonVosVideoLisa(RvosExpression):
     policy: ClassVar[Policy] = Policy(
         frames="annotated", missing="drop", missing_clip="drop", missing_why="dropped"
     )
+
+
+@dataclass
+class LongRvos(RvosExpression):
+    """Long-RVOS' evaluator: J and F over all frames, tIoU and vIoU of the frames in which a mask shows.
+
+    With t frames in which truth and prediction both show something and u frames in which either does,
+    tIoU = t / u and vIoU = (sum of J over the t frames) / u; both are 1 where u = 0. Everything is a mean
+    over expressions, all types pooled. A frame without a prediction counts as empty; a video without any
+    scores 0 in all; an expression without any, or with an unreadable mask, is refused (the tool's worker
+    dies). The tool takes a video's size from the first predicted mask and dies where the truth has another.
+
+    Attributes:
+        size: `truth` = a prediction of another size is refused; `prediction` = sizes are those of the
+            predicted PNGs, to which the truth is brought (nearest neighbour).
+    """
+
+    size: Literal["truth", "prediction"] = "truth"
+
+    id: ClassVar[str] = "long-rvos"
+    imitates: ClassVar[str] = "Long-RVOS"
+    citation: ClassVar[str] = "CVPR 2026; iSEE-Laboratory/Long_RVOS @ 4620011"
+    policy: ClassVar[Policy] = Policy(
+        missing_clip="zero",
+        missing_why="frame missing: empty; video missing: 0 in all; expression missing: refuses to score",
+    )
+    metrics: ClassVar[tuple[str, ...]] = (*JF, "tIoU", "vIoU")
+
+    @property
+    def side(self) -> int | None:
+        """Any size may be right."""
+        return ANY_SIZE if self.size == "prediction" else None
+
+    def needs(self, clip: Clip) -> Sequence[int]:
+        """None: what is missing is empty."""
+        return ()
+
+    def scored_frames(self, clip: Clip, item: Item) -> Sequence[int]:
+        """All."""
+        return range(len(clip))
+
+    def notes(self, case: Case) -> dict[str, Any]:
+        """How many frames had no prediction."""
+        gaps = sum(item.track.rles.count(None) for item in case.items if item.track is not None)
+        return {"counted_as_empty": {"frame without a prediction": gaps}} if gaps else {}
+
+    def score_clip(self, case: Case) -> list[Score]:
+        """The samples by the size of their masks, in the order of the clip."""
+        sizes = {item.track.size if item.track else case.clip.size for item in case.items}
+        found: dict[str, Score] = {}
+        for size in sizes:
+            items = [
+                _filled(item, size) for item in case.items
+                if size == (item.track.size if item.track else case.clip.size)
+            ]  # fmt: skip
+            book = case.book if size == case.clip.size else CountBook(size, len(case.clip))
+            found |= {s.unit: s for s in super().score_clip(replace(case, items=items, book=book))}
+        units = (sample_id(case.clip.id, item.expression.id) for item in case.items)
+        return [found[unit] for unit in units if unit in found]
+
+    def score_item(self, case: Case, item: Item, frames: Sequence[int], counts: NDArray[np.int64]) -> Score:
+        """J and F, and what the frames in which something shows say."""
+        score = super().score_item(case, item, frames, counts)
+        shown, either = (counts[:, 1:3] > 0).all(axis=1), int((counts[:, 1:3] > 0).any(axis=1).sum())
+        tiou = float(shown.sum()) / either if either else 1.0
+        viou = float(jaccard(counts)[shown].sum()) / either if either else 1.0
+        return replace(score, values={**score.values, "tIoU": tiou, "vIoU": viou})
+
+
+def _filled(item: Item, size: tuple[int, int]) -> Item:
+    """A sample with empty masks where frames have no prediction, and the truth at the prediction's size."""
+    if item.track is None or item.prediction is None:
+        return item
+    empty = MaskTrack.empty(size, 1).rles[0]
+    track = MaskTrack(size, tuple(empty if counts is None else counts for counts in item.track.rles))
+    union = item.union
+    if union.size != size:
+        rles = (counts and resized_rle(counts, union.size, size) for counts in union.rles)
+        union = MaskTrack(size, tuple(rles))
+    return replace(item, prediction=replace(item.prediction, track=track), union=union)
+
+
+@dataclass
+class GroundMore(RvosExpression):
+    """GroundMoRe's script: J and F of each question, mean over questions.
+
+    The truth is empty outside of the question's action (the data set's `clock`, `action_end` and `fps` say
+    when that is), and empty against empty scores 1. The authors' script predicts and scores 20 frames of a
+    clip; their paper doesn't say so.
+
+    Attributes:
+        sampled: how many frames of a clip count, evenly spread (rounded down) from the first to the last;
+            0 = all; the script has 20.
+    """
+
+    sampled: int = 0
+
+    id: ClassVar[str] = "groundmore"
+    imitates: ClassVar[str] = "GroundMoRe"
+    citation: ClassVar[str] = "Deng et al., CVPR 2025; dengandong/GroundMoRe @ 290613e"
+    policy: ClassVar[Policy] = Policy()
+    unsettled: ClassVar[tuple[str, ...]] = ("sampled",)
+
+    def needs(self, clip: Clip) -> Sequence[int]:
+        """The frames that count, one of them more than once where a clip has fewer."""
+        if self.sampled <= 0:
+            return range(len(clip))
+        return [int(t) for t in np.linspace(0, len(clip) - 1, self.sampled, dtype=int)]
 
 
 def percent(fraction: float) -> float:
