@@ -159,6 +159,25 @@ class MaskTrack:
         return cls(size, tuple(rles))
 
     @classmethod
+    def gather(
+        cls, found: Iterable[tuple[int, NDArray[Any]]], size: tuple[int, int], rest: Sequence[bytes | None]
+    ) -> MaskTrack:
+        """Encode masks as they come, in any order of frames, so that only one is held at a time.
+
+        Args:
+            found: frame index and mask.
+            size: (height, width) that every mask must have.
+            rest: what stands in each frame that none comes for.
+
+        Raises:
+            DataError: a mask of another size.
+        """
+        rles = list(rest)
+        for index, mask in found:
+            (rles[index],) = cls.from_masks([mask], size).rles
+        return cls(size, tuple(rles))
+
+    @classmethod
     def empty(cls, size: tuple[int, int], length: int) -> MaskTrack:
         """A track that says "absent" in every frame."""
         blank = encode_rle(np.zeros(size, np.uint8))

@@ -106,6 +106,9 @@ def _tell(store: RunStore, busy: Sequence[Submission], failures: int, table: Tab
         f"{sum(job.gpu_hours for job in jobs):.2f}",
         "–" if peak is None else f"{peak:.0f}",
     )
+    for job in alive:
+        if now := job.now:
+            note(f"{describe([job.owner])}: {printable(now)}")
     for submission in busy:
         note(f"at work: {submission.told()}")
         notes.append(f"  log: {store.root / 'log' / submission.id}")

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from refseg_bench.cache import Cache, digest
 from refseg_bench.config import schema
 from refseg_bench.segmenters.base import Prompt, SegmenterSession
-from refseg_bench.types import BoolHW, Clip, Expression, Grounding, HeatPoint, MaskTrack, Target
+from refseg_bench.types import Clip, Expression, Grounding, HeatPoint, MaskTrack, Target
 
 
 class Method(schema.Component):
@@ -138,16 +138,14 @@ def track_prompts(session: SegmenterSession, frame: int, prompts: Sequence[Promp
     clip = session.clip
     if not prompts:
         return MaskTrack.empty(clip.size, len(clip))
-    masks: list[BoolHW | None] = [None] * len(clip)
     if len(clip) == 1:
         found: Iterable[tuple[int, NDArray[np.bool_]]] = [
             (0, np.stack([candidates.best()[0] for candidates in session.segment(0, prompts)]))
         ]
     else:
         found = session.propagate(frame, prompts, direction="both")
-    for index, masks_NHW in found:
-        masks[index] = np.asarray(masks_NHW.any(axis=0))
-    return MaskTrack.from_masks(masks, clip.size)
+    unions = ((index, np.asarray(masks_NHW.any(axis=0))) for index, masks_NHW in found)
+    return MaskTrack.gather(unions, clip.size, [None] * len(clip))
 
 
 def peak(heat_HW: NDArray[np.floating], frame: int) -> HeatPoint:

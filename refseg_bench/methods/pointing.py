@@ -155,18 +155,18 @@ def track_point(
     """
     clip = session.clip
     prompt, chosen = click(point), None
-    masks: list[BoolHW] = [np.zeros(clip.size, bool) for _ in range(len(clip))]
+    track = MaskTrack.empty(clip.size, len(clip))
     if len(clip) == 1 or options.multimask != "best_iou":
         candidates = session.segment(point.frame, [prompt])[0]
         chosen, mask_HW = choose(candidates, options.multimask, options.index, heat_HW)
-        masks[point.frame] = np.asarray(mask_HW, bool)
+        track = MaskTrack.gather([(point.frame, mask_HW)], clip.size, track.rles)
         # An empty mask points at nothing; then the click still does.
-        prompt = Prompt(mask=masks[point.frame]) if masks[point.frame].any() else prompt
+        prompt = Prompt(mask=np.asarray(mask_HW, bool)) if mask_HW.any() else prompt
     if len(clip) > 1:
         direction: TrackingDirection = "both" if options.both_ways else "forward"
-        for frame, found_NHW in session.propagate(point.frame, [prompt], direction=direction):
-            masks[frame] = np.asarray(found_NHW[0], bool)
-    return MaskTrack.from_masks(masks, clip.size), chosen
+        moved = session.propagate(point.frame, [prompt], direction=direction)
+        track = MaskTrack.gather(((t, found_NHW[0]) for t, found_NHW in moved), clip.size, track.rles)
+    return track, chosen
 
 
 def threshold(heat_HW: NDArray[np.float32], level: float) -> BoolHW:

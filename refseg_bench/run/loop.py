@@ -10,6 +10,7 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 from refseg_bench import env
 from refseg_bench.config import schema
@@ -84,6 +85,8 @@ def work_on(
                 store.write_env(job, env.record(config.seed))
                 method = build_method(values, dataset)
                 check_segmenter(method)
+                bar.tracked, desk.now = partial(_tracked, method), bar.beat
+            bar.begin(clip, len(fresh))
             env.seed_everything(config.seed, clip.id)
             before = {e.id: present.inputs(clip, e, seen=method.sees_targets) for e in fresh}
             for prediction, grounding in predict_clip(method, clip, fresh):
@@ -105,6 +108,12 @@ def work_on(
     if not left(work, store.index(), present):
         forget(store.root)
     return tally
+
+
+def _tracked(method: Method) -> int:
+    """Frames that the method's segmenter has yielded so far."""
+    counted = getattr(getattr(method, "segmenter", None), "counted", None)
+    return counted().propagated_frames if counted else 0
 
 
 def _mind_failure(sample: str, todo: Work, tally: Tally, desk: Desk, store: RunStore, config: Config) -> None:

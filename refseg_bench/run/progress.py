@@ -6,7 +6,7 @@ import contextlib
 import logging
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Self
 
@@ -15,14 +15,18 @@ from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
+    ProgressColumn,
+    Task,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.progress import Progress as RichProgress
+from rich.text import Text
 
 from refseg_bench.files.store_io import printable
+from refseg_bench.types import Clip
 
 #: Seconds between two lines of a log.
 _EVERY = 15.0
@@ -42,6 +46,9 @@ class Progress:
         self._began = self._told = time.monotonic()
         self._bar: RichProgress | None = None
         self._task = TaskID(0)
+        self._clip = ("", 0, 0, 0, 0)
+        #: Frames that the segmenter has yielded so far.
+        self.tracked: Callable[[], int] = lambda: 0
 
     def __enter__(self) -> Self:
         if sys.stderr.isatty():
@@ -52,6 +59,7 @@ class Progress:
                 TimeElapsedColumn(),
                 TimeRemainingColumn(),
                 TextColumn("{task.fields[note]}"),
+                _Within(self),
                 console=Console(file=sys.__stderr__),  # it moves the cursor
             )
             self._bar.start()
@@ -70,6 +78,26 @@ class Progress:
         if self._bar is not None:
             self._bar.update(self._task, total=self.total)
 
+    def begin(self, clip: Clip, expressions: int) -> None:
+        """A clip begins: what the next lines say is of it."""
+        self._clip = printable(clip.id), len(clip), expressions, self.done, self.tracked()
+
+    def within(self) -> str:
+        """How far the running clip is, in words; empty of an image."""
+        clip, frames, expressions, done, tracked = self._clip
+        moved = self.tracked() - tracked
+        if frames < 2:
+            return ""
+        return f"{clip} ({frames} frames): {self.done - done}/{expressions} expressions" + (
+            f", {moved} frames tracked" if moved else ""
+        )
+
+    def beat(self) -> str:
+        """:meth:`within`, told in a log that nothing was told in for a while."""
+        if self._bar is None and time.monotonic() - self._told >= _EVERY:
+            self._line()
+        return self.within()
+
     def advance(self, ok: bool) -> None:
         """One more sample is stored, as a prediction or as a failure."""
         self.done += 1
@@ -83,13 +111,28 @@ class Progress:
     def _line(self) -> None:
         self._told = time.monotonic()
         rate = self.done / max(self._told - self._began, 1e-9)
-        left = (self.total - self.done) / rate
+        left = f", {(self.total - self.done) / rate:.0f} s left" if self.done else ""
+        within = f"; {self.within()}" if self.within() and self.done < self.total else ""
         failed = f", {self.failed} failed" if self.failed else ""
         print(
-            f"{self.label}: {self.done}/{self.total} samples{failed}, {rate:.2f}/s, {left:.0f} s left",
+            f"{self.label}: {self.done}/{self.total} samples{failed}, {rate:.2f}/s{left}{within}",
             file=sys.stderr,
             flush=True,
         )
+
+
+class _Within(ProgressColumn):
+    """How far the running clip is."""
+
+    max_refresh = 0.5
+
+    def __init__(self, progress: Progress) -> None:
+        super().__init__()
+        self._progress = progress
+
+    def render(self, task: Task) -> Text:
+        """The words."""
+        return Text(self._progress.within(), style="dim")
 
 
 class _Traced(logging.Formatter):

@@ -45,6 +45,8 @@ from refseg_bench.files.store_io import (
 )
 from refseg_bench.run.store import record_of
 
+#: Ending of the file beside a record that says what its process is at, and its most characters.
+_NOW, _MOST_NOW = ".now", 1000
 #: Seconds between two signs of life of a worker.
 BEAT = 30.0
 #: Without any sign of life for so long, a process nobody can be asked about is taken for dead.
@@ -439,6 +441,13 @@ class JobRecord:
     path: Path
 
     @property
+    def now(self) -> str:
+        """What it said last that it was at; empty where it said nothing."""
+        with suppress(OSError, StoreError, ValueError):
+            return read_bytes(self.path.with_suffix(_NOW), 4 * _MOST_NOW).decode("utf-8")
+        return ""
+
+    @property
     def seconds(self) -> float:
         """Wall time it worked, up to its last sign of life."""
         return self.end.seconds if self.end else max(0.0, self.beat - self.owner.started)
@@ -498,6 +507,8 @@ class Desk:
         self.record = root / "jobs" / f"{owner.job}.json"
         self._held: Path | None = None
         self._end: dict[str, Any] = {}
+        #: What it is at, for those who ask; told with every sign of life.
+        self.now: Callable[[], str] = str
         self._over = threading.Event()
         self._pulse = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
 
@@ -516,6 +527,9 @@ class Desk:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._over.set()
+        self._pulse.join()
+        with suppress(OSError):
+            self.record.with_suffix(_NOW).unlink(missing_ok=True)
         AT_WORK.discard(self.owner.job)
         # A process that ends by an exception leaves its claims to be taken over.
         end = {**self._end, "well": kind is None, "seconds": time.time() - self.owner.started}
@@ -618,8 +632,11 @@ class Desk:
 
     def _beat(self) -> None:
         while not self._over.wait(BEAT):
-            with suppress(OSError):
+            # Counting threads may change what is told while it is read; the next beat tells it.
+            with suppress(OSError, RuntimeError):
                 os.utime(self.record)
+                if now := self.now()[:_MOST_NOW]:
+                    write_atomic(self.record.with_suffix(_NOW), now)
 
 
 def forget(root: Path) -> None:

@@ -154,7 +154,8 @@ class SegmenterCounters:
         """Count another session's work as well."""
         for name in ("frame_encodings", "decoder_calls", "propagated_frames", "recomputed_frames"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
-        for stage, seconds in other.seconds.items():
+        # A copy: a process tells of its progress while another thread counts.
+        for stage, seconds in list(other.seconds.items()):
             self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
 
 

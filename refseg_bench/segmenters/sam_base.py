@@ -44,7 +44,8 @@ class Sam(Segmenter):
         precision: ``fp32``, or ``bf16`` autocast.
         batch_size: objects, or clicks of a frame, in one pass of the model.
         feature_device_mb: frame features kept on an accelerator; then in host memory …
-        feature_host_mb: … up to this; beyond both they are computed again.
+        feature_host_mb: … up to this (``None`` = 12000 beside an accelerator, 250 where there is none);
+            beyond both they are computed again.
     """
 
     #: Name of the segmenter on the command line, for errors.
@@ -60,7 +61,7 @@ class Sam(Segmenter):
     precision: Precision = "fp32"
     batch_size: int = option(64, transient=True)
     feature_device_mb: float = option(6000.0, transient=True)
-    feature_host_mb: float = option(12000.0, transient=True)
+    feature_host_mb: float | None = option(None, transient=True)
 
     @abstractmethod
     def weights(self) -> tuple[Weights, ...]:
@@ -182,8 +183,10 @@ class FeatureStore:
     ) -> None:
         self._encode = encode
         self._device = device
-        self._device_left = 0.0 if device.type == "cpu" else options.feature_device_mb * 1e6
-        self._host_left = options.feature_host_mb * 1e6
+        alone = device.type == "cpu"
+        self._device_left = 0.0 if alone else options.feature_device_mb * 1e6
+        host_mb = options.feature_host_mb
+        self._host_left = 1e6 * ((250.0 if alone else 12000.0) if host_mb is None else host_mb)
         self._counters = counters
         self._kept: dict[int, Features] = {}
         self._in_work: tuple[int, Features] | None = None

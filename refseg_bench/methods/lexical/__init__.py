@@ -106,10 +106,8 @@ class Lexical(Method):
                 seed = classic.resize_mask(region, clip.size)
                 known = [mask for mask in (track.mask(frame) for track in tracks) if mask is not None]
                 if len(tracks) < self.max_things and not any(_shares(seed, mask) for mask in known):
-                    masks: list[BoolHW | None] = [None] * len(clip)
-                    for index, mask_NHW in session.propagate(frame, [Prompt(mask=seed)]):
-                        masks[index] = mask_NHW[0]
-                    tracks.append(MaskTrack.from_masks(masks, clip.size))
+                    moved = ((t, found[0]) for t, found in session.propagate(frame, [Prompt(mask=seed)]))
+                    tracks.append(MaskTrack.gather(moved, clip.size, [None] * len(clip)))
         camera_T2 = camera_path(frames)
         things = [measure(track, frames, names_THWK, camera_T2, self.plain_energy) for track in tracks]
         return MeasuredClip(clip, saliency, names_THWK, things)
