@@ -15,8 +15,10 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
+from refseg_bench.config.components import open_dataset
+from refseg_bench.errors import ConfigError
 from refseg_bench.files.store_io import printable
-from refseg_bench.report.compare import Comparison, Group, compare
+from refseg_bench.report.compare import Comparison, Group, compare, compare_truths
 from refseg_bench.report.html import home, write_report
 from refseg_bench.report.tables import leave_out_outdated
 from refseg_bench.run.store import RunStore
@@ -34,7 +36,15 @@ def add(commands: Any) -> None:
         "clips and the p-value of a randomisation test that swaps the runs clip by clip.",
     )
     p.add_argument("run_a", type=Path, metavar="RUN_A")
-    p.add_argument("run_b", type=Path, metavar="RUN_B")
+    p.add_argument("run_b", type=Path, nargs="?", metavar="RUN_B")
+    p.add_argument(
+        "--truth",
+        metavar="NAME",
+        help="in place of RUN_B: RUN_A's predictions again, held against this data set's masks of the same "
+        "samples (RefCOCO-M's of RefCOCO val, or the reverse)",
+    )
+    p.add_argument("--root", type=Path, metavar="DIR", help="where that data set is")
+    p.add_argument("--split", metavar="S", help="its split (default: its own)")
     p.add_argument("--protocol", metavar="ID", help="default: the first both are scored under")
     p.add_argument("--by", action="append", default=[], metavar="ATTRIBUTE", help="break down by it")
     p.add_argument("--most", type=int, default=10, metavar="N", help="samples that moved most to list")
@@ -51,9 +61,20 @@ def add(commands: Any) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Run the command."""
-    stores = first, second = RunStore.open(args.run_a), RunStore.open(args.run_b)
+    if (args.run_b is None) == (args.truth is None):
+        raise ConfigError("Give a second run or --truth, one of the two.")
+    if args.truth is None and (args.root or args.split):
+        raise ConfigError("--root and --split go with --truth; a run knows its dataset.")
+    if args.truth is not None and args.html is not None:
+        raise ConfigError("--html opens the comparison of two runs; --truth has none.")
+    stores = [RunStore.open(path) for path in (args.run_a, args.run_b) if path is not None]
     leave_out_outdated(stores, lambda line: print(line, file=sys.stderr))
-    found = compare(first, second, args.protocol, attributes=args.by, most=args.most)
+    more = {"attributes": args.by, "most": args.most}
+    if args.truth is None:
+        found = compare(stores[0], stores[1], args.protocol, **more)
+    else:
+        other = open_dataset(args.truth, root=args.root, split=args.split)
+        found = compare_truths(stores[0], other, args.protocol, **more)
     console = Console()
     show(found, console)
     if args.html is not None:
@@ -73,7 +94,7 @@ def show(found: Comparison, console: Console) -> None:
     (first, second), folders = found.labels, (found.first, found.second)
     console.print(plain(f"A = {first} ({folders[0]})\nB = {second} ({folders[1]})\n{found.protocol}"))
     table = Table(
-        Column("", overflow="fold"), "metric", "B − A", "interval", "p", "Holm", "n", "clips",
+        Column("", overflow="fold"), "metric", "A", "B", "B − A", "interval", "p", "Holm", "n", "clips",
         title="B − A, percent points", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0),
     )  # fmt: skip
     groups = (found.overall, *found.groups)
@@ -121,6 +142,8 @@ def _rows(group: Group, scale: float, corrected: Iterator[float]) -> list[tuple[
         (
             name if index == 0 else "",
             metric,
+            f"{d.first * scale:.2f}",
+            f"{d.second * scale:.2f}",
             f"{d.value * scale:+.2f}",
             "one clip: no interval" if d.clusters == 1 else f"{d.low * scale:+.2f} … {d.high * scale:+.2f}",
             *_tested(d.p, next(corrected)),

@@ -27,7 +27,9 @@ def add(commands: Any) -> None:
     top = commands.add_parser("data")
     actions = top.add_subparsers(dest="action", required=True, metavar="ACTION")
 
-    p = actions.add_parser("list", help="what exists, what is found where, which masks are public")
+    p = actions.add_parser(
+        "list", help="what exists, what is found where, which masks are public, which protocols papers use"
+    )
     p.set_defaults(main=list_sets)
 
     p = actions.add_parser("prepare", help="unpack and convert the archives of a set")
@@ -77,7 +79,7 @@ def list_sets(args: argparse.Namespace) -> int:
     console = Console()
     if not console.is_terminal:
         console = Console(width=200)
-    table = Table("set", "kind", "splits (masks public)", "splits (masks hidden)", "found")
+    table = Table("set", "kind", "splits (masks public)", "splits (masks hidden)", "protocols", "found")
     for column in table.columns:
         column.overflow = "fold"
     for name in names("dataset"):
@@ -86,13 +88,14 @@ def list_sets(args: argparse.Namespace) -> int:
             data = open_dataset(name)
         except ConfigError as error:
             # A set of another package may need an option that only its user knows.
-            table.add_row(name, "–", "", "", escape(error.what))
+            table.add_row(name, "–", "", "", "", escape(error.what))
             continue
         table.add_row(
             name,
             facts.kind if facts else "–",
             ", ".join(s for s, f in facts.splits.items() if f.public) if facts else data.split,
             ", ".join(s for s, f in facts.splits.items() if not f.public) if facts else "",
+            ", ".join((facts.protocols if facts else ()) or data.protocols),
             escape(_found(data, list(facts.splits) if facts else [data.split])),
         )
     console.print(table)

@@ -11,7 +11,7 @@ import os
 import re
 import shlex
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -68,6 +68,10 @@ class Dataset(Component):
             "`refseg submission RUN` (or --predictions) makes the zip for the evaluation server.",
         )
 
+    def pair_key(self, clip: Clip, expression: Expression) -> Hashable:
+        """What a sample shares with the same one of another release of the set (:class:`OtherTruth`)."""
+        return sample_id(clip.id, expression.id), expression.text
+
     def annotation_files(self, clip: Clip) -> Sequence[Path | None] | None:
         """One id-map PNG (or ``None``) per frame, as DAVIS stores them; ``None`` = the set has no id maps."""
         return None
@@ -88,6 +92,8 @@ class Dataset(Component):
 
     def landmarks(self) -> Sequence[str]:
         """Paths of which one shows where the set is; ``{split}`` stands for the split, ``/`` ends a folder's.
+
+        A ``*`` stands for any part of a name.
 
         None = it is not looked for, and comes in no archives of its own.
         """
@@ -124,7 +130,7 @@ class Dataset(Component):
         if not landmarks:
             return self.root
         for folder in _places(self):
-            if any(os.path.exists(folder / landmark) for landmark in landmarks):
+            if any(_there(folder, landmark) for landmark in landmarks):
                 return folder
         splits = _splits_there(self)
         if splits:
@@ -241,6 +247,42 @@ class LimitedDataset(Dataset):
             )
 
 
+@dataclass
+class OtherTruth(Dataset):
+    """The samples of a data set that another release of it has too, with that one's targets.
+
+    Attributes:
+        inner: whose samples they are.
+        other: whose targets.
+    """
+
+    inner: Dataset
+    other: Dataset
+
+    def __post_init__(self) -> None:
+        self.name, self.split, self.protocols = self.other.name, self.other.split, self.inner.protocols
+
+    @cached_property
+    def _pairs(self) -> dict[Hashable, tuple[Clip, Expression]]:
+        return {
+            self.other.pair_key(clip, e): (clip, e)
+            for clip in self.other.clips()
+            for e in self.other.expressions(clip)
+        }
+
+    def clips(self) -> list[Clip]:
+        """The clips with such a sample."""
+        return [clip for clip in self.inner.clips() if self.expressions(clip)]
+
+    def expressions(self, clip: Clip) -> list[Expression]:
+        """Those of a clip that the other release has."""
+        return [e for e in self.inner.expressions(clip) if self.inner.pair_key(clip, e) in self._pairs]
+
+    def target(self, clip: Clip, expression: Expression) -> Target | None:
+        """The other release's truth."""
+        return self.other.target(*self._pairs[self.inner.pair_key(clip, expression)])
+
+
 # ── where data sets are ──────────────────────────────────────────────────────
 
 
@@ -252,6 +294,10 @@ def _places(data: Dataset) -> Iterator[Path]:
         for home in dict.fromkeys((*homes, place)):
             for folder in data.folders:
                 yield from _spelled(home, folder)
+
+
+def _there(folder: Path, landmark: str) -> bool:
+    return os.path.exists(folder / landmark) or ("*" in landmark and any(folder.glob(landmark)))
 
 
 def _spelled(place: Path, folder: str) -> Iterator[Path]:
@@ -300,7 +346,7 @@ def _not_found(data: Dataset, landmarks: Sequence[str]) -> DataError:
     )
     near = [place / one for one in inside[:1000]] + [place.parent, place.parent.parent]
     for folder in near:
-        if any(os.path.exists(folder / landmark) for landmark in landmarks):
+        if any(_there(folder, landmark) for landmark in landmarks):
             hint = f"It lies in {folder}: set {shlex.quote(f'dataset.root={folder}')} (elsewhere: --root)."
             break
     else:

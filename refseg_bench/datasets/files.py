@@ -50,6 +50,7 @@ HINTS = {
     "pickle with a callable": _NOT_THIS,
     "text in another encoding": "Restore the original file, or convert it to UTF-8.",
     "torn archive": "Fetch it again and compare its size or hash with the page it comes from.",
+    "torn Parquet": "Fetch it again and compare its size or hash with the page it comes from.",
     "torn pickle": _NOT_THIS,
     "unsafe archive": "Don't use this archive; fetch it again from the data set's own page.",
     "unsafe name": "Don't use this file: names in a data set are plain relative paths.",

@@ -1,4 +1,4 @@
-"""Read the pickles of this field without running what is in them.
+"""Read the pickles of this field without running what is in them, and its Parquet files with limits.
 
 ``refs(unc).p``, ``grefs(unc).p`` and ``mask_dict.pkl`` hold lists, dicts, texts, numbers, and at
 times numpy scalars. A pickle is a program for a stack machine: what plain data takes is run,
@@ -6,14 +6,16 @@ anything it names beside that (it can name any function) is refused by name. But
 be nested or shared so that reading, hashing or printing it takes the whole stack, the whole memory,
 or for ever. So this file is also a program of its own: a process with limits, which may die of a
 pickle, and which writes its entries as lines of JSON. That part imports nothing but the standard
-library, and starts in 20 ms.
+library, and starts in 20 ms. A few bytes of Parquet can stand for any number of rows, and its
+reader is a large program in C++: it runs there too.
 
-Exit status: 0 done, 3 the pickle names what it must not (which, on standard error), 4 it is torn
-(how, there), 5 it holds neither a dictionary nor a list, as asked for.
+Exit status: 0 done, 3 the pickle names what it must not (which, on standard error), 4 the file is
+torn (how, there), 5 it holds neither a dictionary nor a list, as asked for, or lacks a column (there).
 """
 
 from __future__ import annotations
 
+import base64
 import gc
 import json
 import os
@@ -22,13 +24,14 @@ import resource
 import struct
 import sys
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 if __name__ != "__main__":
     import signal
     import subprocess
     import tempfile
+    from importlib.util import find_spec
     from pathlib import Path
 
     from refseg_bench.datasets.files import GROWTH_FROM, MAX_GROWTH, Damage, Place, open_data, parse_json
@@ -118,7 +121,7 @@ def _spelled(value: object) -> object:
 
 
 def _limit(size: int) -> None:
-    """Bound memory and time by the length of the pickle: real ones take a tenth of that."""
+    """Bound this process's memory and time by the length of a file: real ones take a tenth of that."""
     seconds = 10 + size // 1_000_000
     for what, bound in (
         (resource.RLIMIT_CORE, 0),
@@ -132,9 +135,48 @@ def _limit(size: int) -> None:
             continue
 
 
-def main(kind: str, size: int) -> int:
+def write_rows(columns: Sequence[str], place: str) -> int:
+    """Write the rows of a Parquet file, with bytes in base64; returns the exit status.
+
+    Args:
+        columns: which of its columns.
+        place: the folder that pyarrow lies in.
+    """
+    sys.path.append(place)
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    def spelled(value: object) -> str:
+        if isinstance(value, bytes):
+            return base64.b64encode(value).decode("ascii")
+        raise TypeError(f"a {type(value).__name__} in it")
+
+    pa.set_cpu_count(1)
+    try:
+        stored = pq.ParquetFile(sys.stdin.buffer, pre_buffer=False)
+        names = stored.schema_arrow.names
+        for name in columns:
+            if names.count(name) != 1:
+                sys.stderr.write(f"The file has {names.count(name)} columns '{name}'; it has {names}."[:500])
+                return OTHER_TYPE
+        for batch in stored.iter_batches(8, columns=list(columns), use_threads=False):
+            for row in batch.to_pylist():
+                sys.stdout.write(json.dumps(row, default=spelled, separators=(",", ":")) + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return TORN
+    except Exception as error:
+        # A damaged file can make its reader raise anything; it is one kind of damage.
+        sys.stderr.write(f"{type(error).__name__}: {error}".replace("\n", " ")[:500])
+        return TORN
+    return 0
+
+
+def main(kind: str, size: int, *more: str) -> int:
     """Read, check, write; returns the exit status."""
     _limit(size)
+    if kind == "parquet":
+        return write_rows(more[1:], more[0])
     # Nothing is thrown away before the end.
     gc.disable()
     dumps = json.JSONEncoder(separators=(",", ":"), default=_spelled).encode
@@ -186,13 +228,61 @@ def pickled_list(path: Path) -> Iterator[Any]:
 
 
 def _entries(path: Path, kind: Literal["dict", "list"]) -> Iterator[Any]:
+    def damage(status: int, words: str) -> Damage:
+        if status == REFUSED:
+            return Damage(
+                "pickle with a callable",
+                f"The pickle names '{words}', which plain data never does; it was not run.",
+                path,
+                f"global '{words}'",
+                allowed=[".".join(pair) for pair in sorted(ADMITTED)],
+            )
+        if status == OTHER_TYPE:
+            holds = "dictionary" if kind == "dict" else "list"
+            return Damage("wrong type", f"The pickle holds no {holds}.", path, "the file")
+        return Damage("torn pickle", f"The pickle is torn or damaged ({words}).", path)
+
+    return _read_apart(path, kind, (), damage)
+
+
+def parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """The rows of a Parquet file, as objects of the wanted columns; bytes come in base64.
+
+    Raises:
+        Damage: the file is missing or torn, or lacks a column.
+    """
+
+    def damage(status: int, words: str) -> Damage:
+        if status == OTHER_TYPE:
+            return Damage("missing field", words, path, "the schema")
+        return Damage("torn Parquet", f"The Parquet file is torn or damaged ({words}).", path)
+
+    place = find_spec("pyarrow")
+    assert place is not None, "pyarrow is a dependency of this package"
+    return _read_apart(path, "parquet", (str(Path(str(place.origin)).parents[1]), *columns), damage)
+
+
+def _read_apart(
+    path: Path, kind: str, more: Sequence[str], damage: Callable[[int, str], Damage]
+) -> Iterator[Any]:
+    """What :func:`main` makes of a file in a process of its own: a JSON value per line.
+
+    Args:
+        path: the file.
+        kind: what to make.
+        more: its other arguments.
+        damage: the error of an exit status, with the words that the process, or how it died, says of it.
+
+    Raises:
+        Damage: what ``damage`` makes; the file is missing; an entry is no JSON of the allowed depth.
+    """
     with open_data(path) as file, tempfile.TemporaryFile() as told:
         size = os.fstat(file.fileno()).st_size
         # The other process begins where this one's buffer ended.
         os.lseek(file.fileno(), 0, os.SEEK_SET)
         # A pickle may name one object many times, JSON spells it out each time.
         left = max(GROWTH_FROM, MAX_GROWTH * size)
-        command = [sys.executable, "-I", "-S", __file__, kind, str(size)]
+        command = [sys.executable, "-I", "-S", __file__, kind, str(size), *more]
         with subprocess.Popen(command, stdin=file, stdout=subprocess.PIPE, stderr=told) as child:
             assert child.stdout is not None
             try:
@@ -202,38 +292,23 @@ def _entries(path: Path, kind: Literal["dict", "list"]) -> Iterator[Any]:
                     left -= len(line)
                     number += 1
                 if len(line) > left:
-                    raise _torn(path, "it would grow beyond all measure")
+                    raise damage(TORN, "it would grow beyond all measure")
             except BaseException:
                 # Nobody wants the rest.
                 child.kill()
                 raise
         told.seek(0)
         words = told.read(1000).decode("utf-8", "replace")
-    if child.returncode == REFUSED:
-        raise Damage(
-            "pickle with a callable",
-            f"The pickle names '{words}', which plain data never does; it was not run.",
-            path,
-            f"global '{words}'",
-            allowed=[".".join(pair) for pair in sorted(ADMITTED)],
-        )
-    if child.returncode == OTHER_TYPE:
-        holds = "dictionary" if kind == "dict" else "list"
-        raise Damage("wrong type", f"The pickle holds no {holds}.", path, "the file")
     if child.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
         words = "reading it takes more time or memory than any real one"
     elif child.returncode < 0:
         words = "it is nested without end"
     if child.returncode:
-        raise _torn(path, words or f"its reader ended with status {child.returncode}")
-
-
-def _torn(path: Path, how: str) -> Damage:
-    return Damage("torn pickle", f"The pickle is torn or damaged ({how}).", path)
+        raise damage(child.returncode, words or f"its reader ended with status {child.returncode}")
 
 
 if __name__ == "__main__":
-    status = main(sys.argv[1], int(sys.argv[2]))
+    status = main(sys.argv[1], int(sys.argv[2]), *sys.argv[3:])
     try:
         sys.stdout.flush()
         sys.stderr.flush()

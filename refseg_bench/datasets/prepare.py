@@ -123,7 +123,8 @@ def _is_folder(source: Path) -> DataError:
 
 
 def _unpacked(source: Path, place: Path, say: Say) -> Path:
-    if source.is_dir():
+    # A Parquet file is no archive: it is a part of what is published, as a folder is.
+    if source.is_dir() or source.suffix == ".parquet":
         return source
     say(f"unpacking {source}")
     say(f"  {unpack(source, place)} files")

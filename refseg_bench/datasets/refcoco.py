@@ -12,7 +12,7 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import zip_longest
@@ -154,6 +154,12 @@ class RefCoco(Dataset):
             clip.size, 1, tuple(tracks), ids, overlap=over[0] if over else None, deeper=tuple(over[1:])
         )
 
+    def pair_key(self, clip: Clip, expression: Expression) -> Hashable:
+        """Image, annotations and words: what a sentence keeps under other masks of the same images."""
+        attrs = expression.attrs
+        words = re.sub(r"[\W_]", "", attrs["sent"].lower())
+        return clip.attrs["image_id"], *sorted(attrs["anno_ids"]), words
+
     # ── where things are ─────────────────────────────────────────────────────
 
     def landmarks(self) -> list[str]:
@@ -197,16 +203,24 @@ class RefCoco(Dataset):
 
     # ── reading ──────────────────────────────────────────────────────────────
 
-    @cached_property
-    def _store(self) -> Entries:
+    def sources(self) -> list[Path]:
+        """The files that :meth:`joined` joins, the one to name in errors first."""
         if not self._instances.exists():
             raise missing_file(self._instances)
-        sources = self._refs, self._instances
+        return [self._refs, self._instances]
+
+    def joined(self) -> Iterator[tuple[str, bytes]]:
+        """Entries of the store, see :func:`join`."""
+        return join(self._refs, self._instances, self.tell)
+
+    @cached_property
+    def _store(self) -> Entries:
+        sources = self.sources()
         if self.tell is not refuse:
             # What leaves damaged entries out must not be found by a run.
-            return in_memory(self._refs, join(*sources, self.tell))
-        label, cache = f"{self.name}-{self._refs.stem}", cache_root(self.cache)
-        return open_store(sources, label, cache, lambda: join(*sources, refuse))
+            return in_memory(sources[0], self.joined())
+        label = f"{self.name}-{sources[0].stem}"
+        return open_store(sources, label, cache_root(self.cache), self.joined)
 
     @cached_property
     def _clips(self) -> list[Clip]:

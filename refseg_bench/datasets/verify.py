@@ -57,6 +57,7 @@ class Manifest:
         splits: by name.
         total: counts of the whole release, for the reader.
         printed_as: what papers' tables call the set; by default its title.
+        protocols: ids of those its papers use, where they use others than a run is scored under by default.
         unlike: the set of the same layout and video ids that it must not be taken for.
         brought: what its expressions may have and those of ``unlike`` never do: fields, ``no target``.
     """
@@ -67,6 +68,7 @@ class Manifest:
     splits: Mapping[str, SplitFacts]
     total: Mapping[str, int] = field(default_factory=dict)
     printed_as: str = ""
+    protocols: Sequence[str] = ()
     unlike: str = ""
     brought: tuple[str, ...] = ()
 
@@ -103,7 +105,7 @@ def manifest(name: str) -> Manifest | None:
         return None
     plain = read_yaml(path)
     needed = {"title", "kind", "licence", "splits"}
-    keys = needed | {"total", "printed_as", "unlike", "brought"}
+    keys = needed | {"total", "printed_as", "protocols", "unlike", "brought"}
     if not needed <= set(plain) <= keys:
         raise ConfigError("The manifest lacks a key or has an unknown one.", where=path, allowed=sorted(keys))
     plain["brought"] = tuple(plain.get("brought", ()))

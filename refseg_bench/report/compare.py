@@ -11,12 +11,15 @@ from numpy.typing import NDArray
 
 from refseg_bench.config import schema
 from refseg_bench.config.components import protocol_of
+from refseg_bench.datasets.base import Dataset, OtherTruth
 from refseg_bench.datasets.verify import manifest
 from refseg_bench.errors import ScoreError
 from refseg_bench.report.naming import differing, options_of, titles
-from refseg_bench.run.build import frozen, lasting_of
+from refseg_bench.run.build import dataset_of, frozen, lasting_of, received
 from refseg_bench.run.store import RunStore
 from refseg_bench.scoring.protocols.base import ScoringProtocol
+from refseg_bench.scoring.runs import StoreSource
+from refseg_bench.scoring.score import Options, score
 from refseg_bench.scoring.stats import Bootstrap, Difference, difference
 from refseg_bench.scoring.table import ScoreTable, groups_of, splitting
 
@@ -110,9 +113,62 @@ def compare(
                 hint="Compare runs of one data set.",
             )
     name = shared_protocol((first, second), protocol)
-    rules = protocol_of(first.results()[name])
     tables = [ScoreTable.read_parquet(*s.samples(name)) for s in (first, second)]
-    a, b = paired(tables[0], tables[1], f"{first.root.name}, {second.root.name}")
+    called = titles([first.info(), second.info()])
+    found = _compared((first, second), called, name, tables, attributes, most)
+    return replace(found, config=config_difference(first, second))
+
+
+def compare_truths(
+    run: RunStore,
+    other: Dataset,
+    protocol: str | None = None,
+    *,
+    attributes: Sequence[str] = (),
+    most: int = 10,
+) -> Comparison:
+    """Hold a run's scores against those of the same predictions under another release's truth.
+
+    Nothing of it is kept in the run folder: its scores stay those of its own data set.
+
+    Args:
+        run: a scored run.
+        other: the release, whose samples pair with the run's (``Dataset.pair_key``).
+        protocol: as for :func:`compare`.
+        attributes: as there.
+        most: as there.
+
+    Raises:
+        ScoreError: the run isn't scored, the two have no sample in common, or the protocol refuses.
+    """
+    name = shared_protocol((run,), protocol)
+    own = dataset_of(received(run))
+    retold = OtherTruth(own, other)
+    if not retold.clips():
+        raise ScoreError(
+            f"'{other.name}' ({other.split}) has no sample of '{own.name}' ({own.split}).",
+            where=run.root,
+            hint="RefCOCO-M pairs with RefCOCO's UNC val split, by image, annotation and words.",
+        )
+    before = ScoreTable.read_parquet(*run.samples(name))
+    rules = protocol_of(run.results()[name])
+    (scored,) = score(retold, [StoreSource(run.root)], [rules], Options(strict=True))
+    called = [f"{run.info().label} against {data.name} ({data.split})" for data in (own, other)]
+    return _compared((run, run), called, name, [before, scored.table], attributes, most)
+
+
+def _compared(
+    runs: tuple[RunStore, RunStore],
+    called: Sequence[str],
+    name: str,
+    tables: Sequence[ScoreTable],
+    attributes: Sequence[str],
+    most: int,
+) -> Comparison:
+    """Two tables of units under one protocol, whose runs' options are the same."""
+    first, second = runs
+    rules = protocol_of(first.results()[name])
+    a, b = paired(tables[0], tables[1], ", ".join(called))
 
     def group(attribute: str, value: str, rows: NDArray[np.intp]) -> Group:
         return Group(attribute, value, differences(rules, a.select(rows), b.select(rows), Bootstrap()))
@@ -123,19 +179,18 @@ def compare(
         for value, rows in groups_of(a, attribute).items()
     ]
     headline = rules.metrics[0]
-    infos = [first.info(), second.info()]
     moved = _moved(a, b, headline)
     return Comparison(
         first.root.name,
         second.root.name,
-        (titles(infos)[0], titles(infos)[1]),
+        (called[0], called[1]),
         name,
         rules.policy.scale,
         group("", "", np.arange(len(a))),
         tuple(groups),
         tuple(_told(m, second) for m in reversed(moved[-most:]) if m.second > m.first),
         tuple(_told(m, second) for m in moved[:most] if m.second < m.first),
-        config_difference(first, second),
+        {},
         len(tables[0]) + len(tables[1]) - 2 * len(a),
     )
 

@@ -42,18 +42,24 @@ class Difference:
     """How a run differs from another under one metric, on the units both have.
 
     Attributes:
-        value: metric of the second run minus the first.
+        first, second: metric of either run.
         low, high: percentile interval of the cluster bootstrap.
         p: two-sided p-value of a randomisation test that swaps the runs clip by clip.
         units, clusters: how many units and clips were paired.
     """
 
-    value: float
+    first: float
+    second: float
     low: float
     high: float
     p: float
     units: int
     clusters: int
+
+    @property
+    def value(self) -> float:
+        """The second run's minus the first's."""
+        return self.second - self.first
 
 
 def codes_of(clusters: Sequence[str] | NDArray[np.intp]) -> NDArray[np.intp]:
@@ -130,10 +136,11 @@ def difference(
     a, b = cluster_sums(first, codes), cluster_sums(second, codes)
     total_a = combine(_split(a.sum(axis=0, keepdims=True), first))
     total_b = combine(_split(b.sum(axis=0, keepdims=True), second))
-    value = {name: float(total_b[name][0] - total_a[name][0]) for name in total_a}
+    ends = {name: (float(total_a[name][0]), float(total_b[name][0])) for name in total_a}
+    value = {name: b - a for name, (a, b) in ends.items()}
     nan = float("nan")
     if options.resamples < 1 or len(a) < 2:
-        return {name: Difference(v, nan, nan, nan, len(codes), len(a)) for name, v in value.items()}
+        return {name: Difference(*pair, nan, nan, nan, len(codes), len(a)) for name, pair in ends.items()}
     drawn: dict[str, list[Column]] = {name: [] for name in value}
     extreme = dict.fromkeys(value, 0)
     rng = np.random.default_rng(options.seed)
@@ -151,7 +158,7 @@ def difference(
             extreme[name] += int(np.count_nonzero(far))
     return {
         name: Difference(
-            value[name],
+            *ends[name],
             *_bounds(np.concatenate(drawn[name]), options.level),
             (1 + extreme[name]) / (1 + options.resamples),
             len(codes),

@@ -11,8 +11,9 @@ from refseg_bench.errors import ConfigError
 from refseg_bench.files.resources import resource
 
 SETS = [
-    "grefcoco_unc", "mevis", "mevis_v2", "reasonseg", "reasonvos", "ref_davis17", "ref_youtube_vos",
-    "refcoco_google", "refcoco_plus_unc", "refcoco_unc", "refcocog_google", "refcocog_umd", "revos",
+    "grefcoco_unc", "groundmore", "long_rvos", "mevis", "mevis_v2", "reasonseg", "reasonvos", "ref_davis17",
+    "ref_youtube_vos", "refcoco_google", "refcoco_m", "refcoco_plus_unc", "refcoco_unc", "refcocog_google",
+    "refcocog_umd", "revos",
 ]  # fmt: skip
 
 # The field's tables. A dagger in them (a figure from a paper) is "unchecked" in the manifest.
@@ -49,6 +50,7 @@ PUBLISHED = {
     ("refcocog_umd", "test"): {"refs": 5023, "images": 2600, "expressions": 9602},
     ("refcocog_google", "train"): {"refs": 44822, "images": 24698, "expressions": 85474},
     ("refcocog_google", "val"): {"refs": 5000, "images": 4650, "expressions": 9536},
+    ("refcoco_m", "val"): {"refs": 2080, "images": 1190, "expressions": 5598},
     ("reasonseg", "train"): {"images": 239},
     ("reasonseg", "val"): {"images": 200},
     ("reasonseg", "test"): {"images": 779},
@@ -89,6 +91,13 @@ def test_figures_from_papers_are_marked():
         ("refcoco_plus_unc", "val", "expressions"),
     }
     assert ("mevis", "valid_u", "videos") not in marked
+
+
+def test_papers_protocols_exist():
+    for name in names("dataset"):
+        facts = manifest(name)
+        for protocol in (facts.protocols if facts else ()) or open_dataset(name).protocols:
+            assert find("protocol", protocol) == protocol
 
 
 def test_which_masks_are_public():

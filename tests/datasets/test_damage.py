@@ -11,29 +11,37 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from refseg_bench.config.components import open_dataset
 from refseg_bench.datasets.files import Damage
+from refseg_bench.datasets.groundmore import GroundMore
+from refseg_bench.datasets.long_rvos import LongRvos
 from refseg_bench.datasets.meta_expressions import MetaExpressions
-from refseg_bench.datasets.prepare import unpack
+from refseg_bench.datasets.prepare import prepare, unpack
 from refseg_bench.datasets.reasonseg import ReasonSeg
 from refseg_bench.datasets.reasonvos import ReasonVos
 from refseg_bench.datasets.ref_davis17 import RefDavis17, convert
 from refseg_bench.datasets.ref_youtube_vos import RefYoutubeVos
 from refseg_bench.datasets.refcoco import RefCoco
+from refseg_bench.datasets.refcoco_m import RefCocoM
 from refseg_bench.datasets.revos import Revos
 from refseg_bench.datasets.verify import frame_problems, verify
 from refseg_bench.errors import DataError
 from tools.writers import (
     ImageRecord,
     write_davis_source,
+    write_groundmore_set,
+    write_long_rvos_set,
     write_meta_expressions_set,
     write_mevis_v2_set,
     write_reasonseg_image,
     write_reasonvos_set,
     write_ref_youtube_vos_set,
+    write_refcoco_m_set,
     write_refcoco_set,
     write_revos_set,
 )
@@ -41,6 +49,7 @@ from tools.writers import (
 from .conftest import frames, video
 
 A, B = "0123456789ab", "ba9876543210"
+PARQUET = "validation-00000-of-00002.parquet"
 SQUARE = [4, 4, 20, 4, 20, 16, 4, 16]
 
 
@@ -86,6 +95,26 @@ def reasonvos(root):
     return lambda: ReasonVos(root=root)
 
 
+def long_rvos(root):
+    words = [("it", [0], {"type": "dynamic"}), ("that", [1], {"type": "hybrid"})]
+    write_long_rvos_set(root, "valid", [video(A, expressions=words), video(B, seed=1)])
+    return lambda: LongRvos(root=root)
+
+
+def groundmore(root):
+    words = [("who?", [0], {"action_start": "0:00", "action_end": "0:01"})]
+    write_groundmore_set(root, "test", [video(A, 6, words), video(B, 6, words, seed=1)])
+    return lambda: GroundMore(root=root)
+
+
+def refcoco_m(root):
+    one = ImageRecord("a.jpg", frames(1)[0], [[SQUARE]], [([0], ["the thing", "it"])])
+    images = [one, ImageRecord("b.jpg", frames(1)[0], [[SQUARE]], [([0], ["that"])])]
+    write_refcoco_m_set(root / "snapshot", images)
+    prepare("refcoco_m", [root / "snapshot"], root)
+    return lambda: RefCocoM(root=root)
+
+
 def refcoco(root):
     one = ImageRecord("a.jpg", frames(1)[0], [[SQUARE]], [([0], ["the thing", "it"])])
     write_refcoco_set(root, [one, ImageRecord("b.jpg", frames(1)[0], [[SQUARE]], [([0], ["that"])])])
@@ -122,6 +151,37 @@ def repickle(path, change):
         (root / path).write_bytes(pickle.dumps(value, protocol=2))
 
     return damage
+
+
+def reparquet(change, path=PARQUET, **columns):
+    """Change the rows of a Parquet file as plain values, or give columns another type."""
+
+    def damage(root):
+        table = pq.read_table(root / path)
+        rows = table.to_pylist()
+        changed = change(rows)
+        table = pa.Table.from_pylist(rows if changed is None else changed)
+        for name, values in columns.items():
+            table = table.set_column(table.column_names.index(name), name, pa.array(values))
+        pq.write_table(table, root / path)
+
+    return damage
+
+
+def bomb(root):
+    """Few bytes that stand for 320 MB."""
+    many = pa.ListArray.from_arrays(pa.array([0, 40_000_000], pa.int32()), pa.nulls(40_000_000, pa.int64()))
+    table = pa.table({"image_id": [1], "file_name": ["a.jpg"], "samples": many})
+    pq.write_table(table, root / PARQUET)
+    assert (root / PARQUET).stat().st_size < 2000
+
+
+def sample(**fields):
+    return reparquet(lambda rows: rows[0]["samples"][0].update(fields))
+
+
+def mask(**fields):
+    return reparquet(lambda rows: rows[0]["samples"][0]["mask"].update(fields))
 
 
 def remove(path):
@@ -184,6 +244,7 @@ class Evil:
         return print, ("run!",)
 
 
+LONG, GROUND = "valid/meta_expressions.json", "groundmore_test.json"
 META = "valid_u/meta_expressions.json"
 MASKS = "valid_u/mask_dict.json"
 FRAMES = f"valid_u/JPEGImages/{A}"
@@ -312,6 +373,53 @@ CASES = [
     Case("sentence without words", refcoco, repickle("refs(unc).p", lambda refs: refs[0]["sentences"][1].update(sent="", raw="")), "empty expression", "refs(unc).p", "[0].sentences[1].sent"),
     Case("duplicate ref", refcoco, repickle("refs(unc).p", lambda refs: refs[1].update(ref_id=0)), "duplicate id", "refs(unc).p", "[1]"),
     Case("duplicate sentence", refcoco, repickle("refs(unc).p", lambda refs: refs[0]["sentences"][1].update(sent_id=0)), "duplicate id", "refs(unc).p", "ref 0"),
+    # Long-RVOS
+    Case("expression without a type", long_rvos, edit(LONG, lambda m: m["videos"][A]["expressions"]["0"].pop("type") and None), "missing field", "meta_expressions.json", f"{A}.expressions.0"),
+    Case("type unknown", long_rvos, edit(LONG, lambda m: m["videos"][A]["expressions"]["0"].update(type="quick")), "bad type", "meta_expressions.json", "expressions.0.type"),
+    Case("type is a number", long_rvos, edit(LONG, lambda m: m["videos"][A]["expressions"]["0"].update(type=1)), "wrong type", "meta_expressions.json", "expressions.0.type"),
+    Case("object missing", long_rvos, edit(LONG, lambda m: m["videos"][A]["expressions"]["0"].pop("obj_id") and None), "missing field", "meta_expressions.json", f"{A}.expressions.0"),
+    Case("object climbs out", long_rvos, edit(LONG, lambda m: m["videos"][A]["expressions"]["0"].update(obj_id="../../x")), "unsafe name", "Annotations", "../../x"),
+    Case("object is an object", long_rvos, edit(LONG, lambda m: m["videos"][A]["expressions"]["0"].update(obj_id={})), "bad object id", "meta_expressions.json", "expressions.0.obj_id"),
+    Case("object's folder missing", long_rvos, remove(f"valid/Annotations/{A}/2"), "missing mask", f"{A}/2"),
+    Case("no masks at all", long_rvos, remove("valid/Annotations"), "missing file", "Annotations"),
+    Case("mask torn", long_rvos, cut(f"valid/Annotations/{A}/1/00001.png"), "torn mask", "1/00001.png"),
+    Case("mask of another size", long_rvos, image(f"valid/Annotations/{A}/1/00001.png", (24, 32)), "mask of another size", "1/00001.png"),
+    Case("mask of no frame", long_rvos, lambda r: shutil.copy(r / f"valid/Annotations/{A}/1/00001.png", r / f"valid/Annotations/{A}/1/7.png"), "extra mask", "7.png", verify_only=True),
+    Case("mask is a link to elsewhere", long_rvos, link(f"valid/Annotations/{A}/1/00001.png"), "link out of the data set", "1/00001.png"),
+    # GroundMoRe
+    Case("no questions", groundmore, edit(GROUND, lambda m: m["videos"][A].pop("questions") and None), "missing field", GROUND, A),
+    Case("questions are a list", groundmore, edit(GROUND, lambda m: m["videos"][A].update(questions=[])), "wrong type", GROUND, f"{A}.questions"),
+    Case("question without words", groundmore, edit(GROUND, lambda m: m["videos"][A]["questions"]["0"].update(question=" ")), "empty expression", GROUND, "questions.0.question"),
+    Case("question is missing", groundmore, edit(GROUND, lambda m: m["videos"][A]["questions"]["0"].pop("question") and None), "missing field", GROUND, "questions.0"),
+    Case("kind of question unknown", groundmore, edit(GROUND, lambda m: m["videos"][A]["questions"]["0"].update(q_type="Quick")), "bad type", GROUND, "questions.0.q_type"),
+    Case("time is a word", groundmore, edit(GROUND, lambda m: m["videos"][A]["questions"]["0"].update(action_start="soon")), "bad time", GROUND, "questions.0.action_start"),
+    Case("time is missing", groundmore, edit(GROUND, lambda m: m["videos"][A]["questions"]["0"].pop("action_end") and None), "bad time", GROUND, "questions.0.action_end"),
+    Case("time without end", groundmore, edit(GROUND, lambda m: m["videos"][A]["questions"]["0"].update(action_end=float("inf"))), "bad time", GROUND, "questions.0.action_end"),
+    Case("object is no pixel value", groundmore, edit(GROUND, lambda m: m["videos"][A]["questions"]["0"].update(obj_id="300")), "bad object id", f"{A}", "object 300"),
+    Case("frames missing", groundmore, remove(f"{A}/images"), "missing video", f"{A}/images"),
+    Case("map torn", groundmore, cut(f"{A}/masks/frame_000002.png"), "torn mask", "frame_000002.png"),
+    Case("map of another size", groundmore, image(f"{A}/masks/frame_000002.png", (24, 32)), "mask of another size", "frame_000002.png"),
+    Case("map in colours", groundmore, image(f"{A}/masks/frame_000002.png", (32, 24), "RGB"), "mask of another mode", "frame_000002.png"),
+    Case("clip climbs out", groundmore, replace(GROUND, f'"{A}"'.encode(), b'"../../etc"'), "unsafe name", GROUND, "videos.../../etc"),
+    # RefCOCO-M
+    Case("Parquet cut off", refcoco_m, cut(PARQUET), "torn Parquet", PARQUET),
+    Case("Parquet is a web page", refcoco_m, overwrite(PARQUET, b"<html>"), "another file", PARQUET),
+    Case("Parquet is a bomb", refcoco_m, bomb, "torn Parquet", PARQUET),
+    Case("column missing", refcoco_m, reparquet(lambda rows: [{k: v for k, v in row.items() if k != "samples"} for row in rows]), "missing field", PARQUET, "the schema"),
+    Case("image id is text", refcoco_m, reparquet(lambda rows: None, image_id=["one"]), "wrong type", PARQUET, "row 0.image_id"),
+    Case("no name", refcoco_m, reparquet(lambda rows: rows[0].update(file_name=None)), "wrong type", PARQUET, "row 0.file_name"),
+    Case("name climbs out", refcoco_m, reparquet(lambda rows: rows[0].update(file_name="../../a.jpg")), "unsafe name", PARQUET, "image 1"),
+    Case("image twice", refcoco_m, reparquet(lambda rows: [*rows, *rows]), "duplicate id", PARQUET, "row 1"),
+    Case("annotation twice", refcoco_m, reparquet(lambda rows: rows[0].update(samples=2 * rows[0]["samples"])), "duplicate id", PARQUET, "row 0.samples[1]"),
+    Case("no sample", refcoco_m, reparquet(lambda rows: rows[0].update(samples=[]), samples=pa.array([[]], pa.list_(pa.int64()))), "missing field", PARQUET, "row 0"),
+    Case("samples are numbers", refcoco_m, reparquet(lambda rows: None, samples=[[1, 2]]), "wrong type", PARQUET, "row 0.samples[0]"),
+    Case("mask missing", refcoco_m, sample(mask=None), "malformed mask", PARQUET, "row 0.samples[0].mask"),
+    Case("mask's size is turned into three", refcoco_m, mask(size=[24, 32, 1]), "malformed mask", PARQUET, "row 0.samples[0].mask"),
+    Case("mask's size is huge", refcoco_m, mask(size=[60000, 60000]), "torn mask", PARQUET, "row 0.samples[0].mask"),
+    Case("mask's runs don't fit", refcoco_m, mask(counts="04"), "torn mask", PARQUET, "row 0.samples[0].mask"),
+    Case("mask's counts are no code", refcoco_m, mask(counts="\x00é"), "torn mask", PARQUET, "row 0.samples[0].mask"),
+    Case("empty sentence", refcoco_m, sample(sentences=["the thing", " "]), "empty expression", PARQUET, "row 0.samples[0].sentences[1]"),
+    Case("picture missing", refcoco_m, remove("images/b.jpg"), "missing frame", "b.jpg"),
     # ReasonSeg
     Case("image without JSON", reasonseg, remove("val/b.json"), "missing file", "b.json"),
     Case("JSON without image", reasonseg, remove("val/b.jpg"), "missing frame", "b.jpg"),
