@@ -218,6 +218,7 @@ class MaskTrack:
 
     def area(self) -> list[int | None]:
         """Foreground pixels per frame, without decoding."""
+        # One by one: of a list of more than 255, pycocotools (2.0.11) can't tell the areas.
         return [
             None if counts is None else int(coco_mask.area({"size": list(self.size), "counts": counts}))
             for counts in self.rles

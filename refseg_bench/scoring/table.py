@@ -170,8 +170,7 @@ def target_facts(clip: Clip, target: Target, union: MaskTrack) -> dict[str, Any]
     """
     height, width = clip.size
     # A frame nobody annotated counts as one without the target.
-    coded = [{"size": [height, width], "counts": c or b""} for c in union.rles]
-    areas = np.asarray(coco_mask.area(coded), np.float64)
+    areas = np.asarray([area or 0 for area in union.area()], np.float64)
     present = areas > 0
     facts: dict[str, Any] = {
         "objects": len(target.objects),
@@ -179,6 +178,7 @@ def target_facts(clip: Clip, target: Target, union: MaskTrack) -> dict[str, Any]
         "clip_length": len(clip),
     }
     if len(clip) > 1:
+        coded = [{"size": [height, width], "counts": c or b""} for c in union.rles]
         boxes = np.asarray(coco_mask.toBbox(coded), np.float64).reshape(-1, 4)
         centres = boxes[:, :2] + boxes[:, 2:] / 2
         both = present[1:] & present[:-1]

@@ -177,8 +177,8 @@ def test_the_same_predictions_under_both_truths(home, capsys):
     (run,) = home.glob("runs/full_frame-refcoco_unc-*")
     assert main(["compare", str(run), "--truth", "refcoco_m"]) == 0
     told = capsys.readouterr().out
-    assert f"A = {run.name} against refcoco_unc (val)" in told
-    assert f"B = {run.name} against refcoco_m (val)" in told
+    assert f"A = full_frame against refcoco_unc (val) ({run.name})" in told
+    assert f"B = full_frame against refcoco_m (val) ({run.name})" in told
     row = next(line.split() for line in told.splitlines() if "mIoU" in line)
     assert row[row.index("mIoU") + 1 :][:3] == ["8.33", "4.69", "-3.65"]  # 64 and 36 of 768
     (other,) = home.glob("runs/full_frame-refcoco_m-*")

@@ -179,3 +179,16 @@ def test_groundmore_refuses_what_is_missing(tmp_path, monkeypatch):
     short = dataclasses.replace(open_protocol("groundmore"), sampled=1)
     (got,) = score(data, [source], [short], ONE)
     assert got.table.values["J"].tolist() == [1]
+
+
+def test_a_clip_of_more_than_255_frames_is_scored(tmp_path, monkeypatch):
+    monkeypatch.setenv("REFSEG_CACHE", str(tmp_path / "cache"))
+    masks = np.zeros((300, 8, 8), bool)
+    masks[10:, 2:6, 2:6] = True
+    write_long_rvos_set(tmp_path / "set", "valid", [video("a", 300, [("it", [0], {})], [masks], size=(8, 8))])
+    write(tmp_path / "answers/a/0", masks, *range(260), size=(8, 8))
+    data = LongRvos(root=tmp_path / "set")
+    (got,) = score(data, [open_predictions(tmp_path / "answers")], [open_protocol("long-rvos")], ONE)
+    assert got.table.values["J"].tolist() == pytest.approx([260 / 300])
+    assert got.table.values["tIoU"].tolist() == pytest.approx([250 / 290])
+    assert got.table.attrs["size"] == pytest.approx([16 / 64])
