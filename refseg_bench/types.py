@@ -427,6 +427,8 @@ class Inputs:
         state: digest of the frame files' sizes and times, by which the same files are known without
             reading them.
         truth: digest of the target, where the method saw it (bounds do); else empty.
+        weights: digest of the content of all weights that the method used; empty where it has none, or
+            they couldn't be told.
     """
 
     text: str
@@ -436,6 +438,7 @@ class Inputs:
     files: str
     state: str
     truth: str = ""
+    weights: str = ""
 
 
 #: How a sample is answered: flagged as ``absent``; with ``empty`` masks and no such flag; with ``masks``.

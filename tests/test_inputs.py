@@ -15,7 +15,9 @@ import pytest
 from PIL import Image
 
 from refseg_bench import cli
+from refseg_bench.backbones.weights import Weights
 from refseg_bench.config.compose import Composed, digest
+from refseg_bench.config.schema import option
 from refseg_bench.datasets.files import read_json
 from refseg_bench.errors import ScoreError, StoreError
 from refseg_bench.report import tables
@@ -32,7 +34,7 @@ from refseg_bench.run.store import RunStore
 from refseg_bench.scoring.runs import score_runs, score_store
 from refseg_bench.scoring.score import Scored
 from refseg_bench.types import Clip, Expression, MaskTrack, Target
-from tests.fakes import FakeDataset, fake_run, fake_values
+from tests.fakes import FakeDataset, FakeMethod, fake_run, fake_values
 
 
 @dataclass
@@ -130,6 +132,75 @@ def test_samples_whose_data_changed_are_predicted_again(tmp_path: Path, kind: st
     assert not stale(store, plan(dataset), Present(dataset))
     _, said = a_run(tmp_path)
     assert "complete: nothing left to predict" in said[-1]
+
+
+@dataclass
+class Weighed(FakeMethod):
+    """Reads weights."""
+
+    path: Path = option(Path(), transient=True)
+
+    def weights(self) -> tuple[Weights, ...]:
+        return (Weights(str(self.path)),)
+
+
+def a_weighed_run(tmp_path: Path, content: str | None) -> tuple[Planned, list[str]]:
+    model = tmp_path / "model"
+    model.mkdir(exist_ok=True)
+    if content is not None:
+        (model / "model.safetensors").write_text(content)
+    method = {"_target_": "tests.test_inputs.Weighed", "path": str(model)}
+    values = fake_values(tmp_path, method=method)
+    said: list[str] = []
+    (done,) = launch([Composed(values, "fake", digest(values), (), {})], said.append)
+    return done, said
+
+
+def test_samples_of_replaced_weights_are_predicted_again(tmp_path: Path) -> None:
+    first, _ = a_weighed_run(tmp_path, "former")
+    assert "complete" in a_weighed_run(tmp_path, None)[1][-1]
+    again, said = a_weighed_run(tmp_path, "latter")
+    assert again.store.root == first.store.root
+    assert again.tally == Tally(done=12)
+    assert "12 samples were predicted on other data or weights and are predicted again" in said[0]
+    assert "clip0/0: weights were " in said[0]
+    assert "complete" in a_weighed_run(tmp_path, None)[1][-1]
+    # Put back: the former samples count no more, for they aren't of the last turn.
+    assert a_weighed_run(tmp_path, "former")[0].tally == Tally(done=12)
+    (record, *_) = again.store.environments().values()
+    assert len(record["method"]["weights"][0]["sha256"]) == 64
+
+
+def test_two_models_are_never_one_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    former, _ = a_weighed_run(tmp_path, "former")
+    (first,) = (former.store.root / "predictions").glob("*.jsonl")
+    a_weighed_run(tmp_path, "latter")
+    (second,) = {*first.parent.glob("*.jsonl")} - {first}
+    # Killed after its first clip.
+    second.write_bytes(b"".join(second.read_bytes().splitlines(keepends=True)[:3]))
+    os.rename(second, second.with_name("9" + second.name))  # both began within one second
+    store = RunStore(former.store.root)
+    ((_, refusal),) = score_store(store)
+    assert isinstance(refusal, StaleError)
+    assert "9 samples were predicted on other data or weights" in str(refusal)
+    assert "clip1/0: weights were " in str(refusal)
+    assert cli.main(["status", str(store.root)]) == 0
+    assert "9 samples were predicted on other data or weights and are left" in capsys.readouterr().out
+    ((_, scored),) = score_store(store, partial=True)
+    assert isinstance(scored, Scored)
+    assert (scored.result.n, scored.result.failed) == (3, 9)
+
+
+def test_samples_that_tell_no_weights_are_taken_to_be_of_the_present_ones(tmp_path: Path) -> None:
+    run, _ = a_weighed_run(tmp_path, "former")
+    (file,) = (run.store.root / "predictions").glob("*.jsonl")
+    records = [json.loads(line) for line in file.read_text().splitlines()]
+    for record in records:
+        del record["weights"], record["check"]
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
+    _, said = a_weighed_run(tmp_path, "latter")
+    assert "12 samples don't tell what they were predicted with (an older version wrote them)" in said[0]
+    assert "complete" in said[-1]
 
 
 def test_other_truth_is_predicted_again_only_by_what_saw_it(tmp_path: Path) -> None:
@@ -242,7 +313,7 @@ def test_a_result_of_other_data_is_not_shown(tmp_path: Path, kind: str) -> None:
     # The pages come to an end, and say of each sample what differs.
     write_report([store], tmp_path / "report")
     texts = [path.read_text() for path in (tmp_path / "report/data").glob("clip-*.js")]
-    assert sum(text.count("Predicted on other data: ") for text in texts) == CHANGES[kind][1]
+    assert sum(text.count("Predicted on other data or weights: ") for text in texts) == CHANGES[kind][1]
 
 
 def test_a_result_of_fewer_predictions_is_not_shown(tmp_path: Path) -> None:
@@ -283,7 +354,7 @@ def test_status_counts_what_the_data_set_asks_for_now(
     assert cli.main(["status", str(store.root)]) == 0
     said = capsys.readouterr().out
     assert "facts.json" not in said
-    assert "3 samples were predicted on other data and are left: clip1/0: text was" in said
+    assert "3 samples were predicted on other data or weights and are left: clip1/0: text was" in said
     assert "3 samples are not in the data set and don't count: clip3/0, clip3/1, clip3/2" in said
     cells = [word.strip() for word in said.partition(store.root.name[:8])[2].split("│")]
     assert cells[1:4] == ["6", "0", "3"]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -46,8 +48,6 @@ def test_cached_snapshots_and_files_are_found(cache, monkeypatch):
     assert find(Weights("some/model", "a" * 40)).path == whole.path
     assert find(Weights("some/model", "other")).path is None
     assert find(Weights("none/model")).path is None
-    told = models.identity(Weights("some/model"))
-    assert (told["repo"], told["commit"]) == ("some/model", "a" * 40)
 
     # A snapshot without tensors of the wanted kind, or with a shard missing, is not "here".
     assert find(Weights("some/model", patterns=("*.bin",))).path is None
@@ -77,6 +77,49 @@ def test_local_paths_need_no_hub(tmp_path):
     assert fetch(missing) == checkpoint
     assert find(missing).megabytes == pytest.approx(2.0)
     assert models.identity(missing)["sha256"] == hashlib.sha256(b"x" * 2_000_000).hexdigest()
+
+
+def test_weights_are_known_by_their_content_and_read_once(tmp_path, monkeypatch):
+    folder, memory = tmp_path / "model", tmp_path / "cache"
+    (folder / ".cache").mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    blob = bytearray(3 << 20)
+    tensors = folder / "model.safetensors"
+    tensors.write_bytes(blob)
+    needed = Weights(str(folder))
+    before = models.content(needed, memory)
+    (folder / ".cache" / "download.json").write_text("of the tool that fetched it")
+    shutil.copytree(folder, tmp_path / "copy")
+    assert models.content(Weights(str(tmp_path / "copy")), memory) == before
+    assert models.content(Weights(str(folder), patterns=("*.json",)), memory) != before
+
+    def age(path):
+        later = time.time() + 10
+        monkeypatch.setattr(models.time, "time", lambda: later)
+        return path.stat()
+
+    state = age(tensors)
+    assert models.content(needed, memory) == before
+    read = []
+    real = hashlib.file_digest
+    monkeypatch.setattr(
+        models.hashlib, "file_digest", lambda *given: read.append(given[0].name) or real(*given)
+    )
+    assert models.content(needed, memory) == before
+    assert read == [str(folder / "config.json")]  # small files are read anyway
+    blob[1 << 20] = 1  # neither end, nor length, nor the time that tools copy tells
+    tensors.write_bytes(blob)
+    os.utime(tensors, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert models.content(needed, memory) not in (before, None)
+    assert models.content(Weights(str(tmp_path / "none")), memory) is None
+
+
+def test_weights_of_the_hub_are_known_by_their_commit(cache, monkeypatch):
+    monkeypatch.setattr(models, "cache_folder", lambda: cache)
+    assert models.content(Weights("some/model")) == "a" * 40
+    assert models.content(Weights("some/model", "b" * 40)) == "b" * 40
+    assert models.content(Weights("some/model", "v1")) is None
+    assert models.content(Weights("none/model")) is None
 
 
 def test_offline_says_what_is_missing_and_how_to_get_it(monkeypatch, tmp_path):

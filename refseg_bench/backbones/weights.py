@@ -6,17 +6,22 @@ behind the user's back in offline mode (``offline: true`` of a component, or ``H
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
+import logging
 import os
+import re
 import socket
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from refseg_bench.cache import Cache
 from refseg_bench.config import schema
 from refseg_bench.config.schema import TARGET
 from refseg_bench.errors import ConfigError, RefsegError
@@ -26,6 +31,7 @@ if TYPE_CHECKING:
     import torch
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 _HUB = "https://huggingface.co"
 #: Weights that come with this package are named so.
@@ -239,19 +245,79 @@ def _complete(files: Mapping[str, Path], patterns: Sequence[str]) -> bool:
     return True
 
 
-def identity(weights: Weights) -> dict[str, Any]:
-    """Which weights these are, for a run's record: repository, revision and commit, or a file's hash.
+def identity(weights: Weights, cache: Path | None = None) -> dict[str, Any]:
+    """Which weights these are, for a run's record and for keys: what they are called, and their content.
 
-    The commit is the cache's; a local file is read once through SHA-256, a local folder by its name only.
+    Args:
+        weights: which.
+        cache: the folder that remembers what files hold: one is read once, until it is changed.
+
+    Returns:
+        ``repo``, ``revision``, ``file``, and ``sha256`` of a local file or folder, or ``commit`` of a
+        repository of the hub; neither where the weights are not on this machine.
+
+    Raises:
+        ModelError: a file can't be read.
     """
-    status = find(weights)
     told: dict[str, Any] = {"repo": weights.repo, "revision": weights.revision, "file": weights.file}
-    if status.path is not None and weights.local and status.path.is_file():
-        with status.path.open("rb") as stream:
-            told["sha256"] = hashlib.file_digest(stream, "sha256").hexdigest()
-    elif status.commit is not None:
-        told["commit"] = status.commit
-    return told
+    if not weights.local:
+        commit = _commit(weights)
+        return told | ({"commit": commit} if commit else {})
+    place = weights.place
+    memory = Cache(None if cache is None else cache / "weights")
+    try:
+        if place.is_file():
+            return told | {"sha256": _sha256(place, memory)}
+        names = sorted(path.relative_to(place) for path in place.rglob("*") if path.is_file())
+        # A download leaves its own records in hidden folders.
+        names = [name for name in names if not any(part.startswith(".") for part in name.parts)]
+        if weights.patterns:
+            names = [n for n in names if any(fnmatch(n.as_posix(), p) for p in weights.patterns)]
+        lines = [f"{_sha256(place / name, memory)}  {name.as_posix()}\n" for name in names]
+    except OSError as error:
+        raise ModelError(f"The weights can't be read: {error.strerror}.", where=error.filename) from error
+    whole = hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
+    return told | ({"sha256": whole} if lines else {})
+
+
+def content(weights: Weights, cache: Path | None = None) -> str | None:
+    """The part of :func:`identity` that tells of the content; ``None`` where the weights are not here."""
+    told = identity(weights, cache)
+    return told.get("sha256") or told.get("commit")
+
+
+def _sha256(path: Path, memory: Cache) -> str:
+    """The digest of a file; of a large one it is remembered as long as nobody touches the file."""
+    state = path.stat()
+    # Times of the inode as well: copying tools set the other. Those of a file that is just being written
+    # don't tell two contents apart.
+    key = {
+        "file": str(path.resolve()),
+        "state": [state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino],
+    }
+    lasting = state.st_size > 1 << 20 and time.time() - state.st_ctime > 2
+    known = memory.get(key) if lasting else None
+    if known is not None:
+        return str(known["sha256"])
+    if state.st_size > 1 << 30:
+        log.warning("reading %.1f GB of weights, this once: %s", state.st_size / 1e9, path)
+    with path.open("rb") as stream:
+        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    if lasting:
+        memory.put(key, {"sha256": found})
+    return found
+
+
+def _commit(weights: Weights) -> str | None:
+    """The commit that a repository's revision is at in the hub's cache; ``None`` where none is known."""
+    _require_hub("Looking into the hub's cache")
+    from huggingface_hub.file_download import repo_folder_name
+
+    folder = cache_folder() / repo_folder_name(repo_id=weights.repo, repo_type="model")
+    wanted = weights.revision or "main"
+    with contextlib.suppress(OSError, ValueError):  # a commit is its own name
+        wanted = (folder / "refs" / wanted).read_text("utf-8").strip()
+    return wanted if re.fullmatch("[0-9a-f]{40}", wanted) else None
 
 
 def _megabytes(path: Path) -> float:

@@ -88,7 +88,8 @@ def _tell(store: RunStore, busy: Sequence[Submission], failures: int, table: Tab
     good = sum(line.ok for line in index.values())
     done, failed = good - len(differing), len(index) - good
     if differing:
-        note(f"{len(differing)} samples were predicted on other data and are left: {told(differing)}")
+        few = told(differing)
+        note(f"{len(differing)} samples were predicted on other data or weights and are left: {few}")
     left = None if expected is None else expected - done - failed
     seen = store.some(index.values())
     rate = sum(p.seconds.get("total", 0.0) for p in seen) / len(seen) if seen else None

@@ -14,9 +14,10 @@ from typing import Any, ClassVar, Literal
 
 from refseg_bench.backbones.dit.model import DiT
 from refseg_bench.backbones.dit.text_tokens import tokenise
+from refseg_bench.backbones.weights import Weights
 from refseg_bench.methods.base import AttentionMethod, peak
 from refseg_bench.methods.pointing import PointOptions, resized, track_point, unit_range
-from refseg_bench.methods.refam.noun_phrases import noun_phrase_parser
+from refseg_bench.methods.refam.noun_phrases import needed, noun_phrase_parser
 from refseg_bench.methods.refam.token_maps import Ask, MissingCaption, PromptMode, TokenMapReader, prompt_of
 from refseg_bench.segmenters.base import Segmenter
 from refseg_bench.types import Clip, Expression, Grounding
@@ -48,6 +49,10 @@ class ConceptAttention(AttentionMethod):
     prompt_mode: PromptMode = "caption"
     captions: Path | None = None
     missing_caption: MissingCaption = "error"
+
+    def weights(self) -> tuple[Weights, ...]:
+        """The spaCy model that finds the head noun, where one does, and the captions."""
+        return needed(self.parser if self.concept == "head_noun" else "rules", self.captions)
 
     def predict(self, clip: Clip, expressions: Sequence[Expression]) -> Iterator[Grounding]:
         """Ground all expressions of a clip on its first frame."""

@@ -56,6 +56,10 @@ class PointControl(Method):
         inner.cache_root = self.cache_root
         return inner
 
+    def weights(self) -> Sequence[Any] | None:
+        """The source's own."""
+        return self.inner.weights()
+
     def report(self) -> dict[str, Any]:
         """The source's own record."""
         return dict(self.inner.report())

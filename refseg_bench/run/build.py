@@ -7,12 +7,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from refseg_bench.backbones.weights import content, identity
 from refseg_bench.config import schema
 from refseg_bench.config.compose import Limit, checked, covers, digest_of, lasting, load
 from refseg_bench.datasets.base import Dataset, LimitedDataset
 from refseg_bench.datasets.files import cache_root
-from refseg_bench.errors import StoreError
-from refseg_bench.files.store_io import read_sealed_yaml
+from refseg_bench.errors import ConfigError, StoreError
+from refseg_bench.files.store_io import checksum, read_sealed_yaml
 from refseg_bench.methods.base import Method
 from refseg_bench.run.store import RunStore
 from refseg_bench.segmenters.base import Segmenter, count_sessions
@@ -87,10 +88,31 @@ def check_segmenter(method: Method) -> None:
         segmenter.check()
 
 
+def weights_of(values: Mapping[str, Any], dataset: Dataset) -> str | None:
+    """Digest of the content of all weights that a config's method and its parts use, wherever they lie.
+
+    Returns:
+        Empty where there are none; ``None`` where they are not all on this machine, or can't be asked for.
+    """
+    try:
+        method = build_method(values, dataset)
+        parts: list[schema.Component] = [method, *schema.parts(method).values()]
+        found = [content(one, part.cache_root) for part in parts for one in part.weights() or ()]
+    except ConfigError:
+        return None  # who needs them tells of it
+    known = [each for each in found if each is not None]
+    if len(known) < len(found):
+        return None
+    return checksum("\n".join(known).encode()) if known else ""
+
+
 def method_record(method: Method) -> dict[str, Any]:
-    """What a method and its parts want remembered of this process: counters, kernels in effect."""
+    """What is remembered of a method and its parts: their weights, counters, kernels in effect."""
     parts: dict[str, schema.Component] = {"method": method, **schema.parts(method)}
     record = {name: dict(part.report()) for name, part in parts.items()}
+    for name, part in parts.items():
+        if weights := part.weights():
+            record[name]["weights"] = [identity(one, part.cache_root) for one in weights]
     segmenter: Segmenter | None = schema.parts(method).get("segmenter")
     if segmenter is not None and segmenter.counted is not None:
         record["segmenter"]["counters"] = asdict(segmenter.counted())

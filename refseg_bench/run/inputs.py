@@ -1,9 +1,10 @@
-"""What samples were predicted on, and whether the data set still holds it.
+"""What samples were predicted on and with, and whether data and weights are still those.
 
 A run folder outlives its data: a set is fixed and unpacked again, or the same command is given with
 another root. Each stored sample tells the words, the frame names, the size and the frames' content it
 was made from; :class:`Present` holds that against the data set as it is now. The truth is part of it only
-where the method saw it: else other masks ask for scoring again, not for predicting again.
+where the method saw it: else other masks ask for scoring again, not for predicting again. The same goes for
+the weights that a path names.
 """
 
 from __future__ import annotations
@@ -31,13 +32,13 @@ from refseg_bench.types import Clip, Expression, Inputs, Prediction, SampleFailu
 
 #: What helps where samples were predicted on other data.
 HINT = (
-    "The same `refseg run` predicts them again (the same `refseg score --save` reads them again); or put the "
-    "former data back."
+    "The same `refseg run` predicts them again (the same `refseg score --save` reads them again); or put "
+    "back what was there."
 )
 
 
 class StaleError(ScoreError):
-    """Samples of a run were predicted on other data than the data set holds now."""
+    """Samples of a run were predicted on other data than the data set holds now, or with other weights."""
 
 
 class Present:
@@ -50,9 +51,16 @@ class Present:
         dataset: the data set; only its targets are asked for here, where a method saw them.
         seen: clip id → state and digest of its files as an earlier command found them: files of the same
             state are not read again.
+        weights: digest of the method's weights; ``None`` = not known, empty = it has none.
     """
 
-    def __init__(self, dataset: Dataset, seen: Mapping[str, tuple[str, str]] | None = None) -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        seen: Mapping[str, tuple[str, str]] | None = None,
+        weights: str | None = None,
+    ) -> None:
+        self.weights = weights
         self._dataset = dataset
         self._seen = seen or {}
         self._facts: dict[str, bytes] = {}
@@ -71,6 +79,7 @@ class Present:
             self.files(clip),
             state,
             self.truth(clip, expression) if seen else "",
+            self.weights or "",
         )
 
     def facts(self, clip: Clip, expression: Expression) -> str:
@@ -137,9 +146,11 @@ class Present:
         return line.inputs is None or not self._unlike(clip, expression, *line.inputs)
 
     def _unlike(
-        self, clip: Clip, expression: Expression, facts: str, files: str, state: str, truth: str
-    ) -> Literal["", "facts", "files", "truth"]:
-        """Which part of a sample's inputs is not what the data set holds now."""
+        self, clip: Clip, expression: Expression, facts: str, files: str, state: str, truth: str, weights: str
+    ) -> Literal["", "facts", "files", "truth", "weights"]:
+        """Which part of a sample's inputs is not what there is now."""
+        if weights and self.weights and weights != self.weights:
+            return "weights"
         if facts != self.facts(clip, expression):
             return "facts"
         if not self._same_files(clip, files, state):
@@ -197,7 +208,9 @@ class Present:
         made = prediction.inputs
         if made is None:
             return ""
-        unlike = self._unlike(clip, expression, made.facts, made.files, made.state, made.truth)
+        unlike = self._unlike(clip, expression, made.facts, made.files, made.state, made.truth, made.weights)
+        if unlike == "weights":
+            return f"weights were {made.weights}, are {self.weights} (digests)"
         if unlike == "files":
             return f"pixels: the files of its frames were {made.files}, are {self.files(clip)} (digests)"
         if unlike == "truth":
@@ -219,15 +232,19 @@ def stale(
 ) -> dict[str, str]:
     """The samples of a run that were predicted on other data than the data set holds now.
 
+    So are those of other weights than the present ones or, where a command doesn't know the weights, than
+    those of the process that started last: one result never mixes two models.
+
     Args:
         store: the run.
         work: clips with their expressions.
-        present: the data set's state.
+        present: the data set's state; takes the weights' digest from the run if it has none.
 
     Returns:
         Sample id → in which field, with the former and the present value.
     """
     index = store.index()
+    present.weights = present.weights or store.weights()
     found: dict[str, str] = {}
     for clip, expressions in work:
         for expression in expressions:
@@ -256,7 +273,7 @@ def without(
         if prediction.inputs is None:
             hint = "An older version wrote it without its data: move the run folder away and run again."
         if why:
-            failure = SampleFailure("StaleError", f"Predicted on other data: {why}. {hint}", "")
+            failure = SampleFailure("StaleError", f"Predicted on other data or weights: {why}. {hint}", "")
             out[name] = replace(prediction, track=None, point=None, no_target=None, failure=failure)
     return out
 
@@ -264,7 +281,7 @@ def without(
 def refusal(differing: Mapping[str, str], where: Path) -> StaleError:
     """The error of a run that has samples of other data."""
     return StaleError(
-        f"{len(differing)} samples were predicted on other data than the data set holds now: "
+        f"{len(differing)} samples were predicted on other data or weights than there are now: "
         f"{told(differing, first=20)}.",
         where=where,
         hint=HINT,

@@ -23,6 +23,7 @@ from refseg_bench.run.build import (
     dataset_of,
     frozen,
     method_record,
+    weights_of,
 )
 from refseg_bench.run.inputs import Present, seen_before
 from refseg_bench.run.progress import Progress, logged
@@ -54,7 +55,7 @@ def work_on(
     """
     values = frozen(store, launch)
     config, dataset = load(values), dataset_of(values)
-    work, present = plan(dataset), Present(dataset, seen_before(store))
+    work, present = plan(dataset), Present(dataset, seen_before(store), weights_of(values, dataset))
     parts = share(work, shards)
     todo = left(queue(parts, shard) if steal else parts[shard], store.index(), present)
     tally, job = Tally(), job_name()
@@ -94,8 +95,10 @@ def work_on(
                     raise StoreError("Another process has taken over.", where=f"{store.root}, clip {clip.id}")
                 if grounding is not None and config.keep_maps:
                     store.write_maps(grounding, prediction.sample)
-                inputs, turn = before[prediction.expression], store.turn(prediction.sample)
-                out.append(replace(prediction, inputs=inputs, turn=turn))
+                if present.weights is None:
+                    present.weights = weights_of(values, dataset)  # fetched by now
+                inputs = replace(before[prediction.expression], weights=present.weights or "")
+                out.append(replace(prediction, inputs=inputs, turn=store.turn(prediction.sample)))
                 tally.add(prediction.ok)
                 bar.advance(prediction.ok)
                 if not prediction.ok:
@@ -160,7 +163,8 @@ def capture_on(store: RunStore, *, shard: int, shards: int, launch: str) -> Tall
     """
     values = frozen(store, launch)
     config, dataset = load(values), dataset_of(values)
-    todo = left(share(plan(dataset), shards)[shard], store.index(), Present(dataset, seen_before(store)))
+    present = Present(dataset, seen_before(store), weights_of(values, dataset))
+    todo = left(share(plan(dataset), shards)[shard], store.index(), present)
     tally = Tally()
     job = job_name()
     owner = Owner.here(job, launch, shard=shard, shards=shards)

@@ -16,7 +16,7 @@ from refseg_bench.config.schema import TARGET
 from refseg_bench.datasets.base import Dataset
 from refseg_bench.datasets.files import files_read
 from refseg_bench.errors import RefsegError
-from refseg_bench.run.build import dataset_of, frozen
+from refseg_bench.run.build import dataset_of, frozen, weights_of
 from refseg_bench.run.inputs import Present, keep_record, seen_before, stale, told
 from refseg_bench.run.store import RunStore, StoredLine, runs_in
 from refseg_bench.run.submissions import Submission
@@ -153,6 +153,8 @@ def planned(store: RunStore, point: Composed, say: Callable[[str], None], *, kee
     dataset = dataset_of(point.values)
     with files_read() as files:
         whole, present = plan(dataset), Present(dataset, seen_before(store))
+    if store.index():
+        present.weights = weights_of(point.values, dataset)
     work = left(whole, store.index(), present)
     _tell_of_data(store, whole, present, say)
     if keep:
@@ -163,19 +165,21 @@ def planned(store: RunStore, point: Composed, say: Callable[[str], None], *, kee
 
 
 def _tell_of_data(store: RunStore, whole: Work, present: Present, say: Callable[[str], None]) -> None:
-    """Say what was predicted on other data, or on data nobody knows any more."""
+    """Say what was predicted on other data or weights, or on such as nobody knows any more."""
     found = stale(store, whole, present)
     if found:
         say(
-            f"{store.root}\n  {len(found)} samples were predicted on other data and are predicted again: "
-            f"{told(found)}"
+            f"{store.root}\n  {len(found)} samples were predicted on other data or weights and are predicted "
+            f"again: {told(found)}"
         )
-    unknown = sum(line.ok and line.inputs is None for line in store.index().values())
-    if unknown:
-        say(
-            f"{store.root}\n  {unknown} samples don't tell what they were predicted on (an older version "
-            "wrote them): they are taken to be of the present data"
-        )
+    good = [line.inputs for line in store.index().values() if line.ok]
+    unweighed = sum(made is None or not made[4] for made in good) if present.weights else 0
+    for unknown, did, what in ((good.count(None), "on", "data"), (unweighed, "with", "weights")):
+        if unknown:
+            say(
+                f"{store.root}\n  {unknown} samples don't tell what they were predicted {did} (an older "
+                f"version wrote them): they are taken to be of the present {what}"
+            )
 
 
 def outcomes(run: Planned, before: Mapping[str, StoredLine]) -> dict[str, bool | None]:

@@ -83,7 +83,7 @@ from refseg_bench.types import (
 _HEAD = re.compile(
     rb'\{"sample": ("(?:[^"\\]|\\.)*"), "clip": ("(?:[^"\\]|\\.)*"), "ok": (true|false)'
     rb'(?:, "turn": (\d{1,9}), "inputs": \["([0-9a-f]{0,32})", "([0-9a-f]{0,32})", "([0-9a-f]{0,32})"'
-    rb'(?:, "([0-9a-f]{1,32})")?\])?'
+    rb'(?:, "([0-9a-f]{1,32})")?\](?:, "weights": "([0-9a-f]{1,32})")?)?'
 )
 
 # And ends with the checksum of all bytes before.
@@ -97,7 +97,7 @@ class StoredLine:
     """Where one stored sample lies.
 
     Attributes:
-        inputs: ``facts``, ``files``, ``state`` and ``truth`` of its
+        inputs: ``facts``, ``files``, ``state``, ``truth`` and ``weights`` of its
             :class:`~refseg_bench.types.Inputs`; ``None`` = not known.
         turn: as in its :class:`~refseg_bench.types.Prediction`.
     """
@@ -108,7 +108,7 @@ class StoredLine:
     path: Path
     offset: int
     length: int
-    inputs: tuple[str, str, str, str] | None = None
+    inputs: tuple[str, str, str, str, str] | None = None
     turn: int = 0
 
 
@@ -271,8 +271,8 @@ def _stored(raw: bytes, path: Path, offset: int) -> StoredLine | None:
     inputs = None
     if head[4] is not None:
         # Samples of one clip share their digests.
-        files, state = sys.intern(head[6].decode()), sys.intern(head[7].decode())
-        inputs = (head[5].decode(), files, state, (head[8] or b"").decode())
+        files, state, weights = (sys.intern((head[part] or b"").decode()) for part in (6, 7, 9))
+        inputs = (head[5].decode(), files, state, (head[8] or b"").decode(), weights)
     return StoredLine(sample, clip, head[3] == b"true", path, offset, len(raw), inputs, int(head[4] or 0))
 
 
@@ -293,6 +293,8 @@ def _record(p: Prediction) -> dict[str, Any]:
         record["turn"] = p.turn
         truth = [p.inputs.truth] if p.inputs.truth else []
         record["inputs"] = [p.inputs.facts, p.inputs.files, p.inputs.state, *truth]
+        if p.inputs.weights:
+            record["weights"] = p.inputs.weights
     record["expression"] = p.expression
     if p.inputs is not None:
         record["text"] = p.inputs.text
@@ -331,7 +333,8 @@ def _prediction(r: Any) -> Prediction:
         _expect(all(isinstance(part, str) for part in said), "inputs")
         _expect(isinstance(frames, list) and [type(part) for part in frames] == [int, str, str], "frames")
         _expect(isinstance(r.get("text"), str), "text")
-        inputs = Inputs(r["text"], tuple(frames), _size(size), *said)
+        _expect(isinstance(r.get("weights", ""), str), "weights")
+        inputs = Inputs(r["text"], tuple(frames), _size(size), *said, weights=r.get("weights", ""))
     _expect(type(r.get("turn", 0)) is int, "turn")
     track = _track(r["size"], r["rles"]) if "rles" in r and "size" in r else None
     failure = None
@@ -736,6 +739,12 @@ class RunStore:
     def done(self) -> set[str]:
         """Ids of the samples that have a prediction."""
         return {sample for sample, line in self.index().items() if line.ok}
+
+    def weights(self) -> str:
+        """Digest of the weights of the process that started last; empty where no sample tells of any."""
+        told = [line for line in self.index().values() if line.ok and line.inputs and line.inputs[4]]
+        last = max(told, key=lambda line: (line.path.name, line.offset), default=None)
+        return "" if last is None or last.inputs is None else last.inputs[4]
 
     def turn(self, sample: str) -> int:
         """The turn of a sample's next prediction, by the lines that :meth:`index` read last."""

@@ -56,10 +56,14 @@ class Sam2(SamTracker):
 
     def weights(self) -> tuple[Weights, ...]:
         """What ``refseg models`` lists and fetches."""
-        if self.checkpoint is not None:
-            return (Weights(str(self.checkpoint), component="segmenter=sam2"),)
-        repo = self.repo or hub_repo(self.release, self.size)
-        return (self._needs(repo, checkpoint_name(self.release, self.size)),)
+        if self.checkpoint is None:
+            repo = self.repo or hub_repo(self.release, self.size)
+            needed = self._needs(repo, checkpoint_name(self.release, self.size))
+        else:
+            needed = Weights(str(self.checkpoint), component="segmenter=sam2")
+        if self.architecture is None:
+            return (needed,)
+        return (needed, Weights(str(self.architecture), component="segmenter.architecture"))
 
     def _load(self) -> _PackageCore:
         import_sam2()

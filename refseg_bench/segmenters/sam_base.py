@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from refseg_bench.backbones.weights import Weights, choose_device, from_pretrained, identity
+from refseg_bench.backbones.weights import Weights, choose_device, from_pretrained
 from refseg_bench.config.schema import option
 from refseg_bench.segmenters.base import Prompt, PromptKind, Segmenter, SegmenterCounters
 
@@ -68,12 +68,8 @@ class Sam(Segmenter):
         """What ``refseg models`` lists and fetches."""
 
     def report(self) -> Mapping[str, Any]:
-        """Which weights, precision and code are in effect."""
-        return {
-            "weights": [identity(needed) for needed in self.weights()],
-            "precision": self.precision,
-            "implementation": self.implementation,
-        }
+        """Which precision and code are in effect."""
+        return {"precision": self.precision, "implementation": self.implementation}
 
     def _needs(self, repo: str, file: str | None = None, patterns: Sequence[str] = ()) -> Weights:
         return Weights(repo, self.revision, file, tuple(patterns), component=f"segmenter={self.name}")

@@ -8,7 +8,6 @@ through diffusers by folder or hub id and revision, unmodified; families differ 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,9 +22,9 @@ from numpy.typing import NDArray
 
 from refseg_bench.backbones.base import Backbone, shared_pass
 from refseg_bench.backbones.weights import (
-    SHIPPED,
     Weights,
     choose_device,
+    content,
     fetch,
     find,
     folder_of,
@@ -48,7 +47,7 @@ log = logging.getLogger(__name__)
 
 TextMode = Literal["concept_stream", "prompt"]
 #: Bump when the same options come to mean other numbers: cached maps are then never found again.
-STAGE = 3
+STAGE = 4
 _FILES = ("model_index.json", "transformer/*", "vae/*", "scheduler/*", "text_encoder*/*", "tokenizer*/*")
 
 
@@ -278,8 +277,6 @@ class DiT(Backbone):
 
     def weights(self) -> tuple[Weights, ...]:
         """What ``refseg models`` lists and fetches."""
-        if self.path.startswith(SHIPPED):
-            return ()
         return (Weights(self.path, self.revision, patterns=_FILES, component=f"backbone ({self.path})"),)
 
     def report(self) -> dict[str, Any]:
@@ -598,17 +595,10 @@ class _Loaded:
 
     @property
     def fingerprint(self) -> str:
-        """Names the weights: a digest of its files' names, sizes and first megabytes."""
+        """Names the weights' content."""
         if self._fingerprint is None:
-            whole = hashlib.blake2b(digest_size=12)
-            for path in sorted(self.folder.rglob("*")):
-                if path.is_file():
-                    # The hub's cache links to files named by their content.
-                    name = f"{path.relative_to(self.folder).as_posix()}:{path.resolve().name}"
-                    whole.update(f"{name}:{path.stat().st_size}\n".encode())
-                    with path.open("rb") as file:
-                        whole.update(file.read(1 << 20))
-            self._fingerprint = whole.hexdigest()
+            # A snapshot of the hub is named by its commit.
+            self._fingerprint = content(self._dit.weights()[0], self._dit.cache_root) or self.folder.name
         return self._fingerprint
 
     def prompt_states(self, prompt: str, *, padded: bool) -> Tensor:

@@ -17,7 +17,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -42,6 +41,7 @@ from refseg_bench.backbones.weights import (
     ModelError,
     Weights,
     choose_device,
+    content,
     folder_of,
     here_only,
     load_module,
@@ -53,8 +53,6 @@ from refseg_bench.types import FloatTHW, Uint8THWC
 
 #: Files of a hub repository that a model is loaded from.
 _NEEDED = ("*.json", "*.safetensors", "*.txt", "*.jinja")
-#: Bytes of each end of a weights file that enter its fingerprint.
-_SAMPLE = 1 << 20
 
 
 @dataclass
@@ -116,8 +114,8 @@ class MLLM(GroundingMLLM):
             if self._given and self._loaded is not None:
                 # Not what `path` names: it must not share cache entries with that.
                 source: dict[str, Any] = {"memory": memory_fingerprint(self._loaded.model)}
-            elif (folder := folder_of(self.path)) is not None:
-                source = {"files": folder_fingerprint(folder)}
+            elif folder_of(self.path) is not None:
+                source = {"files": content(self.weights()[0], self.cache_root)}
             else:
                 commit = getattr(self.config(), "_commit_hash", None)
                 source = {"id": self.path, "revision": commit or self.revision}
@@ -129,7 +127,7 @@ class MLLM(GroundingMLLM):
         """What ``refseg models`` lists and fetches."""
         folder = folder_of(self.path)
         if folder is not None:
-            return (Weights(str(folder), component="backbone"),)
+            return (Weights(str(folder), patterns=(*_NEEDED, "*.bin", "*.model"), component="backbone"),)
         return (Weights(self.path, self.revision, patterns=_NEEDED, component="backbone"),)
 
     def layers(self) -> int:
@@ -688,26 +686,6 @@ def answer_rules(generation: Any) -> Any:
     if generation.suppress_tokens:
         rules.append(SuppressTokensLogitsProcessor(generation.suppress_tokens))
     return rules
-
-
-def folder_fingerprint(folder: Path) -> str:
-    """32 hexadecimal digits of a model folder: names, sizes, and both ends of every file's bytes.
-
-    Reading all of a large model would take minutes; files that differ only in the middle of equally
-    long weights are taken for the same.
-    """
-    whole = hashlib.blake2b(digest_size=16)
-    for path in sorted(
-        p for p in folder.iterdir() if p.suffix in (".json", ".safetensors", ".bin", ".txt", ".jinja")
-    ):
-        size = path.stat().st_size
-        whole.update(json.dumps([path.name, size]).encode())
-        with path.open("rb") as file:
-            whole.update(file.read(_SAMPLE))
-            if size > _SAMPLE:
-                file.seek(max(_SAMPLE, size - _SAMPLE))
-                whole.update(file.read())
-    return whole.hexdigest()
 
 
 def memory_fingerprint(model: Any) -> str:

@@ -21,6 +21,7 @@ import numpy as np
 from refseg_bench.backbones.attention_maps import TokenMaps
 from refseg_bench.backbones.dit.model import DiT
 from refseg_bench.backbones.dit.text_tokens import TokenSet, tokenise
+from refseg_bench.backbones.weights import Weights
 from refseg_bench.config.schema import option
 from refseg_bench.errors import ConfigError
 from refseg_bench.methods.base import AttentionMethod, peak
@@ -48,7 +49,7 @@ from refseg_bench.methods.refam.filters import (
     surface_words,
     tokens_of_words,
 )
-from refseg_bench.methods.refam.noun_phrases import noun_phrase_parser
+from refseg_bench.methods.refam.noun_phrases import needed, noun_phrase_parser
 from refseg_bench.methods.refam.token_maps import Ask, MissingCaption, PromptMode, TokenMapReader, prompt_of
 from refseg_bench.methods.spatial import Axes, SpatialBias, bias_map, directions
 from refseg_bench.segmenters.base import Segmenter, SegmenterSession
@@ -267,6 +268,10 @@ class RefAM(AttentionMethod):
         reader, asks = asking._questions(clip, [Expression(str(i), text) for i, text in enumerate(texts)])
         frames = self.frames(clip)
         return sum(all(reader.known(frame, ask) for frame in frames) for ask in asks)
+
+    def weights(self) -> tuple[Weights, ...]:
+        """The spaCy model that finds noun phrases, where one does, and the captions."""
+        return needed("rules" if self.np.mode == "off" else self.np.parser, self.captions)
 
     @property
     def magnet_words(self) -> tuple[str, ...]:

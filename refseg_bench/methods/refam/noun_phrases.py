@@ -15,8 +15,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
+from refseg_bench.backbones.weights import Weights
 from refseg_bench.errors import ConfigError, require
 from refseg_bench.methods.spatial import DIRECTION_WORDS, word_set
 
@@ -177,6 +179,23 @@ def _pipeline(model: str) -> Any:
         ) from error
 
 
+def model_folder(name: str) -> Path | None:
+    """The folder of the spaCy model that a parser of this name reads; ``None`` = it reads none."""
+    if name == "rules" or find_spec("spacy") is None:
+        return None
+    model = DEFAULT_MODEL if name == "auto" else name
+    found = find_spec(model) if model.isidentifier() else None
+    if found is not None and found.origin is not None:
+        return Path(found.origin).parent
+    return Path(model) if Path(model).is_dir() else None
+
+
+def needed(parser: str, captions: Path | None) -> tuple[Weights, ...]:
+    """What a method reads beside its model: a parser's, where it has one, and the file of captions."""
+    files = {"parser": model_folder(parser), "captions": captions}
+    return tuple(Weights(str(path), component=f"method.{n}") for n, path in files.items() if path is not None)
+
+
 @cache
 def noun_phrase_parser(name: str) -> Parser:
     """A parser by name.
@@ -186,7 +205,7 @@ def noun_phrase_parser(name: str) -> Parser:
             else the rules, with a warning. Every prediction's details say which one spoke.
     """
     if name == "auto":
-        if find_spec("spacy") is not None and find_spec(DEFAULT_MODEL) is not None:
+        if model_folder(name) is not None:
             return spacy_parser(DEFAULT_MODEL)
         log.warning(
             "spaCy with %s is not installed: noun phrases come from the built-in rules.", DEFAULT_MODEL
