@@ -12,7 +12,7 @@ import pytest
 from refseg_bench.cli import main
 from refseg_bench.commands import COMMANDS
 from refseg_bench.config.components import open_dataset
-from refseg_bench.report.compare import verdicts
+from refseg_bench.report.compare import compare, verdicts
 from refseg_bench.run.store import runs_in
 
 
@@ -29,6 +29,7 @@ def test_run_score_report_then_a_no_op(in_tmp: Path, capsys: pytest.CaptureFixtu
         "method=oracle,empty,full_frame",
         "limit.clips=3",
         "score.bootstrap=50",
+        "score.confidence=0.8",
         "score.jobs=1",
     ]
     assert main(command) == 0
@@ -59,6 +60,13 @@ def test_run_score_report_then_a_no_op(in_tmp: Path, capsys: pytest.CaptureFixtu
     assert verdicts(stores["empty"], [stores["full_frame"]])[0].startswith(
         "empty (limit.clips=3) over full_frame "
     )
+    # All intervals of a command are made alike, and say how.
+    compared = compare(stores["empty"], stores["full_frame"])
+    assert (compared.level, compared.overall.differences["J&F"].p * 51 % 1) == (0.8, pytest.approx(0))
+    assert main(["compare", str(stores["empty"].root), str(stores["full_frame"].root)]) == 0
+    assert "80 % interval" in capsys.readouterr().out
+    assert main(["score", str(stores["empty"].root)]) == 0
+    assert "80 % intervals" in capsys.readouterr().out
     before = {p: p.stat().st_mtime_ns for p in in_tmp.glob("runs/*/predictions/*")}
     assert main(command) == 0
     again = capsys.readouterr()
@@ -75,6 +83,9 @@ def test_run_score_report_then_a_no_op(in_tmp: Path, capsys: pytest.CaptureFixtu
         assert sign in (in_tmp / "table.txt").read_text()
     assert main(["status"]) == 0
     assert "oracle-shapes" in capsys.readouterr().out
+    assert main([*command, "score.bootstrap=0"]) == 0
+    (line,) = verdicts(stores["full_frame"], [stores["empty"]])
+    assert line.endswith("J&F without an interval")
 
 
 def test_an_edited_yaml_changes_nothing_in_a_frozen_run(in_tmp: Path) -> None:

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from refseg_bench.backbones import weights
 from refseg_bench.backbones.base import Backbone
 from refseg_bench.cli import main
-from refseg_bench.config.components import nodes
+from refseg_bench.config.compose import nodes
 from refseg_bench.errors import ConfigError
 
 SMALL = ["--frames", "2", "--size", "60", "84", "--expressions", "1", "2"]
@@ -105,10 +106,46 @@ def test_components_are_told_in_order():
         ("segmenter", "sam2", {"size": "tiny"}),
         ("segmenter", "sam2_hf", {"size": 3}),
     ]
+    words = [
+        "segmenter.size=tiny",
+        "backbone=b",
+        "segmenter=sam2",
+        "segmenter.x=on",
+        "segmenter=c",
+        "backbone.y=1e-3",
+    ]
+    assert [(name, given) for _, _, name, given in nodes(words)] == [
+        ("b", {"y": 0.001}),  # YAML would read a text
+        ("sam2", {"size": "tiny", "x": "on"}),  # and here a yes
+        ("c", {}),
+    ]
+    (read,) = nodes(["segmenter=sam2", "segmenter.a='x: y'", "segmenter.b=[1,a]", "segmenter.path=/a b/[c]"])
+    assert read[3] == {"a": "x: y", "b": [1, "a"], "path": "/a b/[c]"}
     for words, told in (
         (["segmenter.size=3"], "no segmenter is chosen"),
         (["sam2"], "not GROUP=NAME"),
-        (["segmenter=sam2", "segmenter.size=["], r"'segmenter.size=\[' can't be read"),
+        (["segmenter=sam2", "segmenter.size=["], "Can't read the override"),
+        (["segmenter=sam2", "segmenter.size=a,b"], "several values"),
     ):
         with pytest.raises(ConfigError, match=told):
             list(nodes(words))
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(tmp_path, capsys):
+    assert main(["doctor", "segmenter=grabcut", "-o", str(tmp_path / "none" / "doctor.json")]) == 2
+    told = capsys.readouterr()
+    assert "none" in told.err
+    assert "segmenter=grabcut" not in told.out
+    (tmp_path / "out" / "picture.png").mkdir(parents=True)
+    clip = tmp_path / "clip.png"
+    Image.new("RGB", (32, 32)).save(clip)
+    assert main(["demo", str(clip), "a dog", "-o", str(tmp_path / "out")]) == 2
+    assert "picture.png" in capsys.readouterr().err
+
+
+def test_options_stand_anywhere(capsys):
+    assert main(["models", "list", "segmenter.model=shipped:tiny_sam2", "segmenter=sam2_hf"]) == 0
+    assert "tiny_sam2" in capsys.readouterr().out
+    words = ["segmenter.seed=1", "--expressions", "1", "--frames", "2", "segmenter=grabcut"]
+    assert main(["doctor", "--size", "60", "84", *words]) == 0
+    assert "segmenter=grabcut segmenter.seed=1" in capsys.readouterr().out

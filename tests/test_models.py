@@ -9,8 +9,10 @@ import shutil
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from refseg_bench import cli
 from refseg_bench.backbones import weights as models
@@ -122,6 +124,32 @@ def test_weights_of_the_hub_are_known_by_their_commit(cache, monkeypatch):
     assert models.content(Weights("none/model")) is None
 
 
+def test_untrained_models_of_the_hub_are_those_of_the_revision_and_from_this_machine(monkeypatch):
+    import transformers
+
+    asked = []
+
+    class Untrained:
+        @staticmethod
+        def from_config(config, **options):
+            return options
+
+    def note(place, **options):
+        asked.append((place, options))
+        return SimpleNamespace(dtype=None)
+
+    monkeypatch.setattr(models, "untrained", True)
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", note)
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", note)
+    hub = {"revision": "v1", "local_files_only": True}
+    made = models.load_module(
+        Untrained, "some/model", "auto", torch.device("cpu"), attn_implementation="sdpa", **hub
+    )
+    models.load_tokenizer("some/model", "tiny_mllm", **hub)
+    assert asked == [("some/model", hub)] * 2
+    assert made["attn_implementation"] == "sdpa"
+
+
 def test_offline_says_what_is_missing_and_how_to_get_it(monkeypatch, tmp_path):
     with pytest.raises(ModelError, match="offline mode forbids") as caught:
         fetch(Weights("no/such-model", "v1", "m.pt", component="segmenter=sam2"), offline=True)
@@ -154,8 +182,6 @@ def test_the_hub_is_tried_once_a_process_and_never_for_a_local_model(tmp_path, m
 
 
 def test_every_hub_failure_is_told():
-    from types import SimpleNamespace
-
     from huggingface_hub import errors
 
     class ConnectError(Exception):

@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 from refseg_bench.errors import StoreError
 from refseg_bench.files.store_io import UNCHECKED, checksum, read_sealed_yaml, safe_name, to_plain
 from refseg_bench.run.store import RunInfo, RunStore
-from refseg_bench.types import Expression, Grounding, HeatPoint, MaskTrack, Prediction, Result, SampleFailure
+from refseg_bench.types import (
+    Estimate,
+    Expression,
+    Grounding,
+    HeatPoint,
+    MaskTrack,
+    Prediction,
+    Result,
+    SampleFailure,
+)
 
 INFO = RunInfo("0123abcd", "x")
 
@@ -192,6 +201,26 @@ def test_lines_of_an_older_version_are_read_and_told(tmp_path: Path) -> None:
     path.write_text(json.dumps(record) + "\n")
     assert RunStore(store.root).predictions("c") == {"0": good("c", "0")}
     assert path in UNCHECKED
+
+
+def test_bounds_of_an_older_version_are_known(tmp_path: Path) -> None:
+    bounds = {"Oracle": (True, True), "Empty": (True, False), "NoSuch": (False, False)}
+    for name, expected in bounds.items():
+        store = a_store(tmp_path / name)
+        record = {"digest": "a", "lasting": {"method": {"_target_": f"refseg_bench.methods.bounds.{name}"}}}
+        store.info_path.write_text(json.dumps(record))
+        assert (store.info().bound, store.info().sees_targets) == expected
+
+
+@pytest.mark.parametrize(
+    "interval", [{"level": 2}, {"resamples": 1e30}, {"seed": -1}, {"level": float("nan")}, {"other": 1}]
+)
+def test_intervals_that_nobody_makes_are_refused(tmp_path: Path, interval: dict[str, float]) -> None:
+    store = a_store(tmp_path)
+    made = Result("p@1", {"J": Estimate(0.5)}, 1, 1, 0, 0, details={"interval": interval})
+    store.write_result(made, lambda handle: None)
+    with pytest.raises(StoreError):
+        store.results()
 
 
 @pytest.mark.parametrize(

@@ -169,7 +169,8 @@ def load_module(kind: Any, place: Path | str, dtype: Any, device: torch.device, 
     from transformers import AutoConfig
 
     known = getattr(kind, "config_class", None) or AutoConfig
-    config = kind.load_config(place) if diffused else known.from_pretrained(place)
+    hub = {key: value for key, value in options.items() if key in ("revision", "local_files_only")}
+    config = kind.load_config(place, **hub) if diffused else known.from_pretrained(place, **hub)
     former = torch.get_default_dtype()
     dtype = (config.dtype or former) if dtype == "auto" else dtype
     torch.set_default_dtype(dtype)
@@ -188,7 +189,7 @@ def load_tokenizer(place: Path | str, shipped: str, **options: Any) -> Any:
     """A tokenizer of transformers; where untrained weights have none, one of this package stands in."""
     from transformers import AutoTokenizer
 
-    if untrained and not list(Path(place).glob("*token*")):
+    if untrained and is_local(str(place)) and not list(Path(place).glob("*token*")):
         place = resources.weights(shipped)
     return AutoTokenizer.from_pretrained(place, **options)
 

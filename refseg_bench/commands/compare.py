@@ -93,8 +93,9 @@ def show(found: Comparison, console: Console) -> None:
 
     (first, second), folders = found.labels, (found.first, found.second)
     console.print(plain(f"A = {first} ({folders[0]})\nB = {second} ({folders[1]})\n{found.protocol}"))
+    level = f"{100 * found.level:g} % interval" if found.level else "interval"
     table = Table(
-        Column("", overflow="fold"), "metric", "A", "B", "B − A", "interval", "p", "Holm", "n", "clips",
+        Column("", overflow="fold"), "metric", "A", "B", "B − A", level, "p", "Holm", "n", "clips",
         title="B − A, percent points", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0),
     )  # fmt: skip
     groups = (found.overall, *found.groups)
@@ -145,7 +146,11 @@ def _rows(group: Group, scale: float, corrected: Iterator[float]) -> list[tuple[
             f"{d.first * scale:.2f}",
             f"{d.second * scale:.2f}",
             f"{d.value * scale:+.2f}",
-            "one clip: no interval" if d.clusters == 1 else f"{d.low * scale:+.2f} … {d.high * scale:+.2f}",
+            "one clip: no interval"
+            if d.clusters == 1
+            else f"{d.low * scale:+.2f} … {d.high * scale:+.2f}"
+            if d.low == d.low
+            else "–",
             *_tested(d.p, next(corrected)),
             str(d.units),
             str(d.clusters),

@@ -11,7 +11,7 @@ from typing import Any
 from refseg_bench import env
 from refseg_bench.config import compose as configs
 from refseg_bench.errors import ConfigError
-from refseg_bench.files.store_io import output, writing
+from refseg_bench.files.store_io import check_output, output, writing
 from refseg_bench.report.media import encoded
 from refseg_bench.report.pictures import open_clip, overlay_video, show_stages
 from refseg_bench.run.build import build_method, dataset_of
@@ -51,6 +51,8 @@ def main(args: argparse.Namespace) -> int:
         raise ConfigError("A demo is one run, not a sweep.", where=" ".join(args.overrides))
     with writing(args.output):
         args.output.mkdir(parents=True, exist_ok=True)
+    picture = args.output / "picture.png"
+    check_output(picture)
     clip, rate = open_clip(args.clip, args.output / "frames", args.frames)
     parts = {**(point.values["backbone"] or {}), **(point.values["segmenter"] or {})}
     if any(str(value).startswith("shipped:") for value in parts.values()):
@@ -63,7 +65,6 @@ def main(args: argparse.Namespace) -> int:
     began = time.perf_counter()
     (grounding,) = method.predict(clip, [Expression("0", args.expression)])
     seconds = time.perf_counter() - began
-    picture = args.output / "picture.png"
     with output(picture) as handle:
         handle.write(encoded(show_stages(clip, grounding, columns=max(1, args.columns)), "PNG"))
     print(picture)

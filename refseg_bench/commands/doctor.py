@@ -26,9 +26,10 @@ from refseg_bench.backbones import weights
 from refseg_bench.backbones.base import RolloutSettings, VisualSettings, Where, layer_range
 from refseg_bench.backbones.dit.model import DiT, TokenRequest
 from refseg_bench.backbones.dit.text_tokens import tokenise
-from refseg_bench.config.components import make, nodes
+from refseg_bench.config.components import make
+from refseg_bench.config.compose import nodes
 from refseg_bench.errors import ConfigError, RefsegError, require
-from refseg_bench.files.store_io import output
+from refseg_bench.files.store_io import check_output, output
 from refseg_bench.methods.decaf.prompts import background_prompt, object_prompt, template
 from refseg_bench.segmenters.base import Prompt, Segmenter
 from refseg_bench.types import Clip, Uint8THWC
@@ -54,10 +55,10 @@ def add(commands: Any) -> None:
         epilog="Example: refseg doctor backbone=qwen2_5_vl_7b backbone.path=FOLDER -o doctor.json",
     )
     p.add_argument(
-        "components",
+        "overrides",
         nargs="+",
         metavar="GROUP=NAME",
-        help="backbone=… or segmenter=…, each followed by its options (backbone.path=FOLDER); may repeat",
+        help="backbone=… or segmenter=…, and options of theirs (backbone.path=FOLDER); may repeat",
     )
     p.add_argument(
         "--random", action="store_true", help="backbone.path holds configs alone: measure untrained weights"
@@ -79,7 +80,9 @@ def main(args: argparse.Namespace) -> int:
 
     if (least := min(args.frames, *args.size, *args.expressions)) < 1:
         raise ConfigError(f"{least} is no number of frames, pixels or expressions.", allowed=["1, 2, 3 …"])
-    components = list(nodes(args.components))
+    if args.output is not None:
+        check_output(args.output)
+    components = list(nodes(args.overrides))
     measures: dict[str, Callable[..., Iterator[Rows]]] = {"backbone": _backbone, "segmenter": _segmenter}
     for told, group, _, _ in components:
         if group not in measures:

@@ -11,8 +11,8 @@ from typing import Any
 
 from refseg_bench.backbones import weights as models
 from refseg_bench.backbones.weights import Need, Weights, find, needs_of
-from refseg_bench.config.components import names, nodes, options
-from refseg_bench.config.compose import compose
+from refseg_bench.config.components import names, options
+from refseg_bench.config.compose import compose, nodes
 from refseg_bench.errors import ConfigError
 from refseg_bench.files.store_io import read_sealed_yaml
 
@@ -29,10 +29,10 @@ def add(commands: Any) -> None:
         "default: every backbone and segmenter"
     )
     shown = actions.add_parser("list", help="what is needed, and is it here")
-    shown.add_argument("what", nargs="*", metavar="WHAT", help=asked)
+    shown.add_argument("overrides", nargs="*", metavar="WHAT", help=asked)
     shown.set_defaults(main=main)
     got = actions.add_parser("get", help="fetch what is missing")
-    got.add_argument("what", nargs="*", metavar="WHAT", help=asked.partition("; default")[0])
+    got.add_argument("overrides", nargs="*", metavar="WHAT", help=asked.partition("; default")[0])
     got.add_argument("--repo", help="any hub id instead of a config's")
     got.add_argument("--revision", help="its commit, tag or branch")
     got.add_argument("--file", help="one file of it instead of the whole snapshot")
@@ -46,7 +46,7 @@ def main(args: argparse.Namespace) -> int:
     Returns:
         0, or 1 if ``list`` was asked for something definite that is not here.
     """
-    return _list(args.what) if args.action == "list" else _get(args)
+    return _list(args.overrides) if args.action == "list" else _get(args)
 
 
 def _list(what: Sequence[str]) -> int:
@@ -79,7 +79,7 @@ def _get(args: argparse.Namespace) -> int:
     if args.repo is not None:
         wanted = [Weights(args.repo, args.revision, args.file)]
     else:
-        if not args.what:
+        if not args.overrides:
             raise ConfigError(
                 "`refseg models get` fetches what it is told to.",
                 allowed=("GROUP=NAME", "an override of `refseg run`", "a run folder", "--repo ID"),
@@ -91,7 +91,7 @@ def _get(args: argparse.Namespace) -> int:
                 hint="Set a component's own with segmenter.revision=…",
             )
         wanted = []
-        for need in _needs(args.what):
+        for need in _needs(args.overrides):
             if need.problem is not None:
                 raise ConfigError(f"Can't tell which weights '{need.node}' needs: {need.problem}")
             wanted.extend(need.weights)

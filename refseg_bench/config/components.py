@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -152,37 +152,6 @@ def _resolved(group: str, name: str, node: Mapping[str, Any]) -> dict[str, Any]:
     except OmegaConfBaseException as error:
         raise ConfigError(str(error).splitlines()[0], where=f"{group}={name}") from error
     return dict(plain[group])
-
-
-def nodes(words: Sequence[str]) -> Iterator[tuple[str, str, str, dict[str, Any]]]:
-    """Components as a command line tells them: ``segmenter=sam2 segmenter.size=tiny backbone=…``.
-
-    A group may come again; an option belongs to the component of its group named last before it.
-
-    Yields:
-        (all that was told of it, group, name, its options).
-
-    Raises:
-        ConfigError: a word is neither, an option stands before its component, or its value can't be read.
-    """
-    found: list[tuple[list[str], str, str, dict[str, Any]]] = []
-    for word in words:
-        key, equals, value = word.partition("=")
-        group, _, option = key.partition(".")
-        named = [node for node in found if node[1] == group]
-        if not equals or (option and not named):
-            raise ConfigError(
-                f"'{word}' sets an option, but no {group} is chosen before it." if equals and option
-                else f"'{word}' is not GROUP=NAME.",
-                allowed=[f"{group}={name}" for name in names(group)],
-            )  # fmt: skip
-        if option:
-            named[-1][0].append(word)
-            named[-1][3][option] = _value(value, f"'{word}'")
-        else:
-            found.append(([word], group, value, {}))
-    for told, group, name, given in found:
-        yield " ".join(told), group, name, given
 
 
 def _value(text: str, told: str) -> Any:

@@ -239,6 +239,47 @@ def compose(overrides: Sequence[str], *, multirun: bool = False) -> list[Compose
     return points
 
 
+def nodes(words: Sequence[str]) -> Iterator[tuple[str, str, str, dict[str, Any]]]:
+    """Components as a command line tells them, without a run: ``segmenter.size=tiny segmenter=sam2``.
+
+    A group may come again. An option belongs to the component of its group named last before it, else to the
+    first; its value is read as one of a run.
+
+    Yields:
+        (all that was told of it, group, name, its options).
+
+    Raises:
+        ConfigError: a word is neither, an option's component isn't named, or its value can't be read.
+    """
+    found: list[tuple[list[str], str, str, dict[str, Any]]] = []
+    for word in words:
+        group, equals, name = word.partition("=")
+        if equals and "." not in group:
+            found.append(([word], group, name, {}))
+    begun: dict[str, int] = {}
+    for word in words:
+        key, equals, name = word.partition("=")
+        group, _, option = key.partition(".")
+        named = [node for node in found if node[1] == group]
+        if not equals or (option and not named):
+            raise ConfigError(
+                f"'{word}' sets an option, but no {group} is chosen." if equals and option
+                else f"'{word}' is not GROUP=NAME.",
+                allowed=[f"{group}={name}" for name in names(group)],
+            )  # fmt: skip
+        if not option:
+            begun[group] = begun.get(group, -1) + 1
+            continue
+        told, _, _, given = named[begun.get(group, 0)]
+        told.append(word)
+        read = _parsed(quoted(word))
+        if read.is_sweep_override():
+            raise ConfigError(f"'{word}' gives several values.", hint="Name the component again for another.")
+        given[option] = read.value()
+    for told, group, name, given in found:
+        yield " ".join(told), group, name, given
+
+
 def baselines_of(point: Composed) -> list[Composed]:
     """What stands beside a run of an attention method: its raw attention, and methods without a model.
 

@@ -11,6 +11,7 @@ import itertools
 import lzma
 import os
 import re
+import shlex
 import shutil
 import stat
 import struct
@@ -158,12 +159,17 @@ def _arrange(
     for source, place, found in zip(sources, places, bases, strict=True):
         base = found or _inner(place, names)
         if found is None and base == place and "." not in parts and _coco_images(place) is None:
-            holds = ", ".join(sorted(os.listdir(place))[:5])
+            inside = sorted(os.listdir(place))
+            named = (path.relative_to(place).as_posix() for path in sorted(place.rglob("*")))
+            packed = [name for name in named if re.search(r"\.(zip|tar|tgz|gz|bz2|xz)$", name, re.IGNORECASE)]
+            hint = f"See datasets/{data.name}/README.md for the archives' names and what is in them."
+            if packed:
+                hint = f"Unpack it, and give --from the archives in it: {', '.join(packed[:5])}."
             raise Damage(
                 "missing file",
-                f"The archive holds nothing of '{data.name}', but {holds}.",
+                f"The archive holds nothing of '{data.name}', but {', '.join(inside[:5])}.",
                 source,
-                hint=f"See datasets/{data.name}/README.md for the archives' names and what is in them.",
+                hint=hint,
                 allowed=list(dict.fromkeys([*marks, *parts]))[:12],
             )
     for place, found in zip(places, bases, strict=True):
@@ -392,9 +398,23 @@ def _damage_told(archive: Path) -> Iterator[None]:
 
 
 def _torn(archive: Path, error: Exception) -> Damage:
-    return Damage(
-        "torn archive", f"The archive is torn or damaged ({type(error).__name__}: {error}).", archive
-    )
+    told = f"The archive is torn or damaged ({type(error).__name__}: {error})."
+    return Damage("torn archive", told, archive, hint=_pieces(archive))
+
+
+def _pieces(archive: Path) -> str | None:
+    """What joins the pieces of a split archive, if this looks like one of them."""
+    with open_regular(archive) as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - (1 << 16) - 22))
+        _, end, record = file.read().rpartition(b"PK\5\6")
+    last = int.from_bytes(record[:2], "little") if end else 0  # of the pieces; zip64 has it elsewhere
+    if re.fullmatch(r"\.z\d\d+", archive.suffix) or 0 < last < 0xFFFF:
+        names = [shlex.quote(f"{archive.stem}{more}.zip") for more in ("", "-whole")]
+        join = f"zip -s 0 {names[0]} --out {names[1]}"
+        return f"It is a piece of a split zip, which cat doesn't join. Beside the other pieces: {join}"
+    if re.fullmatch(r"\.\d{2,3}|\.(?!gz|xz)[a-z]{2}|\.part\w*", archive.suffix):
+        return "If it is one piece of a split archive, join the pieces first: cat NAME.* > NAME."
+    return None
 
 
 @contextmanager
@@ -423,8 +443,7 @@ def _no_archive(archive: Path, head: bytes) -> Damage:
     )
     if hint.startswith("Unpack"):
         told, hint = f"{told}, and no tar in it can be read here", f"{hint.rstrip('.')}, {_PACK_AGAIN}"
-    elif re.fullmatch(r"(\.z\d\d|\.\d{2,3}|\.[a-z]{2}|\.part\w*)", archive.suffix):
-        hint = "If it is one piece of a split archive, join the pieces first: cat NAME.* > NAME."
+    hint = _pieces(archive) or hint
     allowed = [".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz"]
     return Damage("torn archive", f"The file is {told}.", archive, hint=hint, allowed=allowed)
 

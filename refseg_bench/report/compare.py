@@ -63,6 +63,7 @@ class Comparison:
         labels: what the two are called beside each other.
         protocol: ``id@version``.
         scale: 1 where metrics are fractions, 100 where percent.
+        level: of the intervals; 0 where there are none.
         overall: differences on all paired units.
         groups: differences per attribute value.
         gained, lost: the units that moved most, best or worst first.
@@ -75,6 +76,7 @@ class Comparison:
     labels: tuple[str, str]
     protocol: str
     scale: float
+    level: float
     overall: Group
     groups: tuple[Group, ...]
     gained: tuple[Moved, ...]
@@ -90,6 +92,7 @@ def compare(
     *,
     attributes: Sequence[str] = (),
     most: int = 10,
+    settings: Bootstrap | None = None,
 ) -> Comparison:
     """Compare two scored runs on the units both have.
 
@@ -99,6 +102,7 @@ def compare(
         protocol: ``id@version`` or id; by default the first both are scored under.
         attributes: breakdowns; by default every attribute with 2 to 12 values in both runs.
         most: how many of the units that moved most to list, either way.
+        settings: how intervals are made; by default as those of the first run's result.
 
     Raises:
         ScoreError: the runs share no protocol or no unit.
@@ -115,7 +119,7 @@ def compare(
     name = shared_protocol((first, second), protocol)
     tables = [ScoreTable.read_parquet(*s.samples(name)) for s in (first, second)]
     called = titles([first.info(), second.info()])
-    found = _compared((first, second), called, name, tables, attributes, most)
+    found = _compared((first, second), called, name, tables, attributes, most, settings)
     return replace(found, config=config_difference(first, second))
 
 
@@ -164,14 +168,16 @@ def _compared(
     tables: Sequence[ScoreTable],
     attributes: Sequence[str],
     most: int,
+    settings: Bootstrap | None = None,
 ) -> Comparison:
     """Two tables of units under one protocol, whose runs' options are the same."""
     first, second = runs
-    rules = protocol_of(first.results()[name])
+    result = first.results()[name]
+    rules, settings = protocol_of(result), settings or Bootstrap.of(result)
     a, b = paired(tables[0], tables[1], ", ".join(called))
 
     def group(attribute: str, value: str, rows: NDArray[np.intp]) -> Group:
-        return Group(attribute, value, differences(rules, a.select(rows), b.select(rows), Bootstrap()))
+        return Group(attribute, value, differences(rules, a.select(rows), b.select(rows), settings))
 
     groups = [
         group(attribute, value, rows)
@@ -186,6 +192,7 @@ def _compared(
         (called[0], called[1]),
         name,
         rules.policy.scale,
+        settings.level if settings.resamples else 0.0,
         group("", "", np.arange(len(a))),
         tuple(groups),
         tuple(_told(m, second) for m in reversed(moved[-most:]) if m.second > m.first),
@@ -205,12 +212,14 @@ def verdicts(run: RunStore, others: Iterable[RunStore]) -> list[str]:
     for other in others:
         if other.info().sees_targets or not run.results().keys() & other.results().keys():
             continue
-        found = compare(other, run)
+        result = run.results()[shared_protocol((other, run), None)]
+        found = compare(other, run, settings=Bootstrap.of(result))
         metric, gap = next(iter(found.overall.differences.items()))
         low, value, high = (100 / found.scale * x for x in (gap.low, gap.value, gap.high))
         decided = "ahead" if low > 0 else "behind" if high < 0 else "not decided"
         names = " over ".join(reversed(found.labels))
-        out.append(f"{names}: {value:+.1f} {metric} [{low:+.1f}, {high:+.1f}], {decided}")
+        told = f"[{low:+.1f}, {high:+.1f}], {decided}" if low == low else "without an interval"
+        out.append(f"{names}: {value:+.1f} {metric} {told}")
     rule = schema.locate(str(frozen(run)["method"][schema.TARGET]), "method").absence_rule
     for name in [*run.results()][:1] if rule else ():
         attrs = ScoreTable.read_parquet(*run.samples(name)).attrs

@@ -199,7 +199,7 @@ def _meta(
         "title": names[0] if len(names) == 1 else f"{len(names)} runs",
         "made": time.strftime("%Y-%m-%d %H:%M %Z"),
         "version": refseg_bench.__version__,
-        "level": f"{Bootstrap().level:.0%}".replace("%", " %"),
+        "level": level_of(r for run in runs for r in run.results.values()) or "no",
         "runs": [_run_record(run, *group_at[id(run)]) for run in runs],
         "groups": list(pages),
         "tables": [asdict(t) for t in tabulate(rows_of([run.store for run in runs]))],
@@ -254,7 +254,7 @@ def _breakdowns(place: int, group: Sequence[_Run]) -> Iterator[dict[str, Any]]:
         having = [run for run in scored if len(run.tables[protocol])]
         for attribute in splitting(run.tables[protocol] for run in having):
             columns = [
-                breakdown(rules, run.tables[protocol], attribute, Bootstrap())
+                breakdown(rules, run.tables[protocol], attribute, Bootstrap.of(run.results[protocol]))
                 if attribute in run.tables[protocol].attrs
                 else {}
                 for run in having

@@ -11,6 +11,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -275,8 +276,8 @@ def read_video(path: Path, folder: Path, *, most: int | None = None) -> tuple[li
             for index, frame in enumerate(container.decode(video=0)):
                 if index in wanted:
                     files.append(folder / f"{index:05d}.png")
-                    picture = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
-                    _keep(files[-1], encoded(Image.fromarray(picture), "PNG", compress_level=1))
+                    picture = Image.fromarray(_turned(frame, path))
+                    _keep(files[-1], encoded(picture, "PNG", compress_level=1))
     except (av.error.FFmpegError, OSError) as error:
         raise DataError(
             f"The video can't be decoded ({error}).", where=path, hint="Give a folder of its frames instead."
@@ -284,6 +285,31 @@ def read_video(path: Path, folder: Path, *, most: int | None = None) -> tuple[li
     if not files:
         raise DataError("The video holds no frame.", where=path)
     return files, rate * len(files) / count
+
+
+def _turned(frame: Any, path: Path) -> NDArray[np.uint8]:
+    """A video's frame as its header asks for it: turned by quarters, and mirrored.
+
+    Raises:
+        DataError: it asks for something else.
+    """
+    from av.sidedata.sidedata import Type
+
+    picture_HWC: NDArray[np.uint8] = frame.to_ndarray(format="rgb24")
+    matrix = frame.side_data.get(Type.DISPLAYMATRIX)
+    if matrix is None:
+        return picture_HWC
+    # A pixel at (x, y) is shown at (a x + c y, b x + d y), counted from where both are positive.
+    (a, b), (c, d) = np.frombuffer(bytes(matrix), np.int32).reshape(3, 3)[:2, :2].tolist()
+    if abs(b) + abs(c) > abs(a) + abs(d):
+        picture_HWC, a, b, c, d = picture_HWC.swapaxes(0, 1), c, d, a, b
+    if abs(b) + abs(c) > 0.01 * (abs(a) + abs(d)) or not (a and d):
+        raise DataError(
+            "The video's header asks for a turn by other than quarters.",
+            where=path,
+            hint="Give a folder of its frames instead.",
+        )
+    return np.ascontiguousarray(picture_HWC[:: 1 if d > 0 else -1, :: 1 if a > 0 else -1])
 
 
 def _keep(path: Path, data: bytes) -> None:

@@ -29,6 +29,7 @@ from refseg_bench.files.store_io import printable
 from refseg_bench.report.naming import titles
 from refseg_bench.run.inputs import Present, recorded
 from refseg_bench.run.store import RunInfo, RunStore
+from refseg_bench.scoring.results import level_of
 from refseg_bench.scoring.stats import Bootstrap
 from refseg_bench.scoring.table import ScoreTable, breakdown, splitting
 from refseg_bench.types import Estimate, Result
@@ -292,17 +293,6 @@ def _table(dataset: str, protocol: str, rows: list[Row]) -> ResultTable:
         ("method", *names, "n", "failed", "missing", *nothing),
         tuple(body),
     )
-
-
-def level_of(results: Iterable[Result]) -> str:
-    """The confidence level of the results' intervals in words; empty where there are none."""
-    levels = {
-        float(r.details["interval"]["level"])
-        for r in results
-        if "level" in (r.details.get("interval") or {})
-        and any(math.isfinite(e.low) for e in r.metrics.values())
-    }
-    return " and ".join(f"{100 * level:g} %" for level in sorted(levels))
 
 
 def in_percent(result: Result, estimate: Estimate) -> Estimate:

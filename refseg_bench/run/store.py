@@ -52,6 +52,7 @@ from refseg_bench.files.store_io import (
     read_bytes,
     read_npz,
     read_record,
+    read_sealed_yaml,
     reading,
     replacing,
     safe_name,
@@ -680,7 +681,17 @@ class RunStore:
         Raises:
             StoreError: the file is damaged, or a value is not what it has to be.
         """
-        return record_of(RunInfo, read_record(self.info_path), self.info_path)
+        record = read_record(self.info_path)
+        info = record_of(RunInfo, record, self.info_path)
+        if not {"bound", "sees_targets"} <= record.keys():
+            # An older version's. Nothing but this package's own bounds is imported to know it.
+            method = (info.lasting or read_sealed_yaml(self.config_path)).get("method")
+            target = str(method.get(schema.TARGET)) if isinstance(method, dict) else ""
+            if target.startswith("refseg_bench.methods.bounds."):
+                with contextlib.suppress(ConfigError):
+                    bound = schema.locate(target, "method")
+                    info.bound, info.sees_targets = bound.bound, bound.sees_targets
+        return info
 
     # ── predictions ───────────────────────────────────────────────────────
 
@@ -899,6 +910,14 @@ class RunStore:
             counts = (record.n, record.expected, record.failed, record.missing)
             if not (0 < record.scale < math.inf and all(0 <= count < 1 << 40 for count in counts)):
                 raise StoreError("No protocol counts like this row.", where=path, hint=_RESCORE)
+            made = record.details.get("interval") or {}
+            if not (
+                made.keys() <= {"resamples", "level", "seed"}
+                and 0 <= made.get("resamples", 0) <= 1e6
+                and 0 < made.get("level", 0.5) < 1
+                and 0 <= made.get("seed", 0) < 1 << 63
+            ):
+                raise StoreError("No intervals are made like this row's.", where=path, hint=_RESCORE)
             if safe_name(record.protocol) != path.parent.name:
                 raise StoreError("The row is of another protocol than its folder.", where=path, hint=_RESCORE)
             if record.protocol not in self.outdated:

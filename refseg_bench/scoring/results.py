@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from refseg_bench.errors import ScoreError
@@ -12,7 +13,7 @@ from refseg_bench.scoring.score import Scored
 from refseg_bench.scoring.sources import Coverage, LackingError
 from refseg_bench.scoring.stats import Bootstrap
 from refseg_bench.scoring.table import breakdown
-from refseg_bench.types import Estimate
+from refseg_bench.types import Estimate, Result
 
 #: Protocol as typed → attribute → group → (units, metrics), or why there are no groups.
 Splits = Mapping[str, Mapping[str, "Groups | ScoreError"]]
@@ -31,7 +32,7 @@ def splits(outcomes: Sequence[tuple[str, Scored | ScoreError]], by: str | None) 
 
 def _split(scored: Scored, attribute: str) -> Groups | ScoreError:
     try:
-        return breakdown(scored.protocol, scored.table, attribute, Bootstrap())
+        return breakdown(scored.protocol, scored.table, attribute, Bootstrap.of(scored.result))
     except ScoreError as refusal:
         return refusal
 
@@ -102,6 +103,17 @@ def _finite(value: float) -> float | None:
     return value if value == value else None
 
 
+def level_of(results: Iterable[Result]) -> str:
+    """The confidence level of the results' intervals in words; empty where there are none."""
+    levels = {
+        float(r.details["interval"]["level"])
+        for r in results
+        if "level" in (r.details.get("interval") or {})
+        and any(math.isfinite(e.low) for e in r.metrics.values())
+    }
+    return " and ".join(f"{100 * level:g} %" for level in sorted(levels))
+
+
 def lines_of(outcome: Scored, seen: set[str]) -> list[str]:
     """An outcome as a screen shows it: counts, what lacks, metrics and notes.
 
@@ -112,9 +124,10 @@ def lines_of(outcome: Scored, seen: set[str]) -> list[str]:
     result = outcome.result
     printed, percent = result.details["printed"], 100 / result.scale
     absent = outcome.protocol.no_value(outcome.table.values, outcome.table.attrs)
+    level = level_of([result])
     lines = [
         f"{result.protocol}  n={result.n} of {result.expected}  failed={result.failed}  "
-        f"missing={result.missing}  percent",
+        f"missing={result.missing}  percent" + (f", {level} intervals" if level else ""),
         *(f"  {line}" for line in losses(outcome)),
         *(
             f"  {name:<16} {printed[name] * percent:.2f}{_interval(estimate, percent)}"

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from refseg_bench.types import Estimate
+from refseg_bench.types import Estimate, Result
 
 Column = NDArray[np.float64]
 Combine = Callable[[Mapping[str, Column]], dict[str, Column]]
@@ -35,6 +36,12 @@ class Bootstrap:
     resamples: int = 2000
     level: float = 0.95
     seed: int = 0
+
+    @classmethod
+    def of(cls, result: Result) -> Self:
+        """How a result's intervals were made; the default where an older version didn't tell."""
+        made = result.details.get("interval") or {}
+        return cls(**{name: type(getattr(cls, name))(value) for name, value in made.items()})
 
 
 @dataclass(frozen=True)

@@ -94,6 +94,15 @@ def test_prepare_says_which_archive_lacks(tmp_path, capsys):
     assert not (tmp_path / "data").exists()
 
 
+def test_prepare_tells_of_archives_in_an_archive(tmp_path, capsys):
+    write_meta_expressions_set(tmp_path / "src", "valid_u", [video()])
+    (tmp_path / "inside").mkdir()
+    zipped(tmp_path / "src", "valid_u", tmp_path / "inside" / "valid_u.ZIP")
+    outer = zipped(tmp_path, "inside", tmp_path / "outer.zip")
+    assert run("prepare", "mevis", "--from", outer) == 2
+    assert "give --from the archives in it: inside/valid_u.ZIP." in capsys.readouterr().err
+
+
 def test_prepare_adds_split_after_split_and_overwrites_nothing(tmp_path, capsys):
     for split, seed in (("valid_u", 0), ("train", 1)):
         write_meta_expressions_set(tmp_path / "src", split, [video(seed=seed)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -116,20 +117,53 @@ def test_two_frames_of_one_number_are_refused(tmp_path: Path, other: str) -> Non
         open_clip(tmp_path, tmp_path / "s")
 
 
+@pytest.mark.parametrize(
+    ("matrix", "shown"),
+    [
+        ((-1, 0, 0, 1), lambda picture: picture[:, ::-1]),
+        ((1, 0, 0, -1), lambda picture: picture[::-1]),
+        ((-1, 0, 0, -1), lambda picture: picture[::-1, ::-1]),
+        ((0, 1, 1, 0), lambda picture: picture.swapaxes(0, 1)),
+        ((0, -1, 1, 0), lambda picture: np.rot90(picture)),
+        ((0, -1, -1, 0), lambda picture: np.rot90(picture)[:, ::-1]),
+        ((1, 1, -1, 1), None),
+    ],
+)
+def test_videos_are_turned_and_mirrored_as_their_headers_ask(
+    tmp_path: Path, matrix: tuple[int, ...], shown: Any
+) -> None:
+    stored = np.zeros((48, 80, 3), np.uint8)
+    stored[:24, :40] = 255
+    write_video(tmp_path / "v.mp4", iter([stored]), (48, 80), 10)
+    turn(tmp_path / "v.mp4", *matrix)
+    if shown is None:
+        with pytest.raises(DataError, match="other than quarters"):
+            open_clip(tmp_path / "v.mp4", tmp_path / "s")
+        return
+    clip, _ = open_clip(tmp_path / "v.mp4", tmp_path / "s")
+    expected = shown(stored)
+    assert clip.size == expected.shape[:2]
+    assert np.array_equal(clip.load([0])[0][6::12, 6::12, 0] > 128, expected[6::12, 6::12, 0] > 128)
+
+
+def turn(path: Path, a: int, b: int, c: int, d: int) -> None:
+    """Write a matrix into the track header of a video."""
+    video = bytearray(path.read_bytes())
+    at = video.index(b"tkhd") + 4
+    at += 40 if video[at] == 0 else 52
+    one = 1 << 16
+    video[at : at + 36] = struct.pack(">9i", a * one, b * one, 0, c * one, d * one, 0, 0, 0, 1 << 30)
+    path.write_bytes(video)
+
+
 def test_photos_and_videos_are_read_upright(tmp_path: Path) -> None:
     stored = np.zeros((48, 80, 3), np.uint8)
     stored[:24, :40] = 255
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(stored).save(tmp_path / "a.jpg", exif=exif)
-    write_video(tmp_path / "v.mp4", iter([stored] * 3), (48, 80), 10)
-    video = bytearray((tmp_path / "v.mp4").read_bytes())
-    # The track header's matrix: a quarter turn to the right.
-    at = video.index(b"tkhd") + 4
-    at += 40 if video[at] == 0 else 52
-    one = 1 << 16
-    video[at : at + 36] = struct.pack(">9i", 0, one, 0, -one, 0, 0, 48 * one, 0, 1 << 30)
-    (tmp_path / "v:1.mp4").write_bytes(video)
+    write_video(tmp_path / "v:1.mp4", iter([stored] * 3), (48, 80), 10)
+    turn(tmp_path / "v:1.mp4", 0, 1, -1, 0)  # a quarter to the right
     for name in ("a.jpg", "v:1.mp4"):
         clip, _ = open_clip(tmp_path / name, tmp_path / "s")
         assert clip.size == (80, 48)

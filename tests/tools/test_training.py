@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -199,3 +201,18 @@ def test_a_pool_gives_the_clips_that_were_drawn():
         known = {part.tobytes() for f in drawn for part in (f, f[::-1], f[:, ::-1], f[::-1, ::-1])}
         sampled = torch.cat([frames, ids[:, :, None]], 2).flatten(0, 1).permute(0, 2, 3, 1)
         assert all(frame.contiguous().numpy().tobytes() in known for frame in sampled)
+
+
+def test_a_process_that_is_killed_is_told_instead_of_waited_for():
+    from tools.train.feed import Feed
+
+    def make(number: int, share: float) -> dict[str, np.ndarray]:
+        if number >= 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return {"x": np.zeros(1)}
+
+    feed = Feed(make, torch.device("cpu"), workers=2, replays=1)
+    with pytest.raises(RuntimeError, match=r"killed \(exit code -9\)"):
+        for _ in range(100):
+            feed.next(0.0)
+    feed.close()

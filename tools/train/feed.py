@@ -65,8 +65,11 @@ class Feed:
             self.made.put({"error": traceback.format_exc()})
 
     def _fetch(self) -> None:
-        while True:
-            self.ready.put(self._place(self.made.get()))
+        try:
+            while True:
+                self.ready.put(self._place(self.made.get()))
+        except Exception:  # as of a worker
+            self.ready.put({"error": traceback.format_exc()})
 
     def _place(self, batch: Batch) -> Batch:
         placed = {}
@@ -84,7 +87,8 @@ class Feed:
         """The next batch, at a share of the training between 0 and 1.
 
         Raises:
-            RuntimeError: a worker failed; its traceback is in the message.
+            RuntimeError: a worker failed; its traceback is in the message. Or one was killed: then batches
+                would lack, and the others may wait for a lock that it held.
         """
         if not self.workers:
             self.number += 1
@@ -92,12 +96,17 @@ class Feed:
             return self._place(self.make(self.number - 1, share))
         self.share.value = share
         again = next((entry for entry in self.old if entry[1] < self.replays), None)
-        try:
-            batch = self.ready.get(block=again is None)
-        except queue.Empty:
-            assert again is not None
-            again[1] += 1
-            return dict(again[0])
+        batch: Batch | None = None
+        while batch is None:
+            killed = {task.exitcode for task in self.workers} - {None, 0}
+            if killed:
+                raise RuntimeError(f"A process that makes batches was killed (exit code {killed.pop()}).")
+            try:
+                batch = self.ready.get(block=again is None, timeout=1)
+            except queue.Empty:
+                if again is not None:
+                    again[1] += 1
+                    return dict(again[0])
         if "error" in batch:
             raise RuntimeError(f"A process that makes batches failed:\n{batch['error']}")
         self.fresh += 1
