@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +13,9 @@ import pytest
 from refseg_bench.cli import main
 from refseg_bench.commands import COMMANDS
 from refseg_bench.config.components import open_dataset
+from refseg_bench.errors import ScoreError
 from refseg_bench.report.compare import compare, verdicts
-from refseg_bench.run.store import runs_in
+from refseg_bench.run.store import RunStore, runs_in
 
 
 def refseg(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -64,9 +66,16 @@ def test_run_score_report_then_a_no_op(in_tmp: Path, capsys: pytest.CaptureFixtu
     compared = compare(stores["empty"], stores["full_frame"])
     assert (compared.level, compared.overall.differences["J&F"].p * 51 % 1) == (0.8, pytest.approx(0))
     assert main(["compare", str(stores["empty"].root), str(stores["full_frame"].root)]) == 0
-    assert "80 % interval" in capsys.readouterr().out
+    assert "80 % intervals" in capsys.readouterr().out
     assert main(["score", str(stores["empty"].root)]) == 0
     assert "80 % intervals" in capsys.readouterr().out
+    shutil.copytree(stores["full_frame"].root, in_tmp / "other")
+    record = json.loads((in_tmp / "other/run.json").read_text())
+    record["choices"]["dataset"] = "other"
+    del record["check"]
+    (in_tmp / "other/run.json").write_text(json.dumps(record))
+    with pytest.raises(ScoreError, match="of different data: shapes, valid_u, and other, valid_u"):
+        compare(stores["empty"], RunStore(in_tmp / "other"))
     before = {p: p.stat().st_mtime_ns for p in in_tmp.glob("runs/*/predictions/*")}
     assert main(command) == 0
     again = capsys.readouterr()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -201,6 +202,18 @@ def test_lines_of_an_older_version_are_read_and_told(tmp_path: Path) -> None:
     path.write_text(json.dumps(record) + "\n")
     assert RunStore(store.root).predictions("c") == {"0": good("c", "0")}
     assert path in UNCHECKED
+
+
+def test_lines_of_another_run_are_no_samples_of_this_one(tmp_path: Path) -> None:
+    store = a_store(tmp_path)
+    other = RunStore.create(tmp_path / "other", "a: 2\n", RunInfo("4567cdef", "x"))
+    for each, name in ((store, "0"), (other, "1")):
+        with each.writer("b" if each is store else "a") as out:
+            out.append(good("c", name))
+    for path in (other.root / "predictions").iterdir():
+        shutil.copy(path, store.root / "predictions")
+    assert set(RunStore(store.root).index()) == {"c/0"}
+    assert "another run's" in str(RunStore(store.root).damage())
 
 
 def test_bounds_of_an_older_version_are_known(tmp_path: Path) -> None:

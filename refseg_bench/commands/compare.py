@@ -93,10 +93,10 @@ def show(found: Comparison, console: Console) -> None:
 
     (first, second), folders = found.labels, (found.first, found.second)
     console.print(plain(f"A = {first} ({folders[0]})\nB = {second} ({folders[1]})\n{found.protocol}"))
-    level = f"{100 * found.level:g} % interval" if found.level else "interval"
+    level = f", {100 * found.level:g} % intervals" if found.level else ""
     table = Table(
-        Column("", overflow="fold"), "metric", "A", "B", "B − A", level, "p", "Holm", "n", "clips",
-        title="B − A, percent points", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0),
+        Column("", overflow="fold"), "metric", "A", "B", "B − A", "interval", "p", "Holm", "n", "clips",
+        title=f"B − A, percent points{level}", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0),
     )  # fmt: skip
     groups = (found.overall, *found.groups)
     corrected = iter(holm([d.p for group in groups for d in group.differences.values()]))

@@ -105,7 +105,7 @@ def compare(
         settings: how intervals are made; by default as those of the first run's result.
 
     Raises:
-        ScoreError: the runs share no protocol or no unit.
+        ScoreError: the runs share no protocol or no unit, or are of different data.
     """
     for one, other in ((first, second), (second, first)):
         data, its = (store.info().choices.get("dataset", "") for store in (one, other))
@@ -116,6 +116,16 @@ def compare(
                 where=f"{one.root.name}, {other.root.name}",
                 hint="Compare runs of one data set.",
             )
+    before, after = (
+        f"{store.info().choices.get('dataset')}, {lasting_of(store)['dataset'].get('split')}"
+        for store in (first, second)
+    )
+    if before != after:
+        raise ScoreError(
+            f"The runs are of different data: {before}, and {after}.",
+            where=f"{first.root.name}, {second.root.name}",
+            hint="Compare runs of one dataset and split.",
+        )
     name = shared_protocol((first, second), protocol)
     tables = [ScoreTable.read_parquet(*s.samples(name)) for s in (first, second)]
     called = titles([first.info(), second.info()])

@@ -47,6 +47,7 @@ from refseg_bench.run.build import dataset_of, received
 from refseg_bench.run.inputs import Present, stale, without
 from refseg_bench.run.shards import plan
 from refseg_bench.run.store import RunStore
+from refseg_bench.scoring.results import level_of
 from refseg_bench.scoring.stats import Bootstrap
 from refseg_bench.scoring.table import GROUPS, ScoreTable, breakdown, group_of, splitting
 from refseg_bench.types import Clip, Expression, MaskTrack, Prediction, Result, Target, sample_id
@@ -424,7 +425,7 @@ class _GroupWriter:
                 a, b = paired(first.tables[protocol], second.tables[protocol])
             except ScoreError:
                 continue  # no unit in common
-            gap = differences(rules, a, b, Bootstrap())[rules.metrics[0]]
+            gap = differences(rules, a, b, Bootstrap.of(first.results[protocol]))[rules.metrics[0]]
             percent = 100.0 / rules.policy.scale
             ends = (_finite(end * percent) for end in (gap.value, gap.low, gap.high))
             yield [self.first_run + i, self.first_run + j, *ends]

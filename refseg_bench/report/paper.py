@@ -24,13 +24,13 @@ from refseg_bench.report.tables import (
     ResultTable,
     csv_of,
     in_percent,
-    level_of,
     number_cell,
     to_latex,
     to_markdown,
 )
 from refseg_bench.run.build import frozen
 from refseg_bench.run.store import RunStore
+from refseg_bench.scoring.results import level_of
 from refseg_bench.types import Estimate, Result
 
 #: How far a reproduced number may lie from the published one, in points, unless the experiment says.

@@ -85,6 +85,7 @@ _HEAD = re.compile(
     rb'\{"sample": ("(?:[^"\\]|\\.)*"), "clip": ("(?:[^"\\]|\\.)*"), "ok": (true|false)'
     rb'(?:, "turn": (\d{1,9}), "inputs": \["([0-9a-f]{0,32})", "([0-9a-f]{0,32})", "([0-9a-f]{0,32})"'
     rb'(?:, "([0-9a-f]{1,32})")?\](?:, "weights": "([0-9a-f]{1,32})")?)?'
+    rb'(?:, "run": "([0-9a-z]{1,64})")?'
 )
 
 # And ends with the checksum of all bytes before.
@@ -123,11 +124,12 @@ def job_name() -> str:
 class PredictionWriter:
     """Appends samples of one process to its own file.
 
-    A write that fails (disk full) is cut off again, so that what was finished stays readable.
+    A write that fails (disk full) is cut off again, so that what was finished stays readable. Each line bears
+    the run's digest: lines that came from another run's folder are no samples of this one.
     """
 
-    def __init__(self, root: Path, job: str) -> None:
-        self.job = job
+    def __init__(self, root: Path, job: str, run: str) -> None:
+        self.job, self.run = job, run
         self.path = root / "predictions" / f"{job}.jsonl"
         self._handle: IO[bytes] | None = None
         self._synced = -math.inf
@@ -158,7 +160,7 @@ class PredictionWriter:
         Raises:
             StoreError: the line can't be written.
         """
-        line, good = line_of(prediction), 0
+        line, good = line_of(prediction, self.run), 0
         try:
             if self._handle is None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -196,9 +198,9 @@ class PredictionWriter:
         self._synced, self._durable = now, end
 
 
-def line_of(prediction: Prediction) -> bytes:
-    """A prediction as it is stored."""
-    text = json.dumps(_record(prediction), ensure_ascii=True)[:-1].encode()
+def line_of(prediction: Prediction, run: str = "") -> bytes:
+    """A prediction as it is stored in the run of that digest."""
+    text = json.dumps(_record(prediction, run), ensure_ascii=True)[:-1].encode()
     return text + f', "check": "{checksum(text)}"}}\n'.encode()
 
 
@@ -213,13 +215,14 @@ def better(line: StoredLine, known: StoredLine) -> bool:
     return earlier if line.ok else not earlier
 
 
-def scan(path: Path, offset: int, damaged: Callable[[int], None]) -> Iterator[StoredLine]:
+def scan(path: Path, offset: int, damaged: Callable[[int], None], run: str = "") -> Iterator[StoredLine]:
     """The good lines of a predictions file from an offset on.
 
     Args:
         path: the file.
         offset: where a line begins.
-        damaged: receives the offset of every line that is no whole record.
+        damaged: receives the offset of every line that is no whole record, or of another run.
+        run: the run's digest; empty = any run's.
     """
     with reading(path), open_regular(path) as handle:
         handle.seek(offset)
@@ -229,7 +232,7 @@ def scan(path: Path, offset: int, damaged: Callable[[int], None]) -> Iterator[St
                 if _sound(raw[:-1], path) is not False or len(raw) >= _LONGEST:
                     damaged(offset)
                 return
-            line = _stored(raw, path, offset)
+            line = _stored(raw, path, offset, run)
             if line is not None:
                 yield line
             elif not raw.isspace():
@@ -258,7 +261,7 @@ def read_line(line: StoredLine) -> Prediction:
     return found
 
 
-def _stored(raw: bytes, path: Path, offset: int) -> StoredLine | None:
+def _stored(raw: bytes, path: Path, offset: int, run: str) -> StoredLine | None:
     """A line by its first keys, if it fits its checksum."""
     head = _HEAD.match(raw)
     if head is None or _sound(raw, path) is False:
@@ -267,7 +270,7 @@ def _stored(raw: bytes, path: Path, offset: int) -> StoredLine | None:
         sample, clip = json.loads(head[1]), sys.intern(json.loads(head[2]))
     except ValueError:
         return None
-    if not sample.startswith(f"{clip}/"):
+    if not sample.startswith(f"{clip}/") or (run and head[10] not in (None, run.encode())):
         return None
     inputs = None
     if head[4] is not None:
@@ -288,7 +291,7 @@ def _sound(raw: bytes, path: Path) -> bool | None:
     return None
 
 
-def _record(p: Prediction) -> dict[str, Any]:
+def _record(p: Prediction, run: str) -> dict[str, Any]:
     record: dict[str, Any] = {"sample": p.sample, "clip": p.clip, "ok": p.ok}
     if p.inputs is not None:
         record["turn"] = p.turn
@@ -296,6 +299,8 @@ def _record(p: Prediction) -> dict[str, Any]:
         record["inputs"] = [p.inputs.facts, p.inputs.files, p.inputs.state, *truth]
         if p.inputs.weights:
             record["weights"] = p.inputs.weights
+    if run:
+        record["run"] = run
     record["expression"] = p.expression
     if p.inputs is not None:
         record["text"] = p.inputs.text
@@ -335,7 +340,9 @@ def _prediction(r: Any) -> Prediction:
         _expect(isinstance(frames, list) and [type(part) for part in frames] == [int, str, str], "frames")
         _expect(isinstance(r.get("text"), str), "text")
         _expect(isinstance(r.get("weights", ""), str), "weights")
-        inputs = Inputs(r["text"], tuple(frames), _size(size), *said, weights=r.get("weights", ""))
+        facts, files, state, *truth = said
+        more = "".join(truth), r.get("weights", "")
+        inputs = Inputs(r["text"], tuple(frames), _size(size), facts, files, state, *more)
     _expect(type(r.get("turn", 0)) is int, "turn")
     track = _track(r["size"], r["rles"]) if "rles" in r and "size" in r else None
     failure = None
@@ -575,6 +582,7 @@ class RunStore:
     _seen: dict[Path, int] = field(default_factory=dict, init=False, repr=False)
     _clips: dict[str, list[StoredLine]] | None = field(default=None, init=False, repr=False)
     _lost: set[tuple[Path, int]] = field(default_factory=set, init=False, repr=False)
+    _run: str = field(default="", init=False, repr=False)
 
     # ── making and opening ────────────────────────────────────────────────
 
@@ -698,7 +706,7 @@ class RunStore:
     def writer(self, job: str | None = None) -> PredictionWriter:
         """A new predictions file of this process."""
         self.place("predictions")
-        return PredictionWriter(self.root, job or job_name())
+        return PredictionWriter(self.root, job or job_name(), self.info().digest)
 
     def index(self) -> Mapping[str, StoredLine]:
         """Sample id → its best line.
@@ -713,11 +721,17 @@ class RunStore:
         if any(sizes.get(path, -1) < seen for path, seen in self._seen.items()):
             # A file was cut or removed by hand: what we knew of it may be gone.
             self._index, self._seen, self._clips, self._lost = {}, {}, None, set()
+        with contextlib.suppress(StoreError):
+            self._run = self._run or self.info().digest
         for path, size in sizes.items():
             seen = self._seen.get(path, 0)
             if size == seen:
                 continue
-            for line in scan(path, seen, lambda at, path=path: self._lost.add((path, at))):  # type: ignore[misc]
+
+            def lose(at: int, path: Path = path) -> None:
+                self._lost.add((path, at))
+
+            for line in scan(path, seen, lose, self._run):
                 self._seen[path] = line.offset + line.length
                 known = self._index.get(line.sample)
                 if known is None or better(line, known):
@@ -742,7 +756,7 @@ class RunStore:
         told = [f"{path} at byte {at}" for path, at in sorted(self._lost)]
         more = f" and {len(told) - 3} more" if len(told) > 3 else ""
         return StoreError(
-            f"{len(told)} stored lines don't fit their checksum, or are no records.",
+            f"{len(told)} stored lines don't fit their checksum, are another run's, or are no records.",
             where=", ".join(told[:3]) + more,
             hint="Give the same `refseg run` again: what they held is predicted anew.",
         )

@@ -213,6 +213,5 @@ def test_a_process_that_is_killed_is_told_instead_of_waited_for():
 
     feed = Feed(make, torch.device("cpu"), workers=2, replays=1)
     with pytest.raises(RuntimeError, match=r"killed \(exit code -9\)"):
-        for _ in range(100):
-            feed.next(0.0)
+        [feed.next(0.0) for _ in range(100)]
     feed.close()
