@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
 from refseg_bench import env
+from refseg_bench.backbones.base import GroundingMLLM
+from refseg_bench.config import components, schema
 from refseg_bench.config import compose as configs
 from refseg_bench.errors import ConfigError
-from refseg_bench.files.store_io import check_output, output, writing
+from refseg_bench.files.store_io import check_output, output, printable, writing
 from refseg_bench.report.media import encoded
 from refseg_bench.report.pictures import open_clip, overlay_video, show_stages
 from refseg_bench.run.build import build_method, dataset_of
@@ -23,7 +30,7 @@ def add(commands: Any) -> None:
     p = commands.add_parser(
         "demo",
         description="Nothing is scored and no run folder is made.",
-        epilog='Example: refseg demo clip.mp4 "the dog on the left" method=decaf backbone=qwen2_5_vl_7b',
+        epilog='Example: refseg demo clip.mp4 "the dog on the left" backbone=qwen2_5_vl_7b',
     )
     p.add_argument("clip", type=Path, metavar="VIDEO_OR_FOLDER", help="a video, a folder of frames, an image")
     p.add_argument("expression", help="what to find")
@@ -31,7 +38,8 @@ def add(commands: Any) -> None:
         "overrides",
         nargs="*",
         metavar="key=value",
-        help="choices and overrides, as in refseg run; default: method=lexical",
+        help="choices and overrides, as in refseg run; a backbone alone is read by DecAF or RefAM; "
+        "default: method=lexical",
     )
     p.add_argument("-o", "--output", type=Path, default=Path("demo"), metavar="DIR", help="default: demo")
     p.add_argument("--frames", type=int, metavar="N", help="use N frames of the clip, spread evenly")
@@ -44,35 +52,72 @@ def main(args: argparse.Namespace) -> int:
     """Run the command."""
     if not args.expression.strip():
         raise ConfigError("The expression is empty.", hint='refseg demo CLIP "the thing to find"')
-    # The default of `refseg run` is trained on rendered shapes: on a clip of one's own words alone do better.
-    chosen = any(word.partition("=")[0] in ("method", "experiment") for word in args.overrides)
-    (point, *more) = configs.compose(args.overrides if chosen else ["method=lexical", *args.overrides])
-    if more:
-        raise ConfigError("A demo is one run, not a sweep.", where=" ".join(args.overrides))
-    with writing(args.output):
-        args.output.mkdir(parents=True, exist_ok=True)
-    picture = args.output / "picture.png"
-    check_output(picture)
-    clip, rate = open_clip(args.clip, args.output / "frames", args.frames)
-    parts = {**(point.values["backbone"] or {}), **(point.values["segmenter"] or {})}
-    if any(str(value).startswith("shipped:") for value in parts.values()):
-        real = "method=decaf backbone=qwen2_5_vl_7b segmenter=sam2_hf"
-        print(f"The models that ship know rendered shapes only. Real ones: {real}", file=sys.stderr)
-    method = build_method(point.values, dataset_of(point.values))
-    if method.sees_targets:
-        raise ConfigError("This method looks at the truth, which a clip of your own has none of.")
-    env.seed_everything(int(point.values["seed"]), clip.id)
-    began = time.perf_counter()
-    (grounding,) = method.predict(clip, [Expression("0", args.expression)])
-    seconds = time.perf_counter() - began
-    with output(picture) as handle:
-        handle.write(encoded(show_stages(clip, grounding, columns=max(1, args.columns)), "PNG"))
-    print(picture)
-    if len(clip) > 1:
-        video = args.output / "overlay.mp4"
-        overlay_video(clip, grounding, video, fps=args.fps or rate)
-        print(video)
+    with _telling() as tell:
+        tell("composing the options")
+        (point, *more) = configs.compose([*_method_for(args.overrides), *args.overrides])
+        if more:
+            raise ConfigError("A demo is one run, not a sweep.", where=" ".join(args.overrides))
+        tell(f"reading {printable(str(args.clip))}")
+        with writing(args.output):
+            args.output.mkdir(parents=True, exist_ok=True)
+        made = [args.output / "picture.png"]
+        check_output(made[0])
+        clip, rate = open_clip(args.clip, args.output / "frames", args.frames)
+        parts = {**(point.values["backbone"] or {}), **(point.values["segmenter"] or {})}
+        if any(str(value).startswith("shipped:") for value in parts.values()):
+            print(
+                "The models that ship have seen rendered shapes only: of any other clip they know nothing. "
+                "A real one: backbone=qwen2_5_vl_7b",
+                file=sys.stderr,
+            )
+        method = build_method(point.values, dataset_of(point.values))
+        if method.sees_targets:
+            raise ConfigError("This method looks at the truth, which a clip of your own has none of.")
+        chosen = (point.choices.get(part) for part in ("method", "backbone", "segmenter"))
+        words = " · ".join(name for name in chosen if name not in (None, "None"))
+        tell(f"{words}: loading, and finding it in {len(clip)} frame{'s' * (len(clip) > 1)}")
+        env.seed_everything(int(point.values["seed"]), clip.id)
+        began = time.perf_counter()
+        (grounding,) = method.predict(clip, [Expression("0", args.expression)])
+        seconds = time.perf_counter() - began
+        tell("drawing")
+        with output(made[0]) as handle:
+            handle.write(encoded(show_stages(clip, grounding, columns=max(1, args.columns)), "PNG"))
+        if len(clip) > 1:
+            made.append(args.output / "overlay.mp4")
+            overlay_video(clip, grounding, made[-1], fps=args.fps or rate)
     areas = [area for area in grounding.track.area() if area is not None]
     share = sum(areas) / (len(areas) * clip.size[0] * clip.size[1]) if areas else 0.0
     print(f"{len(clip)} frames in {seconds:.1f} s; the prediction covers {100 * share:.1f} % of them")
+    print(*made, sep="\n")
     return 0
+
+
+def _method_for(overrides: Sequence[str]) -> list[str]:
+    """What is chosen where no method is: what reads the backbone that is named, or words alone.
+
+    The default of `refseg run` is trained on rendered shapes: on a clip of one's own words alone do better.
+    """
+    typed = dict(word.partition("=")[::2] for word in overrides)
+    if typed.keys() & {"method", "experiment"}:
+        return []
+    if "backbone" not in typed:
+        return ["method=lexical"]
+    values = components.options("backbone", components.find("backbone", typed["backbone"]))
+    name = "decaf" if issubclass(schema.locate(values[schema.TARGET], "backbone"), GroundingMLLM) else "refam"
+    if str(values.get("path", "")).startswith("shipped:"):
+        return [f"method={name}_tiny"]
+    # The segmenter that the models' own packages bring.
+    return [f"method={name}", *([] if "segmenter" in typed else ["segmenter=sam2_hf"])]
+
+
+@contextlib.contextmanager
+def _telling() -> Iterator[Callable[[str], None]]:
+    """Say what is done: a line with the time it has taken on a terminal, else a line for each stage."""
+    if not sys.stderr.isatty():
+        yield lambda text: print(f"{text} …", file=sys.stderr, flush=True)
+        return
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("")
+        yield lambda text: bar.update(task, description=text)

@@ -11,6 +11,8 @@ import pytest
 from PIL import Image
 
 from refseg_bench.cli import main
+from refseg_bench.commands.demo import _method_for
+from refseg_bench.config.compose import compose
 from refseg_bench.errors import DataError
 from refseg_bench.files.resources import resource
 from refseg_bench.report.pictures import open_clip, read_video, write_video
@@ -46,10 +48,35 @@ def test_a_folder_a_video_and_an_image(tmp_path: Path, capsys: pytest.CaptureFix
 def test_a_small_model_says_that_it_knows_rendered_shapes_only(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for method, told in (("decaf_tiny", True), ("lexical", False)):
-        words = ["demo", str(CLIP), "the red one", f"method={method}", "--frames", "2", "-o", str(tmp_path)]
+    for method, told in (("method=decaf_tiny", True), ("backbone=tiny_dit", True), ("method=lexical", False)):
+        words = ["demo", str(CLIP), "the red one", method, "--frames", "2", "-o", str(tmp_path)]
         assert main(words) == 0
         assert ("backbone=qwen2_5_vl_7b" in capsys.readouterr().err) is told
+
+
+@pytest.mark.parametrize(
+    ("typed", "chosen"),
+    [
+        ((), ["method=lexical"]),
+        (("backbone=qwen2_5_vl_7b",), ["method=decaf", "segmenter=sam2_hf"]),
+        (("backbone=flux1-dev", "segmenter=grabcut"), ["method=refam"]),
+        (("backbone=tiny_mllm", "method.n_frames=4"), ["method=decaf_tiny"]),
+        (("method=decaf", "backbone=internvl3_8b"), []),
+    ],
+)
+def test_a_backbone_alone_is_read_by_its_method(typed: tuple[str, ...], chosen: list[str]) -> None:
+    assert _method_for(typed) == chosen
+    assert len(compose([*chosen, *typed])) == 1
+
+
+def test_what_is_done_is_said_from_the_start_and_the_paths_come_last(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["demo", str(CLIP), "it", "method=empty", "--frames", "2", "-o", str(tmp_path)]) == 0
+    said = capsys.readouterr()
+    assert said.err.startswith("composing the options …\nreading ")
+    assert "empty: loading, and finding it in 2 frames" in said.err
+    assert said.out.splitlines()[-2:] == [str(tmp_path / "picture.png"), str(tmp_path / "overlay.mp4")]
 
 
 def test_maps_are_stacked_below_the_frames(tmp_path: Path) -> None:
