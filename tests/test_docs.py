@@ -23,6 +23,7 @@ from PIL import Image
 
 from refseg_bench.cli import main
 from refseg_bench.types import MaskTrack
+from tools.make_gallery import lines_of
 from tools.writers import VideoRecord, write_davis_source, write_meta_expressions_set
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -255,3 +256,16 @@ def test_the_site_is_searched_from_disk_and_asks_nobody(site: Path, browser: Any
     assert "claim" in page.inner_text("h1").lower()
     page.close()
     assert complaints == []
+
+
+def test_a_terminal_is_read_as_it_stands_at_the_end() -> None:
+    record = (
+        "$ go\r\n\x1b[?25lbar 1/2\r\x1b[2Kbar 2/2\r\nnote\r\x1b[2K\x1b[1A\x1b[2Kdone \x1b[1mbold\x1b[0m\r\n"
+    )
+    assert lines_of(record) == ["$ go", "done \x1b[1mbold\x1b[0m", ""]
+
+
+@pytest.mark.parametrize("picture", sorted((ROOT / "docs").rglob("*.svg")), ids=lambda path: path.name)
+def test_pictures_fetch_nothing(picture: Path) -> None:
+    text = re.sub(r'xmlns(:\w+)?="[^"]*"', "", picture.read_text())
+    assert not re.search(r"url\(['\"]?(?!#)|(?:href|src)=['\"](?!#)|@import", text)

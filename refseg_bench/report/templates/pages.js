@@ -8,6 +8,8 @@ function signed(value, digits = 2) {
   const text = Math.abs(value).toFixed(digits);
   return (Number(text) === 0 ? "" : value > 0 ? "+" : "−") + text;
 }
+// A name as a shell takes it: one that comes from elsewhere may hold anything.
+const quoted = (text) => (/^[\w./][\w./-]*$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`);
 const runLabel = (index) => refseg.meta.runs[index].label;
 function runName(index) {
   return h("span", { class: "run", title: refseg.meta.runs[index].name },
@@ -48,7 +50,7 @@ function groupSection(group, g, data, params, set) {
   const base = scores && (scores.rows.find((row) => row.run === wanted) || scores.rows[0]).run;
   const choose = (name, title, pairs, current) => h("label", {}, title, h("select", { name, "data-stays": `${name}${g}`,
     onchange: (event) => set({ [name]: event.target.value }) }, options(pairs, current)));
-  const hidden = new Set((params.get("hist") ?? group.runs.filter((run) => meta.runs[run].bound).join()).split(",").filter(Boolean).map(Number));
+  const hidden = new Set((params.get("hist") ?? meta.runs.map((run, i) => (run.bound ? i : "")).join()).split(",").filter(Boolean).map(Number));
   const toggle = (run) => {
     const next = new Set(hidden);
     if (!next.delete(run)) next.add(run);
@@ -69,7 +71,7 @@ function groupSection(group, g, data, params, set) {
       scores ? h("section", {}, h("h3", {}, `${scores.metrics[0]} with ${meta.level} intervals`),
         intervalChart(scores.rows.filter((row) => row.cells[0]).map((row) => ({ name: runLabel(row.run), colour: runColour(row.run), ...row.cells[0] })))) : null,
       byType ? h("section", {}, h("h3", {}, byType.caption.split(" · ").slice(2).join(" · ")), heatTable(byType)) : null,
-      h("section", {}, h("h3", {}, "Cost"), costTable(group)),
+      group.runs.some((run) => meta.runs[run].seconds !== null) ? h("section", {}, h("h3", {}, "Cost"), costTable(group)) : null,
       group.measures.length ? h("section", {}, h("h3", {}, `Samples by ${group.measures[0].name}`),
         group.runs.length > 1 ? h("div", { class: "tools" }, group.runs.map((run) => h("button", { type: "button", "data-stays": `hist${run}`,
           "aria-pressed": String(!hidden.has(run)), onclick: () => toggle(run) }, runName(run)))) : null,
@@ -120,7 +122,7 @@ function costTable(group) {
   return wide("",
     h("thead", {}, h("tr", {}, ["", "s per sample", "peak MiB", "s of the stages"].map((title) => h("th", { scope: "col" }, title)))),
     h("tbody", {}, runs.map((run) => h("tr", {}, h("th", { scope: "row" }, runName(run.run)),
-      h("td", {}, bar(run.seconds || 0, most, runColour(run.run), 2)), h("td", {}, number(run.peak_mb, 0)),
+      h("td", {}, run.seconds === null ? "–" : bar(run.seconds, most, runColour(run.run), 2)), h("td", {}, number(run.peak_mb, 0)),
       h("td", { class: "text soft" }, told(run.stages))))));
 }
 function bar(value, top, colour, digits = 3) {
@@ -288,7 +290,7 @@ refseg.pages.compare = async (params) => {
   page().replaceChildren(title, form,
     h("p", {}, "A: ", runName(a), h("br"), "B: ", runName(b)),
     ...found ? comparisonTables(found) : [h("p", { class: "note" }, "This pair was not tested by attribute: ",
-      h("code", { class: "line" }, `refseg compare ${meta.runs[a].path} ${meta.runs[b].path}`))],
+      h("code", { class: "line" }, `refseg compare ${quoted(meta.runs[a].path)} ${quoted(meta.runs[b].path)}`))],
     h("div", { class: "two" },
       h("section", {}, h("h2", {}, "Every sample"), score.length ? h("p", { class: "soft" }, head.measures[0].name) : "",
         scatter(moved.slice(0, 3000).map((row) => ({ a: row.one, b: row.two, name: data.id[row.i],

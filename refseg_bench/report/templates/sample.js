@@ -309,9 +309,9 @@ function storyOf(answer, r, { head, data, n, clip, sample, panels, toFrame }) {
     h("div", { class: "two" }, h("section", {}, conversation(details), tokens(details), tracklets(details, clip.length, toFrame), candidates(details)),
       h("section", {}, h("dl", {}, facts.map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)])))),
     Object.keys(details).length ? h("details", {}, h("summary", {}, "everything the method says"), h("pre", {}, JSON.stringify(details, null, 1))) : null,
-    answer.failure ? null : h("p", { class: "soft" }, "as a video: ", h("code", { class: "line" }, `refseg report ${path} --video ${sample.id} -o sample.mp4`))];
+    answer.failure ? null : h("p", { class: "soft" }, "as a video: ", h("code", { class: "line" }, `refseg report ${quoted(path)} --video ${quoted(sample.id)} -o sample.mp4`))];
 }
-const words = (value) => (Array.isArray(value) ? value.filter((one) => typeof one === "string") : []);
+const words = (value) => (Array.isArray(value) ? value.filter((one) => typeof one === "string").slice(0, 500) : []);
 function conversation(details) {
   const prompts = words(details.prompts), answers = words(details.answers), alike = new Map();
   if (!prompts.length && !answers.length) return null;
@@ -331,8 +331,8 @@ function tokens(details) {
   h("p", { class: "soft" }, "shaded: their maps are averaged; struck out: attention sinks")];
 }
 function tracklets(details, length, jump) {
-  const rows = details.tracklets;
-  if (!Array.isArray(rows) || !rows.length || rows.some((row) => row === null || typeof row !== "object" || typeof row.frame !== "number")) return null;
+  const rows = Array.isArray(details.tracklets) ? details.tracklets.slice(0, 500) : [];
+  if (!rows.length || rows.some((row) => row === null || typeof row !== "object" || typeof row.frame !== "number")) return null;
   const value = (x) => (typeof x === "number" ? x : 0), top = Math.max(...rows.map((row) => value(row.s_trk)));
   return [h("h3", {}, `${rows.length} tracklet${rows.length > 1 ? "s" : ""}`),
     rows.length > 1 ? trackletChart(rows.map((row) => ({ ...row, s_trk: value(row.s_trk) })), length, jump) : null,
@@ -342,8 +342,8 @@ function tracklets(details, length, jump) {
         h("td", {}, row.kept ? "yes" : "no"))))];
 }
 function candidates(details) {
-  const scores = details.scores;
-  if (!Array.isArray(scores) || !scores.length || !scores.every((v) => typeof v === "number")) return null;
+  const scores = Array.isArray(details.scores) ? details.scores.slice(0, 500) : [];
+  if (!scores.length || !scores.every((v) => typeof v === "number")) return null;
   const kept = new Set(Array.isArray(details.chosen) ? details.chosen : []), top = Math.max(...scores);
   return [h("h3", {}, "Candidates"), scores.map((value, i) => h("div", { title: `candidate ${i}` }, bar(value, top, kept.has(i) ? "var(--good)" : "var(--soft)")))];
 }
