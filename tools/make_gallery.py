@@ -15,12 +15,13 @@ import sys
 import tempfile
 from pathlib import Path
 
+from PIL import Image
 from rich._export_format import CONSOLE_SVG_FORMAT
 from rich.console import Console
 from rich.text import Text
 
 PICTURES = Path(__file__).resolve().parent.parent / "docs" / "pictures"
-COMMAND = "refseg run limit.clips=2 limit.expressions=2"
+COMMAND = "refseg run -m method=empty,lexical limit.clips=2 limit.expressions=3"
 WIDTH = 96
 #: Name of a picture → the view's address.
 VIEWS = {
@@ -79,7 +80,8 @@ def pages(runs: str) -> None:
             page.goto(f"file://{folder}/report/index.html{address}")
             page.wait_for_selector("main h1")
             page.wait_for_timeout(800)
-            page.screenshot(path=PICTURES / f"{name}.png", full_page=name != "samples")
+            shot = Image.open(io.BytesIO(page.screenshot(full_page=name != "samples")))
+            shot.convert("RGB").quantize(256).save(PICTURES / f"{name}.png", optimize=True)
         browser.close()
 
 
