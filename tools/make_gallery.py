@@ -59,7 +59,7 @@ def terminal() -> None:
         environment = {**os.environ, "PATH": path, "TERM": "xterm-256color"}
         words = ["script", "-qec", shell, str(record)]
         subprocess.run(words, cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL)
-        body = re.sub(r"\AScript started.*\n|\n*Script done.*\n?\Z", "", record.read_text("utf-8"))
+        body = re.sub(r"\AScript started.*?\r?\n|[\r\n]*Script done.*\n?\Z", "", record.read_bytes().decode())
     console = Console(record=True, width=WIDTH, file=io.StringIO(), force_terminal=True)
     console.print(Text.from_ansi("\n".join([f"$ {COMMAND}", *lines_of(body.rstrip())])))
     svg = console.export_svg(title="refseg run", code_format=_SVG, unique_id="first-run")
