@@ -143,9 +143,9 @@ def _rows(group: Group, scale: float, corrected: Iterator[float]) -> list[tuple[
         (
             name if index == 0 else "",
             metric,
-            f"{d.first * scale:.2f}",
-            f"{d.second * scale:.2f}",
-            f"{d.value * scale:+.2f}",
+            _number(d.first * scale),
+            _number(d.second * scale),
+            _number(d.value * scale, "+.2f"),
             "one clip: no interval"
             if d.clusters == 1
             else f"{d.low * scale:+.2f} … {d.high * scale:+.2f}"
@@ -157,6 +157,10 @@ def _rows(group: Group, scale: float, corrected: Iterator[float]) -> list[tuple[
         )
         for index, (metric, d) in enumerate(group.differences.items())
     ]
+
+
+def _number(value: float, how: str = ".2f") -> str:
+    return format(value, how) if math.isfinite(value) else "–"
 
 
 def _tested(p: float, corrected: float) -> tuple[str, str]:

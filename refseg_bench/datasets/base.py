@@ -186,7 +186,7 @@ def damaged(clip: Clip, error: DataError) -> Damage:
 #: What is asked of the whole where a part is asked for it.
 _OF_WHOLE = (
     "name", "split", "root", "protocols", "base",
-    "no_truth", "annotation_files", "foreground", "encodings", "taken",
+    "no_truth", "annotation_files", "foreground", "encodings", "taken", "pair_key",
 )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -194,8 +195,8 @@ def _compared(
         for attribute in attributes or splitting([a])
         for value, rows in groups_of(a, attribute).items()
     ]
-    headline = rules.metrics[0]
-    moved = _moved(a, b, headline)
+    # A number of the whole alone (oIoU, Final) moves no unit.
+    moved = _moved(a, b, next(filter(a.values.__contains__, (*rules.metrics, "iou", "IoU")), ""))
     return Comparison(
         first.root.name,
         second.root.name,
@@ -224,7 +225,9 @@ def verdicts(run: RunStore, others: Iterable[RunStore]) -> list[str]:
             continue
         result = run.results()[shared_protocol((other, run), None)]
         found = compare(other, run, settings=Bootstrap.of(result))
-        metric, gap = next(iter(found.overall.differences.items()))
+        gaps = found.overall.differences
+        metric = next((name for name, gap in gaps.items() if math.isfinite(gap.value)), next(iter(gaps)))
+        gap = gaps[metric]
         low, value, high = (100 / found.scale * x for x in (gap.low, gap.value, gap.high))
         decided = "ahead" if low > 0 else "behind" if high < 0 else "not decided"
         names = " over ".join(reversed(found.labels))
@@ -322,7 +325,9 @@ def _moved(a: ScoreTable, b: ScoreTable, headline: str) -> list[Moved]:
         return []
     before, after = a.values[headline], b.values[headline]
     order = np.argsort(after - before, kind="stable")
-    return [Moved(a.units[i], float(before[i]), float(after[i])) for i in order if after[i] != before[i]]
+    # What has no value in one of the runs moved neither way.
+    moved = (i for i in order if abs(after[i] - before[i]) > 0)
+    return [Moved(a.units[i], float(before[i]), float(after[i])) for i in moved]
 
 
 def config_difference(first: RunStore, second: RunStore) -> dict[str, tuple[Any, Any]]:

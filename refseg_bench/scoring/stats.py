@@ -137,7 +137,8 @@ def difference(
 
     Returns:
         One difference per metric. The p-value is that of a randomisation test: under the null the
-        two runs may be swapped within any clip; ``p = (1 + #{|d*| >= |d|}) / (1 + resamples)``.
+        two runs may be swapped within any clip; ``p = (1 + #{|d*| >= |d|}) / (1 + resamples)``. A metric
+        without a value in one of the runs has no p-value: it was not tested.
     """
     codes = codes_of(clusters)
     a, b = cluster_sums(first, codes), cluster_sums(second, codes)
@@ -167,7 +168,7 @@ def difference(
         name: Difference(
             *ends[name],
             *_bounds(np.concatenate(drawn[name]), options.level),
-            (1 + extreme[name]) / (1 + options.resamples),
+            (1 + extreme[name]) / (1 + options.resamples) if np.isfinite(value[name]) else nan,
             len(codes),
             len(a),
         )

@@ -204,3 +204,12 @@ def test_what_compare_is_not_told_well(home, capsys, more, told):
     words = [str(run) if word == "OTHER" else word for word in more]
     assert main(["compare", str(run), *words]) == 2
     assert told in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_part_of_the_samples_pairs_as_the_whole_does(home, capsys):
+    assert main(["run", "dataset=refcoco_unc", "method=full_frame", "limit.clips=1", "--no-html"]) == 0
+    (run,) = home.glob("runs/*")
+    capsys.readouterr()
+    assert main(["compare", str(run), "--truth", "refcoco_m"]) == 0
+    row = next(line.split() for line in capsys.readouterr().out.splitlines() if "mIoU" in line)
+    assert row[row.index("mIoU") + 1 :][:3] == ["8.33", "4.69", "-3.65"]

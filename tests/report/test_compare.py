@@ -69,3 +69,15 @@ def test_pages_of_other_runs_lie_in_another_folder(pair: dict[int, list[str]]) -
     assert both == home([second, first])
     assert both != home([first, first])
     assert both.parent == first.root.parent
+
+
+def test_what_has_no_value_was_not_tested(
+    pair: dict[int, list[str]], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["score", *pair[4], "--protocol", "mevis-v2"]) == 0
+    text = told(capsys, monkeypatch, *pair[4], "--protocol", "mevis-v2", "--by", "type")
+    assert "nan" not in text
+    row = next(line.split() for line in text.splitlines() if "N-acc" in line and "–" in line)
+    assert row[-4:-2] == ["–", "–"]  # p and Holm
+    # Final is a number of the whole: units are listed by the first that each of them has.
+    assert "B is better" in text
