@@ -48,11 +48,13 @@ def titles(runs: Sequence[RunInfo]) -> list[str]:
     A run given twice has the same title twice.
     """
     labels = [run.label for run in runs]
+    # Masks of other code are told apart by themselves: the same options say nothing of where they come from.
+    digests = [run.content or run.digest for run in runs]
     same: dict[str, list[int]] = defaultdict(list)
     for place, label in enumerate(labels):
         same[label].append(place)
     for places in same.values():
-        if len({runs[place].digest for place in places}) < 2:
+        if len({digests[place] for place in places}) < 2:
             continue
         options = [
             options_of(runs[place].choices | runs[place].printed, runs[place].lasting) for place in places
@@ -69,7 +71,7 @@ def titles(runs: Sequence[RunInfo]) -> list[str]:
         ]
         for place, words in zip(places, words_of, strict=True):
             more = [words] if words else []
-            if len({runs[p].digest for p, other in zip(places, words_of, strict=True) if other == words}) > 1:
-                more.append(runs[place].digest)
+            if len({digests[p] for p, other in zip(places, words_of, strict=True) if other == words}) > 1:
+                more.append(digests[place])
             labels[place] = " · ".join([labels[place], *more])
     return labels

@@ -52,6 +52,7 @@ class Row:
         part: which part of the split it was limited to; empty = the whole.
         knows: what its method answers from.
         place: of the protocol among those of the data set.
+        root: the run's folder: two of them may have one name.
     """
 
     run: str
@@ -63,6 +64,7 @@ class Row:
     part: str = ""
     knows: str = ""
     place: int = 0
+    root: Path = Path()
 
     @property
     def about(self) -> dict[str, str]:
@@ -131,7 +133,8 @@ def rows_of(stores: Iterable[RunStore]) -> list[Row]:
         method, dataset = info.choices.get("method", "?"), info.choices.get("dataset", "?")
         about = (labels[store.root], info.sees_targets, info.part, _known(info))
         for protocol, result in store.results().items():
-            rows.append(Row(store.root.name, method, dataset, result, *about, info.lead(protocol)))
+            place = info.lead(protocol)
+            rows.append(Row(store.root.name, method, dataset, result, *about, place, store.root))
     return rows
 
 
@@ -208,12 +211,12 @@ def tables_of(stores: Sequence[RunStore]) -> Iterator[ResultTable]:
 
 def _protocols(dataset: str, groups: Mapping[str, Sequence[Row]]) -> ResultTable:
     """The headline metric of every run under every protocol it was scored under."""
-    runs = dict.fromkeys((row.run, row.label) for rows in groups.values() for row in rows)
+    runs = dict.fromkeys((row.root, row.label) for rows in groups.values() for row in rows)
     header, columns = ["method"], []
     for protocol, rows in groups.items():
         metric = next(iter(rows[0].result.metrics))
         header.append(f"{protocol}\n{metric}")
-        columns.append({row.run: row.result for row in rows})
+        columns.append({row.root: row.result for row in rows})
     body = [
         (Cell(label), *(_headline(column[run]) if run in column else Cell("–") for column in columns))
         for run, label in runs
@@ -236,9 +239,9 @@ def _by_type(
     dataset: str, protocol: str, rows: Sequence[Row], stores: Iterable[RunStore]
 ) -> Iterator[ResultTable]:
     """The first metric that has a value by the expressions' type, where every run knows it."""
-    runs = {store.root.name: store for store in stores}
+    runs = {store.root: store for store in stores}
     try:
-        units = [ScoreTable.read_parquet(*runs[row.run].samples(protocol)) for row in rows]
+        units = [ScoreTable.read_parquet(*runs[row.root].samples(protocol)) for row in rows]
     except StoreError:
         return  # a row stands without its samples; what needs them (compare, pages) tells
     if not all("type" in table.attrs for table in units) or "type" not in splitting(units):

@@ -258,3 +258,18 @@ def test_data_that_changed_since_are_told(capsys):
     assert main(["score", str(only_run().root)]) == 2
     assert "other data" in capsys.readouterr().err
     assert save("masks") == 0
+
+
+def test_two_folders_of_runs_hold_other_masks_under_one_name(capsys):
+    data = open_dataset("shapes")
+    for shift in (0, 9):
+        write_masks(f"{shift}/masks", data, shift=shift)
+        assert save(f"{shift}/masks", f"{shift}/runs", "--protocol", "rvos-expr,decaf", dataset="shapes") == 0
+    capsys.readouterr()
+    assert main(["report", "0/runs", "9/runs", "--format", "md"]) == 0
+    by_type, whole, protocols = capsys.readouterr().out.split("\n\n**")
+    for told in (by_type, whole, protocols):
+        exact, moved = [line for line in told.splitlines() if line.startswith("| masks")]
+        assert "100.0" in exact
+        assert exact.split("|")[1] != moved.split("|")[1]
+        assert exact.split("|")[2:] != moved.split("|")[2:]
