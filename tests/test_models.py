@@ -248,6 +248,7 @@ def test_list_names_every_component(capsys):
     assert "facebook/sam2-hiera-large, sam2_hiera_large.pt" in shown
     assert "segmenter=grabcut\n  no weights" in shown
     assert "cache:" in shown
+    assert "backbone=chat_local\n  can't tell: The chat model has no name." in shown
 
 
 def test_list_of_something_definite_fails_if_it_is_missing(capsys, tmp_path):

@@ -256,27 +256,24 @@ class ChatEndpoint(ChatModel):
             )
             choice = done.choices[0]
             text = choice.message.content or getattr(choice.message, "refusal", None) or ""
+            # What no encoding can write (half a surrogate pair) can't be sent again, either.
+            text = str(text).encode("utf-8", "replace").decode("utf-8")
         except openai.APIStatusError as error:
             raise await self._refused(error.status_code, error.response.text or str(error.message)) from None
         except openai.APIConnectionError as error:
             raise ConfigError(
                 f"No answer from the chat model's server ({type(error.__cause__ or error).__name__}).",
-                where=str(self._client.base_url),
+                where=self._where(),
                 hint="Start it, or set backbone.url (OPENAI_BASE_URL); backbone.timeout and backbone.retries "
                 "wait longer. What was answered is kept.",
             ) from None
         except (openai.OpenAIError, ValueError, TypeError, IndexError, AttributeError) as error:
             raise ChatError(
-                f"The server's reply is none ({type(error).__name__}).", where=str(self._client.base_url)
+                f"The server's reply is none ({type(error).__name__}).", where=self._where()
             ) from None
-        used = done.usage
-        return Reply(
-            str(text),
-            str(choice.finish_reason),
-            None if used is None else int(used.prompt_tokens),
-            None if used is None else int(used.completion_tokens),
-            0.0,
-        )
+        used = (getattr(done.usage, name, None) for name in ("prompt_tokens", "completion_tokens"))
+        asked, answered = (count if isinstance(count, int) else None for count in used)
+        return Reply(text, str(choice.finish_reason), asked, answered, 0.0)
 
     def _connect(self) -> Any:
         require("openai", "A chat model behind a server")
@@ -291,7 +288,20 @@ class ChatEndpoint(ChatModel):
                 "the model on it.",
             )
         key = os.environ.get(self.key_variable) or "none"
-        return openai.AsyncOpenAI(base_url=url, api_key=key, timeout=self.timeout, max_retries=self.retries)
+        try:
+            return openai.AsyncOpenAI(
+                base_url=url, api_key=key, timeout=self.timeout, max_retries=self.retries
+            )
+        except Exception as error:  # of httpx, or of what takes its place
+            if type(error).__name__ != "InvalidURL":
+                raise
+            raise ConfigError(
+                f"The chat model's server has no such address: {error}.", where="backbone.url"
+            ) from None
+
+    def _where(self) -> str:
+        """The server's address without a name, password or key that it may hold."""
+        return str(self._client.base_url.copy_with(userinfo=b"", query=None))
 
     async def _refused(self, status: int, said: str) -> RefsegError:
         import openai
@@ -299,7 +309,7 @@ class ChatEndpoint(ChatModel):
         secret = os.environ.get(self.key_variable)
         said = (said.replace(secret, "…") if secret else said)[:500]
         what = f"The chat model's server says {status}: {said}"
-        where = f"{self._client.base_url}, model {self.model}"
+        where = f"{self._where()}, model {self.model}"
         if status in (401, 403):
             return ConfigError(
                 what, where=where, hint=f"Put the key into the environment: {self.key_variable}."
@@ -346,6 +356,10 @@ class ChatLocal(ChatModel):
         """What ``refseg models`` lists and fetches."""
         from refseg_bench.backbones.weights import Weights
 
+        if not self.model:
+            raise ConfigError(
+                "The chat model has no name.", where="backbone.model", hint="backbone.model=HUB_ID"
+            )
         patterns = ("*.json", "*.safetensors", "*.txt", "*.jinja")
         return (Weights(self.model, self.revision or None, patterns=patterns, component="backbone"),)
 

@@ -256,6 +256,7 @@ def test_no_server_is_told_with_its_address(tmp_path):
     [
         ({"url": ""}, "backbone.url"),
         ({"url": "localhost:80"}, "backbone.url"),
+        ({"url": "http://[::1/v1"}, "backbone.url"),
         ({"model": ""}, "backbone.model"),
     ],
 )
@@ -284,6 +285,14 @@ def test_a_reply_that_is_none_fails_the_sample(serve, tmp_path, reply):
     assert told.value.details["conversation"][0]["error"]
 
 
+@pytest.mark.parametrize("usage", [{}, "7", {"prompt_tokens": None, "completion_tokens": "many"}])
+def test_a_server_that_counts_no_tokens_is_heard(serve, tmp_path, usage):
+    server = serve((200, {**spoken("the left \ud800"), "usage": usage}))
+    said, conversation = talk(server.model(tmp_path), "Which?")
+    assert said == ["the left ?"]
+    assert conversation.cost.prompt_tokens is conversation.cost.answer_tokens is None
+
+
 def test_a_refusal_of_the_request_fails_the_sample_and_a_wrong_name_the_run(serve, tmp_path):
     too_long = (400, {"error": {"message": "context length exceeded"}})
     with pytest.raises(ChatError, match="context length exceeded"):
@@ -309,6 +318,17 @@ def test_the_key_comes_from_the_environment_and_goes_nowhere_else(serve, tmp_pat
     talk(model, "Which?")
     for path in tmp_path.rglob("*"):
         assert not path.is_file() or b"secret" not in path.read_bytes()
+
+
+@pytest.mark.parametrize("reply", [(401, {}), (400, {}), (200, "<html>proxy</html>"), None])
+def test_an_address_of_the_environment_keeps_its_password(serve, tmp_path, monkeypatch, reply):
+    server = serve(reply)
+    port = server._server.server_port if reply else 9
+    monkeypatch.setenv("OPENAI_BASE_URL", f"http://me:secret@127.0.0.1:{port}/v1?key=secret")
+    with pytest.raises(RefsegError) as told:
+        talk(ChatEndpoint(model="tiny", retries=0), "Which?")
+    assert "secret" not in str(told.value)
+    assert f"http://127.0.0.1:{port}/v1" in str(told.value.where)
 
 
 def test_an_address_with_a_password_is_refused():
