@@ -13,7 +13,7 @@ from typing import Any, ClassVar, cast
 import numpy as np
 import torch
 
-from refseg_bench.backbones.weights import Weights, choose_device, from_pretrained, identity
+from refseg_bench.backbones.weights import Weights, choose_device, from_pretrained
 from refseg_bench.config import schema
 from refseg_bench.config.schema import option
 from refseg_bench.segmenters.base import (
@@ -58,16 +58,16 @@ class GroundingDino(Segmenter):
 
     def weights(self) -> tuple[Weights, ...]:
         """What ``refseg models`` lists and fetches."""
-        return (self._detector,)
+        return (self._detector, *(self.inner.weights() or ()))
 
     def check(self) -> None:
-        """See the interface; the other segmenter's packages too."""
-        super().check()
+        """See the interface; the other segmenter's first, which may be offline."""
         self.inner.check()
+        super().check()
 
     def report(self) -> Mapping[str, Any]:
-        """Which weights and code are in effect."""
-        return {"detector": identity(self._detector), "masks": dict(self.inner.report())}
+        """Which code is in effect."""
+        return {"masks": dict(self.inner.report())}
 
     @cached_property
     def inner(self) -> Segmenter:
@@ -99,10 +99,9 @@ class GroundingDinoSession(SegmenterSession):
     name = "grounding_dino"
 
     def __init__(self, clip: Clip, options: GroundingDino) -> None:
-        super().__init__(clip)
-        self._options = options
         self._inner = options.inner.open(clip)
-        self._inner.counters = self.counters
+        super().__init__(clip, self._inner.counters)
+        self._options = options
         self.accepts = (*self._inner.accepts, "text")
 
     def _segment(self, frame: int, prompts: Sequence[Prompt], multimask: bool) -> list[Candidates]:

@@ -105,6 +105,8 @@ def test_its_boxes_are_the_processors(dino, clip):
     assert np.array(boxes) == pytest.approx(want["boxes"][order].clamp(0, 1).numpy(), abs=1e-6)
     assert np.array_equal(masks.masks_KHW, np.stack([one.best()[0] for one in drawn]))
     assert np.array_equal(union.masks_KHW[0], masks.masks_KHW.any(axis=0))
+    assert session.counters.frame_encodings == 1
+    assert [one.repo for one in dino.weights()] == [dino.model, dino.masks["model"]]
 
 
 def test_what_is_found_on_the_best_frame_is_tracked(dino, clip):
