@@ -15,6 +15,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from refseg_bench import env
 from refseg_bench.backbones.base import GroundingMLLM
+from refseg_bench.backbones.chat import ChatModel
 from refseg_bench.config import components, schema
 from refseg_bench.config import compose as configs
 from refseg_bench.errors import ConfigError
@@ -101,10 +102,13 @@ def _method_for(overrides: Sequence[str]) -> list[str]:
     typed = dict(word.partition("=")[::2] for word in overrides)
     if typed.keys() & {"method", "experiment"}:
         return []
-    if "backbone" not in typed:
+    if typed.get("backbone", "null").lower() == "null":
         return ["method=lexical"]
     values = components.options("backbone", components.find("backbone", typed["backbone"]))
-    name = "decaf" if issubclass(schema.locate(values[schema.TARGET], "backbone"), GroundingMLLM) else "refam"
+    kind = schema.locate(values[schema.TARGET], "backbone")
+    name = (
+        "mllm_box" if issubclass(kind, ChatModel) else "decaf" if issubclass(kind, GroundingMLLM) else "refam"
+    )
     if str(values.get("path", "")).startswith("shipped:"):
         return [f"method={name}_tiny"]
     # The segmenter that the models' own packages bring.

@@ -58,6 +58,8 @@ def test_a_small_model_says_that_it_knows_rendered_shapes_only(
     ("typed", "chosen"),
     [
         ((), ["method=lexical"]),
+        (("backbone=null",), ["method=lexical"]),
+        (("backbone=chat",), ["method=mllm_box", "segmenter=sam2_hf"]),
         (("backbone=qwen2_5_vl_7b",), ["method=decaf", "segmenter=sam2_hf"]),
         (("backbone=flux1-dev", "segmenter=grabcut"), ["method=refam"]),
         (("backbone=tiny_mllm", "method.n_frames=4"), ["method=decaf_tiny"]),
