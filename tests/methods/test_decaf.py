@@ -349,6 +349,7 @@ def test_a_constant_volume_can_be_a_failure_of_its_sample_alone(moving):
         ({}, "Nothing.", None),
         ({"absent_words": ["nothing", "no"]}, " Nothing.", True),
         ({"absent_words": ["nothing", "no"]}, "NO", True),
+        ({"absent_words": ["None"]}, "none", True),
         ({"absent_words": ["nothing", "no"]}, "nothing else", False),
         ({"absent_words": ["nothing", "no"]}, "", False),
         ({"absent_words": []}, "nothing", False),

@@ -364,7 +364,8 @@ class DecAF(AttentionMethod):
         """Whether the expression means nothing in the clip; ``None`` = no rule is on."""
         if self.absent_words is None and self.absent_below is None:
             return None
-        said = read.answers[0].strip(" \t\n.!'\"").lower() in (self.absent_words or ())
+        words = [word.lower() for word in self.absent_words or ()]
+        said = read.answers[0].strip(" \t\n.!'\"").lower() in words
         return said or (self.absent_below is not None and self._contrast(read) < self.absent_below)
 
     def _coarse(self, clip: Clip, frames: tuple[int, ...], volume: FloatTHW) -> MaskTrack:
