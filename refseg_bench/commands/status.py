@@ -125,7 +125,8 @@ def _tell(store: RunStore, busy: Sequence[Submission], failures: int, table: Tab
         failure = store.read(line).failure
         assert failure is not None
         note(f"{line.sample}: {failure.kind}: {''.join(failure.message.splitlines()[:1])}")
-        notes.append(f"  log: {log_path(store.root, line.path.stem)}")
+        if (log := log_path(store.root, line.path.stem)).is_file():
+            notes.append(f"  log: {log}")
 
 
 def duration(seconds: float) -> str:

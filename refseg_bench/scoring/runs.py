@@ -43,13 +43,17 @@ class StoreSource:
         return self.root.name
 
     def survey(self, clip: Clip, expressions: Sequence[Expression]) -> Survey:
-        """The state of every expression, from the index alone."""
+        """The state of every expression, from the index alone where that tells it.
+
+        Masks of other code may lack frames, which their records tell.
+        """
         store = _opened(self.root)
         statuses = store.statuses(clip.id)
         states = {e.id: State(statuses.get(e.id, "missing")) for e in expressions}
-        if "failed" in statuses.values():
-            found = store.predictions(clip.id)
-            states.update({key: state_of(p, clip) for key, p in found.items() if key in states and not p.ok})
+        received = bool(store.info().source)
+        if received or "failed" in statuses.values():
+            found = store.predictions(clip.id).items()
+            states.update({k: state_of(p, clip) for k, p in found if k in states and (received or not p.ok)})
         for e in expressions if self.stale else ():
             if why := self.stale.get(sample_id(clip.id, e.id)):
                 states[e.id] = State("failed", why=f"predicted on other data: {why}")

@@ -273,3 +273,15 @@ def test_two_folders_of_runs_hold_other_masks_under_one_name(capsys):
         assert "100.0" in exact
         assert exact.split("|")[1] != moved.split("|")[1]
         assert exact.split("|")[2:] != moved.split("|")[2:]
+
+
+def test_a_saved_row_tells_its_gaps_and_names_no_log(capsys):
+    write_masks("masks", mevis_like())
+    Path("masks/v1/0/00001.png").unlink()
+    Image.fromarray(np.zeros((5, 5), np.uint8)).save("masks/v2/0/00000.png")
+    assert save("masks", "--name", "Gaps", "--partial") == 0
+    assert "1 failed, 0 missing, 1 with missing frames" in capsys.readouterr().err
+    assert main(["status"]) == 0
+    told = capsys.readouterr().out
+    assert "v2/0: " in told
+    assert "log:" not in told
