@@ -483,7 +483,7 @@ def to_latex(table: ResultTable) -> str:
     lines = [
         r"\begin{table}[t]",
         r"\centering",
-        rf"\caption{{{tex(' '.join((table.caption, *table.notes)))}}}",
+        rf"\caption{{{tex('. '.join((table.caption, *table.notes)))}}}",
         *before,
         rf"\begin{{tabular}}{{{columns}}}",
         r"\toprule",

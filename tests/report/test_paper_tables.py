@@ -201,9 +201,13 @@ def check_latex(text: str, folder: Path) -> None:
 def test_words_are_escaped_in_every_form(tmp_path: Path) -> None:
     nasty = r"a|b <script> [red]x[/red] *y* \z {q} 50% #1 $m$ ~^& `c`"
     table = tables.ResultTable(
-        nasty, (nasty, "J&F"), ((tables.Cell(nasty), tables.Cell("1.0", "0.5–1.5", True)),)
+        nasty,
+        (nasty, "J&F"),
+        ((tables.Cell(nasty), tables.Cell("1.0", "0.5–1.5", True)),),
+        notes=("a: no model", "b: the truth"),
     )
     latex = tables.to_latex(table)
+    assert ". a: no model. b: the truth}" in latex
     assert r"\textbar{}" in latex
     check_latex(latex, tmp_path)
     (row,) = [line for line in tables.to_markdown(table).splitlines() if "**1.0**" in line]
