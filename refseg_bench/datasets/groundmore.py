@@ -103,6 +103,13 @@ class GroundMore(MetaExpressions):
         if target is None:
             return None
         first, last = expression.attrs["action"]
+        if max(first, 0) > min(last, len(clip) - 1):
+            # Told, not refused: an answer of nothing is right then, also where the clock was misread.
+            at = self.place("videos", clip.id, self.entries, expression.id)
+            told = (
+                f"No frame of '{clip.id}' is in the action, frames {first} to {last} by clock={self.clock}."
+            )
+            at.tell("action outside", told, harmless=True)
         outside = blank(clip.size)
         objects = [
             replace(o, rles=tuple(c if first <= t <= last else outside for t, c in enumerate(o.rles)))

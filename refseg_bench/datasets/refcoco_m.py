@@ -86,7 +86,10 @@ class RefCocoM(RefCoco):
                 path = safe_join(made / "images", row["file_name"], at)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 picture = at.at("image").field(at.field(row, "image", dict), "bytes", str)
-                path.write_bytes(base64.b64decode(picture))
+                try:
+                    path.write_bytes(base64.b64decode(picture, validate=True))
+                except ValueError:
+                    at.at("image").tell("wrong type", "'bytes' holds text, no bytes.")
             link_or_copy(file, made / name)
             say(f"  unpacked the pictures of {name}")
         return made

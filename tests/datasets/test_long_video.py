@@ -76,7 +76,12 @@ def test_groundmore_is_empty_outside_of_the_action(tmp_path):
     both = data.target(clip, data.expressions(clip)[3])
     assert both.object_ids == ("1", "2")
     assert np.array_equal(union(both)[0], boxes(18)[0] | boxes(18, 14, 5)[0])
-    assert verify(data).ok
+    verdict = verify(data)
+    assert verdict.ok
+    (note,) = verdict.notes
+    assert note.endswith(
+        "questions.2: No frame of 'vid_0110_0113' is in the action, frames 6 to 5 by clock=source."
+    )
 
 
 @pytest.mark.parametrize(

@@ -213,3 +213,10 @@ def test_a_part_of_the_samples_pairs_as_the_whole_does(home, capsys):
     assert main(["compare", str(run), "--truth", "refcoco_m"]) == 0
     row = next(line.split() for line in capsys.readouterr().out.splitlines() if "mIoU" in line)
     assert row[row.index("mIoU") + 1 :][:3] == ["8.33", "4.69", "-3.65"]
+
+
+def test_text_where_a_picture_should_be_is_no_picture(tmp_path):
+    row = {"image_id": [1], "file_name": ["a.jpg"], "samples": [[]], "image": [{"bytes": "not one"}]}
+    pq.write_table(pa.table(row), tmp_path / "validation-0.parquet")
+    with pytest.raises(Damage, match="holds text"):
+        prepare("refcoco_m", [tmp_path / "validation-0.parquet"], tmp_path / "to", lambda line: None)
