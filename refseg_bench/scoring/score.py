@@ -358,17 +358,12 @@ def score_one_clip(
                 for e, target, union in zip(expressions, targets, unions, strict=False)
             ]
             views[side] = found, states, items
-        found = views[None][0]
-        answers = {e.id: p.answer for e in expressions if (p := found[e.id]) is not None}
-        told = {
-            unit: {**fact, "answer": answers.get(unit.rpartition("/")[2])} for unit, fact in facts.items()
-        }
         label_states = None if given.labels is None else _label_states(clip, given.labels)
         merged = given.labels
         if labels and merged is None:
             merged = merged_labels(clip, expressions, views[None][0])
         for protocol in protocols:
-            _, states, items = views[protocol.side]
+            found, states, items = views[protocol.side]
             here = {
                 e.id: _counted(protocol, clip, states[e.id], items, index)
                 for index, e in enumerate(expressions)
@@ -379,6 +374,10 @@ def score_one_clip(
                 parts.append(_Part(known, [], {}))
                 continue
             case = Case(clip, items, book, truth, merged or {}, instances, options.detail, options.partial)
+            answers = {e.id: p.answer for e in expressions if (p := found[e.id]) is not None}
+            told = {
+                unit: {**fact, "answer": answers.get(unit.rpartition("/")[2])} for unit, fact in facts.items()
+            }
             scores = _described(protocol.score_clip(case), told)
             read = _encodings(given.encodings, *(given.labels or {}).values())
             said = Counter(a for e in expressions if protocol.wants(e) and (a := answers.get(e.id)))

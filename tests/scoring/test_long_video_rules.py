@@ -119,7 +119,8 @@ def test_another_size_is_refused_with_names_or_brings_the_truth_to_it(world):
     write(answers / "b/0", boxes(4), size=(48, 64))
     with pytest.raises(IncompleteError, match=r"b/0.*\(48, 64\).*\(24, 32\)"):
         scored(world)
-    _, units = scored(world, "long-rvos:size=prediction")
+    got, units = scored(world, "long-rvos:size=prediction")
+    assert sum(got.notes["answers"].values()) == got.result.n == 4
     assert units["b/0"] == (1, 1, 1, 1)
     assert units["a/0"] == pytest.approx((2 / 4, 2 / 4, 1 / 3, 1 / 3))
     write(answers / "b/0", boxes(4), 2)
