@@ -153,7 +153,7 @@ def test_the_same_again_other_masks_and_another_source_are_told(capsys):
     assert save("moved", "--name", "A") == 0
 
 
-def test_a_file_of_run_lengths_and_a_threshold():
+def test_a_file_of_run_lengths_and_a_threshold(capsys):
     data = mevis_like()
     write_masks("grey", data, level=100)
     assert save("grey", "--threshold", "127") == 0
@@ -169,7 +169,9 @@ def test_a_file_of_run_lengths_and_a_threshold():
             rles = [{"size": list(clip.size), "counts": counts.decode()} for counts in union.rles]
             masks[f"{clip.id}/{e.id}"] = rles
     Path("p.json").write_text(json.dumps(masks))
+    capsys.readouterr()
     assert save("p.json") == 0
+    assert "predictions_read" not in capsys.readouterr().err  # There is no file of pixels.
     store = RunStore.open(next(Path("runs").glob("p-mevis-*")))
     assert next(iter(store.results().values())).metrics["J&F"].value == 1
 
