@@ -116,9 +116,11 @@ def save(
     # Written last, as for any run: a folder without it is none.
     store.keep(sealed(to_plain(dataclasses.asdict(info)), 2), "run.json")
     notes = [*source.notes(dataset), *reading.coverage.shown()]
+    if reading.encodings:
+        notes.insert(0, f"predictions_read: {counted(reading.encodings)}")
     if inside := inside_dataset(source.root, dataset):
         notes.insert(0, f"predictions: {inside}")
-    return store, [told, f"predictions_read: {counted(reading.encodings)}", *notes]
+    return store, [told, *notes]
 
 
 def _told(reading: _Reading, info: RunInfo, known: RunInfo | None, store: RunStore) -> str:
