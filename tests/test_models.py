@@ -122,6 +122,18 @@ def test_weights_of_the_hub_are_known_by_their_commit(cache, monkeypatch):
     assert models.content(Weights("some/model", "b" * 40)) == "b" * 40
     assert models.content(Weights("some/model", "v1")) is None
     assert models.content(Weights("none/model")) is None
+    assert models.content(Weights("no/such/folder")) is None
+
+
+def test_weights_of_a_name_in_no_encoding_are_known(tmp_path, monkeypatch):
+    (tmp_path / "w").mkdir()
+    path = os.fsencode(tmp_path / "w") + b"/\xe9.safetensors"
+    with open(path, "wb") as handle:
+        handle.write(bytes(2 << 20))
+    later = time.time() + 10
+    monkeypatch.setattr(models.time, "time", lambda: later)
+    needed = Weights(str(tmp_path / "w"))
+    assert models.content(needed, tmp_path / "cache") == models.content(needed) is not None
 
 
 def test_untrained_models_of_the_hub_are_those_of_the_revision_and_from_this_machine(monkeypatch):

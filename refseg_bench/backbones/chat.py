@@ -21,6 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
@@ -362,6 +363,17 @@ class ChatLocal(ChatModel):
             )
         patterns = ("*.json", "*.safetensors", "*.txt", "*.jinja")
         return (Weights(self.model, self.revision or None, patterns=patterns, component="backbone"),)
+
+    def identity(self) -> dict[str, Any]:
+        """See the base: a local model is what its files hold, not where they lie."""
+        return super().identity() | self._content
+
+    @cached_property
+    def _content(self) -> dict[str, str | None]:
+        from refseg_bench.backbones.weights import content
+
+        needed = self.weights()[0]
+        return {"weights": content(needed, self.cache_root)} if needed.local else {}
 
     async def complete(self, messages: Sequence[Message]) -> Reply:
         """One generation; nothing else of the process goes on meanwhile."""

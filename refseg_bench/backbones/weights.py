@@ -293,7 +293,7 @@ def _sha256(path: Path, memory: Cache) -> str:
     # Times of the inode as well: copying tools set the other. Those of a file that is just being written
     # don't tell two contents apart.
     key = {
-        "file": str(path.resolve()),
+        "file": str(path.resolve()).encode("utf-8", "backslashreplace").decode("utf-8"),
         "state": [state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino],
     }
     lasting = state.st_size > 1 << 20 and time.time() - state.st_ctime > 2
@@ -314,7 +314,10 @@ def _commit(weights: Weights) -> str | None:
     _require_hub("Looking into the hub's cache")
     from huggingface_hub.file_download import repo_folder_name
 
-    folder = cache_folder() / repo_folder_name(repo_id=weights.repo, repo_type="model")
+    try:
+        folder = cache_folder() / repo_folder_name(repo_id=weights.repo, repo_type="model")
+    except ValueError:
+        return None  # no id of the hub: who loads it tells of it
     wanted = weights.revision or "main"
     with contextlib.suppress(OSError, ValueError):  # a commit is its own name
         wanted = (folder / "refs" / wanted).read_text("utf-8").strip()

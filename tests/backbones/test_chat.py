@@ -7,6 +7,7 @@ import base64
 import io
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -24,6 +25,7 @@ from PIL import Image
 from refseg_bench import env
 from refseg_bench.backbones.chat import ChatEndpoint, ChatError, ChatLocal, Conversation, Message
 from refseg_bench.errors import ConfigError, RefsegError
+from refseg_bench.files import resources
 
 pytest.importorskip("openai")
 PICTURE = np.random.default_rng(0).integers(0, 255, (28, 56, 3)).astype(np.uint8)
@@ -363,6 +365,21 @@ def test_a_model_in_this_process_talks_and_is_replayed(tmp_path):
     deaf = ChatLocal(model="shipped:tiny_mllm", max_tokens=6, dtype="float32", device="cpu", offline=True)
     deaf.cache_root = tmp_path
     assert talk(deaf, (picture, "What is the red disc?"))[0] == said
+
+
+def test_a_local_model_that_was_replaced_is_asked_again(tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(resources.weights("tiny_mllm"), folder)
+
+    def ask():
+        model = ChatLocal(model=str(folder), max_tokens=2, dtype="float32", device="cpu")
+        model.cache_root = tmp_path / "cache"
+        return talk(model, "What is the red disc?")[1].cost.replayed
+
+    assert [ask(), ask()] == [0, 1]
+    config = folder / "config.json"
+    config.write_text(config.read_text() + "\n")
+    assert ask() == 0
 
 
 @pytest.mark.slow
