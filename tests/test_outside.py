@@ -280,7 +280,7 @@ def test_every_command_knows_them(
     assert theirs.startswith("runs/click-squares-")
     monkeypatch.delenv(searchpath.SEARCHPATH)  # as in another shell
     assert "done" in said(capsys, "status")
-    assert "1 [1.0000, 1.0000]" in said(capsys, "score", theirs, "-j", "2")
+    assert "100.00 [100.00, 100.00]" in said(capsys, "score", theirs, "-j", "2")
     assert "mean-iou@1" in said(capsys, "report")
     assert "mIoU" in said(capsys, "compare", theirs, ours)
     assert "3 frames" in said(
@@ -289,7 +289,7 @@ def test_every_command_knows_them(
 
     # predictions of other code, and a server
     other_code(Path("masks"))
-    assert "1 [1.0000, 1.0000]" in said(capsys, "score", "--predictions", "masks", "--dataset", "squares")
+    assert "100.00 [100.00, 100.00]" in said(capsys, "score", "--predictions", "masks", "--dataset", "squares")
     assert "6 masks" in said(capsys, "submission", theirs)
     assert "fit" in said(capsys, "submission", "--check", f"{theirs}/submission.zip", "--dataset", "squares")
     assert "6 masks" in said(capsys, "submission", "--predictions", "masks", "--dataset", "squares")
@@ -313,7 +313,7 @@ def test_a_class_that_inherits_nothing_has_the_hooks_in_every_process(
     assert "all well" in said(capsys, "data", "verify", "squares")
     other_code(Path("masks"))
     command = ("score", "--predictions", "masks", "--dataset", "squares", "-j", "2")
-    assert "1 [1.0000, 1.0000]" in said(capsys, *command)
+    assert "100.00 [100.00, 100.00]" in said(capsys, *command)
 
 
 def test_a_set_that_can_t_be_built_hides_no_other(
