@@ -289,7 +289,9 @@ def test_every_command_knows_them(
 
     # predictions of other code, and a server
     other_code(Path("masks"))
-    assert "100.00 [100.00, 100.00]" in said(capsys, "score", "--predictions", "masks", "--dataset", "squares")
+    assert "100.00 [100.00, 100.00]" in said(
+        capsys, "score", "--predictions", "masks", "--dataset", "squares"
+    )
     assert "6 masks" in said(capsys, "submission", theirs)
     assert "fit" in said(capsys, "submission", "--check", f"{theirs}/submission.zip", "--dataset", "squares")
     assert "6 masks" in said(capsys, "submission", "--predictions", "masks", "--dataset", "squares")
