@@ -87,7 +87,7 @@ class GroundMore(MetaExpressions):
 
     def _second(self, value: Any, at: Place) -> float | None:
         found = _TIME.fullmatch(str(value)) if type(value) in (str, int, float) else None
-        if found is None:
+        if found is None or (":" in str(value) and float(found[3]) >= 60):
             at.tell("bad time", f"The time is {value!r}.", allowed=["mm:ss", "hh:mm:ss", "seconds"])
             return None
         hours, minutes, seconds = found.groups(default="0")

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from refseg_bench.config import schema
 from refseg_bench.config.components import protocol_of
 from refseg_bench.datasets.base import Dataset, OtherTruth
-from refseg_bench.datasets.verify import manifest
 from refseg_bench.errors import ScoreError
 from refseg_bench.report.naming import differing, options_of, titles
 from refseg_bench.run.build import dataset_of, frozen, lasting_of, received
@@ -108,15 +107,6 @@ def compare(
     Raises:
         ScoreError: the runs share no protocol or no unit, or are of different data.
     """
-    for one, other in ((first, second), (second, first)):
-        data, its = (store.info().choices.get("dataset", "") for store in (one, other))
-        facts = manifest(data)
-        if facts is not None and facts.unlike == its:
-            raise ScoreError(
-                f"Samples of '{data}' and '{its}' that have the same id are different sentences.",
-                where=f"{one.root.name}, {other.root.name}",
-                hint="Compare runs of one data set.",
-            )
     before, after = (
         f"{store.info().choices.get('dataset')}, {lasting_of(store)['dataset'].get('split')}"
         for store in (first, second)

@@ -11,7 +11,7 @@ from refseg_bench.cli import main
 from refseg_bench.config.components import open_protocol
 from refseg_bench.datasets.groundmore import GroundMore
 from refseg_bench.datasets.long_rvos import LongRvos
-from refseg_bench.errors import ScoreError
+from refseg_bench.errors import ConfigError, ScoreError
 from refseg_bench.scoring.foreign import open_predictions
 from refseg_bench.scoring.score import Options, score
 from refseg_bench.scoring.sources import IncompleteError
@@ -177,6 +177,8 @@ def test_groundmore_refuses_what_is_missing(tmp_path, monkeypatch):
     data, source = GroundMore(root=tmp_path / "set"), open_predictions(tmp_path / "answers")
     with pytest.raises(IncompleteError, match="frame_000001"):
         score(data, [source], [open_protocol("groundmore")], ONE)
+    with pytest.raises(ConfigError, match="-3 frames"):
+        open_protocol("groundmore:sampled=-3")
     short = dataclasses.replace(open_protocol("groundmore"), sampled=1)
     (got,) = score(data, [source], [short], ONE)
     assert got.table.values["J"].tolist() == [1]

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from refseg_bench.errors import ConfigError
 from refseg_bench.scoring.boundary import boundary_f, jaccard
 from refseg_bench.scoring.counts import CountBook
 from refseg_bench.scoring.protocols.base import (
@@ -369,9 +370,14 @@ class GroundMore(RvosExpression):
     policy: ClassVar[Policy] = Policy()
     unsettled: ClassVar[tuple[str, ...]] = ("sampled",)
 
+    def __post_init__(self) -> None:
+        if self.sampled < 0:
+            what = f"{self.sampled} frames of a clip can't be scored."
+            raise ConfigError(what, where="groundmore:sampled", allowed=["0 = all", "1, 2, 3 …"])
+
     def needs(self, clip: Clip) -> Sequence[int]:
         """The frames that count, one of them more than once where a clip has fewer."""
-        if self.sampled <= 0:
+        if not self.sampled:
             return range(len(clip))
         return [int(t) for t in np.linspace(0, len(clip) - 1, self.sampled, dtype=int)]
 
