@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from refseg_bench.backbones.chat import ChatEndpoint
 from refseg_bench.config import schema
 from refseg_bench.config.schema import adopt
 from refseg_bench.datasets.base import Dataset
@@ -194,3 +195,12 @@ def test_no_shipped_yaml_repeats_a_default() -> None:
                 assert node["seed"] == "${seed}", f"{group}={name} draws whatever `seed=` says"
             checked += 1
     assert checked > 50
+
+
+def test_a_part_of_another_kind_is_refused_before_any_sample() -> None:
+    chat = ChatEndpoint(model="x")
+    with pytest.raises(ConfigError, match="RefAM can't use the backbone ChatEndpoint") as told:
+        schema.build(
+            {"_target_": "refseg_bench.methods.refam.RefAM"}, "method", backbone=chat, segmenter=None
+        )
+    assert told.value.allowed == ["DiT"]

@@ -161,6 +161,10 @@ def allow(*targets: str) -> None:
     searchpath.extend(f"pkg://{name}" for name in _packages(targets) if not _trusted(name))
 
 
+def _ours(cls: type) -> bool:
+    return cls.__module__.partition(".")[0] == _OWN
+
+
 def _packages(targets: Iterable[str]) -> list[str]:
     return sorted({target.partition(".")[0] for target in targets})
 
@@ -304,10 +308,25 @@ def construct(cls: type[T], values: Mapping[str, Any], where: str, **ready: Any)
     """Build a component from plain values; ``ready`` are its injected parts.
 
     Raises:
-        ConfigError: as :func:`conform`.
+        ConfigError: as :func:`conform`; or a part of this package is of another kind than the class takes.
     """
     wanted = {name: part for name, part in ready.items() if name in injected(cls)}
+    _refuse_unfit(cls, wanted, where)
     return cls(**_given(cls, values, where, made=True), **wanted)
+
+
+def _refuse_unfit(cls: type, parts: Mapping[str, Any], where: str) -> None:
+    for name, part in parts.items():
+        hint = _hints(cls)[name]
+        takes = [a for a in get_args(hint) or [hint] if isinstance(a, type) and issubclass(a, Component)]
+        # One of other code need not inherit.
+        if takes and _ours(type(part)) and not isinstance(part, tuple(takes)):
+            raise ConfigError(
+                f"{cls.__name__} can't use the {name} {type(part).__name__}.",
+                where=where,
+                allowed=[one.__name__ for one in takes],
+                hint=f"Choose another with {name}=NAME.",
+            )
 
 
 def _given(cls: type, values: Mapping[str, Any], where: str, made: bool) -> dict[str, Any]:
