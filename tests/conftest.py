@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, settings
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("REFSEG_SEARCHPATH", "pkg://tests")
+os.environ["COLUMNS"] = "80"  # or tables would be as wide as the terminal that pytest was started in
 
 settings.register_profile(
     "repeatable",

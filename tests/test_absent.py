@@ -115,7 +115,7 @@ def test_the_two_releases_are_not_compared(v2: Path, capsys: pytest.CaptureFixtu
     assert len(runs) == 2
     capsys.readouterr()
     assert main(["compare", *runs]) == 2
-    assert "same id are different sentences" in capsys.readouterr().err
+    assert "different data: mevis, valid_u, and mevis_v2, valid_u" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
