@@ -16,7 +16,12 @@ from refseg_bench.report.html import write_report
 from refseg_bench.run.store import RunStore, runs_in
 from refseg_bench.types import Answer, MaskTrack, Prediction
 from tests.datasets.conftest import video
-from tools.writers import write_meta_expressions_set, write_mevis_v2_set
+from tools.writers import (
+    write_groundmore_set,
+    write_long_rvos_set,
+    write_meta_expressions_set,
+    write_mevis_v2_set,
+)
 
 WORDS = [("it", [0], {}), ("the unicorn", [], {"type": "absent"}), ("both", [0, 1], {})]
 
@@ -116,6 +121,24 @@ def test_the_two_releases_are_not_compared(v2: Path, capsys: pytest.CaptureFixtu
     capsys.readouterr()
     assert main(["compare", *runs]) == 2
     assert "different data: mevis, valid_u, and mevis_v2, valid_u" in capsys.readouterr().err
+
+
+def test_one_command_over_the_new_sets(v2: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each stands in a table of its own, by its own rules; a truth given as the answer gets full marks."""
+    timed = [("who leaves?", [0], {"q_type": "Causal", "action_start": "0:00", "action_end": "0:01"})]
+    typed = [("it", [0], {"type": "static"}), ("what moves", [1], {"type": "dynamic"})]
+    write_long_rvos_set(Path("data/long_rvos"), "valid", [video(expressions=typed)])
+    write_groundmore_set(Path("data/groundmore"), "test", [video("ab_0000_0001", 6, timed)])
+    command = ["run", "-m", "dataset=mevis_v2,long_rvos,groundmore", "method=oracle,lexical,empty"]
+    assert main([*command, "score.bootstrap=0", "score.jobs=1", "--no-html"]) == 0
+    told = capsys.readouterr().out
+    for title in ("mevis_v2 · mevis-v2@1", "long_rvos · long-rvos@1", "groundmore · groundmore@1"):
+        assert f"{title} · percent" in told
+    rows = list(csv.DictReader(io.StringIO(report("--format", "csv", capsys=capsys))))
+    found = {(row["dataset"], row["method"], row["metric"]): float(row["value"]) for row in rows}
+    for dataset in ("mevis_v2", "long_rvos", "groundmore"):
+        assert found[dataset, "oracle", "J&F"] == 1
+        assert 0 <= found[dataset, "empty", "J&F"] < 1
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,20 @@ def ask(clip, *texts, **options):
     return list(method.predict(clip, [Expression(str(i), text) for i, text in enumerate(texts)]))
 
 
+def test_a_long_clip_is_measured_on_some_frames_and_tracked_on_all(tmp_path):
+    """What the measures keep is bound by ``frames``, however long the clip is."""
+    things = [("red", "plain", 8, 60, 20, (0, -2)), ("blue", "plain", 60, 20, 24, (0, 2))]
+    frames, masks = scene(21, things)
+    clip = save(tmp_path / "long", frames)
+    red, left = ask(clip, "the red one", "the one moving to the left", frames=6)
+    assert red.map_frames["heat"] == (0, 4, 8, 12, 16, 20)
+    assert red.maps["heat"].shape[0] == 6
+    assert red.point.frame in red.map_frames["heat"]
+    assert masks[0, red.point.frame][round(red.point.y * SIZE[0] - 0.5), round(red.point.x * SIZE[1] - 0.5)]
+    assert iou(red.track, masks[0]) > 0.7
+    assert left.details["chosen"] == red.details["chosen"]
+
+
 @pytest.fixture(scope="module")
 def moving(tmp_path_factory):
     things = [

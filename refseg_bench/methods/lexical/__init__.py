@@ -30,6 +30,7 @@ from refseg_bench.methods.lexical.things import (
     border_contrast,
     camera_path,
     colour_names,
+    evenly,
     measure,
 )
 from refseg_bench.methods.lexical.words import COLOURS, Query, parse
@@ -48,7 +49,8 @@ class Lexical(Method):
     Attributes:
         segmenter: tracks the regions.
         working_size: longest side of the frames that are measured, in pixels.
-        seed_frames: evenly spaced frames on which things are looked for.
+        frames: evenly spaced frames that are measured, at most; things are tracked through all.
+        seed_frames: evenly spaced ones of these, on which things are looked for.
         max_things: most things tracked per clip.
         min_area: smallest thing, as a share of the frame.
         closing: gaps (stripes, dots) bridged, as a share of the longest side.
@@ -65,6 +67,7 @@ class Lexical(Method):
     knows: ClassVar[str] = "colours, sizes, places and motion that the words name; no model"
     segmenter: Segmenter
     working_size: int = 256
+    frames: int = 128
     seed_frames: int = 5
     max_things: int = 10
     min_area: float = 0.004
@@ -92,13 +95,14 @@ class Lexical(Method):
 
     def _look(self, clip: Clip, session: SegmenterSession) -> MeasuredClip:
         shape = classic.working_shape(clip.size, self.working_size)
-        whole = (clip.load([index])[0] for index in range(len(clip)))
+        measured = evenly(len(clip), self.frames)
+        whole = (clip.load([index])[0] for index in measured)
         frames = np.stack([cv2.resize(frame, shape[::-1], interpolation=cv2.INTER_AREA) for frame in whole])
         names_THWK = colour_names(frames, self.colour_spread)
         saliency = border_contrast(frames)
         seeds = [
-            (i, self._seeds(names_THWK[i], saliency[i]))
-            for i in sorted({round(t) for t in np.linspace(0, len(clip) - 1, self.seed_frames).tolist()})
+            (measured[i], self._seeds(names_THWK[i], saliency[i]))
+            for i in evenly(len(measured), self.seed_frames)
         ]
         tracks: list[MaskTrack] = []
         for frame, regions in sorted(seeds, key=lambda pair: -len(pair[1])):  # where they stand apart, first
@@ -109,8 +113,10 @@ class Lexical(Method):
                     moved = ((t, found[0]) for t, found in session.propagate(frame, [Prompt(mask=seed)]))
                     tracks.append(MaskTrack.gather(moved, clip.size, [None] * len(clip)))
         camera_T2 = camera_path(frames)
-        things = [measure(track, frames, names_THWK, camera_T2, self.plain_energy) for track in tracks]
-        return MeasuredClip(clip, saliency, names_THWK, things)
+        things = [
+            measure(track, measured, frames, names_THWK, camera_T2, self.plain_energy) for track in tracks
+        ]
+        return MeasuredClip(clip, measured, saliency, names_THWK, things)
 
     def _seeds(self, names_HWK: Float, saliency_HW: Float) -> list[BoolHW]:
         """Regions of one colour name that stand out; white stripes of a red thing are part of it."""
@@ -140,14 +146,14 @@ class Lexical(Method):
             inside = heat * np.any([scene.things[k].masks_THW for k in chosen], axis=0)
             frame, row, column = np.unravel_index(int(inside.argmax()), inside.shape)
             y, x = (row + 0.5) / heat.shape[1], (column + 0.5) / heat.shape[2]
-            point = HeatPoint(int(frame), float(y), float(x), float(inside.max()))
+            point = HeatPoint(scene.frames[int(frame)], float(y), float(x), float(inside.max()))
         return Grounding(
             expression,
             MaskTrack.union([scene.things[k].track for k in chosen], clip.size, len(clip)),
             point=point,
             no_target=not chosen,
             maps={"heat": heat},
-            map_frames={"heat": tuple(range(len(clip)))},
+            map_frames={"heat": scene.frames},
             details={"scores": [round(float(score), 4) for score in best_N], "chosen": chosen},
         )
 

@@ -1,13 +1,14 @@
 """What can be measured of a clip and of a tracked region without a model: colours, texture, place, path.
 
-Axes: ``T`` frames, ``H`` rows, ``W`` columns, ``C`` RGB, ``K`` colour names. Nothing here knows words
-beyond the names of colours and textures.
+Axes: ``T`` measured frames, ``H`` rows, ``W`` columns, ``C`` RGB, ``K`` colour names. Nothing here knows
+words beyond the names of colours and textures.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -34,7 +35,7 @@ class Region:
     """A tracked region and what can be measured of it.
 
     Attributes:
-        track: its masks at the clip's size; masks_THW: at working size.
+        track: its masks at the clip's size, on all frames; masks_THW: at working size.
         colours: share of each colour name among its pixels with a hue (grey tones: among all pixels).
         textures: how plain, striped, dotted, checked its surface is, each in [0, 1].
         area: its usual area as a share of the frame.
@@ -57,12 +58,22 @@ class Region:
 
 @dataclass(frozen=True, eq=False)
 class MeasuredClip:
-    """A clip's things and pixel cues: saliency in Lab units, share of each colour name."""
+    """A clip's measured frames, things and pixel cues: saliency in Lab units, share of each colour name."""
 
     clip: Clip
+    frames: tuple[int, ...]
     saliency_THW: Float
     names_THWK: Float
     things: list[Region]
+
+
+def evenly(length: int, count: int) -> tuple[int, ...]:
+    """At most ``count`` indices from 0 to ``length`` - 1, evenly spaced, ends included.
+
+    >>> evenly(9, 4), evenly(3, 5)
+    ((0, 3, 5, 8), (0, 1, 2))
+    """
+    return tuple(sorted({round(t) for t in np.linspace(0, length - 1, min(count, length)).tolist()}))
 
 
 def colour_names(frames_THWC: NDArray[np.uint8], spread: float) -> Float:
@@ -136,6 +147,7 @@ def texture_of(gray_HW: NDArray[np.uint8], mask_HW: BoolHW, plain_energy: float)
 
 def measure(
     track: MaskTrack,
+    measured: Sequence[int],
     frames_THWC: NDArray[np.uint8],
     names_THWK: Float,
     camera_T2: NDArray[np.float64],
@@ -144,7 +156,8 @@ def measure(
     """Read a tracked region's attributes off the frames."""
     shape = frames_THWC.shape[1:3]
     blank = np.zeros(shape, bool)
-    masks = np.stack([blank if mask is None else classic.resize_mask(mask, shape) for mask in track.masks()])
+    seen = (track.mask(frame) for frame in measured)
+    masks = np.stack([blank if mask is None else classic.resize_mask(mask, shape) for mask in seen])
     areas = masks.sum((1, 2)).astype(np.float64)
     usual = max(float(np.percentile(areas[areas > 0], 75)) if areas.any() else 0.0, 1.0)
     clear = np.flatnonzero(areas >= 0.7 * usual)  # partly hidden, a thing looks like something else
