@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -14,7 +16,11 @@ from hypothesis import HealthCheck, settings
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("REFSEG_SEARCHPATH", "pkg://tests")
-os.environ["COLUMNS"] = "80"  # or tables would be as wide as the terminal that pytest was started in
+# Or tables would be as wide as the terminal that pytest was started in. readline writes that terminal's width
+# into the environment of later processes, past os.environ, when it is first imported.
+with contextlib.suppress(ImportError):
+    importlib.import_module("readline")
+os.environ["COLUMNS"] = "80"
 
 settings.register_profile(
     "repeatable",
@@ -24,6 +30,11 @@ settings.register_profile(
     max_examples=60,
 )
 settings.load_profile("repeatable")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow tests first, or one process would end minutes after the others with the longest."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 @pytest.fixture(autouse=True)
