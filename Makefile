@@ -18,7 +18,7 @@ PYTEST_ARGS ?= -n auto --dist loadgroup
 # What `make gpu-check` measures: any components with their options, as in `refseg doctor --help`.
 CHECK ?= backbone=tiny_mllm backbone=tiny_dit
 
-.PHONY: demo setup test quick lint types tables gpu-check clean
+.PHONY: demo setup test quick oldest lint types tables gpu-check clean
 
 demo: $(VENV)/.user          ## install for use, then run, score and report the embedded default
 	$(BIN)/refseg run
@@ -28,6 +28,12 @@ test: setup                  ## install for development, then run every test
 
 quick: setup                 ## the tests that take no time
 	$(BIN)/python -m pytest $(PYTEST_ARGS) -m "not slow"
+
+# torch stays as it is: the packages that an old one brings are gigabytes.
+oldest: setup                ## the models' tests on the oldest transformers, diffusers and accelerate allowed
+	$(INSTALL) --target $(VENV)/oldest --no-deps --resolution lowest-direct \
+	  $$(grep -oE '(transformers|diffusers|accelerate)>=[0-9.]+' pyproject.toml | sort -u)
+	PYTHONPATH=$(VENV)/oldest $(BIN)/python -m pytest $(PYTEST_ARGS) -m "not slow" tests/backbones
 
 setup: $(VENV)/.dev          ## install for development
 
