@@ -134,6 +134,7 @@ def test_one_command_over_the_new_sets(v2: Path, capsys: pytest.CaptureFixture[s
     told = capsys.readouterr().out
     for title in ("mevis_v2 · mevis-v2@1", "long_rvos · long-rvos@1", "groundmore · groundmore@1"):
         assert f"{title} · percent" in told
+    assert "not settled by the publication: sampled=0, clock=source, action_end=exclusive, fps=6.0" in told
     rows = list(csv.DictReader(io.StringIO(report("--format", "csv", capsys=capsys))))
     found = {(row["dataset"], row["method"], row["metric"]): float(row["value"]) for row in rows}
     for dataset in ("mevis_v2", "long_rvos", "groundmore"):

@@ -42,6 +42,8 @@ class Dataset(Component):
     folders: Sequence[str] = ()
     #: Ids of the protocols a run is scored under unless it says otherwise.
     protocols: Sequence[str] = ()
+    #: Options whose value the publication leaves open: tables say how they were set.
+    unsettled: ClassVar[tuple[str, ...]] = ()
     #: True if a frame file that no clip lists is damage (``refseg data verify``).
     every_frame_listed: bool = False
     #: Receives what is wrong with its files: a run refuses the first, ``refseg data verify`` collects all.

@@ -50,6 +50,7 @@ class GroundMore(MetaExpressions):
 
     entries: ClassVar[str] = "questions"
     words: ClassVar[str] = "question"
+    unsettled: ClassVar[tuple[str, ...]] = ("clock", "action_end", "fps")
 
     name: str = "groundmore"
     split: str = "test"

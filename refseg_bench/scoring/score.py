@@ -151,7 +151,9 @@ def score(
         refuse(source, found, options.strict)
     results: list[Scored] = []
     for sheet in sheets:
-        result = conclude(sheet.protocol, sheet.table, sheet.coverage, options.bootstrap, sheet.notes)
+        result = conclude(
+            sheet.protocol, dataset, sheet.table, sheet.coverage, options.bootstrap, sheet.notes
+        )
         results.append(
             Scored(sheet.source.name, sheet.protocol, result, sheet.table, sheet.coverage, sheet.notes)
         )
@@ -231,6 +233,7 @@ def check_fit(protocol: ScoringProtocol, dataset: Dataset) -> None:
 
 def conclude(
     protocol: ScoringProtocol,
+    dataset: Dataset,
     table: ScoreTable,
     coverage: Coverage,
     bootstrap: Bootstrap,
@@ -254,7 +257,9 @@ def conclude(
         details={
             "rules": _node(protocol),
             "policy": dataclasses.asdict(protocol.policy),
-            "unsettled": {name: getattr(protocol, name) for name in protocol.unsettled},
+            "unsettled": {
+                name: getattr(owner, name) for owner in (protocol, dataset) for name in owner.unsettled
+            },
             "printed": protocol.printed({name: e.value for name, e in estimates.items()}),
             "interval": dataclasses.asdict(bootstrap),
             "failed": list(coverage.failed),

@@ -100,7 +100,7 @@ def test_a_value_some_units_lack_is_nan():
 MILLION = """
 import sys, time
 import numpy as np
-from refseg_bench.config.components import open_protocol
+from refseg_bench.config.components import open_dataset, open_protocol
 from refseg_bench.scoring.stats import Bootstrap
 from refseg_bench.scoring.table import ScoreTable
 from refseg_bench.scoring.sources import Coverage
@@ -115,7 +115,8 @@ for clip in range(n // 20):
                        {"type_id": e % 3, "objects": e % 4, "size": v, "frames_counted": 60})
                  for e, v in enumerate(j.tolist()))
 made = time.process_time()
-result = conclude(open_protocol("rvos-expr"), table, Coverage(expected=n), Bootstrap(1000))
+rules, truth = open_protocol("rvos-expr"), open_dataset("shapes")
+result = conclude(rules, truth, table, Coverage(expected=n), Bootstrap(1000))
 assert abs(result.metrics["J"].value - table.values["J"].mean()) < 1e-12
 # ru_maxrss of a child starts at its parent's peak; this mark starts at its own.
 peak = next(int(x.split()[1]) for x in open("/proc/self/status") if x.startswith("VmHWM")) / 1024
