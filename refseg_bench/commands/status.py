@@ -39,10 +39,10 @@ def main(args: argparse.Namespace) -> int:
     notes: list[str] = []
     stores = find_runs(args.runs)
     busy = living(stores)
-    code = 0
+    code, shared = 0, dict[int, Present]()
     for store in stores:
         try:
-            _tell(store, busy[store.root], args.failures, table, notes)
+            _tell(store, shared, busy[store.root], args.failures, table, notes)
         except RefsegError as error:
             # A run that can't be read doesn't hide the others.
             notes.append(f"{store.root.name}  {error}")
@@ -54,7 +54,14 @@ def main(args: argparse.Namespace) -> int:
     return code
 
 
-def _tell(store: RunStore, busy: Sequence[Submission], failures: int, table: Table, notes: list[str]) -> None:
+def _tell(
+    store: RunStore,
+    shared: dict[int, Present],
+    busy: Sequence[Submission],
+    failures: int,
+    table: Table,
+    notes: list[str],
+) -> None:
     """One run: its row, and what there is to say below."""
 
     def note(text: str) -> None:
@@ -74,7 +81,7 @@ def _tell(store: RunStore, busy: Sequence[Submission], failures: int, table: Tab
             few = ", ".join(surplus[:3]) + (" …" if len(surplus) > 3 else "")
             note(f"{len(surplus)} samples are not in the data set and don't count: {few}")
             index = {sample: line for sample, line in index.items() if sample in asked}
-        differing = stale(store, dataset.work, Present(dataset, dataset.seen))
+        differing = stale(store, dataset.work, dataset.present(shared))
         if changed := dataset.changed():
             note(
                 f"{changed} has changed since the last command that opened the data set; "

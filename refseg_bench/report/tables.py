@@ -154,10 +154,11 @@ def leave_out_outdated(stores: Sequence[RunStore], say: Callable[[str], None]) -
         stores: the runs; their ``outdated`` is added to.
         say: takes a line for each result.
     """
+    shared: dict[int, Present] = {}
     for store in stores:
         results = store.results()
         dataset = recorded(store) if results else None
-        present = Present(dataset, dataset.seen) if dataset else None
+        present = dataset.present(shared) if dataset else None
         for protocol in results:
             made = store.made_from(protocol)
             if not {"predictions", "facts", "state", "files"} <= made.keys():
@@ -542,8 +543,8 @@ def to_csv(rows: Sequence[Row]) -> str:
     )  # fmt: skip
 
 
-def to_json(rows: Sequence[Row]) -> str:
-    """The rows as a JSON list, full precision; NaN is null."""
+def records_of(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """The rows as JSON values, full precision; NaN is null."""
     records = []
     for row in rows:
         metrics = {
@@ -554,7 +555,12 @@ def to_json(rows: Sequence[Row]) -> str:
         records.append(
             {**row.about, "metrics": metrics, **coverage, "answers": answers, "scale": row.result.scale}
         )
-    return json.dumps(records, indent=2) + "\n"
+    return records
+
+
+def to_json(rows: Sequence[Row]) -> str:
+    """:func:`records_of` as a text."""
+    return json.dumps(records_of(rows), indent=2) + "\n"
 
 
 #: Format name → text of all rows of some runs. ``term`` prints and is not here.

@@ -90,6 +90,8 @@ _HEAD = re.compile(
 
 # And ends with the checksum of all bytes before.
 _TAIL = re.compile(rb', "check": "([0-9a-f]{16})"\}\s*\Z')
+#: Its length, where nothing but the newline comes after it.
+_TAIL_LENGTH = len(', "check": "0123456789abcdef"}\n')
 #: Most bytes of a line.
 _LONGEST = 256 << 20
 
@@ -266,23 +268,30 @@ def _stored(raw: bytes, path: Path, offset: int, run: str) -> StoredLine | None:
     head = _HEAD.match(raw)
     if head is None or _sound(raw, path) is False:
         return None
+    named, within, ok, turn, facts, files, state, truth, weights, digest = head.groups()
     try:
-        sample, clip = json.loads(head[1]), sys.intern(json.loads(head[2]))
+        sample, clip = _text(named), sys.intern(_text(within))
     except ValueError:
         return None
-    if not sample.startswith(f"{clip}/") or (run and head[10] not in (None, run.encode())):
+    if not sample.startswith(f"{clip}/") or (run and digest is not None and digest.decode() != run):
         return None
     inputs = None
-    if head[4] is not None:
+    if turn is not None:
         # Samples of one clip share their digests.
-        files, state, weights = (sys.intern((head[part] or b"").decode()) for part in (6, 7, 9))
-        inputs = (head[5].decode(), files, state, (head[8] or b"").decode(), weights)
-    return StoredLine(sample, clip, head[3] == b"true", path, offset, len(raw), inputs, int(head[4] or 0))
+        shared = [sys.intern(part.decode()) if part else "" for part in (files, state, weights)]
+        inputs = (facts.decode(), shared[0], shared[1], truth.decode() if truth else "", shared[2])
+    return StoredLine(sample, clip, ok == b"true", path, offset, len(raw), inputs, int(turn or 0))
+
+
+def _text(told: bytes) -> str:
+    """A JSON text; most hold nothing that needs a parser."""
+    plain = told[1:-1].decode() if b"\\" not in told and told.isascii() else "\0"
+    return plain if plain.isprintable() else str(json.loads(told))
 
 
 def _sound(raw: bytes, path: Path) -> bool | None:
     """Whether a line fits the checksum at its end; ``None`` if it ends like a line and has none."""
-    tail = _TAIL.search(raw)
+    tail = _TAIL.match(raw, len(raw) - _TAIL_LENGTH) or _TAIL.search(raw)
     if tail is not None:
         return checksum(raw[: tail.start()]) == tail[1].decode()
     if not raw.rstrip().endswith(b"}"):
