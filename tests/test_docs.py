@@ -66,7 +66,8 @@ CODES = {"refseg models list segmenter=sam2": 1, "refseg models get": 2, "refseg
 #: What stands in a command for something of the reader's → what that is in the reader's folder.
 STAND_INS = {
     "ARCHIVE…": "set.zip", "ARCHIVES…": "set.zip", "CLIP/EXPRESSION": "0123456789ab/0", "NAME": "mevis",
-    "SAMPLE": "0123456789ab/0", "RUN": "earlier/empty-mevis-*", "COMMIT": "0" * 40,
+    "SAMPLE": "0123456789ab/0", "RUN": "earlier/empty-mevis-*",
+    "BASELINE": "earlier/empty-mevis-*", "COMMIT": "0" * 40,
 }  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -231,6 +231,82 @@ def verdicts(run: RunStore, others: Iterable[RunStore]) -> list[str]:
         if answers and "absent" not in answers:
             out.append(f"none of {len(answers)} absent targets was answered as absent: try {rule}")
     return out
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What :func:`gate` allows.
+
+    Attributes:
+        max_drop: percent points that a run may be worse than its baseline: in the protocol's headline metric,
+            or in each that is named.
+        protocol: ``id@version`` or id; by default the first both are scored under.
+        undecided: what becomes of a run whose interval holds the allowed drop.
+    """
+
+    max_drop: float | dict[str, float] = 0.0
+    protocol: str | None = None
+    undecided: Literal["fail", "pass"] = "fail"
+
+
+@dataclass(frozen=True)
+class Gated:
+    """What a gate found under one metric, in percent points.
+
+    Attributes:
+        metric: its name.
+        allowed: how far it may drop.
+        value, low, high: the paired difference, run − baseline, and its interval (NaN: there is none).
+    """
+
+    metric: str
+    allowed: float
+    value: float
+    low: float
+    high: float
+
+    @property
+    def verdict(self) -> Literal["held", "not held", "not decided"]:
+        """``held``: all of the interval is within what is allowed; ``not held``: none of it is."""
+        slack = self.allowed + 1e-9
+        return "held" if self.low >= -slack else "not held" if self.high < -slack else "not decided"
+
+
+def gate(run: RunStore, baseline: RunStore, policy: Policy) -> tuple[Comparison, list[Gated]]:
+    """Hold a run against a baseline on the samples both have.
+
+    Raises:
+        ScoreError: the runs can't be compared; or not on equal terms, for the run lacks units or has more
+            failures; or a metric has no value.
+    """
+    found = compare(baseline, run, policy.protocol)
+    before, after = (store.results()[found.protocol] for store in (baseline, run))
+    lacking = after.failed + after.missing - before.failed - before.missing
+    if found.unpaired or lacking > 0:
+        raise ScoreError(
+            f"The run and its baseline are not of the same units: {found.unpaired} are in one of them only, "
+            f"{max(0, lacking)} more failed or are missing in the run.",
+            where=f"{run.root}, {baseline.root}",
+            hint="Give both the same limit, and the run's own `refseg run` again for what failed.",
+        )
+    gaps = found.overall.differences
+    drops = policy.max_drop
+    if not isinstance(drops, dict):
+        drops = {
+            next((name for name, gap in gaps.items() if math.isfinite(gap.value)), next(iter(gaps))): drops
+        }
+    out = []
+    for metric, allowed in drops.items():
+        if metric not in gaps or not math.isfinite(gaps[metric].value):
+            has = [name for name, gap in gaps.items() if math.isfinite(gap.value)]
+            raise ScoreError(f"'{metric}' has no value in both runs.", where=found.protocol, allowed=has)
+        if not 0 <= allowed <= 100:
+            raise ScoreError(f"max_drop of {metric} is {allowed}.", allowed=["0 to 100 percent points"])
+        gap, scale = gaps[metric], 100 / found.scale
+        # Where no unit differs no interval is needed.
+        ends = (gap.low, gap.high) if found.gained or found.lost or gap.value else (0.0, 0.0)
+        out.append(Gated(metric, allowed, gap.value * scale, *(end * scale for end in ends)))
+    return found, out
 
 
 def paired(first: ScoreTable, second: ScoreTable, where: str = "") -> tuple[ScoreTable, ScoreTable]:

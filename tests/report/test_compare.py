@@ -1,10 +1,12 @@
-"""``refseg compare`` as it is printed: words, corrected p-values, and no interval where there is none."""
+"""``refseg compare`` and ``gate`` as they are printed: words, intervals, corrected p-values."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from refseg_bench.cli import main
+from refseg_bench.report.compare import Gated
 from refseg_bench.report.html import home
 from refseg_bench.run.store import RunStore, runs_in
 from refseg_bench.scoring.stats import holm
@@ -81,3 +83,78 @@ def test_what_has_no_value_was_not_tested(
     assert row[-4:-2] == ["–", "–"]  # p and Holm
     # Final is a number of the whole: units are listed by the first that each of them has.
     assert "B is better" in text
+
+
+def gated(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str]:
+    capsys.readouterr()
+    code = main(["gate", *map(str, words)])
+    return code, "".join(capsys.readouterr())
+
+
+def test_a_gate_by_the_paired_interval(
+    pair: dict[int, list[str]], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    empty, oracle = pair[4]
+    out = tmp_path / "row.json"
+    code, text = gated(capsys, oracle, "--against", empty, "--json", out)
+    assert (code, "held" in text, "passed" in text) == (0, True, True)
+    row = json.loads(out.read_text())
+    assert (row["method"], row["split"], row["protocol"]) == ("oracle", "valid_u", "rvos-expr@1")
+    assert row["metrics"]["J&F"]["value"] == 1.0
+    assert row["n"] == row["expected"] > 0
+    assert row["command"].startswith("refseg run ")
+    assert row["gate"]["passed"] is True
+    assert row["gate"]["percent_points"][0]["value"] > 50
+    code, text = gated(capsys, empty, "--against", oracle, "--max-drop", "0.5", "--json", out)
+    assert (code, "not held" in text) == (1, True)
+    assert json.loads(out.read_text())["gate"]["percent_points"][0]["verdict"] == "not held"
+    # The same run is no worse, whatever its intervals.
+    for runs in (pair[4], pair[1]):
+        code, text = gated(capsys, runs[0], "--against", runs[0], "--max-drop", "0")
+        assert (code, "+0.00 [+0.00, +0.00], may drop 0.00: held" in text) == (0, True), text
+    # One clip has no interval: nothing is decided.
+    assert gated(capsys, pair[1][1], "--against", pair[1][0])[0] == 1
+    assert "nan" not in gated(capsys, pair[1][1], "--against", pair[1][0], "--json", out)[1]
+    assert json.loads(out.read_text())["gate"]["percent_points"][0]["low"] is None
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [(-0.4, 1.0, "held"), (-0.5, 0.5, "held"), (-0.6, 0.5, "not decided"), (-2.0, -0.6, "not held")],
+)
+def test_all_of_the_interval_has_to_be_within(low: float, high: float, verdict: str) -> None:
+    assert Gated("J", 0.5, (low + high) / 2, low, high).verdict == verdict
+
+
+def test_a_gate_by_a_policy(
+    pair: dict[int, list[str]], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    empty, oracle = pair[4]
+    policy = tmp_path / "gate.yaml"
+
+    def by(text: str, *words: object) -> tuple[int, str]:
+        policy.write_text(text)
+        return gated(capsys, empty, "--against", oracle, "--policy", policy, *words)
+
+    assert by("max_drop: {J: 100, F: 100}\nprotocol: rvos-expr\n")[0] == 0
+    assert by("max_drop: {J: 100, F: 1}\n")[0] == 1
+    assert by("max_drop: 1\n", "--max-drop", "100")[0] == 0
+    single = ["--against", pair[1][1], "--policy", policy]
+    policy.write_text("undecided: pass\nmax_drop: 5\n")
+    assert gated(capsys, pair[1][0], *single)[0] == 0
+    for text, said in (
+        ("max_drop: {oIoU: 1}\n", "no value in both"),
+        ("max_drop: -1\n", "0 to 100"),
+        ("max_drop: .nan\n", "0 to 100"),
+        ("max_drop: a lot\n", "max_drop"),
+        ("undecided: maybe\n", "undecided"),
+        ("most_drop: 1\n", "Unknown option"),
+        ("- 1\n", "no mapping"),
+        ("protocol: davis\n", "not all scored"),
+    ):
+        code, told = by(text)
+        assert (code, said in told) == (2, True), told
+        assert "Traceback" not in told
+    # Other samples than the baseline's are no comparison.
+    code, told = gated(capsys, oracle, "--against", pair[1][1])
+    assert (code, "same units" in told) == (2, True)

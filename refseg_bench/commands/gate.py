@@ -1,0 +1,104 @@
+"""``refseg gate``: a run held against a baseline, for continuous integration: the exit code decides."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from refseg_bench.config import schema
+from refseg_bench.errors import ConfigError
+from refseg_bench.files.store_io import check_output, output, printable, read_yaml
+from refseg_bench.report.compare import Gated, Policy, gate
+from refseg_bench.report.naming import options_of
+from refseg_bench.report.tables import leave_out_outdated, records_of, rows_of
+from refseg_bench.run.build import lasting_of
+from refseg_bench.run.store import RunStore
+
+
+def add(commands: Any) -> None:
+    """Declare the options."""
+    p = commands.add_parser(
+        "gate",
+        description="Hold a run against a baseline on the same samples: passed (0) when all of the interval "
+        "of the paired difference is within the drop that is allowed, else not (1). 2: it can't be told.",
+    )
+    p.add_argument("run", type=Path, metavar="RUN")
+    p.add_argument(
+        "--against", type=Path, required=True, metavar="BASELINE", help="the run to be held against"
+    )
+    p.add_argument(
+        "--max-drop",
+        type=float,
+        metavar="N",
+        help="percent points it may be worse in the headline metric (0)",
+    )
+    p.add_argument("--protocol", metavar="ID", help="default: the first both are scored under")
+    p.add_argument(
+        "--policy", type=Path, metavar="YAML", help="max_drop (a number, or one for each metric), protocol, "
+        "and undecided: pass or fail, for an interval that holds the allowed drop",
+    )  # fmt: skip
+    p.add_argument("--json", type=Path, metavar="OUT", help="write the run's result row with what was found")
+    p.set_defaults(main=main)
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run the command."""
+    if args.json is not None:
+        check_output(args.json)
+    policy = _policy(args)
+    run, baseline = RunStore.open(args.run), RunStore.open(args.against)
+    leave_out_outdated([run, baseline], lambda line: print(line, file=sys.stderr))
+    found, gated = gate(run, baseline, policy)
+    well = {"held", "not decided"} if policy.undecided == "pass" else {"held"}
+    passed = all(one.verdict in well for one in gated)
+    print(printable(" against ".join(reversed(found.labels))), found.protocol, sep="\n")
+    for one in gated:
+        interval = f"[{one.low:+.2f}, {one.high:+.2f}]" if one.low == one.low else "without an interval"
+        print(f"  {one.metric}: {one.value:+.2f} {interval}, may drop {one.allowed:.2f}: {one.verdict}")
+    print("passed" if passed else "not passed")
+    if args.json is not None:
+        with output(args.json) as handle:
+            handle.write(
+                (json.dumps(_row(run, baseline, found.protocol, gated, passed), indent=2) + "\n").encode()
+            )
+    return int(not passed)
+
+
+def _policy(args: argparse.Namespace) -> Policy:
+    values = {} if args.policy is None else read_yaml(args.policy)
+    typed = {"max_drop": args.max_drop, "protocol": args.protocol}
+    values |= {name: value for name, value in typed.items() if value is not None}
+    try:
+        return schema.construct(Policy, values, "policy")
+    except ConfigError as error:
+        raise ConfigError(error.what, where=args.policy or "--max-drop", allowed=error.allowed) from error
+
+
+def _row(
+    run: RunStore, baseline: RunStore, protocol: str, gated: list[Gated], passed: bool
+) -> dict[str, Any]:
+    """The run's result row, whose parts anybody can read without this package."""
+    info = run.info()
+    row = next(row for row in records_of(rows_of([run])) if row["protocol"] == protocol)
+    found = [
+        {
+            name: None if isinstance(value, float) and math.isnan(value) else value
+            for name, value in one.items()
+        }
+        for one in ({**asdict(each), "verdict": each.verdict} for each in gated)
+    ]
+    return {
+        **row,
+        "split": lasting_of(run)["dataset"].get("split"),
+        "choices": info.choices,
+        "options": options_of(info.choices, lasting_of(run)),
+        "digest": info.content or info.digest,
+        "command": info.command,
+        "gate": {"against": baseline.root.name, "digest": baseline.info().digest, "passed": passed,
+                 "percent_points": found},
+    }  # fmt: skip
