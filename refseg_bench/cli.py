@@ -37,10 +37,7 @@ def parser(words: Sequence[str] = ()) -> argparse.ArgumentParser:
         importlib.import_module(f"refseg_bench.commands.{chosen}").add(commands)
         return top
     for name, about in COMMANDS.items():
-        if about is None:
-            commands.add_parser(name)
-        else:
-            commands.add_parser(name, help=about)
+        commands.add_parser(name, help=about)
     return top
 
 
@@ -48,7 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        0 done, 1 done but with failures, 2 refused, 130 interrupted.
+        0 done, 1 done but with failures, 2 refused, 75 (``EX_TEMPFAIL``) more to do, 130 interrupted:
+        docs/troubleshooting.md, "Exit codes".
     """
     try:
         return _told(sys.argv[1:] if argv is None else argv)
@@ -80,7 +78,7 @@ def _told(words: Sequence[str]) -> int:
             sys.stdout.flush()
         return code
     except RefsegError as error:
-        told: Exception = error
+        told = error
     except OSError as error:
         import errno
         from pathlib import Path
@@ -100,7 +98,7 @@ def _told(words: Sequence[str]) -> int:
 
     name = next((word for word in words if not word.startswith("-")), "")
     print(shown(f"refseg {name}: {told}"), file=sys.stderr)
-    return 2
+    return told.code
 
 
 def _tell_of_unchecked() -> None:

@@ -8,6 +8,7 @@ anything else is a bug and keeps its traceback.
 from __future__ import annotations
 
 import copyreg
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,11 @@ class RefsegError(Exception):
 
     Attributes:
         details: JSON facts to keep with the sample that failed.
+        code: what a command that it ends exits with.
     """
 
     details: Mapping[str, Any] = {}
+    code = 2
 
     def __init__(
         self,
@@ -67,6 +70,12 @@ class ConfigError(RefsegError):
 
 class StoreError(RefsegError):
     """A run folder can't be read or written."""
+
+
+class TakenOver(StoreError):
+    """Another worker was told that this one is dead, and has its clip; there may be more to do."""
+
+    code = os.EX_TEMPFAIL
 
 
 class ScoreError(RefsegError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 from refseg_bench.files.store_io import printable
 from refseg_bench.run.store import find_runs
 from refseg_bench.run.submissions import living
-from refseg_bench.run.workers import Owner, cancel, runs_command
+from refseg_bench.run.workers import Census, Owner, cancel, describe, records, runs_command
 
 
 def add(commands: Any) -> None:
@@ -28,7 +29,15 @@ def main(args: argparse.Namespace) -> int:
     here = Owner.here("", "")
     left = 0
     for root, found in living(stores.values()).items():
-        if not found:
+        census = Census()
+        told = {submission.id for submission in found}
+        others = [r for r in records(root) if not r.end and r.owner.launch not in told]
+        others = [r for r in others if census.alive(r.owner, time.time() - r.beat)]
+        if others:
+            at_work = describe(record.owner for record in others)
+            print(printable(f"{root}: {at_work}: workers end where they were started (SIGTERM)"))
+            left += len(others)
+        elif not found:
             print(f"{root}: nothing works on it")
         for submission in found:
             owner = submission.owner

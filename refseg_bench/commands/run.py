@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import shlex
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -36,6 +38,16 @@ def add(commands: Any) -> None:
     p.add_argument("-m", "--multirun", action="store_true", help="expand a=b,c into one run each")
     p.add_argument("--cfg", choices=["job"], help="print the composed config and stop")
     p.add_argument("--dry", action="store_true", help="print what would run, and stop")
+    p.add_argument(
+        "--freeze",
+        action="store_true",
+        help="make the run folders, print a worker's command for each, and stop",
+    )
+    p.add_argument(
+        "--retry-failed",
+        action="store_true",
+        help="take only samples that have failed, also of a run that others are still at",
+    )
     p.add_argument("--no-score", action="store_true", help="predict only")
     p.add_argument("--no-html", action="store_true", help="don't write the pages to browse the samples")
     p.set_defaults(main=main)
@@ -43,12 +55,16 @@ def add(commands: Any) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Run the command."""
+    if args.retry_failed:
+        args.overrides.append("cluster.retry_failed=true")
     points = configs.compose(args.overrides, multirun=args.multirun)
     if args.cfg:
         for point in points:
             print(f"# {point.folder}")
             print(configs.to_yaml(point.values))
         return 0
+    if args.freeze:
+        return _freeze(points)
     alone = len(points) == 1  # a sweep chooses its own rows
     baselines = configs.baselines_of(points[0]) if alone else []
     if args.dry:
@@ -73,6 +89,8 @@ def main(args: argparse.Namespace) -> int:
             if item.tally.elsewhere:
                 print(f"{item.store.root}\n  {item.tally.elsewhere} samples are not done", file=sys.stderr)
                 code = max(code, 1)
+            elif item.aside:
+                print(f"{item.store.root}\n  {item.aside} samples were not tried yet", file=sys.stderr)
             else:
                 here.append(item.store)
     if here and not args.no_score:
@@ -88,6 +106,21 @@ def main(args: argparse.Namespace) -> int:
             except RefsegError as error:
                 print(f"no pages to browse: {error}", file=sys.stderr)
     return code
+
+
+def _freeze(points: Sequence[configs.Composed]) -> int:
+    """Freeze runs for any engine's workers: their commands on standard output, the rest on standard error."""
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    runs = launch.freeze_for_workers(points, say)
+    for run in runs:
+        say(f"{run.store.root}\n  {run.samples} samples left in {len(run.work)} clips; shards: {run.shards}")
+        print(shlex.join(["refseg", "work", str(run.store.root.resolve())]), flush=True)
+    say(f"any number of workers, started in {Path.cwd()} (docs/cluster.md); for parts of their own give each")
+    say("REFSEG_SHARD=0, 1 … and REFSEG_SHARDS; then `refseg score RUN` and `refseg report RUN`")
+    return 0
 
 
 @contextlib.contextmanager

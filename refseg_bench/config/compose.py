@@ -96,6 +96,7 @@ class Cluster:
             one per GPU or core here.
         steal: a shard that is through takes clips of others that nobody has started.
         join: work on a run although another submission of it is alive.
+        retry_failed: take only samples that have failed, beside another submission, too.
         allow_dirty: submit although the code has changes that no commit holds.
         snapshot: run from a copy of the checkout's tracked files made at submission.
         partition, account, qos, constraint, nodelist, exclude: handed to sbatch.
@@ -121,6 +122,7 @@ class Cluster:
     parallel: int | None = None
     steal: bool = True
     join: bool = False
+    retry_failed: bool = False
     allow_dirty: bool = False
     snapshot: bool = False
     partition: str | None = None

@@ -80,9 +80,11 @@ def launch(
     for run in runs:
         if not run.work:
             run.tally = Tally()
-            # A process that was killed when all was done may have left its claims.
-            forget(run.store.root)
-            say(f"{run.store.root}\n  complete: nothing left to predict")
+            if not run.aside:
+                # A process that was killed when all was done may have left its claims.
+                forget(run.store.root)
+            none = "no sample has failed" if run.cluster.retry_failed else "complete: nothing left to predict"
+            say(f"{run.store.root}\n  {none}")
         elif _admitted(run, busy[run.store.root]):
             going.append(run)
     captures = share_captures([run for run in going if run.cluster.kind != "debug"])
@@ -102,6 +104,23 @@ def launch(
     submitted = [run for run in going if run.submitted]
     if submitted:
         _finish(submitted, score)
+    return runs
+
+
+def freeze_for_workers(points: Sequence[Composed], say: Callable[[str], None]) -> list[Planned]:
+    """Freeze every point for `refseg work` on any engine, and leave a submission that its workers join.
+
+    Args:
+        points: composed points of an experiment.
+        say: takes lines for the user.
+
+    Raises:
+        RefsegError: a point can't be frozen or planned.
+    """
+    runs = [planned(freeze(point), point, say) for point in points]
+    for run in runs:
+        run.submission = register(run.store, run.values, "frozen", run.shards)
+        _close(run)
     return runs
 
 
@@ -197,7 +216,7 @@ def _admitted(run: Planned, busy: Sequence[Submission]) -> bool:
     older = [s for s in others if (s.created, s.id) < (mine.created, mine.id)]
     for other in others:
         run.say(f"{root}\n  also submitted: {other.told()}")
-    if kind == "slurm" and older and not run.cluster.join:
+    if kind == "slurm" and older and not (run.cluster.join or run.cluster.retry_failed):
         _close(run, "refused")
         run.error = RefsegError(
             f"The run is already being worked on: {older[0].told()}.",

@@ -20,11 +20,12 @@ from refseg_bench.files.store_io import writing
 from refseg_bench.run.progress import Progress
 from refseg_bench.run.shards import Planned, Tally, at_once_here, outcomes, tally_of
 from refseg_bench.run.store import StoredLine
+from refseg_bench.run.worker import DRAIN
 
 #: Seconds between two looks at the processes and the store.
 _LOOK = 0.25
-#: A worker's exit codes that are no accident: all done, or done but with failed samples.
-_WELL = (0, 1)
+#: A worker's exit codes that are no accident: its part is done, some of it failed, others have the rest.
+_WELL = (0, 1, os.EX_TEMPFAIL)
 
 
 @dataclass
@@ -134,7 +135,7 @@ def _stop(running: list[_Process]) -> None:
             process.popen.terminate()
     for process in running:
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.popen.wait(timeout=20)
+            process.popen.wait(timeout=DRAIN + 5)
 
 
 def _end(code: int) -> str:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
+import math
 import sys
 import time
 import traceback
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -15,7 +17,7 @@ from functools import partial
 from refseg_bench import env
 from refseg_bench.config import schema
 from refseg_bench.config.compose import Config, load
-from refseg_bench.errors import ConfigError, DataError, RefsegError, StoreError, missing_package
+from refseg_bench.errors import ConfigError, DataError, RefsegError, StoreError, TakenOver, missing_package
 from refseg_bench.methods.base import Method
 from refseg_bench.run.build import (
     build_method,
@@ -27,22 +29,29 @@ from refseg_bench.run.build import (
 )
 from refseg_bench.run.inputs import Present, seen_before
 from refseg_bench.run.progress import Progress, logged
-from refseg_bench.run.shards import Tally, Work, left, plan, queue, share
+from refseg_bench.run.shards import Tally, Work, failed_by, left, plan, queue, share, wanted
 from refseg_bench.run.store import RunStore, job_name
-from refseg_bench.run.workers import Desk, Owner, forget
+from refseg_bench.run.workers import LEAVING, Desk, Owner, forget
 from refseg_bench.types import Clip, Expression, Grounding, Prediction, SampleFailure, sample_id
 
 log = logging.getLogger(__name__)
+#: Seconds between two looks at what other processes have stored; each asks about every file of predictions.
+_LOOK = 5.0
 
 
 def work_on(
-    store: RunStore, *, shard: int = 0, shards: int = 1, launch: str | None = None, steal: bool = False
+    store: RunStore,
+    *,
+    shard: int | None = 0,
+    shards: int = 1,
+    launch: str | None = None,
+    steal: bool = False,
 ) -> Tally:
     """Predict what is left of a frozen run, or one shard of it.
 
     Args:
         store: the run folder; nothing but its frozen config is read.
-        shard: this process's part, from 0.
+        shard: this process's part, from 0; ``None`` = all, begun at a place of its own.
         shards: how many parts; may differ from one try to the next.
         launch: the submission this process belongs to; its frozen values hold what can't change
             predictions (batch sizes, devices). By default one of its own.
@@ -56,14 +65,21 @@ def work_on(
     values = frozen(store, launch)
     config, dataset = load(values), dataset_of(values)
     work, present = plan(dataset), Present(dataset, seen_before(store), weights_of(values, dataset))
-    parts = share(work, shards)
-    todo = left(queue(parts, shard) if steal else parts[shard], store.index(), present)
+    parts, part, index = share(work, shards), shard or 0, store.index()
+    todo = left(queue(parts, part) if steal else parts[part], index, present)
+    todo = wanted(todo, index, config.cluster)
     tally, job = Tally(), job_name()
     if not todo:
         return tally
-    owner = Owner.here(job, launch or job, shard=shard, shards=shards)
-    own = {clip.id: len(expressions) for clip, expressions in left(parts[shard], store.index(), present)}
+    if shard is None:
+        # Workers without parts would all ask for the same clip at the same time.
+        begin = zlib.crc32(job.encode()) % len(todo)
+        todo = todo[begin:] + todo[:begin]
+    owner = Owner.here(job, launch or job, shard=part, shards=shards)
+    mine = wanted(left(parts[part], index, present), index, config.cluster)
+    own = {clip.id: len(expressions) for clip, expressions in mine}
     method: Method | None = None
+    looked = -math.inf  # who ended before this process left its record may have dropped the claims
     with (
         logged(store.root, job),
         Desk(store.root, owner) as desk,
@@ -73,12 +89,16 @@ def work_on(
         for clip, expressions in todo:
             if desk.stopped:
                 raise _too_many(store, config)
-            if not desk.take(clip.id):
-                tally.elsewhere += len(expressions)
+            if time.monotonic() - looked > _LOOK:
+                index, looked = store.index(), time.monotonic()
+            fresh = present.open(index, clip, expressions)
+            if not fresh or not desk.take(clip.id, failed_by(clip, fresh, index)):
                 bar.expect(-own.get(clip.id, 0))
                 continue
-            # A former owner may have stored some of them since.
-            fresh = present.open(store.index(), clip, expressions)
+            if not desk.first:
+                # A former owner may have stored some of them since.
+                index, looked = store.index(), time.monotonic()
+                fresh = present.open(index, clip, expressions)
             bar.expect(len(fresh) - own.get(clip.id, 0))
             if not fresh:
                 continue
@@ -92,7 +112,7 @@ def work_on(
             before = {e.id: present.inputs(clip, e, seen=method.sees_targets) for e in fresh}
             for prediction, grounding in predict_clip(method, clip, fresh):
                 if desk.lost:
-                    raise StoreError("Another process has taken over.", where=f"{store.root}, clip {clip.id}")
+                    raise TakenOver("Another process has taken over.", where=f"{store.root}, clip {clip.id}")
                 if grounding is not None and config.keep_maps:
                     store.write_maps(grounding, prediction.sample)
                 if present.weights is None:
@@ -103,13 +123,16 @@ def work_on(
                 bar.advance(prediction.ok)
                 if not prediction.ok:
                     _mind_failure(prediction.sample, todo, tally, desk, store, config)
+                if LEAVING.is_set():
+                    raise KeyboardInterrupt
             out.sync()
         if method is not None:
             # Written again: by now the model's libraries are loaded and can be asked for their kernels.
             store.write_env(job, {**env.record(config.seed), **method_record(method)})
         desk.finish(done=tally.done, failed=tally.failed, gpus=env.gpus())
     if not left(work, store.index(), present):
-        forget(store.root)
+        forget(store.root, desk.census)
+    tally.settle(left(mine, store.index(), present), store.index())
     return tally
 
 
@@ -123,8 +146,7 @@ def _mind_failure(sample: str, todo: Work, tally: Tally, desk: Desk, store: RunS
     """End the work if no sample can do well, or if too many of the submission's have failed."""
     if not tally.done:
         _refuse_without_frames(todo)
-    failures = desk.fail(sample)
-    if config.max_failures is not None and failures > config.max_failures:
+    if config.max_failures is not None and desk.fail(sample) > config.max_failures:
         desk.stop()
         raise _too_many(store, config)
 
@@ -150,7 +172,7 @@ def _too_many(store: RunStore, config: Config) -> RefsegError:
     )
 
 
-def capture_on(store: RunStore, *, shard: int, shards: int, launch: str) -> Tally:
+def capture_on(store: RunStore, *, shard: int, shards: int, launch: str | None) -> Tally:
     """Fill the attention cache for one shard of a run, and predict nothing.
 
     A clip that fails is left to the run itself, which meets the same failure and records it.
@@ -159,7 +181,7 @@ def capture_on(store: RunStore, *, shard: int, shards: int, launch: str) -> Tall
         store: the run folder.
         shard: this process's part, from 0.
         shards: how many parts.
-        launch: the submission this process belongs to.
+        launch: the submission this process belongs to; ``None`` = one of its own.
     """
     values = frozen(store, launch)
     config, dataset = load(values), dataset_of(values)
@@ -167,7 +189,7 @@ def capture_on(store: RunStore, *, shard: int, shards: int, launch: str) -> Tall
     todo = left(share(plan(dataset), shards)[shard], store.index(), present)
     tally = Tally()
     job = job_name()
-    owner = Owner.here(job, launch, shard=shard, shards=shards)
+    owner = Owner.here(job, launch or job, shard=shard, shards=shards)
     with logged(store.root, job), Desk(store.root, owner) as desk:
         method = build_method(values, dataset)
         check_segmenter(method)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,13 +61,30 @@ def left(work: Work, index: Mapping[str, StoredLine], present: Present) -> Work:
     return [(clip, expressions) for clip, expressions in open_work if expressions]
 
 
+def wanted(work: Work, index: Mapping[str, StoredLine], cluster: Cluster) -> Work:
+    """What a submission takes of some open work: all of it, or the samples that have failed."""
+    if not cluster.retry_failed:
+        return work
+    failed = {sample for sample, line in index.items() if not line.ok}
+    kept = ((clip, tuple(e for e in es if sample_id(clip.id, e.id) in failed)) for clip, es in work)
+    return [(clip, expressions) for clip, expressions in kept if expressions]
+
+
+def failed_by(clip: Clip, expressions: Iterable[Expression], index: Mapping[str, StoredLine]) -> str:
+    """The process by which all these samples of a clip have failed; empty where there is none."""
+    lines = (index.get(sample_id(clip.id, e.id)) for e in expressions)
+    names = {"" if line is None or line.ok else line.path.stem for line in lines}
+    return names.pop() if len(names) == 1 else ""
+
+
 @dataclass
 class Tally:
     """What one process did.
 
     Attributes:
-        done, failed: samples.
-        elsewhere: samples it left to other living processes.
+        done: samples it predicted.
+        failed: samples that failed, here or in its part.
+        elsewhere: samples of its part that are left; other living processes have them.
     """
 
     done: int = 0
@@ -78,6 +95,12 @@ class Tally:
         """Count a sample that was predicted, or failed."""
         self.done += ok
         self.failed += not ok
+
+    def settle(self, part: Work, index: Mapping[str, StoredLine]) -> None:
+        """Count what its part still lacks in the end: what failed, and what others have."""
+        lines = [index.get(sample_id(clip.id, e.id)) for clip, expressions in part for e in expressions]
+        failed = sum(line is not None and not line.ok for line in lines)
+        self.failed, self.elsewhere = max(self.failed, failed), len(lines) - failed
 
 
 @dataclass
@@ -92,6 +115,7 @@ class Planned:
         clips: clips of the whole run.
         say: takes lines for the user.
         shards: parts it is split into.
+        aside: samples that are left and that this submission doesn't take.
         capture: digest of the attention capture it shares with other runs of the submission.
         submission: the record of this submission; ``None`` where nothing was left to predict.
         tally: what was done here; ``None`` where it was submitted, stood back or failed.
@@ -105,6 +129,7 @@ class Planned:
     clips: int
     say: Callable[[str], None]
     shards: int = 1
+    aside: int = 0
     capture: str | None = None
     submission: Submission | None = None
     tally: Tally | None = None
@@ -155,11 +180,13 @@ def planned(store: RunStore, point: Composed, say: Callable[[str], None], *, kee
         whole, present = plan(dataset), Present(dataset, seen_before(store))
     if store.index():
         present.weights = weights_of(point.values, dataset)
-    work = left(whole, store.index(), present)
+    open_work = left(whole, store.index(), present)
+    work = wanted(open_work, store.index(), config.cluster)
     _tell_of_data(store, whole, present, say)
     if keep:
         keep_record(store, whole, files, present)
     run = Planned(store, point.values, config, work, len(whole), say)
+    run.aside = sum(len(es) for _, es in open_work) - run.samples
     run.shards = max(1, min(_wanted(run), run.clips))
     return run
 

@@ -37,7 +37,7 @@ class Submission:
 
     Attributes:
         id: its folder's name below ``launches/`` and ``log/``.
-        kind: ``debug``, ``local`` or ``slurm``.
+        kind: ``debug``, ``local`` or ``slurm``; ``frozen`` for workers that others start.
         created: seconds since the epoch.
         user: who.
         command: the command line.
@@ -65,7 +65,8 @@ class Submission:
         """The submission in one line, for another one's user."""
         jobs = ", ".join(f"{role} job {number}" for role, number in self.jobs.items())
         where = jobs or f"process {self.owner.pid} on {self.owner.host}"
-        return f"cluster={self.kind} by {self.user} at {moment(self.created)} ({where})"
+        kind = self.kind if self.kind == "frozen" else f"cluster={self.kind}"
+        return f"{kind} by {self.user} at {moment(self.created)} ({where})"
 
 
 def register(store: RunStore, values: Mapping[str, Any], kind: str, shards: int) -> Submission:

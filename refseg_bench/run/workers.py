@@ -53,6 +53,8 @@ BEAT = 30.0
 SILENCE = 20 * BEAT
 #: Jobs this very process is at; one that it ended badly is dead, although its process lives on.
 AT_WORK: set[str] = set()
+#: Set when this process was told to end: it hands back what it has taken.
+LEAVING = threading.Event()
 #: Seconds for which an answer of SLURM is good.
 _FRESH = 60.0
 #: States in which a job's processes may be running.
@@ -506,6 +508,8 @@ class Desk:
         )
         self.record = root / "jobs" / f"{owner.job}.json"
         self._held: Path | None = None
+        #: Whether nobody has had the clip last taken here before.
+        self.first = False
         self._end: dict[str, Any] = {}
         #: What it is at, for those who ask; told with every sign of life.
         self.now: Callable[[], str] = str
@@ -543,8 +547,12 @@ class Desk:
         """What to remember of this process when it ends well."""
         self._end.update(facts)
 
-    def take(self, clip_id: str) -> bool:
+    def take(self, clip_id: str, failed_by: str = "") -> bool:
         """Claim a clip.
+
+        Args:
+            clip_id: the clip.
+            failed_by: the process by which all that is open of the clip has failed: it is through with it.
 
         Returns:
             False if a living process has it, or this submission is through with it.
@@ -556,6 +564,7 @@ class Desk:
         for number in range(1 << 30):
             path = self.root / "claims" / f"{name}.{number}"
             if self._make(path):
+                self.first = number == 0
                 self._held = self.root / "claims" / f"{name}.{number + 1}"
                 return True
             claim = job_record(path)
@@ -566,10 +575,10 @@ class Desk:
                 continue
             # The same file where links can be made; where they can't, the claim is an old copy.
             held = job_record(self.root / "jobs" / f"{claim.owner.job}.json") or claim
-            if held.end:
-                if held.end.well and held.owner.launch == self.owner.launch:
+            if (held.end and held.end.well) or held.owner.job == failed_by:
+                if held.owner.launch == self.owner.launch:
                     return False
-            elif self.census.alive(held.owner, self._since(held.path)):
+            elif held.end is None and self.census.alive(held.owner, self._since(held.path)):
                 return False
         raise AssertionError("unreachable")
 
@@ -639,8 +648,11 @@ class Desk:
                     write_atomic(self.record.with_suffix(_NOW), now)
 
 
-def forget(root: Path) -> None:
-    """Drop the claims of a run whose samples are all there: nobody needs them any more."""
+def forget(root: Path, census: Census | None = None) -> None:
+    """Drop the claims of a run whose samples are all there, unless a process still goes by them."""
+    census = census or Census()
+    if any(not r.end and census.alive(r.owner, time.time() - r.beat) for r in records(root)):
+        return
     with suppress(OSError):
         for path in within(root, root / "claims").glob("*"):
             path.unlink(missing_ok=True)
