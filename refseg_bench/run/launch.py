@@ -120,7 +120,7 @@ def freeze_for_workers(points: Sequence[Composed], say: Callable[[str], None]) -
     runs = [planned(freeze(point), point, say) for point in points]
     for run in runs:
         run.submission = register(run.store, run.values, "frozen", run.shards)
-        _close(run)
+        _close(run, "frozen")
     return runs
 
 

@@ -44,7 +44,7 @@ class Submission:
         owner: the submitting process.
         shards: parts.
         jobs: role (``capture``, ``work``, ``score``, ``report``) → SLURM job id.
-        state: ``open``, ``over``, or ``refused`` when it made way for another.
+        state: ``open``, ``over``, ``refused`` when it made way for another, ``frozen`` for workers to join.
     """
 
     id: str

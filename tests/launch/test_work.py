@@ -143,7 +143,7 @@ def test_freezing_a_sweep_prints_a_command_for_each(in_tmp: Path, capsys: pytest
     assert str(Path.cwd()) in told
     for store in [RunStore(p.parent) for p in in_tmp.glob("runs/*/run.json")]:
         (one,) = submissions(store.root)
-        assert (one.kind, one.state) == ("frozen", "over")
+        assert (one.kind, one.state) == ("frozen", "frozen")
         assert store.done() == set()
         assert main(["work", str(store.root)]) == 0
         assert len(store.done()) == 18

@@ -17,11 +17,22 @@ import pytest
 
 from refseg_bench import env
 from refseg_bench.cli import main
-from refseg_bench.run.launch import launch
+from refseg_bench.run.launch import freeze_for_workers, launch
 from refseg_bench.run.store import RunStore
 from refseg_bench.run.submissions import submissions
 from refseg_bench.run.workers import Owner, records
-from tests.launch.runs import CONF, REPO, environment, lines, overrides, point, refseg, scores, undisturbed
+from tests.launch.runs import (
+    CONF,
+    REPO,
+    environment,
+    lines,
+    overrides,
+    point,
+    quiet,
+    refseg,
+    scores,
+    undisturbed,
+)
 from tests.slurm.conftest import Slurm
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm")]
@@ -216,6 +227,46 @@ def test_after_a_death_the_same_command_goes_on(slurm: Slurm, shaken: Shaken, ac
         slurm.wait(lambda: over(slurm, store))
     assert lines(store) == lines(shaken.whole)
     assert scores(store) == scores(shaken.whole)
+
+
+def test_a_plain_array_and_bare_workers_drain_one_run(slurm: Slurm, tmp_path: Path) -> None:
+    """docs/cluster/slurm.sh on two nodes, beside submitit's array and two bare processes; one is killed."""
+    whole = undisturbed(tmp_path / "whole", clips=CLIPS)
+    composed = point(tmp_path, clips=CLIPS, method={"seconds": 3.0})
+    (frozen,) = freeze_for_workers([composed], quiet)
+    store = frozen.store
+    bare = [refseg("work", str(store.root), cwd=tmp_path) for _ in range(2)]
+    slurm.wait(lambda: len(at_work(store)) == 2, every=0.1)
+    submit(tmp_path, seconds=3.0, shards=2)
+    script = (REPO / "docs/cluster/slurm.sh").read_text()
+    for old, new in (
+        ("refseg work", f"{sys.executable} -m refseg_bench work"),
+        ("--array=0-7", "--array=4-5"),
+        ("--gres=gpu:1", f"--output={tmp_path}/plain-%a.out"),
+        ("--cpus-per-task=4", "--cpus-per-task=1"),
+    ):
+        assert old in script
+        script = script.replace(old, new)
+    (tmp_path / "slurm.sh").write_text(script)
+    told = subprocess.run(
+        ["sbatch", "--parsable", f"--export=ALL,RUN={store.root}", str(tmp_path / "slurm.sh")],
+        cwd=tmp_path, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    plain = told.stdout.strip()
+    slurm.wait(lambda: len(at_work(store)) >= 4, every=0.1)
+    os.kill(bare[0].pid, signal.SIGKILL)
+    # One of the plain array's workers is told to end: it hands back, and its task is put back.
+    slurm.tell("scancel", "--signal=TERM", f"{plain}_4")
+    assert sorted(process.wait(120) for process in bare)[0] == -signal.SIGKILL
+    # The nodes can't ask about a process of another machine: one that is started there again takes its clip.
+    assert refseg("work", str(store.root), cwd=tmp_path).wait(120) in (0, os.EX_TEMPFAIL)
+    slurm.wait(lambda: over(slurm, store) and not slurm.tasks(plain), 300)
+    logs = "".join(path.read_text() for path in tmp_path.glob("plain-*.out"))
+    assert "Traceback" not in logs, logs
+    # The part of a task of the plain array: the second of two.
+    assert {(o.shard, o.shards) for o in [r.owner for r in records(store.root)]} <= {(0, 1), (0, 2), (1, 2)}
+    assert lines(store) == lines(whole), logs
+    assert scores(store) == scores(whole)
 
 
 def test_two_submissions_at_once_are_told_of_each_other(
