@@ -62,7 +62,7 @@ OUT_OF_REACH = re.compile(
 )
 #: The code that a command ends with where no weights are and a set is smaller than its card says.
 CODES = {"refseg models list segmenter=sam2": 1, "refseg models get": 2, "refseg data verify": 1,
-         "refseg demo folder_of_frames": 2}  # fmt: skip
+         "refseg demo folder_of_frames": 2, "refseg heads backbone=qwen": 2}  # fmt: skip
 #: What stands in a command for something of the reader's → what that is in the reader's folder.
 STAND_INS = {
     "ARCHIVE…": "set.zip", "ARCHIVES…": "set.zip", "CLIP/EXPRESSION": "0123456789ab/0", "NAME": "mevis",

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, ClassVar, Literal, Self, TypeAlias
 
 from refseg_bench.config.schema import Component
-from refseg_bench.errors import RefsegError
+from refseg_bench.errors import ConfigError, RefsegError
 from refseg_bench.types import FloatTHW, Uint8THWC
 
 #: How the rollout weights heads, in two spellings of the same three ways:
@@ -122,6 +122,28 @@ class PromptAttention:
     answer: str | None
 
 
+@dataclass(frozen=True, eq=False)
+class TokenActivations:
+    """The tokens of a prompt and of its answer, before the picture and before each other.
+
+    A token's score at a place is its logit there (the place's last hidden state through the output layer),
+    cut at 0. Axis ``N``: all text tokens behind the visual block, in order.
+
+    Attributes:
+        maps_NThw: each token's score at every visual token.
+        scores_NN: each token's (column) score at every text token (row).
+        ids: the token ids.
+        answer: where the answer's own tokens are.
+        text: the decoded answer.
+    """
+
+    maps_NThw: FloatTHW
+    scores_NN: FloatTHW
+    ids: tuple[int, ...]
+    answer: slice
+    text: str
+
+
 @dataclass
 class MLLMCounters:
     """What a model has done so far; goes into the run record.
@@ -171,6 +193,33 @@ class MLLMSession(ABC):
     @abstractmethod
     def ask(self, prompts: Sequence[str]) -> list[str]:
         """Answers to text-only prompts."""
+
+    def heads(
+        self, where: Where, prompts: Sequence[str], which: Sequence[tuple[int, int]] | None = None
+    ) -> list[FloatTHW]:
+        """Attention of each prompt's last token to the visual tokens, head by head, unmixed.
+
+        Args:
+            where: the video or one frame.
+            prompts: texts put after the visual block.
+            which: (layer, head) pairs inside the session's layers; by default all, layer by layer.
+
+        Returns:
+            Per prompt ``(heads * T, h, w)``, the T slices of a head together; each row of attention sums
+            to at most 1 over its slices.
+
+        Raises:
+            ConfigError: the model tells no heads apart.
+        """
+        raise ConfigError(f"{type(self).__name__} tells no heads apart.", where="backbone")
+
+    def activations(self, where: Where, prompts: Sequence[str]) -> list[TokenActivations]:
+        """What every token of each prompt and of its answer has of the picture, by the output layer.
+
+        Raises:
+            ConfigError: the model's output layer can't be read.
+        """
+        raise ConfigError(f"{type(self).__name__} shows no output layer.", where="backbone")
 
     def close(self) -> None:  # noqa: B027
         """Free what the session holds."""

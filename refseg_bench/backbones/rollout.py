@@ -103,6 +103,14 @@ def rolled_out(
     return rolled[-1]
 
 
+def last_row(prefix: LayerQK, tail: LayerQK, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Attention ``(H, P + T)`` of the last token of a prompt to all tokens, head by head."""
+    keys_GND = torch.cat([prefix.k_GND, tail.k_GND], dim=1).to(dtype)
+    query_H1D = tail.q_HND[:, -1:].to(dtype)
+    keys_HND = keys_GND.repeat_interleave(len(query_H1D) // len(keys_GND), dim=0)
+    return ((query_H1D @ keys_HND.mT)[:, 0] * tail.scale).softmax(-1)
+
+
 def head_weights(mean_peak_H: Tensor, mode: HeadWeights) -> Tensor:
     """ŵ_h: each head's mean peak over the largest of all heads (1 for plain rollout)."""
     if weighting(mode) == "plain":

@@ -12,6 +12,7 @@ COMMANDS = {
     "data": "list, prepare, verify and show data sets",
     "models": "list the weights a config needs; fetch them",
     "doctor": "do models run here as they should, how fast, in how much memory",
+    "heads": "which attention heads of a language model localize",
     "status": "done, failed and left of runs",
     "cancel": "end the jobs and processes that work on runs",
     "work": "one worker of a frozen run, for any scheduler",

@@ -116,6 +116,59 @@ def test_maps_equal_the_eager_oracle(name, where):
             assert reading.answer is None
 
 
+@pytest.mark.parametrize("where", ["video", 2])
+@pytest.mark.parametrize("name", QUICK_FIRST)
+def test_single_heads_equal_the_eager_oracle(name, where):
+    frames, model = clip_frames(5), eager(name)
+    family = family_of(model.config, {})
+    with shared(name).open(frames, VISUAL, RolloutSettings(start=0, end=0)) as session:
+        whole = session.heads(where, PROMPTS)
+    with shared(name).open(frames, VISUAL, RolloutSettings(start=1, end=3)) as session:
+        some = session.heads(where, PROMPTS, [(2, 3), (1, 0)])
+    for prompt, maps, chosen in zip(PROMPTS, whole, some, strict=True):
+        with torch.no_grad():
+            inputs, ids, block = whole_inputs(name, model, where, prompt, frames)
+            out = model(**inputs, output_attentions=True)
+        visual = (ids[0] == block.token).numpy()
+        rows = [head[-1].numpy()[visual] for layer in out.attentions for head in layer[0]]
+        expected = np.stack([family.unpack(row, block) for row in rows])
+        np.testing.assert_allclose(maps.reshape(expected.shape), expected, atol=1e-6, rtol=1e-4)
+        assert np.array_equal(
+            chosen.reshape(2, *expected.shape[1:])[0], maps.reshape(expected.shape)[2 * 4 + 3]
+        )
+        assert np.array_equal(chosen.reshape(2, *expected.shape[1:])[1], maps.reshape(expected.shape)[1 * 4])
+
+
+@pytest.mark.parametrize("name", QUICK_FIRST)
+def test_activations_are_those_of_the_output_layer(name):
+    frames, model, made = clip_frames(3), build(name), backbone(name, positions="transformers")
+    with made.open(frames, VISUAL, RolloutSettings()) as session:
+        found = session.activations(1, PROMPTS)
+        answers = [one.answer for one in session.read(1, PROMPTS, answer=True)]
+    family = family_of(model.config, {})
+    assert [one.text for one in found] == answers
+    for prompt, one in zip(PROMPTS, found, strict=True):
+        with torch.no_grad():
+            inputs, ids, block = whole_inputs(name, model, 1, prompt, frames)
+            logits = model(**inputs).logits[0].clamp_min(0).numpy()
+        visual = (ids[0] == block.token).numpy()
+        tail = ids[0, int(np.flatnonzero(visual)[-1]) + 1 :].tolist()
+        # The pass over the bare prompt knows all but the answer.
+        assert list(one.ids[: one.answer.start]) == tail
+        assert len(one.ids) == one.answer.stop > one.answer.start
+        maps = np.stack([family.unpack(logits[visual][:, token], block) for token in one.ids])
+        np.testing.assert_allclose(one.maps_NThw, maps, atol=1e-4, rtol=1e-3)
+        scores = logits[-len(tail) :][:, list(one.ids)]
+        np.testing.assert_allclose(one.scores_NN[: len(tail)], scores, atol=1e-4, rtol=1e-3)
+
+
+def test_a_session_without_heads_or_output_layer_says_so():
+    with pytest.raises(ConfigError, match="tells no heads apart"):
+        MLLMSession.heads(SimpleNamespace(), 0, PROMPTS)
+    with pytest.raises(ConfigError, match="shows no output layer"):
+        MLLMSession.activations(SimpleNamespace(), 0, PROMPTS)
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_logits_are_bit_equal_with_capture(name):
     frames = clip_frames(4)

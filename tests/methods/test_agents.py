@@ -25,7 +25,7 @@ from refseg_bench.methods.agents.mllm_box import MllmBox
 from refseg_bench.methods.phrase import Phrase
 from refseg_bench.run.loop import predict_clip
 from refseg_bench.run.store import runs_in
-from refseg_bench.segmenters.base import Candidates, Instance, Segmenter, SegmenterSession
+from refseg_bench.segmenters.base import Candidates, Instance, Prompt, Segmenter, SegmenterSession
 from refseg_bench.types import Clip, Expression, MaskTrack
 from tests.backbones.test_chat import Server, spoken
 from tests.fakes import FakeDataset
@@ -59,9 +59,11 @@ def square(place: int, frames: Sequence[int]) -> MaskTrack:
 
 @dataclass
 class Planted(Segmenter):
-    """Knows where every instance of a phrase is; tracks a box as a square that stays."""
+    """Knows where every instance of a phrase is; tracks a box or a mask as an area that stays."""
 
     tracks: dict[str, list[MaskTrack]] = field(default_factory=dict)
+    scores: dict[str, list[float]] = field(default_factory=dict)
+    prompted: list[tuple[int, list[Prompt]]] = field(default_factory=list)
     looked_for: list[str] = field(default_factory=list)
 
     def open(self, clip: Clip) -> SegmenterSession:
@@ -69,7 +71,7 @@ class Planted(Segmenter):
 
 
 class PlantedSession(SegmenterSession):
-    accepts = ("box", "text")
+    accepts = ("points", "box", "mask", "text")
 
     def __init__(self, clip: Clip, options: Planted) -> None:
         super().__init__(clip)
@@ -80,14 +82,25 @@ class PlantedSession(SegmenterSession):
         return [Instance(track, 0.9) for track in self.options.tracks.get(phrase, [])]
 
     def _segment(self, frame, prompts, multimask):
-        masks = [self._box(prompt) for prompt in prompts]
-        return [Candidates(mask[None], np.ones(1, np.float32)) for mask in masks]
+        out = []
+        for prompt in prompts:
+            if prompt.text is None:
+                masks, scores = [self._area(prompt)], [1.0]
+            else:
+                self.options.looked_for.append(prompt.text)
+                masks = [track.mask(frame) for track in self.options.tracks.get(prompt.text, [])]
+                scores = self.options.scores.get(prompt.text, [0.9] * len(masks))
+            out.append(Candidates(np.array(masks, bool).reshape(-1, *self.clip.size), np.float32(scores)))
+        return out
 
     def _propagate(self, frame, prompts, video, direction):
-        masks = np.stack([self._box(prompt) for prompt in prompts])
+        self.options.prompted.append((frame, list(prompts)))
+        masks = np.stack([self._area(prompt) for prompt in prompts])
         return ((index, masks) for index in video)
 
-    def _box(self, prompt):
+    def _area(self, prompt):
+        if prompt.box is None:
+            return prompt.mask
         mask = np.zeros(self.clip.size, bool)
         x0, y0, x1, y1 = (round(v * s) for v, s in zip(prompt.box, (*self.clip.size[::-1],) * 2, strict=True))
         mask[y0:y1, x0:x1] = True

@@ -30,13 +30,14 @@ from refseg_bench.backbones.base import (
     MLLMSession,
     PromptAttention,
     RolloutSettings,
+    TokenActivations,
     VisualSettings,
     Where,
     layer_range,
     shared_pass,
 )
 from refseg_bench.backbones.mllm.families import MLLMFamily, Piece, Visual, family_of
-from refseg_bench.backbones.rollout import BLOCK_BYTES, LayerQK, dense_rollout, shared_rollout
+from refseg_bench.backbones.rollout import BLOCK_BYTES, LayerQK, dense_rollout, last_row, shared_rollout
 from refseg_bench.backbones.weights import (
     ModelError,
     Weights,
@@ -75,6 +76,7 @@ class MLLM(GroundingMLLM):
             by default what is free of a GPU, 8 elsewhere.
         offline: never ask the hub.
         label: what published tables call the model, to find its rows.
+        heads: (layer, head) of its localization heads, best first, as ``refseg heads`` finds them.
     """
 
     path: str = "Qwen/Qwen2.5-VL-7B-Instruct"
@@ -90,6 +92,7 @@ class MLLM(GroundingMLLM):
     memory_budget_gb: float | None = option(None, transient=True)
     offline: bool = option(False, transient=True)
     label: str = option("", transient=True)
+    heads: list[list[int]] = option([], transient=True)
 
     counters: MLLMCounters = field(default_factory=MLLMCounters, init=False, repr=False, compare=False)
     _loaded: _Loaded | None = field(default=None, init=False, repr=False, compare=False)
@@ -401,8 +404,79 @@ class Session(MLLMSession):
             texts = [before + prompt + after for prompt in prompts[first : first + size]]
             tails = [self.loaded.tokens(text) for text in texts]
             with torch.inference_mode(), self.owner.timed("ask"):
-                answers += self._decode(empty, tails, *self._tails([empty], tails))
+                said = self._decode(empty, tails, *self._tails([empty], tails))
+                answers += [self.loaded.text(one) for one in said]
         return answers
+
+    def heads(
+        self, where: Where, prompts: Sequence[str], which: Sequence[tuple[int, int]] | None = None
+    ) -> list[FloatTHW]:
+        """See the interface. Each prompt goes through the model alone."""
+        (prefix,), _ = self._prefixes([where], 1)
+        assert prefix.visual is not None
+        before, after = prefix.visual.tail
+        out: list[FloatTHW] = []
+        for prompt in prompts:
+            own = self.loaded.tokens(before + prompt + after)
+            with torch.inference_mode(), self.owner.timed("prompts"):
+                with capture.recording(self.range, self.range[-1]) as seen:
+                    self._tails([prefix], [own])
+                layers = zip(prefix.layers, seen.found(), strict=True)
+                rows_LHN = torch.stack([last_row(head, tail[0], self.dtype) for head, tail in layers])
+            if which is None:
+                rows_KN = rows_LHN.flatten(0, 1)
+            else:
+                rows_KN = torch.stack([rows_LHN[layer - self.range.start, head] for layer, head in which])
+            out.append(np.concatenate(self._maps(prefix, rows_KN)))
+        return out
+
+    def activations(self, where: Where, prompts: Sequence[str]) -> list[TokenActivations]:
+        """See the interface. Each prompt goes alone; its answer is decoded, then read as it stands."""
+        loaded = self.loaded
+        with torch.inference_mode():
+            with self._hidden() as seen:
+                prefix = self._run_head(where, whole=True)
+            assert prefix.visual is not None
+            before, after = prefix.visual.tail
+            return [
+                self._activated(prefix, seen[0], loaded.tokens(before + text + after)) for text in prompts
+            ]
+
+    def _activated(self, prefix: _Prefix, hidden_PD: Tensor, own: list[int]) -> TokenActivations:
+        loaded = self.loaded
+        with self.owner.timed("decode"):
+            (said,) = self._decode(prefix, [own], *self._tails([prefix], [own]))
+        said = [token for token in said if token not in stop_tokens(loaded.model.generation_config)]
+        ids = torch.tensor([*own, *said], device=loaded.device)
+        with self._hidden() as seen:
+            self._tails([prefix], [ids.tolist()])
+        output = loaded.model.get_output_embeddings()
+        rows_ND = output.weight[ids].float()
+        bias_N1 = 0.0 if output.bias is None else output.bias[ids].float()[:, None]
+        maps_NP, scores_NN = (
+            (rows_ND @ hidden_LD.float().T + bias_N1).clamp_min(0) for hidden_LD in (hidden_PD, seen[0])
+        )
+        return TokenActivations(
+            np.stack(self._maps(prefix, maps_NP)),
+            scores_NN.T.cpu().numpy(),
+            tuple(ids.tolist()),
+            slice(len(own), len(ids)),
+            loaded.text(said),
+        )
+
+    @contextmanager
+    def _hidden(self) -> Iterator[list[Tensor]]:
+        """The last hidden states ``(tokens, D)`` of the one pass in the block."""
+        seen: list[Tensor] = []
+
+        def keep(module: Any, given: Any, output: Any) -> None:
+            seen.append(output.last_hidden_state[0])
+
+        handle = self.loaded.model.model.register_forward_hook(keep)
+        try:
+            yield seen
+        finally:
+            handle.remove()
 
     # ── visual prefix ────────────────────────────────────────────────────────
 
@@ -428,8 +502,8 @@ class Session(MLLMSession):
             self._kept.update(zip(alike, found, strict=True))
         return found, rows
 
-    def _run_head(self, where: Where) -> _Prefix:
-        """Vision tower and language model over system message and visual block."""
+    def _run_head(self, where: Where, *, whole: bool = False) -> _Prefix:
+        """Vision tower and language model over system message and visual block; ``whole`` = to its end."""
         loaded, family = self.loaded, self.loaded.family
         with torch.inference_mode(), self.owner.timed("prefix"):
             if where == "video":
@@ -454,7 +528,7 @@ class Session(MLLMSession):
             )
             cache = self._cache()
             last = int(family.text_config.num_hidden_layers) - 1
-            with capture.recording(self.range, stop_at=last) as seen:
+            with capture.recording(self.range, stop_at=None if whole else last) as seen:
                 self._forward(cache, **inputs, position_ids=positions.to(loaded.device), logits_to_keep=1)
             self.owner.counters.visual_prefixes += 1
             return _Prefix(
@@ -499,7 +573,7 @@ class Session(MLLMSession):
             answers: list[str] | list[None] = [None] * len(tails)
             if answer:
                 with self.owner.timed("decode"):
-                    answers = self._decode(first, tails, logits, cache)
+                    answers = [self.loaded.text(said) for said in self._decode(first, tails, logits, cache)]
         found = [PromptAttention(*reading) for reading in zip(maps, answers, strict=True)]
         return [found[row : row + many] for row in range(0, len(tails), many)]
 
@@ -579,8 +653,8 @@ class Session(MLLMSession):
 
     def _decode(
         self, prefix: _Prefix, tails: Sequence[Sequence[int]], logits: Tensor, cache: Any
-    ) -> list[str]:
-        """Greedy answers of a batch of prompts that have just been run, on one prefix or on like ones.
+    ) -> list[list[int]]:
+        """Token ids of greedy answers to prompts that were just run together, on one prefix or on like ones.
 
         The checkpoint's own generation settings hold (repetition penalty included, which counts the
         prompt's tokens too). Rows of other lengths leave a gap of padding that the mask hides.
@@ -627,7 +701,7 @@ class Session(MLLMSession):
             )
             logits = out.logits[:, -1]
             position = position + 1
-        return [loaded.text(answer) for answer in answers]
+        return answers
 
     def _check_length(self, tokens: int, what: str) -> None:
         most = getattr(self.loaded.family.text_config, "max_position_embeddings", None)

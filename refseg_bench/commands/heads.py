@@ -1,0 +1,83 @@
+"""``refseg heads``: which attention heads of a language model localize, for ``method=loc_head``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import Any, get_args
+
+from refseg_bench import env
+from refseg_bench.config import compose as configs
+from refseg_bench.errors import ConfigError
+from refseg_bench.files.store_io import check_output, output
+from refseg_bench.methods.agents.base import spread
+from refseg_bench.methods.loc_head import LocHead
+from refseg_bench.methods.loc_head.finder import Head, Rule, find_heads
+from refseg_bench.run.build import build_method, dataset_of
+
+
+def add(commands: Any) -> None:
+    """Declare the options."""
+    p = commands.add_parser(
+        "heads",
+        description="Rank the heads that look at few places, over pairs of picture and expression.",
+        epilog="Example: refseg heads backbone=qwen2_5_vl_7b dataset=refcoco_unc dataset.split=train",
+    )
+    p.add_argument(
+        "overrides", nargs="+", metavar="key=value", help="backbone=…, dataset=…, method.question=…"
+    )
+    p.add_argument(
+        "--pairs", type=int, default=1000, metavar="N", help="spread over the split (default: 1000)"
+    )
+    p.add_argument("--best", type=int, default=10, metavar="N", help="how many to name (default: 10)")
+    p.add_argument(
+        "--rule", choices=get_args(Rule), default="sum",
+        help="heads that look at the picture: by their sum, or by their number, as the released code has it",
+    )  # fmt: skip
+    p.add_argument("-o", "--output", type=Path, metavar="FILE", help="also write all that pass as JSON")
+    p.set_defaults(main=main)
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run the command."""
+    if min(args.pairs, args.best) < 1:
+        raise ConfigError(
+            f"{min(args.pairs, args.best)} is no number of pairs or heads.", allowed=["1, 2, 3 …"]
+        )
+    if args.output is not None:
+        check_output(args.output)
+    chosen = [] if any(word.startswith("method=") for word in args.overrides) else ["method=loc_head"]
+    (point, *more) = configs.compose([*chosen, *args.overrides])
+    if more:
+        raise ConfigError("Heads are those of one model on one data set.", where=" ".join(args.overrides))
+    dataset = dataset_of(point.values)
+    method = build_method(point.values, dataset)
+    if not isinstance(method, LocHead):
+        raise ConfigError(f"{type(method).__name__} reads no heads.", where="method", allowed=["loc_head"])
+    pairs = [(clip, one) for clip in dataset.clips() for one in dataset.expressions(clip)]
+    pairs = [pairs[place] for place in spread(len(pairs), args.pairs)]
+    env.seed_everything(int(point.values["seed"]), "heads")
+    found = find_heads(method, pairs, args.rule)
+    print(f"{len(found)} heads pass by their {args.rule}, on {len(pairs)} pairs; the least entropy first")
+    print(f"{'layer':>5} {'head':>4} {'sum':>7} {'entropy':>8} {'bottom row':>10}")
+    for one in islice(found, args.best):
+        flag = "  most of it lies there" if one.flagged else ""
+        print(f"{one.layer:5} {one.head:4} {one.sum:7.4f} {one.entropy:8.4f} {one.bottom:10.3f}{flag}")
+    print(f"backbone.heads={_pairs(found[: args.best])}")
+    if args.output is not None:
+        record = {
+            "model": dict(method.backbone.identity()),
+            "rule": args.rule,
+            "pairs": len(pairs),
+            "heads": [asdict(one) for one in found],
+        }
+        with output(args.output) as handle:
+            handle.write(json.dumps(record, indent=1).encode())
+    return 0
+
+
+def _pairs(heads: list[Head]) -> str:
+    return str([[one.layer, one.head] for one in heads]).replace(" ", "")

@@ -1,0 +1,166 @@
+"""Which heads of a model localize: the criteria of the localization heads' released code (arXiv 2503.06287).
+
+Over pairs of picture and expression, each head is known by how much of the last token's attention goes to
+the picture (criterion 1) and by how concentrated that is (criterion 2). Pure functions on arrays, axes
+``L`` layers and ``H`` heads. The two numbers of a head are means over the pairs (not stated).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from refseg_bench.backbones.base import RolloutSettings
+from refseg_bench.cache import fingerprint
+from refseg_bench.errors import ConfigError
+from refseg_bench.methods.agents.base import spread
+from refseg_bench.methods.loc_head import LocHead
+from refseg_bench.methods.pointing import FloatHW
+from refseg_bench.types import Clip, Expression
+
+FloatLH = NDArray[np.floating]
+#: What counts of a map, less its mean, for criterion 2.
+_ABOVE = 0.001
+#: Which heads pass criterion 1: ``sum`` = those whose sum is at least the elbow's; ``flat_index`` = as the
+#: released code has it, those whose number ``layer * H + head`` is at least the elbow head's.
+Rule = Literal["sum", "flat_index"]
+
+
+@dataclass(frozen=True)
+class Head:
+    """One head that passed criterion 1, by what was measured.
+
+    Attributes:
+        sum: attention to the picture, 0 … 1.
+        entropy: of its places; less is more concentrated.
+        bottom: share of its mass in the picture's bottom row.
+    """
+
+    layer: int
+    head: int
+    sum: float
+    entropy: float
+    bottom: float
+
+    @property
+    def flagged(self) -> bool:
+        """Whether most of its mass lies in the bottom row, where sinks are (how much: not stated)."""
+        return self.bottom > 0.5
+
+
+def elbow(sums_N: FloatLH) -> int:
+    """The index of the value at the elbow: sorted, it lies farthest from the chord between the ends.
+
+    >>> import numpy as np
+    >>> elbow(np.array([0.1, 0.9, 0.11, 0.2, 1.0, 0.12]))
+    3
+    """
+    order = np.argsort(-sums_N, kind="stable")
+    values, places = sums_N[order], np.arange(len(order))
+    # Distance to the chord up to a factor; how the axes are scaled doesn't move the farthest.
+    away = np.abs((values - values[0]) * (len(order) - 1) - places * (values[-1] - values[0]))
+    return int(order[int(np.argmax(away))])
+
+
+def passing(sums_LH: FloatLH, rule: Rule = "sum") -> NDArray[np.bool_]:
+    """Criterion 1: which heads look at the picture.
+
+    >>> import numpy as np
+    >>> passing(np.array([[0.1, 0.9], [0.11, 0.2], [1.0, 0.12]])).tolist()
+    [[False, True], [False, True], [True, False]]
+    >>> passing(np.array([[0.1, 0.9], [0.11, 0.2], [1.0, 0.12]]), "flat_index").tolist()
+    [[False, False], [False, True], [True, True]]
+    """
+    at = elbow(sums_LH.ravel())
+    if rule == "sum":
+        return np.asarray(sums_LH >= sums_LH.flat[at])
+    return np.arange(sums_LH.size).reshape(sums_LH.shape) >= at
+
+
+def spatial_entropy(map_hw: FloatHW) -> tuple[float, float]:
+    """Criterion 2: the entropy of a map's places, and the share of their mass in the bottom row.
+
+    Less its mean, cut at 0, cells above 0.001 form 8-connected places; each has its share of their mass.
+    A map without any is the worst there is: as if every cell were a place of its own.
+
+    >>> import numpy as np
+    >>> one, two = np.zeros((5, 5), np.float32), np.zeros((5, 5), np.float32)
+    >>> one[4, 2] = two[0, 0] = two[3, 3] = 1
+    >>> spatial_entropy(one), round(spatial_entropy(two)[0], 4)
+    ((0.0, 1.0), 0.6931)
+    """
+    above_hw = np.maximum(np.asarray(map_hw, np.float64) - float(map_hw.mean(dtype=np.float64)), 0)
+    places, labels_hw = cv2.connectedComponents((above_hw > _ABOVE).astype(np.uint8), connectivity=8)
+    if places == 1:
+        return float(np.log(map_hw.size)), 0.0
+    mass = np.bincount(labels_hw.ravel(), above_hw.ravel(), places)[1:]
+    share = mass / mass.sum()
+    bottom = float(above_hw[-1][labels_hw[-1] > 0].sum() / mass.sum())
+    return float(abs((share * np.log(share)).sum())), bottom
+
+
+def ranked(sums_LH: FloatLH, entropies_LH: FloatLH, bottoms_LH: FloatLH, rule: Rule = "sum") -> list[Head]:
+    """The heads that pass criterion 1 by ascending entropy; those in the bottom row last.
+
+    That flagged heads stand back is not stated.
+    """
+    found = [
+        Head(*pair, *(float(values[pair]) for values in (sums_LH, entropies_LH, bottoms_LH)))
+        for pair in ((int(layer), int(head)) for layer, head in np.argwhere(passing(sums_LH, rule)))
+    ]
+    return sorted(found, key=lambda one: (one.flagged, one.entropy))
+
+
+def measured(
+    method: LocHead, pairs: Iterable[tuple[Clip, Expression]]
+) -> Iterator[tuple[FloatLH, FloatLH, FloatLH]]:
+    """Per pair, of every head: its sum, entropy and bottom share. Kept in the method's cache.
+
+    Args:
+        method: how the model is asked; of a clip its middle frame is taken.
+        pairs: pictures and expressions.
+    """
+    model = method.backbone
+    for clip, expression in pairs:
+        (frame,) = spread(len(clip), 1)
+        prompt, key = method.asked(expression.text), dict[str, Any]()
+        if method.cache.root is not None:
+            key = {
+                "stage": "heads",
+                "version": method.version,
+                "model": model.identity(),
+                "visual": vars(method.visual_settings()),
+                "frame": fingerprint([clip.frame_paths[frame]], upright=clip.upright),
+                "prompt": prompt,
+            }
+        entry = method.cache.get(key)
+        if entry is None:
+            settings = RolloutSettings(start=0, end=0)
+            with model.open(clip.load([frame]), method.visual_settings(), settings) as session:
+                (maps_Khw,) = session.heads(0, [prompt])
+            both = np.array([spatial_entropy(map_hw) for map_hw in maps_Khw])
+            found_3K = np.stack([maps_Khw.sum(axis=(1, 2), dtype=np.float64), *both.T])
+            entry = {"heads": found_3K.reshape(3, model.layers(), -1)}
+            method.cache.put(key, entry)
+        sums_LH, entropies_LH, bottoms_LH = np.asarray(entry["heads"], np.float64)
+        yield sums_LH, entropies_LH, bottoms_LH
+
+
+def find_heads(method: LocHead, pairs: Iterable[tuple[Clip, Expression]], rule: Rule = "sum") -> list[Head]:
+    """The heads of a model that localize, best first.
+
+    Raises:
+        ConfigError: there is no pair.
+    """
+    total, count = np.zeros(()), 0
+    for found in measured(method, pairs):
+        total, count = total + np.stack(found), count + 1
+    if not count:
+        raise ConfigError("There is no expression to look for.", where="dataset")
+    sums_LH, entropies_LH, bottoms_LH = total / count
+    return ranked(sums_LH, entropies_LH, bottoms_LH, rule)
