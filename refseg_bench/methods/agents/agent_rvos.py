@@ -9,14 +9,13 @@ it doesn't state is an option, or said where it is decided.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-from refseg_bench.backbones.chat import Conversation, Message
-from refseg_bench.methods.agents.base import ChatMethod, read_json, spread
+from refseg_bench.backbones.chat import Conversation
+from refseg_bench.methods.agents.base import ChatMethod, read_flag, read_object, spread, user
 from refseg_bench.methods.agents.drawing import beside, crop, extent, frame_box, overlay
 from refseg_bench.segmenters.base import Instance, SegmenterSession
 from refseg_bench.types import Clip, Expression, Grounding, MaskTrack
@@ -70,8 +69,6 @@ class AgentRvos(ChatMethod):
     n_frames: int = 16
     opacity: float = 0.4
     tries: int = 3
-    _found: dict[str, list[Instance]] = field(default_factory=dict, init=False, repr=False, compare=False)
-    _clip: str = field(default="", init=False, repr=False, compare=False)
 
     async def ground(
         self, talk: Conversation, session: SegmenterSession, expression: Expression
@@ -79,7 +76,7 @@ class AgentRvos(ChatMethod):
         """Name, find, describe, sort."""
         clip = session.clip
         if self.concept == "sentence":
-            noun, candidates = expression.text, self._tracks(session, expression.text)
+            noun, candidates = expression.text, self.find(session, expression.text)
             verdict = dict.fromkeys(range(1, len(candidates) + 1), "true")
         else:
             noun, candidates = await self._candidates(talk, session, expression.text)
@@ -104,7 +101,7 @@ class AgentRvos(ChatMethod):
         """The noun that finds something, and all its instances."""
 
         def read(words: str) -> tuple[bool, list[str]]:
-            said = _mapping(read_json(words))
+            said = read_object(words)
             nouns = said.get("nouns")
             if (
                 not isinstance(nouns, list)
@@ -118,21 +115,20 @@ class AgentRvos(ChatMethod):
             ]
 
         reasoning, nouns = await talk.ask_for(
-            [_user(CONCEPT.format(sent=sentence))], "concept", read, self.tries
+            [user(CONCEPT.format(sent=sentence))], "concept", read, self.tries
         )
         failed: list[str] = []
         for attempt in range(1, self.concepts + 1):
             if reasoning or attempt > 1:
                 told = FAILED.format(nouns=", ".join(failed)) if failed else ""
                 question = LOOK.format(sent=sentence, attempt=attempt, failed=told)
-                frames = session.clip.load(spread(len(session.clip), self.n_frames))
-                shown = [self.backbone.fit(frame_HWC) for frame_HWC in frames]
+                shown = self.shown(session.clip, spread(len(session.clip), self.n_frames))
                 _, nouns = await talk.ask_for(
-                    [_user(*shown, question)], f"concept, attempt {attempt}", read, self.tries
+                    [user(*shown, question)], f"concept, attempt {attempt}", read, self.tries
                 )
             best, most = (nouns[0], list[Instance]()), 0
             for noun in dict.fromkeys(nouns):
-                found = self._tracks(session, noun)
+                found = self.find(session, noun)
                 # The name with more detections over all frames; on ties the core noun (not stated).
                 seen = sum(sum(bool(area) for area in one.track.area()) for one in found)
                 if seen > most:
@@ -142,14 +138,6 @@ class AgentRvos(ChatMethod):
             failed += [noun for noun in nouns if noun not in failed]
         return nouns[0], []
 
-    def _tracks(self, session: SegmenterSession, phrase: str) -> list[Instance]:
-        """A phrase's instances; expressions of one clip often look for the same."""
-        if self._clip != session.clip.id:
-            self._clip, self._found = session.clip.id, {}
-        if phrase not in self._found:
-            self._found[phrase] = session.find(phrase)
-        return self._found[phrase]
-
     async def _looks(
         self, talk: Conversation, clip: Clip, sentence: str, noun: str, candidates: Sequence[Instance]
     ) -> dict[int, str]:
@@ -158,19 +146,16 @@ class AgentRvos(ChatMethod):
             return {}
 
         def needed(words: str) -> bool:
-            said = _mapping(read_json(words)).get("appearance")
-            if not isinstance(said, bool):
-                raise ValueError('"appearance" must be true or false')
-            return said
+            return read_flag(read_object(words), "appearance")
 
         def phrases(words: str) -> str:
-            said = _mapping(read_json(words)).get("phrases")
+            said = read_object(words).get("phrases")
             if not isinstance(said, list) or not said or not all(isinstance(one, str) for one in said):
                 raise ValueError('"phrases" must be a list of one or two short texts')
             return ", ".join(said[:2])
 
         if not await talk.ask_for(
-            [_user(NEEDED.format(sent=sentence))], "appearance needed", needed, self.tries
+            [user(NEEDED.format(sent=sentence))], "appearance needed", needed, self.tries
         ):
             return {}
         looks = {}
@@ -182,7 +167,7 @@ class AgentRvos(ChatMethod):
                 continue
             box, picture_HWC = extent(mask_HW), clip.load([frame])[0]
             panel = beside([crop(frame_box(picture_HWC, box), box, margin=1.0), crop(picture_HWC, box)])
-            question = _user(self.backbone.fit(panel), APPEARANCE.format(noun=noun))
+            question = user(self.backbone.fit(panel), APPEARANCE.format(noun=noun))
             looks[number] = await talk.ask_for([question], f"appearance of {number}", phrases, self.tries)
         return looks
 
@@ -217,7 +202,7 @@ class AgentRvos(ChatMethod):
             def read(words: str, ids: Sequence[int] = tuple(open_ids)) -> dict[int, str]:
                 return read_verdict(words, ids)
 
-            verdict |= await talk.ask_for([_user(*shown, question)], f"round {number}", read, self.tries)
+            verdict |= await talk.ask_for([user(*shown, question)], f"round {number}", read, self.tries)
         return verdict
 
 
@@ -230,7 +215,7 @@ def read_verdict(words: str, ids: Sequence[int]) -> dict[int, str]:
     >>> read_verdict('<answer>{"true": [2], "false": [1], "unknown": []}</answer>', [1, 2])
     {2: 'true', 1: 'false'}
     """
-    said = _mapping(read_json(words))
+    said = read_object(words)
     found: dict[int, str] = {}
     for name in ("true", "false", "unknown"):
         listed = said.get(name, [])
@@ -244,13 +229,3 @@ def read_verdict(words: str, ids: Sequence[int]) -> dict[int, str]:
     if missing := [one for one in ids if one not in found]:
         raise ValueError(f"the candidates {missing} are in none of the three lists")
     return found
-
-
-def _mapping(value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise ValueError("the JSON is no object")
-    return value
-
-
-def _user(*parts: str | NDArray[np.uint8]) -> Message:
-    return Message("user", parts)

@@ -10,17 +10,17 @@ import itertools
 import json
 import re
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from refseg_bench.backbones.chat import ChatModel, Conversation
+from refseg_bench.backbones.chat import ChatModel, Conversation, Message, Uint8HWC
 from refseg_bench.errors import ConfigError, StoreError
 from refseg_bench.files.store_io import parse_json
-from refseg_bench.methods.base import Method
-from refseg_bench.segmenters.base import Segmenter, SegmenterSession
-from refseg_bench.types import Clip, Expression, Grounding
+from refseg_bench.methods.base import Method, track_prompts
+from refseg_bench.segmenters.base import Instance, Prompt, Segmenter, SegmenterSession
+from refseg_bench.types import BoolHW, Clip, Expression, Grounding, MaskTrack
 
 Box = tuple[float, float, float, float]
 #: Errors that no other conversation will escape.
@@ -37,6 +37,8 @@ class ChatMethod(Method):
 
     backbone: ChatModel
     segmenter: Segmenter
+    _found: dict[str, list[Instance]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _clip: str = field(default="", init=False, repr=False, compare=False)
 
     def predict(self, clip: Clip, expressions: Sequence[Expression]) -> Iterator[Grounding]:
         """One grounding per expression, each as soon as its conversation has ended."""
@@ -74,6 +76,18 @@ class ChatMethod(Method):
 
         return [asyncio.ensure_future(one(expression)) for expression in expressions]
 
+    def find(self, session: SegmenterSession, phrase: str) -> list[Instance]:
+        """A phrase's instances; expressions of one clip often look for the same."""
+        if self._clip != session.clip.id:
+            self._clip, self._found = session.clip.id, {}
+        if phrase not in self._found:
+            self._found[phrase] = session.find(phrase)
+        return self._found[phrase]
+
+    def shown(self, clip: Clip, frames: Sequence[int]) -> list[Uint8HWC]:
+        """Frames of a clip as large as they are sent, each decoded alone."""
+        return [self.backbone.fit(clip.load([frame])[0]) for frame in frames]
+
     async def _end(self, tasks: Sequence[asyncio.Task[Grounding]]) -> None:
         for task in tasks:
             task.cancel()
@@ -100,7 +114,70 @@ async def _first(tasks: Sequence[asyncio.Task[Grounding]]) -> tuple[set[Any], se
     return await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
 
 
+def user(*parts: str | Uint8HWC) -> Message:
+    """One turn of ours: texts and pictures."""
+    return Message("user", parts)
+
+
+def track_mask(session: SegmenterSession, frame: int, mask_HW: BoolHW | None) -> MaskTrack:
+    """A mask of one frame tracked both ways; an image's is its track. ``None`` = nothing."""
+    clip = session.clip
+    if mask_HW is None:
+        return MaskTrack.empty(clip.size, len(clip))
+    if len(clip) == 1:
+        return MaskTrack.from_masks([mask_HW], clip.size)
+    return track_prompts(session, frame, [Prompt(mask=mask_HW)])
+
+
 # ── reading replies ──────────────────────────────────────────────────────────
+
+
+def read_object(words: str) -> dict[str, Any]:
+    """The JSON object in a reply.
+
+    Raises:
+        ValueError: there is none.
+    """
+    value = read_json(words)
+    if not isinstance(value, dict):
+        raise ValueError("the JSON is no object")
+    return value
+
+
+def read_text(said: Mapping[str, Any], name: str) -> str:
+    """A text of a reply's object, stripped.
+
+    Raises:
+        ValueError: there is none.
+    """
+    value = said.get(name)
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f'"{name}" must be a text')
+    return value.strip()
+
+
+def read_texts(said: Mapping[str, Any], name: str) -> list[str]:
+    """A list of texts of a reply's object, each stripped.
+
+    Raises:
+        ValueError: there is none, or one of them is none.
+    """
+    value = said.get(name)
+    if not isinstance(value, list) or not all(isinstance(one, str) and one.strip() for one in value):
+        raise ValueError(f'"{name}" must be a list of texts')
+    return [one.strip() for one in value]
+
+
+def read_flag(said: Mapping[str, Any], name: str) -> bool:
+    """A yes or no of a reply's object.
+
+    Raises:
+        ValueError: there is none.
+    """
+    value = said.get(name)
+    if not isinstance(value, bool):
+        raise ValueError(f'"{name}" must be true or false')
+    return value
 
 
 def read_json(words: str) -> Any:
@@ -135,7 +212,32 @@ def _first_json(text: str) -> Any:
     return None
 
 
-def read_boxes(words: str, model: ChatModel, size: tuple[int, int]) -> list[Box]:
+def read_number(said: Mapping[str, Any], name: str) -> float:
+    """A number of a reply's object.
+
+    Raises:
+        ValueError: there is none.
+    """
+    value = said.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e9:
+        raise ValueError(f'"{name}" must be a number')
+    return float(value)
+
+
+def read_choice(said: Mapping[str, Any], name: str, allowed: Sequence[str]) -> str:
+    """One of some words of a reply's object, in any case.
+
+    Raises:
+        ValueError: it is none of them.
+    """
+    value = str(said.get(name)).strip().lower()
+    for one in allowed:
+        if value == one.lower():
+            return one
+    raise ValueError(f'"{name}" must be one of {list(allowed)}')
+
+
+def read_boxes(words: str, model: ChatModel, size: tuple[int, int], *, shares: bool = False) -> list[Box]:
     """Boxes of a reply as shares of the picture, in the reply's order.
 
     JSON with ``bbox_2d`` (or ``bbox``, ``box``), lists of four numbers, and ``<box>[[…]]</box>`` are read.
@@ -144,6 +246,7 @@ def read_boxes(words: str, model: ChatModel, size: tuple[int, int]) -> list[Box]
         words: the reply.
         model: says in which unit it writes (``boxes``).
         size: (height, width) of the picture that it was sent.
+        shares: numbers up to 1 are shares of the picture already.
 
     Returns:
         (x0, y0, x1, y1) in [0, 1], cut at the picture's border. None at all where the reply is an empty
@@ -158,43 +261,83 @@ def read_boxes(words: str, model: ChatModel, size: tuple[int, int]) -> list[Box]
     >>> read_boxes("<box>[[7, 0, 14, 28]]</box>", ChatEndpoint(boxes="pixels"), (28, 28))
     [(0.25, 0.0, 0.5, 1.0)]
     """
-    found: list[Any] = []
+    found: list[list[float]] = []
     try:
         value = read_json(words)
     except ValueError:
         value = [] if re.fullmatch(r"\W*(none|nothing|no (object|box|target)s?)\W*", words, re.I) else None
-    _gather(value, found, 0)
+    _gather(value, ("bbox_2d", "bbox", "box"), 4, found)
     if not found and value not in ([], [[]]):
         raise ValueError("there is no box in it; the form is [[x1, y1, x2, y2]], or [] if there is none")
-    height, width = size
-    sides = (width, height, width, height) if model.boxes == "pixels" else (1000, 1000, 1000, 1000)
     boxes: list[Box] = []
     for numbers in found:
-        x0, y0, x1, y1 = (
-            min(1.0, max(0.0, value / side)) for value, side in zip(numbers, sides, strict=True)
-        )
+        x0, y0, x1, y1 = _as_shares(numbers, model, size, shares)
         if not (x0 < x1 and y0 < y1):
             raise ValueError(f"{numbers} is no box x1 < x2, y1 < y2 inside the picture")
         boxes.append((x0, y0, x1, y1))
     return boxes
 
 
-def _gather(value: Any, found: list[Any], depth: int) -> None:
-    """All lists of four numbers in a JSON value."""
+def read_point(
+    words: str, model: ChatModel, size: tuple[int, int], *, shares: bool = False
+) -> tuple[float, float]:
+    """The last point (x, y) of a reply as shares of the picture; see :func:`read_boxes`.
+
+    Raises:
+        ValueError: there is none.
+
+    >>> from refseg_bench.backbones.chat import ChatEndpoint
+    >>> read_point('{"point": [250, 1200]}', ChatEndpoint(), (10, 10))
+    (0.25, 1.0)
+    """
+    found: list[list[float]] = []
+    _gather(read_json(words), ("point_2d", "point"), 2, found)
+    if not found:
+        raise ValueError("there is no point [x, y] in it")
+    x, y = _as_shares(found[-1], model, size, shares)
+    return x, y
+
+
+def _as_shares(
+    numbers: Sequence[float], model: ChatModel, size: tuple[int, int], shares: bool
+) -> list[float]:
+    sides = (size[1], size[0]) if model.boxes == "pixels" else (1000, 1000)
+    return [
+        min(1.0, max(0.0, value if shares and value <= 1 else value / sides[place % 2]))
+        for place, value in enumerate(numbers)
+    ]
+
+
+def _gather(value: Any, names: Sequence[str], length: int, found: list[list[float]], depth: int = 0) -> None:
+    """All lists of so many numbers in a JSON value; an object's own are under one of the names."""
     if depth > 8:
         raise ValueError("it is nested too deep")
     if isinstance(value, dict):
-        inner = [value[name] for name in ("bbox_2d", "bbox", "box") if name in value] or list(value.values())
+        inner = [value[name] for name in names if name in value] or list(value.values())
         for item in inner:
-            _gather(item, found, depth + 1)
+            _gather(item, names, length, found, depth + 1)
     elif isinstance(value, list):
-        if len(value) == 4 and all(isinstance(v, int | float) and not isinstance(v, bool) for v in value):
+        if len(value) == length and all(
+            isinstance(v, int | float) and not isinstance(v, bool) for v in value
+        ):
             if not all(abs(v) < 1e9 for v in value):
-                raise ValueError(f"{value} is no box")
+                raise ValueError(f"{value} is no box or point")
             found.append(value)
         else:
             for item in value:
-                _gather(item, found, depth + 1)
+                _gather(item, names, length, found, depth + 1)
+
+
+def box_iou(one: Sequence[float], other: Sequence[float]) -> float:
+    """Intersection over union of two boxes (x0, y0, x1, y1).
+
+    >>> box_iou((0, 0, 2, 2), (1, 0, 3, 2))
+    0.3333333333333333
+    """
+    sides = [max(0.0, min(one[k + 2], other[k + 2]) - max(one[k], other[k])) for k in (0, 1)]
+    both = sides[0] * sides[1]
+    either = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (one, other)) - both
+    return float(both / either) if either else 0.0
 
 
 def spread(length: int, count: int) -> list[int]:
