@@ -310,3 +310,27 @@ def write_grounding_dino(folder: Path, *, seed: int = 0) -> Path:
     picture = GroundingDinoImageProcessor(size={"shortest_edge": 64, "longest_edge": 96})
     GroundingDinoProcessor(picture, tokenizer).save_pretrained(folder)
     return folder
+
+
+def write_clip(folder: Path, *, seed: int = 0) -> Path:
+    """Save a small random CLIP (model, tokenizer, image processor) as a local model folder."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, PreTrainedTokenizerFast
+
+    words = ["[UNK]", "[PAD]", "[EOS]", "a", "red", "disc", "dog"]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = CLIPConfig(
+        text_config={**small, "vocab_size": len(words), "max_position_embeddings": 16, "eos_token_id": 2},
+        vision_config={**small, "image_size": 32, "patch_size": 8},
+        projection_dim=16,
+    )
+    scatter(CLIPModel(config), seed).save_pretrained(folder)
+    CLIPProcessor(
+        CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}),
+        PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer, unk_token="[UNK]", pad_token="[PAD]", model_max_length=16
+        ),
+    ).save_pretrained(folder)
+    return folder

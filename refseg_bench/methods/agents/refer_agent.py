@@ -1,0 +1,245 @@
+"""Refer-Agent (arXiv 2602.03595): a chat model chooses a key frame, describes, locates, and checks itself.
+
+CLIP and the chat model choose frames; on the best one the chat model describes what is meant, gives each a
+box and a point, and looks whether the frame serves; then yes-questions about each box may send it back to its
+descriptions. SAM 2 tracks box and point both ways. Prompts are ours. What the source doesn't state is an
+option marked so, or said where it is decided.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, TypeVar
+
+from refseg_bench.backbones.chat import Conversation, Message, Uint8HWC
+from refseg_bench.methods.agents.base import (
+    Box,
+    ChatMethod,
+    read_boxes,
+    read_flag,
+    read_number,
+    read_object,
+    read_point,
+    read_text,
+    read_texts,
+    user,
+)  # fmt: skip
+from refseg_bench.methods.agents.drawing import beside, frame_box, mosaic
+from refseg_bench.methods.agents.key_frames import ClipScores, best_of_parts, chosen_frames, standing
+from refseg_bench.methods.base import track_prompts
+from refseg_bench.segmenters.base import Prompt, SegmenterSession
+from refseg_bench.types import Clip, Expression, Grounding
+
+T = TypeVar("T")
+
+STATEMENT = """Rewrite this query about a video as a statement of what to find: "{sent}".
+Type: 1 = it depends on what happens over time, 2 = it means several targets, 3 = other.
+Answer as JSON: {{"statement": "...", "type": 1, 2 or 3}}"""
+QUESTIONS = """What is to be found in a video: "{sent}". Give up to 3 yes-or-no questions that a right target
+answers with yes, on its identity, its appearance or a place that doesn't change. None if there is nothing.
+Answer as JSON: {{"questions": ["...", ...]}}"""
+GRADE = """Frames of a video in order, numbered 1 to {count}. What is to be found: "{sent}".{guidance}
+How well can it be told and outlined in each frame, from 1 to 10?
+Answer as JSON: {{"scores": [{count} numbers]}}"""
+DESCRIBE = """Left: the key frame of a video, frame {key}. Right: frames of it in order. What is to be found:
+"{sent}"{kind}.{reasons} Describe each target so that it can be told in the key frame.
+Answer as JSON: {{"count": number of targets, "descriptions": ["...", ...]}}"""
+KIND = {1: " (it depends on what happens over time)", 2: " (several targets)", 3: ""}
+LOCATE = (
+    """Locate: {description}. Answer as JSON: [{{"bbox_2d": [x1, y1, x2, y2]}}], or [] if it isn't there."""
+)
+POINT = """Give one point on what the red box holds ({description}). Answer as JSON: {{"point": [x, y]}}"""
+FRAME = """What is to be found in the video: "{sent}". Left: the key frame; right: other frames.
+Is a target absent from the key frame? Clearer in another frame? Severely occluded? Answer as
+JSON, each true or false: {{"absent": ..., "clearer_elsewhere": ..., "occluded": ...}}"""
+GUIDANCE = " Frame {key} was tried and is poor: {wrong}."
+CHECK = """The red box should hold: {description}. {question}
+Answer as JSON: {{"yes": true or false, "reason": "..."}}"""
+REASONS = " Earlier targets were wrong: {reasons}."
+#: What the frame check may find wrong.
+WRONG = {
+    "absent": "a target is absent",
+    "clearer_elsewhere": "it is clearer elsewhere",
+    "occluded": "occlusion",
+}
+
+
+@dataclass(frozen=True)
+class _Target:
+    """What a description was given on the key frame."""
+
+    description: str
+    box: Box
+    point: tuple[float, float]
+
+
+@dataclass
+class ReferAgent(ChatMethod):
+    """Key frame, descriptions, boxes and points, with two loops of self-checks.
+
+    Attributes:
+        clip: grades the frames.
+        parts: equal parts of the clip, of which CLIP's best frame is shown.
+        best: how many of those are kept.
+        frame_rounds: most choices of a key frame.
+        description_rounds: most times that the boxes are questioned.
+        clip_share: of CLIP's grade in a frame's; the rest is the chat model's (not stated).
+        tries: most calls where a reply can't be read.
+    """
+
+    clip: ClipScores = field(default_factory=ClipScores)
+    parts: int = 10
+    best: int = 5
+    frame_rounds: int = 2
+    description_rounds: int = 2
+    clip_share: float = 0.5
+    tries: int = 3
+
+    def weights(self) -> Sequence[Any]:
+        """CLIP's."""
+        return self.clip.weights()
+
+    async def ground(
+        self, talk: Conversation, session: SegmenterSession, expression: Expression
+    ) -> Grounding:
+        """Ask, choose, describe, locate, check, track."""
+        one = _Query(self, talk, session.clip)
+        await one.begin(expression.text)
+        targets: list[_Target] = []
+        guidance = ""
+        for number in range(1, self.frame_rounds + 1):
+            await one.choose(guidance)
+            targets = await one.located("") or targets
+            wrong = await one.poor() if number < self.frame_rounds else []
+            if not wrong:
+                break
+            guidance += GUIDANCE.format(key=one.key, wrong=", ".join(wrong))
+        reasons: list[str] = []
+        for _ in range(self.description_rounds if one.questions else 0):
+            said_no = await one.doubts(targets)
+            if not said_no:
+                break
+            reasons += said_no
+            # Without any new box, the last ones stay.
+            targets = await one.located(REASONS.format(reasons="; ".join(reasons))) or targets
+        prompts = [Prompt(points=(target.point,), labels=(1,), box=target.box) for target in targets]
+        return Grounding(
+            expression,
+            track_prompts(session, one.key, prompts),
+            no_target=not prompts,
+            details={
+                "statement": one.statement,
+                "questions": one.questions,
+                "frames": one.frames,
+                "key": one.key,
+                "targets": [asdict(target) for target in targets],
+            },
+        )
+
+
+class _Query:
+    """One expression on a clip: what was made of it, and all that is asked."""
+
+    def __init__(self, method: ReferAgent, talk: Conversation, clip: Clip) -> None:
+        self.method, self.talk, self.clip = method, talk, clip
+        self.statement, self.kind = "", 3
+        self.questions: list[str] = []
+        self.frames: list[int] = []
+        self.key = 0
+
+    async def begin(self, text: str) -> None:
+        """Grades by CLIP (of the expression as it is: not stated), the statement, and the questions."""
+        self.grades_T = standing(self.method.clip.logits(self.clip, text))
+
+        def read(words: str) -> tuple[str, int]:
+            said = read_object(words)
+            kind = int(read_number(said, "type"))
+            if kind not in KIND:
+                raise ValueError('"type" must be 1, 2 or 3')
+            return read_text(said, "statement"), kind
+
+        told = STATEMENT.format(sent=text)
+        self.statement, self.kind = await self._asked(user(told), "statement", read)
+        self.questions = (await self._texts(user(QUESTIONS.format(sent=self.statement)), "questions"))[:3]
+
+    async def choose(self, guidance: str) -> None:
+        """The key frame and its company, by both grades."""
+        places = best_of_parts(self.grades_T, self.method.parts)
+
+        def read(words: str) -> list[float]:
+            scores = read_object(words).get("scores")
+            if not isinstance(scores, list) or len(scores) != len(places):
+                raise ValueError(f'"scores" must be {len(places)} numbers')
+            return [read_number({"score": score}, "score") for score in scores]
+
+        names = [str(number) for number in range(1, len(places) + 1)]
+        picture = self.method.backbone.fit(mosaic(list(self.clip.load(places)), names, columns=5))
+        told = GRADE.format(count=len(places), sent=self.statement, guidance=guidance)
+        said = await self._asked(user(picture, told), "frames", read)
+        share = self.method.clip_share
+        grades = [share * self.grades_T[p] + (1 - share) * one for p, one in zip(places, said, strict=True)]
+        self.frames, self.key = chosen_frames(places, grades, self.method.best)
+
+    async def located(self, reasons: str) -> list[_Target]:
+        """A box and a point on the key frame for each new description; those without a box are left out."""
+        told = DESCRIBE.format(key=self.key, sent=self.statement, kind=KIND[self.kind], reasons=reasons)
+        frame_HWC, out = self.clip.load([self.key])[0], list[_Target]()
+        model = self.method.backbone
+        sent = model.fit(frame_HWC)
+        size = (sent.shape[0], sent.shape[1])
+        for description in await self._texts(user(self._stitched(), told), "descriptions"):
+            boxes = await self._asked(
+                user(sent, LOCATE.format(description=description)),
+                "box",
+                lambda words: read_boxes(words, model, size, shares=True),
+            )
+            if boxes:
+                question = user(self._boxed(frame_HWC, boxes[-1]), POINT.format(description=description))
+                point = await self._asked(
+                    question, "point", lambda words: read_point(words, model, size, shares=True)
+                )
+                out.append(_Target(description, boxes[-1], point))
+        return out
+
+    async def poor(self) -> list[str]:
+        """What is wrong with the key frame."""
+
+        def read(words: str) -> list[str]:
+            said = read_object(words)
+            return [told for name, told in WRONG.items() if read_flag(said, name)]
+
+        return await self._asked(
+            user(self._stitched(), FRAME.format(sent=self.statement)), "frame check", read
+        )
+
+    async def doubts(self, targets: Sequence[_Target]) -> list[str]:
+        """The reasons of every question that a box answers with no."""
+        frame_HWC, out = self.clip.load([self.key])[0], list[str]()
+
+        def read(words: str) -> str | None:
+            said = read_object(words)
+            return None if read_flag(said, "yes") else read_text(said, "reason")
+
+        for target in targets:
+            for question in self.questions:
+                told = CHECK.format(description=target.description, question=question)
+                reason = await self._asked(user(self._boxed(frame_HWC, target.box), told), "box check", read)
+                out += [reason] if reason else []
+        return out
+
+    async def _asked(self, question: Message, step: str, read: Callable[[str], T]) -> T:
+        return await self.talk.ask_for([question], step, read, self.method.tries)
+
+    async def _texts(self, question: Message, name: str) -> list[str]:
+        return await self._asked(question, name, lambda words: read_texts(read_object(words), name))
+
+    def _stitched(self) -> Uint8HWC:
+        """The key frame, enlarged, beside its company (how they are laid out: not stated)."""
+        company = mosaic(list(self.clip.load(self.frames)), [str(frame) for frame in self.frames], columns=2)
+        return self.method.backbone.fit(beside([self.clip.load([self.key])[0], company], height=896))
+
+    def _boxed(self, frame_HWC: Uint8HWC, box: Box) -> Uint8HWC:
+        height, width = frame_HWC.shape[:2]
+        x0, y0, x1, y1 = (round(v * side) for v, side in zip(box, (width, height) * 2, strict=True))
+        return self.method.backbone.fit(frame_box(frame_HWC, (x0, y0, x1, y1)))
