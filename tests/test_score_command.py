@@ -11,7 +11,9 @@ import pytest
 from PIL import Image
 
 from refseg_bench.errors import ConfigError
+from refseg_bench.run.loop import work_on
 from refseg_bench.types import encode_rle
+from tests.fakes import fake_run
 from tests.scoring.worlds import blobs, shaken
 
 SIZE = (40, 56)
@@ -538,3 +540,18 @@ def test_a_jpeg_is_read_above_a_threshold(mevis, tmp_path):
     expected = np.mean([iou(mevis[1][k], mevis[2][k]).mean() for k in mevis[1]])
     assert (code, found["rvos-expr"]["n"]) == (0, 6)
     assert found["rvos-expr"]["metrics"]["J"] == pytest.approx(expected, abs=0.01)
+
+
+def test_runs_of_one_name_both_stand_in_the_json(tmp_path):
+    runs = []
+    for part, side in (("a", 4), ("b", 8)):
+        method = {"_target_": "tests.fakes.FakeMethod", "side": side}
+        store = fake_run(tmp_path / part, method=method, score={"bootstrap": 20, "jobs": 1})
+        work_on(store)
+        runs.append(store.root.rename(tmp_path / part / "same"))
+    other = fake_run(tmp_path, score={"bootstrap": 20, "jobs": 1})
+    work_on(other)
+    runs.append(other.root)
+    assert main("score", *runs, "--json", tmp_path / "out.json", "-j", 1) == 0
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert list(found) == [str(runs[0]), str(runs[1]), other.root.name]

@@ -143,6 +143,11 @@ def _score_runs(args: argparse.Namespace, ids: Sequence[str] | None) -> int:
     refused = False
     documents: dict[str, Any] = {}
     stores = find_runs(args.runs)
+    folders = [store.root.name for store in stores]
+    names = {
+        s.root: name if folders.count(name) == 1 else str(s.root)
+        for s, name in zip(stores, folders, strict=True)
+    }
     for store in stores:
         if store.root not in args.runs and not store.index():
             # A run that ended before its first prediction doesn't keep the others in its folder from scoring.
@@ -161,11 +166,11 @@ def _score_runs(args: argparse.Namespace, ids: Sequence[str] | None) -> int:
             if len(stores) == 1:
                 raise
             print(f"{store.root}\n  not scored: {error}", file=sys.stderr)
-            documents[store.root.name] = {"error": str(error)}
+            documents[names[store.root]] = {"error": str(error)}
             refused = True
             continue
         split = results.splits(outcomes, args.by)
-        documents[store.root.name] = results.document(outcomes, per_frame=args.per_frame, by=split)
+        documents[names[store.root]] = results.document(outcomes, per_frame=args.per_frame, by=split)
         print(store.root)
         _tell(outcomes, args.explain, split)
         if args.after_run or args.save is not None:
