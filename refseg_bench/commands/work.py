@@ -43,7 +43,8 @@ def main(args: argparse.Namespace) -> int:
     shard, shards = part_of(args.shard, args.of, launch.shards if launch else 1)
     try:
         with draining():
-            tally = Shard(str(args.run), launch.id if launch else None, shard, shards, args.capture)()
+            name, ours = launch.id if launch else None, args.parent is not None
+            tally = Shard(str(args.run), name, shard, shards, args.capture, serve=ours)()
     except KeyboardInterrupt:
         if not LEAVING.is_set():
             raise

@@ -113,6 +113,12 @@ class Cluster:
         finish: score and report in dependent jobs without a GPU.
         cpu_partition: partition of those; by default ``partition``.
         cpu_minutes: their time limit.
+        server: who serves the chat model of ``backbone=chat…`` to the workers: a command that starts it
+            beside them, with ``{port}`` and ``{model}`` in it, or the address of one that runs.
+        server_per: one for each worker (``job``) or for all of a submission on a machine (``node``).
+        server_port: what it listens on; 0 = a free one.
+        server_health: path that answers 200 once it is ready.
+        server_minutes: time it has for that.
     """
 
     kind: Literal["debug", "local", "slurm"] = "debug"
@@ -144,6 +150,11 @@ class Cluster:
     finish: bool = True
     cpu_partition: str | None = None
     cpu_minutes: int = 60
+    server: str | None = None
+    server_per: Literal["job", "node"] = "job"
+    server_port: int = 0
+    server_health: str = "/v1/models"
+    server_minutes: float = 30.0
 
 
 @dataclass

@@ -59,12 +59,23 @@ def lasting_of(store: RunStore) -> dict[str, Any]:
     return store.info().lasting or lasting(values)
 
 
-def build_method(values: Mapping[str, Any], dataset: Dataset) -> Method:
-    """The method of a config, with its backbone and segmenter."""
+def assemble(values: Mapping[str, Any]) -> Method:
+    """The method of a config with its backbone and segmenter, for whoever asks what they are.
+
+    Raises:
+        ConfigError: an option of one of them is refused.
+    """
     parts = {
         part: schema.build(values[part], part) for part in schema.INJECTED if values.get(part) is not None
     }
     method: Method = schema.build(values["method"], "method", **parts)
+    return method
+
+
+def build_method(values: Mapping[str, Any], dataset: Dataset) -> Method:
+    """The same, ready for work on a data set."""
+    method = assemble(values)
+    parts = schema.parts(method)
     if "segmenter" in parts:
         count_sessions(parts["segmenter"])
     for part in (*parts.values(), method):

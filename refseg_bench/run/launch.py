@@ -19,8 +19,8 @@ from refseg_bench.config.compose import Composed, Config, lasting, load, to_yaml
 from refseg_bench.errors import ConfigError, RefsegError
 from refseg_bench.files.store_io import read_sealed_yaml, sealed_text, short_id
 from refseg_bench.methods.base import Method
-from refseg_bench.run import local, slurm
-from refseg_bench.run.build import build_method, dataset_of
+from refseg_bench.run import local, server, slurm
+from refseg_bench.run.build import assemble, build_method, dataset_of
 from refseg_bench.run.shards import Planned, Tally, planned, tally_of
 from refseg_bench.run.store import RunInfo, RunStore
 from refseg_bench.run.submissions import Submission, living, register, submissions
@@ -32,8 +32,9 @@ _LOOKED_UP = 20
 
 
 def freeze(point: Composed) -> RunStore:
-    """Make (or open) the run folder of a point."""
-    method: type[Method] = schema.locate(point.values["method"][schema.TARGET], "method")
+    """Make (or open) the run folder of a point, once its components take their options."""
+    server.check(point.values)
+    method = assemble(point.values)
     info = RunInfo(
         digest=point.digest,
         name=point.name,
@@ -71,7 +72,8 @@ def launch(
         RefsegError: a point can't be frozen or planned, or nothing of this may be submitted.
     """
     say = say or (lambda line: print(line, file=sys.stderr, flush=True))
-    for cluster in (load(point.values).cluster for point in points):
+    for point in points:
+        cluster = load(point.values).cluster
         if cluster.kind == "slurm":
             slurm.check(cluster)
     runs = [planned(freeze(point), point, say) for point in points]

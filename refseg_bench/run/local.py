@@ -95,7 +95,7 @@ def work(run: Planned, *, capture: bool = False) -> Tally:
         process, code = bad[0]
         raise RefsegError(
             f"{len(bad)} of {run.shards} shards died, {tally.elsewhere} samples are left. "
-            f"Shard {process.shard} {_end(code)}:\n{_tail(process.log)}",
+            f"Shard {process.shard} {_end(code)}:\n{tail(process.log)}",
             where=process.log,
             hint="The same command goes on with what is left.",
         )
@@ -145,7 +145,8 @@ def _end(code: int) -> str:
     return f"ended with code {code}"
 
 
-def _tail(log: Path, lines: int = 12) -> str:
+def tail(log: Path, lines: int = 12) -> str:
+    """A log's last lines; empty where it can't be read."""
     with contextlib.suppress(OSError):
         return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
     return ""

@@ -56,6 +56,8 @@ class Shard(_Job):
         launch: the submission's id; ``None`` = one of its own.
         shard, shards: which part of how many; ``None`` = all, beside others.
         capture: fill the attention cache only.
+        serve: start or use the server that the submission names. Not of a run folder that somebody may
+            have received: its words would be run here.
     """
 
     root: str
@@ -63,19 +65,26 @@ class Shard(_Job):
     shard: int | None
     shards: int
     capture: bool = False
+    serve: bool = True
 
     def __call__(self) -> Tally:
         """Do it."""
         from refseg_bench.config.compose import load
         from refseg_bench.run.build import frozen
         from refseg_bench.run.loop import capture_on, work_on
+        from refseg_bench.run.server import served
         from refseg_bench.run.store import RunStore
 
         store = RunStore.open(Path(self.root))
         if self.capture:
             return capture_on(store, shard=self.shard or 0, shards=self.shards, launch=self.launch)
-        steal = load(frozen(store, self.launch)).cluster.steal
-        return work_on(store, shard=self.shard, shards=self.shards, launch=self.launch, steal=steal)
+        values = frozen(store, self.launch)
+
+        def work() -> Tally:
+            steal = load(values).cluster.steal
+            return work_on(store, shard=self.shard, shards=self.shards, launch=self.launch, steal=steal)
+
+        return served(values, self.launch or "", store.place("log", self.launch or ""), work, self.serve)
 
 
 @dataclass(frozen=True)

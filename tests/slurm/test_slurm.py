@@ -33,6 +33,7 @@ from tests.launch.runs import (
     scores,
     undisturbed,
 )
+from tests.launch.test_server import command, gone, started, words
 from tests.slurm.conftest import Slurm
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm")]
@@ -401,3 +402,28 @@ def test_the_overhead_can_be_measured(slurm: Slurm) -> None:
     )  # fmt: skip
     assert "array of 20 tasks: submitted in" in done.stdout, done.stderr
     assert "ms per sample of 400" in done.stdout
+
+
+@pytest.mark.parametrize("per", ["job", "node"])
+def test_a_chat_models_server_stands_beside_the_workers(slurm: Slurm, tmp_path: Path, per: str) -> None:
+    more = [*CLUSTER, "cluster.shards=3", "cluster.finish=false", f"cluster.server_per={per}"]
+    submitted = refseg("run", *words(tmp_path, command(tmp_path), *more, clips=12), cwd=tmp_path)
+    told = submitted.communicate(timeout=120)
+    assert submitted.returncode == 0, told
+    (store,) = stores(tmp_path)
+    slurm.wait(lambda: over(slurm, store), 240)
+    assert len(store.done()) == 24
+    # The three nodes are one machine, and its workers share a server where they may.
+    assert len(started(tmp_path)) == 3 or per == "node"
+    assert not (tmp_path / "together").exists() or per == "job"
+    assert gone(tmp_path)
+
+
+def test_scancel_ends_the_server_too(slurm: Slurm, tmp_path: Path) -> None:
+    more = [*CLUSTER, "cluster.shards=2", "cluster.finish=false", "cluster.server_per=node"]
+    submitted = refseg("run", *words(tmp_path, command(tmp_path), *more, clips=100), cwd=tmp_path)
+    assert submitted.wait(120) == 0
+    slurm.wait(lambda: list(tmp_path.glob("asked-*")), 120)
+    slurm.tell("scancel", job(stores(tmp_path)[0]))
+    assert gone(tmp_path)
+    slurm.wait(lambda: not slurm.tell("squeue", "-h"))

@@ -1,0 +1,182 @@
+"""A chat model's server beside the workers: started, shared, ended with them, whatever ends them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from refseg_bench.cli import main
+from refseg_bench.config.compose import Cluster
+from refseg_bench.errors import ConfigError
+from refseg_bench.files import resources
+from refseg_bench.run import server
+from refseg_bench.run.store import runs_in
+from tests.launch.runs import CONF, refseg
+
+pytest.importorskip("openai")
+SCRIPT = Path(__file__).with_name("chat_server.py")
+
+
+def command(folder: Path, *more: object) -> str:
+    return " ".join([sys.executable, str(SCRIPT), "{port}", str(folder), *map(str, more)])
+
+
+def words(folder: Path, serve: str, *more: str, clips: int = 2) -> list[str]:
+    """A run of boxes on grey frames, two expressions a clip."""
+    return [
+        *(f"hydra.searchpath=[file://{CONF}]", "dataset=fake", f"dataset.root={folder / 'data'}"),
+        *(f"dataset.n_clips={clips}", "dataset.n_expressions=2", "method=mllm_box", "backbone=chat"),
+        *("backbone.model=tiny", "backbone.retries=0", "segmenter=grabcut", f"cluster.server='{serve}'"),
+        *(f"paths.runs={folder / 'runs'}", f"paths.cache={folder / 'cache'}", *more),
+    ]
+
+
+def started(folder: Path) -> list[tuple[int, int]]:
+    """Process and helper of every server that was started."""
+    return [(int(a), int(b)) for a, b in (p.name.split("-")[1:] for p in sorted(folder.glob("started-*")))]
+
+
+def running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def gone(folder: Path, seconds: float = 30.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while any(running(pid) for pair in started(folder) for pid in pair):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+def done(folder: Path) -> int:
+    (store,) = runs_in(folder / "runs")
+    return len(store.done())
+
+
+@pytest.fixture(autouse=True)
+def _no_server_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+
+
+def test_it_serves_the_run_and_ends_with_it(tmp_path: Path) -> None:
+    assert main(["run", *words(tmp_path, command(tmp_path)), "--no-html"]) == 0
+    assert done(tmp_path) == 4
+    assert len(started(tmp_path)) == 1
+    assert not any(running(pid) for pair in started(tmp_path) for pid in pair)
+    assert "OPENAI_BASE_URL" not in os.environ
+    (log,) = tmp_path.glob("runs/*/log/*/server-*.log")
+    assert "here I am" in log.read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("per", ["node", "job"])
+def test_workers_share_one_or_have_their_own(tmp_path: Path, per: str) -> None:
+    local = ["cluster=local", "cluster.shards=2", "cluster.parallel=2", f"cluster.server_per={per}"]
+    run = refseg("run", *words(tmp_path, command(tmp_path), *local, clips=4), "--no-html", cwd=tmp_path)
+    told = run.communicate(timeout=300)
+    assert run.returncode == 0, told
+    assert done(tmp_path) == 8
+    assert len(list(tmp_path.glob("runs/*/log/*/server-*.log"))) == (1 if per == "node" else 2)
+    assert not (tmp_path / "together").exists() or per == "job"
+    assert gone(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("per", ["node", "job"])
+def test_kill_9_of_everything_ends_it(tmp_path: Path, per: str) -> None:
+    local = ["cluster=local", "cluster.shards=2", "cluster.parallel=2", f"cluster.server_per={per}"]
+    run = refseg("run", *words(tmp_path, command(tmp_path), *local, clips=40), "--no-html", cwd=tmp_path)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("asked-*")):
+        assert run.poll() is None, run.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    run.send_signal(signal.SIGKILL)
+    run.communicate()
+    assert gone(tmp_path)
+
+
+def test_one_that_ends_at_work_is_started_again(tmp_path: Path) -> None:
+    assert main(["run", *words(tmp_path, command(tmp_path, 2)), "--no-html"]) == 0
+    assert done(tmp_path) == 4
+    assert len(started(tmp_path)) == 2
+    assert gone(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("serve", "minutes", "told"),
+    [
+        (f"{sys.executable} -c \"print('no memory'); raise SystemExit(7)\" {{port}}", 1.0, "no memory"),
+        ("no-such-program {port}", 1.0, "before it was ready"),
+        ("sleep 600 {port}", 0.02, "not ready after"),
+    ],
+)
+def test_one_that_never_answers_is_told(tmp_path: Path, serve: str, minutes: float, told: str) -> None:
+    cluster = Cluster(server=serve, server_minutes=minutes)
+    with (
+        pytest.raises(ConfigError, match=told),
+        server._started(cluster, "tiny", tmp_path.name, tmp_path / "log"),
+    ):
+        pass
+
+
+def test_one_that_runs_is_waited_for(tmp_path: Path) -> None:
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        port = held.getsockname()[1]
+    other = subprocess.Popen(
+        ["sh", "-c", 'sleep 1; exec "$@"', "sh", sys.executable, SCRIPT, str(port), tmp_path]
+    )
+    try:
+        assert main(["run", *words(tmp_path, f"http://127.0.0.1:{port}/v1"), "--no-html"]) == 0
+        assert done(tmp_path) == 4
+        assert running(other.pid)
+    finally:
+        other.kill()
+        other.wait()
+        for _, helper in started(tmp_path):
+            os.kill(helper, signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ("serve", "more", "told"),
+    [
+        ("serve --port {port}", "backbone.url=http://x/v1", "Two servers"),
+        ("http://me:secret@host/v1", "", "would be written"),
+        ("serve", "", "no place for the port"),
+        ("serve \"{port}", "", "can't be read"),
+        (" ", "", "is empty"),
+    ],
+)  # fmt: skip
+def test_what_can_be_no_server_is_refused_before_anything_is_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], serve: str, more: str, told: str
+) -> None:
+    assert main(["run", *words(tmp_path, serve, *filter(None, [more]))]) == 2
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+def test_transformers_own_server(tmp_path: Path) -> None:
+    program = Path(sys.executable).with_name("transformers")
+    serve = f"{program} serve {{model}} --port {{port}} --host 127.0.0.1 --device cpu --dtype float32"
+    model = resources.weights("tiny_mllm")
+    more = [f"backbone.model={model}", "backbone.max_tokens=8", "method.tries=1", "cluster.server_minutes=5"]
+    # The tiny model never learned to write boxes: its words are kept with the failure.
+    assert main(["run", *words(tmp_path, serve, *more, clips=1), "--no-html", "--no-score"]) == 1
+    (store,) = runs_in(tmp_path / "runs")
+    failures = list(store.failures())
+    assert len(failures) == 2
+    assert all(turn["reply"] for p in failures for turn in p.details["conversation"])
+    assert store.cost()["answer_tokens"] > 0
