@@ -25,10 +25,12 @@ class RefsegError(Exception):
 
     Attributes:
         details: JSON facts to keep with the sample that failed.
+        pictures: JPEG files that they name, by digest.
         code: what a command that it ends exits with.
     """
 
     details: Mapping[str, Any] = {}
+    pictures: Mapping[str, bytes] = {}
     code = 2
 
     def __init__(

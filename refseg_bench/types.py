@@ -387,6 +387,7 @@ class Grounding:
         map_frames: frame indices (length T) per map.
         details: anything JSON a reader may want (object word, tracklet scores, candidate points).
         seconds: seconds per stage spent for this expression, by stage name.
+        pictures: what a chat model was shown, as JPEG files by the digest that ``details`` name it by.
     """
 
     expression: Expression
@@ -397,6 +398,7 @@ class Grounding:
     map_frames: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     details: Mapping[str, Any] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
+    pictures: Mapping[str, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -452,6 +454,7 @@ class Prediction:
     Attributes:
         inputs: what it was predicted on; ``None`` = not known (a record of an older version).
         turn: how often the sample had been predicted before, on other data.
+        pictures: as in :class:`Grounding`; they lie beside the record, which doesn't hold them.
     """
 
     sample: str
@@ -466,6 +469,7 @@ class Prediction:
     peak_mb: float = 0.0
     inputs: Inputs | None = None
     turn: int = 0
+    pictures: Mapping[str, bytes] = field(default_factory=dict, compare=False)
 
     @property
     def ok(self) -> bool:

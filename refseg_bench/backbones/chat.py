@@ -20,9 +20,9 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,10 +34,15 @@ from refseg_bench.cache import Cache, digest
 from refseg_bench.config.schema import option
 from refseg_bench.errors import ConfigError, RefsegError, require
 
+if TYPE_CHECKING:
+    from refseg_bench.backbones.weights import Weights
+
 T = TypeVar("T")
 Uint8HWC = NDArray[np.uint8]
 #: Bump when what is sent for the same message changes.
 _VERSION = 1
+#: Longest side of what the report shows of a picture that was sent.
+_SHOWN = 480
 #: Most characters of a reply: no model says so much, a broken server may.
 _LONGEST = 1 << 20
 
@@ -236,7 +241,7 @@ class ChatEndpoint(ChatModel):
             raise ConfigError(
                 "The server's address holds a name or password, which would be written into the run folder.",
                 where="backbone.url",
-                hint="Put it into the environment, as OPENAI_BASE_URL, and remove the run folder just begun.",
+                hint="Put it into the environment, as OPENAI_BASE_URL.",
             )
 
     async def complete(self, messages: Sequence[Message]) -> Reply:
@@ -353,7 +358,7 @@ class ChatLocal(ChatModel):
     asks_with: ClassVar[tuple[str, ...]] = (*ChatModel.asks_with, "dtype", "attention")
     _loaded: Any = field(default=None, init=False, repr=False, compare=False)
 
-    def weights(self) -> tuple[Any, ...]:
+    def weights(self) -> tuple[Weights, ...]:
         """What ``refseg models`` lists and fetches."""
         from refseg_bench.backbones.weights import Weights
 
@@ -365,15 +370,44 @@ class ChatLocal(ChatModel):
         return (Weights(self.model, self.revision or None, patterns=patterns, component="backbone"),)
 
     def identity(self) -> dict[str, Any]:
-        """See the base: a local model is what its files hold, not where they lie."""
-        return super().identity() | self._content
+        """See the base: a model is what its files hold, not where they lie or what a branch is called."""
+        needed = self._pinned
+        told = {"weights": self._content} if needed.local else {"revision": needed.revision or ""}
+        return super().identity() | told
+
+    async def reply(self, messages: Sequence[Message], again: int = 0) -> tuple[Reply, bool]:
+        """See the base; the first one fetches what isn't here, for only then its commit is known."""
+        from refseg_bench.backbones.weights import fetch
+
+        if self._pinned.revision is None and not self._pinned.local and not self.offline:
+            fetch(self._pinned)
+            del self._pinned
+        return await super().reply(messages, again)
 
     @cached_property
-    def _content(self) -> dict[str, str | None]:
+    def _content(self) -> str | None:
+        from refseg_bench.backbones.weights import content
+
+        return content(self.weights()[0], self.cache_root)
+
+    @cached_property
+    def _pinned(self) -> Weights:
+        """The weights at the commit that replies are kept under: a branch may move meanwhile.
+
+        Where they are not here, at the commit that was asked last: kept replies need no model.
+        """
         from refseg_bench.backbones.weights import content
 
         needed = self.weights()[0]
-        return {"weights": content(needed, self.cache_root)} if needed.local else {}
+        if needed.local:
+            return needed
+        key = {"stage": "chat model", "model": self.model, "revision": self.revision}
+        commit = content(needed)
+        if commit is not None:
+            self._cache.put(key, {"commit": commit})
+        elif (kept := self._cache.get(key)) is not None:
+            commit = str(kept["commit"])
+        return needed if commit is None else replace(needed, revision=commit)
 
     async def complete(self, messages: Sequence[Message]) -> Reply:
         """One generation; nothing else of the process goes on meanwhile."""
@@ -405,7 +439,7 @@ class ChatLocal(ChatModel):
 
             from refseg_bench.backbones.weights import choose_device, from_pretrained
 
-            needed = self.weights()[0]
+            needed = self._pinned
             dtype = self.dtype if self.dtype == "auto" else getattr(torch, self.dtype)
             model = from_pretrained(
                 AutoModelForImageTextToText,
@@ -423,6 +457,14 @@ class ChatLocal(ChatModel):
 def _told(image_HWC: Uint8HWC) -> dict[str, Any]:
     pixels = hashlib.blake2b(image_HWC.tobytes(), digest_size=16).hexdigest()
     return {"size": list(image_HWC.shape[:2]), "image": pixels}
+
+
+def _small(image_HWC: Uint8HWC) -> bytes:
+    """A picture as the report shows it."""
+    picture, held = Image.fromarray(image_HWC), io.BytesIO()
+    picture.thumbnail((_SHOWN, _SHOWN))
+    picture.save(held, "JPEG", quality=80)
+    return held.getvalue()
 
 
 def _wire(message: Message) -> dict[str, Any]:
@@ -478,11 +520,13 @@ class Conversation:
     def __init__(self, model: ChatModel) -> None:
         self.model, self.cost = model, Cost()
         self.transcript: list[dict[str, Any]] = []
+        #: What it was shown, small, by the digests that the transcript names.
+        self.pictures: dict[str, bytes] = {}
         self._sent: Counter[str] = Counter()
         self._before: list[dict[str, Any]] = []
 
     async def ask(self, messages: Sequence[Message], step: str) -> str:
-        """The model's words.
+        """The model's answer: its words less what it thought aloud, which the transcript keeps.
 
         Args:
             messages: all turns so far.
@@ -492,6 +536,10 @@ class Conversation:
             ChatError: with the transcript so far.
         """
         said = [message.told() for message in messages]
+        for message, told in zip(messages, said, strict=True):
+            for part, plain in zip(message.parts, told["parts"], strict=True):
+                if not isinstance(part, str) and plain["image"] not in self.pictures:
+                    self.pictures[plain["image"]] = _small(part)
         name = digest({"messages": said})
         # A transcript tells each turn once.
         same = [a == b for a, b in zip(said, self._before, strict=False)]
@@ -515,7 +563,7 @@ class Conversation:
         cost.images += sum(not isinstance(part, str) for message in messages for part in message.parts)
         cost.prompt_tokens = _sum(cost.prompt_tokens, reply.prompt_tokens)
         cost.answer_tokens = _sum(cost.answer_tokens, reply.answer_tokens)
-        return reply.text
+        return answer(reply.text)
 
     async def ask_for(
         self, messages: Sequence[Message], step: str, read: Callable[[str], T], tries: int = 3
@@ -542,7 +590,7 @@ class Conversation:
                 wrong += f" (your reply was cut after {self.model.max_tokens} tokens: be brief)"
             told = [
                 *messages,
-                Message("assistant", (words,)),
+                Message("assistant", (words if words.strip() else "…",)),
                 Message("user", (f"That can't be used: {wrong}. Answer again, in the form asked for.",)),
             ]
         raise self.failed(
@@ -550,13 +598,23 @@ class Conversation:
         )
 
     def details(self) -> dict[str, Any]:
-        """JSON for the record: ``cost`` and ``conversation``."""
-        return {"cost": asdict(self.cost), "conversation": self.transcript}
+        """JSON for the record: ``conversation`` and, last, where the store looks for it, ``cost``."""
+        return {"conversation": self.transcript, "cost": asdict(self.cost)}
 
     def failed(self, error: ChatError) -> ChatError:
         """The error with what was said so far."""
-        error.details = self.details()
+        error.details, error.pictures = self.details(), self.pictures
         return error
+
+
+def answer(words: str) -> str:
+    """A reply without what stands in ``<think>``; empty where it was cut while the model still thought.
+
+    >>> answer("<think>[1] or [2]?</think> [2]"), answer("well</think>yes"), answer("<think>[1] or")
+    (' [2]', 'yes', '')
+    """
+    # A template may open the tag in the prompt: the reply then only closes it.
+    return words.rpartition("</think>")[2].partition("<think>")[0]
 
 
 def _sum(one: int | None, other: int | None) -> int | None:

@@ -42,7 +42,7 @@ from refseg_bench.report.compare import compare, differences, paired
 from refseg_bench.report.media import MediaFolder, spread
 from refseg_bench.report.naming import said, titles
 from refseg_bench.report.sweeps import sweep_of
-from refseg_bench.report.tables import Cell, ResultTable, in_percent, number_cell, rows_of, tabulate
+from refseg_bench.report.tables import COST, Cell, ResultTable, in_percent, number_cell, rows_of, tabulate
 from refseg_bench.run.build import dataset_of, received
 from refseg_bench.run.inputs import Present, stale, without
 from refseg_bench.run.shards import plan
@@ -62,6 +62,10 @@ _STATUS = {"ok": 0, "failed": 1, "missing": 2, "absent": 3, "empty": 4}
 #: `refseg run` leaves the pages of more samples than this to `refseg report --html`.
 _AT_ONCE = 3000
 
+
+#: Words that a page shows of a turn of a conversation; most turns, parts of one and characters of a part.
+_TURN = ("step", "reply", "finish", "error")
+_MOST_TURNS, _MOST_WORDS = 200, 20_000
 
 #: Pairs of runs tested against each other in all metrics and by every attribute at most, per data set.
 _PAIRS = 6
@@ -202,6 +206,7 @@ def _meta(
         "version": refseg_bench.__version__,
         "level": level_of(r for run in runs for r in run.results.values()) or "no",
         "runs": [_run_record(run, *group_at[id(run)]) for run in runs],
+        "costs": COST,
         "groups": list(pages),
         "tables": [asdict(t) for t in tabulate(rows_of([run.store for run in runs]))],
         "breakdowns": [t for g, group in enumerate(groups) for t in _breakdowns(g, group)],
@@ -240,6 +245,7 @@ def _run_record(run: _Run, group: int, place: int) -> dict[str, Any]:
         "seconds": run.seconds,
         "stages": run.stages,
         "peak_mb": run.peak_mb,
+        "cost": {name: value for name, value in run.store.cost().items() if name in COST},
         "made": f"masks of other code, read from {info.source}"
         if info.source
         else ", ".join(part for part in made if part),
@@ -512,7 +518,7 @@ class _GroupWriter:
             for place, known in enumerate(answers):
                 p = known.get(e.id)
                 found = maps[place, e.id] if p is not None and p.ok else {}
-                record = None if p is None else self._answer(p, target, frames, clip.size, found)
+                record = None if p is None else self._answer(place, p, target, frames, clip.size, found)
                 runs.append(record)
                 said = "missing" if p is None else p.answer or "ok" if p.ok else "failed"
                 row["status"].append(_STATUS.get(said, 0))
@@ -563,6 +569,7 @@ class _GroupWriter:
 
     def _answer(
         self,
+        place: int,
         p: Prediction,
         target: Sequence[bytes | None] | None,
         frames: Sequence[int],
@@ -581,19 +588,50 @@ class _GroupWriter:
                 sprites.append(
                     {"name": name, "source": source, "height": height, "width": width, "frames": of}
                 )
-        failure = p.failure
+        failure, details = p.failure, _without_nan(to_plain(p.details))
         return {
             "rles": None if rles is None else [_ascii(rle) for rle in rles],
             "iou": iou,
             "point": None if p.point is None else [p.point.frame, p.point.y, p.point.x],
             "points": _points(p.details),
             "no_target": p.no_target,
-            "details": _without_nan(to_plain(p.details)),
+            "conversation": self._conversation(place, details.pop("conversation", None)),
+            "details": details,
             "seconds": dict(p.seconds),
             "peak_mb": p.peak_mb,
             "failure": None if failure is None else asdict(failure),
             "maps": sprites,
         }
+
+    def _conversation(self, place: int, turns: Any) -> list[dict[str, Any]]:
+        """What was said, with the pictures that are there; nothing of it has to be what a method writes."""
+
+        def part(value: Any) -> Any:
+            if isinstance(value, str):
+                return value[:_MOST_WORDS] + ("…" if len(value) > _MOST_WORDS else "")
+            name = value.get("image") if isinstance(value, dict) else None
+            path = self.runs[place].store.picture(name) if isinstance(name, str) else None
+            size = value.get("size") if isinstance(value, dict) else None
+            fit = isinstance(size, list) and len(size) == 2 and all(type(n) is int for n in size)
+            return {"source": path and self.media.sent(path), "size": size if fit else None}
+
+        def several(value: Any) -> list[Any]:
+            return value[:_MOST_TURNS] if isinstance(value, list) else []
+
+        told = []
+        for turn in several(turns):
+            if isinstance(turn, dict):
+                words = {name: part(turn[name]) for name in _TURN if isinstance(turn.get(name), str)}
+                asked = [
+                    {
+                        "role": part(str(message.get("role"))),
+                        "parts": [*map(part, several(message.get("parts")))],
+                    }
+                    for message in several(turn.get("messages"))
+                    if isinstance(message, dict)
+                ]
+                told.append({**words, "asked": asked})
+        return told
 
     # ── the index ──
 

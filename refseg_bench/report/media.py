@@ -40,13 +40,17 @@ class MediaFolder:
     root: Path
     side: int = 480
     used: dict[str, set[str]] = field(
-        default_factory=lambda: {"frames": set(), "thumbs": set(), "maps": set()}
+        default_factory=lambda: {"frames": set(), "thumbs": set(), "maps": set(), "sent": set()}
     )
 
     def frame(self, clip: Clip, index: int) -> str | None:
         """Name of the picture of one frame, ``None`` where the frame can't be read."""
         path = clip.frame_paths[index]
         return self._shrunk(path, "frames", self.side, upright=clip.upright, copy=max(clip.size) <= self.side)
+
+    def sent(self, path: Path) -> str | None:
+        """Name of a picture that a chat model was shown, ``None`` where the file is none."""
+        return self._shrunk(path, "sent", self.side, upright=False, copy=True)
 
     def thumb(self, clip: Clip, index: int) -> str:
         """Name (without its ending) of a clip's thumbnail, empty where the frame can't be read."""

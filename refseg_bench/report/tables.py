@@ -25,7 +25,7 @@ from rich.text import Text
 
 from refseg_bench.config.components import protocol_of
 from refseg_bench.errors import StoreError
-from refseg_bench.files.store_io import printable
+from refseg_bench.files.store_io import parse_json, printable
 from refseg_bench.report.naming import titles
 from refseg_bench.run.inputs import Present, recorded
 from refseg_bench.run.store import RunInfo, RunStore
@@ -34,6 +34,20 @@ from refseg_bench.scoring.stats import Bootstrap
 from refseg_bench.scoring.table import ScoreTable, breakdown, splitting
 from refseg_bench.types import Estimate, Result
 
+#: A sample's costs → what they are called above a column.
+COST = {
+    "seconds": "s",
+    "calls": "calls",
+    "replayed": "replayed",
+    "images": "images",
+    "prompt_tokens": "tokens in",
+    "answer_tokens": "tokens out",
+    "reply_seconds": "reply s",
+}
+_COST_NOTE = (
+    "per sample: s = seconds it was worked on; replayed = of its calls, those with a kept reply; "
+    "reply s = seconds waited for replies when they were made"
+)
 #: Widest a name may be in a terminal before it is folded onto a second line.
 _NAME_WIDTH = 34
 #: The same above a column.
@@ -53,6 +67,7 @@ class Row:
         knows: what its method answers from.
         place: of the protocol among those of the data set.
         root: the run's folder: two of them may have one name.
+        cost: what a sample took on average, see :meth:`~refseg_bench.run.store.RunStore.cost`.
     """
 
     run: str
@@ -65,6 +80,7 @@ class Row:
     knows: str = ""
     place: int = 0
     root: Path = Path()
+    cost: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def about(self) -> dict[str, str]:
@@ -134,8 +150,25 @@ def rows_of(stores: Iterable[RunStore]) -> list[Row]:
         about = (labels[store.root], info.sees_targets, info.part, _known(info))
         for protocol, result in store.results().items():
             place = info.lead(protocol)
-            rows.append(Row(store.root.name, method, dataset, result, *about, place, store.root))
+            cost = _cost(store.made_from(protocol))
+            rows.append(Row(store.root.name, method, dataset, result, *about, place, store.root, cost))
     return rows
+
+
+def _cost(made_from: Mapping[str, str]) -> dict[str, float]:
+    try:
+        told = parse_json(made_from.get("cost", "{}"))
+        known = {name: float(told[name]) for name in COST if isinstance(told.get(name), int | float)}
+    except (ValueError, AttributeError, OverflowError):
+        return {}
+    return {name: value for name, value in known.items() if 0 <= value < math.inf}
+
+
+def costs_of(rows: Iterable[Row]) -> tuple[str, ...]:
+    """Which costs to show: none where no row is of a chat model, for which they are what is compared."""
+    rows = list(rows)
+    asked = any("calls" in row.cost for row in rows)
+    return tuple(name for name in COST if asked and any(name in row.cost for row in rows))
 
 
 def _known(info: RunInfo) -> str:
@@ -276,6 +309,7 @@ def _table(dataset: str, protocol: str, rows: list[Row]) -> ResultTable:
         top[name] = max((v for v in values if math.isfinite(v)), default=math.nan)
     # Shares of the answers that show nothing, where any is there: said so, and empty without a word.
     nothing = [a for a in ("absent", "empty") if any(row.result.answers[a] for row in rows)]
+    costs = costs_of(rows)
     body = []
     for row in rows:
         cells = [Cell(row.label or row.run)]
@@ -287,6 +321,7 @@ def _table(dataset: str, protocol: str, rows: list[Row]) -> ResultTable:
         cells += [Cell(f"{r.n}"), Cell(f"{r.failed}"), Cell(f"{r.missing}")]
         all_answers = sum(r.answers.values())
         cells += [Cell(f"{100 * r.answers[a] / all_answers:.1f}" if all_answers else "–") for a in nothing]
+        cells += [Cell(_amount(row.cost.get(name))) for name in costs]
         body.append(tuple(cells))
     level = level_of([row.result for row in rows])
     open_rules = rows[0].result.details.get("unsettled")
@@ -294,9 +329,16 @@ def _table(dataset: str, protocol: str, rows: list[Row]) -> ResultTable:
     return ResultTable(
         f"{dataset} · {protocol} · percent{f', {level} intervals clustered by clip' if level else ''}"
         + (f" · not settled by the publication: {printable(said)}" if said else ""),
-        ("method", *names, "n", "failed", "missing", *nothing),
+        ("method", *names, "n", "failed", "missing", *nothing, *(COST[name] for name in costs)),
         tuple(body),
+        notes=(_COST_NOTE,) if costs else (),
     )
+
+
+def _amount(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.0f}" if value >= 100 else f"{value:.2f}".rstrip("0").rstrip(".")
 
 
 def in_percent(result: Result, estimate: Estimate) -> Estimate:
@@ -532,11 +574,13 @@ def csv_text(text: str) -> str:
 
 def to_csv(rows: Sequence[Row]) -> str:
     """Long form, full precision: one line per run, protocol and metric."""
+    costs = costs_of(rows)
     return csv_of(
         {
             **row.about, "metric": name, "value": repr(e.value), "low": repr(e.low), "high": repr(e.high),
             "scale": row.result.scale, **row.result.coverage,
             "absent": row.result.answers["absent"], "empty": row.result.answers["empty"],
+            **{f"cost_{name}": repr(row.cost[name]) if name in row.cost else "" for name in costs},
         }
         for row in rows
         for name, e in row.result.metrics.items()
@@ -545,16 +589,16 @@ def to_csv(rows: Sequence[Row]) -> str:
 
 def records_of(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """The rows as JSON values, full precision; NaN is null."""
-    records = []
+    records, costs = [], costs_of(rows)
     for row in rows:
         metrics = {
             name: {end: value if math.isfinite(value) else None for end, value in asdict(e).items()}
             for name, e in row.result.metrics.items()
         }
         coverage, answers = row.result.coverage, row.result.answers
-        records.append(
-            {**row.about, "metrics": metrics, **coverage, "answers": answers, "scale": row.result.scale}
-        )
+        cost = {"cost": {name: row.cost.get(name) for name in costs}} if costs else {}
+        whole = {**row.about, "metrics": metrics, **coverage, "answers": answers, "scale": row.result.scale}
+        records.append(whole | cost)
     return records
 
 

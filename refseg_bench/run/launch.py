@@ -72,8 +72,7 @@ def launch(
         RefsegError: a point can't be frozen or planned, or nothing of this may be submitted.
     """
     say = say or (lambda line: print(line, file=sys.stderr, flush=True))
-    for point in points:
-        cluster = load(point.values).cluster
+    for cluster in (load(point.values).cluster for point in points):
         if cluster.kind == "slurm":
             slurm.check(cluster)
     runs = [planned(freeze(point), point, say) for point in points]

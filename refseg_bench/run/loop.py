@@ -113,8 +113,10 @@ def work_on(
             for prediction, grounding in predict_clip(method, clip, fresh):
                 if desk.lost:
                     raise TakenOver("Another process has taken over.", where=f"{store.root}, clip {clip.id}")
-                if grounding is not None and config.keep_maps:
-                    store.write_maps(grounding, prediction.sample)
+                if config.keep_maps:
+                    store.write_pictures(prediction.pictures)
+                    if grounding is not None:
+                        store.write_maps(grounding, prediction.sample)
                 if present.weights is None:
                     present.weights = weights_of(values, dataset)  # fetched by now
                 inputs = replace(before[prediction.expression], weights=present.weights or "")
@@ -280,6 +282,7 @@ def _timed(
                 details=grounding.details,
                 seconds=seconds,
                 peak_mb=memory.read(),
+                pictures=grounding.pictures,
             ),
             grounding,
         )
@@ -296,6 +299,7 @@ def _failed(clip: Clip, expression: Expression, error: Exception) -> Prediction:
         expression=expression.id,
         failure=SampleFailure(type(error).__name__, str(error), trace),
         details=error.details if isinstance(error, RefsegError) else {},
+        pictures=error.pictures if isinstance(error, RefsegError) else {},
     )
 
 

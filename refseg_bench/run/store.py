@@ -9,6 +9,7 @@ Layout of one run::
       env/JOB.json           one environment record per process that worked on the run
       predictions/JOB.jsonl  one line per sample; each process has its own file
       maps/SAMPLE.npz        attention maps kept for the report
+      pictures/DIGEST.jpg    what a chat model was shown, kept for the report
       scores/PROTOCOL@V/     samples.parquet, result.json and made_from.json
       jobs/JOB.json          who worked on the run, from when to when
       claims/CLIP.N          which of them took a clip
@@ -24,6 +25,7 @@ What a folder holds is checked when it is read, for it may come from anywhere.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -47,6 +49,7 @@ from refseg_bench.files.store_io import (
     PUT_BACK,
     UNCHECKED,
     checksum,
+    leads_out,
     open_regular,
     parse_json,
     read_bytes,
@@ -88,10 +91,15 @@ _HEAD = re.compile(
     rb'(?:, "run": "([0-9a-z]{1,64})")?'
 )
 
-# And ends with the checksum of all bytes before.
+# And ends with the checksum of all bytes before, and before that what the sample took.
 _TAIL = re.compile(rb', "check": "([0-9a-f]{16})"\}\s*\Z')
 #: Its length, where nothing but the newline comes after it.
 _TAIL_LENGTH = len(', "check": "0123456789abcdef"}\n')
+_TOOK = re.compile(
+    rb'(?:"cost": (\{[^{}]{0,999}\})\}, )?"seconds": (\{[^{}]{0,2999}\}), "peak_mb": [^{}]{1,99}\}\s*\Z'
+)
+#: What is counted of a chat model's conversations.
+_COUNTED = ("calls", "replayed", "images", "prompt_tokens", "answer_tokens")
 #: Most bytes of a line.
 _LONGEST = 256 << 20
 
@@ -329,6 +337,23 @@ def _record(p: Prediction, run: str) -> dict[str, Any]:
     record["seconds"] = {k: round(v, 6) for k, v in p.seconds.items()}
     record["peak_mb"] = round(p.peak_mb, 1)
     return record
+
+
+def _took(end: bytes) -> dict[str, float]:
+    """What a line's last bytes say of a sample's cost."""
+    found = _TOOK.search(end)
+    cost, seconds = ({}, {}) if found is None else (_numbers(found[1]), _numbers(found[2]))
+    took = {"seconds": seconds["total"]} if "total" in seconds else {}
+    if "calls" in cost:
+        took |= {name: cost[name] for name in _COUNTED if name in cost}
+        took |= {"reply_seconds": cost["seconds"]} if "seconds" in cost else {}
+    return took
+
+
+def _numbers(text: bytes | None) -> dict[str, float]:
+    with contextlib.suppress(ValueError):
+        return {k: v for k, v in parse_json((text or b"{}").decode()).items() if _finite(v) and v >= 0}
+    return {}
 
 
 def _prediction(r: Any) -> Prediction:
@@ -649,7 +674,7 @@ class RunStore:
 
     def sweep(self) -> None:
         """Remove what killed processes left half-written; no link is followed out of the folder."""
-        parts = [self.root / part for part in ("env", "jobs", "maps")]
+        parts = [self.root / part for part in ("env", "jobs", "maps", "pictures")]
         for folder in (*parts, *self.root.glob("scores/*"), *self.root.glob("launches/*")):
             with contextlib.suppress(StoreError):
                 sweep(within(self.root, folder))
@@ -810,6 +835,25 @@ class RunStore:
         good = [line for line in lines if line.ok]
         return [self.read(line) for line in good[:: max(1, math.ceil(len(good) / 50))]]
 
+    def cost(self) -> dict[str, float]:
+        """What a sample took on average, of those that tell it; no mask is read for it.
+
+        Returns:
+            ``seconds`` it was worked on. Where a chat model was asked also ``calls``, ``replayed``,
+            ``images``, ``prompt_tokens``, ``answer_tokens`` and ``reply_seconds``, as
+            :class:`~refseg_bench.backbones.chat.Cost` counts them.
+        """
+        told: dict[str, list[float]] = {}
+        lines = sorted(self.index().values(), key=lambda line: (line.path, line.offset))
+        for path, those in itertools.groupby(lines, key=lambda line: line.path):
+            with reading(path), open_regular(path) as handle:
+                for line in those:
+                    length = min(line.length, 1 << 12)
+                    handle.seek(line.offset + line.length - length)
+                    for name, value in _took(handle.read(length)).items():
+                        told.setdefault(name, []).append(value)
+        return {name: sum(values) / len(values) for name, values in told.items()}
+
     def failures(self) -> Iterator[Prediction]:
         """All samples whose best line is a failure."""
         for line in self.index().values():
@@ -852,6 +896,22 @@ class RunStore:
             if not fit:
                 raise StoreError("The maps are not such as a run keeps.", where=path, hint="Delete the file.")
         return found
+
+    def write_pictures(self, pictures: Mapping[str, bytes]) -> None:
+        """Keep what a chat model was shown, once each."""
+        for name, data in pictures.items():
+            path = self.place("pictures", f"{name}.jpg")
+            with writing(path):
+                path.parent.mkdir(exist_ok=True)
+                if not path.is_file():
+                    with replacing(path, durable=False) as handle:
+                        handle.write(data)
+
+    def picture(self, name: str) -> Path | None:
+        """The file of a picture by its digest, as a record names it; ``None`` where there is none."""
+        path = self.root / "pictures" / f"{name}.jpg"
+        named = re.fullmatch("[0-9a-f]{32}", name) is not None
+        return path if named and path.is_file() and leads_out(path, self.root) is None else None
 
     def maps_path(self, sample: str) -> Path:
         """The file of one sample's maps."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -121,7 +122,7 @@ def score_store(
     store.sweep()
     words = list(protocols or config.protocols or dataset.protocols)
     # Before anything is read: what is appended meanwhile makes the result outdated.
-    made_from = {"predictions": store.mark()}
+    made_from = {"predictions": store.mark(), "cost": json.dumps(store.cost())}
     with files_read() as files:
         work, present = plan(dataset), inputs.Present(dataset, seen_before(store))
     differing = inputs.stale(store, work, present)

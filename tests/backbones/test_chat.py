@@ -23,9 +23,16 @@ import pytest
 from PIL import Image
 
 from refseg_bench import env
-from refseg_bench.backbones.chat import ChatEndpoint, ChatError, ChatLocal, Conversation, Message
+from refseg_bench.backbones import weights
+from refseg_bench.backbones.chat import ChatEndpoint, ChatError, ChatLocal, Conversation, Message, Reply
+from refseg_bench.cli import main
 from refseg_bench.errors import ConfigError, RefsegError
 from refseg_bench.files import resources
+from refseg_bench.methods.agents.base import read_boxes
+from refseg_bench.methods.agents.mllm_box import MllmBox
+from refseg_bench.segmenters.grabcut import GrabCut
+from refseg_bench.types import Expression
+from tests.fakes import FakeDataset
 
 pytest.importorskip("openai")
 PICTURE = np.random.default_rng(0).integers(0, 255, (28, 56, 3)).astype(np.uint8)
@@ -333,9 +340,49 @@ def test_an_address_of_the_environment_keeps_its_password(serve, tmp_path, monke
     assert f"http://127.0.0.1:{port}/v1" in str(told.value.where)
 
 
-def test_an_address_with_a_password_is_refused():
-    with pytest.raises(ConfigError, match="would be written"):
-        ChatEndpoint(model="tiny", url="http://me:secret@host/v1")
+def test_an_address_with_a_password_is_refused_before_it_is_written(tmp_path, capsys):
+    words = [
+        "method=mllm_box",
+        "backbone=chat",
+        "backbone.model=tiny",
+        "backbone.url=http://me:secret@host/v1",
+    ]
+    assert main(["run", *words, f"paths.runs={tmp_path / 'runs'}", f"paths.cache={tmp_path}"]) == 2
+    told = capsys.readouterr()
+    assert "would be written" in told.err
+    assert "secret" not in told.err + told.out
+    assert not (tmp_path / "runs").exists()
+
+
+def test_no_more_conversations_go_on_than_asked_for(serve, tmp_path):
+    def slow(body):
+        time.sleep(0.1)
+        return 200, spoken("[[0, 0, 500, 500]]")
+
+    server = serve(slow)
+    clip = FakeDataset(root=tmp_path / "data").clips()[0]
+    for most, size in ((3, 3), (12, 50), (1, 1)):
+        server.most_at_once, server.asked = 0, []
+        method = MllmBox(server.model(tmp_path / str(size), batch_size=size), GrabCut())
+        expressions = [Expression(str(number), f"square {number}") for number in range(12)]
+        assert len(list(method.predict(clip, expressions))) == len(server.asked) == 12
+        assert server.most_at_once == most
+
+
+def test_what_was_thought_aloud_is_no_answer(serve, tmp_path):
+    words = "<think>[[0, 0, 9, 9]]? No.</think>\n[[1, 1, 5, 5]]"
+    server = serve(words, "[[0, 0, 9, 9]] it was.</think> none", "<think>[[0, 0, 9, 9]], or", "[]")
+    model = server.model(tmp_path)
+
+    def read(words):
+        return read_boxes(words, model, (10, 10))
+
+    said, conversation = talk(model, "One?", "Two?", "Three?", read=read)
+    assert said == [[(0.001, 0.001, 0.005, 0.005)], [], []]
+    assert conversation.transcript[0]["reply"] == words
+    repeated = server.asked[3][0]["messages"]
+    assert repeated[1] == {"role": "assistant", "content": "…"}, "its thoughts are not told it again"
+    assert "no box" in repeated[2]["content"]
 
 
 def test_what_cannot_be_read_is_asked_again_with_the_reason(serve, tmp_path):
@@ -365,6 +412,39 @@ def test_a_model_in_this_process_talks_and_is_replayed(tmp_path):
     deaf = ChatLocal(model="shipped:tiny_mllm", max_tokens=6, dtype="float32", device="cpu", offline=True)
     deaf.cache_root = tmp_path
     assert talk(deaf, (picture, "What is the red disc?"))[0] == said
+
+
+def test_a_model_of_the_hub_is_known_by_its_commit(tmp_path, monkeypatch):
+    asked = []
+
+    async def complete(self, messages):
+        asked.append(self._pinned.revision)
+        return Reply(f"reply {len(asked)}", "stop", 1, 1, 0.0)
+
+    monkeypatch.setattr(ChatLocal, "complete", complete)
+    ref = hub(tmp_path, monkeypatch) / "refs" / "main"
+
+    def ask(**options):
+        model = ChatLocal(model="some/model", **options)
+        model.cache_root = tmp_path / "cache"
+        return talk(model, "Which?")[0]
+
+    assert [ask(), ask()] == [["reply 1"], ["reply 1"]]
+    ref.write_text("b" * 40)
+    assert ask() == ["reply 2"], "the branch has moved"
+    assert ask(revision="a" * 40) == ["reply 1"]
+    shutil.rmtree(ref.parent.parent)
+    assert ask(offline=True) == ask() == ["reply 2"], "kept replies need no weights"
+    assert asked == ["a" * 40, "b" * 40]
+
+
+def hub(tmp_path, monkeypatch):
+    """A hub's cache that holds one model at commit aaa…"""
+    monkeypatch.setattr(weights, "cache_folder", lambda: tmp_path / "hub")
+    folder = tmp_path / "hub" / "models--some--model"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text("a" * 40)
+    return folder
 
 
 def test_a_local_model_that_was_replaced_is_asked_again(tmp_path):

@@ -9,12 +9,15 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from PIL import Image
 
+from refseg_bench.config.compose import Composed, digest
 from refseg_bench.report.html import write_report
+from refseg_bench.run.launch import freeze
 from refseg_bench.run.loop import work_on
 from refseg_bench.run.store import RunStore
 from refseg_bench.scoring.runs import score_run
-from tests.fakes import fake_run
+from tests.fakes import fake_run, fake_values
 from tests.report.worlds import HOSTILE
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("browser")]
@@ -185,8 +188,7 @@ def test_hostile_words_stay_words(hostile_runs: list[RunStore], browser: Any, tm
         visit.go(f"#/sample?g=0&n={n}")
         visit.page.wait_for_selector(".panels canvas")
         assert visit.page.text_content("blockquote.expression") == text
-    wide = visit.page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
-    assert wide, "5,000 characters widen the page"
+    assert visit.page.evaluate(f"({LAYOUT})()") == [], "5,000 characters widen the page"
     visit.go("#/tables")
     visit.go("#/compare")
     assert visit.page.evaluate("window.hacked") is None
@@ -204,7 +206,8 @@ def test_hostile_words_stay_words(hostile_runs: list[RunStore], browser: Any, tm
 LAYOUT = """() => {
   const wrong = [];
   const page = document.documentElement;
-  if (page.scrollWidth > innerWidth) wrong.push(`the page is ${page.scrollWidth} wide`);
+  // A phone's browser would zoom out and make innerWidth as wide as what overflows.
+  if (page.scrollWidth > page.clientWidth) wrong.push(`the page is ${page.scrollWidth} wide`);
   const range = document.createRange();
   const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
   while (walker.nextNode()) {
@@ -219,23 +222,121 @@ LAYOUT = """() => {
 VIEWS = ("#/", "#/tables", "#/samples", "#/sample?g=0&n=1&open=0,1,2", "#/compare", "#/sweeps")
 
 
+def look(
+    browser: Any, folder: Path, views: tuple[str, ...], size: tuple[int, int], scheme: str, shots: Path
+) -> Visitor:
+    """Open each view at a size and theme: nothing overflows, something is drawn."""
+    context = {"viewport": {"width": size[0], "height": size[1]}, "is_mobile": size[0] < 500}
+    visit = Visitor(browser, folder, color_scheme=scheme, **context)
+    for number, address in enumerate(views):
+        visit.go(address)
+        visit.page.wait_for_timeout(150)
+        assert visit.page.evaluate(LAYOUT) == [], address
+        shot = visit.page.screenshot(path=shots / f"{number}-{scheme}-{size[0]}.png", full_page=True)
+        assert len(shot) > 5_000, "something is drawn"
+    return visit
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", [(1440, 900), (390, 844)], ids=["desktop", "phone"])
 def test_every_page_at_every_size_and_theme(
     small_runs: Path, browser: Any, tmp_path: Path, size: tuple[int, int], scheme: str
 ) -> None:
-    context = {"viewport": {"width": size[0], "height": size[1]}, "is_mobile": size[0] < 500}
-    visit = Visitor(browser, next((small_runs / "runs").glob("report*")), color_scheme=scheme, **context)
-    for number, address in enumerate(VIEWS):
-        visit.go(address)
-        visit.page.wait_for_timeout(150)
-        assert visit.page.evaluate(LAYOUT) == [], address
-        shot = visit.page.screenshot(path=tmp_path / f"{number}-{scheme}-{size[0]}.png", full_page=True)
-        assert len(shot) > 5_000, "something is drawn"
+    visit = look(browser, next((small_runs / "runs").glob("report*")), VIEWS, size, scheme, tmp_path)
     back = "getComputedStyle(document.documentElement).backgroundColor"
     before = visit.page.evaluate(back)
     visit.page.click("#theme")
     assert visit.page.evaluate(back) != before
+    visit.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", [(1440, 900), (390, 844)], ids=["desktop", "phone"])
+def test_conversations_at_every_size_and_theme(
+    agent_runs: Path, browser: Any, tmp_path: Path, size: tuple[int, int], scheme: str
+) -> None:
+    views = ("#/", "#/tables", "#/sample?g=0&n=0&open=0,1,2,3", "#/sample?g=0&n=1&open=0,1,2,3")
+    look(browser, next((agent_runs / "runs").glob("report*")), views, size, scheme, tmp_path).close()
+
+
+@pytest.mark.parametrize("size", [(1440, 900), (390, 844)], ids=["desktop", "phone"])
+def test_a_long_name_widens_no_page(browser: Any, tmp_path: Path, size: tuple[int, int]) -> None:
+    stores = []
+    for side in (4, 8, 12):
+        method = {"_target_": "tests.fakes.FakeMethod", "side": side}
+        values = fake_values(tmp_path, method=method, score={"bootstrap": 20, "jobs": 1})
+        choices = {"method": "x" * 120, "dataset": "fake"}
+        stores.append(freeze(Composed(values, "fake", digest(values), (), choices)))
+        work_on(stores[-1])
+        score_run(stores[-1])
+    look(browser, write_report(stores, tmp_path / "report").parent, VIEWS, size, "light", tmp_path).close()
+
+
+def test_a_conversation_is_shown_with_what_was_sent(agent_runs: Path, browser: Any, tmp_path: Path) -> None:
+    visit = Visitor(
+        browser, next((agent_runs / "runs").glob("report*")), viewport={"width": 1440, "height": 900}
+    )
+    page = visit.page
+    visit.go("#/")
+    costs = (
+        page.locator("section", has=page.locator("h3", has_text="Cost")).locator("thead th").all_inner_texts()
+    )
+    assert costs[:4] == ["", "s per sample", "calls", "replayed"]
+    rows = page.eval_on_selector_all("select[name=base] option", "all => all.map((one) => one.textContent)")
+    place = {name.split(" ")[0]: number for number, name in enumerate(rows)}
+    broken = 0
+    for n in (0, 1):
+        visit.go(f"#/sample?g=0&n={n}&open={place['tiny_box']},{place['tiny_agent']}")
+        page.wait_for_selector("details.dialogue")
+        stories = page.locator("main > details.box")
+        boxes, agent = (stories.nth(place[name]) for name in ("tiny_box", "tiny_agent"))
+        for story in (boxes, agent):
+            talk = story.locator("details.dialogue")
+            if not talk.evaluate("node => node.open"):
+                talk.locator("summary").click()
+        steps = agent.locator(".dialogue h4").all_inner_texts()
+        assert steps[:2] == ["concept", "appearance needed"]
+        assert "Name the kind of object" in agent.inner_text()
+        assert "<img src=x onerror=" in agent.inner_text(), "markup of a reply stays words"
+        assert "Verdict" in agent.inner_text()
+        pictures = boxes.locator(".sent img")
+        pictures.first.scroll_into_view_if_needed()
+        page.wait_for_timeout(200)
+        assert pictures.first.evaluate("image => image.naturalWidth") > 50
+        small = pictures.first.bounding_box()["height"]
+        pictures.first.press("Enter")
+        assert pictures.first.bounding_box()["height"] > small
+        if "it broke here" in boxes.inner_text():
+            broken += 1
+            assert boxes.locator(".dialogue h4").count() == 3
+            assert "That can't be used" in boxes.inner_text()
+            assert "3 replies at" in boxes.inner_text()
+    assert broken == 1
+    assert page.evaluate("window.hacked") is None
+    page.screenshot(path=tmp_path / "conversation.png", full_page=True)
+    visit.close()
+
+
+def test_a_conversation_from_elsewhere_leads_nowhere(browser: Any, tmp_path: Path) -> None:
+    """A received record may say anything; pictures are those of the run's own folder, by digest."""
+    secret = tmp_path / "secret.jpg"
+    Image.new("RGB", (64, 64), "red").save(secret)
+    store = fake_run(tmp_path, method={"_target_": "tests.report.worlds.ForgedMethod"})
+    work_on(store)
+    folder = store.place("pictures")
+    folder.mkdir()
+    (folder / f"{'a' * 32}.jpg").symlink_to(secret)
+    (folder / f"{'b' * 32}.jpg").write_text("<svg onload='window.hacked = 1'/>")
+    (folder / f"{'c' * 32}.jpg").write_bytes(secret.read_bytes())
+    visit = Visitor(browser, write_report([store], tmp_path / "report").parent)
+    visit.go("#/sample?g=0&n=0&open=0")
+    visit.page.wait_for_selector("details.dialogue")
+    visit.page.locator("details.dialogue summary").click()
+    assert visit.page.locator(".sent img").count() == 1, "the third alone is a picture of the run's own"
+    assert len(list((tmp_path / "report" / "sent").iterdir())) == 1
+    assert visit.page.locator(".sent span").count() == 4
+    assert "<b>bold</b>" in visit.text(".dialogue")
+    assert visit.page.evaluate("window.hacked") is None
     visit.close()
 
 

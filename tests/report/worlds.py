@@ -60,3 +60,29 @@ class StagesMethod:
                     "odd": float("nan"),
                 },
             )
+
+
+@dataclass
+class ForgedMethod:
+    """Details as a record from elsewhere may hold them."""
+
+    def predict(self, clip: Clip, expressions: Sequence[Expression]) -> Iterator[Grounding]:
+        names = ["../../secret", "a" * 32, "b" * 32, "c" * 32, "d" * 32]
+        pictures = [{"image": name, "size": [64, 64]} for name in names]
+        odd = [None, 7, {"image": 3}, {"size": "x"}, ["a"]]
+        turns = [
+            {"step": "<b>bold</b>", "messages": [{"role": "user", "parts": pictures}], "reply": "x" * 50_000},
+            {"step": 7, "messages": "none", "reply": None},
+            {"messages": [{"parts": "none"}, None, {"role": ["a"], "parts": []}], "error": "<i>broken</i>"},
+            None,
+            [odd],
+        ]
+        for expression in expressions:
+            details = {
+                "conversation": turns,
+                "cost": "much",
+                "verdict": {"1": {"a": 1}, "__proto__": "x", "2": "true"},
+                "candidates": [0.5, "x"],
+                "concept": 3,
+            }
+            yield Grounding(expression, MaskTrack.empty(clip.size, len(clip)), details=details)

@@ -72,7 +72,8 @@ class ChatMethod(Method):
             async with at_once:
                 talk = Conversation(self.backbone)
                 found = await self.ground(talk, session, expression)
-                return replace(found, details={**found.details, **talk.details()})
+                details = {**found.details, **talk.details()}
+                return replace(found, details=details, pictures=talk.pictures)
 
         return [asyncio.ensure_future(one(expression)) for expression in expressions]
 

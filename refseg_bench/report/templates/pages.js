@@ -3,6 +3,7 @@
 refseg.pages = {};
 
 const number = (value, digits = 1) => (value === null || value === undefined ? "–" : value.toFixed(digits));
+const amount = (value) => number(value, value >= 100 || value === 0 ? 0 : 2);
 function signed(value, digits = 2) {
   if (value === null) return "–";
   const text = Math.abs(value).toFixed(digits);
@@ -118,11 +119,13 @@ function heatTable(table) {
 function costTable(group) {
   const { meta } = refseg, runs = group.runs.map((run) => ({ run, ...meta.runs[run] }));
   const most = Math.max(...runs.map((run) => run.seconds || 0));
+  const costs = Object.keys(meta.costs).filter((name) => name !== "seconds" && runs.some((run) => name in run.cost));
   const told = (stages) => Object.entries(stages).filter(([, seconds]) => seconds >= 0.001).map(([name, seconds]) => `${name} ${number(seconds, 3)}`).join(" · ");
   return wide("",
-    h("thead", {}, h("tr", {}, ["", "s per sample", "peak MiB", "s of the stages"].map((title) => h("th", { scope: "col" }, title)))),
+    h("thead", {}, h("tr", {}, ["", "s per sample", ...costs.map((name) => meta.costs[name]), "peak MiB", "s of the stages"].map((title) => h("th", { scope: "col" }, title)))),
     h("tbody", {}, runs.map((run) => h("tr", {}, h("th", { scope: "row" }, runName(run.run)),
-      h("td", {}, run.seconds === null ? "–" : bar(run.seconds, most, runColour(run.run), 2)), h("td", {}, number(run.peak_mb, 0)),
+      h("td", {}, run.seconds === null ? "–" : bar(run.seconds, most, runColour(run.run), 2)),
+      costs.map((name) => h("td", {}, amount(run.cost[name]))), h("td", {}, number(run.peak_mb, 0)),
       h("td", { class: "text soft" }, told(run.stages))))));
 }
 function bar(value, top, colour, digits = 3) {

@@ -297,6 +297,10 @@ function storyOf(answer, r, { head, data, n, clip, sample, panels, toFrame }) {
   }
   if (answer.no_target !== null) facts.push(["says that nothing is meant", answer.no_target ? "yes" : "no"]);
   for (const [stage, seconds] of Object.entries(answer.seconds)) facts.push([`${stage} s`, seconds.toFixed(3)]);
+  for (const [name, value] of Object.entries(details.cost || {})) {
+    const title = meta.costs[name === "seconds" ? "reply_seconds" : name];
+    if (title && typeof value === "number") facts.push([title, amount(value)]);
+  }
   if (answer.peak_mb) facts.push(["peak MiB", answer.peak_mb.toFixed(0)]);
   // The stages in the method's order; maps of the video as a row of their own.
   const maps = panels.filter((panel) => panel.map && panel.run === r), video = (panel) => panel.name.endsWith("(video)");
@@ -306,8 +310,9 @@ function storyOf(answer, r, { head, data, n, clip, sample, panels, toFrame }) {
     answer.failure ? [h("p", { class: "bad" }, `failed: ${answer.failure.kind}: ${answer.failure.message}`),
       h("details", {}, h("summary", {}, "traceback"), h("pre", {}, answer.failure.traceback))] : null,
     row(maps.filter((panel) => !video(panel))), row(maps.filter(video)),
-    h("div", { class: "two" }, h("section", {}, conversation(details), tokens(details), tracklets(details, clip.length, toFrame), candidates(details)),
+    h("div", { class: "two" }, h("section", {}, conversation(details), tokens(details), tracklets(details, clip.length, toFrame), candidates(details), verdict(details)),
       h("section", {}, h("dl", {}, facts.map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)])))),
+    dialogue(answer),
     Object.keys(details).length ? h("details", {}, h("summary", {}, "everything the method says"), h("pre", {}, JSON.stringify(details, null, 1))) : null,
     answer.failure ? null : h("p", { class: "soft" }, "as a video: ", h("code", { class: "line" }, `refseg report ${quoted(path)} --video ${quoted(sample.id)} -o sample.mp4`))];
 }
@@ -322,6 +327,39 @@ function conversation(details) {
       h("span", { class: "soft" }, ` ${where.length > 4 ? `${where.slice(0, 3).join(", ")} and ${where.length - 3} more` : where.join(", ")}`))),
     prompts.slice(1).map((text) => h("p", { class: "said" }, text)),
     typeof details.object === "string" ? h("p", {}, "object: ", h("b", {}, details.object)) : null];
+}
+// What a chat model was asked and said, with the pictures as it was shown them, smaller; open where it broke.
+function dialogue({ conversation: turns, failure }) {
+  if (!turns.length) return null;
+  const shown = ({ source, size }) => {
+    const pixels = size ? ` of ${size[1]} × ${size[0]}` : "";
+    if (source === null) return h("span", { class: "soft" }, `[a picture${pixels} that was not kept]`);
+    const enlarge = (event) => event.target.classList.toggle("large");
+    return h("img", { src: `sent/${source}`, loading: "lazy", alt: `picture${pixels}`, title: `sent in pixels${pixels}: larger`, tabindex: 0, role: "button",
+      onclick: enlarge, onkeydown: (event) => { if (event.key === "Enter") enlarge(event); } });
+  };
+  const message = ({ role, parts }) => {
+    const pictures = parts.filter((part) => typeof part !== "string");
+    return [h("p", { class: "soft" }, role), pictures.length ? h("div", { class: "sent" }, pictures.map(shown)) : null,
+      parts.filter((part) => typeof part === "string").map((text) => h("p", { class: "said", dir: "auto" }, text))];
+  };
+  const turn = ({ step, asked, reply, finish, error }, i) => {
+    // A second try repeats the reply that it is about.
+    const repeated = ({ role, parts }) => i && role === "assistant" && parts.join("") === turns[i - 1].reply;
+    return h("li", {}, h("h4", {}, step || ""), asked.filter((one) => !repeated(one)).map(message),
+      reply === undefined ? null : [h("p", { class: "soft" }, finish === "length" ? "reply, cut at max_tokens" : "reply"), h("p", { class: "said reply", dir: "auto" }, reply)],
+      error === undefined ? null : h("p", { class: "bad" }, error));
+  };
+  return h("details", { class: "dialogue", open: Boolean(failure) }, h("summary", {}, `conversation of ${turns.length} ${turns.length > 1 ? "calls" : "call"}`),
+    h("ol", {}, turns.map(turn)), failure ? h("p", { class: "bad" }, `it broke here: ${failure.message.split("\n")[0]}`) : null);
+}
+function verdict(details) {
+  const said = details.verdict, scores = Array.isArray(details.candidates) ? details.candidates : [];
+  if (said === null || typeof said !== "object" || !Object.keys(said).length) return null;
+  return [h("h3", {}, "Verdict"), typeof details.concept === "string" ? h("p", {}, "looked for: ", h("b", {}, details.concept)) : null,
+    wide("", h("tr", {}, ["candidate", "score", "is meant"].map((title) => h("th", {}, title))),
+      Object.entries(said).slice(0, 200).map(([id, word]) => h("tr", {}, h("td", {}, id),
+        h("td", {}, typeof scores[id - 1] === "number" ? number(scores[id - 1], 3) : "–"), h("td", {}, String(word).slice(0, 40)))))];
 }
 function tokens(details) {
   const pieces = words(details.tokens), has = (name, i) => Array.isArray(details[name]) && details[name].includes(i);
