@@ -167,6 +167,14 @@ def test_what_can_be_no_server_is_refused_before_anything_is_kept(
     assert not (tmp_path / "runs").exists()
 
 
+def test_no_command_that_a_folder_names_is_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "--freeze", *words(tmp_path, command(tmp_path))]) == 0
+    (store,) = runs_in(tmp_path / "runs")
+    assert main(["work", str(store.root)]) == 2
+    assert "none is started that a folder names" in capsys.readouterr().err
+    assert started(tmp_path) == []
+
+
 @pytest.mark.slow
 def test_transformers_own_server(tmp_path: Path) -> None:
     program = Path(sys.executable).with_name("transformers")
