@@ -354,19 +354,22 @@ def test_an_address_with_a_password_is_refused_before_it_is_written(tmp_path, ca
     assert not (tmp_path / "runs").exists()
 
 
-def test_no_more_conversations_go_on_than_asked_for(serve, tmp_path):
+@pytest.mark.parametrize(("size", "most"), [(1, 1), (3, 3), (50, 12)])
+def test_as_many_conversations_go_on_as_asked_for(serve, tmp_path, size, most):
     def slow(body):
+        # Until as many are there as should be, and then for any that should not.
+        deadline = time.monotonic() + 60
+        while server.most_at_once < most and time.monotonic() < deadline:
+            time.sleep(0.01)
         time.sleep(0.1)
         return 200, spoken("[[0, 0, 500, 500]]")
 
     server = serve(slow)
     clip = FakeDataset(root=tmp_path / "data").clips()[0]
-    for most, size in ((3, 3), (12, 50), (1, 1)):
-        server.most_at_once, server.asked = 0, []
-        method = MllmBox(server.model(tmp_path / str(size), batch_size=size), GrabCut())
-        expressions = [Expression(str(number), f"square {number}") for number in range(12)]
-        assert len(list(method.predict(clip, expressions))) == len(server.asked) == 12
-        assert server.most_at_once == most
+    method = MllmBox(server.model(tmp_path, batch_size=size), GrabCut())
+    expressions = [Expression(str(number), f"square {number}") for number in range(12)]
+    assert len(list(method.predict(clip, expressions))) == len(server.asked) == 12
+    assert server.most_at_once == most
 
 
 def test_what_was_thought_aloud_is_no_answer(serve, tmp_path):

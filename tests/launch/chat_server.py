@@ -1,6 +1,7 @@
 """Speaks OpenAI's protocol as far as a run needs it: python chat_server.py PORT FOLDER [ANSWERS].
 
-Leaves a file for every start and every request in the folder, and one where two run at a time; ends after so many answers.
+Leaves a file for every start and every request in the folder, and one where two run at a time. Ends after
+so many answers.
 """
 
 from __future__ import annotations
