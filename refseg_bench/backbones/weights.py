@@ -104,6 +104,11 @@ def is_local(repo: str) -> bool:
     return repo.startswith((SHIPPED, ".", "/", "~")) or Path(repo).exists()
 
 
+def is_shipped(weights: Weights) -> bool:
+    """Whether they are this package's own."""
+    return weights.repo.startswith((SHIPPED, str(resources.weights(""))))
+
+
 def folder_of(path: str) -> Path | None:
     """The folder that a model's path names: one of this package's (``shipped:NAME``) or a local one."""
     if path.startswith(SHIPPED):

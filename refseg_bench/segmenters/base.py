@@ -7,11 +7,13 @@ frame's width and height, measured at pixel centres, so that no method has to kn
 
 from __future__ import annotations
 
+import hashlib
 import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from itertools import pairwise
 from types import TracebackType
@@ -29,6 +31,21 @@ TrackingDirection = Literal["forward", "backward", "both"]
 PromptKind = Literal["points", "box", "mask", "text"]
 #: (frame index, boolean masks (n_objects, H, W)) of one frame after the other.
 TrackedMasks = Iterator[tuple[int, NDArray[np.bool_]]]
+#: The segmenter that left its model and what it found to the next row of a command; ``None`` outside of one.
+LEFT: ContextVar[list[Segmenter] | None] = ContextVar("LEFT", default=None)
+
+
+@contextmanager
+def shared_by_rows() -> Iterator[None]:
+    """Within the block a segmenter on a CPU goes on with the model, features and tracks of an equal one.
+
+    The rows of a command segment the same frames. What they get is what each would compute itself.
+    """
+    token = LEFT.set([])
+    try:
+        yield
+    finally:
+        LEFT.reset(token)
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +70,11 @@ class Prompt:
     def click(cls, x: float, y: float) -> Self:
         """One positive point."""
         return cls(points=((x, y),), labels=(1,))
+
+    def key(self) -> tuple[object, ...]:
+        """Equal for prompts that say the same on the same clip."""
+        mask = None if self.mask is None else hashlib.blake2b(np.packbits(self.mask).data).digest()
+        return (self.points, self.labels, self.box, mask, self.text)
 
     def kinds(self) -> tuple[PromptKind, ...]:
         """Which kinds of pointing it holds."""

@@ -12,6 +12,7 @@ Axes: ``N`` objects, ``K`` mask candidates, ``P`` points of one prompt, ``S`` th
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,7 +24,9 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
+from refseg_bench.backbones.weights import is_shipped
 from refseg_bench.segmenters.base import (
+    LEFT,
     Candidates,
     Prompt,
     SegmenterCounters,
@@ -43,6 +46,8 @@ from refseg_bench.segmenters.sam_base import (
 )
 from refseg_bench.types import BoolHW, Clip
 
+#: Most that is left of closed sessions, and most that one clip's tracks take of it, in MB.
+_SEEN_MB, _TRACKS_MB = 512.0, 128.0
 #: Labels of a box's corners among the points of a prompt, as SAM 2 was trained.
 _CORNERS = (2, 3)
 
@@ -143,6 +148,34 @@ class Memory:
                 del self.followed[known]
 
 
+@dataclass(eq=False)
+class Seen:
+    """What a session leaves of a clip to the next one on it: rows of one command segment the same frames.
+
+    Attributes:
+        features: by frame.
+        tracks: masks of :meth:`SegmenterSession.propagate` by all that it was asked, as bits.
+        track_mb: what the tracks take.
+    """
+
+    features: dict[int, Features] = field(default_factory=dict)
+    tracks: dict[Any, list[tuple[int, NDArray[np.uint8]]]] = field(default_factory=dict)
+    track_mb: float = 0.0
+
+    def remember(self, asked: Any, track: list[tuple[int, NDArray[np.uint8]]]) -> None:
+        """Keep a track, if there is room."""
+        size = sum(bits.nbytes for _, bits in track) / 1e6
+        if self.track_mb + size <= _TRACKS_MB:
+            self.track_mb += size
+            self.tracks[asked] = track
+
+    @property
+    def megabytes(self) -> float:
+        """What all of it takes."""
+        parts = [part.untyped_storage().nbytes() for found in self.features.values() for part in found]
+        return sum(parts) / 1e6 + self.track_mb
+
+
 class TrackerCore(ABC):
     """One implementation of a SAM 2-type model."""
 
@@ -204,6 +237,15 @@ class TrackerCore(ABC):
         """Encoded memory of the masks at the model's image size."""
 
 
+def content_key(clip: Clip) -> tuple[Any, ...] | None:
+    """Tells a clip by its files and their times; ``None`` where they can't be asked."""
+    try:
+        facts = [(str(path), (stat := path.stat()).st_mtime_ns, stat.st_size) for path in clip.frame_paths]
+    except OSError:
+        return None
+    return (clip.id, clip.size, clip.upright, *facts)
+
+
 def sequence(map_NChw: torch.Tensor) -> torch.Tensor:
     """``(N, C, h, w)`` → ``(h·w, N, C)``."""
     return map_NChw.flatten(2).permute(2, 0, 1)
@@ -263,6 +305,10 @@ class TrackingSession(SegmenterSession):
         self._options = options
         self._autocast = autocast_for(options.precision, core.device)
         self.features = FeatureStore(self._encode, core.device, options, self.counters)
+        self._seen, self._key = Seen(), None if options.seen is None else content_key(clip)
+        if options.seen is not None:
+            self._seen = options.seen.pop(self._key, self._seen)
+            self.features.restore(self._seen.features)
 
     def _segment(self, frame: int, prompts: Sequence[Prompt], multimask: bool) -> list[Candidates]:
         """A mask prompt comes back as its own only candidate, as the model would show it."""
@@ -281,6 +327,25 @@ class TrackingSession(SegmenterSession):
         return [out[row] for row in range(len(prompts))]
 
     def _propagate(
+        self, frame: int, prompts: Sequence[Prompt], video: tuple[int, ...], direction: TrackingDirection
+    ) -> TrackedMasks:
+        if self._core.device.type != "cpu":
+            yield from self._tracked(frame, prompts, video, direction)
+            return
+        asked = (frame, tuple(prompt.key() for prompt in prompts), video, direction)
+        if known := self._seen.tracks.get(asked):
+            self.counters.propagated_frames += len(known)
+            shape = (len(prompts), *self.clip.size)
+            for index, bits in known:
+                yield index, np.unpackbits(bits, count=math.prod(shape)).view(np.bool_).reshape(shape)
+            return
+        track: list[tuple[int, NDArray[np.uint8]]] = []
+        for index, masks_NHW in self._tracked(frame, prompts, video, direction):
+            track.append((index, np.packbits(masks_NHW)))
+            yield index, masks_NHW
+        self._seen.remember(asked, track)
+
+    def _tracked(
         self, frame: int, prompts: Sequence[Prompt], video: tuple[int, ...], direction: TrackingDirection
     ) -> TrackedMasks:
         start = video.index(frame)
@@ -309,8 +374,13 @@ class TrackingSession(SegmenterSession):
                 yield self._show(video[position], groups, [memory.followed[position] for memory in memories])
 
     def close(self) -> None:
-        """Drop the features."""
-        self.features.clear()
+        """Drop the features, or leave them and the tracks to the next row's session on this clip."""
+        self._seen.features, left = self.features.clear(), self._options.seen
+        if left is not None and self._key is not None:
+            left[self._key] = self._seen
+            while sum(seen.megabytes for seen in left.values()) > _SEEN_MB:
+                del left[next(iter(left))]
+        self._seen = Seen()
 
     # ── steps ────────────────────────────────────────────────────────────────
 
@@ -408,6 +478,8 @@ class SamTracker(Sam):
     fill_holes: HoleFilling = "own"
     hole_area: int = 8
     _core: TrackerCore | None = field(default=None, init=False, repr=False, compare=False)
+    #: What closed sessions left to the next row's, the last clip last; ``None`` where no row shares it.
+    seen: dict[Any, Seen] | None = field(default=None, init=False, repr=False, compare=False)
 
     def open(self, clip: Clip) -> SegmenterSession:
         """Start a session; the model loads at the first one."""
@@ -416,7 +488,19 @@ class SamTracker(Sam):
     def track(self, clip: Clip, counters: SegmenterCounters) -> TrackingSession:
         """:meth:`open`, counting into ``counters``."""
         if self._core is None:
-            self._core = self._load()
+            left = LEFT.get()
+            if left and left[0] == self and isinstance(left[0], SamTracker):
+                self._core, self.seen = left[0]._core, left[0].seen
+            else:
+                if left:
+                    left.clear()
+                self._core = self._load()
+                # What is in a user's folder may be another model by the next row.
+                lasting = all(is_shipped(needed) or not needed.local for needed in self.weights())
+                if left is not None and lasting and self._core.device.type == "cpu":
+                    self.seen = {}
+                    left.append(self)
+        assert self._core is not None
         return TrackingSession(clip, self._core, self, counters)
 
     def report(self) -> Mapping[str, Any]:

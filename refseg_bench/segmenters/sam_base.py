@@ -218,7 +218,13 @@ class FeatureStore:
         """What the kept features take, wherever they are."""
         return sum(part.untyped_storage().nbytes() for kept in self._kept.values() for part in kept) / 1e6
 
-    def clear(self) -> None:
-        """Drop everything."""
-        self._kept.clear()
-        self._in_work = None
+    def clear(self) -> dict[int, Features]:
+        """Drop everything; returns what was kept."""
+        kept, self._kept, self._in_work = self._kept, {}, None
+        return kept
+
+    def restore(self, kept: dict[int, Features]) -> None:
+        """Go on with what :meth:`clear` of an earlier session on the same clip returned."""
+        for frame, features in kept.items():
+            self._seen.add(frame)
+            self._keep(frame, features)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from refseg_bench.errors import ConfigError, DataError
-from refseg_bench.segmenters.base import Prompt
+from refseg_bench.segmenters.base import Prompt, shared_by_rows
 from refseg_bench.segmenters.memory_tracking import Heads, Memory, Step, TrackingSession
 from refseg_bench.segmenters.sam2_hf import Sam2Hf
 
@@ -180,8 +180,8 @@ def test_beyond_the_budget_frames_are_recomputed_and_results_stay(numbered):
     unlimited, _ = session(numbered)
     feature_bytes = 4 * 4 * 4
     limited, _ = session(numbered, feature_host_mb=5 * feature_bytes / 1e6)
-    prompts = [Prompt.click(0.2, 0.5)]
-    for _ in range(2):
+    for x in (0.2, 0.7):
+        prompts = [Prompt.click(x, 0.5)]
         want = dict(unlimited.propagate(7, prompts))
         got = dict(limited.propagate(7, prompts))
         assert all(np.array_equal(got[f], want[f]) for f in want)
@@ -271,3 +271,82 @@ def test_bad_frames_are_told(numbered):
     with pytest.raises(DataError, match="Direction"):
         opened.propagate(1, click, direction="sideways")
     assert core.encoded == []
+
+
+def test_what_was_tracked_or_encoded_is_not_again(numbered):
+    """Rows of one command ask the same of the same frames; what they get is the same."""
+    options = Sam2Hf(fill_holes="off")
+    options.seen = {}
+    core = ScriptedCore()
+    prompts = [Prompt.click(0.2, 0.5), Prompt.click(0.9, 0.5)]
+    with TrackingSession(numbered, core, options) as first:
+        want = {frame: masks.copy() for frame, masks in first.propagate(7, prompts)}
+        for masks in dict(first.propagate(7, prompts)).values():
+            masks[:] = True
+    steps = len(core.decoded)
+    with TrackingSession(numbered, core, options) as second:
+        got = dict(second.propagate(7, prompts))
+        assert got.keys() == want.keys()
+        assert all(np.array_equal(got[frame], want[frame]) for frame in want)
+        assert len(core.decoded) == steps
+        other = dict(second.propagate(7, prompts[::-1]))
+        assert len(core.decoded) > steps, "another order is another batch"
+        assert all(np.array_equal(other[frame], want[frame][::-1]) for frame in want)
+    assert len(core.encoded) == second.counters.frame_encodings + 14 == 14
+
+
+def test_a_track_that_was_left_early_is_not_taken_for_whole(numbered):
+    opened, _ = session(numbered)
+    next(iter(opened.propagate(7, [Prompt.click(0.2, 0.5)])))
+    assert len(dict(opened.propagate(7, [Prompt.click(0.2, 0.5)]))) == len(numbered)
+
+
+def test_frames_that_were_replaced_are_encoded_again(numbered, tmp_path):
+    import os
+    import shutil
+    from dataclasses import replace
+
+    paths = tuple(shutil.copy(path, tmp_path / path.name) for path in numbered.frame_paths)
+    clip = replace(numbered, frame_paths=tuple(tmp_path / path.name for path in numbered.frame_paths))
+    options, core = Sam2Hf(fill_holes="off"), ScriptedCore()
+    options.seen = {}
+    for _ in range(2):
+        with TrackingSession(clip, core, options) as opened:
+            opened.segment(3, [Prompt.click(0.2, 0.5)])
+        os.utime(paths[3], ns=(1, 1))
+    assert core.encoded == [3, 3]
+
+
+def test_what_closed_sessions_leave_is_bounded(numbered, monkeypatch):
+    from dataclasses import replace
+
+    options, core = Sam2Hf(fill_holes="off"), ScriptedCore()
+    options.seen = {}
+    monkeypatch.setattr("refseg_bench.segmenters.memory_tracking._SEEN_MB", 2.5 * 64e-6)
+    for name in "abc":
+        with TrackingSession(replace(numbered, id=name), core, options) as opened:
+            opened.segment(3, [Prompt.click(0.2, 0.5)])
+    assert [key[0] for key in options.seen] == ["b", "c"]
+
+
+@pytest.mark.parametrize(("model", "loads"), [("facebook/sam2.1-hiera-tiny", 1), ("./mine", 2)])
+def test_the_next_row_takes_the_loaded_model(numbered, monkeypatch, model, loads):
+    """But for a user's folder, which may hold another one by then; and not outside of a command's rows."""
+    cores = []
+    monkeypatch.setattr(Sam2Hf, "_load", lambda self: cores.append(ScriptedCore()) or cores[-1])
+
+    def row(**options):
+        with Sam2Hf(model=model, fill_holes="off", **options).open(numbered) as opened:
+            opened.segment(3, [Prompt.click(0.2, 0.5)])
+
+    with shared_by_rows():
+        row()
+        row()
+        assert len(cores) == loads
+        assert [len(core.encoded) for core in cores] == [1] * loads
+        row(precision="bf16")
+        row()
+        assert len(cores) == loads + 2
+    row()
+    row()
+    assert len(cores) == loads + 4

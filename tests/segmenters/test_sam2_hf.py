@@ -227,7 +227,7 @@ def test_recomputed_and_offloaded_features_change_nothing(sam2_folder, release, 
         segmenter = Sam2Hf(model=str(sam2_folder[release]), device="cpu", feature_host_mb=host_mb)
         with segmenter.open(clip) as session:
             tracks.append(dict(session.propagate(3, CLICKS)))
-            list(session.propagate(3, CLICKS))
+            list(session.propagate(3, CLICKS[::-1]))  # the same again would be remembered
             kept = session.features.megabytes
             assert kept <= host_mb
             assert (session.counters.recomputed_frames > 0) == (host_mb < 12000)
