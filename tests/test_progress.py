@@ -1,10 +1,14 @@
 """How far a long clip is, told in the bar, in logs and by `refseg status`."""
 
 import dataclasses
+import shlex
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from refseg_bench.cli import main
 from refseg_bench.run import progress, workers
@@ -18,10 +22,10 @@ CLIP = Clip("a/long", tuple(Path(f"{t}.jpg") for t in range(3600)), tuple(map(st
 
 def test_the_running_clip_is_told_by_expressions_and_frames(capsys, monkeypatch):
     frames = [100]
-    with Progress(40, "run") as bar:
+    with Progress({"run": 40}) as bar:
         assert bar.within() == ""
         bar.tracked = lambda: frames[0]
-        bar.begin(CLIP, 20)
+        bar.begin("run", CLIP, 20)
         assert bar.within() == "a/long (3600 frames): 0/20 expressions"
         frames[0] += 1234
         assert bar.within() == "a/long (3600 frames): 0/20 expressions, 1234 frames tracked"
@@ -32,10 +36,49 @@ def test_the_running_clip_is_told_by_expressions_and_frames(capsys, monkeypatch)
         told = capsys.readouterr().err
         assert told.startswith("run: 0/40 samples, 0.00/s; a/long")
         assert told.endswith("0/20 expressions, 1234 frames tracked\n")
-        bar.advance(True)
+        bar.advance("run", True)
         assert "1/20 expressions" in bar.within()
-        bar.begin(dataclasses.replace(CLIP, frame_paths=CLIP.frame_paths[:1]), 3)
+        bar.begin("run", dataclasses.replace(CLIP, frame_paths=CLIP.frame_paths[:1]), 3)
         assert bar.within() == ""  # an image is no clip to wait for
+
+
+def test_lines_tell_of_all_rows(capsys, monkeypatch):
+    monkeypatch.setattr(progress, "_EVERY", 0.0)
+    with Progress({"one": 4, "two\x1b[2J": 6, "three": 2}) as rows:
+        rows.count("one", 0, 0)
+        assert capsys.readouterr().err == ""
+        rows.count("one", 4, 1)
+        rows.count("two\x1b[2J", 1, 0)
+        told = capsys.readouterr().err
+        assert r"two\x1b[2J: 1/6 samples; all 3 runs: 5/12 samples, " in told
+        assert "\x1b" not in told
+        rows.begin("three", CLIP, 2)
+        assert rows.within("three") == rows.within() == "a/long (3600 frames): 0/2 expressions"
+        assert rows.within("one") == ""
+        rows.end()
+        assert rows.within() == ""
+
+
+@pytest.mark.slow
+def test_a_terminal_shows_all_rows_at_once(tmp_path):
+    """On a terminal of its own: a line a row that is drawn over, nothing else."""
+    code = (
+        "import time\n"
+        "from refseg_bench.run.progress import Progress\n"
+        "with Progress({'one': 2, 'two': 3}) as rows:\n"
+        "    for done in (1, 2):\n"
+        "        rows.count('one', done, done - 1)\n"
+        "        time.sleep(0.3)\n"
+    )
+    record = tmp_path / "record"
+    command = f"stty cols 100 rows 20; {sys.executable} -c {shlex.quote(code)}"
+    subprocess.run(["script", "-qec", command, str(record)], check=True, stdout=subprocess.DEVNULL)
+    text = record.read_text()
+    assert "one" in text
+    assert "2/2" in text
+    assert "1 failed" in text
+    assert "0/3" in text
+    assert "samples" not in text
 
 
 def test_status_tells_what_a_living_process_is_at(tmp_path, capsys, monkeypatch):

@@ -20,6 +20,7 @@ from refseg_bench.report.compare import verdicts
 from refseg_bench.report.html import pages
 from refseg_bench.report.tables import leave_out_outdated
 from refseg_bench.run import launch
+from refseg_bench.run.shards import Planned
 from refseg_bench.run.store import RunStore
 from refseg_bench.scoring.runs import score_runs
 
@@ -71,14 +72,21 @@ def main(args: argparse.Namespace) -> int:
         for line in launch.preview([*points, *baselines]):
             print(line)
         return 0
+    values = {point.path: point.values for point in [*points, *baselines]}
+    code, scored = 0, set[Path]()
+
+    def show(run: Planned) -> None:
+        nonlocal code
+        if not args.no_score:
+            code = max(code, score_runs([run.store], values))
+            scored.add(run.store.root)
+            for line in tables.headlines(run.store):
+                print(f"  {line}", file=sys.stderr)
+
     with _ending_well():
-        launched = launch.launch(points, score=not args.no_score)
+        launched = launch.launch([*points, *baselines], score=not args.no_score, done=show, lead=alone)
         if alone and launched[0].error is not None:
             raise launched[0].error
-        if baselines:
-            launched += launch.launch(baselines, score=not args.no_score)
-    code = 0
-    values = {point.path: point.values for point in [*points, *baselines]}
     here: list[RunStore] = []
     for item in launched:
         if item.error is not None:
@@ -94,7 +102,7 @@ def main(args: argparse.Namespace) -> int:
             else:
                 here.append(item.store)
     if here and not args.no_score:
-        code = max(code, score_runs(here, values))
+        code = max(code, score_runs([store for store in here if store.root not in scored], values))
         leave_out_outdated(here, lambda line: print(line, file=sys.stderr))
         tables.show_tables(here)
         if baselines and here[0].root == points[0].path:

@@ -8,11 +8,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from refseg_bench.errors import StoreError
+from refseg_bench.errors import ConfigError, RefsegError, StoreError
 from refseg_bench.run.store import RunStore
 from refseg_bench.run.submissions import Submission, submissions
 from refseg_bench.run.worker import DRAIN, PARTS, Shard, die_with, draining, part_of
 from refseg_bench.run.workers import LEAVING
+from refseg_bench.segmenters.base import shared_by_rows
 
 
 def add(commands: Any) -> None:
@@ -26,10 +27,12 @@ def add(commands: Any) -> None:
         epilog="Ends with 0 when its part is done, 1 when some of it failed, 2 when starting it again can't "
         f"help, 75 when there is more to do: told to end (SIGTERM: within {DRAIN:g} s), or others have it.",
     )
-    p.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    p.add_argument("run", nargs="+", type=Path, metavar="RUN", help="run folder (several: in turn)")
     p.add_argument("--shard", type=int, metavar="N", help="which part, from 0")
     p.add_argument("--of", type=int, metavar="N", help="how many parts")
-    p.add_argument("--launch", metavar="ID", help="submission that it works for (default: the newest)")
+    p.add_argument(
+        "--launch", action="append", metavar="ID", help="submission of each run (default: the newest)"
+    )
     p.add_argument("--capture", action="store_true", help="fill the attention cache only")
     p.add_argument("--parent", type=int, metavar="PID", help="process to end with")
     p.set_defaults(main=main)
@@ -39,21 +42,39 @@ def main(args: argparse.Namespace) -> int:
     """Run the command."""
     if args.parent is not None:
         die_with(args.parent)
-    launch = _submission(RunStore.open(args.run), args.launch)
+    asked = args.launch or [None] * len(args.run)
+    if len(asked) != len(args.run):
+        raise ConfigError(f"{len(args.run)} runs have {len(asked)} submissions.", where="--launch")
+    code = 0
+    with draining(), shared_by_rows():
+        for run, name in zip(args.run, asked, strict=True):
+            try:
+                code = max(code, _work(args, run, name))
+            except RefsegError as error:
+                if len(args.run) == 1:
+                    raise
+                # The others may do well.
+                print(f"{run}\n  {error}", file=sys.stderr)
+                code = max(code, 2)
+            except KeyboardInterrupt:
+                if not LEAVING.is_set():
+                    raise
+                print(
+                    f"{run}: told to end; what was finished is kept, the rest is handed back", file=sys.stderr
+                )
+                return os.EX_TEMPFAIL
+    return code
+
+
+def _work(args: argparse.Namespace, run: Path, asked: str | None) -> int:
+    launch = _submission(RunStore.open(run), asked)
     shard, shards = part_of(args.shard, args.of, launch.shards if launch else 1)
-    try:
-        with draining():
-            name, ours = launch.id if launch else None, args.parent is not None
-            tally = Shard(str(args.run), name, shard, shards, args.capture, serve=ours)()
-    except KeyboardInterrupt:
-        if not LEAVING.is_set():
-            raise
-        print(f"{args.run}: told to end; what was finished is kept, the rest is handed back", file=sys.stderr)
-        return os.EX_TEMPFAIL
+    name, ours = launch.id if launch else None, args.parent is not None
+    tally = Shard(str(run), name, shard, shards, args.capture, serve=ours)()
     if args.capture:
         return 0
     if tally.elsewhere:
-        print(f"{args.run}: {tally.elsewhere} samples are with other workers", file=sys.stderr)
+        print(f"{run}: {tally.elsewhere} samples are with other workers", file=sys.stderr)
         return os.EX_TEMPFAIL
     return int(tally.failed > 0)
 

@@ -89,7 +89,8 @@ class Cluster:
     Attributes:
         kind: ``debug`` in this process, ``local`` in processes of this machine, ``slurm``.
         shards: parts the clips are split into; ``auto`` = as many as ``target_minutes`` needs by the
-            measured seconds per sample; ``None`` = as many as work at once.
+            measured seconds per sample; ``None`` = as many as work at once (``debug``: one, or with models
+            that ship with the package one per core).
         target_minutes: wall time ``shards=auto`` aims at.
         gpus: ``slurm``: of each shard. ``local``: of this machine, one per process.
         parallel: most shards at work at once (the array's throttle); ``None`` = no limit on SLURM,

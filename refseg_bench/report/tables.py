@@ -175,6 +175,13 @@ def _known(info: RunInfo) -> str:
     return f"masks of other code, read from {info.source}" if info.source else info.knows
 
 
+def headlines(store: RunStore) -> Iterator[str]:
+    """What a run came to, a line per protocol: its first metric, in percent."""
+    for row in rows_of([store]):
+        name = next(iter(row.result.metrics))
+        yield f"{row.run}: {name} {_headline(row.result).text} ({row.result.protocol})"
+
+
 def leave_out_outdated(stores: Sequence[RunStore], say: Callable[[str], None]) -> None:
     """Take results out of sight that were made from other predictions or data than there are now.
 

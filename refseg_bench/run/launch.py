@@ -12,8 +12,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
-from refseg_bench.backbones.weights import find, hub_megabytes, needs_of
+from refseg_bench import env
+from refseg_bench.backbones.weights import find, hub_megabytes, is_shipped, needs_of
 from refseg_bench.config import schema
 from refseg_bench.config.compose import Composed, Config, lasting, load, to_yaml
 from refseg_bench.errors import ConfigError, RefsegError
@@ -21,11 +23,17 @@ from refseg_bench.files.store_io import read_sealed_yaml, sealed_text, short_id
 from refseg_bench.methods.base import Method
 from refseg_bench.run import local, server, slurm
 from refseg_bench.run.build import assemble, build_method, dataset_of
+from refseg_bench.run.progress import Progress
 from refseg_bench.run.shards import Planned, Tally, planned, tally_of
 from refseg_bench.run.store import RunInfo, RunStore
 from refseg_bench.run.submissions import Submission, living, register, submissions
 from refseg_bench.run.worker import Shard
-from refseg_bench.run.workers import Census, describe, forget, records
+from refseg_bench.run.workers import Census, Owner, describe, forget, records
+from refseg_bench.segmenters.base import shared_by_rows
+
+#: Most processes that share the runs of a command unasked, and samples that each of them must be worth: a
+#: process takes seconds to start.
+_MOST, _WORTH = 4, 20
 
 #: Clips whose expressions are looked up in the cache for a preview: each lookup reads the clip's frames.
 _LOOKED_UP = 20
@@ -57,7 +65,12 @@ def freeze(point: Composed) -> RunStore:
 
 
 def launch(
-    points: Sequence[Composed], say: Callable[[str], None] | None = None, *, score: bool = True
+    points: Sequence[Composed],
+    say: Callable[[str], None] | None = None,
+    *,
+    score: bool = True,
+    done: Callable[[Planned], None] = lambda run: None,
+    lead: bool = False,
 ) -> list[Planned]:
     """Freeze every point, then work on it here or submit it.
 
@@ -67,6 +80,8 @@ def launch(
         points: composed points of an experiment.
         say: takes lines for the user; standard error by default.
         score: on SLURM, score and report in dependent jobs.
+        done: called with each run that was worked on here, once all of it is there.
+        lead: if the first run can't be worked on, the others are not.
 
     Raises:
         RefsegError: a point can't be frozen or planned, or nothing of this may be submitted.
@@ -77,6 +92,10 @@ def launch(
             slurm.check(cluster)
     runs = [planned(freeze(point), point, say) for point in points]
     busy = living([run.store for run in runs])
+    open_runs = [run for run in runs if run.work]
+    if processes := _processes(open_runs):
+        for run in open_runs:
+            run.shards = processes
     going: list[Planned] = []
     for run in runs:
         if not run.work:
@@ -88,20 +107,17 @@ def launch(
             say(f"{run.store.root}\n  {none}")
         elif _admitted(run, busy[run.store.root]):
             going.append(run)
-    captures = share_captures([run for run in going if run.cluster.kind != "debug"])
-    captured = {name: _capture(run) for name, run in captures.items()}
-    for run in going:
-        try:
-            if run.cluster.kind == "slurm":
-                _submit(run, captured.get(run.capture or ""), score)
-            else:
-                run.tally = _here(run)
-        except RefsegError as error:
-            run.error = error
-            _close(run)
-        except BaseException:
-            _close(run)
-            raise
+    try:
+        captures = share_captures([run for run in going if run.cluster.kind != "debug"])
+        captured = {name: _capture(run) for name, run in captures.items()}
+        for run in (run for run in going if run.cluster.kind == "slurm"):
+            _guarded(run, _submit, captured.get(run.capture or ""), score)
+        here = [run for run in going if run.cluster.kind != "slurm"]
+        _work_here(here, done, runs[0] if lead else None, together=processes > 0)
+    finally:
+        for run in going:
+            if not run.submitted:
+                _close(run)
     submitted = [run for run in going if run.submitted]
     if submitted:
         _finish(submitted, score)
@@ -271,28 +287,120 @@ def _code(run: Planned) -> Path | None:
     return folder if folder.is_dir() else slurm.snapshot(folder, run.say)
 
 
-def _here(run: Planned) -> Tally:
-    root = run.store.root
-    run.say(f"{root}")
-    if run.cluster.kind == "local":
-        tally = local.work(run)
-    else:
-        before = dict(run.store.index())
-        for shard in range(run.shards):
-            Shard(str(root), run.record.id, shard, run.shards)()
+def _guarded(run: Planned, work: Callable[..., None], *words: Any) -> None:
+    """Keep why a run can't be worked on; the others go on."""
+    try:
+        work(run, *words)
+    except RefsegError as error:
+        run.error = error
+        _close(run)
+    except BaseException:
+        _close(run)
+        raise
+
+
+def _work_here(
+    runs: Sequence[Planned], done: Callable[[Planned], None], lead: Planned | None, *, together: bool
+) -> None:
+    """Work through runs; ``together``: by processes that all work on all of them, cheap ones first."""
+    before = {run.store.root: dict(run.store.index()) for run in runs}
+
+    def settle(run: Planned) -> None:
         # Others may have worked on it too: what is there counts, not what was done here.
-        tally = tally_of(run, before)
-    _close(run)
-    if tally.elsewhere:
-        census = Census()
-        held = [r.owner for r in records(root) if not r.end and census.alive(r.owner)]
-        if held:
-            run.say(f"  {tally.elsewhere} samples are with {describe(held)}; who ends last scores the run")
-            run.say(f"  if you know that it is dead, remove {root / 'claims'} and run again")
+        run.tally = tally_of(run, before[run.store.root])
+        _close(run)
+        _tell_of_others(run, run.tally)
+        if not (run.tally.elsewhere or run.aside):
+            done(run)
+
+    def look() -> bool:
+        for run in (run for run in runs if run.tally is None):
+            found = tally_of(run, before[run.store.root])
+            progress.count(run.store.root.name, found.done + found.failed, found.failed)
+            # A process that has stored its last sample still writes what it worked with.
+            if not (found.elsewhere or _refused(run) or _at_work(run)):
+                run.say(f"{run.store.root}")
+                _guarded(run, settle)
+        return lead is None or not _refused(lead)
+
+    def work(run: Planned) -> None:
+        run.say(f"{run.store.root}")
+        if run.cluster.kind == "local":
+            local.work(run, progress)
+        else:
+            parts = 1 if together else run.shards
+            for shard in range(parts):
+                Shard(str(run.store.root), run.record.id, shard, parts)(progress)
+        settle(run)
+
+    with shared_by_rows(), Progress({run.store.root.name: run.samples for run in runs}) as progress:
+        if runs and together:
+            local.together(sorted(runs, key=_needs_model), look)
+        # What those processes couldn't do is done, or refused in its own words, here.
+        for run in (run for run in runs if run.tally is None):
+            _guarded(run, work)
+            progress.end()
+            if run is lead and run.error is not None:
+                break
+
+
+def _processes(runs: Sequence[Planned]) -> int:
+    """How many processes work on all runs of a command together; 0 = none but this one.
+
+    One per core where a second copy of the models costs nothing to speak of: on a CPU, and all parts and
+    weights are this package's.
+    """
+    samples = sum(run.samples for run in runs if _needs_model(run))
+    clips = max((len(run.work) for run in runs), default=0)
+    most = min(env.cores() // env.threads(), _MOST, clips, samples // _WORTH)
+    return most if most > 1 and all(map(_light, runs)) else 0
+
+
+def _light(run: Planned) -> bool:
+    """Whether more processes are allowed, all that is loaded is this package's, and works on a CPU.
+
+    Parts of others may load what they don't tell of. A backbone without a device is a server, with an idea
+    of its own of how many may ask.
+    """
+    cluster = run.cluster
+    backbone, segmenter = run.values.get("backbone"), run.values.get("segmenter")
+    return (
+        (cluster.kind, cluster.shards, cluster.gpus, cluster.server) == ("debug", None, 0, None)
+        and (backbone is None or backbone.get("device") == "cpu")
+        and (segmenter is None or segmenter.get("device") in (None, "cpu"))
+        and all(
+            need.problem is None
+            and need.target.startswith("refseg_bench.")
+            and all(map(is_shipped, need.weights))
+            for need in needs_of(run.values)
+        )
+    )
+
+
+def _needs_model(run: Planned) -> bool:
+    return any(run.values.get(part) is not None for part in ("backbone", "segmenter"))
+
+
+def _at_work(run: Planned) -> list[Owner]:
+    """Living processes that have not ended their work on a run."""
+    census = Census()
+    return [r.owner for r in records(run.store.root) if not r.end and census.alive(r.owner)]
+
+
+def _refused(run: Planned) -> bool:
+    """Whether a process of this submission could not work on the run, or found too many failures."""
+    mine = [r for r in records(run.store.root) if r.owner.launch == run.record.id]
+    return any(r.end and r.end.error for r in mine)
+
+
+def _tell_of_others(run: Planned, tally: Tally) -> None:
+    root = run.store.root
+    if tally.elsewhere and (held := _at_work(run)):
+        run.say(f"  {tally.elsewhere} samples are with {describe(held)}; who ends last scores the run")
+        run.say(f"  if you know that it is dead, remove {root / 'claims'} and run again")
     for other in submissions(root):
         if other.id != run.record.id and other.created >= run.record.created:
             run.say(f"  also submitted meanwhile: {other.told()}")
-    return tally
 
 
 def _finish(runs: Sequence[Planned], score: bool) -> None:

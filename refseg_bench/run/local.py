@@ -1,4 +1,4 @@
-"""``cluster=local``: shards as processes of this machine, each with a GPU of its own."""
+"""Shards as processes of this machine; with ``cluster=local``, each with a GPU of its own."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +18,7 @@ from refseg_bench.config.compose import Cluster
 from refseg_bench.errors import ConfigError, RefsegError
 from refseg_bench.files.store_io import writing
 from refseg_bench.run.progress import Progress
-from refseg_bench.run.shards import Planned, Tally, at_once_here, outcomes, tally_of
-from refseg_bench.run.store import StoredLine
+from refseg_bench.run.shards import Planned, at_once_here, tally_of
 from refseg_bench.run.worker import DRAIN
 
 #: Seconds between two looks at the processes and the store.
@@ -55,78 +54,101 @@ def devices(cluster: Cluster, environment: Mapping[str, str] = os.environ) -> li
     return names[: cluster.gpus]
 
 
-def work(run: Planned, *, capture: bool = False) -> Tally:
+def work(run: Planned, progress: Progress | None = None, *, capture: bool = False) -> None:
     """Run all shards, as many at once as there are GPUs (or cores).
 
-    A shard that dies does not end the others; living ones take over its clips.
+    Args:
+        run: the run.
+        progress: is told what the processes store.
+        capture: fill the attention cache only.
 
     Raises:
         RefsegError: a shard died and samples are left, or could not work at all.
     """
-    at_once = at_once_here(run.cluster)
-    names: list[str | None] = [*devices(run.cluster)] if run.cluster.gpus else [None] * at_once
-    free = deque(names[:at_once])
-    folder = run.store.place("log", run.record.id)
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    waiting, running, bad = deque(range(run.shards)), list[_Process](), list[tuple[_Process, int]]()
-    total = 0 if capture else run.samples
     before = dict(run.store.index())
-    with Progress(total, label=run.store.root.name) as bar:
-        try:
-            while waiting or running:
-                while waiting and free:
-                    shard = waiting.popleft()
-                    running.append(_start(run, shard, free.popleft(), folder, at_once, capture))
-                time.sleep(_LOOK)
-                for process in [p for p in running if p.popen.poll() is not None]:
-                    running.remove(process)
-                    free.append(process.device)
-                    code = process.popen.returncode
-                    if code not in _WELL:
-                        bad.append((process, code))
-                        run.say(f"  shard {process.shard} {_end(code)}; log: {process.log}")
-                if not capture:
-                    _advance(bar, run, before)
-        finally:
-            _stop(running)
-    tally = tally_of(run, before)
-    if bad and (tally.elsewhere or capture):
+
+    def look() -> bool:
+        if progress is not None:
+            found = tally_of(run, before)
+            progress.count(run.store.root.name, found.done + found.failed, found.failed)
+        return True
+
+    bad = together([run], look, capture=capture)
+    left = tally_of(run, before).elsewhere
+    if bad and (left or capture):
         process, code = bad[0]
         raise RefsegError(
-            f"{len(bad)} of {run.shards} shards died, {tally.elsewhere} samples are left. "
+            f"{len(bad)} of {run.shards} shards died, {left} samples are left. "
             f"Shard {process.shard} {_end(code)}:\n{tail(process.log)}",
             where=process.log,
             hint="The same command goes on with what is left.",
         )
-    return tally
 
 
-def _start(
-    run: Planned, shard: int, device: str | None, folder: Path, at_once: int, capture: bool
-) -> _Process:
+def together(
+    runs: Sequence[Planned], look: Callable[[], bool], *, capture: bool = False
+) -> list[tuple[_Process, int]]:
+    """Start a process per shard, each of which works on its part of every run, one run after the other.
+
+    One that dies does not end the others; living ones take over its clips.
+
+    Args:
+        runs: registered runs of one cluster and with equally many shards.
+        look: called a few times a second; where it says no, the processes are ended.
+        capture: fill the attention cache only.
+
+    Returns:
+        The processes that did not end well, with their exit codes.
+    """
+    cluster, shards = runs[0].cluster, runs[0].shards
+    at_once = at_once_here(cluster)
+    names: list[str | None] = [*devices(cluster)] if cluster.gpus else [None] * at_once
+    free = deque(names[:at_once])
+    folder = runs[0].store.place("log", runs[0].record.id)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    waiting, running, bad = deque(range(shards)), list[_Process](), list[tuple[_Process, int]]()
+    pause = _LOOK
+    try:
+        while waiting or running:
+            while waiting and free:
+                running.append(_start(runs, waiting.popleft(), free.popleft(), at_once, capture))
+            time.sleep(pause)
+            for process in [p for p in running if p.popen.poll() is not None]:
+                running.remove(process)
+                free.append(process.device)
+                code = process.popen.returncode
+                # What one of several runs was refused for, the caller meets itself.
+                if code not in _WELL and not (code == 2 and len(runs) > 1):
+                    bad.append((process, code))
+                    runs[0].say(f"  shard {process.shard} {_end(code)}; log: {process.log}")
+            began = time.monotonic()
+            if not look():
+                break
+            # Looking at many samples takes its time from the work: a twentieth at most.
+            pause = max(_LOOK, 20 * (time.monotonic() - began))
+    finally:
+        _stop(running)
+    return bad
+
+
+def _start(runs: Sequence[Planned], shard: int, device: str | None, at_once: int, capture: bool) -> _Process:
     environment = dict(os.environ)
     if device is not None:
         environment["CUDA_VISIBLE_DEVICES"] = device
     else:
         # Several processes with a thread per core each would fight for the cores.
         environment.setdefault("OMP_NUM_THREADS", str(max(1, env.cores() // at_once)))
-    command = [sys.executable, "-m", "refseg_bench", "work", str(run.store.root), "--launch", run.record.id]
-    command += ["--shard", str(shard), "--of", str(run.shards), "--parent", str(os.getpid())]
+    command = [sys.executable, "-m", "refseg_bench", "work", *(str(run.store.root) for run in runs)]
+    command += [word for run in runs for word in ("--launch", run.record.id)]
+    command += ["--shard", str(shard), "--of", str(runs[0].shards), "--parent", str(os.getpid())]
     command += ["--capture"] if capture else []
-    log = folder / f"{'capture' if capture else 'shard'}-{shard}.log"
+    log = runs[0].log / f"{'capture' if capture else 'shard'}-{shard}.log"
     with writing(log), log.open("ab") as out:
         popen = subprocess.Popen(
             command, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment
         )
     return _Process(shard, popen, device, log)
-
-
-def _advance(bar: Progress, run: Planned, before: Mapping[str, StoredLine]) -> None:
-    stored = list(outcomes(run, before).values())
-    good, bad = stored.count(True), stored.count(False)
-    for ok in [True] * (good - bar.done + bar.failed) + [False] * (bad - bar.failed):
-        bar.advance(ok)
 
 
 def _stop(running: list[_Process]) -> None:

@@ -46,6 +46,7 @@ def work_on(
     shards: int = 1,
     launch: str | None = None,
     steal: bool = False,
+    progress: Progress | None = None,
 ) -> Tally:
     """Predict what is left of a frozen run, or one shard of it.
 
@@ -56,6 +57,7 @@ def work_on(
         launch: the submission this process belongs to; its frozen values hold what can't change
             predictions (batch sizes, devices). By default one of its own.
         steal: when its part is through, go on with clips of other parts that nobody has started.
+        progress: of all of the run, and of others; by default of this part alone.
 
     Raises:
         ConfigError: the run can't work at all (a package or a file of the model is missing).
@@ -80,11 +82,12 @@ def work_on(
     own = {clip.id: len(expressions) for clip, expressions in mine}
     method: Method | None = None
     looked = -math.inf  # who ended before this process left its record may have dropped the claims
+    name = store.root.name
     with (
         logged(store.root, job),
         Desk(store.root, owner) as desk,
         store.writer(job) as out,
-        Progress(sum(own.values()), label=store.root.name) as bar,
+        contextlib.nullcontext(progress) if progress else Progress({name: sum(own.values())}) as bar,
     ):
         for clip, expressions in todo:
             if desk.stopped:
@@ -93,13 +96,15 @@ def work_on(
                 index, looked = store.index(), time.monotonic()
             fresh = present.open(index, clip, expressions)
             if not fresh or not desk.take(clip.id, failed_by(clip, fresh, index)):
-                bar.expect(-own.get(clip.id, 0))
+                if progress is None:
+                    bar.expect(name, -own.get(clip.id, 0))
                 continue
             if not desk.first:
                 # A former owner may have stored some of them since.
                 index, looked = store.index(), time.monotonic()
                 fresh = present.open(index, clip, expressions)
-            bar.expect(len(fresh) - own.get(clip.id, 0))
+            if progress is None:
+                bar.expect(name, len(fresh) - own.get(clip.id, 0))
             if not fresh:
                 continue
             if method is None:
@@ -107,7 +112,7 @@ def work_on(
                 method = build_method(values, dataset)
                 check_segmenter(method)
                 bar.tracked, desk.now = partial(_tracked, method), bar.beat
-            bar.begin(clip, len(fresh))
+            bar.begin(name, clip, len(fresh))
             env.seed_everything(config.seed, clip.id)
             before = {e.id: present.inputs(clip, e, seen=method.sees_targets) for e in fresh}
             for prediction, grounding in predict_clip(method, clip, fresh):
@@ -122,7 +127,7 @@ def work_on(
                 inputs = replace(before[prediction.expression], weights=present.weights or "")
                 out.append(replace(prediction, inputs=inputs, turn=store.turn(prediction.sample)))
                 tally.add(prediction.ok)
-                bar.advance(prediction.ok)
+                bar.advance(name, prediction.ok)
                 if not prediction.ok:
                     _mind_failure(prediction.sample, todo, tally, desk, store, config)
                 if LEAVING.is_set():

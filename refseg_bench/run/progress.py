@@ -6,7 +6,8 @@ import contextlib
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -32,27 +33,34 @@ from refseg_bench.types import Clip
 _EVERY = 15.0
 
 
+@dataclass
+class _Row:
+    total: int
+    done: int = 0
+    failed: int = 0
+    bar: TaskID | None = None
+
+
 class Progress:
-    """Counts samples.
+    """Counts the samples of one or more runs: a bar each on a terminal, a line now and then in a log.
 
     Args:
-        total: samples to do.
-        label: what is running.
+        totals: name of each run → samples to do.
     """
 
-    def __init__(self, total: int, label: str) -> None:
-        self.total, self.label = total, printable(label)
-        self.done = self.failed = 0
+    def __init__(self, totals: Mapping[str, int]) -> None:
+        self._rows = {name: _Row(total) for name, total in totals.items()}
         self._began = self._told = time.monotonic()
-        self._bar: RichProgress | None = None
-        self._task = TaskID(0)
-        self._clip = ("", 0, 0, 0, 0)
+        self._bars: RichProgress | None = None
+        #: The run at work, its clip, that clip's frames and expressions, and what was done before it.
+        self._clip: tuple[str, str, int, int, int, int]
         #: Frames that the segmenter has yielded so far.
-        self.tracked: Callable[[], int] = lambda: 0
+        self.tracked: Callable[[], int]
+        self.end()
 
     def __enter__(self) -> Self:
-        if sys.stderr.isatty():
-            self._bar = RichProgress(
+        if sys.stderr.isatty() and self._rows:
+            self._bars = RichProgress(
                 TextColumn("{task.description}"),
                 BarColumn(),
                 MofNCompleteColumn(),
@@ -62,63 +70,85 @@ class Progress:
                 _Within(self),
                 console=Console(file=sys.__stderr__),  # it moves the cursor
             )
-            self._bar.start()
-            self._task = self._bar.add_task(escape(self.label), total=self.total, note="")
+            for name, row in self._rows.items():
+                row.bar = self._bars.add_task(
+                    escape(printable(name)), start=False, total=row.total, note="", run=name
+                )
+            self._bars.start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-        elif self.done:
+        if self._bars is not None:
+            self._bars.stop()
+        elif any(row.done for row in self._rows.values()):
             self._line()
 
-    def expect(self, more: int) -> None:
-        """The total changes: samples were taken over from another process, or left to it."""
-        self.total += more
-        if self._bar is not None:
-            self._bar.update(self._task, total=self.total)
+    def expect(self, name: str, more: int) -> None:
+        """A run's total changes: samples were taken over from another process, or left to it."""
+        self._rows[name].total += more
+        self._show(name)
 
-    def begin(self, clip: Clip, expressions: int) -> None:
-        """A clip begins: what the next lines say is of it."""
-        self._clip = printable(clip.id), len(clip), expressions, self.done, self.tracked()
+    def begin(self, name: str, clip: Clip, expressions: int) -> None:
+        """A clip of a run begins: what the next lines say is of it."""
+        done = self._rows[name].done
+        self._clip = name, printable(clip.id), len(clip), expressions, done, self.tracked()
+        self._show(name)
 
-    def within(self) -> str:
-        """How far the running clip is, in words; empty of an image."""
-        clip, frames, expressions, done, tracked = self._clip
-        moved = self.tracked() - tracked
-        if frames < 2:
+    def end(self) -> None:
+        """No clip is at work any more; the method that counted frames is let go."""
+        self._clip, self.tracked = ("", "", 0, 0, 0, 0), lambda: 0
+
+    def within(self, name: str | None = None) -> str:
+        """How far the clip at work is, in words; empty of an image, and of another run than is named."""
+        run, clip, frames, expressions, done, tracked = self._clip
+        if frames < 2 or name not in (None, run):
             return ""
-        return f"{clip} ({frames} frames): {self.done - done}/{expressions} expressions" + (
+        moved = self.tracked() - tracked
+        return f"{clip} ({frames} frames): {self._rows[run].done - done}/{expressions} expressions" + (
             f", {moved} frames tracked" if moved else ""
         )
 
     def beat(self) -> str:
         """:meth:`within`, told in a log that nothing was told in for a while."""
-        if self._bar is None and time.monotonic() - self._told >= _EVERY:
+        if self._bars is None and time.monotonic() - self._told >= _EVERY:
             self._line()
         return self.within()
 
-    def advance(self, ok: bool) -> None:
-        """One more sample is stored, as a prediction or as a failure."""
-        self.done += 1
-        self.failed += not ok
-        if self._bar is not None:
-            note = f"[red]{self.failed} failed" if self.failed else ""
-            self._bar.update(self._task, advance=1, note=note)
-        elif time.monotonic() - self._told >= _EVERY:
-            self._line()
+    def advance(self, name: str, ok: bool) -> None:
+        """One more sample of a run is stored, as a prediction or as a failure."""
+        row = self._rows[name]
+        self.count(name, row.done + 1, row.failed + (not ok))
+
+    def count(self, name: str, done: int, failed: int) -> None:
+        """So many samples of a run are stored, so many of them as failures."""
+        row = self._rows[name]
+        if (done, failed) != (row.done, row.failed):
+            row.done, row.failed = done, failed
+            self._show(name)
+            self.beat()
+
+    def _show(self, name: str) -> None:
+        row = self._rows[name]
+        if self._bars is not None and row.bar is not None:
+            self._bars.start_task(row.bar)
+            note = f"[red]{row.failed} failed" if row.failed else ""
+            self._bars.update(row.bar, completed=row.done, total=row.total, note=note)
 
     def _line(self) -> None:
         self._told = time.monotonic()
-        rate = self.done / max(self._told - self._began, 1e-9)
-        left = f", {(self.total - self.done) / rate:.0f} s left" if self.done else ""
-        within = f"; {self.within()}" if self.within() and self.done < self.total else ""
-        failed = f", {self.failed} failed" if self.failed else ""
-        print(
-            f"{self.label}: {self.done}/{self.total} samples{failed}, {rate:.2f}/s{left}{within}",
-            file=sys.stderr,
-            flush=True,
-        )
+        rows = self._rows.values()
+        done, total = sum(row.done for row in rows), sum(row.total for row in rows)
+        told = [
+            f"{printable(name)}: {row.done}/{row.total} samples{f', {row.failed} failed' * bool(row.failed)}"
+            for name, row in self._rows.items()
+            if len(rows) == 1 or 0 < row.done < row.total
+        ]
+        if len(rows) > 1:
+            told.append(f"all {len(rows)} runs: {done}/{total} samples")
+        rate = done / max(self._told - self._began, 1e-9)
+        left = f", {(total - done) / rate:.0f} s left" if done else ""
+        within = f"; {self.within()}" if self.within() and done < total else ""
+        print(f"{'; '.join(told)}, {rate:.2f}/s{left}{within}", file=sys.stderr, flush=True)
 
 
 class _Within(ProgressColumn):
@@ -132,7 +162,7 @@ class _Within(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         """The words."""
-        return Text(self._progress.within(), style="dim")
+        return Text(self._progress.within(task.fields["run"]), style="dim")
 
 
 class _Traced(logging.Formatter):

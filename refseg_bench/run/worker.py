@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from refseg_bench.errors import ConfigError, RefsegError
 
 if TYPE_CHECKING:
+    from refseg_bench.run.progress import Progress
     from refseg_bench.run.shards import Tally
 
 _PR_SET_PDEATHSIG = 1
@@ -67,8 +68,8 @@ class Shard(_Job):
     capture: bool = False
     serve: bool = True
 
-    def __call__(self) -> Tally:
-        """Do it."""
+    def __call__(self, progress: Progress | None = None) -> Tally:
+        """Do it; ``progress`` is that of all runs of a command."""
         from refseg_bench.config.compose import load
         from refseg_bench.run.build import frozen
         from refseg_bench.run.loop import capture_on, work_on
@@ -81,8 +82,14 @@ class Shard(_Job):
         values = frozen(store, self.launch)
 
         def work() -> Tally:
-            steal = load(values).cluster.steal
-            return work_on(store, shard=self.shard, shards=self.shards, launch=self.launch, steal=steal)
+            return work_on(
+                store,
+                shard=self.shard,
+                shards=self.shards,
+                launch=self.launch,
+                steal=load(values).cluster.steal,
+                progress=progress,
+            )
 
         return served(values, self.launch or "", store.place("log", self.launch or ""), work, self.serve)
 

@@ -149,7 +149,7 @@ class Memory:
 
 
 @dataclass(eq=False)
-class Seen:
+class _Seen:
     """What a session leaves of a clip to the next one on it: rows of one command segment the same frames.
 
     Attributes:
@@ -305,7 +305,7 @@ class TrackingSession(SegmenterSession):
         self._options = options
         self._autocast = autocast_for(options.precision, core.device)
         self.features = FeatureStore(self._encode, core.device, options, self.counters)
-        self._seen, self._key = Seen(), None if options.seen is None else content_key(clip)
+        self._seen, self._key = _Seen(), None if options.seen is None else content_key(clip)
         if options.seen is not None:
             self._seen = options.seen.pop(self._key, self._seen)
             self.features.restore(self._seen.features)
@@ -380,7 +380,7 @@ class TrackingSession(SegmenterSession):
             left[self._key] = self._seen
             while sum(seen.megabytes for seen in left.values()) > _SEEN_MB:
                 del left[next(iter(left))]
-        self._seen = Seen()
+        self._seen = _Seen()
 
     # ── steps ────────────────────────────────────────────────────────────────
 
@@ -479,7 +479,7 @@ class SamTracker(Sam):
     hole_area: int = 8
     _core: TrackerCore | None = field(default=None, init=False, repr=False, compare=False)
     #: What closed sessions left to the next row's, the last clip last; ``None`` where no row shares it.
-    seen: dict[Any, Seen] | None = field(default=None, init=False, repr=False, compare=False)
+    seen: dict[Any, _Seen] | None = field(default=None, init=False, repr=False, compare=False)
 
     def open(self, clip: Clip) -> SegmenterSession:
         """Start a session; the model loads at the first one."""
