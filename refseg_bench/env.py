@@ -11,7 +11,8 @@ import resource as rlimits
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -175,26 +176,57 @@ def opencv_seed(seed: int | None = None) -> None:
     cv2.setRNGSeed((_run_seed if seed is None else seed) % (2**31 - 1))
 
 
+#: Peak memory (MiB) of each stage of the run this process works on.
+stage_peaks: dict[str, float] = {}
+#: The peak of those stages that ended since :meth:`PeakMemory.start`, or since the running stage began.
+_ended = 0.0
+
+
 class PeakMemory:
     """Peak memory since :meth:`start`: of the GPU where torch uses one, else of the process (MiB)."""
 
     def start(self) -> None:
         """Begin a new measurement."""
-        torch = sys.modules.get("torch")
-        if torch is not None and torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
-            return
-        # Linux: "5" resets the high-water mark of this process.
-        with suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")
+        global _ended
+        _ended = 0.0
+        _forget_peak()
 
     def read(self) -> float:
         """The peak so far."""
-        torch = sys.modules.get("torch")
-        if torch is not None and torch.cuda.is_available():
-            return float(torch.cuda.max_memory_allocated()) / 2**20
-        with suppress(OSError, ValueError):
-            for line in Path("/proc/self/status").read_text().splitlines():
-                if line.startswith("VmHWM:"):
-                    return int(line.split()[1]) / 1024
-        return rlimits.getrusage(rlimits.RUSAGE_SELF).ru_maxrss / 1024
+        return max(_ended, _peak())
+
+
+@contextmanager
+def stage(name: str) -> Iterator[None]:
+    """Within the block, measure the peak memory of a stage; stages may lie in each other."""
+    global _ended
+    before, _ended = max(_ended, _peak()), 0.0
+    _forget_peak()
+    try:
+        yield
+    finally:
+        peak = max(_ended, _peak())
+        stage_peaks[name] = max(peak, stage_peaks.get(name, 0.0))
+        _ended = max(before, peak)
+        _forget_peak()
+
+
+def _forget_peak() -> None:
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        return
+    # Linux: "5" resets the high-water mark of this process.
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak() -> float:
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        return float(torch.cuda.max_memory_allocated()) / 2**20
+    with suppress(OSError, ValueError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
+    return rlimits.getrusage(rlimits.RUSAGE_SELF).ru_maxrss / 1024

@@ -56,6 +56,26 @@ def test_an_import_loads_little(statement: str, left_out: str, tmp_path: Path) -
     assert told.split() == []
 
 
+def test_no_component_imports_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Composing, planning and telling what is left take no seconds for it; nor do data and scores."""
+    monkeypatch.delenv("REFSEG_SEARCHPATH")
+    told = python(
+        "-c",
+        "import sys\n"
+        "from refseg_bench.config import components as c, schema\n"
+        "import refseg_bench.commands.run\n"
+        "for group in ('dataset', 'backbone', 'segmenter', 'method', 'protocol'):\n"
+        "    for name in c.names(group):\n"
+        "        target = c.read(group, name)['_target_']\n"
+        "        schema.allow(target)\n"
+        "        schema._hints(schema.locate(target, group))\n"
+        "print(*{'torch', 'transformers', 'diffusers', 'matplotlib'} & set(sys.modules))",
+        cwd=tmp_path,
+    )
+    assert told.split() == []
+
+
+@pytest.mark.slow
 def test_the_script_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("REFSEG_SEARCHPATH")  # the tests' own, which no reader has
     page = (ROOT / "docs" / "extend.md").read_text().partition("## From Python")[2]

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,14 +27,6 @@ from tests.segmenters.conftest import sam2_folder, sam2_package_files  # noqa: F
 from tools import tiny_sam as tiny
 
 pytestmark = pytest.mark.usefixtures("shared_passes")
-
-
-@pytest.fixture(autouse=True)
-def _light_heap() -> Iterator[None]:
-    """Each halving collects garbage: keep what earlier tests have left out of it."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.mark.parametrize(

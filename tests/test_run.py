@@ -13,7 +13,7 @@ from refseg_bench.config.compose import compose
 from refseg_bench.datasets.base import LimitedDataset
 from refseg_bench.errors import ConfigError, DataError, RefsegError
 from refseg_bench.methods.decaf import DecAF
-from refseg_bench.run.build import build_method, check_segmenter, dataset_of, frozen
+from refseg_bench.run.build import build_method, check_parts, dataset_of, frozen
 from refseg_bench.run.launch import freeze, launch
 from refseg_bench.run.loop import predict_clip, work_on
 from refseg_bench.run.shards import plan, share
@@ -263,7 +263,7 @@ def test_a_missing_segmenter_is_told_before_any_attention_is_read(
     assert "weights of segmenter=sam2 are not there" in str(done.error)
     assert not done.store.index()
     (coarse,) = compose([*typed, "method.mask=attention"])
-    check_segmenter(build_method(coarse.values, dataset_of(coarse.values)))
+    check_parts(build_method(coarse.values, dataset_of(coarse.values)))
 
 
 def test_frozen_values_are_read_back(tmp_path: Path) -> None:

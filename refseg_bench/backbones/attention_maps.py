@@ -12,15 +12,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from refseg_bench.backbones.sdpa_tap import AttentionError, SdpaCall
-from refseg_bench.errors import ConfigError
+from refseg_bench.backbones.lazy_torch import Tensor, torch
+from refseg_bench.errors import ConfigError, RefsegError
+
+if TYPE_CHECKING:
+    from refseg_bench.backbones.sdpa_tap import SdpaCall
 
 HeadAgg = Literal["softmax_then_mean", "mean_logits_then_softmax", "joint_renorm"]
 AttentionDirection = Literal["img2txt", "txt2img"]
@@ -33,6 +34,10 @@ PROMPT, HIDDEN, _IMAGE = -1, -2, -3
 
 #: Logits held at once while a layer is read, in elements (float32: 16 MB).
 CHUNK = 4_000_000
+
+
+class AttentionError(RefsegError):
+    """Attention can't be read from a model, or what was read is no attention."""
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
+from refseg_bench.backbones.lazy_torch import Tensor, nn, torch
 from refseg_bench.backbones.rollout import LayerQK
 from refseg_bench.errors import ConfigError, RefsegError
 

@@ -30,6 +30,7 @@ from PIL import Image
 
 from refseg_bench import env
 from refseg_bench.backbones.base import Backbone
+from refseg_bench.backbones.lazy_torch import torch
 from refseg_bench.cache import Cache, digest
 from refseg_bench.config.schema import option
 from refseg_bench.errors import ConfigError, RefsegError, require
@@ -356,6 +357,7 @@ class ChatLocal(ChatModel):
     device: str = option("auto", transient=True)
 
     asks_with: ClassVar[tuple[str, ...]] = (*ChatModel.asks_with, "dtype", "attention")
+    packages: ClassVar[tuple[str, ...]] = ("torch", "transformers")
     _loaded: Any = field(default=None, init=False, repr=False, compare=False)
 
     def weights(self) -> tuple[Weights, ...]:
@@ -411,8 +413,6 @@ class ChatLocal(ChatModel):
 
     async def complete(self, messages: Sequence[Message]) -> Reply:
         """One generation; nothing else of the process goes on meanwhile."""
-        import torch
-
         processor, model = self._model()
         talk = [{"role": m.role, "content": [_local(part) for part in m.parts]} for m in messages]
         inputs = processor.apply_chat_template(
@@ -434,7 +434,6 @@ class ChatLocal(ChatModel):
 
     def _model(self) -> tuple[Any, Any]:
         if self._loaded is None:
-            import torch
             from transformers import AutoModelForImageTextToText, AutoProcessor
 
             from refseg_bench.backbones.weights import choose_device, from_pretrained

@@ -19,10 +19,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from refseg_bench.backbones.base import HeadWeights, weighting
+from refseg_bench.backbones.lazy_torch import Tensor, torch
 from refseg_bench.errors import RefsegError
 
 #: Scratch memory of one row block of scores, in bytes, by kind of device: what a CPU's cache likes, and
@@ -66,7 +64,7 @@ def dense_rollout(
     visual_N: Tensor,
     mode: HeadWeights = "v_max",
     residual: float = 0.5,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """The rollout row by the paper's formula, every matrix built. For small inputs and tests.
 
@@ -75,11 +73,12 @@ def dense_rollout(
         visual_N: True at visual tokens.
         mode: head weighting.
         residual: share ρ of the identity.
-        dtype: of everything that is computed.
+        dtype: of everything that is computed; by default float32.
 
     Returns:
         ``(N,)``: how much the last token draws on each token.
     """
+    dtype = dtype or torch.float32
     return rolled_out((attention(layer, dtype) for layer in layers), visual_N, mode, residual)
 
 
@@ -143,7 +142,7 @@ def streamed_rollout(
     visual_N: Tensor,
     mode: HeadWeights = "v_max",
     residual: float = 0.5,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     block_bytes: int | None = None,
 ) -> Tensor:
     """The row of :func:`dense_rollout`, without any N×N matrix: :func:`shared_rollout` of one prompt.
@@ -170,7 +169,7 @@ def shared_rollout(
     visual_P: Tensor,
     mode: HeadWeights = "v_max",
     residual: float = 0.5,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     block_bytes: int | None = None,
     together: bool | None = None,
 ) -> Tensor:
@@ -192,7 +191,7 @@ def shared_rollout(
         visual_P: True at the prefix's visual tokens; best on the CPU, where it is read.
         mode: head weighting.
         residual: share ρ of the identity.
-        dtype: of everything that is computed.
+        dtype: of everything that is computed; by default float32.
         block_bytes: scratch memory a block of score rows may take; see :data:`BLOCK_BYTES`.
         together: compute all prompts' own rows in one go, as is best on a GPU, where every kernel's
             launch costs; or one prompt after the other, unpadded. By default as the device likes it.
@@ -205,7 +204,7 @@ def shared_rollout(
     """
     if not prefix:
         raise RefsegError("Rollout over no layer.", hint="Choose start_layer below end_layer.")
-    device = prefix[0].q_HND.device
+    device, dtype = prefix[0].q_HND.device, dtype or torch.float32
     heads, size_P = prefix[0].q_HND.shape[:2]
     count, longest = len(lengths), max(lengths)
     runs = _peak_runs(visual_P, size_P + longest, mode)

@@ -14,18 +14,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from refseg_bench.errors import RefsegError
+from refseg_bench.backbones.attention_maps import AttentionError
+from refseg_bench.backbones.lazy_torch import F, Tensor, nn, torch
 
 T = TypeVar("T")
-
-
-class AttentionError(RefsegError):
-    """Attention can't be read from a model, or what was read is no attention."""
 
 
 @dataclass(frozen=True, eq=False)

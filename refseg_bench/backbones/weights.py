@@ -13,22 +13,21 @@ import json
 import logging
 import os
 import re
+import shlex
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
+from refseg_bench.backbones.lazy_torch import torch
 from refseg_bench.cache import Cache
 from refseg_bench.config import schema
 from refseg_bench.config.schema import TARGET
 from refseg_bench.errors import ConfigError, RefsegError
 from refseg_bench.files import resources
-
-if TYPE_CHECKING:
-    import torch
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -60,6 +59,10 @@ class Weights:
     file: str | None = None
     patterns: tuple[str, ...] = ()
     component: str = ""
+
+    def __str__(self) -> str:
+        revision = f" @ {self.revision}" if self.revision else ""
+        return f"{self.repo}{revision}{f', {self.file}' if self.file else ''}"
 
     @property
     def local(self) -> bool:
@@ -131,8 +134,6 @@ def choose_device(name: str) -> torch.device:
     Raises:
         ConfigError: no such device here.
     """
-    import torch
-
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -170,7 +171,6 @@ def load_module(kind: Any, place: Path | str, dtype: Any, device: torch.device, 
     diffused = hasattr(kind, "load_config")
     if not untrained:
         return kind.from_pretrained(place, **{"torch_dtype" if diffused else "dtype": dtype}, **options)
-    import torch
     from transformers import AutoConfig
 
     known = getattr(kind, "config_class", None) or AutoConfig
@@ -514,8 +514,23 @@ def _spelled(weights: Weights) -> str:
     return weights.repo + (f"@{weights.revision}" if weights.revision else "")
 
 
+_wanted_by = ""
+
+
+@contextlib.contextmanager
+def wanted_by(run: Path) -> Iterator[None]:
+    """Within the block, missing weights are told with the command that fetches all that a run needs."""
+    global _wanted_by
+    _wanted_by = shlex.quote(str(run))
+    try:
+        yield
+    finally:
+        _wanted_by = ""
+
+
 def _absent(name: str, weights: Weights, offline: bool) -> ModelError:
-    get = f"refseg models get {weights.component or '--repo ' + weights.repo}"
+    asked = weights.component if "=" in weights.component else f"--repo {weights.repo}"
+    get = f"refseg models get {_wanted_by or asked}"
     what = f" (file '{weights.file}')" if weights.file else ""
     if offline:
         return ModelError(

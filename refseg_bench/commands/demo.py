@@ -22,7 +22,7 @@ from refseg_bench.errors import ConfigError
 from refseg_bench.files.store_io import check_output, output, printable, writing
 from refseg_bench.report.media import encoded
 from refseg_bench.report.pictures import open_clip, overlay_video, show_stages
-from refseg_bench.run.build import build_method, dataset_of
+from refseg_bench.run.build import build_method, check_parts, dataset_of
 from refseg_bench.types import Expression
 
 
@@ -77,6 +77,7 @@ def main(args: argparse.Namespace) -> int:
         chosen = (point.choices.get(part) for part in ("method", "backbone", "segmenter"))
         words = " · ".join(name for name in chosen if name not in (None, "None"))
         tell(f"{words}: loading, and finding it in {len(clip)} frame{'s' * (len(clip) > 1)}")
+        check_parts(method)
         env.seed_everything(int(point.values["seed"]), clip.id)
         began = time.perf_counter()
         (grounding,) = method.predict(clip, [Expression("0", args.expression)])

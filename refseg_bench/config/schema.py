@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import functools
 import importlib
 import inspect
@@ -29,7 +28,7 @@ from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin
 
 from refseg_bench.config import searchpath
 from refseg_bench.config.searchpath import TARGET as TARGET
-from refseg_bench.errors import ConfigError, missing_package
+from refseg_bench.errors import ConfigError, missing_package, require
 
 #: Kind → its base class. This package's own classes of a kind live beside it.
 BASES = {
@@ -54,6 +53,8 @@ class Component(ABC):  # noqa: B024 (what is abstract differs by kind)
     batch_size: int | None = None
     #: Where it may keep what other runs can reuse; set before the first clip.
     cache_root: Path | None = None
+    #: Packages it can't do without, none of which its module imports.
+    packages: ClassVar[tuple[str, ...]] = ()
 
     def __init_subclass__(cls, **words: Any) -> None:
         super().__init_subclass__(**words)
@@ -69,6 +70,15 @@ class Component(ABC):  # noqa: B024 (what is abstract differs by kind)
         ``None`` = it has none.
         """
         return None
+
+    def check(self) -> None:
+        """See to it that all that it needs before its first clip is on this machine.
+
+        Raises:
+            ConfigError: something is missing.
+        """
+        for package in self.packages:
+            require(package, f"The {self.kind} {type(self).__name__}")
 
     def report(self) -> Mapping[str, Any]:
         """JSON facts for the run record (counters, kernels and precision in effect). Loads nothing."""
@@ -179,7 +189,9 @@ def did_you_mean(word: str, known: Iterable[str]) -> str | None:
     >>> did_you_mean("refam_", ["decaf", "refam"])
     "Did you mean 'refam'?"
     """
-    close = difflib.get_close_matches(word, list(known), n=1)
+    from difflib import get_close_matches
+
+    close = get_close_matches(word, list(known), n=1)
     return f"Did you mean '{close[0]}'?" if close else None
 
 

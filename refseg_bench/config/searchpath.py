@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,8 @@ def entries() -> list[str]:
     found = [entry.strip() for entry in os.environ.get(SEARCHPATH, "").split(",")]
     project = Path("pyproject.toml")
     if project.is_file():
+        import tomllib  # a tenth of a short command's start, and few folders have one
+
         try:
             table = tomllib.loads(project.read_text(encoding="utf-8")).get("tool", {}).get("refseg", {})
         except (ValueError, OSError) as error:

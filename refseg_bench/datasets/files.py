@@ -9,7 +9,6 @@ There is no second set of checks. Names that come out of JSON, pickles or archiv
 from __future__ import annotations
 
 import contextlib
-import difflib
 import hashlib
 import json
 import os
@@ -217,10 +216,12 @@ def missing_file(path: Path) -> Damage:
 
 def rename_that_helps(*paths: Path) -> str | None:
     """The hint of missing files of which one is there under another spelling of its name; else ``None``."""
+    from difflib import get_close_matches
+
     for path in paths:
         with contextlib.suppress(OSError):
             there = [n for n in os.listdir(path.parent) if Path(n).suffix.lower() == path.suffix.lower()]
-            close = difflib.get_close_matches(path.name, there, 1, 0.7)
+            close = get_close_matches(path.name, there, 1, 0.7)
             if close:
                 return f"If {path.parent / close[0]} is that file, rename it to {path.name}."
     return None

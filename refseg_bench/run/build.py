@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from refseg_bench import env
 from refseg_bench.backbones.weights import content, identity
 from refseg_bench.config import schema
 from refseg_bench.config.compose import Limit, checked, covers, digest_of, lasting, load
@@ -86,17 +88,21 @@ def build_method(values: Mapping[str, Any], dataset: Dataset) -> Method:
     return method
 
 
-def check_segmenter(method: Method) -> None:
-    """See to it that all of the segmenter is here before the first model pass.
+def check_parts(method: Method) -> None:
+    """See to it that all packages, and all of the segmenter, are here before the first model pass.
 
-    A backbone needs no such look: it is the first to be used, unless all it would say is in the cache.
+    A backbone's weights need no such look: it is the first to be used, unless all it would say is in the
+    cache.
 
     Raises:
-        ConfigError: its package, device or weights are missing; weights that the hub has are fetched.
+        ConfigError: a package, device or weights are missing; weights that the hub has are fetched.
     """
-    segmenter: Segmenter | None = schema.parts(method).get("segmenter")
-    if segmenter is not None and method.uses_segmenter:
-        segmenter.check()
+    parts: list[schema.Component] = [method, *schema.parts(method).values()]
+    parts = [part for part in parts if part.kind != "segmenter" or method.uses_segmenter]
+    for part in parts:
+        part.check()
+    if any("torch" in part.packages for part in parts):
+        import_module("torch")  # its seed and its threads are set before the first clip
 
 
 def weights_of(values: Mapping[str, Any], dataset: Dataset) -> str | None:
@@ -120,13 +126,14 @@ def weights_of(values: Mapping[str, Any], dataset: Dataset) -> str | None:
 def method_record(method: Method) -> dict[str, Any]:
     """What is remembered of a method and its parts: their weights, counters, kernels in effect."""
     parts: dict[str, schema.Component] = {"method": method, **schema.parts(method)}
-    record = {name: dict(part.report()) for name, part in parts.items()}
+    record: dict[str, dict[str, Any]] = {name: dict(part.report()) for name, part in parts.items()}
     for name, part in parts.items():
         if weights := part.weights():
             record[name]["weights"] = [identity(one, part.cache_root) for one in weights]
     segmenter: Segmenter | None = schema.parts(method).get("segmenter")
     if segmenter is not None and segmenter.counted is not None:
         record["segmenter"]["counters"] = asdict(segmenter.counted())
+    record["peak_mib"] = {stage: round(peak, 1) for stage, peak in env.stage_peaks.items()}
     return {name: facts for name, facts in record.items() if facts}
 
 

@@ -15,13 +15,14 @@ from dataclasses import replace
 from functools import partial
 
 from refseg_bench import env
+from refseg_bench.backbones.weights import wanted_by
 from refseg_bench.config import schema
 from refseg_bench.config.compose import Config, load
 from refseg_bench.errors import ConfigError, DataError, RefsegError, StoreError, TakenOver, missing_package
 from refseg_bench.methods.base import Method
 from refseg_bench.run.build import (
     build_method,
-    check_segmenter,
+    check_parts,
     dataset_of,
     frozen,
     method_record,
@@ -85,6 +86,7 @@ def work_on(
     name = store.root.name
     with (
         logged(store.root, job),
+        wanted_by(store.root),
         Desk(store.root, owner) as desk,
         store.writer(job) as out,
         contextlib.nullcontext(progress) if progress else Progress({name: sum(own.values())}) as bar,
@@ -109,8 +111,9 @@ def work_on(
                 continue
             if method is None:
                 store.write_env(job, env.record(config.seed))
+                env.stage_peaks.clear()
                 method = build_method(values, dataset)
-                check_segmenter(method)
+                check_parts(method)
                 bar.tracked, desk.now = partial(_tracked, method), bar.beat
             bar.begin(name, clip, len(fresh))
             env.seed_everything(config.seed, clip.id)
@@ -197,9 +200,9 @@ def capture_on(store: RunStore, *, shard: int, shards: int, launch: str | None) 
     tally = Tally()
     job = job_name()
     owner = Owner.here(job, launch or job, shard=shard, shards=shards)
-    with logged(store.root, job), Desk(store.root, owner) as desk:
+    with logged(store.root, job), wanted_by(store.root), Desk(store.root, owner) as desk:
         method = build_method(values, dataset)
-        check_segmenter(method)
+        check_parts(method)
         for clip, expressions in todo:
             env.seed_everything(config.seed, clip.id)
             try:
@@ -325,9 +328,9 @@ def batched(method: Method) -> list[tuple[schema.Component, int]]:
 def half_batches(method: Method) -> Iterator[None]:
     """Within the block every batch is half as large; the memory that failed is given back first."""
     parts = batched(method)
-    gc.collect()
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
+        gc.collect()
         torch.cuda.empty_cache()
     try:
         for part, size in parts:

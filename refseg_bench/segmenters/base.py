@@ -22,9 +22,10 @@ from typing import ClassVar, Literal, Self, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from refseg_bench import env
 from refseg_bench.backbones.weights import choose_device, fetch
 from refseg_bench.config.schema import Component
-from refseg_bench.errors import ConfigError, DataError, require
+from refseg_bench.errors import ConfigError, DataError
 from refseg_bench.types import BoolHW, Clip, MaskTrack
 
 TrackingDirection = Literal["forward", "backward", "both"]
@@ -169,7 +170,8 @@ class SegmenterCounters:
     def timed(self, stage: str) -> Iterator[None]:
         """Add the block's wall time to a stage."""
         began = time.perf_counter()
-        yield
+        with env.stage(stage):
+            yield
         self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - began
 
     def add(self, other: SegmenterCounters) -> None:
@@ -345,8 +347,6 @@ class Segmenter(Component):
 
     kind: ClassVar[str] = "segmenter"
 
-    #: Packages it imports at the first ``open``.
-    packages: ClassVar[tuple[str, ...]] = ()
     #: Where its model runs, and whether no weights may be fetched; one with a model has both options.
     device: str | None = None
     offline: bool = False
@@ -363,8 +363,7 @@ class Segmenter(Component):
         Raises:
             ConfigError: one is missing.
         """
-        for package in self.packages:
-            require(package, f"The segmenter {type(self).__name__}")
+        super().check()
         if self.device is not None:
             choose_device(self.device)
         for needed in self.weights() or ():

@@ -11,8 +11,8 @@ from functools import cached_property
 from typing import Any, ClassVar, cast
 
 import numpy as np
-import torch
 
+from refseg_bench.backbones.lazy_torch import inference, torch
 from refseg_bench.backbones.weights import Weights, choose_device, from_pretrained
 from refseg_bench.config import schema
 from refseg_bench.config.schema import option
@@ -42,7 +42,7 @@ class GroundingDino(Segmenter):
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
     """
 
-    packages: ClassVar[tuple[str, ...]] = ("transformers",)
+    packages: ClassVar[tuple[str, ...]] = ("torch", "transformers")
 
     masks: Segmenter  # as a config node: what the config layer checks and completes
     model: str = "IDEA-Research/grounding-dino-base"
@@ -146,7 +146,7 @@ class GroundingDinoSession(SegmenterSession):
         """Close the other segmenter's session."""
         self._inner.close()
 
-    @torch.inference_mode()
+    @inference()
     def _detect(self, frame: int, phrase: str) -> tuple[list[Box], np.ndarray[Any, np.dtype[np.float32]]]:
         """Boxes in [0, 1] by descending score, and their scores; without any box the best score there was."""
         model, processor = self._options.loaded()

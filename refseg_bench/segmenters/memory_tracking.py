@@ -20,10 +20,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch.nn import functional as F
 
+from refseg_bench.backbones.lazy_torch import F, inference, torch
 from refseg_bench.backbones.weights import is_shipped
 from refseg_bench.segmenters.base import (
     LEFT,
@@ -276,7 +275,7 @@ class LazyCandidates(Candidates):
         return mask_HW
 
 
-@torch.inference_mode()
+@inference()
 def at_clip_size(logits_N1hw: torch.Tensor, size: tuple[int, int]) -> NDArray[np.bool_]:
     """Logits enlarged bilinearly to the clip's size, then thresholded at 0: ``(N, H, W)``."""
     out_NHW = np.empty((len(logits_N1hw), *size), np.bool_)

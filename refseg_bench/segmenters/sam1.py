@@ -7,11 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch.nn import functional as F
 
+from refseg_bench.backbones.lazy_torch import F, inference, torch
 from refseg_bench.backbones.weights import Weights
 from refseg_bench.config.schema import option
 from refseg_bench.errors import ConfigError
@@ -113,7 +112,7 @@ class Sam1Session(SegmenterSession):
         """Drop the features."""
         self.features.clear()
 
-    @torch.inference_mode()
+    @inference()
     def _encode(self, frame: int) -> Features:
         with self.counters.timed("encode"):
             height, width = self._inner
@@ -126,7 +125,7 @@ class Sam1Session(SegmenterSession):
                 features = self._model.get_image_embeddings(torch.from_numpy(square).to(self._device))
             return (features.contiguous(),)
 
-    @torch.inference_mode()
+    @inference()
     def _decode(self, features: Features, prompts: Sequence[Prompt], several: bool) -> list[Candidates]:
         self.counters.decoder_calls += 1
         corner = torch.tensor([self._inner[1], self._inner[0]], dtype=torch.float32, device=self._device)

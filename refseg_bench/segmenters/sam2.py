@@ -18,9 +18,9 @@ from types import ModuleType
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from refseg_bench.backbones.lazy_torch import torch
 from refseg_bench.backbones.weights import ModelError, Weights, choose_device, fetch
 from refseg_bench.errors import ConfigError, require
 from refseg_bench.segmenters.memory_tracking import Heads, Memory, SamTracker, Step, TrackerCore, sequence
@@ -46,7 +46,7 @@ class Sam2(SamTracker):
 
     name: ClassVar[str] = "sam2"
     implementation: ClassVar[str] = "sam2 package"
-    packages: ClassVar[tuple[str, ...]] = ("sam2",)
+    packages: ClassVar[tuple[str, ...]] = ("torch", "sam2")
 
     release: Release = "sam2"
     size: ModelSize = "large"

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch.nn import functional as F
 
+from refseg_bench.backbones.lazy_torch import F, torch
 from refseg_bench.backbones.weights import ModelError, Weights
 from refseg_bench.segmenters.memory_tracking import Heads, Memory, SamTracker, TrackerCore, sequence
 from refseg_bench.segmenters.sam_base import (

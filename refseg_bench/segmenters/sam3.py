@@ -17,9 +17,8 @@ from typing import Any, ClassVar
 
 import cv2
 import numpy as np
-import torch
-from torch.nn import functional as F
 
+from refseg_bench.backbones.lazy_torch import F, inference, torch
 from refseg_bench.backbones.weights import Weights, from_pretrained
 from refseg_bench.errors import ConfigError, DataError
 from refseg_bench.segmenters.base import (
@@ -214,7 +213,7 @@ class Sam3Session(SegmenterSession):
         return self._concepts
 
 
-class _Frames(Mapping[int, torch.Tensor]):
+class _Frames(Mapping[int, "torch.Tensor"]):
     """A clip's frames as the model takes them, decoded when they are asked for."""
 
     def __init__(self, clip: Clip, size: int, resampling: Resampling, device: torch.device) -> None:
@@ -230,7 +229,7 @@ class _Frames(Mapping[int, torch.Tensor]):
         return len(self._clip)
 
 
-@torch.inference_mode()
+@inference()
 def _find(clip: Clip, options: Sam3, model: Any, tokenizer: Any, phrase: str) -> list[Instance]:
     """The concept in every frame, forward from the first, by the model's own loop and rules of output."""
     from transformers.models.sam3_video.modeling_sam3_video import Sam3VideoInferenceSession
@@ -311,7 +310,7 @@ class _Concepts:
         self._positions: tuple[torch.Tensor, ...] = ()
         self.features = FeatureStore(self._encode, self._device, options, counters)
 
-    @torch.inference_mode()
+    @inference()
     def find(self, frame: int, text: str) -> Candidates:
         """Instances above the threshold by descending score; one empty mask if there is none."""
         features = self.features.get(frame)
@@ -345,7 +344,7 @@ class _Concepts:
         scores_K = score_Q[kept] if kept else score_Q.max()[None]
         return Candidates(masks_KHW, scores_K.cpu().numpy())
 
-    @torch.inference_mode()
+    @inference()
     def _encode(self, frame: int) -> Features:
         with self._counters.timed("encode"):
             pixels = square_pixels(

@@ -14,10 +14,10 @@ from typing import Any, ClassVar, Literal
 
 import cv2
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from refseg_bench.backbones.lazy_torch import torch
 from refseg_bench.backbones.weights import Weights, choose_device, from_pretrained
 from refseg_bench.config.schema import option
 from refseg_bench.segmenters.base import Prompt, PromptKind, Segmenter, SegmenterCounters
@@ -25,7 +25,7 @@ from refseg_bench.segmenters.base import Prompt, PromptKind, Segmenter, Segmente
 Precision = Literal["fp32", "bf16"]
 Resampling = Literal["bicubic", "bilinear"]
 HoleFilling = Literal["own", "off"]
-Features = tuple[torch.Tensor, ...]
+Features = tuple["torch.Tensor", ...]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -52,8 +52,7 @@ class Sam(Segmenter):
     name: ClassVar[str]
     #: Whose code runs, for the environment record.
     implementation: ClassVar[str]
-    #: What it can't do without.
-    packages: ClassVar[tuple[str, ...]] = ("transformers",)
+    packages: ClassVar[tuple[str, ...]] = ("torch", "transformers")
 
     revision: str | None = None
     offline: bool = option(False, transient=True)

@@ -16,9 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
-from torch import Tensor, nn
-
+from refseg_bench.backbones.lazy_torch import Tensor, nn, torch
 from refseg_bench.errors import ConfigError
 
 

@@ -15,12 +15,27 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from refseg_bench import env
+from refseg_bench.backbones.attention_maps import (
+    HIDDEN,
+    PROMPT,
+    MapObserver,
+    MapOptions,
+    SoftmaxTokens,
+    TokenLayout,
+    TokenMaps,
+    one_way_mask,
+)
 from refseg_bench.backbones.base import Backbone, shared_pass
+from refseg_bench.backbones.dit.families import DiTFamily, ForwardInputs, config, family
+from refseg_bench.backbones.dit.text_side import TextSide
+from refseg_bench.backbones.dit.text_tokens import Tokenizer, TokenSet
+from refseg_bench.backbones.lazy_torch import F, Tensor, nn, torch
 from refseg_bench.backbones.weights import (
     Weights,
     choose_device,
@@ -32,16 +47,7 @@ from refseg_bench.backbones.weights import (
     load_module,
 )
 from refseg_bench.config.schema import option
-from refseg_bench.errors import ConfigError, DataError
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor, nn
-
-    from refseg_bench.backbones.attention_maps import MapOptions, SoftmaxTokens, TokenMaps
-    from refseg_bench.backbones.dit.families import DiTFamily
-    from refseg_bench.backbones.dit.text_side import TextSide
-    from refseg_bench.backbones.dit.text_tokens import Tokenizer, TokenSet
+from refseg_bench.errors import ConfigError, DataError, require
 
 log = logging.getLogger(__name__)
 
@@ -127,6 +133,8 @@ class DiT(Backbone):
         offline: never fetch weights from the hub.
     """
 
+    packages: ClassVar[tuple[str, ...]] = ("torch",)
+
     path: str
     family: str
     revision: str | None = None
@@ -181,8 +189,6 @@ class DiT(Backbone):
     @property
     def adapter(self) -> DiTFamily:
         """The family's adapter; needs no weights."""
-        from refseg_bench.backbones.dit.families import family
-
         return family(self.family)
 
     @property
@@ -204,8 +210,6 @@ class DiT(Backbone):
 
     def options(self, space: Literal["attention", "output"] = "attention") -> MapOptions:
         """How logits become maps, from the options."""
-        from refseg_bench.backbones.attention_maps import MapOptions
-
         heads = None if self.heads == "all" else tuple(int(h) for h in self.heads)
         return MapOptions(self.head_agg, self.direction, self.softmax_axis, heads, space)
 
@@ -224,8 +228,6 @@ class DiT(Backbone):
         Args:
             image_HWC: uint8 RGB of any size.
         """
-        import torch
-
         loaded = self._load()
         pixels, content = self._canvas(image_HWC)
         with torch.inference_mode():
@@ -303,14 +305,12 @@ class DiT(Backbone):
             return ""
         return tokens.expression if "expression" in (self.pooled, self.conditioned_on) else prompt
 
+    @env.stage("attention")
     def _pass(
         self, scene: LatentImage, queries: Sequence[TokenRequest], options: MapOptions
     ) -> list[dict[str, TokenMaps]]:
-        import torch
         from diffusers import attention_backend
 
-        from refseg_bench.backbones.attention_maps import MapObserver
-        from refseg_bench.backbones.dit.families import ForwardInputs
         from refseg_bench.backbones.sdpa_tap import SdpaTap
 
         loaded = self._load()
@@ -349,8 +349,6 @@ class DiT(Backbone):
 
     def _noises(self, scene: LatentImage, loaded: _Loaded) -> Iterator[tuple[float, Tensor]]:
         """(noise level, noise) of each pass; the draws depend on the seed alone."""
-        import torch
-
         tokens = scene.grid[0] * scene.grid[1]
         for sample in range(self.n_noise):
             # Apart for every seed and sample (seed + sample would share draws between seeds); the
@@ -364,10 +362,6 @@ class DiT(Backbone):
                 yield sigma, noise
 
     def _pooled(self, loaded: _Loaded, query: TokenRequest) -> Tensor | None:
-        import torch
-
-        from refseg_bench.backbones.dit.families import config
-
         if loaded.family.pooled_output is None:
             return None
         text = self.pooled_text(query.tokens, query.prompt)
@@ -381,9 +375,6 @@ class DiT(Backbone):
 
     def _canvas(self, image_HWC: NDArray[np.uint8]) -> tuple[Tensor, tuple[float, float]]:
         """The image on the model's canvas, ``(1, 3, H, W)`` in [−1, 1], and the share it covers."""
-        import torch
-        import torch.nn.functional as F
-
         height, width = self.input_size()
         if image_HWC.ndim != 3 or image_HWC.shape[2] != 3 or 0 in image_HWC.shape:
             raise DataError(
@@ -465,16 +456,12 @@ class AssembledText:
 
     def mask(self, image: int, family: DiTFamily) -> Tensor | None:
         """The attention mask, or ``None`` if the plain attention already does it."""
-        from refseg_bench.backbones.attention_maps import one_way_mask
-
         if not self.masked:
             return None
         return one_way_mask(self.roles, image, text_first=family.text_first, cross=family.cross)
 
     def layout(self, image: int, family: DiTFamily) -> Any:
         """Where everything stands in the joint attention."""
-        from refseg_bench.backbones.attention_maps import TokenLayout
-
         offset = 0 if family.text_first or family.cross else image
         start = len(self.roles) if family.text_first and not family.cross else 0
         return TokenLayout(
@@ -487,10 +474,6 @@ class AssembledText:
 
 def assemble(dit: DiT, loaded: _Loaded, queries: Sequence[TokenRequest]) -> AssembledText:
     """Prompt, extraction sets and whatever padding the model insists on, in this order."""
-    import torch
-
-    from refseg_bench.backbones.attention_maps import HIDDEN, PROMPT
-
     family, text = loaded.family, loaded.text
     strip = family.pad_to(loaded.transformer) if dit.t5_padding == "max_length_strip" else None
     parts: list[Tensor] = []
@@ -540,11 +523,6 @@ class _Loaded:
     """The model's parts, each loaded at its first use."""
 
     def __init__(self, dit: DiT) -> None:
-        import torch
-
-        from refseg_bench.backbones.dit.text_side import TextSide
-        from refseg_bench.errors import require
-
         require("diffusers", "A diffusion transformer")
         self._dit = dit
         self.family = dit.adapter

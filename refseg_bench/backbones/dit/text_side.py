@@ -13,10 +13,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from torch import Tensor
-
 from refseg_bench.backbones.dit.text_tokens import Tokenizer
+from refseg_bench.backbones.lazy_torch import Tensor, torch
 from refseg_bench.backbones.weights import load_module, load_tokenizer
 from refseg_bench.errors import ConfigError
 

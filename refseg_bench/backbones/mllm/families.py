@@ -11,11 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from refseg_bench.backbones.base import VisualSettings
+from refseg_bench.backbones.lazy_torch import Tensor, nn, torch
 from refseg_bench.backbones.mllm import pixels
 from refseg_bench.errors import ConfigError
 from refseg_bench.types import FloatTHW, Uint8THWC

@@ -17,12 +17,11 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
-import torch
-from torch import Tensor
 
+from refseg_bench import env
 from refseg_bench.backbones import capture
 from refseg_bench.backbones.base import (
     GroundingMLLM,
@@ -36,6 +35,7 @@ from refseg_bench.backbones.base import (
     layer_range,
     shared_pass,
 )
+from refseg_bench.backbones.lazy_torch import Tensor, torch
 from refseg_bench.backbones.mllm.families import MLLMFamily, Piece, Visual, family_of
 from refseg_bench.backbones.rollout import BLOCK_BYTES, LayerQK, dense_rollout, last_row, shared_rollout
 from refseg_bench.backbones.weights import (
@@ -78,6 +78,8 @@ class MLLM(GroundingMLLM):
         label: what published tables call the model, to find its rows.
         heads: (layer, head) of its localization heads, best first, as ``refseg heads`` finds them.
     """
+
+    packages: ClassVar[tuple[str, ...]] = ("torch",)
 
     path: str = "Qwen/Qwen2.5-VL-7B-Instruct"
     revision: str = "main"
@@ -221,7 +223,8 @@ class MLLM(GroundingMLLM):
         """Add the block's wall time to a stage, until the device has done its work."""
         began = time.perf_counter()
         try:
-            yield
+            with env.stage(stage):
+                yield
         finally:
             if self._loaded is not None and self._loaded.device.type == "cuda":
                 torch.cuda.synchronize(self._loaded.device)

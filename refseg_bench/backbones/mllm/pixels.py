@@ -10,11 +10,10 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
+from refseg_bench.backbones.lazy_torch import Tensor, torch
 from refseg_bench.errors import DataError
 
 #: Longest side over shortest side beyond which the reference resizing refuses.

@@ -127,6 +127,7 @@ class DecAF(AttentionMethod):
     """
 
     knows: ClassVar[str] = "where a multimodal language model looks, against background prompts"
+    packages: ClassVar[tuple[str, ...]] = ("torch",)
     cache_folder: ClassVar[str] = "attention"
     makes_maps: ClassVar[tuple[str, ...]] = (
         *("n_frames", "video_tokens", "multiscale", "frame_scale", "frame_tokens", "max_tiles"),

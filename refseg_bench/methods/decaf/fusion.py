@@ -17,6 +17,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from refseg_bench.backbones.lazy_torch import torch
 from refseg_bench.errors import DataError
 from refseg_bench.types import BoolHW, FloatTHW, HeatPoint
 
@@ -90,8 +91,6 @@ def smooth(attn_Thw: FloatTHW, size: int, sigma: float = 1.0) -> FloatTHW:
     """
     if size == 1:
         return attn_Thw
-    import torch
-
     if size < 1 or size % 2 == 0:
         raise DataError(f"A smoothing kernel of size {size} has no centre.", hint="Choose an odd size.")
     kernel = torch.from_numpy(gaussian_kernel(size, sigma))[None, None]
@@ -150,8 +149,6 @@ def repeat_in_time(video_Thw: FloatTHW, frames: int) -> FloatTHW:
 
 def resize(attn_Thw: FloatTHW, size: tuple[int, int]) -> FloatTHW:
     """Bilinear resize of each slice, ``align_corners=False``, no antialiasing."""
-    import torch
-
     if attn_Thw.shape[1:] == size:
         return np.asarray(attn_Thw, np.float32)
     # Slices as channels of one batch: torch rounds differently when a batch has a single channel.

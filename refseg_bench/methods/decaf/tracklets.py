@@ -18,6 +18,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from refseg_bench.backbones.lazy_torch import torch
 from refseg_bench.errors import DataError
 from refseg_bench.methods.decaf.fusion import otsu
 from refseg_bench.types import BoolHW, FloatTHW, MaskTrack
@@ -164,8 +165,6 @@ def coverage(mask_HW: BoolHW, grid: tuple[int, int]) -> NDArray[np.float32]:
 
     Cell ``i`` of ``h`` spans the rows ``floor(i·H/h)`` to ``ceil((i+1)·H/h)``: cells may overlap.
     """
-    import torch
-
     pooled = torch.nn.functional.adaptive_avg_pool2d(torch.tensor(mask_HW)[None].float(), grid)
     return np.asarray(pooled[0].numpy())
 

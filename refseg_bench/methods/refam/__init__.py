@@ -263,6 +263,8 @@ class RefAM(AttentionMethod):
 
     def cached(self, clip: Clip, texts: Sequence[str]) -> int:
         """How many of the texts need no forward pass, by the cache. Loads and fetches no weights."""
+        if self.cache.root is None or not self.cache.root.is_dir():
+            return 0  # and no tokenizer is needed to know
         asking = replace(self, backbone=replace(self.backbone, offline=True))
         asking.cache_root = self.cache_root
         reader, asks = asking._questions(clip, [Expression(str(i), text) for i, text in enumerate(texts)])
