@@ -102,13 +102,14 @@ def read(group: str, name: str) -> dict[str, Any]:
             if inner.startswith("/") and place.isidentifier():
                 node = {key: v for key, v in read(inner[1:], base).items() if key not in ABOUT}
                 below.append({place: node})
-    own = functools.reduce(_upon, [*below, own])
+    own = functools.reduce(upon, [*below, own])
     return {str(key): value for key, value in own.items()}
 
 
-def _upon(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+def upon(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of one node laid upon those of another, group by group."""
     nested = {
-        key: _upon(below[key], value)
+        key: upon(below[key], value)
         for key, value in above.items()
         if isinstance(value, dict) and isinstance(below.get(key), dict)
     }

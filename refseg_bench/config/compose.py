@@ -13,13 +13,14 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
 from refseg_bench.config import schema, searchpath
-from refseg_bench.config.components import ABOUT, find, is_class, names, open_protocol
+from refseg_bench.config.components import ABOUT, find, is_class, names, open_protocol, upon
 from refseg_bench.config.schema import TARGET, option
 from refseg_bench.errors import ConfigError
 from refseg_bench.files.store_io import short_id
@@ -322,15 +323,27 @@ def baselines_of(point: Composed) -> list[Composed]:
         if word != "raw":
             (one,) = compose([*shared, f"method={word}"])
             if one.values["segmenter"] is not None and point.values["segmenter"] is not None:
-                (one,) = compose([*shared, f"method={word}", *segmenter])
+                part, chosen = point.values["segmenter"], point.choices["segmenter"]
+                one = _with(one, {"segmenter": part}, [*one.overrides, *segmenter], {"segmenter": chosen})
             found.setdefault(one.digest, one)
         elif raw:
             typed = [item for item in point.overrides if _part(item) != "name"]
             options = [f"method.{key}={_literal(value)}" for key, value in raw.items()]
             name = f"{point.choices['method']}_raw-{point.choices['dataset']}"
-            (one,) = compose([*typed, *options, f"name={name}"])
+            nested = [reduce(lambda v, part: {part: v}, key.split(".")[::-1], v) for key, v in raw.items()]
+            node = schema.complete(reduce(upon, nested, point.values["method"]), "method")
+            one = _with(point, {"method": node, "name": name}, [*typed, *options, f"name={name}"], {})
             found.setdefault(one.digest, one)
     return list(found.values())[1:]
+
+
+def _with(
+    one: Composed, parts: Mapping[str, Any], overrides: Sequence[str], choices: Mapping[str, str]
+) -> Composed:
+    """A composed run with other parts; composing it anew would take a tenth of a second."""
+    values = {**one.values, **parts}
+    name = values["name"] or one.name
+    return Composed(values, name, digest(values), tuple(overrides), {**one.choices, **choices})
 
 
 def _part(override: str) -> str:

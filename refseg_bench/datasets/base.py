@@ -78,6 +78,13 @@ class Dataset(Component):
         """One id-map PNG (or ``None``) per frame, as DAVIS stores them; ``None`` = the set has no id maps."""
         return None
 
+    def truth_files(self, clip: Clip) -> Sequence[Path | None] | None:
+        """Mask files of a clip's truth, beside those that ``files_read`` collects; ``None`` = not known.
+
+        Where they are known, a complete run is scored again only if one of them has changed.
+        """
+        return None
+
     def foreground(self, clip: Clip) -> MaskTrack | None:
         """The union of all annotated instances of a clip; ``None`` = of the targets."""
         return None
@@ -188,7 +195,7 @@ def damaged(clip: Clip, error: DataError) -> Damage:
 #: What is asked of the whole where a part is asked for it.
 _OF_WHOLE = (
     "name", "split", "root", "protocols", "base",
-    "no_truth", "annotation_files", "foreground", "encodings", "taken", "pair_key",
+    "no_truth", "annotation_files", "truth_files", "foreground", "encodings", "taken", "pair_key",
 )  # fmt: skip
 
 

@@ -166,6 +166,10 @@ class MetaExpressions(Dataset):
         """The id map of every frame (``None`` where it is missing), where the set keeps such maps."""
         return self._source.files(clip) if isinstance(self._source, LabelMapMasks) else None
 
+    def truth_files(self, clip: Clip) -> list[Path | None] | None:
+        """The clip's id maps; none beside a run-length dictionary."""
+        return [] if isinstance(self._source, RunLengthMasks) else self.annotation_files(clip)
+
     def encodings(self) -> Counter[str]:
         """How the mask files read since the last call are stored, in words → number of files."""
         source, found = self._source, Counter[str]()

@@ -125,6 +125,10 @@ class RefCoco(Dataset):
                 out.append(Expression(str(sentence["sent_id"]), text, attrs))
         return out
 
+    def truth_files(self, clip: Clip) -> Sequence[Path]:
+        """None: all is in the annotation files."""
+        return ()
+
     def target(self, clip: Clip, expression: Expression) -> Target | None:
         """The annotations a sentence means; none of them = nothing in the image is meant.
 

@@ -629,3 +629,28 @@ def to_plain(value: Any) -> Any:
     if isinstance(value, Iterable):
         return [to_plain(v) for v in value]
     return str(value)
+
+
+def without_nan(value: Any) -> Any:
+    """JSON types with ``None`` for what is no finite number, which JSON lacks."""
+    if isinstance(value, dict):
+        return {k: without_nan(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [without_nan(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def put_json(path: Path | None, value: Any) -> None:
+    """Write what ``--json`` asks for; ``None`` = nothing is asked for.
+
+    Raises:
+        StoreError: it can't be written.
+    """
+    if path is not None:
+        with output(path) as handle:
+            handle.write((json.dumps(without_nan(to_plain(value)), indent=1) + "\n").encode())
+
+
+def add_json(parser: Any, what: str) -> None:
+    """Declare the option ``--json`` of a command."""
+    parser.add_argument("--json", type=Path, metavar="OUT", help=f"write {what}")

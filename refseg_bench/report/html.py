@@ -15,6 +15,7 @@ import shutil
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from itertools import combinations
 from pathlib import Path
@@ -35,6 +36,7 @@ from refseg_bench.files.store_io import (
     sweep,
     to_plain,
     within,
+    without_nan,
     write_atomic,
     write_error,
 )
@@ -46,7 +48,7 @@ from refseg_bench.report.tables import COST, Cell, ResultTable, in_percent, numb
 from refseg_bench.run.build import dataset_of, received
 from refseg_bench.run.inputs import Present, stale, without
 from refseg_bench.run.shards import plan
-from refseg_bench.run.store import RunStore
+from refseg_bench.run.store import MADE_FROM, RESULT, RunStore
 from refseg_bench.scoring.results import level_of
 from refseg_bench.scoring.stats import Bootstrap
 from refseg_bench.scoring.table import GROUPS, ScoreTable, breakdown, group_of, splitting
@@ -57,6 +59,8 @@ _ASSETS = ("app.css", "draw.js", "charts.js", "app.js", "pages.js", "sample.js")
 _MARK = '<meta name="generator" content="refseg report">'
 _UNFINISHED = f"<!doctype html>{_MARK}<p>This report is not finished. Give its command again.\n"
 _CHUNK = 2000
+#: What the pages were made from; gone with the first step of making them anew.
+_MADE_FROM = "data/made_from"
 _STATUS = {"ok": 0, "failed": 1, "missing": 2, "absent": 3, "empty": 4}
 
 #: `refseg run` leaves the pages of more samples than this to `refseg report --html`.
@@ -130,7 +134,28 @@ def pages(stores: Sequence[RunStore]) -> str:
             " ".join(str(store.root) for store in stores[:3]) if len(stores) <= 3 else stores[0].root.parent
         )
         return f"pages to browse the {samples} samples: refseg report --html {where}"
-    return f"every sample: {write_report(stores, home(stores))}"
+    folder, mark = home(stores), _mark(stores)
+    kept = ""
+    with suppress(OSError, ValueError):
+        kept = (folder / _MADE_FROM).read_text("utf-8")
+    if kept != mark or not (folder / "index.html").is_file():
+        write_report(stores, folder)
+        if mark is not None:
+            write_atomic(folder / _MADE_FROM, mark)
+    return f"every sample: {folder / 'index.html'}"
+
+
+def _mark(stores: Sequence[RunStore]) -> str | None:
+    """Names all that the pages of some runs show; ``None`` where that isn't known."""
+    told = [refseg_bench.__version__, *((_TEMPLATES / name).read_text("utf-8") for name in _ASSETS)]
+    for store in stores:
+        results = store.results()
+        if not results or not all(store.made_from(name).get("truth") for name in results):
+            return None
+        files = [store.scores_dir(name) / file for name in results for file in (RESULT, MADE_FROM)]
+        told += [path.read_text("utf-8") for path in (store.info_path, store.config_path, *files)]
+        told += [str(store.root.resolve()), store.mark()]
+    return short_id("\0".join(told), 32)
 
 
 def _clear(folder: Path) -> None:
@@ -588,7 +613,7 @@ class _GroupWriter:
                 sprites.append(
                     {"name": name, "source": source, "height": height, "width": width, "frames": of}
                 )
-        failure, details = p.failure, _without_nan(to_plain(p.details))
+        failure, details = p.failure, without_nan(to_plain(p.details))
         return {
             "rles": None if rles is None else [_ascii(rle) for rle in rles],
             "iou": iou,
@@ -720,11 +745,3 @@ def _short(attrs: Mapping[str, Any]) -> dict[str, Any]:
         for k, v in attrs.items()
         if isinstance(v, (bool, int, str)) and not (isinstance(v, str) and len(v) > 60)
     }
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _without_nan(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

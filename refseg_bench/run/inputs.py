@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -486,10 +487,19 @@ def _clip(entry: Any) -> tuple[Clip, tuple[Expression, ...]]:
     return Clip(name, paths, tuple(names), (int(height), int(width))), made
 
 
+def states(paths: Iterable[Path | None]) -> str:
+    """Digest of the sizes and times of some files, in their order; ``None`` = one that isn't there."""
+    found = (None if path is None else _stat(path) for path in paths)
+    return _digest(str(s and (s.st_size, s.st_mtime_ns, s.st_ctime_ns)) for s in found)
+
+
+def _stat(path: str | Path) -> os.stat_result | None:
+    with suppress(OSError, ValueError):
+        return os.stat(path)
+    return None
+
+
 def _state(path: str | Path) -> tuple[int, int] | None:
     """Size and time of change; ``None`` where the file is not here."""
-    try:
-        found = os.stat(path)
-    except (OSError, ValueError):
-        return None
-    return found.st_size, found.st_mtime_ns
+    found = _stat(path)
+    return found and (found.st_size, found.st_mtime_ns)

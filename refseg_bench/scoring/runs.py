@@ -11,8 +11,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import refseg_bench
 from refseg_bench.config import compose as configs
 from refseg_bench.config.components import open_protocol
+from refseg_bench.datasets.base import Dataset
 from refseg_bench.datasets.files import files_read
 from refseg_bench.errors import RefsegError, ScoreError
 from refseg_bench.run import inputs
@@ -103,11 +105,12 @@ def score_store(
     jobs: int = 0,
     detail: bool = False,
     values: Mapping[str, Any] | None = None,
+    again: bool = True,
 ) -> list[tuple[str, Scored | ScoreError]]:
     """Score one run, keep what could be scored, and return outcomes and refusals by protocol.
 
     ``values`` is the present command's config, whose protocols and score settings may differ from the frozen
-    ones.
+    ones. Without ``again``, a protocol whose stored result was made from all the same is left out.
     """
     values = received(store) if values is None else values
     config = configs.load(values)
@@ -125,6 +128,8 @@ def score_store(
     made_from = {"predictions": store.mark(), "cost": json.dumps(store.cost())}
     with files_read() as files:
         work, present = plan(dataset), inputs.Present(dataset, seen_before(store))
+    with files_read() as opened:
+        truth = _truth_files(dataset, work)
     differing = inputs.stale(store, work, present)
     keep_record(store, work, files, present)
     if not options.partial:
@@ -132,11 +137,39 @@ def score_store(
     if differing and not options.partial:
         return [(word, inputs.refusal(differing, store.root)) for word in words]
     made_from |= present.marks(work)
+    how = [refseg_bench.__version__, str(options.partial), str(options.strict), str(options.bootstrap)]
+    truth_state = "" if truth is None else inputs.states([*sorted(files | opened), *truth])
+    made_from |= {"truth": truth_state, "how": str(how)}
+    if not again:
+        words = [word for word in words if not _stands(store, word, made_from)]
     outcomes = under_each(dataset, StoreSource(store.root, differing), words, options)
     for _, outcome in outcomes:
         if isinstance(outcome, Scored):
             store.write_result(outcome.result, outcome.table.write_parquet, made_from)
     return outcomes
+
+
+def _truth_files(dataset: Dataset, work: Work) -> list[Path | None] | None:
+    """The mask files of the truth; data files are opened, so that they are known. ``None`` = not known."""
+    try:
+        for clip, expressions in work[:1]:
+            dataset.target(clip, expressions[0])
+            dataset.foreground(clip)
+    except RefsegError:
+        return None  # scoring tells of it
+    found = [dataset.truth_files(clip) for clip, _ in work]
+    return None if None in found else [path for paths in found for path in paths or ()]
+
+
+def _stands(store: RunStore, word: str, made_from: Mapping[str, str]) -> bool:
+    """Whether a protocol's stored result is whole, and was made from what there is now."""
+    name = open_protocol(word).full_name
+    try:
+        made = store.made_from(name)
+        known = all(made_from.values()) and all(made.get(key) == value for key, value in made_from.items())
+        return known and name in store.results() and bool(store.samples(name))
+    except RefsegError:
+        return False
 
 
 def score_runs(stores: Sequence[RunStore], values: Mapping[Path, Mapping[str, Any]]) -> int:
@@ -153,7 +186,7 @@ def score_runs(stores: Sequence[RunStore], values: Mapping[Path, Mapping[str, An
     hidden: dict[Path, str] = {}
     for store in stores:
         try:
-            outcomes = score_store(store, values=values.get(store.root))
+            outcomes = score_store(store, values=values.get(store.root), again=False)
         except RefsegError as error:
             print(f"{store.root}\n  not scored: {error}", file=sys.stderr)
             store.outdated.update(store.results())

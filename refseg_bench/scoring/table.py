@@ -131,7 +131,9 @@ class ScoreTable:
                 elif name.startswith("attr."):
                     out.attrs[name.removeprefix("attr.")] = cells.to_pylist()
                 else:
-                    out._values[name] = array("d", cells.cast(pa.float64()).to_numpy().tobytes())
+                    # Not by to_numpy, which takes half a second to import pandas.
+                    found = cells.cast(pa.float64()).to_pylist()
+                    out._values[name] = array("d", [_NAN if v is None else v for v in found])
             if not (None not in out.units and None not in out.clusters and len(out.units) == table.num_rows):
                 raise ValueError("a unit has no name")
             if len(out.units) != len(out.clusters):
