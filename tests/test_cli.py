@@ -6,8 +6,11 @@ import shlex
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from refseg_bench.cli import main
@@ -16,12 +19,59 @@ from refseg_bench.config.components import open_dataset
 from refseg_bench.errors import ScoreError
 from refseg_bench.report.compare import compare, verdicts
 from refseg_bench.run.store import RunStore, runs_in
+from refseg_bench.types import encode_rle
+from tests.datasets.conftest import video
+from tools.writers import write_meta_expressions_set
 
 
 def refseg(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "refseg_bench", *args], cwd=cwd, capture_output=True, text=True, timeout=300
     )
+
+
+def written(folder: Path) -> dict[Path, int]:
+    """Predictions, scores and pages below a folder, and when they were written."""
+    found = [*folder.glob("runs/*/predictions/*"), *folder.glob("runs/*/scores/*/*")]
+    found += [path for path in folder.glob("runs/**/report*/**/*") if path.is_file()]
+    return {path: path.stat().st_mtime_ns for path in found}
+
+
+def test_a_complete_run_is_scored_again_where_something_has_changed(
+    in_tmp: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_meta_expressions_set(Path("data/mevis"), "valid_u", [video()])
+    command = ["run", "dataset=mevis", "method=full_frame", "score.bootstrap=20", "score.jobs=1"]
+
+    def scored(*words: str) -> float:
+        assert main([*command, *words]) == 0
+        (store,) = runs_in(Path("runs"))
+        return store.results()["rvos-expr@1"].metrics["J"].value
+
+    first = scored()
+    before = written(in_tmp)
+    assert any(path.name == "index.html" for path in before)
+    assert scored() == first
+    assert written(in_tmp) == before
+    # The truth, then what a result says of itself, then a file of it, then the pages.
+    masks = json.loads(Path("data/mevis/valid_u/mask_dict.json").read_text())
+    masks["0"] = masks["1"] = [
+        {**mask, "counts": encode_rle(np.ones((24, 32), bool)).decode()} for mask in masks["0"]
+    ]
+    Path("data/mevis/valid_u/mask_dict.json").write_text(json.dumps(masks))
+    assert scored() == 1 > first
+    (store,) = runs_in(Path("runs"))
+    assert store.results()["rvos-expr@1"].details["interval"]["resamples"] == 20
+    scored("score.bootstrap=30")
+    assert store.results()["rvos-expr@1"].details["interval"]["resamples"] == 30
+    (table,) = in_tmp.glob("runs/*/scores/*/samples.parquet")
+    table.write_bytes(b"")
+    assert scored() == 1
+    assert table.stat().st_size > 100
+    (page,) = in_tmp.glob("runs/*/report/index.html")
+    shutil.rmtree(page.parent)
+    scored()
+    assert page.is_file()
 
 
 def test_run_score_report_then_a_no_op(in_tmp: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -76,11 +126,13 @@ def test_run_score_report_then_a_no_op(in_tmp: Path, capsys: pytest.CaptureFixtu
     (in_tmp / "other/run.json").write_text(json.dumps(record))
     with pytest.raises(ScoreError, match="of different data: shapes, valid_u, and other, valid_u"):
         compare(stores["empty"], RunStore(in_tmp / "other"))
-    before = {p: p.stat().st_mtime_ns for p in in_tmp.glob("runs/*/predictions/*")}
+    before = written(in_tmp)
+    assert len(before) > 20
     assert main(command) == 0
     again = capsys.readouterr()
     assert again.err.count("complete: nothing left to predict") == 3
-    assert {p: p.stat().st_mtime_ns for p in in_tmp.glob("runs/*/predictions/*")} == before
+    assert again.out == told.out
+    assert written(in_tmp) == before
 
     assert main(["report", "runs", "--format", "json"]) == 0
     rows = {row["method"]: row for row in json.loads(capsys.readouterr().out)}
@@ -219,3 +271,63 @@ def test_help_tells_of_every_command_that_people_start(capsys: pytest.CaptureFix
         main(["--help"])
     told = " ".join(capsys.readouterr().out.split())
     assert all(f"{name} {about}" in told for name, about in COMMANDS.items() if about)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [["--cfg", "job"], ["--dry"]])
+def test_what_only_tells_loads_no_model_library(
+    words: list[str], in_tmp: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("REFSEG_SEARCHPATH")
+    code = (
+        "import sys\nfrom refseg_bench.cli import main\n"
+        f"assert main(['run', 'limit.clips=1', *{words!r}, '--json', 'out.json']) == 0\n"
+        "print(*{'torch', 'transformers', 'diffusers', 'pandas', 'matplotlib'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "", done.stderr
+    found = json.loads(Path("out.json").read_text())
+    if words == ["--dry"]:
+        assert found["total"]["runs"] == len(found["runs"]) > 1
+        assert {told["here"] for told in found["weights"].values()} == {True}
+    else:
+        ((folder, values),) = found.items()
+        assert folder.startswith(f"{values['name'] or 'decaf_tiny-shapes'}-")
+    assert not list(in_tmp.glob("runs"))
+
+
+def test_every_command_writes_json(in_tmp: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What scripts read says the same as the screen."""
+
+    def told(*words: str, code: int = 0) -> Any:
+        Path("out.json").unlink(missing_ok=True)
+        assert main([*words, "--json", "out.json"]) == code
+        return json.loads(Path("out.json").read_text("utf-8"))
+
+    run = ["run", "-m", "method=oracle,empty", "limit.clips=1", "score.bootstrap=0", "score.jobs=1"]
+    rows = told(*run, "--no-html")
+    assert {(row["method"], row["n"] > 0) for row in rows} == {("oracle", True), ("empty", True)}
+    assert told("report", "runs") == rows
+    first, second = (str(store.root) for store in runs_in(Path("runs")))
+    compared = told("compare", first, second)
+    assert compared["overall"]["differences"]["J"]["units"] == rows[0]["n"]
+    assert compared["protocol"] == "rvos-expr@1"
+    assert told("score", first)["rvos-expr"]["n"] == rows[0]["n"]
+    (row, _) = told("status")
+    assert (row["done"], row["failed"], row["left"], row["working"]) == (rows[0]["n"], 0, 0, False)
+    assert told("cancel", "runs") == {first: [], second: []}
+    assert told("data", "list")["shapes"]["public"] == ["valid_u"]
+    assert told("data", "verify", "photos")["val"]["ok"] is True
+    (need,) = told("models", "list", "segmenter=tiny_sam2")
+    assert len(need["here"]) == len(need["weights"]) == 1
+    (missing,) = told("models", "list", "segmenter=sam2", code=1)
+    assert missing["here"] == [None]
+    with zipfile.ZipFile("empty.zip", "w"):
+        pass
+    checked = told("submission", "--check", "empty.zip", code=1)
+    assert checked["ok"] is False
+    assert checked["problems"]
+    with pytest.raises(SystemExit):
+        main(["run", "--json"])
+    assert main(["run", "--cfg", "job", "--json", "nowhere/out.json"]) == 2
+    assert "nowhere" in capsys.readouterr().err

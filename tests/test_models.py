@@ -236,6 +236,7 @@ def run(*words, **environment):
     )
 
 
+@pytest.mark.slow
 def test_unreachable_hub_is_one_clear_message(tmp_path):
     done = run(
         "get", "segmenter=sam2",

@@ -102,8 +102,9 @@ def rolled_out(
     return rolled[-1]
 
 
-def last_row(prefix: LayerQK, tail: LayerQK, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Attention ``(H, P + T)`` of the last token of a prompt to all tokens, head by head."""
+def last_row(prefix: LayerQK, tail: LayerQK, dtype: torch.dtype | None = None) -> Tensor:
+    """Attention ``(H, P + T)`` of the last token of a prompt to all tokens, in float32 by default."""
+    dtype = dtype or torch.float32
     keys_GND = torch.cat([prefix.k_GND, tail.k_GND], dim=1).to(dtype)
     query_H1D = tail.q_HND[:, -1:].to(dtype)
     keys_HND = keys_GND.repeat_interleave(len(query_H1D) // len(keys_GND), dim=0)

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from refseg_bench.files.store_io import printable
+from refseg_bench.files.store_io import add_json, printable, put_json
 from refseg_bench.run.store import find_runs
 from refseg_bench.run.submissions import living
 from refseg_bench.run.workers import Census, Owner, cancel, describe, records, runs_command
@@ -20,6 +20,7 @@ def add(commands: Any) -> None:
     """Declare the options."""
     p = commands.add_parser("cancel")
     p.add_argument("runs", nargs="+", type=Path, help="run folders, or a folder of them")
+    add_json(p, "what was ended")
     p.set_defaults(main=main)
 
 
@@ -28,6 +29,7 @@ def main(args: argparse.Namespace) -> int:
     stores = {store.root: store for store in find_runs(args.runs)}
     here = Owner.here("", "")
     left = 0
+    ended: dict[str, list[Any]] = {str(root): [] for root in stores}
     for root, found in living(stores.values()).items():
         census = Census()
         told = {submission.id for submission in found}
@@ -59,6 +61,8 @@ def main(args: argparse.Namespace) -> int:
                     # Not SIGINT: a shell starts background jobs with that one ignored.
                     os.kill(owner.pid, signal.SIGTERM)
                 print(f"{root}: interrupted process {owner.pid}")
+            ended[str(root)].append({"pid": owner.pid, "host": owner.host, "jobs": submission.jobs})
             submission.state = "over"
             submission.write(stores[root])
+    put_json(args.json, ended)
     return 1 if left else 0

@@ -6,6 +6,7 @@ import argparse
 import math
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -17,7 +18,7 @@ from rich.text import Text
 
 from refseg_bench.config.components import open_dataset
 from refseg_bench.errors import ConfigError
-from refseg_bench.files.store_io import printable
+from refseg_bench.files.store_io import add_json, printable, put_json
 from refseg_bench.report.compare import Comparison, Group, compare, compare_truths
 from refseg_bench.report.html import home, write_report
 from refseg_bench.report.tables import leave_out_outdated
@@ -56,6 +57,7 @@ def add(commands: Any) -> None:
         metavar="DIR",
         help="write both runs' pages and open the comparison there (default: COMMON_FOLDER/report-2-runs-ID)",
     )
+    add_json(p, "what is printed")
     p.set_defaults(main=main)
 
 
@@ -75,6 +77,7 @@ def main(args: argparse.Namespace) -> int:
     else:
         other = open_dataset(args.truth, root=args.root, split=args.split)
         found = compare_truths(stores[0], other, args.protocol, **more)
+    put_json(args.json, asdict(found))
     console = Console()
     show(found, console)
     if args.html is not None:

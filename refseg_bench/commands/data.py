@@ -18,7 +18,7 @@ from refseg_bench.datasets.prepare import prepare
 from refseg_bench.datasets.verify import Verdict, manifest, verify
 from refseg_bench.errors import ConfigError, DataError
 from refseg_bench.files.resources import resource
-from refseg_bench.files.store_io import output, safe_name, writing
+from refseg_bench.files.store_io import add_json, output, put_json, safe_name, writing
 from refseg_bench.report.pictures import find_sample, show_target
 
 
@@ -30,6 +30,7 @@ def add(commands: Any) -> None:
     p = actions.add_parser(
         "list", help="what exists, what is found where, which masks are public, which protocols papers use"
     )
+    add_json(p, "the same")
     p.set_defaults(main=list_sets)
 
     p = actions.add_parser("prepare", help="unpack and convert the archives of a set")
@@ -62,6 +63,7 @@ def add(commands: Any) -> None:
     )
     p.add_argument("--no-masks", dest="masks", action="store_false", help="don't read the masks")
     p.add_argument("--sums", type=Path, metavar="FILE", help="a sha256sum listing to hold the files against")
+    add_json(p, "counts, notes and all problems by split")
     p.set_defaults(main=verify_set)
 
     p = actions.add_parser("show", help="a picture of one sample: frames, target, words")
@@ -82,6 +84,7 @@ def list_sets(args: argparse.Namespace) -> int:
     table = Table("set", "kind", "splits (masks public)", "splits (masks hidden)", "protocols", "found")
     for column in table.columns:
         column.overflow = "fold"
+    records: dict[str, dict[str, Any]] = {}
     for name in names("dataset"):
         facts = manifest(name)
         try:
@@ -90,14 +93,20 @@ def list_sets(args: argparse.Namespace) -> int:
             # A set of another package may need an option that only its user knows.
             table.add_row(name, "–", "", "", "", escape(error.what))
             continue
+        public = [s for s, f in facts.splits.items() if f.public] if facts else [data.split]
+        hidden = [s for s, f in facts.splits.items() if not f.public] if facts else []
+        protocols = [*((facts.protocols if facts else ()) or data.protocols)]
+        found = _found(data, list(facts.splits) if facts else public)
+        records[name] = {"kind": facts and facts.kind, "public": public, "hidden": hidden}
+        records[name] |= {"protocols": protocols, "found": found}
+        where = [f"{base} ({', '.join(s)})" if base else "(give dataset.root)" for base, s in found.items()]
         table.add_row(
             name,
             facts.kind if facts else "–",
-            ", ".join(s for s, f in facts.splits.items() if f.public) if facts else data.split,
-            ", ".join(s for s, f in facts.splits.items() if not f.public) if facts else "",
-            ", ".join((facts.protocols if facts else ()) or data.protocols),
-            escape(_found(data, list(facts.splits) if facts else [data.split])),
+            *(", ".join(words) for words in (public, hidden, protocols)),
+            escape("; ".join(where) or "-"),
         )
+    put_json(args.json, records)
     console.print(table)
     own = "$REFSEG_DATA" if os.environ.get("REFSEG_DATA") else "data, for $REFSEG_DATA is not set"
     for place, why in ((data_root(), own), (resource("datasets"), "the shipped samples")):
@@ -109,18 +118,16 @@ def list_sets(args: argparse.Namespace) -> int:
     return 0
 
 
-def _found(data: Dataset, splits: list[str]) -> str:
-    """Where a set is, with the splits that are there; ``-`` if it is nowhere."""
+def _found(data: Dataset, splits: list[str]) -> dict[str, list[str]]:
+    """Where a set is, with the splits that are there; an empty place where only its user knows it."""
     present: dict[str, list[str]] = {}
     for data.split in splits:
         try:
             base = data.base()
         except DataError:
             continue
-        if base is None:
-            return "(give dataset.root)"
-        present.setdefault(str(base), []).append(data.split)
-    return "; ".join(f"{base} ({', '.join(splits)})" for base, splits in present.items()) or "-"
+        present.setdefault("" if base is None else str(base), []).append(data.split)
+    return present
 
 
 def prepare_set(args: argparse.Namespace) -> int:
@@ -152,15 +159,18 @@ def verify_set(args: argparse.Namespace) -> int:
             data.base()  # tells what is missing
             splits = [data.split]
     console = Console()
-    wrong = False
+    found: dict[str, dict[str, Any]] = {}
     for split in splits:
         data = open_dataset(name, root=args.root, split=split)
         said = facts.splits.get(data.split) if facts else None
         sums = args.sums if split == splits[0] else None
         verdict = verify(data, said, decode=args.decode, sums=sums, masks=args.masks)
         _report(console, name, data.split, verdict, args.first)
-        wrong |= not verdict.ok
-    return 1 if wrong else 0
+        problems = {kind: [[p.where, p.what] for p in all_of] for kind, all_of in verdict.kinds().items()}
+        told = {"ok": verdict.ok, "counts": verdict.counts, "notes": verdict.notes, "problems": problems}
+        found[data.split] = told
+    put_json(args.json, found)
+    return 0 if all(told["ok"] for told in found.values()) else 1
 
 
 def _report(console: Console, name: str, split: str, verdict: Verdict, first: int) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import copy
 import gc
-import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -26,10 +25,11 @@ from refseg_bench.backbones import weights
 from refseg_bench.backbones.base import RolloutSettings, VisualSettings, Where, layer_range
 from refseg_bench.backbones.dit.model import DiT, TokenRequest
 from refseg_bench.backbones.dit.text_tokens import tokenise
+from refseg_bench.backbones.lazy_torch import torch
 from refseg_bench.config.components import make
 from refseg_bench.config.compose import nodes
 from refseg_bench.errors import ConfigError, RefsegError, require
-from refseg_bench.files.store_io import check_output, output
+from refseg_bench.files.store_io import check_output, put_json
 from refseg_bench.methods.decaf.prompts import background_prompt, object_prompt, template
 from refseg_bench.segmenters.base import Prompt, Segmenter
 from refseg_bench.types import Clip, Uint8THWC
@@ -69,15 +69,15 @@ def add(commands: Any) -> None:
         "--expressions", type=int, nargs="+", default=(1, 4, 16), metavar="N", help="on the clip at once"
     )
     p.add_argument("--table", type=int, default=1000, metavar="N", help="expressions to tell the hours for")
-    p.add_argument("-o", "--output", type=Path, metavar="FILE", help="also write what was found as JSON")
+    p.add_argument(
+        "-o", "--output", "--json", type=Path, metavar="FILE", help="also write what was found as JSON"
+    )
     p.set_defaults(main=main)
 
 
 def main(args: argparse.Namespace) -> int:
     """Run the command."""
     require("torch", "Measuring models")
-    import torch
-
     if (least := min(args.frames, *args.size, *args.expressions)) < 1:
         raise ConfigError(f"{least} is no number of frames, pixels or expressions.", allowed=["1, 2, 3 …"])
     if args.output is not None:
@@ -104,9 +104,7 @@ def main(args: argparse.Namespace) -> int:
                 print(f"  {found[told]['error']}", flush=True)
             gc.collect()  # the next model needs this one's memory
             torch.cuda.empty_cache()
-            if args.output is not None:
-                with output(args.output) as handle:
-                    handle.write(json.dumps({"environment": env.record(0), **found}, indent=1).encode())
+            put_json(args.output, {"environment": env.record(0), **found})
     return int(any("error" in rows for rows in found.values()))
 
 
@@ -124,8 +122,6 @@ def moving_disc(folder: Path, frames: int, size: tuple[int, int]) -> Clip:
 
 def _measured(name: str, call: Callable[[], Any], per: int = 1) -> tuple[Any, Rows]:
     """What a call returns, its time and its peak memory."""
-    import torch
-
     peak = env.PeakMemory()
     peak.start()
     began = time.perf_counter()
@@ -184,8 +180,6 @@ def _ask_mllm(made: MLLM, frames_THWC: Uint8THWC, number: int) -> Rows:
 
 def _against_plain(made: MLLM, frames_THWC: Uint8THWC) -> Rows:
     """One map as the harness reads it, against the paper's formula on the plain model's own attention."""
-    import torch
-
     from refseg_bench.backbones.rollout import rolled_out
 
     visual = VisualSettings(multiscale=False, frame_tokens=256)

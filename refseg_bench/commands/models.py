@@ -14,7 +14,7 @@ from refseg_bench.backbones.weights import Need, Weights, find, needs_of
 from refseg_bench.config.components import names, options
 from refseg_bench.config.compose import compose, nodes
 from refseg_bench.errors import ConfigError
-from refseg_bench.files.store_io import read_sealed_yaml
+from refseg_bench.files.store_io import add_json, put_json, read_sealed_yaml
 
 #: Config groups whose members may need weights.
 _GROUPS = ("backbone", "segmenter")
@@ -30,6 +30,7 @@ def add(commands: Any) -> None:
     )
     shown = actions.add_parser("list", help="what is needed, and is it here")
     shown.add_argument("overrides", nargs="*", metavar="WHAT", help=asked)
+    add_json(shown, "the same")
     shown.set_defaults(main=main)
     got = actions.add_parser("get", help="fetch what is missing")
     got.add_argument("overrides", nargs="*", metavar="WHAT", help=asked.partition("; default")[0])
@@ -46,15 +47,18 @@ def main(args: argparse.Namespace) -> int:
     Returns:
         0, or 1 if ``list`` was asked for something definite that is not here.
     """
-    return _list(args.overrides) if args.action == "list" else _get(args)
+    return _list(args.overrides, args.json) if args.action == "list" else _get(args)
 
 
-def _list(what: Sequence[str]) -> int:
+def _list(what: Sequence[str], out: Path | None) -> int:
     absent = 0
+    records: list[dict[str, Any]] = []
     where = models.cache_folder()
     offline = " (offline mode)" if models.offline_by_environment() else ""
     print(f"cache: {where}{offline}")
     for need in _needs(what):
+        record = {"node": need.node, "problem": need.problem, "weights": [*map(str, need.weights)]}
+        records.append(record | {"here": []})
         if need.problem is not None:
             absent += 1
             print(f"{need.node}\n  can't tell: {need.problem}")
@@ -65,13 +69,15 @@ def _list(what: Sequence[str]) -> int:
         for weights in need.weights:
             status = find(weights)
             absent += status.path is None
-            print(f"  {_name(weights)}")
+            records[-1]["here"].append(status.path)
+            print(f"  {weights}")
             if status.path is None:
                 hint = "" if weights.local else f"; fetch it: refseg models get {need.node}"
                 print(f"    missing{hint}")
             else:
                 commit = f", commit {status.commit}" if status.commit else ""
                 print(f"    here, {status.megabytes:,.0f} MB{commit}: {status.path}")
+    put_json(out, records)
     return 1 if what and absent else 0
 
 
@@ -97,16 +103,10 @@ def _get(args: argparse.Namespace) -> int:
             wanted.extend(need.weights)
     for weights in dict.fromkeys(wanted):
         path = models.fetch(weights, offline=args.offline)
-        print(f"{_name(weights)}: {path}")
+        print(f"{weights}: {path}")
     if not wanted:
         print("no weights needed")
     return 0
-
-
-def _name(weights: Weights) -> str:
-    revision = f" @ {weights.revision}" if weights.revision else ""
-    file = f", {weights.file}" if weights.file else ""
-    return f"{weights.repo}{revision}{file}"
 
 
 def _needs(what: Sequence[str]) -> Iterator[Need]:

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from refseg_bench.errors import ConfigError, RefsegError, StoreError
 from refseg_bench.files.resources import resource
-from refseg_bench.files.store_io import check_output, output
+from refseg_bench.files.store_io import add_json, check_output, output
 from refseg_bench.report import tables
 from refseg_bench.report.compare import only_protocol
 from refseg_bench.report.tables import leave_out_outdated
@@ -40,6 +40,7 @@ def add(commands: Any) -> None:
     )
     p.add_argument("--format", choices=["term", *tables.FORMATS], default="term")
     p.add_argument("-o", "--output", type=Path, help="write to a file instead of standard output")
+    add_json(p, "the rows: as --format json -o OUT")
     p.add_argument(
         "--html",
         nargs="?",
@@ -83,6 +84,8 @@ def add(commands: Any) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Run the command."""
+    if args.json is not None:
+        args.format, args.output = "json", args.json
     for path in filter(None, (args.output or (args.video and Path("sample.mp4")), args.coco)):
         check_output(path)
     paths = [Path(word) for word in args.runs if not word.startswith(_EXPERIMENT)]

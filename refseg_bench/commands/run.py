@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import shlex
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from rich.console import Console
+
 from refseg_bench.config import compose as configs
 from refseg_bench.errors import RefsegError
+from refseg_bench.files.store_io import add_json, check_output, put_json
 from refseg_bench.report import tables
 from refseg_bench.report.compare import verdicts
 from refseg_bench.report.html import pages
-from refseg_bench.report.tables import leave_out_outdated
+from refseg_bench.report.tables import Cell, ResultTable, leave_out_outdated
 from refseg_bench.run import launch
 from refseg_bench.run.shards import Planned
 from refseg_bench.run.store import RunStore
@@ -38,7 +42,7 @@ def add(commands: Any) -> None:
     )
     p.add_argument("-m", "--multirun", action="store_true", help="expand a=b,c into one run each")
     p.add_argument("--cfg", choices=["job"], help="print the composed config and stop")
-    p.add_argument("--dry", action="store_true", help="print what would run, and stop")
+    p.add_argument("--dry", action="store_true", help="print what would run and which weights lack, and stop")
     p.add_argument(
         "--freeze",
         action="store_true",
@@ -49,6 +53,7 @@ def add(commands: Any) -> None:
         action="store_true",
         help="take only samples that have failed, also of a run that others are still at",
     )
+    add_json(p, "the results; with --cfg or --dry what those print")
     p.add_argument("--no-score", action="store_true", help="predict only")
     p.add_argument("--no-html", action="store_true", help="don't write the pages to browse the samples")
     p.set_defaults(main=main)
@@ -58,8 +63,11 @@ def main(args: argparse.Namespace) -> int:
     """Run the command."""
     if args.retry_failed:
         args.overrides.append("cluster.retry_failed=true")
+    if args.json is not None:
+        check_output(args.json)
     points = configs.compose(args.overrides, multirun=args.multirun)
     if args.cfg:
+        put_json(args.json, {point.folder: point.values for point in points})
         for point in points:
             print(f"# {point.folder}")
             print(configs.to_yaml(point.values))
@@ -69,8 +77,9 @@ def main(args: argparse.Namespace) -> int:
     alone = len(points) == 1  # a sweep chooses its own rows
     baselines = configs.baselines_of(points[0]) if alone else []
     if args.dry:
-        for line in launch.preview([*points, *baselines]):
-            print(line)
+        found = launch.preview([*points, *baselines])
+        put_json(args.json, found)
+        _show(found, args.overrides)
         return 0
     values = {point.path: point.values for point in [*points, *baselines]}
     code, scored = 0, set[Path]()
@@ -113,6 +122,7 @@ def main(args: argparse.Namespace) -> int:
                 print(pages(here))
             except RefsegError as error:
                 print(f"no pages to browse: {error}", file=sys.stderr)
+    put_json(args.json, json.loads(tables.FORMATS["json"](here)))
     return code
 
 
@@ -129,6 +139,36 @@ def _freeze(points: Sequence[configs.Composed]) -> int:
     say(f"any number of workers, started in {Path.cwd()} (docs/cluster.md); for parts of their own give each")
     say("REFSEG_SHARD=0, 1 … and REFSEG_SHARDS; then `refseg score RUN` and `refseg report RUN`")
     return 0
+
+
+def _show(found: Mapping[str, Any], overrides: Sequence[str]) -> None:
+    """Print what :func:`launch.preview` found as one table, and below it the weights."""
+    weights, total = found["weights"], found["total"]
+    lacking = {name for name, told in weights.items() if told["here"] is False}
+    rows = []
+    for of in (*found["runs"], {"run": "all", "cached": None, "shards": "", "weights": weights, **total}):
+        cached = "–" if of["cached"] is None else f"{of['cached']} of {of['asked']}"
+        missing = len(lacking.intersection(of["weights"]))
+        state = "–" if not of["weights"] else f"{missing} missing" if missing else "here"
+        counts = ("?" if of[key] is None else str(of[key]) for key in ("samples", "clips", "shards"))
+        rows.append(tuple(map(Cell, (Path(of["run"]).name, *counts, cached, state))))
+    notes = [f"weights of {told['node']}: {name}: {_size(told)}" for name, told in weights.items()]
+    if lacking:
+        size = total["megabytes_to_fetch"]
+        told = "size unknown" if size is None else f"{size:,.0f} MB"
+        notes.append(f"get what is missing ({told}): refseg models get {shlex.join(overrides)}")
+    if total["jobs"]:
+        notes.append(f"{total['jobs']} jobs on SLURM")
+    if any(of["cached"] is not None for of in found["runs"]):
+        notes.append("cached: expressions of the first clips that need no model call")
+    header = ("run", "samples", "clips", "shards", "cached", "weights")
+    caption = f"What is left to predict in {Path(found['runs'][0]['run']).parent}"
+    tables.to_terminal(ResultTable(caption, header, tuple(rows), notes=(*notes, *found["notes"])), Console())
+
+
+def _size(told: Mapping[str, Any]) -> str:
+    size = "size unknown" if told["megabytes"] is None else f"{told['megabytes']:,.0f} MB"
+    return {True: f"here, {size}", False: f"missing, {size}", None: "can't tell"}[told["here"]]
 
 
 @contextlib.contextmanager

@@ -6,7 +6,6 @@ Scores run folders of this harness, or (``--predictions``) files made by other p
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 from refseg_bench.config import schema
 from refseg_bench.config.components import find, is_class, open_dataset, open_protocol, options
 from refseg_bench.errors import ConfigError, RefsegError, ScoreError, StoreError
-from refseg_bench.files.store_io import check_output, output
+from refseg_bench.files.store_io import add_json, check_output, put_json
 from refseg_bench.scoring import results
 from refseg_bench.scoring.foreign import inside_dataset, open_predictions
 from refseg_bench.scoring.results import Splits
@@ -52,7 +51,7 @@ def add(commands: Any) -> None:
         help="keep --predictions as a run folder of DIR (default: runs), which report, compare, submission "
         "and pages take like any other",
     )
-    p.add_argument("--json", type=Path, metavar="OUT", help="write metrics, units and what is missing")
+    add_json(p, "metrics, units and what is missing")
     p.add_argument("--per-frame", action="store_true", help="values of every frame in --json")
     p.add_argument("--explain", metavar="SAMPLE", help="print which rule made which number of a sample")
     p.add_argument("--by", metavar="ATTR[,ATTR]", help="metrics by attribute: type, objects, size, motion …")
@@ -111,8 +110,7 @@ def _score_files(args: argparse.Namespace, ids: Sequence[str] | None) -> int:
             if isinstance(outcome, Scored):
                 outcome.notes["predictions"] = inside
     split = results.splits(outcomes, args.by)
-    if args.json is not None:
-        _put_json(args.json, results.document(outcomes, per_frame=args.per_frame, by=split))
+    put_json(args.json, results.document(outcomes, per_frame=args.per_frame, by=split))
     _tell(outcomes, args.explain, split)
     return 2 if _refused(outcomes, split) else 0
 
@@ -183,9 +181,7 @@ def _score_runs(args: argparse.Namespace, ids: Sequence[str] | None) -> int:
             where=", ".join(str(store.root) for store in stores[:5]),
             hint="`refseg run` again: it tells what kept it from predicting.",
         )
-    if args.json is not None:
-        whole = next(iter(documents.values())) if len(stores) == 1 else documents
-        _put_json(args.json, whole)
+    put_json(args.json, next(iter(documents.values())) if len(stores) == 1 else documents)
     return 2 if refused else 0
 
 
@@ -196,11 +192,6 @@ def _refused(outcomes: Sequence[tuple[str, Scored | ScoreError]], by: Splits) ->
     """True if a protocol refused, or an attribute of ``--by``."""
     answers = [outcome for _, outcome in outcomes] + [g for found in by.values() for g in found.values()]
     return any(isinstance(answer, ScoreError) for answer in answers)
-
-
-def _put_json(path: Path, value: Any) -> None:
-    with output(path) as handle:
-        handle.write((json.dumps(value, indent=1) + "\n").encode())
 
 
 def _say(line: str) -> None:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Column, Table
 
-from refseg_bench.errors import RefsegError, StoreError
-from refseg_bench.files.store_io import printable
+from refseg_bench.errors import ConfigError, RefsegError, StoreError
+from refseg_bench.files.store_io import add_json, printable, put_json
 from refseg_bench.run.build import frozen
 from refseg_bench.run.inputs import Present, recorded, stale, told
 from refseg_bench.run.progress import log_path
@@ -27,31 +28,55 @@ def add(commands: Any) -> None:
     p = commands.add_parser("status")
     p.add_argument("runs", nargs="*", type=Path, help="run folders, or a folder of them (default: runs)")
     p.add_argument("--failures", type=int, default=5, metavar="N", help="failed samples to name per run")
+    p.add_argument(
+        "--watch",
+        nargs="?",
+        type=float,
+        const=5.0,
+        metavar="SECONDS",
+        help="tell again every SECONDS (default: 5) until nobody works on the runs",
+    )
+    add_json(p, "the table")
     p.set_defaults(main=main)
 
 
 def main(args: argparse.Namespace) -> int:
     """Run the command."""
+    if args.watch is not None and not 0 < args.watch < 86_400:
+        raise ConfigError(f"--watch is {args.watch:g}.", allowed=["more than 0 seconds, less than a day"])
     console = Console()
+    while True:
+        table, notes, rows, code = _look(args)
+        if args.watch is not None:
+            console.clear()
+        console.print(table)
+        for note in notes:
+            for line in note.split("\n"):
+                console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
+        put_json(args.json, rows)
+        if args.watch is None or not any(row["working"] for row in rows):
+            return code
+        time.sleep(args.watch)
+
+
+def _look(args: argparse.Namespace) -> tuple[Table, list[str], list[dict[str, Any]], int]:
+    """The table of all runs, what stands below it, the same as JSON values, and the exit code."""
     table = Table(
         Column("run", overflow="fold"), "done", "failed", "left", "s/sample", "ETA", "GPU h", "peak MiB"
     )
     notes: list[str] = []
+    rows: list[dict[str, Any]] = []
     stores = find_runs(args.runs)
     busy = living(stores)
     code, shared = 0, dict[int, Present]()
     for store in stores:
         try:
-            _tell(store, shared, busy[store.root], args.failures, table, notes)
+            rows.append(_tell(store, shared, busy[store.root], args.failures, table, notes))
         except RefsegError as error:
             # A run that can't be read doesn't hide the others.
             notes.append(f"{store.root.name}  {error}")
             code = 2
-    console.print(table)
-    for note in notes:
-        for line in note.split("\n"):
-            console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
-    return code
+    return table, notes, rows, code
 
 
 def _tell(
@@ -61,7 +86,7 @@ def _tell(
     failures: int,
     table: Table,
     notes: list[str],
-) -> None:
+) -> dict[str, Any]:
     """One run: its row, and what there is to say below."""
 
     def note(text: str) -> None:
@@ -103,17 +128,28 @@ def _tell(
     peak = max((p.peak_mb for p in seen), default=None)
     jobs = records(store.root)
     quiet = [job for job in jobs if not job.end and time.time() - job.beat >= 2 * BEAT]
-    alive = [job for job in jobs if not job.end and job not in quiet]
+    # What was cancelled may still be ending.
+    over = {submission.id for submission in submissions(store.root) if submission.state != "open"}
+    alive = [job for job in jobs if not job.end and job not in quiet and job.owner.launch not in over]
+    eta = None if rate is None or not alive or not left else left * rate / len(alive)
+    row: dict[str, Any] = {"run": store.root.name, "done": done, "failed": failed, "left": left}
+    row["seconds_per_sample"] = rate
+    row |= {"eta_seconds": eta, "gpu_hours": sum(job.gpu_hours for job in jobs), "peak_mib": peak}
     table.add_row(
         printable(store.root.name),
         str(done),
         str(failed),
         "?" if left is None else str(left),
         "–" if rate is None else f"{rate:.2f}",
-        "–" if rate is None or not alive or not left else duration(left * rate / len(alive)),
-        f"{sum(job.gpu_hours for job in jobs):.2f}",
+        "–" if eta is None else duration(eta),
+        f"{row['gpu_hours']:.2f}",
         "–" if peak is None else f"{peak:.0f}",
     )
+    row["stages_mib"] = _stages(store)
+    if row["stages_mib"]:
+        note("peak MiB by stage: " + ", ".join(f"{n} {peak:.0f}" for n, peak in row["stages_mib"].items()))
+    if left and not alive and not busy:
+        note(f"nobody works on it; this goes on: {store.info().command}")
     for job in alive:
         if now := job.now:
             note(f"{describe([job.owner])}: {printable(now)}")
@@ -134,6 +170,19 @@ def _tell(
         note(f"{line.sample}: {failure.kind}: {''.join(failure.message.splitlines()[:1])}")
         if (log := log_path(store.root, line.path.stem)).is_file():
             notes.append(f"  log: {log}")
+    return {**row, "working": bool(alive or busy)}
+
+
+def _stages(store: RunStore) -> dict[str, float]:
+    """Stage → peak memory of any process that worked on the run."""
+    found: dict[str, float] = {}
+    with suppress(StoreError):
+        for record in store.environments().values():
+            measured = record.get("peak_mib")
+            for stage, peak in measured.items() if isinstance(measured, Mapping) else ():
+                if isinstance(peak, float):
+                    found[stage] = max(peak, found.get(stage, 0.0))
+    return found
 
 
 def duration(seconds: float) -> str:

@@ -13,7 +13,7 @@ from refseg_bench.config import schema
 from refseg_bench.config.components import open_dataset
 from refseg_bench.datasets.base import Dataset
 from refseg_bench.errors import ConfigError
-from refseg_bench.files.store_io import within
+from refseg_bench.files.store_io import add_json, put_json, within
 from refseg_bench.run.build import received
 from refseg_bench.run.inputs import Present, refusal, stale
 from refseg_bench.run.shards import plan
@@ -54,6 +54,7 @@ def add(commands: Any) -> None:
         metavar="N",
         help="--predictions: grey values of mask files above N are foreground (default: 0; 127 = half)",
     )
+    add_json(p, "what the check found")
     p.set_defaults(main=main)
 
 
@@ -71,7 +72,7 @@ def main(args: argparse.Namespace) -> int:
     if args.check is not None:
         if args.predictions is not None or args.output is not None:
             raise ConfigError("--check writes nothing: leave out --predictions and -o.")
-        return _tell(submission.check(args.check, _dataset(args, store)), args.check)
+        return _tell(submission.check(args.check, _dataset(args, store)), args.check, args.json)
     if args.predictions is not None:
         return _pack_files(args)
     if store is None:
@@ -87,7 +88,7 @@ def main(args: argparse.Namespace) -> int:
     refuse_damage(store, work)
     path = args.output or within(store.root, store.root / "submission.zip")
     hint = "Finish the run (the same `refseg run` resumes it)."
-    return _pack(path, dataset, store.predictions, _WRITE if store.info().source else hint)
+    return _pack(path, dataset, store.predictions, _WRITE if store.info().source else hint, args.json)
 
 
 def _pack_files(args: argparse.Namespace) -> int:
@@ -115,16 +116,22 @@ def _pack_files(args: argparse.Namespace) -> int:
 
     given = args.predictions.resolve()
     path = args.output or given.with_name(f"{given.name.removesuffix('.json')}-submission.zip")
-    code = _pack(path, dataset, lookup, _WRITE)
+    code = _pack(path, dataset, lookup, _WRITE, args.json)
     if encodings := sum(map(Counter, read.values()), Counter()):
         print(f"  predictions_read: {counted(encodings)}", file=sys.stderr)
     return code
 
 
-def _pack(path: Path, dataset: Dataset, lookup: Callable[[str], Mapping[str, Prediction]], hint: str) -> int:
+def _pack(
+    path: Path,
+    dataset: Dataset,
+    lookup: Callable[[str], Mapping[str, Prediction]],
+    hint: str,
+    out: Path | None,
+) -> int:
     count = submission.write(path, dataset, lookup, hint=hint)
     print(f"{path}: {count} masks", file=sys.stderr)
-    return _tell(submission.check(path, dataset), path)
+    return _tell(submission.check(path, dataset), path, out)
 
 
 def _dataset(args: argparse.Namespace, store: RunStore | None) -> Dataset | None:
@@ -142,6 +149,7 @@ def _of_run(store: RunStore) -> Dataset:
     return made
 
 
-def _tell(report: Any, path: Path) -> int:
+def _tell(report: submission.ZipCheck, path: Path, out: Path | None) -> int:
+    put_json(out, {"zip": path, "ok": report.ok, **vars(report)})
     print(f"{path}: " + "\n".join(report.lines()))
     return 0 if report.ok else 1

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from refseg_bench import env
 from refseg_bench.backbones.weights import find, hub_megabytes, is_shipped, needs_of
 from refseg_bench.config import schema
 from refseg_bench.config.compose import Composed, Config, lasting, load, to_yaml
-from refseg_bench.errors import ConfigError, RefsegError
+from refseg_bench.errors import ConfigError, DataError, RefsegError
 from refseg_bench.files.store_io import read_sealed_yaml, sealed_text, short_id
 from refseg_bench.methods.base import Method
 from refseg_bench.run import local, server, slurm
@@ -141,61 +141,83 @@ def freeze_for_workers(points: Sequence[Composed], say: Callable[[str], None]) -
     return runs
 
 
-def preview(points: Sequence[Composed]) -> list[str]:
-    """What :func:`launch` would do: a line a run, what the cache holds of it, and the weights all need.
+def preview(points: Sequence[Composed]) -> dict[str, Any]:
+    """What :func:`launch` would do. Nothing is written, and no weights are loaded.
 
-    Nothing is written and no weights are loaded. What can't be told is said, not raised.
+    Returns:
+        JSON values. ``runs``: per point its folder, the samples left and their clips (``None``: its data set
+        is not here), how many of the first ``asked`` expressions are ``cached`` (``None``: its method keeps
+        no cache), shards, jobs on SLURM and the names of its weights. ``weights``: name → who needs them,
+        ``here``, and their megabytes (``None`` = not known). ``notes``: what could not be told. ``total``.
     """
-    lines: list[str] = []
-    needed: dict[str, None] = {}
+    runs: list[dict[str, Any]] = []
+    notes: list[str] = []
+    asked: dict[str, dict[str, Any]] = {}
     for point in points:
-        run = planned(RunStore(point.path), point, lines.append, keep=False)
-        where = f"cluster={run.cluster.kind}"
-        lines.append(
-            f"{point.path}: {run.samples} samples left in {run.clips} clips, {run.shards} shards, {where}"
-        )
-        if run.work:
-            lines += _cache_hits(run)
-            needed |= dict.fromkeys(_weights(run))
-    return [*lines, *needed]
+        row: dict[str, Any] = {"run": str(point.path), "cached": None, "asked": 0, "jobs": 0, "weights": []}
+        row |= dict.fromkeys(("samples", "clips", "shards"))
+        runs.append(row)
+        try:
+            run = planned(RunStore(point.path), point, notes.append, keep=False)
+        except DataError as error:
+            notes.append(f"{point.path.name}: what is left can't be told: {error.what}")
+        else:
+            row |= {"samples": run.samples, "clips": len(run.work), "shards": run.shards}
+            if not run.work:
+                continue
+            row["cached"], row["asked"] = _cache_hits(run, notes.append)
+            row["jobs"] = run.shards + run.cluster.finish if run.cluster.kind == "slurm" else 0
+        row["weights"] = _weights(point.values, asked, notes.append)
+    total = {key: sum(row[key] or 0 for row in runs) for key in ("samples", "clips", "jobs")}
+    finished = any(row["jobs"] > row["shards"] for row in runs if row["jobs"])  # one report for all
+    sizes = [told["megabytes"] for told in asked.values() if told["here"] is False]
+    fetch = None if None in sizes else sum(sizes)
+    total |= {"runs": len(runs), "jobs": total["jobs"] + finished, "megabytes_to_fetch": fetch}
+    return {"runs": runs, "weights": asked, "notes": notes, "total": total}
 
 
-def _cache_hits(run: Planned) -> list[str]:
-    """How many of the first expressions need no model call; nothing for a method that keeps no cache."""
+def _cache_hits(run: Planned, say: Callable[[str], None]) -> tuple[int | None, int]:
+    """How many of the first expressions need no model call, and of how many; ``None`` without a cache."""
     method = build_method(run.values, dataset_of(run.values))
-    ready = total = clips = 0
+    ready = total = 0
     try:
         for clip, expressions in run.work[:_LOOKED_UP]:
-            clips, total = clips + 1, total + len(expressions)
             # A model that isn't on this machine and can't be asked for has left nothing in the cache.
             with suppress(ConfigError):
                 found = method.cached(clip, [expression.text for expression in expressions])
                 if found is None:
-                    return []
+                    return None, 0
                 ready += found
+            total += len(expressions)
     except RefsegError as error:
-        return [f"  cache: can't be asked: {error.what}"]
-    return [f"  cache: {ready} of {total} expressions of the first {clips} clips need no model call"]
+        say(f"{run.store.root}: the cache can't be asked: {error.what}")
+        return None, 0
+    return ready, total
 
 
-def _weights(run: Planned) -> Iterator[str]:
-    """Which weights a run needs, and whether they are here."""
-    for need in needs_of(run.values):
+def _weights(
+    values: Mapping[str, Any], asked: dict[str, dict[str, Any]], say: Callable[[str], None]
+) -> list[str]:
+    """The names of a run's weights; ``asked`` grows by those that no run before asked for."""
+    names: list[str] = []
+    for need in needs_of(values):
         if need.problem is not None:
-            yield f"weights of {need.node}: can't tell: {need.problem.splitlines()[0]}"
+            say(f"weights of {need.node}: can't tell: {need.problem.splitlines()[0]}")
         for weights in need.weights:
+            names.append(str(weights))
+            if names[-1] in asked:
+                continue
+            told = asked[names[-1]] = {"node": need.node, "here": None, "megabytes": None}
             try:
                 status = find(weights)
             except RefsegError as error:
-                yield f"weights of {need.node}: {weights.repo}: can't tell: {error.what}"
+                say(f"weights of {need.node}: {weights}: can't tell: {error.what}")
                 continue
-            if status.path is not None:
-                told = f"here, {status.megabytes:,.0f} MB"
-            else:
-                offline = bool((run.values.get(need.node) or {}).get("offline"))
-                size = None if offline else hub_megabytes(weights)
-                told = f"missing, {'size unknown' if size is None else f'{size:,.0f} MB to fetch'}"
-            yield f"weights of {need.node}: {weights.repo}: {told}"
+            here = status.path is not None
+            offline = bool((values.get(need.node) or {}).get("offline"))
+            size = status.megabytes if here else None if offline else hub_megabytes(weights)
+            told |= {"here": here, "megabytes": None if size is None else round(size, 1)}
+    return names
 
 
 def share_captures(runs: Sequence[Planned]) -> dict[str, Planned]:

@@ -11,8 +11,9 @@ from refseg_bench.cli import main
 from refseg_bench.files.store_io import sealed
 from refseg_bench.run import workers as asked
 from refseg_bench.run.launch import freeze, launch
+from refseg_bench.run.shards import planned
 from refseg_bench.run.store import RunStore
-from refseg_bench.run.submissions import living, submissions
+from refseg_bench.run.submissions import living, register, submissions
 from refseg_bench.run.workers import Desk, Owner, records
 from tests.launch.runs import lines, overrides, point, quiet, refseg, undisturbed
 from tests.launch.test_kill import wait_for, workers
@@ -113,3 +114,30 @@ def test_clips_that_another_node_holds_are_named(tmp_path: Path, monkeypatch) ->
     assert (answer.tally.done, answer.tally.elsewhere) == (15, 3)
     assert any("3 samples are with SLURM job 77 on node9" in line for line in told)
     assert any("claims" in line for line in told)
+
+
+def test_what_was_cancelled_has_no_eta_and_nobody_at_work(tmp_path: Path, capsys) -> None:
+    store = undisturbed(tmp_path)
+    (path,) = store.root.glob("predictions/*.jsonl")
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:9]))
+    asked_for = point(tmp_path)
+    planned(RunStore(store.root), asked_for, quiet)
+
+    def told(*words: str) -> tuple[str, str]:
+        assert main(["status", str(store.root), *words]) == 0
+        out = capsys.readouterr().out
+        row = next(line for line in out.splitlines() if store.root.name in line)
+        return row.split("│")[6].strip(), out
+
+    submission = register(store, asked_for.values, "debug", 1)
+    with Desk(store.root, Owner.here("job", submission.id)):
+        eta, out = told()
+        assert eta.count(":") == 2
+        assert "nobody works" not in out
+        submission.state = "over"
+        submission.write(store)
+        assert told()[0] == "–"
+    eta, out = told("--watch", "0.01")  # ends, for nobody works
+    assert eta == "–"
+    assert f"nobody works on it; this goes on: {store.info().command}" in out
+    assert main(["status", "--watch", "0"]) == 2

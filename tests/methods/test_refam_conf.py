@@ -119,10 +119,23 @@ def test_a_dry_run_tells_cache_hits_and_weights(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = tiny_dits.save("sd3", tmp_path / "sd3")
     small = ["limit.clips=2", "limit.expressions=2", f"paths.cache={tmp_path}/cache"]
-    lines = preview(config.compose(["method=refam", f"backbone.path={folder}", *small]))
-    assert "  cache: 0 of 4 expressions of the first 2 clips need no model call" in lines
-    absent = preview(config.compose(["method=refam", "backbone=wan", "backbone.offline=true", *small]))
-    assert "  cache: 0 of 4 expressions of the first 2 clips need no model call" in absent
-    assert any(line.startswith("weights of backbone: Wan-AI/") and "missing" in line for line in absent)
-    assert any(line.startswith("weights of backbone: ") and ": here, " in line for line in lines)
-    assert len(preview(config.compose(["method=lexical", *small]))) == 1
+    found = preview(config.compose(["method=refam", f"backbone.path={folder}", *small]))
+    (run,) = found["runs"]
+    assert (run["samples"], run["clips"], run["cached"], run["asked"], run["jobs"]) == (4, 2, 0, 4, 0)
+    assert found["weights"][str(folder)]["here"] is True
+    assert found["weights"][str(folder)]["megabytes"] > 0
+    assert found["total"]["megabytes_to_fetch"] == 0
+    wan = ["method=refam", "backbone=wan", "backbone.offline=true", *small]
+    absent = preview([*config.compose(wan), *config.compose([*wan, "method.threshold=0.6"])])
+    (name,) = absent["weights"]  # asked for once
+    assert name.startswith("Wan-AI/")
+    assert absent["weights"][name] == {"node": "backbone", "here": False, "megabytes": None}
+    assert [run["weights"] for run in absent["runs"]] == [[name], [name]]
+    assert (absent["total"]["samples"], absent["total"]["megabytes_to_fetch"]) == (8, None)
+    plain = preview(config.compose(["method=lexical", *small]))
+    assert (plain["weights"], plain["notes"], plain["runs"][0]["cached"]) == ({}, [], None)
+    jobs = ["cluster=slurm", "cluster.shards=2"]
+    assert preview(config.compose(["method=lexical", *small, *jobs]))["total"]["jobs"] == 4
+    gone = preview(config.compose(["method=lexical", "dataset=mevis", "dataset.root=/nowhere"]))
+    assert gone["runs"][0]["samples"] is None
+    assert "'mevis' is not here" in gone["notes"][0]

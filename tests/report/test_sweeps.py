@@ -150,6 +150,7 @@ def told(record: sinks.RunRecord) -> None:
     assert {"rvos-expr-v1/JandF", "rvos-expr-v1/JandF_low", "rvos-expr-v1/n"} <= record.metrics.keys()
 
 
+@pytest.mark.slow
 def test_wandb_holds_every_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb")
     (store,) = runs(tmp_path, side=[8])
@@ -168,6 +169,7 @@ def test_wandb_holds_every_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert [w for w in wanted if w not in held] == []
 
 
+@pytest.mark.slow
 def test_mlflow_holds_every_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mlflow = pytest.importorskip("mlflow")
     (store,) = runs(tmp_path, side=[8])

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from refseg_bench.backbones.lazy_torch import torch
 from refseg_bench.backbones.weights import Weights, choose_device, from_pretrained
 from refseg_bench.config.schema import option
 from refseg_bench.types import Clip
@@ -46,8 +47,6 @@ class ClipScores:
         """CLIP's logit of each frame with the text, ``(T,)``; frames are encoded once per clip."""
         if self.model is None:
             return np.zeros(len(clip))
-        import torch
-
         model, processor = self._ready()
         with torch.inference_mode():
             if self._seen[0] != clip.id:
