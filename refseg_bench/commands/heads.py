@@ -66,7 +66,7 @@ def main(args: argparse.Namespace) -> int:
     for one in islice(found, args.best):
         flag = "  most of it lies there" if one.flagged else ""
         print(f"{one.layer:5} {one.head:4} {one.sum:7.4f} {one.entropy:8.4f} {one.bottom:10.3f}{flag}")
-    print(f"backbone.heads={_pairs(found[: args.best])}")
+    print(f"backbone.loc_heads={_pairs(found[: args.best])}")
     if args.output is not None:
         record = {
             "model": dict(method.backbone.identity()),

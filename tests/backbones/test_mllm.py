@@ -125,6 +125,9 @@ def test_single_heads_equal_the_eager_oracle(name, where):
         whole = session.heads(where, PROMPTS)
     with shared(name).open(frames, VISUAL, RolloutSettings(start=1, end=3)) as session:
         some = session.heads(where, PROMPTS, [(2, 3), (1, 0)])
+        for wrong in ((3, 0), (1, 4), (1, -1)):
+            with pytest.raises(ConfigError, match=r"no head that is read(.|\n)*layer 1 … 2, head 0 … 3"):
+                session.heads(where, PROMPTS, [wrong])
     for prompt, maps, chosen in zip(PROMPTS, whole, some, strict=True):
         with torch.no_grad():
             inputs, ids, block = whole_inputs(name, model, where, prompt, frames)

@@ -47,14 +47,14 @@ def test_experiments_compose_and_can_be_built(name: str) -> None:
 
 def test_a_models_heads_become_the_methods() -> None:
     (plain,) = compose(["method=loc_head", "dataset=shapes"])
-    (told,) = compose(["method=loc_head", "dataset=shapes", "backbone.heads=[[3,1],[4,2]]"])
+    (told,) = compose(["method=loc_head", "dataset=shapes", "backbone.loc_heads=[[3,1],[4,2]]"])
     assert plain.values["method"]["heads"] == []
     assert told.values["method"]["heads"] == [[3, 1], [4, 2]]
     assert plain.digest != told.digest
     # To a method that doesn't read single heads they are nothing.
     decaf = [
         compose(["method=decaf_tiny", "dataset=shapes", *more])[0].digest
-        for more in ([], ["backbone.heads=[]"])
+        for more in ([], ["backbone.loc_heads=[]"])
     ]
     assert decaf[0] == decaf[1]
 

@@ -361,7 +361,7 @@ def test_the_command_prints_what_to_put_on_a_command_line(tmp_path, monkeypatch,
     ]
     assert main(words) == 0
     last = capsys.readouterr().out.splitlines()[-1]
-    assert last.startswith("backbone.heads=[[")
+    assert last.startswith("backbone.loc_heads=[[")
     found = json.loads((tmp_path / "h.json").read_text())
     assert found["pairs"] == 2
     assert [[one["layer"], one["head"]] for one in found["heads"]][:10] == json.loads(last.partition("=")[2])
@@ -369,10 +369,13 @@ def test_the_command_prints_what_to_put_on_a_command_line(tmp_path, monkeypatch,
     assert main(["run", "method=loc_head_tiny", last, *small]) == 0
     assert main(["heads", "backbone=tiny_mllm", "dataset=shapes", "--pairs", "0"]) == 2
     assert main(["heads", "method=lexical", "dataset=shapes"]) == 2
+    capsys.readouterr()
+    assert main(["heads", "backbone=tiny_dit", "dataset=shapes"]) == 2
+    assert "can't use the backbone DiT" in capsys.readouterr().err
     assert main(["heads", "backbone=tiny_mllm", "dataset=shapes,photos"]) == 2
 
 
 def test_a_models_heads_are_in_its_yaml():
     layers = {"tiny_mllm": 8}
     for name in layers:
-        assert options("backbone", name)["heads"]
+        assert options("backbone", name)["loc_heads"]

@@ -76,7 +76,7 @@ class MLLM(GroundingMLLM):
             by default what is free of a GPU, 8 elsewhere.
         offline: never ask the hub.
         label: what published tables call the model, to find its rows.
-        heads: (layer, head) of its localization heads, best first, as ``refseg heads`` finds them.
+        loc_heads: (layer, head) of its localization heads, best first, as ``refseg heads`` finds them.
     """
 
     packages: ClassVar[tuple[str, ...]] = ("torch",)
@@ -94,7 +94,7 @@ class MLLM(GroundingMLLM):
     memory_budget_gb: float | None = option(None, transient=True)
     offline: bool = option(False, transient=True)
     label: str = option("", transient=True)
-    heads: list[list[int]] = option([], transient=True)
+    loc_heads: list[list[int]] = option([], transient=True)
 
     counters: MLLMCounters = field(default_factory=MLLMCounters, init=False, repr=False, compare=False)
     _loaded: _Loaded | None = field(default=None, init=False, repr=False, compare=False)
@@ -415,6 +415,14 @@ class Session(MLLMSession):
         self, where: Where, prompts: Sequence[str], which: Sequence[tuple[int, int]] | None = None
     ) -> list[FloatTHW]:
         """See the interface. Each prompt goes through the model alone."""
+        heads = int(self.loaded.family.text_config.num_attention_heads)
+        for layer, head in which or ():
+            if layer not in self.range or not 0 <= head < heads:
+                raise ConfigError(
+                    f"[{layer}, {head}] is no head that is read.",
+                    where=self.owner.path,
+                    allowed=[f"layer {self.range.start} … {self.range[-1]}, head 0 … {heads - 1}"],
+                )
         (prefix,), _ = self._prefixes([where], 1)
         assert prefix.visual is not None
         before, after = prefix.visual.tail

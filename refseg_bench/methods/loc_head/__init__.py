@@ -52,7 +52,7 @@ class LocHead(HeatMethod):
                 "No localization heads are known of this model.",
                 where="method.heads",
                 hint="`refseg heads backbone=NAME dataset=refcoco_unc dataset.split=train` finds them; put "
-                "what it prints on the command line (backbone.heads=…) or into the backbone's YAML.",
+                "what it prints on the command line (backbone.loc_heads=…) or into the backbone's YAML.",
             )
         layers, known = self.backbone.layers(), [tuple(pair) for pair in self.heads]
         for pair in known:
