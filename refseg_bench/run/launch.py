@@ -343,6 +343,7 @@ def _work_here(
             if not (found.elsewhere or _refused(run) or _at_work(run)):
                 run.say(f"{run.store.root}")
                 _guarded(run, settle)
+        progress.beat()
         return lead is None or not _refused(lead)
 
     def work(run: Planned) -> None:
