@@ -34,7 +34,6 @@ from refseg_bench.segmenters.base import shared_by_rows
 #: Most processes that share the runs of a command unasked, and samples that each of them must be worth: a
 #: process takes seconds to start.
 _MOST, _WORTH = 4, 20
-
 #: Clips whose expressions are looked up in the cache for a preview: each lookup reads the clip's frames.
 _LOOKED_UP = 20
 
