@@ -129,7 +129,7 @@ def _tell(
     jobs = records(store.root)
     quiet = [job for job in jobs if not job.end and time.time() - job.beat >= 2 * BEAT]
     # What was cancelled may still be ending.
-    over = {submission.id for submission in submissions(store.root) if submission.state != "open"}
+    over = {submission.id for submission in submissions(store.root) if submission.state == "over"}
     alive = [job for job in jobs if not job.end and job not in quiet and job.owner.launch not in over]
     eta = None if rate is None or not alive or not left else left * rate / len(alive)
     row: dict[str, Any] = {"run": store.root.name, "done": done, "failed": failed, "left": left}
