@@ -82,23 +82,29 @@ def served(
         launch: the submission: what its workers on one machine share.
         folder: for the server's log.
         work: is called once the server answers; again where it failed because the server has ended.
-        ours: False for a config that may come from elsewhere: no command of it is run, nothing sent where it
-            says; OPENAI_BASE_URL has to name the server.
+        ours: False for a config that may come from elsewhere: no command of it is run, nothing (clips, a
+            key) is sent where it says; OPENAI_BASE_URL has to name the server.
 
     Raises:
         ConfigError: that isn't set; the server doesn't start, isn't ready in time, or ends again and again.
     """
     cluster, backbone = load(values).cluster, values.get("backbone") or {}
-    if cluster.server is None or "url" not in backbone or backbone.get("offline"):
+    if "url" not in backbone or backbone.get("offline"):
         return work()
     if not ours:
-        if os.environ.get("OPENAI_BASE_URL"):
+        agreed, named = os.environ.get("OPENAI_BASE_URL"), backbone["url"]
+        if (cluster.server is None and not named) or (agreed and named in ("", agreed)):
             return work()
         raise ConfigError(
-            "The run was frozen with a server for its chat model; here none is started that a folder names.",
-            where=_WHERE,
-            hint="Start it beside the workers, and set OPENAI_BASE_URL to its address.",
+            "The run was frozen with a server for its chat model; here none is started, and no key sent to "
+            "one, that only a folder names.",
+            where="backbone.url" if named else _WHERE,
+            hint=f"If you trust it: OPENAI_BASE_URL={named}"
+            if named
+            else "Start it beside the workers, and set OPENAI_BASE_URL to its address.",
         )
+    if cluster.server is None:
+        return work()
     if _is_address(cluster.server):
         _wait(_health(cluster, cluster.server), cluster.server_minutes)
         with _environment(OPENAI_BASE_URL=cluster.server):

@@ -10,11 +10,14 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 PORT, FOLDER, ANSWERS = int(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]) if len(sys.argv) > 3 else 10**6
+
+COUNTING = threading.Lock()
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -26,8 +29,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        number = len(list(FOLDER.glob("asked-*")))
-        (FOLDER / f"asked-{os.getpid()}-{number}").write_text(body["model"])
+        with COUNTING:
+            number = len(list(FOLDER.glob("asked-*")))
+            (FOLDER / f"asked-{os.getpid()}-{number}").write_text(body["model"])
         time.sleep(0.1)
         message = {"role": "assistant", "content": "[[100, 100, 700, 700]]"}
         choice = {"index": 0, "finish_reason": "stop", "message": message}

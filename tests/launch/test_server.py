@@ -50,7 +50,7 @@ def running(pid: int) -> bool:
         return False
 
 
-def gone(folder: Path, seconds: float = 30.0) -> bool:
+def gone(folder: Path, seconds: float = 120.0) -> bool:
     deadline = time.monotonic() + seconds
     while any(running(pid) for pair in started(folder) for pid in pair):
         if time.monotonic() > deadline:
@@ -171,8 +171,30 @@ def test_no_command_that_a_folder_names_is_run(tmp_path: Path, capsys: pytest.Ca
     assert main(["run", "--freeze", *words(tmp_path, command(tmp_path))]) == 0
     (store,) = runs_in(tmp_path / "runs")
     assert main(["work", str(store.root)]) == 2
-    assert "none is started that a folder names" in capsys.readouterr().err
+    assert "here none is started" in capsys.readouterr().err
     assert started(tmp_path) == []
+
+
+def test_nothing_is_sent_to_a_server_that_only_a_folder_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder from elsewhere could ask for any variable of the environment as its key."""
+    monkeypatch.setenv("A_SECRET", "s3cret")
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.settimeout(0)
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}/v1"
+        asked = [f"backbone.url={url}", "backbone.key_variable=A_SECRET", "cluster.server=null"]
+        assert main(["run", "--freeze", *words(tmp_path, "", *asked, clips=1)]) == 0
+        (store,) = runs_in(tmp_path / "runs")
+        for elsewhere in ("", "http://127.0.0.1:1/v1"):
+            monkeypatch.setenv("OPENAI_BASE_URL", elsewhere)
+            assert main(["work", str(store.root)]) == 2
+            assert f"OPENAI_BASE_URL={url}" in capsys.readouterr().err
+        with pytest.raises(BlockingIOError):
+            listening.accept()
+    monkeypatch.setenv("OPENAI_BASE_URL", url)
+    assert main(["work", str(store.root)]) == 2
+    assert "No answer from the chat model's server" in capsys.readouterr().err
 
 
 @pytest.mark.slow
