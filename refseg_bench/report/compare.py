@@ -267,9 +267,13 @@ class Gated:
 
     @property
     def verdict(self) -> Literal["held", "not held", "not decided"]:
-        """``held``: all of the interval is within what is allowed; ``not held``: none of it is."""
+        """``held``: all of the interval is within what is allowed; ``not held``: none of it is.
+
+        Without an interval nothing is held, and a greater drop than is allowed is not.
+        """
         slack = self.allowed + 1e-9
-        return "held" if self.low >= -slack else "not held" if self.high < -slack else "not decided"
+        best = self.high if self.high == self.high else self.value
+        return "held" if self.low >= -slack else "not held" if best < -slack else "not decided"
 
 
 def gate(run: RunStore, baseline: RunStore, policy: Policy) -> tuple[Comparison, list[Gated]]:
@@ -289,17 +293,33 @@ def gate(run: RunStore, baseline: RunStore, policy: Policy) -> tuple[Comparison,
             where=f"{run.root}, {baseline.root}",
             hint="Give both the same limit, and the run's own `refseg run` again for what failed.",
         )
-    gaps = found.overall.differences
+    marks = [store.made_from(found.protocol) for store in (baseline, run)]
+    for part, what in (("facts", "samples, texts, frame names or sizes"), ("files", "pixels of frames")):
+        first, second = (mark.get(part) for mark in marks)
+        if first and second and first != second:
+            raise ScoreError(
+                f"The run and its baseline are of different data: {what} differ.",
+                where=f"{run.root}, {baseline.root}",
+                hint="Run the baseline's own `refseg run` again on the present data.",
+            )
+    # Of a decay less is better: what it may drop says nothing.
+    gaps = {name: gap for name, gap in found.overall.differences.items() if not name.endswith("Decay")}
     drops = policy.max_drop
     if not isinstance(drops, dict):
         drops = {
-            next((name for name, gap in gaps.items() if math.isfinite(gap.value)), next(iter(gaps))): drops
+            next((name for name, gap in gaps.items() if math.isfinite(gap.first)), next(iter(gaps))): drops
         }
+    has = [name for name, gap in gaps.items() if math.isfinite(gap.value)]
+    if not drops:
+        raise ScoreError("max_drop names no metric.", where=found.protocol, allowed=has)
     out = []
     for metric, allowed in drops.items():
-        if metric not in gaps or not math.isfinite(gaps[metric].value):
-            has = [name for name, gap in gaps.items() if math.isfinite(gap.value)]
-            raise ScoreError(f"'{metric}' has no value in both runs.", where=found.protocol, allowed=has)
+        if metric not in has:
+            raise ScoreError(
+                f"'{metric}' has no value in both runs, or less of it is better.",
+                where=found.protocol,
+                allowed=has,
+            )
         if not 0 <= allowed <= 100:
             raise ScoreError(f"max_drop of {metric} is {allowed}.", allowed=["0 to 100 percent points"])
         gap, scale = gaps[metric], 100 / found.scale

@@ -1,12 +1,14 @@
 """``refseg compare`` and ``gate`` as they are printed: words, intervals, corrected p-values."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from refseg_bench.cli import main
-from refseg_bench.report.compare import Gated
+from refseg_bench.errors import ScoreError
+from refseg_bench.report.compare import Gated, Policy, compare, gate
 from refseg_bench.report.html import home
 from refseg_bench.run.store import RunStore, runs_in
 from refseg_bench.scoring.stats import holm
@@ -140,10 +142,15 @@ def test_a_gate_by_a_policy(
     assert by("max_drop: {J: 100, F: 1}\n")[0] == 1
     assert by("max_drop: 1\n", "--max-drop", "100")[0] == 0
     single = ["--against", pair[1][1], "--policy", policy]
-    policy.write_text("undecided: pass\nmax_drop: 5\n")
+    # Without an interval a smaller drop is not decided, a greater one is.
+    policy.write_text("undecided: pass\nmax_drop: 100\n")
     assert gated(capsys, pair[1][0], *single)[0] == 0
+    policy.write_text("undecided: pass\nmax_drop: 5\n")
+    code, text = gated(capsys, pair[1][0], *single)
+    assert (code, "without an interval, may drop 5.00: not held" in text) == (1, True), text
     for text, said in (
         ("max_drop: {oIoU: 1}\n", "no value in both"),
+        ("max_drop: {}\n", "names no metric"),
         ("max_drop: -1\n", "0 to 100"),
         ("max_drop: .nan\n", "0 to 100"),
         ("max_drop: a lot\n", "max_drop"),
@@ -158,3 +165,36 @@ def test_a_gate_by_a_policy(
     # Other samples than the baseline's are no comparison.
     code, told = gated(capsys, oracle, "--against", pair[1][1])
     assert (code, "same units" in told) == (2, True)
+
+
+def test_a_gate_is_of_the_same_data(
+    pair: dict[int, list[str]], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The runs may have been made on two machines, on two releases that name their samples alike."""
+    empty, oracle = pair[4]
+    made_from = RunStore.made_from
+    for part in ("facts", "files"):
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                RunStore,
+                "made_from",
+                lambda store, name, part=part: {**made_from(store, name), part: store.root.name},
+            )
+            patch.setattr("refseg_bench.commands.gate.leave_out_outdated", lambda stores, say: None)
+            code, text = gated(capsys, oracle, "--against", empty)
+        assert (code, "of different data" in text) == (2, True), text
+
+
+def test_a_gate_takes_the_headline_of_the_baseline_and_no_decay(
+    pair: dict[int, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    empty, oracle = (RunStore.open(Path(root)) for root in pair[4])
+    whole = compare(empty, oracle)
+    gap = whole.overall.differences["J&F"]
+    gaps = {"J&F": replace(gap, second=float("nan")), "J": gap, "J-Decay": gap}
+    found = replace(whole, overall=replace(whole.overall, differences=gaps))
+    monkeypatch.setattr("refseg_bench.report.compare.compare", lambda *args: found)
+    for policy in (Policy(), Policy({"J-Decay": 1.0})):
+        with pytest.raises(ScoreError, match="no value in both"):
+            gate(oracle, empty, policy)
+    assert [one.metric for one in gate(oracle, empty, Policy({"J": 1.0}))[1]] == ["J"]
