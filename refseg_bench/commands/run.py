@@ -72,7 +72,7 @@ def main(args: argparse.Namespace) -> int:
             print(f"# {point.folder}")
             print(configs.to_yaml(point.values))
         return 0
-    if args.freeze:
+    if args.freeze and not args.dry:
         return _freeze(points)
     alone = len(points) == 1  # a sweep chooses its own rows
     baselines = configs.baselines_of(points[0]) if alone else []

@@ -74,7 +74,11 @@ def _work(args: argparse.Namespace, run: Path, asked: str | None) -> int:
     if args.capture:
         return 0
     if tally.elsewhere:
-        print(f"{run}: {tally.elsewhere} samples are with other workers", file=sys.stderr)
+        print(
+            f"{run}: {tally.elsewhere} samples are with other workers; if none is at work, "
+            "`refseg run` or `refseg run --freeze` again has them predicted",
+            file=sys.stderr,
+        )
         return os.EX_TEMPFAIL
     return int(tally.failed > 0)
 

@@ -32,7 +32,7 @@ from refseg_bench.run.inputs import Present, seen_before
 from refseg_bench.run.progress import Progress, logged
 from refseg_bench.run.shards import Tally, Work, failed_by, left, plan, queue, share, wanted
 from refseg_bench.run.store import RunStore, job_name
-from refseg_bench.run.workers import LEAVING, Desk, Owner, forget
+from refseg_bench.run.workers import Desk, Owner, forget, leave
 from refseg_bench.types import Clip, Expression, Grounding, Prediction, SampleFailure, sample_id
 
 log = logging.getLogger(__name__)
@@ -81,6 +81,7 @@ def work_on(
     owner = Owner.here(job, launch or job, shard=part, shards=shards)
     mine = wanted(left(parts[part], index, present), index, config.cluster)
     own = {clip.id: len(expressions) for clip, expressions in mine}
+    whole = {clip.id: expressions for clip, expressions in work}
     method: Method | None = None
     looked = -math.inf  # who ended before this process left its record may have dropped the claims
     name = store.root.name
@@ -92,12 +93,16 @@ def work_on(
         contextlib.nullcontext(progress) if progress else Progress({name: sum(own.values())}) as bar,
     ):
         for clip, expressions in todo:
+            leave()
             if desk.stopped:
                 raise _too_many(store, config)
             if time.monotonic() - looked > _LOOK:
                 index, looked = store.index(), time.monotonic()
             fresh = present.open(index, clip, expressions)
-            if not fresh or not desk.take(clip.id, failed_by(clip, fresh, index)):
+            # Of all that is open: a process that failed at what is wanted here may be at the clip's others.
+            if not fresh or not desk.take(
+                clip.id, failed_by(clip, present.open(index, clip, whole[clip.id]), index)
+            ):
                 if progress is None:
                     bar.expect(name, -own.get(clip.id, 0))
                 continue
@@ -133,8 +138,7 @@ def work_on(
                 bar.advance(name, prediction.ok)
                 if not prediction.ok:
                     _mind_failure(prediction.sample, todo, tally, desk, store, config)
-                if LEAVING.is_set():
-                    raise KeyboardInterrupt
+                leave()
             out.sync()
         if method is not None:
             # Written again: by now the model's libraries are loaded and can be asked for their kernels.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import heapq
 import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -36,12 +37,12 @@ def share(work: Work, shards: int) -> list[Work]:
     if shards == 1:
         return [work]
     parts: list[Work] = [[] for _ in range(shards)]
-    loads = [0] * shards
+    loads = [(0, part) for part in range(shards)]
     order = sorted(range(len(work)), key=lambda i: (-len(work[i][0]) * len(work[i][1]), work[i][0].id))
     mine: list[list[int]] = [[] for _ in range(shards)]
     for index in order:
-        lightest = loads.index(min(loads))
-        loads[lightest] += len(work[index][0]) * len(work[index][1])
+        load, lightest = loads[0]
+        heapq.heapreplace(loads, (load + len(work[index][0]) * len(work[index][1]), lightest))
         mine[lightest].append(index)
     for part, indices in zip(parts, mine, strict=True):
         part.extend(work[i] for i in sorted(indices))

@@ -126,7 +126,8 @@ class StoredLine:
 
 def job_name() -> str:
     """A name no other process has: start time, SLURM job where there is one, host, pid."""
-    slurm = f"slurm{os.environ['SLURM_JOB_ID']}-" if os.environ.get("SLURM_JOB_ID") else ""
+    number = os.environ.get("SLURM_JOB_ID", "")
+    slurm = f"slurm{number}-" if re.fullmatch("[0-9]{1,18}", number) else ""
     host = os.uname().nodename.split(".")[0]
     return f"{time.strftime('%Y%m%d-%H%M%S')}-{slurm}{host}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
 

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 _PR_SET_PDEATHSIG = 1
 #: Seconds that a worker which is told to end has for the sample it is at.
 DRAIN = 20.0
+#: Most parts of a run.
+MOST_PARTS = 100_000
 #: Variables that tell a worker its part, and of how many, by whoever may have started it; the first counts.
 PARTS = {
     "REFSEG_SHARD": "REFSEG_SHARDS",
@@ -151,9 +153,9 @@ def part_of(
         known = name == "JOB_COMPLETION_INDEX"
         of = _whole(told, count, str(frozen) if known else "")
     number, of = -1 if number is None else number, frozen if of is None else of
-    if not 0 <= number < of:
+    if not 0 <= number < of <= MOST_PARTS:
         raise ConfigError(
-            f"There is no part {number} of {of}: parts are counted from 0.",
+            f"There is no part {number} of {of}: parts are counted from 0, and {MOST_PARTS} at most.",
             where=f"{name} and {count}",
             hint=f"Set {count} to how many there are, or leave out both: then a worker takes what is open.",
         )

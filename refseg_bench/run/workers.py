@@ -18,6 +18,7 @@ import errno
 import os
 import re
 import shlex
+import signal
 import subprocess
 import threading
 import time
@@ -102,6 +103,7 @@ class Owner:
     @classmethod
     def here(cls, job: str, launch: str, *, shard: int = 0, shards: int = 1) -> Owner:
         """This process."""
+        slurm, restarts = (os.environ.get(f"SLURM_{name}", "") for name in ("JOB_ID", "RESTART_COUNT"))
         return cls(
             job=job,
             launch=launch,
@@ -110,8 +112,8 @@ class Owner:
             space=_space(),
             pid=os.getpid(),
             born=_born(os.getpid()),
-            slurm=os.environ.get("SLURM_JOB_ID"),
-            restarts=int(os.environ.get("SLURM_RESTART_COUNT") or 0),
+            slurm=slurm if is_job(slurm) else None,
+            restarts=int(restarts) if is_job(restarts) else 0,
             shard=shard,
             shards=shards,
             gpus=env.gpus(),
@@ -247,6 +249,13 @@ class Census:
                 with suppress(OSError):
                     old.unlink()
         return found
+
+
+def leave() -> None:
+    """End this process's work if it was told to; from now on nothing but another signal cuts it short."""
+    if LEAVING.is_set():
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        raise KeyboardInterrupt
 
 
 def describe(owners: Iterable[Owner]) -> str:

@@ -17,11 +17,12 @@ from refseg_bench.cli import main
 from refseg_bench.config.compose import to_yaml
 from refseg_bench.errors import ConfigError
 from refseg_bench.files.store_io import read_sealed_yaml, sealed_text
-from refseg_bench.run.launch import launch
+from refseg_bench.run.launch import freeze_for_workers, launch
 from refseg_bench.run.store import RunStore
 from refseg_bench.run.submissions import submissions
-from refseg_bench.run.worker import PARTS, part_of
-from refseg_bench.run.workers import Desk, Owner, records
+from refseg_bench.run.worker import PARTS, draining, part_of
+from refseg_bench.run.workers import LEAVING, Desk, Owner, leave, records
+from refseg_bench.types import Prediction, SampleFailure
 from tests.launch.runs import environment, lines, overrides, point, quiet, refseg, scores, undisturbed
 from tests.launch.test_kill import wait_for
 
@@ -73,6 +74,7 @@ def test_the_first_that_tells_a_part_counts(told: dict[str, str], expected: tupl
         ({"REFSEG_SHARDS": "3"}, "REFSEG_SHARD"),
         ({"RANK": "1"}, "WORLD_SIZE"),
         ({"JOB_COMPLETION_INDEX": "8"}, "JOB_COMPLETION_INDEX"),
+        ({"RANK": "0", "WORLD_SIZE": "999999999"}, "WORLD_SIZE"),
         (ARRAY | {"SLURM_ARRAY_TASK_ID": "7"}, "SLURM_ARRAY_TASK_ID"),
         (ARRAY | {"SLURM_ARRAY_TASK_STEP": "x"}, "SLURM_ARRAY_TASK_STEP"),
     ],
@@ -83,7 +85,7 @@ def test_a_part_that_can_not_be_is_refused(told: dict[str, str], name: str) -> N
     assert name in str(refused.value)
 
 
-@pytest.mark.parametrize(("number", "of"), [(3, 3), (-1, 3), (0, 0), (8, None), (None, 3)])
+@pytest.mark.parametrize(("number", "of"), [(3, 3), (-1, 3), (0, 0), (8, None), (None, 3), (0, 10**9)])
 def test_flags_that_can_not_be_are_refused(number: int | None, of: int | None) -> None:
     with pytest.raises(ConfigError, match="There is no part"):
         part_of(number, of, 8, {})
@@ -147,6 +149,9 @@ def test_freezing_a_sweep_prints_a_command_for_each(in_tmp: Path, capsys: pytest
         assert store.done() == set()
         assert main(["work", str(store.root)]) == 0
         assert len(store.done()) == 18
+    before = sorted(in_tmp.rglob("launch.json"))
+    assert main([*words, "--dry"]) == 0
+    assert sorted(in_tmp.rglob("launch.json")) == before
     # A finished run is frozen again without a word of work.
     assert main(words) == 0
     assert "0 samples left" in capsys.readouterr().err
@@ -169,6 +174,48 @@ def test_exit_codes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["work", str(open_run.root)]) == os.EX_TEMPFAIL
     assert "3 samples are with other workers" in capsys.readouterr().err
     assert len(open_run.done()) == 15
+
+
+def test_what_failed_is_left_to_who_is_at_its_clip(tmp_path: Path) -> None:
+    again = point(tmp_path, cluster={"kind": "debug", "retry_failed": True})
+    (run,) = freeze_for_workers([point(tmp_path)], quiet)
+
+    def failed(expression: str) -> Prediction:
+        failure = SampleFailure("ValueError", "no", "")
+        return Prediction(f"clip0/{expression}", "clip0", expression, failure=failure)
+
+    owner = Owner.here("other", run.record.id)
+    with Desk(run.store.root, owner) as desk, run.store.writer("other") as out:
+        assert desk.take("clip0")
+        out.append(failed("0"))
+        (answer,) = launch([again], quiet)
+        assert answer.tally is not None
+        assert (answer.tally.done, answer.tally.elsewhere, desk.lost) == (0, 1, False)
+        for expression in ("1", "2"):
+            out.append(failed(expression))
+        (answer,) = launch([again], quiet)
+        assert answer.tally is not None
+        assert (answer.tally.done, desk.lost) == (3, True), "it is through with it"
+
+
+def test_who_leaves_is_cut_short_by_signals_alone() -> None:
+    with draining():
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert signal.getitimer(signal.ITIMER_REAL)[0] > 0
+        with pytest.raises(KeyboardInterrupt):
+            leave()
+        assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
+    LEAVING.clear()
+    leave()
+
+
+def test_nonsense_of_a_scheduler_names_no_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "../../7")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "many")
+    store = undisturbed(tmp_path)
+    (record,) = records(store.root)
+    assert (record.owner.slurm, record.owner.restarts) == (None, 0)
+    assert len(list((store.root / "predictions").iterdir())) == 1
 
 
 def test_a_submission_that_was_stopped_is_not_gone_on_with(tmp_path: Path) -> None:
