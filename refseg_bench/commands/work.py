@@ -55,7 +55,7 @@ def main(args: argparse.Namespace) -> int:
                     raise
                 # The others may do well.
                 print(f"{run}\n  {error}", file=sys.stderr)
-                code = max(code, 2)
+                code = max(code, error.code)
             except KeyboardInterrupt:
                 if not LEAVING.is_set():
                     raise

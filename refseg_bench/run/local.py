@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import subprocess
@@ -21,8 +22,8 @@ from refseg_bench.run.progress import Progress
 from refseg_bench.run.shards import Planned, at_once_here, tally_of
 from refseg_bench.run.worker import DRAIN
 
-#: Seconds between two looks at the processes and the store.
-_LOOK = 0.25
+#: Seconds between two looks at the processes, and at most between two at the store.
+_LOOK, _LONGEST = 0.25, 5.0
 #: A worker's exit codes that are no accident: its part is done, some of it failed, others have the rest.
 _WELL = (0, 1, os.EX_TEMPFAIL)
 
@@ -108,13 +109,14 @@ def together(
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     waiting, running, bad = deque(range(shards)), list[_Process](), list[tuple[_Process, int]]()
-    pause = _LOOK
+    due = -math.inf
     try:
         while waiting or running:
             while waiting and free:
                 running.append(_start(runs, waiting.popleft(), free.popleft(), at_once, capture))
-            time.sleep(pause)
-            for process in [p for p in running if p.popen.poll() is not None]:
+            time.sleep(_LOOK)
+            over = [p for p in running if p.popen.poll() is not None]
+            for process in over:
                 running.remove(process)
                 free.append(process.device)
                 code = process.popen.returncode
@@ -123,10 +125,12 @@ def together(
                     bad.append((process, code))
                     runs[0].say(f"  shard {process.shard} {_end(code)}; log: {process.log}")
             began = time.monotonic()
+            if not over and began < due:
+                continue
             if not look():
                 break
-            # Looking at many samples takes its time from the work: a twentieth at most.
-            pause = max(_LOOK, 20 * (time.monotonic() - began))
+            # Looking at many samples takes its time from the work: a twentieth, until it is worth a wait.
+            due = time.monotonic() + min(20 * (time.monotonic() - began), _LONGEST)
     finally:
         _stop(running)
     return bad

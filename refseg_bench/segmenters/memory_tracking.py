@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refseg_bench.backbones.lazy_torch import F, inference, torch
-from refseg_bench.backbones.weights import is_shipped
+from refseg_bench.backbones.weights import content, is_shipped
 from refseg_bench.segmenters.base import (
     LEFT,
     Candidates,
@@ -237,12 +237,14 @@ class TrackerCore(ABC):
 
 
 def content_key(clip: Clip) -> tuple[Any, ...] | None:
-    """Tells a clip by its files and their times; ``None`` where they can't be asked."""
+    """Tells a clip by its files, their sizes and times; ``None`` where they can't be asked."""
     try:
-        facts = [(str(path), (stat := path.stat()).st_mtime_ns, stat.st_size) for path in clip.frame_paths]
+        stats = [path.stat() for path in clip.frame_paths]
     except OSError:
         return None
-    return (clip.id, clip.size, clip.upright, *facts)
+    # The time of the inode as well: no copying tool can set it.
+    facts = [(s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in stats]
+    return (clip.id, clip.size, clip.upright, clip.frame_paths, *facts)
 
 
 def sequence(map_NChw: torch.Tensor) -> torch.Tensor:
@@ -339,10 +341,16 @@ class TrackingSession(SegmenterSession):
                 yield index, np.unpackbits(bits, count=math.prod(shape)).view(np.bool_).reshape(shape)
             return
         track: list[tuple[int, NDArray[np.uint8]]] = []
+        room = 1e6 * (_TRACKS_MB - self._seen.track_mb)
         for index, masks_NHW in self._tracked(frame, prompts, video, direction):
-            track.append((index, np.packbits(masks_NHW)))
+            room -= masks_NHW.size / 8
+            if room < 0:
+                track.clear()  # a clip of any length takes no more memory
+            else:
+                track.append((index, np.packbits(masks_NHW)))
             yield index, masks_NHW
-        self._seen.remember(asked, track)
+        if room >= 0:
+            self._seen.remember(asked, track)
 
     def _tracked(
         self, frame: int, prompts: Sequence[Prompt], video: tuple[int, ...], direction: TrackingDirection
@@ -477,6 +485,8 @@ class SamTracker(Sam):
     fill_holes: HoleFilling = "own"
     hole_area: int = 8
     _core: TrackerCore | None = field(default=None, init=False, repr=False, compare=False)
+    #: Digests of the weights that the model left to the next row was made from.
+    _made: list[str | None] = field(default_factory=list, init=False, repr=False, compare=False)
     #: What closed sessions left to the next row's, the last clip last; ``None`` where no row shares it.
     seen: dict[Any, _Seen] | None = field(default=None, init=False, repr=False, compare=False)
 
@@ -488,19 +498,23 @@ class SamTracker(Sam):
         """:meth:`open`, counting into ``counters``."""
         if self._core is None:
             left = LEFT.get()
-            if left and left[0] == self and isinstance(left[0], SamTracker):
-                self._core, self.seen = left[0]._core, left[0].seen
+            # What is in a user's folder may be another model by the next row; a branch of the hub may move.
+            lasting = left is not None and all(is_shipped(one) or not one.local for one in self.weights())
+            known = left[0] if left and left[0] == self else None
+            if isinstance(known, SamTracker) and known._made == self._content():
+                self._core, self.seen = known._core, known.seen
             else:
                 if left:
                     left.clear()
                 self._core = self._load()
-                # What is in a user's folder may be another model by the next row.
-                lasting = all(is_shipped(needed) or not needed.local for needed in self.weights())
                 if left is not None and lasting and self._core.device.type == "cpu":
-                    self.seen = {}
+                    self.seen, self._made = {}, self._content()
                     left.append(self)
         assert self._core is not None
         return TrackingSession(clip, self._core, self, counters)
+
+    def _content(self) -> list[str | None]:
+        return [content(needed, self.cache_root) for needed in self.weights()]
 
     def report(self) -> Mapping[str, Any]:
         """With which hole filling is in effect."""

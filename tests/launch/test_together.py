@@ -7,13 +7,16 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from refseg_bench.cli import main
 from refseg_bench.config.compose import Composed, compose
+from refseg_bench.errors import ConfigError, TakenOver
 from refseg_bench.run import launch as launching
 from refseg_bench.run import local
 from refseg_bench.run.launch import launch
@@ -208,3 +211,38 @@ def test_only_light_rows_get_processes(tmp_path: Path, monkeypatch: pytest.Monke
     assert launching._processes([shipped]) == 2
     monkeypatch.setenv("REFSEG_THREADS", "4")
     assert launching._processes([shipped]) == 0
+
+
+def test_rows_are_looked_at_while_the_last_one_is_scored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A look in which a row was scored is long; the next one, and the end, don't wait twenty times that."""
+    (run,) = launching.freeze_for_workers([point(tmp_path)], quiet)
+
+    def start(*words: object) -> local._Process:
+        return local._Process(0, subprocess.Popen(["sleep", "2"]), None, tmp_path / "log")
+
+    def look() -> bool:
+        time.sleep(1)
+        return True
+
+    monkeypatch.setattr(local, "_start", start)
+    began = time.monotonic()
+    assert local.together([run], look) == []
+    assert time.monotonic() - began < 15
+
+
+def test_the_worst_end_of_several_runs_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ends = {"a": TakenOver("Taken over."), "b": 0, "c": ConfigError("Refused.")}
+
+    def work(args: object, run: Path, launch: str | None) -> int:
+        end = ends[run.name]
+        if isinstance(end, Exception):
+            raise end
+        return end
+
+    monkeypatch.setattr("refseg_bench.commands.work._work", work)
+    for runs, code in (("ab", os.EX_TEMPFAIL), ("bc", 2), ("bca", os.EX_TEMPFAIL)):
+        assert main(["work", *(str(tmp_path / name) for name in runs)]) == code

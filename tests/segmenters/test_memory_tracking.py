@@ -310,10 +310,12 @@ def test_frames_that_were_replaced_are_encoded_again(numbered, tmp_path):
     clip = replace(numbered, frame_paths=tuple(tmp_path / path.name for path in numbered.frame_paths))
     options, core = Sam2Hf(fill_holes="off"), ScriptedCore()
     options.seen = {}
+    state = paths[3].stat()
     for _ in range(2):
         with TrackingSession(clip, core, options) as opened:
             opened.segment(3, [Prompt.click(0.2, 0.5)])
-        os.utime(paths[3], ns=(1, 1))
+        # Its time is set back, as a copying tool does.
+        os.utime(paths[3], ns=(state.st_atime_ns, state.st_mtime_ns))
     assert core.encoded == [3, 3]
 
 
@@ -350,3 +352,29 @@ def test_the_next_row_takes_the_loaded_model(numbered, monkeypatch, model, loads
     row()
     row()
     assert len(cores) == loads + 4
+
+
+def test_a_model_of_the_hub_that_moved_is_loaded_again(numbered, monkeypatch):
+    told, cores = ["one"], []
+    monkeypatch.setattr(Sam2Hf, "_load", lambda self: cores.append(ScriptedCore()) or cores[-1])
+    monkeypatch.setattr("refseg_bench.segmenters.memory_tracking.content", lambda needed, cache: told[-1])
+    with shared_by_rows():
+        for now, loads in (("one", 1), ("one", 1), ("two", 2), ("two", 2)):
+            told.append(now)
+            with Sam2Hf(model="facebook/sam2.1-hiera-tiny", fill_holes="off").open(numbered) as opened:
+                opened.segment(3, [Prompt.click(0.2, 0.5)])
+            assert len(cores) == loads
+
+
+def test_a_track_without_room_is_not_gathered(numbered, monkeypatch):
+    """A clip of any length is tracked in flat memory."""
+    packed = []
+    pack = np.packbits
+    monkeypatch.setattr(np, "packbits", lambda bits: packed.append(bits.size) or pack(bits))
+    height, width = numbered.size
+    monkeypatch.setattr("refseg_bench.segmenters.memory_tracking._TRACKS_MB", 3.5e-6 * height * width / 8)
+    opened, _ = session(numbered)
+    for _ in range(2):
+        assert len(dict(opened.propagate(0, [Prompt.click(0.2, 0.5)]))) == len(numbered) > 6
+    assert len(packed) == 6
+    assert not opened._seen.tracks
