@@ -209,7 +209,7 @@ class MLLMSession(ABC):
             to at most 1 over its slices.
 
         Raises:
-            ConfigError: the model tells no heads apart.
+            ConfigError: the model tells no heads apart, or has no such head.
         """
         raise ConfigError(f"{type(self).__name__} tells no heads apart.", where="backbone")
 

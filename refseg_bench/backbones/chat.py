@@ -584,7 +584,7 @@ class Conversation:
             try:
                 return read(words)
             except ValueError as error:
-                wrong = str(error)
+                wrong = str(error)[:500]  # it may quote the reply, however long
             if self.transcript[-1]["finish"] == "length":
                 wrong += f" (your reply was cut after {self.model.max_tokens} tokens: be brief)"
             told = [

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import asdict
-from itertools import islice
 from pathlib import Path
 from typing import Any, get_args
 
@@ -63,7 +62,7 @@ def main(args: argparse.Namespace) -> int:
     found = find_heads(method, pairs, args.rule)
     print(f"{len(found)} heads pass by their {args.rule}, on {len(pairs)} pairs; the least entropy first")
     print(f"{'layer':>5} {'head':>4} {'sum':>7} {'entropy':>8} {'bottom row':>10}")
-    for one in islice(found, args.best):
+    for one in found[: args.best]:
         flag = "  most of it lies there" if one.flagged else ""
         print(f"{one.layer:5} {one.head:4} {one.sum:7.4f} {one.entropy:8.4f} {one.bottom:10.3f}{flag}")
     print(f"backbone.loc_heads={_pairs(found[: args.best])}")

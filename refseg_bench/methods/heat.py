@@ -20,7 +20,7 @@ from refseg_bench.config.schema import option
 from refseg_bench.errors import ConfigError
 from refseg_bench.methods.agents.base import spread
 from refseg_bench.methods.agents.drawing import extent
-from refseg_bench.methods.base import AttentionMethod, click, track_prompts
+from refseg_bench.methods.base import AttentionMethod, click, refuse_below_1, track_prompts
 from refseg_bench.methods.decaf.fusion import highest
 from refseg_bench.methods.pointing import FloatHW, threshold, unit_range
 from refseg_bench.segmenters.base import Prompt, Segmenter
@@ -60,6 +60,9 @@ class HeatMethod(AttentionMethod):
     use_cache: bool = option(True, transient=True)
 
     def __post_init__(self) -> None:
+        refuse_below_1(self, "n_frames")
+        if not 0 <= self.level <= 1:
+            raise ConfigError(f"Option 'method.level' is {self.level}.", allowed=["0 … 1"])
         if "{sent}" not in self.question:
             raise ConfigError(
                 "The question has no place for the expression.", where="method.question", allowed=["{sent}"]

@@ -21,7 +21,10 @@ from refseg_bench.errors import ConfigError
 from refseg_bench.methods.agents import drawing
 from refseg_bench.methods.agents.agent_rvos import AgentRvos
 from refseg_bench.methods.agents.base import read_boxes, read_json, spread
+from refseg_bench.methods.agents.evol_sam3 import EvolSam3
 from refseg_bench.methods.agents.mllm_box import MllmBox
+from refseg_bench.methods.agents.refer_agent import ReferAgent
+from refseg_bench.methods.agents.sam3_agent import Sam3Agent
 from refseg_bench.methods.phrase import Phrase
 from refseg_bench.run.loop import predict_clip
 from refseg_bench.run.store import runs_in
@@ -374,10 +377,32 @@ def test_what_is_no_box_is_told(words):
 
 def test_hostile_replies_take_no_time():
     began = time.process_time()
-    for words in ("[" * 400_000, "{" * 400_000, "```" * 100_000, "<answer>" * 60_000, '["' * 200_000):
+    hostile = ("[" * 400_000, "{" * 400_000, "```" * 100_000, "<answer>" * 60_000, '["' * 200_000)
+    unending = ("```" + " " * 400_000, "<a>[" * 100_000, "<a>[" + " " * 400_000, "<a>" * 60_000 + "[</b>" * 9)
+    for words in (*hostile, *unending):
         with pytest.raises(ValueError, match="no JSON"):
             read_json(words)
     assert time.process_time() - began < 20
+
+
+def test_json_is_taken_from_the_last_fence_or_tag_that_is_closed():
+    assert read_json('<a>[1]</a> then <b> {"c": 3}</b> and <b>[4]') == {"c": 3}
+    assert read_json("```[1]``` and ```json\n[2]\n``` and ``` [3") == [2]
+    assert read_json("<a>[1]</a> ```[2]```") == [1]
+    assert read_json("<think>[</think> [5]") == [5]
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [(MllmBox, "n_frames"), (MllmBox, "tries"), (AgentRvos, "rounds"), (AgentRvos, "n_frames"),
+     (Sam3Agent, "generations"), (Sam3Agent, "images"), (EvolSam3, "tries"), (ReferAgent, "frame_rounds"),
+     (ReferAgent, "parts"), (ReferAgent, "best")],
+)  # fmt: skip
+@pytest.mark.parametrize("value", [0, -1])
+def test_no_frames_and_no_tries_are_refused(kind, name, value):
+    # Each would fail every sample, or call every target absent.
+    with pytest.raises(ConfigError, match=f"method.{name}"):
+        kind(Scripted(), Planted(), **{name: value})
 
 
 def test_places_are_spread_evenly():

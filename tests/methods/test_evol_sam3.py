@@ -81,6 +81,15 @@ def test_the_gate(image, score, said, asked, passes):
     assert bool(p.details["phrases"]) == passes
 
 
+@pytest.mark.parametrize("score", [5, 100, -1, 1e300])
+def test_a_score_beyond_its_scale_is_none(image, score):
+    scripts = {"Name it by one": [phrase("dog")], "How well does": [json.dumps({"score": score})]}
+    scripts = {"That can't be used": ['{"score": 0.2}'], **scripts}
+    (p,) = run(agent(scripts, {"dog": [0.6]}, refinements=0), image, "the dog")
+    assert steps(p).count("gate") == 2
+    assert p.details["phrases"] == []
+
+
 def test_a_phrase_that_fails_is_refined_with_what_failed(image):
     scripts = {"Name it by one": [phrase("unicorn"), phrase("horse"), phrase("hound")]}
     method = agent(scripts)

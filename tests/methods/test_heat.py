@@ -240,6 +240,22 @@ def test_heads_that_are_not_known_or_none_are_told(clip):
         LocHead(Looking(), Planted(), question="Where?")
 
 
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("n_heads", 0),
+        ("n_heads", -1),
+        ("n_frames", 0),
+        ("level", 1.5),
+        ("level", -0.1),
+        ("level", float("nan")),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(option, value):
+    with pytest.raises(ConfigError, match=f"method.{option}"):
+        LocHead(Looking(), Planted(), **{option: value})
+
+
 def test_the_box_is_the_peaks_own():
     heat = np.zeros((4, 6), np.float32)
     heat[0, 0], heat[2, 3], heat[3, 4], heat[0, 5] = 0.9, 1.0, 0.6, 0.9
@@ -367,6 +383,7 @@ def test_the_command_prints_what_to_put_on_a_command_line(tmp_path, monkeypatch,
     assert [[one["layer"], one["head"]] for one in found["heads"]][:10] == json.loads(last.partition("=")[2])
     small = ["limit.clips=1", "limit.expressions=1", "baselines=[]"]
     assert main(["run", "method=loc_head_tiny", last, *small]) == 0
+    assert main([*words[:-2], "--best", "9" * 30]) == 0
     assert main(["heads", "backbone=tiny_mllm", "dataset=shapes", "--pairs", "0"]) == 2
     assert main(["heads", "method=lexical", "dataset=shapes"]) == 2
     capsys.readouterr()
@@ -376,6 +393,4 @@ def test_the_command_prints_what_to_put_on_a_command_line(tmp_path, monkeypatch,
 
 
 def test_a_models_heads_are_in_its_yaml():
-    layers = {"tiny_mllm": 8}
-    for name in layers:
-        assert options("backbone", name)["loc_heads"]
+    assert options("backbone", "tiny_mllm")["loc_heads"]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import weakref
 
 import numpy as np
 import pytest
 
-from refseg_bench.backbones.chat import Message
+from refseg_bench.backbones.chat import Message, Reply
 from refseg_bench.methods.agents import drawing
 from refseg_bench.methods.agents.sam3_agent import Sam3Agent, faults, read_instance
 from refseg_bench.methods.agents.sam3_tools import _fewer, apart, read_call, read_verdict
@@ -91,6 +92,14 @@ def test_no_mask_is_an_answer_and_none_that_is_valid_an_empty_one(image):
     assert not p.track.mask(0).any()
 
 
+def test_a_mask_selected_over_and_over_counts_once(image):
+    chosen = [1, 3, "3", 1, -1, 2.0, True, None, [1], 10**40] * 5_000
+    assert read_call(select(*chosen))[1]["parameters"] == {"final_answer_masks": [1, 3, 10**40]}
+    (p,) = run(agent(segment("dog"), select(*chosen)), image, "it")
+    assert p.details["selected"] == [1, 3]
+    assert np.array_equal(p.track.mask(0), mask_of(LEFT, RIGHT))
+
+
 def test_a_phrase_that_finds_nothing_and_one_used_before_are_told(image):
     method = agent(segment("unicorn"), segment("unicorn"), segment("cat"), select(1))
     (p,) = run(method, image, "the cat")
@@ -134,6 +143,13 @@ def test_what_is_no_call_is_a_failure_with_the_transcript(image, reply):
     # Asked again where that is wanted.
     (p,) = run(agent(reply, call("report_no_mask"), tries=2), image, "the dog")
     assert p.no_target is True
+
+
+def test_an_error_quotes_no_endless_word(image):
+    method = agent(call("paint" * 100_000), tries=2)
+    (p,) = run(method, image, "the dog")
+    assert "there is no tool 'paintpaint" in p.failure.message
+    assert len(p.failure.message) < 1000
 
 
 def test_a_conversation_that_never_ends_is_a_failure(image):
@@ -217,6 +233,19 @@ def test_instances_are_located_segmented_on_their_frames_and_tracked_apart(clip)
     assert np.array_equal(method.backbone.requests[1][1].parts[0], clip.load([1])[0])
 
 
+def test_a_clips_pictures_are_let_go_once_its_instances_are_named(clip):
+    class Watching(Turns):
+        async def complete(self, messages):
+            self.alive = [picture() is not None for picture in self.seen]
+            self.seen = [weakref.ref(p) for p in messages[-1].parts if not isinstance(p, str)]
+            return Reply(self.scripts[""].pop(0), "stop", 1, 1, 0.0)
+
+    model = Watching(model="m", scripts={"": [listed(("dog", 1, "it")), call("report_no_mask")]})
+    model.seen = []
+    run(Sam3Agent(model, Planted(), again=0), clip, "the dog")
+    assert (len(model.alive), sum(model.alive) <= 1) == (LENGTH, True)
+
+
 def test_an_empty_list_means_that_nothing_is_meant(clip):
     (p,) = run(agent("[]"), clip, "the unicorns")
     assert p.no_target is True
@@ -284,7 +313,8 @@ def test_doubtful_words_are_checked_on_every_third_frame(clip, text, asked):
 @pytest.mark.parametrize(
     "wrong",
     ['{"a": 1}', "[1]", "none", listed(("dog", 6, "it")), listed(("dog", -1, "it")),
-     listed(("dog", None, "it")), listed(("", 1, "it")), listed(("dog", 1, 2)), listed(("dog", "1.5", "it"))],
+     listed(*[("dog", 1, "it")] * 101), listed(("dog", None, "it")),
+     listed(("", 1, "it")), listed(("dog", 1, 2)), listed(("dog", "1.5", "it"))],
 )  # fmt: skip
 def test_a_list_that_is_none_is_a_failure(clip, wrong):
     (p,) = run(agent(wrong), clip, "the dog")

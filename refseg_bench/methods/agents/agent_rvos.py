@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -60,6 +60,8 @@ class AgentRvos(ChatMethod):
         opacity: of the candidates' colours (not stated in the paper).
         tries: most calls where a reply can't be read (not stated in the paper).
     """
+
+    counts: ClassVar[tuple[str, ...]] = ("concepts", "rounds", "n_frames", "tries")
 
     concept: Literal["query", "sentence"] = "query"
     concepts: int = 3

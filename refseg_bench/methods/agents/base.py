@@ -8,21 +8,25 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import math
 import re
 from abc import abstractmethod
+from bisect import bisect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from refseg_bench.backbones.chat import ChatModel, Conversation, Message, Uint8HWC
 from refseg_bench.errors import ConfigError, StoreError
 from refseg_bench.files.store_io import parse_json
-from refseg_bench.methods.base import Method, track_prompts
+from refseg_bench.methods.base import Method, refuse_below_1, track_prompts
 from refseg_bench.segmenters.base import Instance, Prompt, Segmenter, SegmenterSession
 from refseg_bench.types import BoolHW, Clip, Expression, Grounding, MaskTrack
 
 Box = tuple[float, float, float, float]
+#: Most things that a reply may list, each of which brings calls of its own: some models repeat themselves.
+MOST_LISTED = 100
 #: Errors that no other conversation will escape.
 _OF_ALL = (ConfigError, StoreError, ImportError)
 
@@ -35,10 +39,16 @@ class ChatMethod(Method):
     model, another segments. One that fails takes no other with it.
     """
 
+    #: Options that count something, of which there must be one at least.
+    counts: ClassVar[tuple[str, ...]] = ("tries",)
+
     backbone: ChatModel
     segmenter: Segmenter
     _found: dict[str, list[Instance]] = field(default_factory=dict, init=False, repr=False, compare=False)
     _clip: str = field(default="", init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        refuse_below_1(self, *self.counts)
 
     def predict(self, clip: Clip, expressions: Sequence[Expression]) -> Iterator[Grounding]:
         """One grounding per expression, each as soon as its conversation has ended."""
@@ -161,11 +171,13 @@ def read_texts(said: Mapping[str, Any], name: str) -> list[str]:
     """A list of texts of a reply's object, each stripped.
 
     Raises:
-        ValueError: there is none, or one of them is none.
+        ValueError: there is none, or one of them is none, or there are too many.
     """
     value = said.get(name)
     if not isinstance(value, list) or not all(isinstance(one, str) and one.strip() for one in value):
         raise ValueError(f'"{name}" must be a list of texts')
+    if len(value) > MOST_LISTED:
+        raise ValueError(f'"{name}" lists {len(value)} texts, more than {MOST_LISTED}')
     return [one.strip() for one in value]
 
 
@@ -190,15 +202,27 @@ def read_json(words: str) -> Any:
     >>> read_json("Sure: ```json\n[1, 2]\n``` as asked"), read_json("It is {'a': 1}, or {\"a\": 2}.")
     ([1, 2], {'a': 2})
     """
-    fenced = re.findall(r"```(?:json)?\s*(.*?)```", words, re.S) + re.findall(
-        r"<(\w+)>\s*([\[{].*?)\s*</\1>", words, re.S
-    )
-    texts = [text if isinstance(text, str) else text[1] for text in reversed(fenced)]
-    for text in (*texts, words):
+    fenced = words.split("```")[1:-1:2]
+    for text in (*reversed([*fenced, *_tagged(words)]), words):
         found = _first_json(text)
         if found is not None:
             return found
     raise ValueError("there is no JSON in it")
+
+
+def _tagged(words: str) -> list[str]:
+    """What stands in ``<tag>…</tag>`` and begins like JSON; in one pass, however long and odd the words."""
+    ends: dict[str, list[int]] = {}
+    for end in re.finditer(r"</(\w+)>", words):
+        ends.setdefault(end[1], []).append(end.start())
+    out, after = list[str](), 0
+    for begin in re.finditer(r"<(\w+)>\s*(?=[\[{])", words):
+        places = ends.get(begin[1], [])
+        row = bisect(places, begin.end())
+        if begin.start() >= after and row < len(places):
+            after = places[row]
+            out.append(words[begin.end() : after])
+    return out
 
 
 #: Values tried in one reply: a text of brackets alone must not take long.
@@ -213,15 +237,15 @@ def _first_json(text: str) -> Any:
     return None
 
 
-def read_number(said: Mapping[str, Any], name: str) -> float:
-    """A number of a reply's object.
+def read_number(said: Mapping[str, Any], name: str, low: float, high: float) -> float:
+    """A number of a reply's object, from ``low`` to ``high``.
 
     Raises:
         ValueError: there is none.
     """
     value = said.get(name)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e9:
-        raise ValueError(f'"{name}" must be a number')
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise ValueError(f'"{name}" must be a number from {low} to {high}')
     return float(value)
 
 
@@ -247,7 +271,7 @@ def read_boxes(words: str, model: ChatModel, size: tuple[int, int], *, shares: b
         words: the reply.
         model: says in which unit it writes (``boxes``).
         size: (height, width) of the picture that it was sent.
-        shares: numbers up to 1 are shares of the picture already.
+        shares: numbers up to 1 are shares of the picture already; a 1 beside larger numbers is none.
 
     Returns:
         (x0, y0, x1, y1) in [0, 1], cut at the picture's border. None at all where the reply is an empty
@@ -303,8 +327,10 @@ def _as_shares(
     numbers: Sequence[float], model: ChatModel, size: tuple[int, int], shares: bool
 ) -> list[float]:
     sides = (size[1], size[0]) if model.boxes == "pixels" else (1000, 1000)
+    # 0 to 1, or below 1: the 1 of [1, 40, 500, 600] is not the picture's whole side.
+    most = (1 if max(numbers) <= 1 else math.nextafter(1, 0)) if shares else -math.inf
     return [
-        min(1.0, max(0.0, value if shares and value <= 1 else value / sides[place % 2]))
+        min(1.0, max(0.0, value if value <= most else value / sides[place % 2]))
         for place, value in enumerate(numbers)
     ]
 

@@ -196,7 +196,7 @@ class _Picture:
 
     async def _good(self, mask_HW: BoolHW) -> bool:
         question = user(self.sent, self._drawn(mask_HW), GATE.format(sent=self.text))
-        return await self._asked(question, "gate", lambda said: read_number(said, "score")) >= 1
+        return await self._asked(question, "gate", lambda said: read_number(said, "score", 0, 1)) >= 1
 
     async def duel(self, alive: Sequence[_Candidate]) -> None:
         """Neighbours by rank before the chat model; ratings move."""

@@ -6,6 +6,7 @@ Which frames it is shown and how it is asked is stated by no one paper: both are
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from refseg_bench.backbones.chat import Conversation, Message
 from refseg_bench.errors import ConfigError
@@ -25,6 +26,8 @@ class MllmBox(ChatMethod):
         tries: most calls on one frame, where a reply can't be read.
     """
 
+    counts: ClassVar[tuple[str, ...]] = ("n_frames", "tries")
+
     n_frames: int = 1
     prompt: str = (
         "Locate every object that this describes: {sent}. Answer with the boxes as JSON, "
@@ -33,6 +36,7 @@ class MllmBox(ChatMethod):
     tries: int = 3
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if "{sent}" not in self.prompt:
             raise ConfigError(
                 "The prompt has no place for the expression.", where="method.prompt", allowed=["{sent}"]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from refseg_bench.backbones.chat import Conversation, Message, Uint8HWC
 from refseg_bench.methods.agents.base import (
@@ -88,6 +88,8 @@ class ReferAgent(ChatMethod):
         tries: most calls where a reply can't be read.
     """
 
+    counts: ClassVar[tuple[str, ...]] = ("parts", "best", "frame_rounds", "tries")
+
     clip: ClipScores = field(default_factory=ClipScores)
     parts: int = 10
     best: int = 5
@@ -106,15 +108,18 @@ class ReferAgent(ChatMethod):
         """Ask, choose, describe, locate, check, track."""
         one = _Query(self, talk, session.clip)
         await one.begin(expression.text)
-        targets: list[_Target] = []
-        guidance = ""
+        targets, guidance = list[_Target](), ""
         for number in range(1, self.frame_rounds + 1):
             await one.choose(guidance)
-            targets = await one.located("") or targets
+            if found := await one.located(""):
+                targets, chosen = found, (one.frames, one.key)
             wrong = await one.poor() if number < self.frame_rounds else []
             if not wrong:
                 break
             guidance += GUIDANCE.format(key=one.key, wrong=", ".join(wrong))
+        if targets:
+            # Boxes belong to the frame they were found on, which need not be the last one chosen.
+            one.frames, one.key = chosen
         reasons: list[str] = []
         for _ in range(self.description_rounds if one.questions else 0):
             said_no = await one.doubts(targets)
@@ -154,10 +159,10 @@ class _Query:
 
         def read(words: str) -> tuple[str, int]:
             said = read_object(words)
-            kind = int(read_number(said, "type"))
+            kind = read_number(said, "type", min(KIND), max(KIND))
             if kind not in KIND:
                 raise ValueError('"type" must be 1, 2 or 3')
-            return read_text(said, "statement"), kind
+            return read_text(said, "statement"), int(kind)
 
         told = STATEMENT.format(sent=text)
         self.statement, self.kind = await self._asked(user(told), "statement", read)
@@ -171,7 +176,7 @@ class _Query:
             scores = read_object(words).get("scores")
             if not isinstance(scores, list) or len(scores) != len(places):
                 raise ValueError(f'"scores" must be {len(places)} numbers')
-            return [read_number({"score": score}, "score") for score in scores]
+            return [read_number({"score": score}, "score", 1, 10) for score in scores]
 
         names = [str(number) for number in range(1, len(places) + 1)]
         picture = self.method.backbone.fit(mosaic(list(self.clip.load(places)), names, columns=5))

@@ -15,7 +15,15 @@ from itertools import combinations
 from typing import Any
 
 from refseg_bench.backbones.chat import Conversation, Uint8HWC
-from refseg_bench.methods.agents.base import read_flag, read_json, read_object, read_text, track_mask, user
+from refseg_bench.methods.agents.base import (
+    MOST_LISTED,
+    read_flag,
+    read_json,
+    read_object,
+    read_text,
+    track_mask,
+    user,
+)
 from refseg_bench.methods.agents.drawing import contour
 from refseg_bench.methods.agents.sam3_tools import ToolAgent
 from refseg_bench.segmenters.base import SegmenterSession
@@ -79,12 +87,13 @@ class Sam3Agent(ToolAgent):
 
         def read(words: str) -> list[dict[str, Any]]:
             said = read_json(words)
-            if not isinstance(said, list):
-                raise ValueError("the JSON is no list")
+            if not isinstance(said, list) or len(said) > MOST_LISTED:
+                raise ValueError(f"the JSON is no list of up to {MOST_LISTED} instances")
             return [read_instance(one, shown) for one in said]
 
-        asked = [user(*parts, LOCATE.format(sent=text))]
-        instances = await talk.ask_for(asked, "instances", read, self.tries)
+        parts.append(LOCATE.format(sent=text))
+        instances = await talk.ask_for([user(*parts)], "instances", read, self.tries)
+        del parts  # the pictures of a long clip, while the conversation goes on
         for one in instances:
             one["track"] = await self._track(talk, session, one)
         for _ in range(self.again):

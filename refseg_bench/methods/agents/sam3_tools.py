@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -58,6 +58,8 @@ class ToolAgent(ChatMethod):
         images: most pictures in a request; the first and the latest stay.
         tries: most calls where a reply can't be read; the original raises at the first.
     """
+
+    counts: ClassVar[tuple[str, ...]] = ("generations", "most_masks", "images", "tries")
 
     generations: int = 100
     most_masks: int = 100
@@ -164,7 +166,8 @@ def read_call(words: str) -> tuple[str, dict[str, Any]]:
         chosen = given.get("final_answer_masks")
         if not isinstance(chosen, list):
             raise ValueError('"final_answer_masks" must be a list of numbers')
-        given = {"final_answer_masks": [int(one) for one in chosen if str(one).isdecimal()]}
+        numbers = [int(one) for one in chosen if isinstance(one, int | str) and str(one).isdecimal()]
+        given = {"final_answer_masks": list(dict.fromkeys(numbers))}
     return begun + opened + inner + closed, {"name": name, "parameters": given}
 
 

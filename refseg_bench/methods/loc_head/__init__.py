@@ -17,6 +17,7 @@ import numpy as np
 from refseg_bench.backbones.base import RolloutSettings
 from refseg_bench.cache import Entry
 from refseg_bench.errors import ConfigError
+from refseg_bench.methods.base import refuse_below_1
 from refseg_bench.methods.heat import HeatMethod
 from refseg_bench.methods.pointing import FloatHW
 from refseg_bench.types import Clip, FloatTHW
@@ -39,6 +40,10 @@ class LocHead(HeatMethod):
     heads: list[list[int]] = field(default_factory=list)
     n_heads: int = 3
     sigma: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse_below_1(self, "n_heads")
 
     @property
     def chosen(self) -> list[tuple[int, int]]:
