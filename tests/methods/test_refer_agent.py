@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from fnmatch import fnmatch
 
 import numpy as np
 import pytest
@@ -185,6 +186,16 @@ def test_without_a_new_box_the_last_ones_stay(clip):
     assert "point" not in steps(p)
 
 
+def test_boxes_of_an_earlier_frame_are_tracked_from_there(clip):
+    # The second frame shows nothing: the boxes that count lie on the first.
+    method = agent(frames=[scores(0), scores(9)], frame=[fine("absent")], box=[BOX, "[]"])
+    (p,) = run(method, clip, "it")
+    ((frame, (prompt,)),) = method.segmenter.prompted
+    assert prompt.box == (0.25, 0.25, 0.5, 0.5)
+    assert frame == p.details["key"] == 2
+    assert frame in p.details["frames"]
+
+
 def test_several_targets_are_tracked_together_and_the_last_box_counts(clip):
     method = agent(
         descriptions=[described("one", "gone", "two")],
@@ -201,7 +212,10 @@ def test_several_targets_are_tracked_together_and_the_last_box_counts(clip):
     [("statement", '{"statement": "", "type": 1}'), ("statement", '{"statement": "a", "type": 4}'),
      ("questions", '{"questions": "none"}'), ("frames", '{"scores": [1, 2]}'),
      ("frames", scores(0).replace("9", '"9"')), ("descriptions", '{"descriptions": [""]}'), ("box", "there"),
-     ("point", '{"point": [1]}'), ("frame", "{}"), ("check", '{"yes": false}')],
+     ("statement", '{"statement": "a", "type": 1.5}'), ("frames", scores(0).replace("9", "10.5")),
+     ("descriptions", described(*["dog"] * 101)),
+     ("frames", scores(0).replace("9", "1e300")), ("point", '{"point": [1]}'), ("frame", "{}"),
+     ("check", '{"yes": false}')],
 )  # fmt: skip
 def test_what_cannot_be_read_is_a_failure_after_its_tries(clip, name, reply):
     method = agent(**{"questions": ['{"questions": ["Is it?"]}'], name: [reply]})
@@ -215,11 +229,21 @@ def test_numbers_up_to_one_are_shares_already():
     model = ChatEndpoint()
     assert read_boxes("[[0.1, 0.2, 0.3, 1]]", model, (10, 10), shares=True) == [(0.1, 0.2, 0.3, 1.0)]
     assert read_boxes("[[100, 0.2, 300, 400]]", model, (10, 10), shares=True) == [(0.1, 0.2, 0.3, 0.4)]
+    # A 1 beside larger numbers is one of a thousand, or a pixel: not the whole side.
+    assert read_boxes("[[1, 0, 500, 400]]", model, (10, 10), shares=True) == [(0.001, 0.0, 0.5, 0.4)]
+    assert read_point('{"point": [1, 500]}', model, (10, 10), shares=True) == (0.001, 0.5)
+    assert read_boxes("[[0, 0, 1, 1]]", model, (10, 10), shares=True) == [(0.0, 0.0, 1.0, 1.0)]
     assert read_point("[[0.5, 250]]", model, (10, 10), shares=True) == (0.5, 0.25)
     assert read_point('{"point_2d": [5, 20], "label": "x"}', ChatEndpoint(boxes="pixels"), (40, 10)) == (
         0.5,
         0.5,
     )
+
+
+def test_the_published_clip_is_fetched_with_its_weights():
+    # Its repository holds no safetensors.
+    (needed,) = ClipScores().weights()
+    assert any(fnmatch("pytorch_model.bin", pattern) for pattern in needed.patterns)
 
 
 def test_clip_grades_as_transformers_does(tmp_path, clip):

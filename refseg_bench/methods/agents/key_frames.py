@@ -40,7 +40,8 @@ class ClipScores:
         """What is fetched."""
         if self.model is None:
             return ()
-        patterns = ("*.json", "*.safetensors", "*.txt")
+        # OpenAI's repository of this model holds no safetensors.
+        patterns = ("*.json", "*.safetensors", "pytorch_model.bin", "*.txt")
         return (Weights(self.model, self.revision, patterns=patterns, component="method=refer_agent"),)
 
     def logits(self, clip: Clip, text: str) -> NDArray[np.float64]:
