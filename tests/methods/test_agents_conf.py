@@ -45,6 +45,15 @@ def test_experiments_compose_and_can_be_built(name: str) -> None:
         schema.build(point.values["method"], "method", **parts)
 
 
+def test_localization_heads_are_scored_as_decaf_beside_them() -> None:
+    for dataset in ("ref_davis17", "reasonvos", "revos"):
+        heads, decaf = (
+            compose([f"experiment={name}", f"dataset={dataset}", "backbone=qwen2_5_vl_7b"])[0]
+            for name in ("agents/loc_head", "decaf/table2")
+        )
+        assert heads.values["protocols"] == decaf.values["protocols"] != []
+
+
 def test_a_models_heads_become_the_methods() -> None:
     (plain,) = compose(["method=loc_head", "dataset=shapes"])
     (told,) = compose(["method=loc_head", "dataset=shapes", "backbone.loc_heads=[[3,1],[4,2]]"])
