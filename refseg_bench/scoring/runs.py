@@ -14,6 +14,7 @@ from typing import Any
 import refseg_bench
 from refseg_bench.config import compose as configs
 from refseg_bench.config.components import open_protocol
+from refseg_bench.config.schema import TARGET
 from refseg_bench.datasets.base import Dataset
 from refseg_bench.datasets.files import files_read
 from refseg_bench.errors import RefsegError, ScoreError
@@ -129,7 +130,7 @@ def score_store(
     with files_read() as files:
         work, present = plan(dataset), inputs.Present(dataset, seen_before(store))
     with files_read() as opened:
-        truth = _truth_files(dataset, work)
+        truth = _truth_files(dataset, work) if _ours(str(values["dataset"][TARGET])) else None
     differing = inputs.stale(store, work, present)
     keep_record(store, work, files, present)
     if not options.partial:
@@ -137,7 +138,8 @@ def score_store(
     if differing and not options.partial:
         return [(word, inputs.refusal(differing, store.root)) for word in words]
     made_from |= present.marks(work)
-    how = [refseg_bench.__version__, str(options.partial), str(options.strict), str(options.bootstrap)]
+    code = inputs.states(sorted(Path(refseg_bench.__path__[0]).rglob("*.py")))
+    how = [code, str(options.partial), str(options.strict), str(options.bootstrap)]
     truth_state = "" if truth is None else inputs.states([*sorted(files | opened), *truth])
     made_from |= {"truth": truth_state, "how": str(how)}
     if not again:
@@ -161,12 +163,19 @@ def _truth_files(dataset: Dataset, work: Work) -> list[Path | None] | None:
     return None if None in found else [path for paths in found for path in paths or ()]
 
 
+def _ours(target: str) -> bool:
+    """Whether a class is this package's: nobody knows what other code reads, or whether it has changed."""
+    return target.startswith("refseg_bench.")
+
+
 def _stands(store: RunStore, word: str, made_from: Mapping[str, str]) -> bool:
-    """Whether a protocol's stored result is whole, and was made from what there is now."""
-    name = open_protocol(word).full_name
+    """Whether a protocol's stored result is whole, and was made from what there is now, by the same code."""
+    protocol = open_protocol(word)
+    name = protocol.full_name
     try:
         made = store.made_from(name)
         known = all(made_from.values()) and all(made.get(key) == value for key, value in made_from.items())
+        known = known and _ours(type(protocol).__module__)
         return known and name in store.results() and bool(store.samples(name))
     except RefsegError:
         return False

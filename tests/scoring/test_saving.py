@@ -1,6 +1,7 @@
 """Masks of other people's code as a run: a row, a paired test, pages and a zip, without a method."""
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -10,10 +11,13 @@ import pytest
 from PIL import Image
 
 from refseg_bench.cli import main
-from refseg_bench.config.components import open_dataset
+from refseg_bench.config.components import open_dataset, open_protocol
+from refseg_bench.datasets.meta_expressions import MetaExpressions
+from refseg_bench.files.store_io import read_sealed_yaml
 from refseg_bench.report.html import write_report
 from refseg_bench.report.publish import read_published
 from refseg_bench.run.store import RunStore, runs_in
+from refseg_bench.scoring import runs
 from tests.datasets.conftest import video
 from tests.scoring.test_layouts import WORDS, coco, everything, merged  # noqa: F401
 from tools.writers import write_davis_source, write_meta_expressions_set
@@ -287,3 +291,49 @@ def test_a_saved_row_tells_its_gaps_and_names_no_log(capsys):
     told = capsys.readouterr().out
     assert "v2/0: " in told
     assert "log:" not in told
+
+
+class Mine(MetaExpressions):
+    """A set of somebody else: its truth may lie anywhere."""
+
+
+def test_a_result_stands_only_while_all_it_was_made_from_does(capsys, monkeypatch):
+    """A finished run is scored again by other code or another truth, and not for nothing."""
+    mevis_like()
+    words = [
+        "dataset=mevis",
+        "dataset.root=data/mevis",
+        "dataset.split=valid_u",
+        "method=oracle",
+        "--no-html",
+    ]
+    asked: list[list[str]] = []
+    under_each = runs.under_each
+    monkeypatch.setattr(
+        runs, "under_each", lambda d, s, names, o: asked.append(list(names)) or under_each(d, s, names, o)
+    )
+
+    def again() -> bool:
+        assert main(["run", *words, "--no-html"]) == 0
+        return bool(asked[-1])
+
+    assert [again(), again()] == [True, False]
+    with monkeypatch.context() as patch:
+        patch.setattr(type(open_protocol("rvos-expr")), "__module__", "mine.protocols")
+        assert [again(), again()] == [True, True]
+    assert not again()
+    store = only_run()
+    values = read_sealed_yaml(store.config_path)
+    values["dataset"]["_target_"] = f"{__name__}.Mine"
+    for _ in range(2):
+        runs.score_store(store, values=values, again=False)
+        assert asked[-1]
+    assert [again(), again()] == [True, False]
+    with monkeypatch.context() as patch:
+        patch.setattr("refseg_bench.__path__", [str(Path("data"))])
+        Path("data/code.py").touch()
+        assert [again(), again()] == [True, False]
+    (masks,) = Path("data").rglob("mask_dict.*")
+    again()
+    os.utime(masks)
+    assert [again(), again()] == [True, False]
