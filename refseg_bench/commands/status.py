@@ -128,9 +128,11 @@ def _tell(
     peak = max((p.peak_mb for p in seen), default=None)
     jobs = records(store.root)
     quiet = [job for job in jobs if not job.end and time.time() - job.beat >= 2 * BEAT]
-    # What was cancelled may still be ending.
-    over = {submission.id for submission in submissions(store.root) if submission.state == "over"}
-    alive = [job for job in jobs if not job.end and job not in quiet and job.owner.launch not in over]
+    # What was cancelled may still be ending; a worker may have joined since.
+    told_over = (s for s in submissions(store.root) if s.state == "over")
+    over = {s.id: (store.root / "launches" / s.id / "launch.json").stat().st_mtime for s in told_over}
+    alive = [job for job in jobs if not job.end and job not in quiet]
+    alive = [job for job in alive if job.owner.started >= over.get(job.owner.launch, 0.0)]
     eta = None if rate is None or not alive or not left else left * rate / len(alive)
     row: dict[str, Any] = {"run": store.root.name, "done": done, "failed": failed, "left": left}
     row["seconds_per_sample"] = rate

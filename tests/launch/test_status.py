@@ -137,6 +137,10 @@ def test_what_was_cancelled_has_no_eta_and_nobody_at_work(tmp_path: Path, capsys
         submission.state = "over"
         submission.write(store)
         assert told()[0] == "–"
+    with Desk(store.root, Owner.here("joined", submission.id)):
+        eta, out = told()
+        assert eta.count(":") == 2, "`refseg work` takes up the newest submission, over or not"
+        assert "nobody works" not in out
     eta, out = told("--watch", "0.01")  # ends, for nobody works
     assert eta == "–"
     assert f"nobody works on it; this goes on: {store.info().command}" in out
