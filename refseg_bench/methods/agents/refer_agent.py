@@ -58,11 +58,7 @@ CHECK = """The red box should hold: {description}. {question}
 Answer as JSON: {{"yes": true or false, "reason": "..."}}"""
 REASONS = " Earlier targets were wrong: {reasons}."
 #: What the frame check may find wrong.
-WRONG = {
-    "absent": "a target is absent",
-    "clearer_elsewhere": "it is clearer elsewhere",
-    "occluded": "occlusion",
-}
+WRONG = dict(absent="a target is absent", clearer_elsewhere="it is clearer elsewhere", occluded="occlusion")
 
 
 @dataclass(frozen=True)
@@ -88,6 +84,7 @@ class ReferAgent(ChatMethod):
         tries: most calls where a reply can't be read.
     """
 
+    packages: ClassVar[tuple[str, ...]] = ("torch", "transformers")  # of CLIP
     counts: ClassVar[tuple[str, ...]] = ("parts", "best", "frame_rounds", "tries")
 
     clip: ClipScores = field(default_factory=ClipScores)
