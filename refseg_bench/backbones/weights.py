@@ -581,8 +581,10 @@ def need_of(node: Mapping[str, Any], where: str) -> Need:
     try:
         cls = schema.locate(target, where)
         values = schema.complete(node, where)
-        if isinstance(cls, type) and callable(getattr(cls, "weights", None)) and not schema.injected(cls):
-            said = schema.construct(cls, values, where).weights()
+        parts = schema.injected(cls)
+        alone = not parts or getattr(cls, "weights_alone", False)
+        if isinstance(cls, type) and callable(getattr(cls, "weights", None)) and alone:
+            said = schema.construct(cls, values, where, **dict.fromkeys(parts)).weights()
             return Need(where, target, tuple(said or ()))
     except RefsegError as error:
         return Need(where, target, (), str(error))

@@ -55,6 +55,8 @@ class Component(ABC):  # noqa: B024 (what is abstract differs by kind)
     cache_root: Path | None = None
     #: Packages it can't do without, none of which its module imports.
     packages: ClassVar[tuple[str, ...]] = ()
+    #: Whether it tells its weights without the parts that it is handed.
+    weights_alone: ClassVar[bool] = False
 
     def __init_subclass__(cls, **words: Any) -> None:
         super().__init_subclass__(**words)

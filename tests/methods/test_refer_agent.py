@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from refseg_bench.backbones.chat import ChatEndpoint
+from refseg_bench.backbones.weights import needs_of
+from refseg_bench.config.compose import compose
 from refseg_bench.methods.agents.base import read_boxes, read_point
 from refseg_bench.methods.agents.key_frames import ClipScores, best_of_parts, chosen_frames, standing
 from refseg_bench.methods.agents.refer_agent import ReferAgent
@@ -241,8 +243,11 @@ def test_numbers_up_to_one_are_shares_already():
 
 
 def test_the_published_clip_is_fetched_with_its_weights():
+    (point,) = compose(["method=refer_agent", "dataset=shapes"])
+    needs = {need.node: need.weights for need in needs_of(point.values)}
+    (needed,) = needs["method"]
+    assert needed.repo == "openai/clip-vit-base-patch32"
     # Its repository holds no safetensors.
-    (needed,) = ClipScores().weights()
     assert any(fnmatch("pytorch_model.bin", pattern) for pattern in needed.patterns)
 
 

@@ -85,6 +85,7 @@ class ReferAgent(ChatMethod):
     """
 
     packages: ClassVar[tuple[str, ...]] = ("torch", "transformers")  # of CLIP
+    weights_alone: ClassVar[bool] = True
     counts: ClassVar[tuple[str, ...]] = ("parts", "best", "frame_rounds", "tries")
 
     clip: ClipScores = field(default_factory=ClipScores)
