@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import http.client
 import logging
 import os
 import shlex
@@ -17,6 +18,7 @@ import sys
 import tempfile
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -32,11 +34,13 @@ from refseg_bench.run.workers import Owner
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-_WHERE = "cluster.server"
+_WHERE, _HERE = "cluster.server", "http://127.0.0.1:"
 #: How often a server that ended is started in one worker.
 _STARTS = 3
 #: Seconds between two looks whether it is ready, and after which a file of a lock is nobody's.
 _LOOK, _OLD = 0.5, 30 * 24 * 3600.0
+#: Seconds that the server of the work before may take to give its port back.
+_LEAVING = 30.0
 
 
 def check(values: Mapping[str, Any]) -> None:
@@ -61,7 +65,13 @@ def check(values: Mapping[str, Any]) -> None:
                 where=_WHERE,
                 hint="Put it into the environment, as OPENAI_BASE_URL.",
             )
-        return
+        with contextlib.suppress(ValueError):
+            parts = urllib.parse.urlsplit(cluster.server)
+            if parts.hostname and parts.port != 0:
+                return
+        raise ConfigError("There is no such address.", where=_WHERE, allowed=["http://HOST:PORT/v1"])
+    if not 0 <= cluster.server_port < 1 << 16:
+        raise ConfigError("There is no such port.", where="cluster.server_port", allowed=["0 to 65535"])
     words = _words(cluster, "", 0)
     if not words or not (cluster.server_port or "{port}" in cluster.server):
         raise ConfigError(
@@ -114,9 +124,11 @@ def served(
     path = folder / f"server-{log_name}.log"
     for start in range(_STARTS):
         with _started(cluster, str(backbone.get("model", "")), name, path) as url:
-            quiet = ",".join(filter(None, [os.environ.get("NO_PROXY", ""), "127.0.0.1"]))
+            # Where both are set, the one in small letters counts.
+            known = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
+            quiet = ",".join(filter(None, [known, "127.0.0.1"]))
             try:
-                with _environment(OPENAI_BASE_URL=url, NO_PROXY=quiet):
+                with _environment(OPENAI_BASE_URL=url, NO_PROXY=quiet, no_proxy=quiet):
                     return work()
             except ConfigError as error:
                 if _answers(_health(cluster, url)):
@@ -139,9 +151,13 @@ def _started(cluster: Cluster, model: str, name: str, path: Path) -> Iterator[st
                 fcntl.flock(start, fcntl.LOCK_EX)
                 fcntl.flock(users, fcntl.LOCK_SH)
                 port = int(os.pread(start, 16, 0) or 0)
-                if not (port and _answers(_health(cluster, _address(port)))):
+                # One that is busy may keep a caller waiting; one that is gone refuses at once.
+                if not (port and any(_answers(_health(cluster, _address(port))) for _ in range(3))):
                     port = cluster.server_port or _free_port()
-                    process = _start(_words(cluster, model, port), place.with_suffix(".users"), path)
+                    with _locked(_folder() / f"{port}.port") as held:
+                        _take(port, held)
+                        words = _words(cluster, model, port)
+                        process = _start(words, place.with_suffix(".users"), path, held)
                     _wait(_health(cluster, _address(port)), cluster.server_minutes, process, path)
                     os.ftruncate(start, 0)
                     os.pwrite(start, str(port).encode(), 0)
@@ -152,13 +168,36 @@ def _started(cluster: Cluster, model: str, name: str, path: Path) -> Iterator[st
             process.wait()
 
 
-def _start(words: list[str], lock: Path, path: Path) -> subprocess.Popen[bytes]:
+def _take(port: int, held: int) -> None:
+    """Wait until the port is free, and lock it: else another's server would be taken for this one."""
+    deadline = time.monotonic() + _LEAVING
+    while True:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            socket.create_server(("", port)).close()
+            return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise ConfigError(
+                    f"The chat model's server can't have port {port} ({error.strerror}).",
+                    where="cluster.server_port",
+                    hint="0 takes a free one; cluster.server_per=node shares one server among its workers.",
+                ) from None
+        time.sleep(_LOOK)
+
+
+def _start(words: list[str], lock: Path, path: Path, held: int) -> subprocess.Popen[bytes]:
     supervise = [sys.executable, "-I", str(Path(__file__).with_name("supervise.py")), str(lock), *words]
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab") as out:
             return subprocess.Popen(
-                supervise, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
+                supervise,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
+                pass_fds=(held,),  # the port's lock, as long as the server runs
             )
 
 
@@ -171,9 +210,13 @@ def _wait(
         ConfigError: it ended before, or took too long.
     """
     deadline = time.monotonic() + 60 * minutes
-    while not _answers(health):
+    while True:
+        ready = _answers(health)
         if process is not None and process.poll() is not None:
+            # What answers then is another's.
             raise _ended(f"ended with code {process.returncode} before it was ready", path)
+        if ready:
+            return
         if time.monotonic() > deadline:
             raise ConfigError(
                 f"The chat model's server is not ready after cluster.server_minutes={minutes:g}."
@@ -192,12 +235,14 @@ def _ended(how: str, path: Path | None) -> ConfigError:
 
 
 def _answers(health: str) -> bool:
+    # Asked the way that the work will ask it.
+    proxies = urllib.request.ProxyHandler({} if health.startswith(_HERE) else None)
     try:
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(health, timeout=5) as answer:
+        with urllib.request.build_opener(proxies).open(health, timeout=5) as answer:
             return bool(answer.status == 200)
     except urllib.error.HTTPError as error:
         return error.code in (401, 403)  # it runs, and wants the key
-    except (OSError, ValueError):
+    except (OSError, ValueError, http.client.HTTPException):
         return False
 
 
@@ -207,7 +252,7 @@ def _health(cluster: Cluster, address: str) -> str:
 
 
 def _address(port: int) -> str:
-    return f"http://127.0.0.1:{port}/v1"
+    return f"{_HERE}{port}/v1"
 
 
 def _is_address(server: str) -> bool:

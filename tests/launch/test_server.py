@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -114,6 +115,43 @@ def test_one_that_ends_at_work_is_started_again(tmp_path: Path) -> None:
     assert gone(tmp_path)
 
 
+def test_no_proxy_of_the_machine_stands_between(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "example.org")
+    assert main(["run", *words(tmp_path, command(tmp_path), clips=1), "--no-html"]) == 0
+    assert done(tmp_path) == 2
+    assert os.environ["no_proxy"] == "example.org"
+
+
+def test_nobody_elses_server_is_taken_for_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "_LEAVING", 0.0)
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        port = held.getsockname()[1]
+    cluster = Cluster(server=command(tmp_path), server_port=port)
+    for _ in range(2):
+        with server._started(cluster, "tiny", f"{tmp_path.name}-first", tmp_path / "log"):
+            other = server._started(cluster, "large", f"{tmp_path.name}-second", tmp_path / "log")
+            with pytest.raises(ConfigError, match=f"can't have port {port}"), other:
+                pass
+    assert len(started(tmp_path)) == 2
+    assert gone(tmp_path)
+
+
+def test_an_answer_of_another_kind_is_no_readiness() -> None:
+    def greet(listening: socket.socket) -> None:
+        connection, _ = listening.accept()
+        with connection:
+            connection.recv(1000)
+            connection.sendall(b"SSH-2.0-other\r\n\r\n")
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=greet, args=[listening])
+        thread.start()
+        assert not server._answers(f"http://127.0.0.1:{listening.getsockname()[1]}/v1/models")
+        thread.join()
+
+
 @pytest.mark.parametrize(
     ("serve", "minutes", "told"),
     [
@@ -157,6 +195,9 @@ def test_one_that_runs_is_waited_for(tmp_path: Path) -> None:
         ("serve", "", "no place for the port"),
         ("serve \"{port}", "", "can't be read"),
         (" ", "", "is empty"),
+        ("http://host:port/v1", "", "no such address"),
+        ("https:///v1", "", "no such address"),
+        ("serve {port}", "cluster.server_port=70000", "no such port"),
     ],
 )  # fmt: skip
 def test_what_can_be_no_server_is_refused_before_anything_is_kept(
