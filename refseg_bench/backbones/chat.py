@@ -15,6 +15,7 @@ import io
 import json
 import math
 import os
+import re
 import time
 from abc import abstractmethod
 from collections import Counter
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from refseg_bench.backbones.weights import Weights
 
 T = TypeVar("T")
+E = TypeVar("E", bound=Exception)
 Uint8HWC = NDArray[np.uint8]
 #: Bump when what is sent for the same message changes.
 _VERSION = 1
@@ -381,7 +383,8 @@ class ChatLocal(ChatModel):
         """See the base; the first one fetches what isn't here, for only then its commit is known."""
         from refseg_bench.backbones.weights import fetch
 
-        if self._pinned.revision is None and not self._pinned.local and not self.offline:
+        commit = re.fullmatch("[0-9a-f]{40}", self._pinned.revision or "")
+        if commit is None and not self._pinned.local and not self.offline:
             fetch(self._pinned)
             del self._pinned
         return await super().reply(messages, again)
@@ -600,9 +603,9 @@ class Conversation:
         """JSON for the record: ``conversation`` and, last, where the store looks for it, ``cost``."""
         return {"conversation": self.transcript, "cost": asdict(self.cost)}
 
-    def failed(self, error: ChatError) -> ChatError:
+    def failed(self, error: E) -> E:
         """The error with what was said so far."""
-        error.details, error.pictures = self.details(), self.pictures
+        error.details, error.pictures = self.details(), self.pictures  # type: ignore[attr-defined]
         return error
 
 

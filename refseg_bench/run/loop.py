@@ -10,7 +10,7 @@ import sys
 import time
 import traceback
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -305,13 +305,15 @@ def _timed(
 def _failed(clip: Clip, expression: Expression, error: Exception) -> Prediction:
     trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
     log.error("sample %s failed: %s", sample_id(clip.id, expression.id), error, extra={"trace": trace})
+    # An error of another library may have something of that name, too.
+    details, pictures = getattr(error, "details", {}), getattr(error, "pictures", {})
     return Prediction(
         sample=sample_id(clip.id, expression.id),
         clip=clip.id,
         expression=expression.id,
         failure=SampleFailure(type(error).__name__, str(error), trace),
-        details=error.details if isinstance(error, RefsegError) else {},
-        pictures=error.pictures if isinstance(error, RefsegError) else {},
+        details=details if isinstance(details, Mapping) else {},
+        pictures=pictures if isinstance(pictures, Mapping) else {},
     )
 
 

@@ -30,6 +30,7 @@ from refseg_bench.errors import ConfigError, RefsegError
 from refseg_bench.files import resources
 from refseg_bench.methods.agents.base import read_boxes
 from refseg_bench.methods.agents.mllm_box import MllmBox
+from refseg_bench.run.loop import predict_clip
 from refseg_bench.segmenters.grabcut import GrabCut
 from refseg_bench.types import Expression
 from tests.fakes import FakeDataset
@@ -354,6 +355,21 @@ def test_an_address_with_a_password_is_refused_before_it_is_written(tmp_path, ca
     assert not (tmp_path / "runs").exists()
 
 
+def test_what_was_said_is_kept_whatever_fails_after_it(serve, tmp_path):
+    class Broken(MllmBox):
+        async def ground(self, talk, session, expression):
+            await super().ground(talk, session, expression)
+            raise RuntimeError("no mask from this")
+
+    clip = FakeDataset(root=tmp_path / "data").clips()[0]
+    method = Broken(serve("[[0, 0, 500, 500]]").model(tmp_path), GrabCut())
+    ((failed, _),) = predict_clip(method, clip, [Expression("0", "square")])
+    assert failed.failure.message == "no mask from this"
+    assert [turn["reply"] for turn in failed.details["conversation"]] == ["[[0, 0, 500, 500]]"]
+    assert failed.details["cost"]["calls"] == 1
+    assert failed.pictures.keys() == {failed.details["conversation"][0]["messages"][0]["parts"][0]["image"]}
+
+
 @pytest.mark.parametrize(("size", "most"), [(1, 1), (3, 3), (50, 12)])
 def test_as_many_conversations_go_on_as_asked_for(serve, tmp_path, size, most):
     def slow(body):
@@ -439,6 +455,23 @@ def test_a_model_of_the_hub_is_known_by_its_commit(tmp_path, monkeypatch):
     shutil.rmtree(ref.parent.parent)
     assert ask(offline=True) == ask() == ["reply 2"], "kept replies need no weights"
     assert asked == ["a" * 40, "b" * 40]
+
+
+def test_a_branch_that_is_not_here_is_fetched_before_its_replies_are_kept(tmp_path, monkeypatch):
+    asked = []
+
+    async def complete(self, messages):
+        asked.append(self._pinned.revision)
+        return Reply("so", "stop", 1, 1, 0.0)
+
+    monkeypatch.setattr(ChatLocal, "complete", complete)
+    refs = hub(tmp_path, monkeypatch) / "refs"
+    monkeypatch.setattr(weights, "fetch", lambda needed: (refs / needed.revision).write_text("c" * 40))
+    for _ in range(2):
+        model = ChatLocal(model="some/model", revision="work")
+        model.cache_root = tmp_path / "cache"
+        assert talk(model, "Which?")[0] == ["so"]
+    assert asked == ["c" * 40], "known by the commit, and replayed"
 
 
 def hub(tmp_path, monkeypatch):

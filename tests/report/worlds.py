@@ -81,7 +81,7 @@ class ForgedMethod:
             details = {
                 "conversation": turns,
                 "cost": "much",
-                "verdict": {"1": {"a": 1}, "__proto__": "x", "2": "true"},
+                "verdict": {"1": {"a": 1}, "__proto__": "x", "2": "true", "3": {"toString": 1}},
                 "candidates": [0.5, "x"],
                 "concept": 3,
             }

@@ -81,7 +81,11 @@ class ChatMethod(Method):
         async def one(expression: Expression) -> Grounding:
             async with at_once:
                 talk = Conversation(self.backbone)
-                found = await self.ground(talk, session, expression)
+                try:
+                    found = await self.ground(talk, session, expression)
+                except Exception as error:
+                    talk.failed(error)
+                    raise
                 details = {**found.details, **talk.details()}
                 return replace(found, details=details, pictures=talk.pictures)
 

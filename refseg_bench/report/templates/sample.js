@@ -359,7 +359,7 @@ function verdict(details) {
   return [h("h3", {}, "Verdict"), typeof details.concept === "string" ? h("p", {}, "looked for: ", h("b", {}, details.concept)) : null,
     wide("", h("tr", {}, ["candidate", "score", "is meant"].map((title) => h("th", {}, title))),
       Object.entries(said).slice(0, 200).map(([id, word]) => h("tr", {}, h("td", {}, id),
-        h("td", {}, typeof scores[id - 1] === "number" ? number(scores[id - 1], 3) : "–"), h("td", {}, String(word).slice(0, 40)))))];
+        h("td", {}, typeof scores[id - 1] === "number" ? number(scores[id - 1], 3) : "–"), h("td", {}, (typeof word === "string" ? word : JSON.stringify(word)).slice(0, 40)))))];
 }
 function tokens(details) {
   const pieces = words(details.tokens), has = (name, i) => Array.isArray(details[name]) && details[name].includes(i);
