@@ -18,6 +18,7 @@ from refseg_bench.commands import COMMANDS
 from refseg_bench.config.components import open_dataset
 from refseg_bench.errors import ScoreError
 from refseg_bench.report.compare import compare, verdicts
+from refseg_bench.report.html import write_report
 from refseg_bench.run.store import RunStore, runs_in
 from refseg_bench.types import encode_rle
 from tests.datasets.conftest import video
@@ -38,7 +39,7 @@ def written(folder: Path) -> dict[Path, int]:
 
 
 def test_a_complete_run_is_scored_again_where_something_has_changed(
-    in_tmp: Path, capsys: pytest.CaptureFixture[str]
+    in_tmp: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_meta_expressions_set(Path("data/mevis"), "valid_u", [video()])
     command = ["run", "dataset=mevis", "method=full_frame", "score.bootstrap=20", "score.jobs=1"]
@@ -72,6 +73,16 @@ def test_a_complete_run_is_scored_again_where_something_has_changed(
     shutil.rmtree(page.parent)
     scored()
     assert page.is_file()
+
+    def killed(*words: Any, **more: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("refseg_bench.report.html.shutil.rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            write_report([store], page.parent)
+    scored()
+    assert "not finished" not in page.read_text("utf-8")
 
 
 def test_run_score_report_then_a_no_op(in_tmp: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -327,6 +338,10 @@ def test_every_command_writes_json(in_tmp: Path, capsys: pytest.CaptureFixture[s
     checked = told("submission", "--check", "empty.zip", code=1)
     assert checked["ok"] is False
     assert checked["problems"]
+    (frozen,) = told("run", "--freeze", "method=full_frame", "limit.clips=1")
+    assert (Path(frozen["run"]).is_dir(), frozen["samples"], frozen["shards"]) == (True, rows[0]["n"], 1)
+    for words in (["-o", "rows.md"], ["--html"], ["--video", "x"], ["--format", "csv"]):
+        assert main(["report", first, "--json", "out.json", *words]) == 2
     with pytest.raises(SystemExit):
         main(["run", "--json"])
     assert main(["run", "--cfg", "job", "--json", "nowhere/out.json"]) == 2

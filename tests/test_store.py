@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -25,6 +26,11 @@ from refseg_bench.types import (
 )
 
 INFO = RunInfo("0123abcd", "x")
+
+
+def test_the_command_that_makes_a_run_again_can_be_pasted():
+    overrides = ["method=empty", "cluster.server='serve --port {port}'", "name=a;touch b"]
+    assert shlex.split(RunInfo("0123abcd", "x", overrides).command) == ["refseg", "run", *overrides]
 
 
 def a_store(tmp_path: Path) -> RunStore:

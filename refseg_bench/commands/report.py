@@ -85,6 +85,9 @@ def add(commands: Any) -> None:
 def main(args: argparse.Namespace) -> int:
     """Run the command."""
     if args.json is not None:
+        # It says in one word what those say, or is about what they don't make.
+        if args.output or args.format != "term" or args.html is not None or args.video or args.coco:
+            raise ConfigError("--json is --format json -o OUT, and goes with no --html, --video or --coco.")
         args.format, args.output = "json", args.json
     for path in filter(None, (args.output or (args.video and Path("sample.mp4")), args.coco)):
         check_output(path)

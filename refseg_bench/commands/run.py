@@ -53,7 +53,7 @@ def add(commands: Any) -> None:
         action="store_true",
         help="take only samples that have failed, also of a run that others are still at",
     )
-    add_json(p, "the results; with --cfg or --dry what those print")
+    add_json(p, "the results; with --cfg, --dry or --freeze what those print")
     p.add_argument("--no-score", action="store_true", help="predict only")
     p.add_argument("--no-html", action="store_true", help="don't write the pages to browse the samples")
     p.set_defaults(main=main)
@@ -73,7 +73,7 @@ def main(args: argparse.Namespace) -> int:
             print(configs.to_yaml(point.values))
         return 0
     if args.freeze and not args.dry:
-        return _freeze(points)
+        return _freeze(points, args.json)
     alone = len(points) == 1  # a sweep chooses its own rows
     baselines = configs.baselines_of(points[0]) if alone else []
     if args.dry:
@@ -126,13 +126,14 @@ def main(args: argparse.Namespace) -> int:
     return code
 
 
-def _freeze(points: Sequence[configs.Composed]) -> int:
+def _freeze(points: Sequence[configs.Composed], out: Path | None) -> int:
     """Freeze runs for any engine's workers: their commands on standard output, the rest on standard error."""
 
     def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
     runs = launch.freeze_for_workers(points, say)
+    put_json(out, [{"run": run.store.root, "samples": run.samples, "shards": run.shards} for run in runs])
     for run in runs:
         say(f"{run.store.root}\n  {run.samples} samples left in {len(run.work)} clips; shards: {run.shards}")
         print(shlex.join(["refseg", "work", str(run.store.root.resolve())]), flush=True)

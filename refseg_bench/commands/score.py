@@ -141,10 +141,11 @@ def _score_runs(args: argparse.Namespace, ids: Sequence[str] | None) -> int:
     refused = False
     documents: dict[str, Any] = {}
     stores = find_runs(args.runs)
-    folders = [store.root.name for store in stores]
+    roots = {store.root.resolve(): store.root for store in stores}  # one that is named twice is one
+    folders = [root.name for root in roots.values()]
     names = {
-        s.root: name if folders.count(name) == 1 else str(s.root)
-        for s, name in zip(stores, folders, strict=True)
+        store.root: store.root.name if folders.count(store.root.name) == 1 else str(store.root)
+        for store in stores
     }
     for store in stores:
         if store.root not in args.runs and not store.index():

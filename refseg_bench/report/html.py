@@ -170,7 +170,8 @@ def _clear(folder: Path) -> None:
             "The folder holds something that is no report.", where=folder, hint="Choose another folder."
         )
     folder.mkdir(parents=True, exist_ok=True)
-    # First of all, so that a report that is killed is known as one, and not shown as whole.
+    # First of all, so that a report that is killed is known as one, and not shown, or taken, as whole.
+    (folder / _MADE_FROM).unlink(missing_ok=True)
     write_atomic(page, _UNFINISHED)
     shutil.rmtree(folder / "data", ignore_errors=True)
 

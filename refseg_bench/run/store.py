@@ -527,7 +527,7 @@ class RunInfo:
     def command(self) -> str:
         """The command that makes the run again."""
         if not self.source:
-            return " ".join(["refseg run", *self.overrides])
+            return shlex.join(["refseg", "run", *self.overrides])
         data, method = (self.lasting.get(part) or {} for part in ("dataset", "method"))
         options = {
             "predictions": self.source,
