@@ -313,7 +313,7 @@ def _table(dataset: str, protocol: str, rows: list[Row]) -> ResultTable:
     top = {}
     for name in names:
         values = [row.result.metrics[name].value for row in rows if name in row.result.metrics and row.ranked]
-        top[name] = max((v for v in values if math.isfinite(v)), default=math.nan)
+        top[name] = (min if "Decay" in name else max)(filter(math.isfinite, values), default=math.nan)
     # Shares of the answers that show nothing, where any is there: said so, and empty without a word.
     nothing = [a for a in ("absent", "empty") if any(row.result.answers[a] for row in rows)]
     costs = costs_of(rows)

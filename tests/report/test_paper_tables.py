@@ -384,6 +384,12 @@ def test_who_sees_the_truth_is_never_the_best() -> None:
     assert [row[1].best for row in table.rows] == [False, True, False]
 
 
+def test_the_least_decay_is_the_best() -> None:
+    made = [Result("p@1", {"J": Estimate(v), "J-Decay": Estimate(v / 2)}, 9, 9, 0, 0) for v in (0.4, 0.6)]
+    (table,) = tables.tabulate([tables.Row(n, n, "set", r) for n, r in zip("ab", made, strict=True)])
+    assert [(row[1].best, row[2].best) for row in table.rows] == [(False, True), (True, False)]
+
+
 def test_a_set_is_printed_as_papers_call_it() -> None:
     assert [printed_name(name) for name in ("refcoco_unc", "mevis", "nowhere")] == [
         "RefCOCO", "MeViS", "nowhere",
