@@ -57,9 +57,12 @@ def shared_passes(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(f"refseg_bench.backbones.{module}.shared_pass", lambda device, size: size)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """A headless Chromium; the tests that need one are skipped aloud where there is none."""
+    """A headless Chromium; the tests that need one are skipped aloud where there is none.
+
+    It keeps an event loop at work: in its process no chat model can be asked before it has ended.
+    """
     names = ("chromium", "chromium-browser", "google-chrome")
     found = next((path for path in map(shutil.which, names) if path is not None), None)
     if found is None:

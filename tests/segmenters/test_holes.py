@@ -43,10 +43,12 @@ def test_no_hole_no_change():
     assert fill_holes(logits, 8) is logits
 
 
-def test_run_record_says_which_filling_was_in_effect():
+def test_run_record_says_which_filling_was_in_effect(monkeypatch):
+    from refseg_bench import env
     from refseg_bench.methods.bounds import CentrePoint, Empty
     from refseg_bench.run.build import method_record
 
+    monkeypatch.setattr(env, "stage_peaks", {})  # what tests before this one measured
     record = method_record(CentrePoint(segmenter=Sam2Hf(fill_holes="off")))
     assert (record["segmenter"]["fill_holes"], record["segmenter"]["hole_area"]) == ("off", 8)
     assert method_record(Empty()) == {}
