@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -16,11 +14,7 @@ from hypothesis import HealthCheck, settings
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("REFSEG_SEARCHPATH", "pkg://tests")
-# Or tables would be as wide as the terminal that pytest was started in. readline writes that terminal's width
-# into the environment of later processes, past os.environ, when it is first imported.
-with contextlib.suppress(ImportError):
-    importlib.import_module("readline")
-os.environ["COLUMNS"] = "80"
+os.environ["COLUMNS"] = "80"  # or tables would be as wide as the terminal that pytest was started in
 
 settings.register_profile(
     "repeatable",

@@ -61,7 +61,7 @@ class Slurm:
         return value
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def slurm() -> Iterator[Slurm]:
     if os.geteuid() != 0:
         pytest.skip("NO SLURM TESTS: a throw-away SLURM needs root (tests/slurm/cluster.sh)")
