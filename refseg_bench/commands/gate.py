@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 from refseg_bench.config import schema
-from refseg_bench.errors import ConfigError
-from refseg_bench.files.store_io import check_output, output, printable, read_yaml
+from refseg_bench.errors import ConfigError, StoreError
+from refseg_bench.files.store_io import check_output, output, printable, read_yaml, without_nan
 from refseg_bench.report.compare import Gated, Policy, gate
 from refseg_bench.report.naming import options_of
 from refseg_bench.report.tables import leave_out_outdated, records_of, rows_of
@@ -70,29 +69,22 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _policy(args: argparse.Namespace) -> Policy:
-    values = {} if args.policy is None else read_yaml(args.policy)
     typed = {"max_drop": args.max_drop, "protocol": args.protocol}
-    values |= {name: value for name, value in typed.items() if value is not None}
     try:
+        values = {} if args.policy is None else read_yaml(args.policy)
+        values |= {name: value for name, value in typed.items() if value is not None}
         return schema.construct(Policy, values, "policy")
-    except ConfigError as error:
-        raise ConfigError(error.what, where=args.policy or "--max-drop", allowed=error.allowed) from error
+    except (ConfigError, StoreError) as error:
+        known = error.allowed or [field.name for field in fields(Policy)]
+        raise ConfigError(error.what, where=args.policy or "--max-drop", allowed=known) from error
 
 
-def _row(
-    run: RunStore, baseline: RunStore, protocol: str, gated: list[Gated], passed: bool
-) -> dict[str, Any]:
+def _row(run: RunStore, baseline: RunStore, protocol: str, gated: list[Gated], passed: bool) -> Any:
     """The run's result row, whose parts anybody can read without this package."""
     info = run.info()
     row = next(row for row in records_of(rows_of([run])) if row["protocol"] == protocol)
-    found = [
-        {
-            name: None if isinstance(value, float) and math.isnan(value) else value
-            for name, value in one.items()
-        }
-        for one in ({**asdict(each), "verdict": each.verdict} for each in gated)
-    ]
-    return {
+    found = [{**asdict(each), "verdict": each.verdict} for each in gated]
+    return without_nan({
         **row,
         "split": lasting_of(run)["dataset"].get("split"),
         "choices": info.choices,
@@ -101,4 +93,4 @@ def _row(
         "command": info.command,
         "gate": {"against": baseline.root.name, "digest": baseline.info().digest, "passed": passed,
                  "percent_points": found},
-    }  # fmt: skip
+    })  # fmt: skip

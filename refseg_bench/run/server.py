@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import http.client
 import logging
+import math
 import os
 import shlex
 import socket
@@ -58,6 +59,8 @@ def check(values: Mapping[str, Any]) -> None:
             where="backbone.url",
             hint=f"Leave out backbone.url or {_WHERE}.",
         )
+    if not 0 < cluster.server_minutes < math.inf:
+        raise ConfigError("A server needs some minutes.", where="cluster.server_minutes", allowed=["above 0"])
     if _is_address(cluster.server):
         if "@" in cluster.server:
             raise ConfigError(

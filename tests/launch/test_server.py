@@ -195,6 +195,7 @@ def test_one_that_runs_is_waited_for(tmp_path: Path) -> None:
         ("serve", "", "no place for the port"),
         ("serve \"{port}", "", "can't be read"),
         (" ", "", "is empty"),
+        ("http://host/v1", "cluster.server_minutes=nan", "needs some minutes"),
         ("http://host:port/v1", "", "no such address"),
         ("https:///v1", "", "no such address"),
         ("serve {port}", "cluster.server_port=70000", "no such port"),

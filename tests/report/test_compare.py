@@ -157,6 +157,7 @@ def test_a_gate_by_a_policy(
         ("undecided: maybe\n", "undecided"),
         ("most_drop: 1\n", "Unknown option"),
         ("- 1\n", "no mapping"),
+        ("max_drop: {J: 1\n", "max_drop, protocol, undecided"),
         ("protocol: davis\n", "not all scored"),
     ):
         code, told = by(text)
