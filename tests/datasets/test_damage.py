@@ -58,53 +58,53 @@ SQUARE = [4, 4, 20, 4, 20, 16, 4, 16]
 
 def mevis(root):
     write_meta_expressions_set(root, "valid_u", [video(A), video(B, seed=1)])
-    return lambda: MetaExpressions(root=root)
+    return lambda root=root: MetaExpressions(root=root)
 
 
 def mevis_v2(root):
     words = [("it", [0], {}), ("the unicorn that flies", [], {}), ("both", [0, 1], {})]
     write_mevis_v2_set(root, "valid_u", [video(A, expressions=words), video(B, seed=1)])
-    return lambda: open_dataset("mevis_v2", root=root)
+    return lambda root=root: open_dataset("mevis_v2", root=root)
 
 
 def ytvos(root):
     write_ref_youtube_vos_set(root, "train", [video(A, expressions=[("it", [0], {}), ("that", [1], {})])])
-    return lambda: RefYoutubeVos(root=root, split="train")
+    return lambda root=root: RefYoutubeVos(root=root, split="train")
 
 
 def ytvos_pickle(root):
     words = [("it", [0], {}), ("that", [1], {})]
     write_ref_youtube_vos_set(root, "train", [video(A, expressions=words)], masks="mask_dict.pkl")
-    return lambda: RefYoutubeVos(root=root, split="train")
+    return lambda root=root: RefYoutubeVos(root=root, split="train")
 
 
 def davis(root):
     words = [(f"sentence {i}", [i // 4], {}) for i in range(8)]
     write_davis_source(root / "src", {"train": [], "val": [video("bear", expressions=words)]})
     convert(root / "src/DAVIS", root / "src/davis_text_annotations", root)
-    return lambda: RefDavis17(root=root)
+    return lambda root=root: RefDavis17(root=root)
 
 
 def revos(root):
     write_revos_set(root, "valid", [video("UVO/a", expressions=[("it", [0], {"type_id": 1})])])
-    return lambda: Revos(root=root)
+    return lambda root=root: Revos(root=root)
 
 
 def reasonvos(root):
     write_reasonvos_set(root, [video("v1", expressions=[("it", [0], {"exp_id": 0})])])
-    return lambda: ReasonVos(root=root)
+    return lambda root=root: ReasonVos(root=root)
 
 
 def long_rvos(root):
     words = [("it", [0], {"type": "dynamic"}), ("that", [1], {"type": "hybrid"})]
     write_long_rvos_set(root, "valid", [video(A, expressions=words), video(B, seed=1)])
-    return lambda: LongRvos(root=root)
+    return lambda root=root: LongRvos(root=root)
 
 
 def groundmore(root):
     words = [("who?", [0], {"action_start": "0:00", "action_end": "0:01"})]
     write_groundmore_set(root, "test", [video(A, 6, words), video(B, 6, words, seed=1)])
-    return lambda: GroundMore(root=root)
+    return lambda root=root: GroundMore(root=root)
 
 
 def refcoco_m(root):
@@ -112,13 +112,13 @@ def refcoco_m(root):
     images = [one, ImageRecord("b.jpg", frames(1)[0], [[SQUARE]], [([0], ["that"])])]
     write_refcoco_m_set(root / "snapshot", images)
     prepare("refcoco_m", [root / "snapshot"], root)
-    return lambda: RefCocoM(root=root)
+    return lambda root=root: RefCocoM(root=root)
 
 
 def refcoco(root):
     one = ImageRecord("a.jpg", frames(1)[0], [[SQUARE]], [([0], ["the thing", "it"])])
     write_refcoco_set(root, [one, ImageRecord("b.jpg", frames(1)[0], [[SQUARE]], [([0], ["that"])])])
-    return lambda: RefCoco(root=root)
+    return lambda root=root: RefCoco(root=root)
 
 
 def reasonseg(root):
@@ -126,7 +126,7 @@ def reasonseg(root):
         write_reasonseg_image(
             root, "val", name, frames(1)[0], ["why?"], [("target", [[1, 1], [9, 1], [9, 9]])]
         )
-    return lambda: ReasonSeg(root=root)
+    return lambda root=root: ReasonSeg(root=root)
 
 
 # ── ways to damage them ──────────────────────────────────────────────────────
@@ -438,11 +438,28 @@ def read_all(data):
         clip.load()
 
 
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    """Writes a maker's set to a folder; the set itself was made once, read whole, and found sound."""
+    made = {}
+
+    def copy(make, root):
+        if make not in made:
+            first = tmp_path_factory.mktemp("sound") / "set"
+            build = make(first)
+            read_all(build())
+            assert verify(build()).ok
+            made[make] = first, build
+        first, build = made[make]
+        shutil.copytree(first, root)
+        return lambda: build(root)
+
+    return copy
+
+
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
-def test_damage_ends_in_one_error_that_names_everything(case, tmp_path):
-    build = case.make(tmp_path / "set")
-    read_all(build())
-    assert verify(build()).ok
+def test_damage_ends_in_one_error_that_names_everything(case, sound, tmp_path):
+    build = sound(case.make, tmp_path / "set")
     case.damage(tmp_path / "set")
     if not case.verify_only:
         with pytest.raises(DataError) as caught:
