@@ -543,6 +543,11 @@ class Result:
         return {"n": self.n, "expected": self.expected, "failed": self.failed, "missing": self.missing}
 
     @property
+    def whole(self) -> bool:
+        """True if no sample lacks a prediction, whatever the protocol counts it as."""
+        return not (self.n < self.expected or self.failed or self.missing)
+
+    @property
     def answers(self) -> dict[str, int]:
         """Samples by how they were answered (see :data:`Answer`); 0 where that isn't known."""
         known = self.details.get("answers")

@@ -67,7 +67,8 @@ class Comparison:
         overall: differences on all paired units.
         groups: differences per attribute value.
         gained, lost: the units that moved most, best or worst first.
-        config: option → (first, second), where they differ in what can change a prediction.
+        config: option, or part of the data → (first, second), where they differ in what can change a
+            prediction; of data the digests.
         unpaired: units that only one of the runs has.
     """
 
@@ -105,7 +106,7 @@ def compare(
         settings: how intervals are made; by default as those of the first run's result.
 
     Raises:
-        ScoreError: the runs share no protocol or no unit, or are of different data.
+        ScoreError: the runs share no protocol or no unit, or are of different data or truth.
     """
     before, after = (
         f"{store.info().choices.get('dataset')}, {lasting_of(store)['dataset'].get('split')}"
@@ -120,8 +121,39 @@ def compare(
     name = shared_protocol((first, second), protocol)
     tables = [ScoreTable.read_parquet(*s.samples(name)) for s in (first, second)]
     called = titles([first.info(), second.info()])
+    _refuse_other_truth(*paired(tables[0], tables[1], ", ".join(called)), (first, second))
     found = _compared((first, second), called, name, tables, attributes, most, settings)
-    return replace(found, config=config_difference(first, second))
+    data = {} if found.unpaired else _data_difference(first, second, name)
+    return replace(found, config={**config_difference(first, second), **data})
+
+
+def _refuse_other_truth(first: ScoreTable, second: ScoreTable, runs: Sequence[RunStore]) -> None:
+    """See that units were scored against the same masks, as far as the facts of their targets tell.
+
+    Raises:
+        ScoreError: with the first unit whose target differs.
+    """
+    for fact in ("objects", "clip_length", "size", "motion"):
+        columns = (table.attrs.get(fact, [None] * len(table)) for table in (first, second))
+        for unit, a, b in zip(first.units, *columns, strict=True):
+            if {type(a), type(b)} <= {int, float} and not math.isclose(a, b, rel_tol=1e-9):
+                told = f"the {fact.replace('_', ' ')} of the target of '{unit}' is {a:g} and {b:g}"
+                raise ScoreError(
+                    f"The runs were scored against different masks: {told}.",
+                    where=", ".join(str(run.root) for run in runs),
+                    hint="Score both on one release, with the same options of the data set.",
+                )
+
+
+def _data_difference(first: RunStore, second: RunStore, protocol: str) -> dict[str, tuple[str, str]]:
+    """What of the data two results rest on differs, with the digests that tell so."""
+    marks = [store.made_from(protocol) for store in (first, second)]
+    out = {}
+    for part, what in (("facts", "samples, texts, frame names or sizes"), ("files", "pixels of frames")):
+        a, b = (mark.get(part, "") for mark in marks)
+        if a and b and a != b:
+            out[what] = a, b
+    return out
 
 
 def compare_truths(
@@ -293,15 +325,12 @@ def gate(run: RunStore, baseline: RunStore, policy: Policy) -> tuple[Comparison,
             where=f"{run.root}, {baseline.root}",
             hint="Give both the same limit, and the run's own `refseg run` again for what failed.",
         )
-    marks = [store.made_from(found.protocol) for store in (baseline, run)]
-    for part, what in (("facts", "samples, texts, frame names or sizes"), ("files", "pixels of frames")):
-        first, second = (mark.get(part) for mark in marks)
-        if first and second and first != second:
-            raise ScoreError(
-                f"The run and its baseline are of different data: {what} differ.",
-                where=f"{run.root}, {baseline.root}",
-                hint="Run the baseline's own `refseg run` again on the present data.",
-            )
+    for what in _data_difference(baseline, run, found.protocol):
+        raise ScoreError(
+            f"The run and its baseline are of different data: {what} differ.",
+            where=f"{run.root}, {baseline.root}",
+            hint="Run the baseline's own `refseg run` again on the present data.",
+        )
     # Of a decay less is better: what it may drop says nothing.
     gaps = {name: gap for name, gap in found.overall.differences.items() if not name.endswith("Decay")}
     drops = policy.max_drop

@@ -180,6 +180,7 @@ class Held:
         estimate: the run's number, in percent.
         result: the whole result row, for its coverage.
         tolerance: how far it may be off.
+        part: which part of the split the run was limited to; empty = the whole.
     """
 
     row: PaperRow
@@ -188,6 +189,7 @@ class Held:
     estimate: Estimate
     result: Result
     tolerance: float
+    part: str = ""
 
     @property
     def delta(self) -> float:
@@ -199,6 +201,11 @@ class Held:
         """True if the number counts as reproduced."""
         # A hair more: both numbers are printed with one or two decimals.
         return abs(self.delta) <= self.tolerance + 1e-9
+
+    @property
+    def whole(self) -> bool:
+        """True if the number rests on all samples of the split."""
+        return self.result.whole and not self.part
 
 
 def metric_name(row: PaperRow) -> str:
@@ -215,7 +222,7 @@ def held_against(store: RunStore) -> list[Held]:
     reference = Reference.of_run(store)
     if reference is None:
         return []
-    results = _in_order(store)
+    results, part = _in_order(store), store.info().part
     out = []
     for row in reference.rows():
         name = metric_name(row)
@@ -223,7 +230,9 @@ def held_against(store: RunStore) -> list[Held]:
             estimate = result.metrics.get(name)
             if estimate is not None and math.isfinite(estimate.value):
                 ours = in_percent(result, estimate)
-                out.append(Held(row, store.root.name, result.protocol, ours, result, reference.tolerance))
+                out.append(
+                    Held(row, store.root.name, result.protocol, ours, result, reference.tolerance, part)
+                )
                 break
     return out
 
@@ -244,7 +253,7 @@ def _beside(store: RunStore, columns: Iterable[Column], like: PaperRow) -> list[
             estimate = result.metrics.get(metric_name(row))
             if estimate is not None and math.isfinite(estimate.value):
                 ours = in_percent(result, estimate)
-                out.append(Held(row, store.root.name, result.protocol, ours, result, TOLERANCE))
+                out.append(Held(row, store.root.name, result.protocol, ours, result, TOLERANCE, info.part))
                 break
     return out
 
@@ -395,8 +404,7 @@ def _labels(row: PaperRow) -> tuple[str, str, str]:
 
 def _coverage(store: RunStore, found: Sequence[Held]) -> list[str]:
     results = {h.protocol: h.result for h in found}
-    limit = frozen(store).get("limit") or {}
-    part = ", ".join(f"limit.{key}" for key, value in limit.items() if value)
+    part = store.info().part
     return [
         f"{store.root.name}: {protocol}, n={r.n} of {r.expected}, failed={r.failed}, missing={r.missing}"
         + (f"; only a part of the split ({part})" if part else "")
@@ -408,7 +416,10 @@ def _coverage(store: RunStore, found: Sequence[Held]) -> list[str]:
 
 
 def layout(table: PaperTable) -> ResultTable:
-    """The table as cells: best of each group in bold, protocols that differ within a column marked."""
+    """The table as cells: best of each group in bold, protocols that differ within a column marked.
+
+    Ours on a part of the samples has a star and is never the best.
+    """
     marks = _protocol_marks(table)
     with_setting = any(line.labels[2] != "–" for line in table.lines)
     names = 3 if with_setting else 2
@@ -434,6 +445,8 @@ def layout(table: PaperTable) -> ResultTable:
     said = [f"{mark}: {protocol}" for protocol, mark in marks.items() if protocol != _OTHERS]
     if any(c.mark == _OTHERS for row in rows for c in row):
         said.append(f"{_OTHERS}: as printed; the paper does not state the rules")
+    if any(c.mark.endswith("*") for row in rows for c in row):
+        said.append("*: not of all samples of the split")
     return ResultTable(caption, (*header, *titles), tuple(rows), sections, (*said, *table.notes), names)
 
 
@@ -451,9 +464,10 @@ def _cell(table: PaperTable, line: TableLine, column: Column, marks: Mapping[str
     value = line.cells.get(column)
     if value is None:
         return Cell("–")
-    peers = [one.cells[column].value for one in table.lines if one.kind == line.kind and column in one.cells]
-    best = len(peers) > 1 and value.value == max(peers)
+    group = [one for one in table.lines if one.kind == line.kind and column in one.cells]
+    peers = [one.cells[column].value for one in group if column not in one.held or one.held[column].whole]
     held = line.held.get(column)
+    best = len(group) > 1 and value.value == max(peers, default=None) and (held is None or held.whole)
     if held is None:
         other = bool(table.method) and line.labels[0] != table.method
         return Cell(
@@ -464,13 +478,12 @@ def _cell(table: PaperTable, line: TableLine, column: Column, marks: Mapping[str
             _OTHERS if other else "",
         )
     cell = number_cell(value, 1.0, best)
-    part = held.result.n < held.result.expected or held.result.failed or held.result.missing
     return Cell(
         cell.text,
         cell.interval,
         best,
         f"({held.delta:+.1f})" if held.row.value else "",
-        marks.get(held.protocol, "") + ("*" if part else ""),
+        marks.get(held.protocol, "") + ("" if held.whole else "*"),
     )
 
 

@@ -91,7 +91,7 @@ class Row:
     @property
     def ranked(self) -> bool:
         """Whether it may be the best: neither what sees the truth nor what answers a part of the samples."""
-        return not (self.sees_targets or self.part or self.result.n < self.result.expected)
+        return self.result.whole and not (self.sees_targets or self.part)
 
 
 @dataclass(frozen=True)
@@ -262,18 +262,20 @@ def _protocols(dataset: str, groups: Mapping[str, Sequence[Row]]) -> ResultTable
         (Cell(label), *(_headline(column[run]) if run in column else Cell("–") for column in columns))
         for run, label in runs
     ]
+    notes = ["One of them with all its metrics: refseg report --protocol ID"]
+    if not all(row.result.whole for rows in groups.values() for row in rows):
+        notes.insert(0, "*: samples failed or are missing")
     return ResultTable(
         f"{dataset} · the same masks under several protocols · percent",
         tuple(header),
         tuple(body),
-        notes=("One of them with all its metrics: refseg report --protocol ID",),
+        notes=tuple(notes),
     )
 
 
 def _headline(result: Result) -> Cell:
-    lacks = result.n < result.expected or result.failed or result.missing
     cell = number_cell(next(iter(result.metrics.values())), 100.0 / result.scale)
-    return replace(cell, text=f"{cell.text}*" if lacks else cell.text)
+    return cell if result.whole else replace(cell, text=f"{cell.text}*")
 
 
 def _by_type(

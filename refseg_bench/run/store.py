@@ -511,11 +511,14 @@ class RunInfo:
     @property
     def part(self) -> str:
         """Which part of its split it was limited to, as typed; empty = the whole."""
-        limit = self.lasting.get("limit") or {}
-        told = {
-            key: f"{len(value)} named" if isinstance(value, list) else value for key, value in limit.items()
-        }
-        return ", ".join(f"limit.{key}={told[key]}" for key, value in limit.items() if value)
+        limit, dataset = (self.lasting.get(name) for name in ("limit", "dataset"))
+        parts = {f"limit.{key}": value for key, value in limit.items()} if isinstance(limit, dict) else {}
+        parts["dataset.videos"] = dataset.get("videos") if isinstance(dataset, dict) else None
+        return ", ".join(
+            f"{key}={f'{len(value)} named' if isinstance(value, list) else value}"
+            for key, value in parts.items()
+            if value
+        )
 
     @property
     def rank(self) -> int:

@@ -12,6 +12,7 @@ from refseg_bench.report.compare import Gated, Policy, compare, gate
 from refseg_bench.report.html import home
 from refseg_bench.run.store import RunStore, runs_in
 from refseg_bench.scoring.stats import holm
+from refseg_bench.scoring.table import ScoreTable
 
 
 @pytest.fixture(scope="module")
@@ -199,3 +200,30 @@ def test_a_gate_takes_the_headline_of_the_baseline_and_no_decay(
         with pytest.raises(ScoreError, match="no value in both"):
             gate(oracle, empty, policy)
     assert [one.metric for one in gate(oracle, empty, Policy({"J": 1.0}))[1]] == ["J"]
+
+
+def test_runs_scored_against_other_masks_are_not_compared(
+    pair: dict[int, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The truth of a set was replaced between two scorings, or an option of the set says what it is."""
+    empty, oracle = (RunStore.open(Path(root)) for root in pair[4])
+    read = ScoreTable.read_parquet
+
+    def reread(path: Path, data: bytes) -> ScoreTable:
+        table = read(path, data)
+        if oracle.root in path.parents:
+            table.attrs["size"][3] *= 1.001
+        return table
+
+    monkeypatch.setattr(ScoreTable, "read_parquet", reread)
+    with pytest.raises(ScoreError, match="scored against different masks: the size of the target"):
+        compare(empty, oracle)
+
+
+def test_a_comparison_says_that_the_data_differ(
+    pair: dict[int, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    empty, oracle = (RunStore.open(Path(root)) for root in pair[4])
+    assert not any("pixels" in key for key in compare(empty, oracle).config)
+    monkeypatch.setattr(RunStore, "made_from", lambda store, name: {"files": store.root.name})
+    assert compare(empty, oracle).config["pixels of frames"] == (empty.root.name, oracle.root.name)

@@ -94,7 +94,13 @@ def test_the_published_final_of_mevis_v2_is_the_mean_of_three() -> None:
 
 
 def scored_run(
-    folder: Path, value: float, *, name: str = "run", tau: float = 0.8, protocol: str = "decaf@1"
+    folder: Path,
+    value: float,
+    *,
+    name: str = "run",
+    tau: float = 0.8,
+    protocol: str = "decaf@1",
+    **changes: Any,
 ) -> RunStore:
     """A run that says it repeats Table 6 of DecAF on Ref-DAVIS17, with a score made up for it."""
     reference = {
@@ -105,7 +111,7 @@ def scored_run(
         "dataset": "ref_davis17",
         "setting": f"mask=sam2;tau_trk={tau};tau_pq=0.8",
     }
-    store = fake_run(folder / name, reference=reference)
+    store = fake_run(folder / name, reference=reference, **changes)
     details = {"interval": {"level": 0.9, "resamples": 10, "seed": 0}}
     metrics = {"J&F": Estimate(value, value - 2, value + 2), "J": Estimate(value), "F": Estimate(value)}
     result = Result(protocol, metrics, 240, 244, 3, 1, 100.0, details)
@@ -140,7 +146,9 @@ def test_protocols_that_differ_are_marked(tmp_path: Path) -> None:
     laid = paper.layout(paper.paper_table("decaf.csv", "6", "DecAF", [one, two]))
     marks = {row[3].mark.strip("*") for row in laid.rows if row[0].text.strip() == "ours"}
     assert marks == {"a", "b"}
-    assert {note for note in laid.notes if note[1] == ":"} == {"a: refdavis-anno@1", "b: decaf@1"}
+    assert {note for note in laid.notes if note[1] == ":" and note[0] != "*"} == {
+        "a: refdavis-anno@1", "b: decaf@1",
+    }  # fmt: skip
 
 
 def test_groups_and_bold_best() -> None:
@@ -263,6 +271,8 @@ def test_rows_go_by_what_differs_between_them() -> None:
     assert info("1", limit={"clips": 2, "expressions": None, "samples": ["a", "b"]}).label == (
         "m (limit.clips=2, limit.samples=2 named)"
     )
+    assert info("1", dataset={"videos": ["a", "b"]}).label == "m (dataset.videos=2 named)"
+    assert info("1", dataset={"videos": []}, limit=3).label == "m"
 
 
 def test_floors_come_first_and_what_sees_the_truth_last(tmp_path: Path) -> None:
@@ -304,6 +314,23 @@ def test_a_part_of_the_samples_is_never_the_best() -> None:
     (table,) = tables.tabulate([replace(rows[0], part="limit.clips=1"), *rows[1:]])
     assert [row[1].best for row in table.rows] == [False, False, True]
     assert "limit.clips=1" in tables.to_csv([replace(rows[0], part="limit.clips=1")])
+    failed = replace(rows[0], result=replace(made[0], failed=1))  # one that counts as 0, so that n is whole
+    (table,) = tables.tabulate([failed, *rows[1:]])
+    assert [row[1].best for row in table.rows] == [False, False, True]
+
+
+@pytest.mark.parametrize("clips", [None, 2])
+def test_a_part_of_the_samples_is_never_the_best_of_a_papers_table(tmp_path: Path, clips: int | None) -> None:
+    store = scored_run(tmp_path, 99.0, limit={"clips": clips})
+    if clips:
+        whole = replace(store.results()["decaf@1"], n=244, failed=0, missing=0)
+        store.write_result(whole, ScoreTable().write_parquet)
+    laid = paper.layout(paper.paper_table("decaf.csv", "6", "DecAF", [store]))
+    (ours,) = (row for row in laid.rows if row[0].text.strip() == "ours")
+    assert (ours[3].text, ours[3].best, ours[3].mark) == ("99.0", False, "*")
+    assert any(row[3].best for row in laid.rows)  # the best that was printed
+    assert "*: not of all samples of the split" in laid.notes
+    assert any("(limit.clips=2)" in note for note in laid.notes) is bool(clips)
 
 
 # ── publishing ───────────────────────────────────────────────────────────────
@@ -335,6 +362,11 @@ def test_a_published_name_that_looks_like_a_formula_is_replaced(tmp_path: Path) 
         assert publish([store], tmp_path / "out", note) == {tmp_path / "out/samples.csv": 3}
     rows = read_published(tmp_path / "out/samples.csv")
     assert {(row["method"], row["note"]) for row in rows} == {("'=1+1", "again")}
+
+
+def test_a_limited_run_is_published_as_such(tmp_path: Path) -> None:
+    publish([scored_run(tmp_path, 74.9, limit={"clips": 2})], tmp_path / "out", note="a try")
+    assert read_published(tmp_path / "out" / "decaf.csv")[0]["note"] == "only limit.clips=2; a try"
 
 
 def test_publish_refuses_numbers_outside_the_tolerance_without_a_note(tmp_path: Path) -> None:
