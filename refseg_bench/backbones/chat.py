@@ -155,6 +155,7 @@ class ChatModel(Backbone):
         }
         name = digest(key)
         if name in self._asked:  # another conversation says the same at this moment
+            self.replayed += 1
             return await asyncio.shield(self._asked[name]), True
         kept = self._cache.get(key)
         if kept is not None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 import time
 from collections import defaultdict
@@ -83,7 +84,7 @@ def write_report(stores: Sequence[RunStore], folder: Path, *, frames: int = 32, 
     Args:
         stores: the runs, scored or not.
         folder: where; made anew if it holds an earlier report.
-        frames: of a clip at most, besides those that maps and points lie on.
+        frames: of a clip at most, besides those that maps, points and boxes lie on.
         side: longest side of a frame, in pixels.
 
     Returns:
@@ -532,7 +533,9 @@ class _GroupWriter:
         wanted = [
             int(t) for found in maps.values() for n, v in found.items() if n.endswith(".frames") for t in v
         ]
-        wanted += [p.point.frame for known in answers for p in known.values() if p.point is not None]
+        told = [p for known in answers for p in known.values()]
+        wanted += [p.point.frame for p in told if p.point is not None]
+        wanted += [int(box[0]) for p in told for box in _boxes(p.details)]
         frames = spread(len(clip), self.frames, wanted)
         samples = {}
         thumb = self.media.thumb(clip, frames[len(frames) // 2]) if frames else ""
@@ -620,6 +623,7 @@ class _GroupWriter:
             "iou": iou,
             "point": None if p.point is None else [p.point.frame, p.point.y, p.point.x],
             "points": _points(p.details),
+            "boxes": _boxes(p.details),
             "no_target": p.no_target,
             "conversation": self._conversation(place, details.pop("conversation", None)),
             "details": details,
@@ -644,20 +648,24 @@ class _GroupWriter:
         def several(value: Any) -> list[Any]:
             return value[:_MOST_TURNS] if isinstance(value, list) else []
 
-        told = []
-        for turn in several(turns):
-            if isinstance(turn, dict):
-                words = {name: part(turn[name]) for name in _TURN if isinstance(turn.get(name), str)}
-                asked = [
-                    {
-                        "role": part(str(message.get("role"))),
-                        "parts": [*map(part, several(message.get("parts")))],
-                    }
-                    for message in several(turn.get("messages"))
-                    if isinstance(message, dict)
-                ]
-                told.append({**words, "asked": asked})
-        return told
+        def one(turn: Mapping[str, Any]) -> dict[str, Any]:
+            words = {name: part(turn[name]) for name in _TURN if isinstance(turn.get(name), str)}
+            asked = [
+                {
+                    "role": part(str(message.get("role"))),
+                    "parts": [*map(part, several(message.get("parts")))],
+                }
+                for message in several(turn.get("messages"))
+                if isinstance(message, dict)
+            ]
+            return {**words, "asked": asked}
+
+        turns = [turn for turn in turns if isinstance(turn, dict)] if isinstance(turns, list) else []
+        half, more = _MOST_TURNS // 2, len(turns) - _MOST_TURNS
+        if more <= 0:
+            return [*map(one, turns)]
+        # The beginning and, where it may have broken, the end.
+        return [*map(one, turns[:half]), {"left_out": more, "asked": []}, *map(one, turns[-half:])]
 
     # ── the index ──
 
@@ -737,6 +745,21 @@ def _points(details: Mapping[str, Any]) -> list[list[float]]:
             ):
                 out.append([int(row[0]), float(row[x_at]), float(row[y_at])])
     return out
+
+
+def _boxes(details: Mapping[str, Any]) -> list[list[float]]:
+    """Boxes a method tells, ``{frame: [[x0, y0, x1, y1], …]}``, as rows: frame, x0, y0, x1, y1 in [0, 1]."""
+    told = details.get("boxes")
+    said = told.items() if isinstance(told, dict) else ()
+    found = [(frame, row) for frame, rows in said if isinstance(rows, list) for row in rows]
+    return [
+        [int(frame), *map(float, row)]
+        for frame, row in found[:200]
+        if re.fullmatch(r"\d{1,9}", frame)
+        and isinstance(row, list)
+        and len(row) == 4
+        and all(type(v) in (int, float) and 0 <= v <= 1 for v in row)
+    ]
 
 
 def _short(attrs: Mapping[str, Any]) -> dict[str, Any]:

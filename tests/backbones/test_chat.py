@@ -222,6 +222,7 @@ def test_two_conversations_that_say_the_same_at_once_ask_once(serve, tmp_path):
     said, replayed = asyncio.run(go())
     assert said == ["one"] * 4
     assert sorted(replayed) == [0, 1, 1, 1]
+    assert (model.calls, model.replayed) == (1, 3)
     assert len(server.asked) == 1
 
 

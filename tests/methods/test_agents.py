@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -171,6 +172,23 @@ def test_an_explicit_query_is_named_found_and_sorted(clip):
     assert np.array_equal(
         pictures[0], drawing.overlay(clip.load([0])[0], [LEFT.mask(0), MIDDLE.mask(0)], [1, 2])
     )
+
+
+def test_where_an_event_loop_is_at_work_already(clip):
+    """In a notebook: `asyncio.run` can't be called there."""
+    boxes = {"first": ["[[0, 0, 500, 500]]"], "second": ["no box"]}
+    method = MllmBox(Scripted(model="scripted", scripts=boxes), Planted(), tries=1)
+
+    async def cell():
+        return run(method, clip, "the first", "the second")
+
+    known = set(threading.enumerate())
+    there, failed = asyncio.run(cell())
+    assert there.details["boxes"] == {"3": [[0.0, 0.0, 0.5, 0.5]]}
+    assert "could not be read" in failed.failure.message
+    (here, _) = run(method, clip, "the first", "the second")
+    assert same(there.track, here.track)
+    assert set(threading.enumerate()) <= known
 
 
 def test_the_name_with_more_detections_is_kept_and_the_core_noun_on_ties(clip):

@@ -63,6 +63,18 @@ def test_all_that_a_method_says_is_there(tmp_path: Path) -> None:
     assert meta["groups"][0]["n"] == 12
 
 
+def test_boxes_and_long_conversations_are_told(tmp_path: Path) -> None:
+    store = fake_run(tmp_path, method={"_target_": "tests.report.worlds.ForgedMethod"})
+    work_on(store)
+    page = write_report([store], tmp_path / "report")
+    answer = part(page.parent, "clip-0-0")["samples"]["clip0/0"]["runs"][0]
+    assert answer["boxes"] == [[1, 0.25, 0.25, 0.75, 1.0]], "what is no box isn't drawn"
+    *first, cut, last = answer["conversation"][:102]
+    assert len(answer["conversation"]) == 201
+    assert [one["step"] for one in (first[-1], last)] == ["<b>99</b>", "<b>202</b>"]
+    assert cut == {"left_out": 102, "asked": []}
+
+
 def test_a_second_report_makes_no_picture_again(tmp_path: Path, hostile_runs: list[RunStore]) -> None:
     page = write_report(hostile_runs, tmp_path / "report")
     frames = {p: p.stat().st_mtime_ns for p in page.parent.glob("frames/*")}

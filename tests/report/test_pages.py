@@ -331,12 +331,22 @@ def test_a_conversation_from_elsewhere_leads_nowhere(browser: Any, tmp_path: Pat
     visit = Visitor(browser, write_report([store], tmp_path / "report").parent)
     visit.go("#/sample?g=0&n=0&open=0")
     visit.page.wait_for_selector("details.dialogue")
+    assert visit.text("details.dialogue summary") == "conversation of 302 calls"
     visit.page.locator("details.dialogue summary").click()
+    assert "102 more calls are in the run folder only" in visit.text(".dialogue")
     assert visit.page.locator(".sent img").count() == 1, "the third alone is a picture of the run's own"
     assert len(list((tmp_path / "report" / "sent").iterdir())) == 1
     assert visit.page.locator(".sent span").count() == 4
     assert "<b>bold</b>" in visit.text(".dialogue")
     assert visit.page.evaluate("window.hacked") is None
+    # The page opens at the frame of its box, which is drawn there and nowhere else.
+    assert visit.text("#frame-name").startswith("frame 00001 ")
+    assert "box that the segmenter was given" in visit.text(".legend")
+    drawn = pixels(visit.page, 2)
+    visit.page.keyboard.press("p")
+    visit.page.wait_for_timeout(200)
+    assert pixels(visit.page, 2) != drawn
+    assert "box" not in visit.text(".legend")
     visit.close()
 
 

@@ -72,6 +72,7 @@ class ForgedMethod:
         odd = [None, 7, {"image": 3}, {"size": "x"}, ["a"]]
         turns = [
             {"step": "<b>bold</b>", "messages": [{"role": "user", "parts": pictures}], "reply": "x" * 50_000},
+            *({"step": f"<b>{i}</b>", "messages": [], "reply": "so"} for i in range(1, 300)),
             {"step": 7, "messages": "none", "reply": None},
             {"messages": [{"parts": "none"}, None, {"role": ["a"], "parts": []}], "error": "<i>broken</i>"},
             None,
@@ -81,6 +82,11 @@ class ForgedMethod:
             details = {
                 "conversation": turns,
                 "cost": "much",
+                "boxes": {
+                    "1": [[0.25, 0.25, 0.75, 1], [0, 0, 2, 1], [0, 0, "1", 1], [0.5], 7, [0, 0, True, 1]],
+                    "-1": [[0, 0, 1, 1]],
+                    "99": 3,
+                },
                 "verdict": {"1": {"a": 1}, "__proto__": "x", "2": "true", "3": {"toString": 1}},
                 "candidates": [0.5, "x"],
                 "concept": 3,

@@ -10,12 +10,13 @@ import itertools
 import json
 import math
 import re
+import threading
 from abc import abstractmethod
 from bisect import bisect
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from refseg_bench.backbones.chat import ChatModel, Conversation, Message, Uint8HWC
 from refseg_bench.errors import ConfigError, StoreError
@@ -24,6 +25,7 @@ from refseg_bench.methods.base import Method, refuse_below_1, track_prompts
 from refseg_bench.segmenters.base import Instance, Prompt, Segmenter, SegmenterSession
 from refseg_bench.types import BoolHW, Clip, Expression, Grounding, MaskTrack
 
+T = TypeVar("T")
 Box = tuple[float, float, float, float]
 #: Most things that a reply may list, each of which brings calls of its own: some models repeat themselves.
 MOST_LISTED = 100
@@ -53,12 +55,12 @@ class ChatMethod(Method):
     def predict(self, clip: Clip, expressions: Sequence[Expression]) -> Iterator[Grounding]:
         """One grounding per expression, each as soon as its conversation has ended."""
         failure: Exception | None = None
-        with self.segmenter.open(clip) as session, asyncio.Runner() as runner:
-            tasks = runner.run(self._start(session, expressions))
+        with self.segmenter.open(clip) as session, _event_loop() as run:
+            tasks = run(self._start(session, expressions))
             try:
                 waiting = list(tasks)
                 while waiting:
-                    done, _ = runner.run(_first(waiting))
+                    done, _ = run(_first(waiting))
                     for task in [task for task in waiting if task in done]:
                         waiting.remove(task)
                         error = task.exception()
@@ -69,7 +71,7 @@ class ChatMethod(Method):
                         else:
                             raise error
             finally:
-                runner.run(self._end(tasks))
+                run(self._end(tasks))
         if failure is not None:
             raise failure
 
@@ -123,6 +125,26 @@ class ChatMethod(Method):
         Raises:
             ChatError: the conversation led nowhere.
         """
+
+
+@contextmanager
+def _event_loop() -> Iterator[Callable[[Coroutine[Any, Any, T]], T]]:
+    """What runs a coroutine to its end, also where this thread has an event loop at work (a notebook's)."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        with asyncio.Runner() as runner:
+            yield runner.run
+        return
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="conversations", daemon=True)
+    thread.start()
+    try:
+        yield lambda work: asyncio.run_coroutine_threadsafe(work, loop).result()
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
 
 
 async def _first(tasks: Sequence[asyncio.Task[Grounding]]) -> tuple[set[Any], set[Any]]:

@@ -137,6 +137,8 @@ class ReferAgent(ChatMethod):
                 "frames": one.frames,
                 "key": one.key,
                 "targets": [asdict(target) for target in targets],
+                "boxes": {str(one.key): [target.box for target in targets]},
+                "points": [[one.key, *target.point] for target in targets],
             },
         )
 

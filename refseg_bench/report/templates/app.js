@@ -175,7 +175,7 @@ const KEYS = [
   ["1 2 3 4 5", "overview, tables, samples, compare, sweeps"], ["/", "search the expressions"],
   ["j k", "next, previous sample (in the list: move)"], ["Enter", "open; of a picture: alone or among the others"],
   ["← →", "frame back, forward"], ["Space", "play, pause"], ["t", "target's outline"],
-  ["d", "right, missed and too much in colours"], ["m", "maps"], ["p", "points"], ["c", "another colour of the masks"],
+  ["d", "right, missed and too much in colours"], ["m", "maps"], ["p", "points and boxes"], ["c", "another colour of the masks"],
   ["+ − 0", "larger, smaller, whole (drag to move)"], ["Esc", "back to all pictures, to the list"],
   ["l", "light or dark"], ["?", "this list"],
 ];

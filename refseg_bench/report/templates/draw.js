@@ -130,11 +130,13 @@ function picture(source) {
   }
   return found;
 }
-// Where a method clicked (a cross), and the highest point of its map (a ring).
-function mark(context, x, y, kind, zoom) {
+// Where a method clicked (a cross), the highest point of its map (a ring), a box that it was told (with its sides).
+function mark(context, x, y, kind, zoom, sides = []) {
   const size = Math.max(5, context.canvas.width / 70) / zoom;
   context.beginPath();
-  if (kind === "peak") {
+  if (kind === "box") {
+    context.rect(x, y, ...sides);
+  } else if (kind === "peak") {
     context.arc(x, y, size * 1.4, 0, 2 * Math.PI);
   } else {
     for (const [dx, dy] of [[size, 0], [0, size]]) {
@@ -148,4 +150,4 @@ function mark(context, x, y, kind, zoom) {
     context.stroke();
   }
 }
-const MARKS = { click: "#7fd8ff", peak: "#ffe14d" };
+const MARKS = { click: "#7fd8ff", peak: "#ffe14d", box: "#7fd8ff" };

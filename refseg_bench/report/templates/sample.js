@@ -3,7 +3,7 @@
 const TARGET = [0, 200, 120];
 const COLOURS = { orange: [255, 140, 0], magenta: [255, 0, 170], cyan: [0, 220, 255], yellow: [255, 235, 0], run: null };
 const DIFFERENCE = { missed: [0, 114, 178], "too much": [213, 94, 0], right: [0, 158, 115] };
-const TOGGLES = { outline: "target's outline", difference: "difference", maps: "maps", points: "points" };
+const TOGGLES = { outline: "target's outline", difference: "difference", maps: "maps", points: "points and boxes" };
 // What of a sample's address belongs to one picture of it, and is left behind with the sample.
 const OWN = { f: null, solo: null, zoom: null };
 
@@ -170,7 +170,7 @@ refseg.pages.sample = async (params) => {
 };
 
 function firstFrame(sample, clip) {
-  const point = sample.runs.map((answer) => answer && answer.point).find(Boolean);
+  const point = sample.runs.map((answer) => answer && (answer.point || answer.boxes[0])).find(Boolean);
   const at = point ? clip.frames.findIndex((f) => f.index === point[0]) : -1;
   return at < 0 ? 0 : at;
 }
@@ -188,7 +188,9 @@ function legendOf(sample, shown) {
     sample.target && shown("outline") ? item("target", ring) : null,
     sample.target && shown("difference") ? Object.entries(DIFFERENCE).map(([name, colour]) => item(name, filled(colour))) : null,
     shown("points") && answers.some((answer) => answer.points.length) ? item("point that the segmenter was clicked at", point("click")) : null,
-    shown("points") && answers.some((answer) => answer.point) ? item("highest point of the map", point("peak")) : null);
+    shown("points") && answers.some((answer) => answer.point) ? item("highest point of the map", point("peak")) : null,
+    shown("points") && answers.some((answer) => answer.boxes.length)
+      ? item("box that the segmenter was given", (context) => mark(context, 5, 9, "box", 0.55, [22, 14])) : null);
 }
 
 // ── pictures: each knows how to draw itself at the frame, the zoom and the colours of the view ──
@@ -232,7 +234,9 @@ function makePanels(view) {
   };
   const marks = (context, answer, f) => {
     if (!shown("points")) return;
-    const here = clip.frames[f].index, put = (x, y, kind) => mark(context, x * context.canvas.width, y * context.canvas.height, kind, state.zoom[0]);
+    const here = clip.frames[f].index, { width: across, height: down } = context.canvas;
+    const put = (x, y, kind, ...sides) => mark(context, x * across, y * down, kind, state.zoom[0], sides);
+    for (const [index, x0, y0, x1, y1] of answer.boxes) if (index === here) put(x0, y0, "box", (x1 - x0) * across, (y1 - y0) * down);
     for (const [index, x, y] of answer.points) if (index === here) put(x, y, "click");
     if (answer.point && answer.point[0] === here) put(answer.point[2], answer.point[1], "peak");
   };
@@ -343,14 +347,15 @@ function dialogue({ conversation: turns, failure }) {
     return [h("p", { class: "soft" }, role), pictures.length ? h("div", { class: "sent" }, pictures.map(shown)) : null,
       parts.filter((part) => typeof part === "string").map((text) => h("p", { class: "said", dir: "auto" }, text))];
   };
-  const turn = ({ step, asked, reply, finish, error }, i) => {
+  const calls = turns.reduce((sum, one) => sum + (one.left_out || 1), 0);
+  const turn = ({ step, asked, reply, finish, error, left_out }, i) => {
     // A second try repeats the reply that it is about.
     const repeated = ({ role, parts }) => i && role === "assistant" && parts.join("") === turns[i - 1].reply;
-    return h("li", {}, h("h4", {}, step || ""), asked.filter((one) => !repeated(one)).map(message),
+    return h("li", {}, h("h4", {}, step || (left_out ? `${left_out} more calls are in the run folder only` : "")), asked.filter((one) => !repeated(one)).map(message),
       reply === undefined ? null : [h("p", { class: "soft" }, finish === "length" ? "reply, cut at max_tokens" : "reply"), h("p", { class: "said reply", dir: "auto" }, reply)],
       error === undefined ? null : h("p", { class: "bad" }, error));
   };
-  return h("details", { class: "dialogue", open: Boolean(failure) }, h("summary", {}, `conversation of ${turns.length} ${turns.length > 1 ? "calls" : "call"}`),
+  return h("details", { class: "dialogue", open: Boolean(failure) }, h("summary", {}, `conversation of ${calls} ${calls > 1 ? "calls" : "call"}`),
     h("ol", {}, turns.map(turn)), failure ? h("p", { class: "bad" }, `it broke here: ${failure.message.split("\n")[0]}`) : null);
 }
 function verdict(details) {
