@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "refseg_bench"
 #: What the package may be at most. The aim for what stood at 33,649 lines: 28,000, 130 modules, 18 rooms.
 #: A commit that adds what users were promised may raise them by what it adds; others leave or lower them.
-CEILINGS = {"lines": 41_046, "modules": 162, "public classes": 289, "rooms": 15}
+CEILINGS = {"lines": 41_203, "modules": 163, "public classes": 290, "rooms": 15}
 
 
 def sources(commit: str | None) -> Iterator[tuple[str, str]]:

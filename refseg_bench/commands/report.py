@@ -19,6 +19,7 @@ from refseg_bench.report import tables
 from refseg_bench.report.compare import only_protocol
 from refseg_bench.report.tables import leave_out_outdated
 from refseg_bench.run.build import frozen
+from refseg_bench.run.inputs import Present
 from refseg_bench.run.store import RunStore, find_runs, runs_in
 
 _EXPERIMENT = "experiment="
@@ -149,12 +150,13 @@ def main(args: argparse.Namespace) -> int:
 def _whole(stores: Sequence[RunStore], *, configs: bool) -> list[RunStore]:
     """The runs with the results that stand; of several runs a damaged one is told and left out."""
     whole: list[RunStore] = []
+    shared: dict[int, Present] = {}
     for store in stores:
         try:
             store.info()
             if configs:
                 frozen(store)
-            leave_out_outdated([store], _say)
+            leave_out_outdated([store], _say, shared)
         except RefsegError as error:
             if len(stores) == 1:
                 raise

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +14,19 @@ from rich.table import Column, Table
 from refseg_bench.errors import ConfigError, RefsegError, StoreError
 from refseg_bench.files.store_io import add_json, printable, put_json
 from refseg_bench.run.build import frozen
-from refseg_bench.run.inputs import Present, recorded, stale, told
+from refseg_bench.run.inputs import Present, recorded
 from refseg_bench.run.progress import log_path
-from refseg_bench.run.store import RunStore, StoredLine, find_runs
+from refseg_bench.run.store import RunStore, find_runs
 from refseg_bench.run.submissions import Submission, living, submissions
+from refseg_bench.run.summary import FEW, summarize
 from refseg_bench.run.workers import BEAT, describe, records
-from refseg_bench.types import sample_id
 
 
 def add(commands: Any) -> None:
     """Declare the options."""
     p = commands.add_parser("status")
     p.add_argument("runs", nargs="*", type=Path, help="run folders, or a folder of them (default: runs)")
-    p.add_argument("--failures", type=int, default=5, metavar="N", help="failed samples to name per run")
+    p.add_argument("--failures", type=int, default=FEW, metavar="N", help="failed samples to name per run")
     p.add_argument(
         "--watch",
         nargs="?",
@@ -92,21 +91,12 @@ def _tell(
     def note(text: str) -> None:
         notes.append(f"{store.root.name}  {text}")
 
-    differing: dict[str, str] = {}
-    index: Mapping[str, StoredLine] = store.index()
-    expected: int | None = None
     try:
         frozen(store)
         dataset = recorded(store)
         if dataset is None:
             raise StoreError("no command has opened its data set yet")
-        asked = {sample_id(clip.id, e.id) for clip, expressions in dataset.work for e in expressions}
-        expected = len(asked)
-        if surplus := [sample for sample in index if sample not in asked]:
-            few = ", ".join(surplus[:3]) + (" …" if len(surplus) > 3 else "")
-            note(f"{len(surplus)} samples are not in the data set and don't count: {few}")
-            index = {sample: line for sample, line in index.items() if sample in asked}
-        differing = stale(store, dataset.work, dataset.present(shared))
+        found = summarize(store, dataset.work, dataset.present(shared), failures)
         if changed := dataset.changed():
             note(
                 f"{changed} has changed since the last command that opened the data set; "
@@ -115,17 +105,10 @@ def _tell(
     except RefsegError as error:
         # A folder that can't tell what was asked for still tells what is in it.
         note(f"what is left is unknown: {error.what}")
-    if damage := store.damage():
-        note(str(damage))
-    good = sum(line.ok for line in index.values())
-    done, failed = good - len(differing), len(index) - good
-    if differing:
-        few = told(differing)
-        note(f"{len(differing)} samples were predicted on other data or weights and are left: {few}")
-    left = None if expected is None else expected - done - failed
-    seen = store.some(index.values())
-    rate = sum(p.seconds.get("total", 0.0) for p in seen) / len(seen) if seen else None
-    peak = max((p.peak_mb for p in seen), default=None)
+        found = summarize(store, None, None, failures)
+    for text in found.notes:
+        note(text)
+    left, rate, peak = found.left, found.rate, found.peak
     jobs = records(store.root)
     quiet = [job for job in jobs if not job.end and time.time() - job.beat >= 2 * BEAT]
     # What was cancelled may still be ending; a worker may have joined since.
@@ -134,20 +117,20 @@ def _tell(
     alive = [job for job in jobs if not job.end and job not in quiet]
     alive = [job for job in alive if job.owner.started >= over.get(job.owner.launch, 0.0)]
     eta = None if rate is None or not alive or not left else left * rate / len(alive)
-    row: dict[str, Any] = {"run": store.root.name, "done": done, "failed": failed, "left": left}
+    row: dict[str, Any] = {"run": store.root.name, "done": found.done, "failed": found.failed, "left": left}
     row["seconds_per_sample"] = rate
     row |= {"eta_seconds": eta, "gpu_hours": sum(job.gpu_hours for job in jobs), "peak_mib": peak}
     table.add_row(
         printable(store.root.name),
-        str(done),
-        str(failed),
+        str(found.done),
+        str(found.failed),
         "?" if left is None else str(left),
         "–" if rate is None else f"{rate:.2f}",
         "–" if eta is None else duration(eta),
         f"{row['gpu_hours']:.2f}",
         "–" if peak is None else f"{peak:.0f}",
     )
-    row["stages_mib"] = _stages(store)
+    row["stages_mib"] = found.stages
     if row["stages_mib"]:
         note("peak MiB by stage: " + ", ".join(f"{n} {peak:.0f}" for n, peak in row["stages_mib"].items()))
     if left and not alive and not busy:
@@ -162,29 +145,15 @@ def _tell(
         for other in submissions(store.root):
             if other.state == "refused" and other.created >= busy[0].created:
                 notes.append(f"  made way for it: {other.told()}")
-    if left or failed:
+    if left or found.failed:
         for job in [j for j in jobs if (j.end and j.end.error) or j in quiet][-failures or len(jobs) :]:
             note(f"{describe([job.owner])}: {job.end.error if job.end else 'no sign of life'}")
             notes.append(f"  log: {store.root / 'log' / job.owner.launch}")
-    for line in [line for line in index.values() if not line.ok][:failures]:
-        failure = store.read(line).failure
-        assert failure is not None
-        note(f"{line.sample}: {failure.kind}: {''.join(failure.message.splitlines()[:1])}")
-        if (log := log_path(store.root, line.path.stem)).is_file():
+    for failed in found.failures:
+        note(f"{failed.sample}: {failed.why}")
+        if (log := log_path(store.root, failed.job)).is_file():
             notes.append(f"  log: {log}")
     return {**row, "working": bool(alive or busy)}
-
-
-def _stages(store: RunStore) -> dict[str, float]:
-    """Stage → peak memory of any process that worked on the run."""
-    found: dict[str, float] = {}
-    with suppress(StoreError):
-        for record in store.environments().values():
-            measured = record.get("peak_mib")
-            for stage, peak in measured.items() if isinstance(measured, Mapping) else ():
-                if isinstance(peak, float):
-                    found[stage] = max(peak, found.get(stage, 0.0))
-    return found
 
 
 def duration(seconds: float) -> str:

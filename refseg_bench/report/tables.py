@@ -182,7 +182,9 @@ def headlines(store: RunStore) -> Iterator[str]:
         yield f"{row.run}: {name} {_headline(row.result).text} ({row.result.protocol})"
 
 
-def leave_out_outdated(stores: Sequence[RunStore], say: Callable[[str], None]) -> None:
+def leave_out_outdated(
+    stores: Sequence[RunStore], say: Callable[[str], None], shared: dict[int, Present] | None = None
+) -> None:
     """Take results out of sight that were made from other predictions or data than there are now.
 
     No data set is opened for it: the frames and the data set's own files are looked for where the last
@@ -193,8 +195,9 @@ def leave_out_outdated(stores: Sequence[RunStore], say: Callable[[str], None]) -
     Args:
         stores: the runs; their ``outdated`` is added to.
         say: takes a line for each result.
+        shared: a command's own, whose runs of one set look at the files once.
     """
-    shared: dict[int, Present] = {}
+    shared = {} if shared is None else shared
     for store in stores:
         results = store.results()
         dataset = recorded(store) if results else None

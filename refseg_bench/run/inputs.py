@@ -72,6 +72,7 @@ class Present:
         self._states: dict[str, str] = {}
         self._files: dict[str, str] = {}
         self._marked: list[tuple[Any, int, dict[str, str]]] = []
+        self._digests: list[tuple[Any, str]] = []
 
     def inputs(self, clip: Clip, expression: Expression, *, seen: bool = False) -> Inputs:
         """What a sample would be predicted on; ``seen``: by a method that sees the targets."""
@@ -203,6 +204,16 @@ class Present:
         }
         self._marked[:] = [(work, len(self._files), found)]
         return found
+
+    def mark(self, work: Iterable[tuple[Clip, Sequence[Expression]]]) -> str:
+        """A digest of all that :func:`stale` holds samples against, but for the targets and the weights."""
+        for same, digest in self._digests:
+            if same is work:
+                return digest
+        parts = ((self.state(clip), e.id, self.facts(clip, e)) for clip, es in work for e in es)
+        ids = (clip.id for clip, _ in work)
+        self._digests[:] = [(work, _digest((*ids, "", *(text for part in parts for text in part))))]
+        return self._digests[0][1]
 
     def unlike(self, marks: Mapping[str, str], work: Sequence[tuple[Clip, Sequence[Expression]]]) -> str:
         """Which of the data differ from those that :meth:`marks` told of; empty if none do.

@@ -32,6 +32,7 @@ from refseg_bench.run.inputs import Present, seen_before
 from refseg_bench.run.progress import Progress, logged
 from refseg_bench.run.shards import Tally, Work, failed_by, left, plan, queue, share, wanted
 from refseg_bench.run.store import RunStore, job_name
+from refseg_bench.run.summary import summarize
 from refseg_bench.run.workers import Desk, Owner, forget, leave
 from refseg_bench.types import Clip, Expression, Grounding, Prediction, SampleFailure, sample_id
 
@@ -146,6 +147,9 @@ def work_on(
         desk.finish(done=tally.done, failed=tally.failed, gpus=env.gpus())
     if not left(work, store.index(), present):
         forget(store.root, desk.census)
+    if method is not None and not method.sees_targets and len(store.index()) == sum(map(len, whole.values())):
+        with contextlib.suppress(StoreError):
+            summarize(store, work, present)  # all have an outcome: who asks for the status finds it
     tally.settle(left(mine, store.index(), present), store.index())
     return tally
 

@@ -6,6 +6,7 @@ Layout of one run::
       config.yaml            frozen, resolved; workers read nothing else
       run.json               name, digest, command line, choices
       data.json              what the last command saw of the data set: samples, texts, frame names
+      summary.json           what `refseg status` says of many predictions, while they are the same
       env/JOB.json           one environment record per process that worked on the run
       predictions/JOB.jsonl  one line per sample; each process has its own file
       maps/SAMPLE.npz        attention maps kept for the report

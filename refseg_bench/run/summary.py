@@ -1,0 +1,167 @@
+"""What a run's predictions amount to, kept beside them: a hundred runs are told of without being read again.
+
+``summary.json`` counts only as long as all that it comes from is what it was: the state of each file (size,
+times, inode), the data set, and the code that reads them. Else the predictions are read, and it is written
+anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from copy import copy
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from pathlib import Path
+
+from refseg_bench.errors import StoreError
+from refseg_bench.files.store_io import UNCHECKED, checksum, read_bytes, read_record, reading, sealed
+from refseg_bench.run import inputs, store
+from refseg_bench.run.store import RunStore, StoredLine, record_of
+from refseg_bench.types import Clip, Expression, sample_id
+
+#: Name of the file in a run folder.
+NAME = "summary.json"
+#: Bytes of predictions that are read in no time.
+_SMALL = 1 << 18
+#: Nanoseconds by which it must be younger than what it comes from: file systems count time in ticks.
+_TICK = 100_000_000
+#: Failed samples that are named.
+FEW = 5
+
+
+@dataclass
+class _Failed:
+    """A failed sample: what went wrong, in which process."""
+
+    sample: str
+    why: str
+    job: str
+
+
+@dataclass
+class Summary:
+    """What there is of a run.
+
+    Attributes:
+        done, failed: samples.
+        left: samples; ``None`` = unknown.
+        rate, peak: mean seconds and highest MiB of some predicted samples; ``None`` = there are none.
+        stages: stage → highest MiB of any process that worked on the run.
+        failures: the first failed samples.
+        notes: what else there is to say.
+    """
+
+    done: int
+    failed: int
+    left: int | None = None
+    rate: float | None = None
+    peak: float | None = None
+    stages: dict[str, float] = field(default_factory=dict)
+    failures: list[_Failed] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+Work = Sequence[tuple[Clip, Sequence[Expression]]]
+
+
+def summarize(run: RunStore, work: Work | None, present: inputs.Present | None, few: int = FEW) -> Summary:
+    """The summary that is kept of a run, or a new one, which then is kept.
+
+    Args:
+        run: the run.
+        work: its clips with their expressions; ``None`` = not known.
+        present: the data set's state.
+        few: failed samples to name.
+
+    Raises:
+        StoreError: the run can't be read.
+    """
+    if work is None or present is None:
+        return _look(run, None, None, few)
+    here = copy(present)
+    here.weights = None  # those of the process that started last
+    path, files = run.root / NAME, _files(run.root)
+    key = _key(files, here.mark(work), few)
+    with suppress(StoreError, OSError):
+        record = read_record(path)
+        newest = max(time for state in files.values() for time in state[1:3])
+        if record.get("key") == key and path.stat().st_mtime_ns - newest > _TICK:
+            return record_of(Summary, record, path)
+    found = _look(run, work, here, few)
+    predictions = {run.root / name for name in files if name.endswith(".jsonl")}
+    large = sum(files[path.relative_to(run.root).as_posix()][0] for path in predictions) > _SMALL
+    # Faults are told where they lie, and a folder can be moved.
+    if large and not (predictions & UNCHECKED or run.damage()) and _files(run.root) == files:
+        with suppress(StoreError):  # a folder of somebody else
+            run.keep(sealed({**asdict(found), "key": key}), NAME)
+    return found
+
+
+def _files(root: Path) -> dict[str, tuple[int, ...]]:
+    """The files a summary comes from: name → size, times of change and inode."""
+    folders = (root / "predictions").glob("*.jsonl"), (root / "env").glob("*.json")
+    named = [root / name for name in ("run.json", "config.yaml", inputs.NAME)]
+    with reading(root):
+        stats = {path: path.stat() for path in sorted([*named, *folders[0], *folders[1]])}
+    return {
+        path.relative_to(root).as_posix(): (s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino)
+        for path, s in stats.items()
+    }
+
+
+def _key(files: Mapping[str, tuple[int, ...]], mark: str, few: int) -> str:
+    return checksum(repr((_code(), mark, few, sorted(files.items()))).encode("utf-8", "surrogatepass"))
+
+
+@cache
+def _code() -> str:
+    """Digest of what reads a run: another version may come to another summary."""
+    modules = (__file__, inputs.__file__, store.__file__)
+    return checksum(b"".join(read_bytes(Path(module)) for module in modules))
+
+
+def _look(run: RunStore, work: Work | None, present: inputs.Present | None, few: int) -> Summary:
+    """Read all predictions of a run."""
+    notes: list[str] = []
+    differing: dict[str, str] = {}
+    index: Mapping[str, StoredLine] = run.index()
+    expected: int | None = None
+    if work is not None and present is not None:
+        asked = {sample_id(clip.id, e.id) for clip, expressions in work for e in expressions}
+        expected = len(asked)
+        if surplus := [sample for sample in index if sample not in asked]:
+            few_of = ", ".join(surplus[:3]) + (" …" if len(surplus) > 3 else "")
+            notes.append(f"{len(surplus)} samples are not in the data set and don't count: {few_of}")
+            index = {sample: line for sample, line in index.items() if sample in asked}
+        differing = inputs.stale(run, work, present)
+    if damage := run.damage():
+        notes.append(str(damage))
+    if differing:
+        told = inputs.told(differing)
+        notes.append(f"{len(differing)} samples were predicted on other data or weights and are left: {told}")
+    good = sum(line.ok for line in index.values())
+    found = Summary(good - len(differing), len(index) - good, stages=_stages(run), notes=notes)
+    if expected is not None:
+        found.left = expected - found.done - found.failed
+    if seen := run.some(index.values()):
+        found.rate = sum(p.seconds.get("total", 0.0) for p in seen) / len(seen)
+        found.peak = max(p.peak_mb for p in seen)
+    for line in [line for line in index.values() if not line.ok][:few]:
+        failure = run.read(line).failure
+        assert failure is not None
+        why = f"{failure.kind}: {''.join(failure.message.splitlines()[:1])}"
+        found.failures.append(_Failed(line.sample, why, line.path.stem))
+    return found
+
+
+def _stages(run: RunStore) -> dict[str, float]:
+    """Stage → peak memory of any process that worked on the run."""
+    found: dict[str, float] = {}
+    with suppress(StoreError):
+        for record in run.environments().values():
+            measured = record.get("peak_mib")
+            for stage, peak in measured.items() if isinstance(measured, Mapping) else ():
+                if isinstance(peak, float):
+                    found[stage] = max(peak, found.get(stage, 0.0))
+    return found
