@@ -277,12 +277,13 @@ def watched(monkeypatch):
     return seen
 
 
+@pytest.mark.slow
 def test_what_is_kept_leaves_room_for_whole_batches(watched):
     frames = clip_frames(4)
 
     def everything(budget, prompts=(5, 5)):
         """Maps and answers of two rounds, the batches, prefixes run and the most bytes taken."""
-        made = backbone("qwen2_vl", memory_budget_gb=budget / 2**30, batch_size=3)
+        made = backbone("qwen2_vl", memory_budget_gb=budget / 2**30, batch_size=3, max_new_tokens=2)
         watched.rows, watched.most, found = [], 0, []
         with made.open(frames, VISUAL, RolloutSettings()) as session:
             for count in prompts:
@@ -319,7 +320,7 @@ def test_frames_of_few_expressions_go_together(name, watched):
     frames, places = clip_frames(5, (40, 56)), ["video", *range(5)]
 
     def everything(prompts, **options):
-        made = backbone(name, **options)
+        made = backbone(name, max_new_tokens=3, **options)
         watched.rows, watched.most = [], 0
         with made.open(frames, VISUAL, RolloutSettings()) as session:
             found = [session.read_places(places, prompts, answer=answer) for answer in (True, False)]

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from refseg_bench.cli import main
+from refseg_bench.datasets import index
 from refseg_bench.datasets.base import OtherTruth
 from refseg_bench.datasets.files import Damage
 from refseg_bench.datasets.pickles import parquet_rows
@@ -106,6 +107,7 @@ def test_samples_pair_by_image_annotation_and_words(tmp_path):
     assert back.target(back.clips()[0], back.expressions(back.clips()[0])[0]).union().area() == [64]
 
 
+@pytest.mark.slow
 def test_few_bytes_that_stand_for_many_rows_are_refused_in_bounded_memory(tmp_path):
     path = tmp_path / "many.parquet"
     many = pa.ListArray.from_arrays(pa.array([0, 40_000_000], pa.int32()), pa.nulls(40_000_000, pa.int64()))
@@ -129,21 +131,31 @@ def _plain(path):
     return path
 
 
-@pytest.fixture
-def home(tmp_path, monkeypatch):
-    """Generated sets where a new user would have put them."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("REFSEG_DATA", str(tmp_path / "data"))
-    write_refcoco_set(tmp_path / "data/refcoco_unc", images(1))
-    write_refcoco_m_set(tmp_path / "snapshot", images())
-    assert main(["data", "prepare", "refcoco_m", "--from", "snapshot"]) == 0
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory):
+    """A folder of generated sets, and of what their first reader keeps of them; nothing else writes there."""
+    folder = tmp_path_factory.mktemp("sets")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("REFSEG_DATA", str(folder / "data"))
+        write_refcoco_set(folder / "data/refcoco_unc", images(1))
+        write_refcoco_m_set(folder / "snapshot", images())
+        assert main(["data", "prepare", "refcoco_m", "--from", str(folder / "snapshot")]) == 0
     typed = [("the first", [0], {"type": "dynamic"}), ("the second", [1], {"type": "hybrid"})]
     write_long_rvos_set(
-        tmp_path / "data/long_rvos", "valid", [video("a", expressions=typed), video("b", seed=1)]
+        folder / "data/long_rvos", "valid", [video("a", expressions=typed), video("b", seed=1)]
     )
     asked = [("who?", [0], {"action_start": "1:10", "action_end": "1:11"})]
-    write_groundmore_set(tmp_path / "data/groundmore", "test", [video("v_0110_0112", 12, asked)])
-    return tmp_path
+    write_groundmore_set(folder / "data/groundmore", "test", [video("v_0110_0112", 12, asked)])
+    return folder
+
+
+@pytest.fixture
+def home(sets, in_tmp, monkeypatch):
+    """An empty folder of a user who has the generated sets, and stores of them as if they were large."""
+    monkeypatch.setattr(index, "SMALL", 0)
+    monkeypatch.setenv("REFSEG_DATA", str(sets / "data"))
+    monkeypatch.setenv("REFSEG_CACHE", str(sets / "cache"))
+    return in_tmp
 
 
 def results(folder):

@@ -356,6 +356,7 @@ def test_an_answer_without_tokens_points_nowhere(clip):
 # ── whole, on the models that ship ───────────────────────────────────────────
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["loc_head_tiny", "tam_tiny"])
 def test_a_run_on_the_models_that_ship(tmp_path, monkeypatch, capsys, name):
     monkeypatch.chdir(tmp_path)
@@ -363,6 +364,7 @@ def test_a_run_on_the_models_that_ship(tmp_path, monkeypatch, capsys, name):
     assert "J&F" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_command_prints_what_to_put_on_a_command_line(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     words = [

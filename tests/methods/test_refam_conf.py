@@ -66,6 +66,7 @@ def test_experiments_compose_and_can_be_built(name):
         assert point.values["dataset"]["split"] == "train" or not name.startswith("search")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["refcoco", "ref_davis17", "abl_components"])
 def test_references_resolve_to_published_rows(name):
     titles = {

@@ -27,6 +27,8 @@ def by_method(folder: Path) -> dict[str, RunStore]:
     return {store.info().choices["method"]: store for store in runs_in(folder / "runs")}
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("browser")
 def test_one_table_holds_scores_and_costs(
     agent_runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -47,6 +49,8 @@ def test_one_table_holds_scores_and_costs(
     assert "per sample: s = seconds" in terminal
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("browser")
 def test_costs_are_the_means_of_what_each_sample_tells(
     agent_runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -70,6 +74,8 @@ def test_costs_are_the_means_of_what_each_sample_tells(
         assert line["cost_prompt_tokens"] == ("" if known is None else repr(known))
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("browser")
 def test_without_a_chat_model_no_table_tells_costs(
     agent_runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

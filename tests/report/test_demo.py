@@ -45,6 +45,7 @@ def test_a_folder_a_video_and_an_image(tmp_path: Path, capsys: pytest.CaptureFix
     assert (third / "picture.png").is_file()
 
 
+@pytest.mark.slow
 def test_a_small_model_says_that_it_knows_rendered_shapes_only(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

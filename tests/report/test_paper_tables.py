@@ -61,6 +61,7 @@ def references(experiment: str) -> list[tuple[dict[str, str], dict[str, Any]]]:
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_reference_resolves_to_rows(experiment: str) -> None:
     for said, node in references(experiment):

@@ -58,6 +58,7 @@ def only_run() -> RunStore:
     return store
 
 
+@pytest.mark.slow
 def test_a_student_with_a_folder_of_masks(capsys, monkeypatch):
     """Her row in every format, her paired test against DecAF's row, her pages and her zip."""
     limits = ["limit.clips=1", "limit.expressions=2", "score.bootstrap=50", "baselines=[]"]

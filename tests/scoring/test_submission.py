@@ -194,6 +194,7 @@ def test_members_that_no_server_should_open(tmp_path, kind, data, more):
     assert [found for found in report.problems if found.startswith(kind)], report.lines()
 
 
+@pytest.mark.slow
 def test_any_flipped_byte_is_found(tmp_path):
     world, path = packed(tmp_path)
     whole = path.read_bytes()

@@ -137,6 +137,7 @@ def test_parity_of_candidates_with_the_package(both, clip):
     assert any(c.best()[0].any() and not c.best()[0].all() for c in results[0][0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frames", [None, (0, 2, 3, 5)])
 def test_parity_of_propagation_with_the_package(both, clip, monkeypatch, frames):
     """Logits, memories and pointers of every frame and object, at one go."""
@@ -158,6 +159,7 @@ def test_parity_of_propagation_with_the_package(both, clip, monkeypatch, frames)
         assert difference.quantile(0.99) < 0.05  # bfloat16 near 4 steps by 0.03
 
 
+@pytest.mark.slow
 def test_the_shipped_model_gives_the_same_masks_through_the_package(tmp_path):
     """Trained weights, on a clip of the world they know: a click's masks, and tracked both ways."""
     from refseg_bench.config.components import open_dataset

@@ -103,6 +103,7 @@ def test_video_post_processing_is_switched_on(sam2_package_files):
     assert not model.training
 
 
+@pytest.mark.slow
 def test_wrong_checkpoints_are_told(sam2_package_files, tmp_path, clip):
     architecture, checkpoint = sam2_package_files["sam2"]
     with pytest.raises(ModelError, match="not there"):

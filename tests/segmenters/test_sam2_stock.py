@@ -111,7 +111,7 @@ def test_clicks_give_the_predictors_masks_and_its_best_iou(ours, stock, jpegs, t
         assert candidates.ious_K == pytest.approx(head[2][0].numpy(), abs=2e-5)
 
 
-@pytest.mark.parametrize("frames", [None, (0, 2, 3, 5, 8)])
+@pytest.mark.parametrize("frames", [pytest.param(None, marks=pytest.mark.slow), (0, 2, 3, 5, 8)])
 def test_masks_propagate_as_in_the_predictor_on_any_subset(ours, stock, jpegs, tmp_path, frames):
     rng = np.random.default_rng(0)
     height, width = jpegs.size
