@@ -72,7 +72,6 @@ def _told(words: Sequence[str]) -> int:
     try:
         with _bordered():
             code = _run(words)
-            _tell_of_unchecked()
         # What can't be printed is told here, not by the interpreter after the last line.
         if sys.stdout is not None:
             sys.stdout.flush()
@@ -99,19 +98,6 @@ def _told(words: Sequence[str]) -> int:
     name = next((word for word in words if not word.startswith("-")), "")
     print(shown(f"refseg {name}: {told}"), file=sys.stderr)
     return told.code
-
-
-def _tell_of_unchecked() -> None:
-    """Say once that files of an older version were read which carry no checksum."""
-    files = sys.modules.get("refseg_bench.files.store_io")
-    if files is not None and files.UNCHECKED:
-        first = min(files.UNCHECKED)
-        print(
-            f"note: {len(files.UNCHECKED)} files carry no checksum, as those of an older version, and were "
-            f"read unchecked, {first} among them",
-            file=sys.stderr,
-        )
-        files.UNCHECKED.clear()
 
 
 def _bordered() -> ExitStack:

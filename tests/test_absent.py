@@ -13,7 +13,7 @@ from PIL import Image
 from refseg_bench.cli import main
 from refseg_bench.report.exports import to_coco
 from refseg_bench.report.html import write_report
-from refseg_bench.run.store import RunStore, runs_in
+from refseg_bench.run.store import runs_in
 from refseg_bench.types import Answer, MaskTrack, Prediction
 from tests.datasets.conftest import video
 from tools.writers import (
@@ -162,19 +162,3 @@ def test_absent_empty_and_not_predicted_are_three_things(
     arrays = [None if m is None else np.array([m], bool) for m in masks or ()]
     track = None if masks is None else MaskTrack.from_masks(arrays, (1, 1))
     assert Prediction("v/0", "v", "0", track, no_target=flag).answer == said
-
-
-def test_a_record_of_an_older_version_is_not_flagged(v2: Path) -> None:
-    command = ["run", "dataset=mevis_v2", "method=empty", "score.bootstrap=0", "score.jobs=1", "--no-html"]
-    assert main(command) == 0
-    (store,) = runs_in(Path("runs"))
-    assert {p.no_target for p in store.predictions("0123456789ab").values()} == {True}
-    for path in store.root.glob("predictions/*"):
-        lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-        for line in lines:
-            line.pop("no_target", None)
-            line.pop("check", None)
-        path.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
-    old = RunStore.open(store.root)
-    assert {p.no_target for p in old.predictions("0123456789ab").values()} == {None}
-    assert {p.answer for p in old.predictions("0123456789ab").values()} == {"empty"}

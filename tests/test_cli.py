@@ -17,6 +17,7 @@ from refseg_bench.cli import main
 from refseg_bench.commands import COMMANDS
 from refseg_bench.config.components import open_dataset
 from refseg_bench.errors import ScoreError
+from refseg_bench.files.store_io import sealed
 from refseg_bench.report.compare import compare, verdicts
 from refseg_bench.report.html import write_report
 from refseg_bench.run.store import RunStore, runs_in
@@ -134,7 +135,7 @@ def test_run_score_report_then_a_no_op(in_tmp: Path, capsys: pytest.CaptureFixtu
     record = json.loads((in_tmp / "other/run.json").read_text())
     record["choices"]["dataset"] = "other"
     del record["check"]
-    (in_tmp / "other/run.json").write_text(json.dumps(record))
+    (in_tmp / "other/run.json").write_text(sealed(record))
     with pytest.raises(ScoreError, match="of different data: shapes, valid_u, and other, valid_u"):
         compare(stores["empty"], RunStore(in_tmp / "other"))
     before = written(in_tmp)

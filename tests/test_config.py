@@ -209,9 +209,6 @@ def test_a_result_names_the_rules_that_made_it() -> None:
     assert isinstance(made, RefcocoLavt)
     assert made.resolution == 48
     assert protocol_of(Result("rvos-expr@1", {}, 0, 0, 0, 0)).name == "rvos-expr@1"
-    # As results of older versions tell it: the class has moved, the id has stayed.
-    node = {"_target_": "refseg_bench.metrics.protocols.rvos.RvosExpression"}
-    assert protocol_of(Result("rvos-expr@1", {}, 0, 0, 0, 0, details={"rules": node})).name == "rvos-expr@1"
 
 
 # ── what stands beside a run ─────────────────────────────────────────────────
@@ -340,9 +337,3 @@ def test_what_hydra_reads_is_left_to_it():
 def test_score_settings_out_of_their_range_are_told(word: str) -> None:
     with pytest.raises(ConfigError, match=word.partition("=")[0]):
         configs.compose([word])
-
-
-def test_a_run_of_former_days_is_read_by_the_present_names() -> None:
-    values = one("method=empty").values
-    former = {("controls" if key == "baselines" else key): value for key, value in values.items()}
-    assert configs.checked(former, Path("config.yaml")) == configs.checked(values, Path("config.yaml"))

@@ -17,6 +17,7 @@ import torch
 from refseg_bench import cli
 from refseg_bench.backbones import weights as models
 from refseg_bench.backbones.weights import ModelError, Weights, fetch, find, needs_of
+from refseg_bench.files.store_io import sealed_text
 
 
 @pytest.fixture
@@ -41,8 +42,7 @@ def cache(tmp_path, monkeypatch):
     return hub
 
 
-def test_cached_snapshots_and_files_are_found(cache, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.scan_cache_dir", _scan(cache))
+def test_cached_snapshots_and_files_are_found(cache):
     whole = find(Weights("some/model"))
     assert whole.path is not None
     assert whole.commit == "a" * 40
@@ -60,12 +60,6 @@ def test_cached_snapshots_and_files_are_found(cache, monkeypatch):
     assert find(Weights("some/model", patterns=("*.json", "*.safetensors"))).path is None
     (whole.path / "model-2.safetensors").symlink_to(whole.path / "model.safetensors")
     assert find(Weights("some/model", patterns=("*.json", "*.safetensors"))).path is not None
-
-
-def _scan(cache):
-    from huggingface_hub import scan_cache_dir
-
-    return lambda: scan_cache_dir(cache)
 
 
 def test_local_paths_need_no_hub(tmp_path):
@@ -277,9 +271,10 @@ def test_list_of_something_definite_fails_if_it_is_missing(capsys, tmp_path):
 
 
 def test_run_folders_and_overrides_tell_their_needs(capsys, tmp_path):
-    (tmp_path / "config.yaml").write_text(
+    config = (
         "segmenter:\n  _target_: refseg_bench.segmenters.sam1.Sam1\n  model: ./nowhere\nmethod:\n  name: x\n"
     )
+    (tmp_path / "config.yaml").write_text(sealed_text(config))
     assert main("list", str(tmp_path)) == 1
     assert "./nowhere" in capsys.readouterr().out
     assert main("list", "segmenter=sam1", "method=oracle_point", "dataset=shapes") == 1

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from refseg_bench.errors import StoreError
-from refseg_bench.files.store_io import UNCHECKED, checksum, read_sealed_yaml, safe_name, to_plain
+from refseg_bench.files.store_io import checksum, read_sealed_yaml, safe_name, to_plain
 from refseg_bench.run.store import RunInfo, RunStore
 from refseg_bench.types import (
     Estimate,
@@ -198,7 +198,7 @@ def sealed_line(record: dict[str, object]) -> str:
     return f'{text}, "check": "{checksum(text.encode())}"}}\n'
 
 
-def test_lines_of_an_older_version_are_read_and_told(tmp_path: Path) -> None:
+def test_lines_without_a_checksum_are_no_samples(tmp_path: Path) -> None:
     store = a_store(tmp_path)
     with store.writer("a") as out:
         out.append(good("c", "0"))
@@ -206,8 +206,9 @@ def test_lines_of_an_older_version_are_read_and_told(tmp_path: Path) -> None:
     record = json.loads(path.read_text())
     del record["check"]
     path.write_text(json.dumps(record) + "\n")
-    assert RunStore(store.root).predictions("c") == {"0": good("c", "0")}
-    assert path in UNCHECKED
+    again = RunStore(store.root)
+    assert again.predictions("c") == {}
+    assert "1 stored lines don't fit their checksum" in str(again.damage())
 
 
 def test_lines_of_another_run_are_no_samples_of_this_one(tmp_path: Path) -> None:
@@ -220,15 +221,6 @@ def test_lines_of_another_run_are_no_samples_of_this_one(tmp_path: Path) -> None
         shutil.copy(path, store.root / "predictions")
     assert set(RunStore(store.root).index()) == {"c/0"}
     assert "another run's" in str(RunStore(store.root).damage())
-
-
-def test_bounds_of_an_older_version_are_known(tmp_path: Path) -> None:
-    bounds = {"Oracle": (True, True), "Empty": (True, False), "NoSuch": (False, False)}
-    for name, expected in bounds.items():
-        store = a_store(tmp_path / name)
-        record = {"digest": "a", "lasting": {"method": {"_target_": f"refseg_bench.methods.bounds.{name}"}}}
-        store.info_path.write_text(json.dumps(record))
-        assert (store.info().bound, store.info().sees_targets) == expected
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,6 @@ from refseg_bench.files.store_io import parse_yaml, read_yaml
 if TYPE_CHECKING:
     from refseg_bench.types import Result
 
-#: Where protocols lived when results of older versions were written; their ids have stayed.
-_FORMER = "refseg_bench.metrics."
 #: Keys of a component's YAML that are no options of its class. ``submission`` is a data set's: the folder
 #: above the videos in the zip that its evaluation server takes, empty for none.
 ABOUT = ("defaults", "aliases", "submission")
@@ -216,6 +214,4 @@ def protocol_of(result: Result) -> Any:
         ConfigError: its package is not on the search path, or there is no such protocol.
     """
     node = result.details.get("rules")
-    if not isinstance(node, dict) or str(node.get(schema.TARGET)).startswith(_FORMER):
-        return open_protocol(result.protocol)
-    return schema.build(node, "protocol")
+    return schema.build(node, "protocol") if isinstance(node, dict) else open_protocol(result.protocol)

@@ -13,14 +13,13 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
 from refseg_bench.config import schema, searchpath
-from refseg_bench.config.components import ABOUT, find, is_class, names, open_protocol, upon
+from refseg_bench.config.components import ABOUT, find, is_class, names, open_protocol
 from refseg_bench.config.schema import TARGET, option
 from refseg_bench.errors import ConfigError
 from refseg_bench.files.store_io import short_id
@@ -28,8 +27,6 @@ from refseg_bench.files.store_io import short_id
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-#: Options of run folders that were made before these had their present name.
-_RENAMED = {"controls": "baselines"}
 #: What to do about a run folder that can't be read.
 _AGAIN = "Put the run's own file back, or move the folder away and run the command again."
 
@@ -323,27 +320,15 @@ def baselines_of(point: Composed) -> list[Composed]:
         if word != "raw":
             (one,) = compose([*shared, f"method={word}"])
             if one.values["segmenter"] is not None and point.values["segmenter"] is not None:
-                part, chosen = point.values["segmenter"], point.choices["segmenter"]
-                one = _with(one, {"segmenter": part}, [*one.overrides, *segmenter], {"segmenter": chosen})
+                (one,) = compose([*one.overrides, *segmenter])
             found.setdefault(one.digest, one)
         elif raw:
             typed = [item for item in point.overrides if _part(item) != "name"]
             options = [f"method.{key}={_literal(value)}" for key, value in raw.items()]
             name = f"{point.choices['method']}_raw-{point.choices['dataset']}"
-            nested = [reduce(lambda v, part: {part: v}, key.split(".")[::-1], v) for key, v in raw.items()]
-            node = schema.complete(reduce(upon, nested, point.values["method"]), "method")
-            one = _with(point, {"method": node, "name": name}, [*typed, *options, f"name={name}"], {})
+            (one,) = compose([*typed, *options, f"name={name}"])
             found.setdefault(one.digest, one)
     return list(found.values())[1:]
-
-
-def _with(
-    one: Composed, parts: Mapping[str, Any], overrides: Sequence[str], choices: Mapping[str, str]
-) -> Composed:
-    """A composed run with other parts; composing it anew would take a tenth of a second."""
-    values = {**one.values, **parts}
-    name = values["name"] or one.name
-    return Composed(values, name, digest(values), tuple(overrides), {**one.choices, **choices})
 
 
 def _part(override: str) -> str:
@@ -667,7 +652,6 @@ def checked(values: Mapping[str, Any], path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: an option is unknown or of the wrong type, or a component has no class.
     """
-    values = {_RENAMED.get(key, key): value for key, value in values.items()}
     try:
         plain = schema.conform(Config, values, "")
         _check_ranges(plain)

@@ -207,13 +207,13 @@ def parse_yaml(text: str) -> Any:
         raise ValueError(str(error)) from error
 
 
-def read_yaml(path: Path, most: int = MOST_BYTES) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
     """Read a small YAML mapping of plain values, without aliases.
 
     Raises:
         StoreError: missing, no regular file, too large, torn, too deep, or no mapping.
     """
-    return _yaml_mapping(read_text(path, most), path)
+    return _yaml_mapping(read_text(path), path)
 
 
 def _yaml_mapping(text: str, path: Path) -> dict[str, Any]:
@@ -224,16 +224,13 @@ def _yaml_mapping(text: str, path: Path) -> dict[str, Any]:
     return {str(k): v for k, v in value.items()}
 
 
-def read_npz(path: Path, most: int = 1 << 30) -> dict[str, NDArray[Any]]:
-    """The arrays of an ``.npz`` file, which holds a checksum of each.
-
-    Args:
-        path: the file.
-        most: bytes above which it is refused, packed or unpacked.
+def read_npz(path: Path) -> dict[str, NDArray[Any]]:
+    """The arrays of an ``.npz`` file of up to 1 GiB, packed or unpacked, which holds a checksum of each.
 
     Raises:
         StoreError: missing, too large, torn or damaged, or with arrays of objects.
     """
+    most = 1 << 30
     torn = (ValueError, SyntaxError, EOFError, struct.error, zlib.error, TokenError)
     with (
         reading(path, *torn, zipfile.BadZipFile, NotImplementedError, RuntimeError),
@@ -257,9 +254,6 @@ def _npy(data: bytes) -> NDArray[Any]:
 
 
 # ── checksums ────────────────────────────────────────────────────────────────
-
-#: Files that carry no checksum and were read all the same, as those of older versions.
-UNCHECKED: set[Path] = set()
 
 
 def checksum(data: bytes) -> str:
@@ -298,26 +292,22 @@ def unsealed(value: Any, path: Path) -> dict[str, Any]:
     """The values of a record that :func:`sealed` made.
 
     Raises:
-        StoreError: no object, or its values don't fit its checksum. One without a checksum is taken,
-            and its file kept in :data:`UNCHECKED`.
+        StoreError: no object, or its values don't fit its checksum.
     """
     if not isinstance(value, dict):
         raise StoreError("The JSON holds no object.", where=path, hint=PUT_BACK)
-    found = value.pop("check", None)
-    if found is None:
-        UNCHECKED.add(path)
-    elif found != _sum_of(value):
+    if value.pop("check", None) != _sum_of(value):
         raise changed(path)
     return value
 
 
-def read_record(path: Path, most: int = MOST_BYTES) -> dict[str, Any]:
+def read_record(path: Path) -> dict[str, Any]:
     """Read a JSON object that :func:`sealed` made.
 
     Raises:
         StoreError: as :func:`read_json`, or it doesn't fit its checksum.
     """
-    return unsealed(read_json(path, most), path)
+    return unsealed(read_json(path), path)
 
 
 _CHECK = re.compile(r"(?m)^# check: ([0-9a-f]{16})\n\Z")
@@ -336,9 +326,7 @@ def read_sealed_yaml(path: Path) -> dict[str, Any]:
     """
     text = read_text(path)
     found = _CHECK.search(text)
-    if found is None:
-        UNCHECKED.add(path)
-    elif checksum(text[: found.start()].encode()) != found[1]:
+    if found is None or checksum(text[: found.start()].encode()) != found[1]:
         raise changed(path)
     return _yaml_mapping(text, path)
 

@@ -151,8 +151,7 @@ class Present:
     def same(self, line: StoredLine, clip: Clip, expression: Expression) -> bool:
         """Whether a stored sample was predicted on what the data set holds now.
 
-        What isn't known (a record of an older version, frames that are not on this machine) is taken to
-        be the same.
+        What isn't known (frames that are not on this machine) is taken to be the same.
         """
         return line.inputs is None or not self._unlike(clip, expression, *line.inputs)
 
@@ -294,12 +293,9 @@ def without(
     for name, prediction in found.items():
         if prediction.track is None:
             continue
-        hint = HINT
         why = differing.get(prediction.sample) or prediction.track.misfit(clip.size, len(clip))
-        if prediction.inputs is None:
-            hint = "An older version wrote it without its data: move the run folder away and run again."
         if why:
-            failure = SampleFailure("StaleError", f"Predicted on other data or weights: {why}. {hint}", "")
+            failure = SampleFailure("StaleError", f"Predicted on other data or weights: {why}. {HINT}", "")
             out[name] = replace(prediction, track=None, point=None, no_target=None, failure=failure)
     return out
 

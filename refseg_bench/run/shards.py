@@ -193,21 +193,16 @@ def planned(store: RunStore, point: Composed, say: Callable[[str], None], *, kee
 
 
 def _tell_of_data(store: RunStore, whole: Work, present: Present, say: Callable[[str], None]) -> None:
-    """Say what was predicted on other data or weights, or on such as nobody knows any more."""
+    """Say what was predicted on other data or weights, or with such as nobody knows."""
     found = stale(store, whole, present)
     if found:
         say(
             f"{store.root}\n  {len(found)} samples were predicted on other data or weights and are predicted "
             f"again: {told(found)}"
         )
-    good = [line.inputs for line in store.index().values() if line.ok]
-    unweighed = sum(made is None or not made[4] for made in good) if present.weights else 0
-    for unknown, did, what in ((good.count(None), "on", "data"), (unweighed, "with", "weights")):
-        if unknown:
-            say(
-                f"{store.root}\n  {unknown} samples don't tell what they were predicted {did} (an older "
-                f"version wrote them): they are taken to be of the present {what}"
-            )
+    unknown = sum(line.ok and not (line.inputs and line.inputs[4]) for line in store.index().values())
+    if unknown and present.weights:
+        say(f"{store.root}\n  {unknown} samples don't tell their weights: taken to be of the present ones")
 
 
 def outcomes(run: Planned, before: Mapping[str, StoredLine]) -> dict[str, bool | None]:

@@ -48,7 +48,6 @@ from refseg_bench.config import schema
 from refseg_bench.errors import ConfigError, StoreError
 from refseg_bench.files.store_io import (
     PUT_BACK,
-    UNCHECKED,
     checksum,
     leads_out,
     open_regular,
@@ -56,7 +55,6 @@ from refseg_bench.files.store_io import (
     read_bytes,
     read_npz,
     read_record,
-    read_sealed_yaml,
     reading,
     replacing,
     safe_name,
@@ -241,7 +239,7 @@ def scan(path: Path, offset: int, damaged: Callable[[int], None], run: str = "")
         for raw in iter(lambda: handle.readline(_LONGEST), b""):
             if not raw.endswith(b"\n"):
                 # Still being written, or torn; else whole but for its newline, or without an end.
-                if _sound(raw[:-1], path) is not False or len(raw) >= _LONGEST:
+                if _sound(raw[:-1]) or len(raw) >= _LONGEST:
                     damaged(offset)
                 return
             line = _stored(raw, path, offset, run)
@@ -276,7 +274,7 @@ def read_line(line: StoredLine) -> Prediction:
 def _stored(raw: bytes, path: Path, offset: int, run: str) -> StoredLine | None:
     """A line by its first keys, if it fits its checksum."""
     head = _HEAD.match(raw)
-    if head is None or _sound(raw, path) is False:
+    if head is None or not _sound(raw):
         return None
     named, within, ok, turn, facts, files, state, truth, weights, digest = head.groups()
     try:
@@ -299,15 +297,10 @@ def _text(told: bytes) -> str:
     return plain if plain.isprintable() else str(json.loads(told))
 
 
-def _sound(raw: bytes, path: Path) -> bool | None:
-    """Whether a line fits the checksum at its end; ``None`` if it ends like a line and has none."""
+def _sound(raw: bytes) -> bool:
+    """Whether a line fits the checksum at its end."""
     tail = _TAIL.match(raw, len(raw) - _TAIL_LENGTH) or _TAIL.search(raw)
-    if tail is not None:
-        return checksum(raw[: tail.start()]) == tail[1].decode()
-    if not raw.rstrip().endswith(b"}"):
-        return False
-    UNCHECKED.add(path)
-    return None
+    return tail is not None and checksum(raw[: tail.start()]) == tail[1].decode()
 
 
 def _record(p: Prediction, run: str) -> dict[str, Any]:
@@ -545,7 +538,7 @@ class RunInfo:
 
 
 @dataclass
-class EnvRecord:
+class _EnvRecord:
     """The part of an environment record that is shown; the rest is kept as it is."""
 
     refseg_bench: str = "?"
@@ -567,7 +560,7 @@ class _Numbers:
 
 
 @dataclass
-class ResultRecord:
+class _ResultRecord:
     """What ``result.json`` holds; see :class:`~refseg_bench.types.Result`."""
 
     protocol: str
@@ -728,17 +721,7 @@ class RunStore:
         Raises:
             StoreError: the file is damaged, or a value is not what it has to be.
         """
-        record = read_record(self.info_path)
-        info = record_of(RunInfo, record, self.info_path)
-        if not {"bound", "sees_targets"} <= record.keys():
-            # An older version's. Nothing but this package's own bounds is imported to know it.
-            method = (info.lasting or read_sealed_yaml(self.config_path)).get("method")
-            target = str(method.get(schema.TARGET)) if isinstance(method, dict) else ""
-            if target.startswith("refseg_bench.methods.bounds."):
-                with contextlib.suppress(ConfigError):
-                    bound = schema.locate(target, "method")
-                    info.bound, info.sees_targets = bound.bound, bound.sees_targets
-        return info
+        return record_of(RunInfo, read_record(self.info_path), self.info_path)
 
     # ── predictions ───────────────────────────────────────────────────────
 
@@ -933,7 +916,7 @@ class RunStore:
             StoreError: one is damaged.
         """
         found = {path: read_record(path) for path in sorted((self.root / "env").glob("*.json"))}
-        return {p.stem: {**record, **vars(record_of(EnvRecord, record, p))} for p, record in found.items()}
+        return {p.stem: {**record, **vars(record_of(_EnvRecord, record, p))} for p, record in found.items()}
 
     def scores_dir(self, protocol: str) -> Path:
         """The folder of one protocol's scores; ``protocol`` is ``id@version``."""
@@ -993,7 +976,7 @@ class RunStore:
         """
         found = {}
         for path in sorted((self.root / "scores").glob(f"*/{RESULT}")):
-            record = record_of(ResultRecord, read_record(path), path)
+            record = record_of(_ResultRecord, read_record(path), path)
             record_of(_Details, record.details, path)
             counts = (record.n, record.expected, record.failed, record.missing)
             if not (0 < record.scale < math.inf and all(0 <= count < 1 << 40 for count in counts)):
@@ -1027,9 +1010,7 @@ class RunStore:
         known = read_record(path.with_name(RESULT)).get("samples")
         with reading(path):
             data = read_bytes(path, _MOST_SAMPLES)
-        if known is None:
-            UNCHECKED.add(path)
-        elif checksum(data) != known:
+        if checksum(data) != known:
             raise StoreError("The scores don't belong to their result row.", where=path, hint=_RESCORE)
         return path, data
 
