@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -116,6 +116,24 @@ class Cache:
         else:
             self.hits += 1
         return entry
+
+    def through(
+        self, common: Mapping[str, Any], prompts: Iterable[str], run: Callable[[list[str]], Iterable[Entry]]
+    ) -> dict[str, Entry]:
+        """The entries of prompts: those kept, and the others as ``run`` makes them, which are kept then.
+
+        Args:
+            common: what the keys share; each has its own ``prompt``.
+            prompts: texts.
+            run: makes the entries of the prompts it is given, in their order.
+        """
+        kept = {text: self.get({**common, "prompt": text}) for text in dict.fromkeys(prompts)}
+        found = {text: entry for text, entry in kept.items() if entry is not None}
+        missing = [text for text in kept if text not in found]
+        for text, entry in zip(missing, run(missing) if missing else (), strict=True):
+            self.put({**common, "prompt": text}, entry)
+            found[text] = entry
+        return found
 
     def put(self, key: Mapping[str, Any], entry: Mapping[str, Value]) -> None:
         """Store an entry, if it can be. Safe against other writers and against being killed half-way.

@@ -518,10 +518,11 @@ class Conversation:
 
     Args:
         model: who answers.
+        tries: most calls where a reply can't be read.
     """
 
-    def __init__(self, model: ChatModel) -> None:
-        self.model, self.cost = model, Cost()
+    def __init__(self, model: ChatModel, tries: int = 3) -> None:
+        self.model, self.tries, self.cost = model, tries, Cost()
         self.transcript: list[dict[str, Any]] = []
         #: What it was shown, small, by the digests that the transcript names.
         self.pictures: dict[str, bytes] = {}
@@ -568,22 +569,20 @@ class Conversation:
         cost.answer_tokens = _sum(cost.answer_tokens, reply.answer_tokens)
         return answer(reply.text)
 
-    async def ask_for(
-        self, messages: Sequence[Message], step: str, read: Callable[[str], T], tries: int = 3
-    ) -> T:
+    async def ask_for(self, messages: Message | Sequence[Message], step: str, read: Callable[[str], T]) -> T:
         """What ``read`` makes of the model's words; where it can't, the model is told why and asked again.
 
         Args:
-            messages: all turns so far.
+            messages: all turns so far, or the one there is.
             step: what the method is at.
             read: takes the words; raises ``ValueError`` with what is wrong with them.
-            tries: most calls.
 
         Raises:
             ChatError: no reply could be read.
         """
+        messages = [messages] if isinstance(messages, Message) else messages
         told = list(messages)
-        for _ in range(tries):
+        for _ in range(self.tries):
             words = await self.ask(told, step)
             try:
                 return read(words)
@@ -597,7 +596,7 @@ class Conversation:
                 Message("user", (f"That can't be used: {wrong}. Answer again, in the form asked for.",)),
             ]
         raise self.failed(
-            ChatError(f"{tries} replies at '{step}' could not be read: {wrong}.", where=self.model.model)
+            ChatError(f"{self.tries} replies at '{step}' could not be read: {wrong}.", where=self.model.model)
         )
 
     def details(self) -> dict[str, Any]:

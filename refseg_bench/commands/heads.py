@@ -13,8 +13,7 @@ from refseg_bench.config import compose as configs
 from refseg_bench.errors import ConfigError
 from refseg_bench.files.store_io import check_output, output
 from refseg_bench.methods.agents.base import spread
-from refseg_bench.methods.loc_head import LocHead
-from refseg_bench.methods.loc_head.finder import Head, Rule, find_heads
+from refseg_bench.methods.loc_head import Head, LocHead, Rule, find_heads
 from refseg_bench.run.build import build_method, dataset_of
 
 

@@ -127,14 +127,7 @@ class HeatMethod(AttentionMethod):
                 "options": {name: getattr(self, name) for name in self.read_with},
                 "clip": fingerprint((clip.frame_paths[frame] for frame in frames), upright=clip.upright),
             }
-        kept = {text: self.cache.get({**common, "prompt": text}) for text in prompts}
-        found = {text: entry for text, entry in kept.items() if entry is not None}
-        missing = [text for text in kept if text not in found]
-        if missing:
-            for text, entry in zip(missing, self.read(clip, frames, missing), strict=True):
-                self.cache.put({**common, "prompt": text}, entry)
-                found[text] = entry
-        return found
+        return self.cache.through(common, prompts, lambda missing: self.read(clip, frames, missing))
 
 
 def peak_box(heat_hw: FloatHW, level: float) -> tuple[float, float, float, float]:

@@ -13,8 +13,7 @@ from refseg_bench.cli import main
 from refseg_bench.config.components import options
 from refseg_bench.errors import ConfigError
 from refseg_bench.methods.heat import peak_box
-from refseg_bench.methods.loc_head import LocHead
-from refseg_bench.methods.loc_head.finder import elbow, find_heads, passing, ranked, spatial_entropy
+from refseg_bench.methods.loc_head import LocHead, elbow, find_heads, passing, ranked, spatial_entropy
 from refseg_bench.methods.tam import TokenActivationMaps, answer_map, rank_gaussian, token_map
 from refseg_bench.types import Clip, Expression, MaskTrack
 from tests.fakes import FakeDataset

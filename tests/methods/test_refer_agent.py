@@ -12,8 +12,13 @@ from refseg_bench.backbones.chat import ChatEndpoint
 from refseg_bench.backbones.weights import needs_of
 from refseg_bench.config.compose import compose
 from refseg_bench.methods.agents.base import read_boxes, read_point
-from refseg_bench.methods.agents.key_frames import ClipScores, best_of_parts, chosen_frames, standing
-from refseg_bench.methods.agents.refer_agent import ReferAgent
+from refseg_bench.methods.agents.refer_agent import (
+    ClipScores,
+    ReferAgent,
+    best_of_parts,
+    chosen_frames,
+    standing,
+)
 from tests.fakes import FakeDataset
 from tests.methods.test_agents import Planted, Scripted, run
 

@@ -10,8 +10,15 @@ import pytest
 
 from refseg_bench.backbones.chat import Message, Reply
 from refseg_bench.methods.agents import drawing
-from refseg_bench.methods.agents.sam3_agent import Sam3Agent, faults, read_instance
-from refseg_bench.methods.agents.sam3_tools import _fewer, apart, read_call, read_verdict
+from refseg_bench.methods.agents.sam3_agent import (
+    Sam3Agent,
+    _fewer,
+    apart,
+    faults,
+    read_call,
+    read_instance,
+    read_verdict,
+)
 from refseg_bench.types import MaskTrack
 from tests.fakes import FakeDataset
 from tests.methods.test_agents import LENGTH, SIZE, Planted, Scripted, run, same, square

@@ -58,7 +58,6 @@ class AgentRvos(ChatMethod):
         temporal: take the frames of a round from where its candidates are in view; else of the whole clip.
         n_frames: frames shown at a time.
         opacity: of the candidates' colours (not stated in the paper).
-        tries: most calls where a reply can't be read (not stated in the paper).
     """
 
     counts: ClassVar[tuple[str, ...]] = ("concepts", "rounds", "n_frames", "tries")
@@ -70,7 +69,6 @@ class AgentRvos(ChatMethod):
     temporal: bool = True
     n_frames: int = 16
     opacity: float = 0.4
-    tries: int = 3
 
     async def ground(
         self, talk: Conversation, session: SegmenterSession, expression: Expression
@@ -104,30 +102,20 @@ class AgentRvos(ChatMethod):
 
         def read(words: str) -> tuple[bool, list[str]]:
             said = read_object(words)
-            nouns = said.get("nouns")
-            if (
-                not isinstance(nouns, list)
-                or not nouns
-                or not isinstance(nouns[0], str)
-                or not nouns[0].strip()
-            ):
+            nouns = said["nouns"] if isinstance(said.get("nouns"), list) else []
+            named = [n.strip() for n in nouns[:2] if isinstance(n, str)]
+            if not named or not isinstance(nouns[0], str) or not named[0]:
                 raise ValueError('"nouns" must be [core noun, hypernym or null]')
-            return str(said.get("type")).upper() == "REASONING", [
-                n.strip() for n in nouns[:2] if isinstance(n, str)
-            ]
+            return str(said.get("type")).upper() == "REASONING", named
 
-        reasoning, nouns = await talk.ask_for(
-            [user(CONCEPT.format(sent=sentence))], "concept", read, self.tries
-        )
+        reasoning, nouns = await talk.ask_for(user(CONCEPT.format(sent=sentence)), "concept", read)
         failed: list[str] = []
         for attempt in range(1, self.concepts + 1):
             if reasoning or attempt > 1:
                 told = FAILED.format(nouns=", ".join(failed)) if failed else ""
                 question = LOOK.format(sent=sentence, attempt=attempt, failed=told)
                 shown = self.shown(session.clip, spread(len(session.clip), self.n_frames))
-                _, nouns = await talk.ask_for(
-                    [user(*shown, question)], f"concept, attempt {attempt}", read, self.tries
-                )
+                _, nouns = await talk.ask_for(user(*shown, question), f"concept, attempt {attempt}", read)
             best, most = (nouns[0], list[Instance]()), 0
             for noun in dict.fromkeys(nouns):
                 found = self.find(session, noun)
@@ -156,9 +144,7 @@ class AgentRvos(ChatMethod):
                 raise ValueError('"phrases" must be a list of one or two short texts')
             return ", ".join(said[:2])
 
-        if not await talk.ask_for(
-            [user(NEEDED.format(sent=sentence))], "appearance needed", needed, self.tries
-        ):
+        if not await talk.ask_for(user(NEEDED.format(sent=sentence)), "appearance needed", needed):
             return {}
         looks = {}
         for number, candidate in enumerate(candidates, 1):
@@ -170,7 +156,7 @@ class AgentRvos(ChatMethod):
             box, picture_HWC = extent(mask_HW), clip.load([frame])[0]
             panel = beside([crop(frame_box(picture_HWC, box), box, margin=1.0), crop(picture_HWC, box)])
             question = user(self.backbone.fit(panel), APPEARANCE.format(noun=noun))
-            looks[number] = await talk.ask_for([question], f"appearance of {number}", phrases, self.tries)
+            looks[number] = await talk.ask_for(question, f"appearance of {number}", phrases)
         return looks
 
     async def _sort(
@@ -204,7 +190,7 @@ class AgentRvos(ChatMethod):
             def read(words: str, ids: Sequence[int] = tuple(open_ids)) -> dict[int, str]:
                 return read_verdict(words, ids)
 
-            verdict |= await talk.ask_for([user(*shown, question)], f"round {number}", read, self.tries)
+            verdict |= await talk.ask_for(user(*shown, question), f"round {number}", read)
         return verdict
 
 

@@ -39,6 +39,9 @@ class ChatMethod(Method):
 
     Up to ``backbone.batch_size`` conversations of a clip go on at a time: while one waits for the chat
     model, another segments. One that fails takes no other with it.
+
+    Attributes:
+        tries: most calls where a reply can't be read.
     """
 
     #: Options that count something, of which there must be one at least.
@@ -46,6 +49,7 @@ class ChatMethod(Method):
 
     backbone: ChatModel
     segmenter: Segmenter
+    tries: int = 3
     _found: dict[str, list[Instance]] = field(default_factory=dict, init=False, repr=False, compare=False)
     _clip: str = field(default="", init=False, repr=False, compare=False)
 
@@ -82,7 +86,7 @@ class ChatMethod(Method):
 
         async def one(expression: Expression) -> Grounding:
             async with at_once:
-                talk = Conversation(self.backbone)
+                talk = Conversation(self.backbone, self.tries)
                 try:
                     found = await self.ground(talk, session, expression)
                 except Exception as error:

@@ -95,20 +95,15 @@ def crop(frame_HWC: Uint8HWC, box: tuple[int, int, int, int], margin: float = 0.
     return frame_HWC[max(0, y0 - dy) : y1 + dy, max(0, x0 - dx) : x1 + dx]
 
 
-def frame_box(
-    frame_HWC: Uint8HWC,
-    box: tuple[int, int, int, int],
-    colour: tuple[int, int, int] = (255, 0, 0),
-    width: int = 3,
-) -> Uint8HWC:
-    """A box drawn as a line, inwards."""
+def frame_box(frame_HWC: Uint8HWC, box: tuple[int, int, int, int]) -> Uint8HWC:
+    """A box drawn as a red line, inwards."""
     mask = np.zeros(frame_HWC.shape[:2], np.bool_)
     x0, y0, x1, y1 = box
     mask[y0:y1, x0:x1] = True
-    return contour(frame_HWC, mask, colour, width)
+    return contour(frame_HWC, mask)
 
 
-def beside(images: Sequence[Uint8HWC], height: int = 448, gap: int = 8) -> Uint8HWC:
+def beside(images: Sequence[Uint8HWC], height: int = 448) -> Uint8HWC:
     """Pictures side by side at one height, white between them."""
     scaled = [
         np.asarray(
@@ -118,7 +113,7 @@ def beside(images: Sequence[Uint8HWC], height: int = 448, gap: int = 8) -> Uint8
         )
         for image in images
     ]
-    white = np.full((height, gap, 3), 255, np.uint8)
+    white = np.full((height, 8, 3), 255, np.uint8)
     parts = [part for image in scaled for part in (image, white)]
     return np.concatenate(parts[:-1], axis=1)
 

@@ -82,7 +82,6 @@ class EvolSam3(ChatMethod):
         same_iou: no duel between masks that overlap more.
         box_iou: ``refcoco``: what a mask's own box must have in common with the box that was asked for.
         opacity: of the colours (not stated).
-        tries: most calls where a reply can't be read (not stated).
     """
 
     style: Literal["reason", "refcoco"] = "reason"
@@ -99,7 +98,6 @@ class EvolSam3(ChatMethod):
     same_iou: float = 0.85
     box_iou: float = 0.7
     opacity: float = 0.4
-    tries: int = 3
 
     async def ground(
         self, talk: Conversation, session: SegmenterSession, expression: Expression
@@ -216,10 +214,9 @@ class _Picture:
         """The mask of the chat model's own box, if there is one."""
         method, (height, width) = self.method, self.session.clip.size
         boxes = await self.talk.ask_for(
-            [user(self.sent, BOX.format(sent=self.text))],
+            user(self.sent, BOX.format(sent=self.text)),
             "box",
             lambda words: read_boxes(words, method.backbone, (self.sent.shape[0], self.sent.shape[1])),
-            method.tries,
         )
         if not boxes:
             return None
@@ -242,9 +239,7 @@ class _Picture:
         return (text_HW, "text") if by_text else (box_HW, "box")
 
     async def _asked(self, question: Message, step: str, read: Callable[[dict[str, Any]], T]) -> T:
-        return await self.talk.ask_for(
-            [question], step, lambda words: read(read_object(words)), self.method.tries
-        )
+        return await self.talk.ask_for(question, step, lambda words: read(read_object(words)))
 
     def _drawn(self, mask_HW: BoolHW) -> Uint8HWC:
         return self.method.backbone.fit(overlay(self.picture, [mask_HW], [1], self.method.opacity))

@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from refseg_bench.backbones.chat import Conversation, Message
+from refseg_bench.backbones.chat import Conversation
 from refseg_bench.errors import ConfigError
-from refseg_bench.methods.agents.base import Box, ChatMethod, read_boxes, spread
+from refseg_bench.methods.agents.base import Box, ChatMethod, read_boxes, spread, user
 from refseg_bench.methods.base import track_prompts
 from refseg_bench.segmenters.base import Prompt, SegmenterSession
 from refseg_bench.types import Expression, Grounding, MaskTrack
@@ -23,7 +23,6 @@ class MllmBox(ChatMethod):
     Attributes:
         n_frames: key frames, the middles of equal parts of the clip.
         prompt: the question, with ``{sent}``.
-        tries: most calls on one frame, where a reply can't be read.
     """
 
     counts: ClassVar[tuple[str, ...]] = ("n_frames", "tries")
@@ -33,7 +32,6 @@ class MllmBox(ChatMethod):
         "Locate every object that this describes: {sent}. Answer with the boxes as JSON, "
         '[{"bbox_2d": [x1, y1, x2, y2], "label": "..."}], or [] if nothing in the picture fits.'
     )
-    tries: int = 3
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -49,12 +47,12 @@ class MllmBox(ChatMethod):
         clip, tracks, told = session.clip, [], {}
         for frame in spread(len(clip), self.n_frames):
             picture = self.backbone.fit(clip.load([frame])[0])
-            question = Message("user", (picture, self.prompt.replace("{sent}", expression.text)))
+            question = user(picture, self.prompt.replace("{sent}", expression.text))
 
             def read(words: str, size: tuple[int, int] = picture.shape[:2]) -> list[Box]:
                 return read_boxes(words, self.backbone, size)
 
-            boxes = await talk.ask_for([question], f"boxes on frame {frame}", read, self.tries)
+            boxes = await talk.ask_for(question, f"boxes on frame {frame}", read)
             told[str(frame)] = boxes
             if boxes:
                 tracks.append(track_prompts(session, frame, [Prompt(box=box) for box in boxes]))

@@ -8,11 +8,17 @@ option marked so, or said where it is decided.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from refseg_bench.backbones.chat import Conversation, Message, Uint8HWC
+from refseg_bench.backbones.lazy_torch import torch
+from refseg_bench.backbones.weights import Weights, choose_device, from_pretrained
+from refseg_bench.config.schema import option
 from refseg_bench.methods.agents.base import (
     Box,
     ChatMethod,
@@ -26,7 +32,6 @@ from refseg_bench.methods.agents.base import (
     user,
 )  # fmt: skip
 from refseg_bench.methods.agents.drawing import beside, frame_box, mosaic
-from refseg_bench.methods.agents.key_frames import ClipScores, best_of_parts, chosen_frames, standing
 from refseg_bench.methods.base import track_prompts
 from refseg_bench.segmenters.base import Prompt, SegmenterSession
 from refseg_bench.types import Clip, Expression, Grounding
@@ -61,6 +66,71 @@ REASONS = " Earlier targets were wrong: {reasons}."
 WRONG = dict(absent="a target is absent", clearer_elsewhere="it is clearer elsewhere", occluded="occlusion")
 
 
+@dataclass
+class ClipScores:
+    """CLIP of transformers.
+
+    Attributes:
+        model: hub id or local folder; ``null`` = no CLIP, all frames are alike (not in the paper).
+        revision: commit, tag or branch of the hub repository.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        offline: never ask the hub.
+    """
+
+    model: str | None = "openai/clip-vit-base-patch32"
+    revision: str | None = None
+    device: str = option("auto", transient=True)
+    offline: bool = option(False, transient=True)
+    _loaded: tuple[Any, Any] | None = field(default=None, init=False, repr=False, compare=False)
+    _seen: tuple[str, Any] = field(default=("", None), init=False, repr=False, compare=False)
+
+    def weights(self) -> tuple[Weights, ...]:
+        """What is fetched."""
+        if self.model is None:
+            return ()
+        # OpenAI's repository of this model holds no safetensors.
+        patterns = ("*.json", "*.safetensors", "pytorch_model.bin", "*.txt")
+        return (Weights(self.model, self.revision, patterns=patterns, component="method=refer_agent"),)
+
+    def logits(self, clip: Clip, text: str) -> NDArray[np.float64]:
+        """CLIP's logit of each frame with the text, ``(T,)``; frames are encoded once per clip."""
+        if self.model is None:
+            return np.zeros(len(clip))
+        model, processor = self._ready()
+        with torch.inference_mode():
+            if self._seen[0] != clip.id:
+                # One by one: a frame's digits must not depend on its neighbours.
+                frames = [self._encoded(clip.load([frame])[0]) for frame in range(len(clip))]
+                self._seen = clip.id, torch.cat(frames)
+            words = processor(text=[text], return_tensors="pt", padding=True, truncation=True).to(
+                model.device
+            )
+            text_1D = _unit(model.get_text_features(**words))
+            logits_T = (self._seen[1] @ text_1D.T)[:, 0] * model.logit_scale.exp()
+        return np.asarray(logits_T.double().cpu().numpy())
+
+    def _encoded(self, frame_HWC: NDArray[np.uint8]) -> Any:
+        model, processor = self._ready()
+        pixels = processor(images=frame_HWC, return_tensors="pt").to(model.device)
+        return _unit(model.get_image_features(**pixels))
+
+    def _ready(self) -> tuple[Any, Any]:
+        if self._loaded is None:
+            from transformers import AutoProcessor, CLIPModel
+
+            (needed,) = self.weights()
+            model = from_pretrained(CLIPModel, needed, offline=self.offline)
+            processor = from_pretrained(AutoProcessor, needed, offline=self.offline)
+            self._loaded = model.eval().to(choose_device(self.device)), processor
+        return self._loaded
+
+
+def _unit(features: Any) -> Any:
+    """Features of length 1; newer versions of transformers wrap them."""
+    features = getattr(features, "pooler_output", features)
+    return features / features.norm(dim=-1, keepdim=True)
+
+
 @dataclass(frozen=True)
 class _Target:
     """What a description was given on the key frame."""
@@ -81,7 +151,6 @@ class ReferAgent(ChatMethod):
         frame_rounds: most choices of a key frame.
         description_rounds: most times that the boxes are questioned.
         clip_share: of CLIP's grade in a frame's; the rest is the chat model's (not stated).
-        tries: most calls where a reply can't be read.
     """
 
     packages: ClassVar[tuple[str, ...]] = ("torch", "transformers")  # of CLIP
@@ -94,7 +163,6 @@ class ReferAgent(ChatMethod):
     frame_rounds: int = 2
     description_rounds: int = 2
     clip_share: float = 0.5
-    tries: int = 3
 
     def weights(self) -> Sequence[Any]:
         """CLIP's."""
@@ -165,7 +233,7 @@ class _Query:
             return read_text(said, "statement"), int(kind)
 
         told = STATEMENT.format(sent=text)
-        self.statement, self.kind = await self._asked(user(told), "statement", read)
+        self.statement, self.kind = await self.talk.ask_for(user(told), "statement", read)
         self.questions = (await self._texts(user(QUESTIONS.format(sent=self.statement)), "questions"))[:3]
 
     async def choose(self, guidance: str) -> None:
@@ -181,7 +249,7 @@ class _Query:
         names = [str(number) for number in range(1, len(places) + 1)]
         picture = self.method.backbone.fit(mosaic(list(self.clip.load(places)), names, columns=5))
         told = GRADE.format(count=len(places), sent=self.statement, guidance=guidance)
-        said = await self._asked(user(picture, told), "frames", read)
+        said = await self.talk.ask_for(user(picture, told), "frames", read)
         share = self.method.clip_share
         grades = [share * self.grades_T[p] + (1 - share) * one for p, one in zip(places, said, strict=True)]
         self.frames, self.key = chosen_frames(places, grades, self.method.best)
@@ -194,14 +262,14 @@ class _Query:
         sent = model.fit(frame_HWC)
         size = (sent.shape[0], sent.shape[1])
         for description in await self._texts(user(self._stitched(), told), "descriptions"):
-            boxes = await self._asked(
+            boxes = await self.talk.ask_for(
                 user(sent, LOCATE.format(description=description)),
                 "box",
                 lambda words: read_boxes(words, model, size, shares=True),
             )
             if boxes:
                 question = user(self._boxed(frame_HWC, boxes[-1]), POINT.format(description=description))
-                point = await self._asked(
+                point = await self.talk.ask_for(
                     question, "point", lambda words: read_point(words, model, size, shares=True)
                 )
                 out.append(_Target(description, boxes[-1], point))
@@ -214,7 +282,7 @@ class _Query:
             said = read_object(words)
             return [told for name, told in WRONG.items() if read_flag(said, name)]
 
-        return await self._asked(
+        return await self.talk.ask_for(
             user(self._stitched(), FRAME.format(sent=self.statement)), "frame check", read
         )
 
@@ -229,15 +297,14 @@ class _Query:
         for target in targets:
             for question in self.questions:
                 told = CHECK.format(description=target.description, question=question)
-                reason = await self._asked(user(self._boxed(frame_HWC, target.box), told), "box check", read)
+                reason = await self.talk.ask_for(
+                    user(self._boxed(frame_HWC, target.box), told), "box check", read
+                )
                 out += [reason] if reason else []
         return out
 
-    async def _asked(self, question: Message, step: str, read: Callable[[str], T]) -> T:
-        return await self.talk.ask_for([question], step, read, self.method.tries)
-
     async def _texts(self, question: Message, name: str) -> list[str]:
-        return await self._asked(question, name, lambda words: read_texts(read_object(words), name))
+        return await self.talk.ask_for(question, name, lambda words: read_texts(read_object(words), name))
 
     def _stitched(self) -> Uint8HWC:
         """The key frame, enlarged, beside its company (how they are laid out: not stated)."""
@@ -248,3 +315,48 @@ class _Query:
         height, width = frame_HWC.shape[:2]
         x0, y0, x1, y1 = (round(v * side) for v, side in zip(box, (width, height) * 2, strict=True))
         return self.method.backbone.fit(frame_box(frame_HWC, (x0, y0, x1, y1)))
+
+
+# ── which frames are looked at ───────────────────────────────────────────────
+
+
+def standing(logits_T: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Logits as grades from 1 to 10: 5.5 + 1.5 z, cut there (arXiv 2602.03595).
+
+    >>> import numpy as np
+    >>> standing(np.array([0.0, 1.0, 2.0])).round(2).tolist(), standing(np.ones(2)).tolist()
+    ([3.66, 5.5, 7.34], [5.5, 5.5])
+    """
+    spread = float(logits_T.std())
+    z_T = (logits_T - logits_T.mean()) / spread if spread > 0 else np.zeros(len(logits_T))
+    return np.clip(5.5 + 1.5 * z_T, 1.0, 10.0)
+
+
+def best_of_parts(grades_T: NDArray[np.float64], parts: int) -> list[int]:
+    """The best frame of each of so many equal parts, the first on ties; every frame of a shorter clip.
+
+    >>> import numpy as np
+    >>> best_of_parts(np.array([1.0, 5, 2, 2, 9, 1]), 3)
+    [1, 2, 4]
+    """
+    pieces = np.array_split(np.arange(len(grades_T)), min(parts, len(grades_T)))
+    return [int(piece[int(np.argmax(grades_T[piece]))]) for piece in pieces]
+
+
+def chosen_frames(frames: Sequence[int], grades: Sequence[float], best: int) -> tuple[list[int], int]:
+    """The best frames in the order of time, and the key frame: the best of them, the first on ties.
+
+    A key frame that is second or second to last brings the frames midway to its neighbours.
+
+    >>> chosen_frames([0, 10, 20, 30, 40, 50], [1, 9, 3, 4, 5, 6], 5)
+    ([10, 20, 30, 40, 50], 10)
+    >>> chosen_frames([0, 10, 20, 30, 40, 50], [5, 9, 3, 4, 5, 6], 5)
+    ([0, 5, 10, 20, 30, 40, 50], 10)
+    """
+    order = sorted(range(len(frames)), key=lambda place: (-grades[place], place))[:best]
+    key = frames[order[0]]
+    kept = [frames[place] for place in sorted(order)]
+    at = kept.index(key)
+    if len(kept) > 2 and at in (1, len(kept) - 2):
+        kept = sorted({*kept, (kept[at - 1] + key) // 2, (key + kept[at + 1]) // 2})
+    return kept, key

@@ -309,7 +309,7 @@ class DecAF(AttentionMethod):
         with _Reader(self, clip, frames, only_cached) as reader:
             objects = {text: prompts.object_prompt(self._object, text) for text in texts}
             seen = reader.maps("object", list(objects.values()), answer=True)
-            answers = {text: tuple(json.loads(_text(seen[objects[text]], "answers"))) for text in texts}
+            answers = {text: tuple(json.loads(str(seen[objects[text]]["answers"]))) for text in texts}
             if not background:
                 return {
                     text: Attention(_maps(seen[objects[text]]), None, None, answers[text], (objects[text],))
@@ -560,7 +560,7 @@ class _Reader(ExitStack):
             return [{"answer": answer} for answer in self.session.ask(missing)]
 
         found = self._through_cache({"kind": "choice"}, texts, run)
-        return {text: _text(entry, "answer") for text, entry in found.items()}
+        return {text: str(entry["answer"]) for text, entry in found.items()}
 
     @cached_property
     def session(self) -> MLLMSession:
@@ -575,27 +575,13 @@ class _Reader(ExitStack):
     def _through_cache(
         self, key: Mapping[str, Any], texts: Sequence[str], run: Callable[[list[str]], list[Entry]]
     ) -> dict[str, Entry]:
-        cache = self.method.cache
-        found: dict[str, Entry] = {}
-        missing: list[str] = []
-        for text in dict.fromkeys(texts):
-            entry = cache.get({**self._common, **key, "prompt": text})
-            if entry is None:
-                missing.append(text)
-            else:
-                found[text] = entry
-        if missing and self.only_cached:
-            raise _NotCached
-        if missing:
-            for text, entry in zip(missing, run(missing), strict=True):
-                cache.put({**self._common, **key, "prompt": text}, entry)
-                found[text] = entry
-        return found
+        def made(missing: list[str]) -> list[Entry]:
+            if self.only_cached:
+                raise _NotCached
+            return run(missing)
+
+        return self.method.cache.through({**self._common, **key}, texts, made)
 
 
 def _maps(entry: Entry) -> Maps:
     return Maps(np.asarray(entry["video"], np.float32), np.asarray(entry["frame"], np.float32))
-
-
-def _text(entry: Entry, name: str) -> str:
-    return str(entry[name])
