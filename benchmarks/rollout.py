@@ -26,8 +26,9 @@ def resident():
 def measure(way, args, out):
     import numpy as np
     import torch
+    from rollout_forms import streamed_rollout
 
-    from refseg_bench.backbones.rollout import LayerQK, dense_rollout, streamed_rollout
+    from refseg_bench.backbones.rollout import LayerQK, dense_rollout
 
     torch.set_num_threads(args.threads)
     generator = torch.Generator().manual_seed(0)

@@ -19,6 +19,24 @@ from refseg_bench.backbones.rollout import LayerQK, shared_rollout
 from refseg_bench.backbones.weights import choose_device
 
 
+def streamed_rollout(layers, visual_N, mode="v_max", residual=0.5, dtype=None, block_bytes=None):
+    """The row of `dense_rollout`, without any N×N matrix: `shared_rollout` of one prompt.
+
+    The last token, on which the prompt ends, must not be a visual one.
+    """
+    at = visual_N.shape[0] - 1
+    return shared_rollout(
+        [layer[:, :at] for layer in layers],
+        [layer[:, at:][None] for layer in layers],
+        [1],
+        visual_N[:at],
+        mode,
+        residual,
+        dtype,
+        block_bytes,
+    )[0]
+
+
 def form(layers, shape, tokens, prompts, dtype, device, *, together):
     """A rollout of drawn queries and keys as a call without arguments, and the CPU's form of it.
 

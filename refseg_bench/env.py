@@ -23,7 +23,7 @@ from refseg_bench.errors import ConfigError
 
 #: Packages whose version can move a number.
 _WATCHED = (
-    "numpy", "opencv-python-headless", "opencv-python", "pillow", "pycocotools", "scipy", "pandas",
+    "numpy", "opencv-python-headless", "opencv-python", "pillow", "pycocotools", "scipy",
     "hydra-core", "omegaconf", "torch", "torchvision", "transformers", "diffusers", "sam2", "tokenizers",
     "flash-attn", "spacy", "zlib-ng", "submitit",
 )  # fmt: skip

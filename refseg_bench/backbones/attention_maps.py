@@ -94,7 +94,7 @@ class SoftmaxTokens:
 
 
 @dataclass(frozen=True, eq=False)
-class LayerLogits:
+class _LayerLogits:
     """The logits of one layer (or of some heads of it) for one set of tokens, scaled.
 
     Attributes:
@@ -117,14 +117,14 @@ class LayerLogits:
             return None
         return self.query_HTD @ self.key_HTD.mT
 
-    def select(self, tokens: Sequence[int]) -> LayerLogits:
+    def select(self, tokens: Sequence[int]) -> _LayerLogits:
         """Some of the tokens, in the order given."""
         places = torch.as_tensor(list(tokens), device=self.image_HNT.device)
 
         def of(tensor: Tensor | None, axis: int) -> Tensor | None:
             return None if tensor is None else tensor.index_select(axis, places)
 
-        return LayerLogits(
+        return _LayerLogits(
             self.image_HNT.index_select(2, places),
             of(self.query_HTD, 1),
             of(self.key_HTD, 1),
@@ -159,7 +159,7 @@ class TokenMaps:
         return self.maps_TN.reshape(-1, *self.grid)
 
 
-class MapReducer:
+class _MapReducer:
     """Accumulates logits layer by layer into :class:`TokenMaps`. Memory: tokens × image tokens."""
 
     def __init__(self, options: MapOptions, reading: SoftmaxTokens) -> None:
@@ -176,7 +176,7 @@ class MapReducer:
         self._layer_text_TT: Tensor | None = None
         self._layer_heads = 0
 
-    def add_heads(self, layer: int, chunk: LayerLogits) -> None:
+    def add_heads(self, layer: int, chunk: _LayerLogits) -> None:
         """Add some heads of a layer; :meth:`end_layer` closes it.
 
         Raises:
@@ -225,7 +225,7 @@ class MapReducer:
         logits_HNT[..., places] = float("-inf")
         return logits_HNT
 
-    def _image(self, part: LayerLogits, text_HTT: Tensor | None) -> Tensor:
+    def _image(self, part: _LayerLogits, text_HTT: Tensor | None) -> Tensor:
         """What of one layer's heads is averaged: probabilities, or the logits themselves."""
         options = self.options
         logits = part.image_HNT
@@ -341,11 +341,11 @@ class MapObserver:
     layout: TokenLayout
     options: MapOptions
     readings: Sequence[Mapping[str, SoftmaxTokens]]
-    _reducers: list[dict[str, MapReducer]] = field(init=False)
+    _reducers: list[dict[str, _MapReducer]] = field(init=False)
 
     def __post_init__(self) -> None:
         self._reducers = [
-            {name: MapReducer(self.options, reading) for name, reading in readings.items()}
+            {name: _MapReducer(self.options, reading) for name, reading in readings.items()}
             for readings in self.readings
         ]
 
@@ -364,12 +364,12 @@ class MapObserver:
         """Per set, name → maps."""
         return [{name: r.result(grid) for name, r in reducers.items()} for reducers in self._reducers]
 
-    def _chunks(self, call: SdpaCall, positions: tuple[int, ...]) -> Iterator[LayerLogits]:
+    def _chunks(self, call: SdpaCall, positions: tuple[int, ...]) -> Iterator[_LayerLogits]:
         if self.options.space == "output":
             out_LHD = call.output[0].transpose(0, 1)
             image_NC = out_LHD[self.layout.image].flatten(1).float()
             text_TC = out_LHD[list(positions)].flatten(1).float()
-            yield LayerLogits((image_NC @ text_TC.mT)[None])
+            yield _LayerLogits((image_NC @ text_TC.mT)[None])
             return
         query, key = call.query[0], call.key[0]
         heads = range(query.shape[0]) if self.options.heads is None else self.options.heads
@@ -386,7 +386,7 @@ class MapObserver:
             query_H, key_H = query[chosen].float() * call.scale, key[chosen].float()
             yield self._logits(query_H, key_H, image, list(positions))
 
-    def _logits(self, query: Tensor, key: Tensor, image: slice, positions: list[int]) -> LayerLogits:
+    def _logits(self, query: Tensor, key: Tensor, image: slice, positions: list[int]) -> _LayerLogits:
         """Logits of some heads; ``query`` is scaled already."""
         text_keys = key[:, positions]
         if self.layout.cross:
@@ -396,24 +396,24 @@ class MapObserver:
                     where="direction, softmax_axis, head_agg",
                     hint="Use direction=img2txt, softmax_axis=tokens or image.",
                 )
-            return LayerLogits(query @ text_keys.mT)
+            return _LayerLogits(query @ text_keys.mT)
         text_queries = query[:, positions]
         if self.options.direction == "txt2img":
             logits = (text_queries @ key[:, image].mT).mT
         else:
             logits = query[:, image] @ text_keys.mT
         if not self.options.needs_rest:
-            return LayerLogits(logits, text_queries, text_keys)
+            return _LayerLogits(logits, text_queries, text_keys)
         rest_HT = (text_queries @ key[:, image].mT).logsumexp(-1)
         if self.options.direction == "txt2img":
-            return LayerLogits(logits, text_queries, text_keys, None, rest_HT)
+            return _LayerLogits(logits, text_queries, text_keys, None, rest_HT)
         other = torch.cat([key[:, image], key[:, list(self.layout.prompt)]], 1)
         step = max(1, CHUNK // other.shape[1])
         rest = [
             torch.cat([(block @ keys.mT).logsumexp(-1) for block in torch.split(queries, step)])
             for queries, keys in zip(query[:, image], other, strict=True)
         ]
-        return LayerLogits(logits, text_queries, text_keys, torch.stack(rest), rest_HT)
+        return _LayerLogits(logits, text_queries, text_keys, torch.stack(rest), rest_HT)
 
 
 def one_way_mask(roles: Sequence[int], image: int, *, text_first: bool, cross: bool = False) -> Tensor:

@@ -22,7 +22,7 @@ from refseg_bench.errors import ConfigError, RefsegError
 KERNELS = ("sdpa", "flash_attention_2", "flash_attention_3")
 
 
-class Enough(Exception):
+class _Enough(Exception):
     """Raised inside a forward pass when the last wanted layer has been seen: control flow, no error."""
 
 
@@ -69,7 +69,7 @@ def recording(layers: range, stop_at: int | None = None) -> Iterator[PassCapture
     recorder = PassCapture(layers, stop_at)
     token = _active.set(recorder)
     try:
-        with contextlib.suppress(Enough):
+        with contextlib.suppress(_Enough):
             yield recorder
     finally:
         _active.reset(token)
@@ -145,7 +145,7 @@ def _observe(
             float(query.shape[-1] ** -0.5 if scaling is None else scaling),
         )
     if layer == recorder.stop_at:
-        raise Enough
+        raise _Enough
 
 
 def refuse_non_causal(

@@ -138,31 +138,6 @@ def no_visual_tokens() -> RefsegError:
 # ── row-vector form ──────────────────────────────────────────────────────────
 
 
-def streamed_rollout(
-    layers: Sequence[LayerQK],
-    visual_N: Tensor,
-    mode: HeadWeights = "v_max",
-    residual: float = 0.5,
-    dtype: torch.dtype | None = None,
-    block_bytes: int | None = None,
-) -> Tensor:
-    """The row of :func:`dense_rollout`, without any N×N matrix: :func:`shared_rollout` of one prompt.
-
-    The last token, on which the prompt ends, must not be a visual one.
-    """
-    at = visual_N.shape[0] - 1
-    return shared_rollout(
-        [layer[:, :at] for layer in layers],
-        [layer[:, at:][None] for layer in layers],
-        [1],
-        visual_N[:at],
-        mode,
-        residual,
-        dtype,
-        block_bytes,
-    )[0]
-
-
 def shared_rollout(
     prefix: Sequence[LayerQK],
     tails: Sequence[LayerQK],

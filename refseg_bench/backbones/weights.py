@@ -208,33 +208,16 @@ def find(weights: Weights) -> WeightsStatus:
         place = weights.place
         place = place / weights.file if weights.file and place.is_dir() else place
         return WeightsStatus(weights, place if place.exists() else None, None, _megabytes(place))
-    _require_hub("Looking into the hub's cache")
-    from huggingface_hub import scan_cache_dir, try_to_load_from_cache
-    from huggingface_hub.errors import CacheNotFound
-
-    if weights.file is not None:
-        cached = try_to_load_from_cache(weights.repo, weights.file, revision=weights.revision)
-        if not isinstance(cached, (str, Path)):
-            return WeightsStatus(weights, None)
-        path = Path(cached)
-        return WeightsStatus(weights, path, path.parent.name, _megabytes(path))
-    try:
-        cache = scan_cache_dir()
-    except CacheNotFound:
+    snapshot = _snapshot(weights)
+    if snapshot is None or not snapshot.is_dir():
         return WeightsStatus(weights, None)
-    for repo in cache.repos:
-        if repo.repo_id != weights.repo or repo.repo_type != "model":
-            continue
-        for revision in repo.revisions:
-            wanted = weights.revision or "main"
-            if wanted in revision.refs or revision.commit_hash == wanted:
-                names = {
-                    str(file.file_path.relative_to(revision.snapshot_path)): file.file_path
-                    for file in revision.files
-                }
-                snapshot = Path(revision.snapshot_path) if _complete(names, weights.patterns) else None
-                return WeightsStatus(weights, snapshot, revision.commit_hash, revision.size_on_disk / 1e6)
-    return WeightsStatus(weights, None)
+    if weights.file is not None:
+        place = snapshot / weights.file
+        whole = place.is_file()
+    else:
+        place, files = snapshot, (path for path in snapshot.rglob("*") if path.is_file())
+        whole = _complete({p.relative_to(snapshot).as_posix(): p for p in files}, weights.patterns)
+    return WeightsStatus(weights, place if whole else None, snapshot.name, _megabytes(place))
 
 
 def _complete(files: Mapping[str, Path], patterns: Sequence[str]) -> bool:
@@ -267,8 +250,8 @@ def identity(weights: Weights, cache: Path | None = None) -> dict[str, Any]:
     """
     told: dict[str, Any] = {"repo": weights.repo, "revision": weights.revision, "file": weights.file}
     if not weights.local:
-        commit = _commit(weights)
-        return told | ({"commit": commit} if commit else {})
+        snapshot = _snapshot(weights)
+        return told | ({"commit": snapshot.name} if snapshot else {})
     place = weights.place
     memory = Cache(None if cache is None else cache / "weights")
     try:
@@ -314,8 +297,8 @@ def _sha256(path: Path, memory: Cache) -> str:
     return found
 
 
-def _commit(weights: Weights) -> str | None:
-    """The commit that a repository's revision is at in the hub's cache; ``None`` where none is known."""
+def _snapshot(weights: Weights) -> Path | None:
+    """The folder (its name is a commit) of a repository's revision in the hub's cache; ``None`` = unknown."""
     _require_hub("Looking into the hub's cache")
     from huggingface_hub.file_download import repo_folder_name
 
@@ -326,7 +309,7 @@ def _commit(weights: Weights) -> str | None:
     wanted = weights.revision or "main"
     with contextlib.suppress(OSError, ValueError):  # a commit is its own name
         wanted = (folder / "refs" / wanted).read_text("utf-8").strip()
-    return wanted if re.fullmatch("[0-9a-f]{40}", wanted) else None
+    return folder / "snapshots" / wanted if re.fullmatch("[0-9a-f]{40}", wanted) else None
 
 
 def _megabytes(path: Path) -> float:
@@ -467,45 +450,37 @@ def told(load: Callable[[], T], weights: Weights, *, offline: bool) -> T:
     """
     from huggingface_hub import errors as hub
 
-    name = _spelled(weights)
+    repo, name = weights.repo, _spelled(weights)
+    refusals: dict[type[Exception], tuple[str, str]] = {
+        hub.RevisionNotFoundError: (
+            f"The hub's repository '{repo}' has no revision '{weights.revision}'.",
+            "Give a commit, tag or branch that exists.",
+        ),
+        hub.GatedRepoError: (
+            f"The hub gives '{repo}' only to accounts that accepted its terms.",
+            f"Accept the terms at {_HUB}/{repo} and log in with `hf auth login`.",
+        ),
+        hub.RepositoryNotFoundError: (
+            f"The hub has no public repository '{repo}'.",
+            "Check the spelling; for a private one log in with `hf auth login`.",
+        ),
+        hub.RemoteEntryNotFoundError: (
+            f"'{name}' has no file '{weights.file}'.",
+            "Correct the file name or the revision.",
+        ),
+    }
     try:
         return load()
-    except hub.RevisionNotFoundError as error:
-        raise ModelError(
-            f"The hub's repository '{weights.repo}' has no revision '{weights.revision}'.",
-            where=weights.component or None,
-            hint="Give a commit, tag or branch that exists.",
-        ) from error
-    except hub.GatedRepoError as error:
-        raise ModelError(
-            f"The hub gives '{weights.repo}' only to accounts that accepted its terms.",
-            where=f"{_HUB}/{weights.repo}",
-            hint="Accept the terms there and log in with `hf auth login`.",
-        ) from error
-    except hub.RepositoryNotFoundError as error:
-        raise ModelError(
-            f"The hub has no public repository '{weights.repo}'.",
-            where=weights.component or None,
-            hint="Check the spelling; for a private one log in with `hf auth login`.",
-        ) from error
-    except hub.EntryNotFoundError as error:
-        if not isinstance(error, hub.LocalEntryNotFoundError):
-            raise ModelError(
-                f"'{name}' has no file '{weights.file}'.",
-                where=weights.component or None,
-                hint="Correct the file name or the revision.",
-            ) from error
-        raise _absent(name, weights, offline) from error
-    except (hub.HfHubHTTPError, hub.OfflineModeIsEnabled, ConnectionError, TimeoutError) as error:
-        raise _absent(name, weights, offline) from error
-    except OSError as error:
-        # transformers wraps every failure of the hub into a plain OSError.
-        if weights.local:
-            raise ModelError(f"The model can't be loaded: {error}", where=weights.place) from error
-        raise _absent(name, weights, offline) from error
+    except tuple(refusals) as error:
+        what, hint = next(words for kind, words in refusals.items() if isinstance(error, kind))
+        raise ModelError(what, where=weights.component or None, hint=hint) from error
     except Exception as error:
-        # The hub's HTTP client raises its own connection errors, which belong to no common base.
-        if type(error).__module__.startswith(("httpx", "httpcore", "requests.", "urllib3.")):
+        # transformers wraps failures of the hub into a plain OSError; the hub's HTTP client raises its own
+        # connection errors, which belong to no common base.
+        lost = type(error).__module__.startswith(("httpx", "httpcore", "requests.", "urllib3."))
+        if weights.local and isinstance(error, OSError):
+            raise ModelError(f"The model can't be loaded: {error}", where=weights.place) from error
+        if lost or isinstance(error, OSError):
             raise _absent(name, weights, offline) from error
         raise
 

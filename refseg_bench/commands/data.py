@@ -62,7 +62,6 @@ def add(commands: Any) -> None:
         "--decode", action="store_true", help="decode every frame whole, not its header and end only"
     )
     p.add_argument("--no-masks", dest="masks", action="store_false", help="don't read the masks")
-    p.add_argument("--sums", type=Path, metavar="FILE", help="a sha256sum listing to hold the files against")
     add_json(p, "counts, notes and all problems by split")
     p.set_defaults(main=verify_set)
 
@@ -163,8 +162,7 @@ def verify_set(args: argparse.Namespace) -> int:
     for split in splits:
         data = open_dataset(name, root=args.root, split=split)
         said = facts.splits.get(data.split) if facts else None
-        sums = args.sums if split == splits[0] else None
-        verdict = verify(data, said, decode=args.decode, sums=sums, masks=args.masks)
+        verdict = verify(data, said, decode=args.decode, masks=args.masks)
         _report(console, name, data.split, verdict, args.first)
         problems = {kind: [[p.where, p.what] for p in all_of] for kind, all_of in verdict.kinds().items()}
         told = {"ok": verdict.ok, "counts": verdict.counts, "notes": verdict.notes, "problems": problems}

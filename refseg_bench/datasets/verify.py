@@ -8,7 +8,6 @@ looked at here.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +18,7 @@ from typing import Any
 
 from refseg_bench.config.components import names
 from refseg_bench.datasets.base import Dataset, damaged
-from refseg_bench.datasets.files import Damage, bad_name, missing_file, read_text
+from refseg_bench.datasets.files import Damage, bad_name
 from refseg_bench.errors import ConfigError, DataError
 from refseg_bench.files.images import image_size, read_rgb, turn_in_words
 from refseg_bench.files.resources import resource
@@ -158,9 +157,7 @@ def verify(
     facts: SplitFacts | None = None,
     *,
     decode: bool = False,
-    sums: Path | None = None,
     masks: bool = True,
-    threads: int = 8,
 ) -> Verdict:
     """Check one split.
 
@@ -168,9 +165,7 @@ def verify(
         dataset: the set, with its split.
         facts: what its manifest says of the split.
         decode: decode every frame whole (slow) instead of its header and end mark.
-        sums: a ``sha256sum`` file of paths relative to itself, all of which are hashed.
         masks: read the masks too.
-        threads: how many frame files are looked at at once (they wait for the disk).
     """
     verdict = Verdict()
     seen: set[tuple[str, str]] = set()
@@ -193,7 +188,7 @@ def verify(
     still = True
     objects: set[tuple[int, str]] = set()
     refs: set[object] = set()
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(8) as pool:  # frame files wait for the disk
         for clip, expressions in dataset.survey():
             clips += 1
             sentences += len(expressions)
@@ -220,8 +215,6 @@ def verify(
     kind = {"images": clips} if still else {"videos": clips, "frames": frames}
     verdict.counts = {**kind, "expressions": sentences, "objects": len(objects), "refs": len(refs)}
     for damage in _other_counts(verdict, facts) if facts is not None else ():
-        tell(damage)
-    for damage in wrong_sums(sums) if sums is not None else ():
         tell(damage)
     return verdict
 
@@ -288,21 +281,3 @@ def extra_frames(clip: Clip) -> Iterator[Damage]:
             told = f"The frame '{path.name}' of video '{clip.id}' is not in the expression file."
             hint = "Use frames and expressions of one release, or take the file away."
             yield Damage("extra frame", told, path, hint=hint)
-
-
-def wrong_sums(listing: Path) -> Iterator[Damage]:
-    """Files that differ from a ``sha256sum`` listing, whose paths are relative to its folder."""
-    for number, line in enumerate(read_text(listing).splitlines(), start=1):
-        expected, _, name = line.strip().partition(" ")
-        path = listing.parent / name.strip().lstrip("*")
-        if len(expected) != 64 or not name:
-            if line.strip():
-                yield Damage("malformed line", "Not a line of sha256sum.", listing, f"line {number}")
-            continue
-        if not os.path.isfile(path):
-            yield missing_file(path)
-            continue
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != expected.lower():
-            yield Damage("hash differs", f"SHA-256 is {found}, not {expected}.", path)

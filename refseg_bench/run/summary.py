@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 
 from refseg_bench.errors import StoreError
-from refseg_bench.files.store_io import UNCHECKED, checksum, read_bytes, read_record, reading, sealed
+from refseg_bench.files.store_io import checksum, read_bytes, read_record, reading, sealed
 from refseg_bench.run import inputs, store
 from refseg_bench.run.store import RunStore, StoredLine, record_of
 from refseg_bench.types import Clip, Expression, sample_id
@@ -89,10 +89,9 @@ def summarize(run: RunStore, work: Work | None, present: inputs.Present | None, 
         if record.get("key") == key and path.stat().st_mtime_ns - newest > _TICK:
             return record_of(Summary, record, path)
     found = _look(run, work, here, few)
-    predictions = {run.root / name for name in files if name.endswith(".jsonl")}
-    large = sum(files[path.relative_to(run.root).as_posix()][0] for path in predictions) > _SMALL
+    large = sum(files[name][0] for name in files if name.endswith(".jsonl")) > _SMALL
     # Faults are told where they lie, and a folder can be moved.
-    if large and not (predictions & UNCHECKED or run.damage()) and _files(run.root) == files:
+    if large and not run.damage() and _files(run.root) == files:
         with suppress(StoreError):  # a folder of somebody else
             run.keep(sealed({**asdict(found), "key": key}), NAME)
     return found

@@ -110,7 +110,7 @@ def open_predictions(
     if file is not None and file.suffix.lower() in JSON:
         if above is not None:
             raise ConfigError("--threshold is for mask files; run lengths have no grey values.")
-        return JsonPredictions(file, sides=tuple(sides))
+        return _JsonPredictions(file, sides=tuple(sides))
     packed = file is not None and path.suffix.lower() in (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z")
     raise DataError(
         "The predictions are packed." if packed else "There are no predictions here.",
@@ -647,7 +647,7 @@ def _tracks_of(maps: LabelMaps, clip: Clip, ids: Mapping[str, Sequence[int]]) ->
 
 
 @dataclass(frozen=True)
-class JsonPredictions(ForeignPredictions):
+class _JsonPredictions(ForeignPredictions):
     """One JSON file of COCO run lengths, as Sa2VA writes it or in a near form."""
 
     what: ClassVar[str] = "file"

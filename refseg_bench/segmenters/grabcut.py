@@ -73,9 +73,9 @@ class GrabCut(Segmenter):
         if self.working_size < 16:
             raise ConfigError(f"grabcut.working_size is {self.working_size}.", allowed=["16 or more"])
 
-    def open(self, clip: Clip) -> GrabCutSession:
+    def open(self, clip: Clip) -> _GrabCutSession:
         """Start a session; frames are read when first needed."""
-        return GrabCutSession(clip, self)
+        return _GrabCutSession(clip, self)
 
 
 @dataclass(eq=False)
@@ -87,7 +87,7 @@ class _Track:
     usual: int
 
 
-class GrabCutSession(SegmenterSession):
+class _GrabCutSession(SegmenterSession):
     """One clip; every frame is read, every flow computed and (within limits) every cut made once.
 
     Expressions of a clip mean the same few objects: their clicks and tracks repeat each other.

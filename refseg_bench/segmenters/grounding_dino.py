@@ -52,9 +52,9 @@ class GroundingDino(Segmenter):
     device: str = option("auto", transient=True)
     _loaded: tuple[Any, Any] | None = field(default=None, init=False, repr=False, compare=False)
 
-    def open(self, clip: Clip) -> GroundingDinoSession:
+    def open(self, clip: Clip) -> _GroundingDinoSession:
         """Start a session; the detector loads when words first need it."""
-        return GroundingDinoSession(clip, self)
+        return _GroundingDinoSession(clip, self)
 
     def weights(self) -> tuple[Weights, ...]:
         """What ``refseg models`` lists and fetches."""
@@ -93,7 +93,7 @@ class GroundingDino(Segmenter):
         return Weights(self.model, self.revision, patterns=patterns, component="segmenter=grounding_dino")
 
 
-class GroundingDinoSession(SegmenterSession):
+class _GroundingDinoSession(SegmenterSession):
     """A clip opened by both."""
 
     name = "grounding_dino"

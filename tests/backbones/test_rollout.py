@@ -7,12 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks import rollout_forms
+from benchmarks.rollout_forms import streamed_rollout
 from refseg_bench.backbones.base import layer_range, weighting
 from refseg_bench.backbones.rollout import (
     LayerQK,
     dense_rollout,
     shared_rollout,
-    streamed_rollout,
 )
 from refseg_bench.errors import RefsegError
 

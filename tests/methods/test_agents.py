@@ -176,7 +176,7 @@ def test_an_explicit_query_is_named_found_and_sorted(clip):
 
 def test_where_an_event_loop_is_at_work_already(clip):
     """In a notebook: `asyncio.run` can't be called there."""
-    boxes = {"first": ["[[0, 0, 500, 500]]"], "second": ["no box"]}
+    boxes = {"first": ["[[0, 0, 500, 500]]"], "second": ["somewhere"]}
     method = MllmBox(Scripted(model="scripted", scripts=boxes), Planted(), tries=1)
 
     async def cell():
@@ -184,7 +184,7 @@ def test_where_an_event_loop_is_at_work_already(clip):
 
     known = set(threading.enumerate())
     there, failed = asyncio.run(cell())
-    assert there.details["boxes"] == {"3": [[0.0, 0.0, 0.5, 0.5]]}
+    assert there.details["boxes"] == {"3": [(0.0, 0.0, 0.5, 0.5)]}
     assert "could not be read" in failed.failure.message
     (here, _) = run(method, clip, "the first", "the second")
     assert same(there.track, here.track)

@@ -437,7 +437,7 @@ def resolve_layers(layers: Sequence[int] | str, groups: Mapping[str, tuple[int, 
 
 
 @dataclass(frozen=True, eq=False)
-class AssembledText:
+class _AssembledText:
     """The text of one forward pass and who its tokens are.
 
     Attributes:
@@ -472,7 +472,7 @@ class AssembledText:
         )
 
 
-def assemble(dit: DiT, loaded: _Loaded, queries: Sequence[TokenRequest]) -> AssembledText:
+def assemble(dit: DiT, loaded: _Loaded, queries: Sequence[TokenRequest]) -> _AssembledText:
     """Prompt, extraction sets and whatever padding the model insists on, in this order."""
     family, text = loaded.family, loaded.text
     strip = family.pad_to(loaded.transformer) if dit.t5_padding == "max_length_strip" else None
@@ -510,7 +510,7 @@ def assemble(dit: DiT, loaded: _Loaded, queries: Sequence[TokenRequest]) -> Asse
             )
         parts.append(torch.zeros(exact - len(roles), width))
         roles += [HIDDEN] * (exact - len(roles))
-    return AssembledText(
+    return _AssembledText(
         torch.cat([part.float() for part in parts]),
         tuple(roles),
         tuple(sets),

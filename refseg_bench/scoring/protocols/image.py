@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from refseg_bench.datasets.base import Dataset
 from refseg_bench.scoring.counts import overlap_rle, subtract_rle
 from refseg_bench.scoring.protocols.base import Case, Column, Item, Policy, ScoringProtocol, ratio
-from refseg_bench.types import BoolHW, Clip, Expression, MaskTrack, Score, decode_rle, encode_rle, sample_id
+from refseg_bench.types import Clip, Expression, MaskTrack, Score, decode_rle, encode_rle, sample_id
 
 #: Metrics Pr@X with their thresholds.
 PRECISIONS = {f"Pr@{x}": x for x in (0.5, 0.6, 0.7, 0.8, 0.9)}
@@ -384,43 +383,3 @@ def no_target(item: Item) -> bool:
     """True if the expression means nothing in the image."""
     said = item.expression.attrs.get("no_target")
     return not item.target.objects if said is None else bool(said)
-
-
-def pointing_precision(
-    points_N4: NDArray[np.floating],
-    masks: Mapping[int, BoolHW | None],
-    size: tuple[int, int],
-    counts: Sequence[int] = (1, 5, 10, 50, 100),
-    offset: int = 14,
-) -> dict[int, float]:
-    """PP@K as DecAF's official scorer asks it: hits among the K highest-valued points, divided by K.
-
-    A point hits if its window holds any pixel of the target: rows ``max(py-offset, 0)`` to
-    ``min(py+offset, H-1)``, columns likewise, upper bounds exclusive, so that the last row and
-    column never count.
-
-    Args:
-        points_N4: frame index, y and x in [0, 1], value.
-        masks: union of the targets by frame index; ``None`` or absent where there is none.
-        size: (height, width) in pixels.
-        counts: the K.
-        offset: half the window in pixels; 14 in the paper's experiments, 25 by the tool's default.
-
-    Returns:
-        K → share in [0, 1]. With fewer than K points the divisor stays K.
-    """
-    height, width = size
-    order = np.argsort(-points_N4[:, 3], kind="stable")
-    hits = np.zeros(len(points_N4), np.bool_)
-    for rank, index in enumerate(order):
-        frame, y, x = int(points_N4[index, 0]), float(points_N4[index, 1]), float(points_N4[index, 2])
-        mask_HW = masks.get(frame)
-        if mask_HW is None:
-            continue
-        py, px = min(int(y * height), height - 1), min(int(x * width), width - 1)
-        window = mask_HW[
-            max(py - offset, 0) : min(py + offset, height - 1),
-            max(px - offset, 0) : min(px + offset, width - 1),
-        ]
-        hits[rank] = bool(window.any())
-    return {count: float(hits[:count].sum()) / count for count in counts}

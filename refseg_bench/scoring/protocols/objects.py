@@ -60,12 +60,12 @@ def statistics(
     }
 
 
-class UnusableError(ScoreError):
+class _UnusableError(ScoreError):
     """Predicted id maps of one clip can't be scored under a protocol."""
 
 
 @dataclass(frozen=True)
-class Pair:
+class _Pair:
     """Annotated and predicted id maps of one clip.
 
     Attributes:
@@ -92,7 +92,7 @@ class Pair:
             try:
                 labels = self.predicted.frame(t)
             except RefsegError as error:
-                raise UnusableError(error.what, where=error.where, hint=error.hint) from error
+                raise _UnusableError(error.what, where=error.where, hint=error.hint) from error
             yield t, self.truth.frame(t), labels
 
     def count_by_id(
@@ -169,10 +169,10 @@ class LabelProtocol(ScoringProtocol):
                         hint="Add the missing maps, or score what there is with --partial.",
                     )
                 continue
-            pair = Pair(case, name, case.truth, maps, frames)
+            pair = _Pair(case, name, case.truth, maps, frames)
             try:
                 found = self.score_maps(pair)
-            except UnusableError as error:
+            except _UnusableError as error:
                 if not case.partial:
                     raise
                 case.failed[pair.unit] = f"{error.what} ({error.where})"
@@ -186,7 +186,7 @@ class LabelProtocol(ScoringProtocol):
         """All frames that count must be predicted."""
         return range(1, len(clip) - 1) if self.policy.frames == "inner" else range(len(clip))
 
-    def score_maps(self, pair: Pair) -> list[Score]:
+    def score_maps(self, pair: _Pair) -> list[Score]:
         """Scores of the objects of one complete set of id maps."""
         raise NotImplementedError
 
@@ -254,14 +254,14 @@ class DavisSemi(LabelProtocol):
     )
     metrics: ClassVar[tuple[str, ...]] = STATISTICS
 
-    def score_maps(self, pair: Pair) -> list[Score]:
+    def score_maps(self, pair: _Pair) -> list[Score]:
         """See the class."""
         clip = pair.case.clip
         ids = self.objects(pair.truth, pair.frames)
 
         def check(t: int, guesses: Regions) -> None:
             if guesses and max(guesses) > len(ids):
-                raise UnusableError(
+                raise _UnusableError(
                     f"{self.name} aborts: id {max(guesses)} is predicted, '{clip.id}' has {len(ids)} "
                     "objects in its first frame.",
                     where=f"{clip.id}/{clip.frame_names[t]}",
@@ -309,14 +309,14 @@ class DavisUnsupervised(LabelProtocol):
     #: how far above 0.5 a frame must be for the recall.
     epsilon: ClassVar[float] = 0.0
 
-    def score_maps(self, pair: Pair) -> list[Score]:
+    def score_maps(self, pair: _Pair) -> list[Score]:
         """See the class."""
         clip = pair.case.clip
         counted = _Counts(len(pair.frames), clip.size)
         for index, (t, g_HW, p_HW) in enumerate(pair.maps()):
             seen = label_regions(p_HW)
             if seen and max(seen) > self.most:
-                raise UnusableError(
+                raise _UnusableError(
                     f"{self.name} aborts: {max(seen)} proposals, at most {self.most} are allowed.",
                     where=f"{pair.unit}/{clip.frame_names[t]}",
                     hint="Number the proposals 1, 2, … in pixel values.",
@@ -334,7 +334,7 @@ class DavisUnsupervised(LabelProtocol):
             scores.append(pair.score(objects[g], counts_PGTC[p, g], values, proposal=p + 1, row=k + 1))
         return scores
 
-    def matchable(self, pair: Pair, counted: _Counts) -> tuple[Sequence[int], Sequence[int]]:
+    def matchable(self, pair: _Pair, counted: _Counts) -> tuple[Sequence[int], Sequence[int]]:
         """The ids of objects and of proposals that are matched."""
         proposals = range(1, max(counted.proposals, default=0) + 1)
         return self.objects(pair.truth, pair.frames), proposals
@@ -359,7 +359,7 @@ class RefDavisAnnotators(DavisUnsupervised):
     policy: ClassVar[Policy] = replace(DavisUnsupervised.policy, digits=5)
     sets: ClassVar[tuple[str, ...]] = ("anno_0", "anno_1", "anno_2", "anno_3")
 
-    def score_maps(self, pair: Pair) -> list[Score]:
+    def score_maps(self, pair: _Pair) -> list[Score]:
         """As ``davis-unsup``, with the annotator noted."""
         noted = {"annotator": self.sets.index(pair.name)}
         return [replace(s, attrs={**s.attrs, **noted}) for s in super().score_maps(pair)]
@@ -426,7 +426,7 @@ class VosBenchmark(LabelProtocol):
         """Why no object of a clip counts."""
         return "the truth has no object in the scored frames"
 
-    def score_maps(self, pair: Pair) -> list[Score]:
+    def score_maps(self, pair: _Pair) -> list[Score]:
         """See the class."""
         rows = pair.count_by_id()
         real = {k for k, counts in rows.items() if any(area_truth for _, area_truth, *_ in counts)}
@@ -474,11 +474,11 @@ class TrackEval(DavisUnsupervised):
             return "its truth has no id but 255, which is void here (a 0/255 mask?)"
         return "its truth has no object"
 
-    def score_maps(self, pair: Pair) -> list[Score]:
+    def score_maps(self, pair: _Pair) -> list[Score]:
         """See the class."""
         if extra := pair.predicted.extra():
             clip = pair.case.clip
-            raise UnusableError(
+            raise _UnusableError(
                 f"{self.name} aborts: '{clip.id}' has {len(clip)} frames, but also maps for "
                 f"{', '.join(extra)}.",
                 where=clip.id,
@@ -486,7 +486,7 @@ class TrackEval(DavisUnsupervised):
             )
         return super().score_maps(pair)
 
-    def matchable(self, pair: Pair, counted: _Counts) -> tuple[Sequence[int], Sequence[int]]:
+    def matchable(self, pair: _Pair, counted: _Counts) -> tuple[Sequence[int], Sequence[int]]:
         """The ids that occur."""
         return sorted(counted.truths), sorted(counted.proposals)
 
