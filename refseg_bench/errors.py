@@ -105,6 +105,7 @@ EXTRA_OF = {
     "accelerate": "dit",
     "sentencepiece": "dit",
     "sam2": "sam2",
+    "ray": "ray",
     "submitit": "slurm",
     "openai": "chat",
     "av": "report",

@@ -104,7 +104,7 @@ def test_sweeps_expand_in_order() -> None:
         (["seed=one"], ["'seed'", "int"]),
         (["limit.clips=two"], ["limit.clips"]),
         (["limit=2"], ["limit.clips", "limit.NAME=VALUE"]),
-        (["cluster.kind=cloud"], ["cluster.kind", "debug, local, slurm"]),
+        (["cluster.kind=cloud"], ["cluster.kind", "debug, local, ray, slurm"]),
         (["score.confidence=[1]"], ["score.confidence", "float"]),
         (["method=a,b"], ["method=a,b"]),
         (["method==="], ["method==="]),

@@ -85,13 +85,13 @@ class Cluster:
     """Where and how a run is spread. Nothing here can change a prediction.
 
     Attributes:
-        kind: ``debug`` in this process, ``local`` in processes of this machine, ``slurm``.
+        kind: ``debug`` in this process, ``local`` in processes of this machine, ``ray``, ``slurm``.
         shards: parts the clips are split into; ``auto`` = as many as ``target_minutes`` needs by the
             measured seconds per sample; ``None`` = as many as work at once (``debug``: one, or with models
             that ship with the package one per core).
         target_minutes: wall time ``shards=auto`` aims at.
-        gpus: ``slurm``: of each shard. ``local``: of this machine, one per process.
-        parallel: most shards at work at once (the array's throttle); ``None`` = no limit on SLURM,
+        gpus: ``ray``, ``slurm``: of each shard. ``local``: of this machine, one per process.
+        parallel: most shards at work at once (the array's throttle); ``None`` = no limit on Ray and SLURM,
             one per GPU or core here.
         steal: a shard that is through takes clips of others that nobody has started.
         join: work on a run although another submission of it is alive.
@@ -101,7 +101,7 @@ class Cluster:
         partition, account, qos, constraint, nodelist, exclude: handed to sbatch.
         minutes: time limit of a shard; it is re-queued when it hits it.
         signal_seconds: how long before the limit it is told.
-        requeues: how often at most a time limit re-queues it.
+        requeues: how often at most a time limit re-queues it, or Ray starts an actor again.
         cpus, mem_gb: of each shard.
         extra: any other sbatch options, by long name.
         setup: shell lines before a job's program.
@@ -120,7 +120,7 @@ class Cluster:
         server_minutes: time it has for that.
     """
 
-    kind: Literal["debug", "local", "slurm"] = "debug"
+    kind: Literal["debug", "local", "ray", "slurm"] = "debug"
     shards: int | Literal["auto"] | None = None
     target_minutes: float = 60.0
     gpus: int = 0

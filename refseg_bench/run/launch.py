@@ -1,7 +1,7 @@
 """Here or on a cluster: freeze every point of an experiment, then have it worked on.
 
-``cluster=debug``, ``local`` and ``slurm`` take one path: compose in the submitting process, freeze into
-the run folder, leave a record of the submission, and let workers read nothing but frozen files.
+``cluster=debug``, ``local``, ``ray`` and ``slurm`` take one path: compose in the submitting process, freeze
+into the run folder, leave a record of the submission, and let workers read nothing but frozen files.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from refseg_bench.config.compose import Composed, Config, lasting, load, to_yaml
 from refseg_bench.errors import ConfigError, DataError, RefsegError
 from refseg_bench.files.store_io import read_sealed_yaml, sealed_text, short_id
 from refseg_bench.methods.base import Method
-from refseg_bench.run import local, server, slurm
+from refseg_bench.run import local, ray, server, slurm
 from refseg_bench.run.build import assemble, build_method, dataset_of
 from refseg_bench.run.progress import Progress
 from refseg_bench.run.shards import Planned, Tally, planned, tally_of
@@ -34,6 +34,8 @@ from refseg_bench.segmenters.base import shared_by_rows
 #: Most processes that share the runs of a command unasked, and samples that each of them must be worth: a
 #: process takes seconds to start.
 _MOST, _WORTH = 4, 20
+#: Who has a run worked on by others while this process waits.
+_ENGINES: dict[str, Callable[..., None]] = {"local": local.work, "ray": ray.work}
 #: Clips whose expressions are looked up in the cache for a preview: each lookup reads the clip's frames.
 _LOOKED_UP = 20
 
@@ -89,6 +91,8 @@ def launch(
     for cluster in (load(point.values).cluster for point in points):
         if cluster.kind == "slurm":
             slurm.check(cluster)
+        elif cluster.kind == "ray":
+            ray.check()
     runs = [planned(freeze(point), point, say) for point in points]
     busy = living([run.store for run in runs])
     open_runs = [run for run in runs if run.work]
@@ -286,7 +290,7 @@ def _capture(run: Planned) -> str | None:
     try:
         if run.cluster.kind == "slurm":
             return _keep_job(run, "capture", slurm.submit_array(run, _code(run), capture=True))
-        local.work(run, capture=True)
+        _ENGINES[run.cluster.kind](run, capture=True)
     except RefsegError as error:
         run.say(f"  {error}")
     return None
@@ -347,8 +351,8 @@ def _work_here(
 
     def work(run: Planned) -> None:
         run.say(f"{run.store.root}")
-        if run.cluster.kind == "local":
-            local.work(run, progress)
+        if run.cluster.kind in _ENGINES:
+            _ENGINES[run.cluster.kind](run, progress)
         else:
             parts = 1 if together else run.shards
             for shard in range(parts):

@@ -37,7 +37,7 @@ class Submission:
 
     Attributes:
         id: its folder's name below ``launches/`` and ``log/``.
-        kind: ``debug``, ``local`` or ``slurm``; ``frozen`` for workers that others start.
+        kind: ``debug``, ``local``, ``ray`` or ``slurm``; ``frozen`` for workers that others start.
         created: seconds since the epoch.
         user: who.
         command: the command line.

@@ -1,9 +1,9 @@
 """What a worker does: its part of one submission, from frozen files alone. It never composes.
 
-``refseg work`` is the worker of every engine, ``cluster=local`` among them; submitit pickles the same
-:class:`Shard` for SLURM, because it ends and re-queues jobs in its own way. Everything heavy is imported
-inside the calls: only when this module is loaded does submitit listen to SLURM's signals, and one that comes
-earlier ends the job.
+``refseg work`` is the worker of every engine, ``cluster=local`` among them; submitit and Ray pickle the same
+:class:`Shard`, because they start it again in their own ways. Everything heavy is imported inside the calls:
+only when this module is loaded does submitit listen to SLURM's signals, and one that comes earlier ends the
+job.
 """
 
 from __future__ import annotations

@@ -52,6 +52,8 @@ _NOW, _MOST_NOW = ".now", 1000
 BEAT = 30.0
 #: Without any sign of life for so long, a process nobody can be asked about is taken for dead.
 SILENCE = 20 * BEAT
+#: Variable by which one who starts workers again calls each: of one name no two live.
+TASK = "REFSEG_TASK"
 #: Jobs this very process is at; one that it ended badly is dead, although its process lives on.
 AT_WORK: set[str] = set()
 #: Set when this process was told to end: it hands back what it has taken.
@@ -84,6 +86,7 @@ class Owner:
         shard, shards: its part of the run.
         gpus: accelerators it holds.
         started: seconds since the epoch.
+        task: what the one who starts it again calls it, else empty.
     """
 
     job: str
@@ -99,6 +102,7 @@ class Owner:
     shards: int
     gpus: int
     started: float
+    task: str = ""
 
     @classmethod
     def here(cls, job: str, launch: str, *, shard: int = 0, shards: int = 1) -> Owner:
@@ -118,6 +122,7 @@ class Owner:
             shards=shards,
             gpus=env.gpus(),
             started=time.time(),
+            task=os.environ.get(TASK, ""),
         )
 
     def check(self, path: Path) -> None:
@@ -532,9 +537,27 @@ class Desk:
             for folder in ("jobs", "claims"):
                 (self.root / folder).mkdir(exist_ok=True)
             write_atomic(self.record, sealed(asdict(self.owner)))
+            for former in records(self.root) if self.owner.task else ():
+                if (
+                    former.owner.task == self.owner.task
+                    and former.owner.job != self.owner.job
+                    and not former.end
+                ):
+                    # Nobody else can tell that its machine is gone.
+                    with within(self.root, former.path).open("a", encoding="utf-8") as handle:
+                        handle.write(sealed({"error": "it was lost, and started again"}))
         AT_WORK.add(self.owner.job)
         self._pulse.start()
         return self
+
+    def _succeed(self) -> None:
+        """End what former processes of this task left open: nobody else tells of a machine that is gone."""
+        for former in records(self.root):
+            mine = former.owner.task == self.owner.task and former.owner.job != self.owner.job
+            if mine and former.end is None:
+                end = End(former.seconds, error="it was lost, and started again")
+                with within(self.root, former.path).open("a", encoding="utf-8") as handle:
+                    handle.write(sealed(asdict(end)))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -231,14 +231,26 @@ def test_after_a_death_the_same_command_goes_on(slurm: Slurm, shaken: Shaken, ac
 
 
 def test_a_plain_array_and_bare_workers_drain_one_run(slurm: Slurm, tmp_path: Path) -> None:
-    """docs/cluster/slurm.sh on two nodes, beside submitit's array and two bare processes; one is killed."""
+    """docs/cluster/slurm.sh on two nodes, submitit's array, a Ray actor, two bare ones; one is killed."""
+    pytest.importorskip("ray", reason="NO RAY: pip install -e '.[dev]'")
     whole = undisturbed(tmp_path / "whole", clips=CLIPS)
     composed = point(tmp_path, clips=CLIPS, method={"seconds": 3.0})
     (frozen,) = freeze_for_workers([composed], quiet)
     store = frozen.store
+    code = (
+        "from pathlib import Path\n"
+        "from refseg_bench.run.launch import launch\n"
+        "from tests.launch.runs import point\n"
+        f"made = point(Path({str(tmp_path)!r}), clips={CLIPS}, method={{'seconds': 3.0}},\n"
+        "    cluster={'kind': 'ray', 'cpus': 1})\n"
+        "(done,) = launch([made])\n"
+        "assert done.error is None, done.error\n"
+    )
+    ray = subprocess.Popen([sys.executable, "-c", code], env=environment(RAY_ADDRESS="local"), cwd=tmp_path)
+    slurm.wait(lambda: at_work(store), every=0.1)
     bare = [refseg("work", str(store.root), cwd=tmp_path) for _ in range(2)]
-    slurm.wait(lambda: len(at_work(store)) == 2, every=0.1)
-    submit(tmp_path, seconds=3.0, shards=2)
+    slurm.wait(lambda: len(at_work(store)) == 3, every=0.1)
+    submit(tmp_path, seconds=3.0, shards=2, join=True)
     script = (REPO / "docs/cluster/slurm.sh").read_text()
     for old, new in (
         ("refseg work", f"{sys.executable} -m refseg_bench work"),
@@ -254,7 +266,7 @@ def test_a_plain_array_and_bare_workers_drain_one_run(slurm: Slurm, tmp_path: Pa
         cwd=tmp_path, capture_output=True, text=True, check=True,
     )  # fmt: skip
     plain = told.stdout.strip()
-    slurm.wait(lambda: len(at_work(store)) >= 4, every=0.1)
+    slurm.wait(lambda: len(at_work(store)) >= 5, every=0.1)
     os.kill(bare[0].pid, signal.SIGKILL)
     # One of the plain array's workers is told to end: it hands back, and its task is put back.
     slurm.tell("scancel", "--signal=TERM", f"{plain}_4")
@@ -262,10 +274,13 @@ def test_a_plain_array_and_bare_workers_drain_one_run(slurm: Slurm, tmp_path: Pa
     # The nodes can't ask about a process of another machine: one that is started there again takes its clip.
     assert refseg("work", str(store.root), cwd=tmp_path).wait(120) in (0, os.EX_TEMPFAIL)
     slurm.wait(lambda: over(slurm, store) and not slurm.tasks(plain), 300)
+    assert ray.wait(120) == 0
     logs = "".join(path.read_text() for path in tmp_path.glob("plain-*.out"))
     assert "Traceback" not in logs, logs
     # The part of a task of the plain array: the second of two.
-    assert {(o.shard, o.shards) for o in [r.owner for r in records(store.root)]} <= {(0, 1), (0, 2), (1, 2)}
+    owners = [r.owner for r in records(store.root)]
+    assert {(o.shard, o.shards) for o in owners} <= {(0, 1), (0, 2), (1, 2)}
+    assert [bool(o.task) for o in owners].count(True) == 1
     assert lines(store) == lines(whole), logs
     assert scores(store) == scores(whole)
 

@@ -1,0 +1,169 @@
+"""``cluster=ray`` on a real Ray of two nodes on this machine: actors killed, a node lost, equal results."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from refseg_bench.cli import main
+from refseg_bench.errors import MissingExtra
+from refseg_bench.run.store import RunStore
+from refseg_bench.run.submissions import submissions
+from refseg_bench.run.workers import TASK, Desk, Owner, records
+from tests.launch.runs import environment, lines, overrides, point, refseg, scores, undisturbed
+from tests.launch.test_kill import alive, wait_for
+
+
+class Nodes:
+    """Two Ray nodes of one CPU each, in processes of their own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.environment = environment(
+            RAY_USAGE_STATS_ENABLED="0", RAY_DISABLE_IMPORT_WARNING="1", REFSEG_SEARCHPATH="pkg://tests"
+        )
+        # In its own process: it leaves threads and handlers behind.
+        code = (
+            "import sys\n"
+            "from ray.cluster_utils import Cluster\n"
+            "cluster = Cluster(initialize_head=True, head_node_args={'num_cpus': 1})\n"
+            "nodes = [cluster.add_node(num_cpus=1)]\n"
+            "print(cluster.address, flush=True)\n"
+            "for word in sys.stdin:\n"
+            "    if word == 'lose\\n':\n"
+            "        cluster.remove_node(nodes.pop(), allow_graceful=False)\n"
+            "    else:\n"
+            "        nodes.append(cluster.add_node(num_cpus=1))\n"
+            "    print('done', flush=True)\n"
+            "cluster.shutdown()\n"
+        )
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", code], env=self.environment, cwd=folder, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=(folder / "ray.txt").open("w"),
+        )  # fmt: skip
+        self.address = self._line()
+
+    def _line(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+    def tell(self, word: str) -> None:
+        """``lose`` the second node, or ``add`` one."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{word}\n")
+        self.process.stdin.flush()
+        assert self._line() == "done"
+
+    def run(self, folder: Path, *more: str, clips: int) -> subprocess.Popen[str]:
+        """`refseg run cluster=ray` of the slow method."""
+        words = ["run", "--no-score", *overrides(folder, clips=clips), "cluster=ray", "cluster.cpus=1", *more]
+        return refseg(*words, cwd=folder, **{**self.environment, "RAY_ADDRESS": self.address})
+
+
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
+    pytest.importorskip("ray", reason="NO RAY: pip install -e '.[dev]'")
+    found = Nodes(tmp_path_factory.mktemp("ray"))
+    yield found
+    assert found.process.stdin is not None
+    found.process.stdin.close()
+    found.process.wait(60)
+
+
+def at_work(store: RunStore) -> list[Owner]:
+    """Actors that have not ended, and live."""
+    found = [r.owner for r in records(store.root) if not r.end and r.owner.task]
+    return [owner for owner in found if alive(owner.pid)]
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("ray")
+def test_actors_of_two_nodes_do_what_one_process_does(nodes: Nodes, tmp_path: Path) -> None:
+    """An actor is killed, a node is lost, another one comes, and a bare worker helps."""
+    clips = 16
+    whole = undisturbed(tmp_path / "whole", clips=clips)
+    point(tmp_path, clips=clips)
+    driver = nodes.run(tmp_path, "cluster.shards=2", "method.seconds=0.3", clips=clips)
+    (store,) = wait_for(lambda: [RunStore(p.parent) for p in tmp_path.glob("runs/*/run.json")])
+    first = wait_for(lambda: len(at_work(store)) == 2 and at_work(store))
+    wait_for(lambda: len(store.done()) > 2)
+    os.kill(first[0].pid, signal.SIGKILL)
+    again = wait_for(lambda: [o for o in at_work(store) if o.task == first[0].task and o.pid != first[0].pid])
+    (lost,) = [r for r in records(store.root) if r.owner.job == first[0].job]
+    assert lost.end is not None
+    assert "started again" in lost.end.error
+    assert again[0].job != first[0].job
+    two = [first[1], again[0]]
+    nodes.tell("lose")
+    wait_for(lambda: [alive(owner.pid) for owner in two].count(True) == 1)
+    bare = refseg("work", str(store.root), cwd=tmp_path)
+    nodes.tell("add")
+    told = driver.communicate(timeout=180)[1]
+    bare.communicate(timeout=60)
+    assert driver.returncode == 0, told
+    assert lines(store) == lines(whole)
+    assert scores(store) == scores(whole)
+    assert {s.kind for s in submissions(store.root)} == {"ray"}
+    assert not at_work(store)
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("ray")
+def test_one_actor_finishes_what_there_is_no_room_for(nodes: Nodes, tmp_path: Path) -> None:
+    """More parts than the cluster has CPUs, then an error that every actor meets."""
+    point(tmp_path, clips=4)
+    driver = nodes.run(tmp_path, "cluster.shards=5", clips=4)
+    told = driver.communicate(timeout=180)[1]
+    assert driver.returncode == 0, told
+    (store,) = [RunStore(p.parent) for p in tmp_path.glob("runs/*/run.json")]
+    assert len(store.done()) == 12
+    fails = "method.fail_on=[clip0/0,clip0/1,clip1/0,clip2/1]"
+    driver = nodes.run(tmp_path, "cluster.shards=2", fails, "max_failures=1", clips=4)
+    told = driver.communicate(timeout=180)[1]
+    assert driver.returncode == 2
+    assert "More samples failed than max_failures=1 allows" in told
+
+
+def test_without_ray_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    from refseg_bench.run import ray
+
+    with pytest.raises(MissingExtra, match="refseg-bench\\[ray\\]"):
+        ray.check()
+    assert main(["run", "cluster=ray", "dataset=shapes", "method=empty", f"paths.runs={tmp_path}"]) == 2
+
+
+def test_a_cluster_that_is_not_there_is_told(tmp_path: Path, monkeypatch, capsys) -> None:
+    pytest.importorskip("ray", reason="NO RAY: pip install -e '.[dev]'")
+    words = ["run", "cluster=ray", "dataset=shapes", "method=empty", f"paths.runs={tmp_path}"]
+    for address in ("127.0.0.1:1", "nowhere.invalid:6379", "127.0.0.1:99999"):
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        assert main(words) == 2
+        assert f"RAY_ADDRESS={address}" in capsys.readouterr().err
+
+
+def test_who_is_started_again_ends_the_former(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = undisturbed(tmp_path)
+    monkeypatch.setenv(TASK, "one")
+    far = Owner.here("far", "launch")
+    other = Owner.here("other", "launch")
+    for owner in (far, other):
+        gone = Desk(store.root, owner)
+        with gone:
+            assert gone.take(f"clip of {owner.job}")
+            kept = gone.record.read_text()
+        gone.record.write_text(kept.splitlines(keepends=True)[0])
+    monkeypatch.setenv(TASK, "two")
+    with Desk(store.root, Owner.here("bystander", "launch")):
+        monkeypatch.setenv(TASK, "one")
+        with Desk(store.root, Owner.here("next", "launch")):
+            ends = {r.owner.job: r.end for r in records(store.root)}
+    assert ends["bystander"] is None
+    assert ends["next"] is None
+    assert ends["far"] is not None
+    assert ends["far"].error == "it was lost, and started again"
