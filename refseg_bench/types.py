@@ -548,6 +548,12 @@ class Result:
         return not (self.n < self.expected or self.failed or self.missing)
 
     @property
+    def part(self) -> str:
+        """How much less the data set held than its release; empty = it was whole, or that isn't known."""
+        told = self.details.get("part")
+        return told if isinstance(told, str) else ""
+
+    @property
     def answers(self) -> dict[str, int]:
         """Samples by how they were answered (see :data:`Answer`); 0 where that isn't known."""
         known = self.details.get("answers")

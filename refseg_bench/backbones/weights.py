@@ -167,10 +167,13 @@ def load_module(kind: Any, place: Path | str, dtype: Any, device: torch.device, 
         dtype: a torch type, or ``auto`` for the checkpoint's own (transformers).
         device: where untrained weights are made.
         options: of ``from_pretrained``.
+
+    Raises:
+        ModelError: the checkpoint lacks weights of the module.
     """
     diffused = hasattr(kind, "load_config")
     if not untrained:
-        return kind.from_pretrained(place, **{"torch_dtype" if diffused else "dtype": dtype}, **options)
+        return _whole(kind, place, **{"torch_dtype" if diffused else "dtype": dtype}, **options)
     from transformers import AutoConfig
 
     known = getattr(kind, "config_class", None) or AutoConfig
@@ -188,6 +191,23 @@ def load_module(kind: Any, place: Path | str, dtype: Any, device: torch.device, 
             return make(config, dtype=dtype, **options)
     finally:
         torch.set_default_dtype(former)
+
+
+def _whole(kind: Any, place: Path | str, **options: Any) -> Any:
+    """A module none of whose weights is random: what a checkpoint lacks its library only warns of."""
+    if not hasattr(kind, "load_config"):
+        options["ignore_mismatched_sizes"] = True  # told below, with the names
+    module, found = kind.from_pretrained(place, output_loading_info=True, **options)
+    lacking = sorted([*found["missing_keys"], *(name for name, *_ in found.get("mismatched_keys", ()))])
+    if lacking:
+        raise ModelError(
+            f"The checkpoint lacks {len(lacking)} of the weights of {type(module).__name__}, or has them in "
+            f"another shape, so that they would be random: {', '.join(lacking[:3])}"
+            f"{' …' if len(lacking) > 3 else ''}.",
+            where=place,
+            hint="Fetch it again; merge a part of a model (an adapter …) into a whole one first.",
+        )
+    return module
 
 
 def load_tokenizer(place: Path | str, shipped: str, **options: Any) -> Any:
@@ -426,12 +446,14 @@ def from_pretrained(kind: Any, weights: Weights, *, offline: bool = False, **opt
         options: further arguments of the class.
 
     Raises:
-        ModelError: see :func:`fetch`.
+        ModelError: see :func:`fetch`; or the checkpoint lacks weights of the model.
     """
     offline = offline or offline_by_environment()
     here = here_only(weights.repo, offline=offline)
+    module = hasattr(kind, "from_config") or hasattr(kind, "_from_config")
+    load = functools.partial(_whole, kind) if module else kind.from_pretrained
     return told(
-        lambda: kind.from_pretrained(
+        lambda: load(
             weights.place if weights.local else weights.repo,
             revision=weights.revision,
             local_files_only=here,

@@ -117,6 +117,21 @@ def _facts(record: Mapping[str, Any]) -> SplitFacts:
     return SplitFacts(counts, record["masks"] == "public", frozenset(record.get("unchecked", ())))
 
 
+def lacking(dataset: Dataset, clips: int, expressions: int) -> str:
+    """In words, how many clips or expressions a data set has less than its manifest says; empty if none."""
+    facts = manifest(dataset.name)
+    split = facts.splits.get(dataset.split) if facts is not None else None
+    told = {"videos": clips, "images": clips, "expressions": expressions}
+    return next(
+        (
+            f"{told[key]} of the {count} {key} that the release has"
+            for key, count in ({} if split is None else split.counts).items()
+            if told.get(key, count) < count
+        ),
+        "",
+    )
+
+
 def manifests() -> list[Manifest]:
     """The facts of all sets that have a card, sorted by name."""
     return [facts for name in names("dataset") if (facts := manifest(name)) is not None]

@@ -205,7 +205,7 @@ class Held:
     @property
     def whole(self) -> bool:
         """True if the number rests on all samples of the split."""
-        return self.result.whole and not self.part
+        return self.result.whole and not (self.part or self.result.part)
 
 
 def metric_name(row: PaperRow) -> str:
@@ -404,10 +404,9 @@ def _labels(row: PaperRow) -> tuple[str, str, str]:
 
 def _coverage(store: RunStore, found: Sequence[Held]) -> list[str]:
     results = {h.protocol: h.result for h in found}
-    part = store.info().part
     return [
         f"{store.root.name}: {protocol}, n={r.n} of {r.expected}, failed={r.failed}, missing={r.missing}"
-        + (f"; only a part of the split ({part})" if part else "")
+        + (f"; only a part of the split ({part})" if (part := store.info().part or r.part) else "")
         for protocol, r in results.items()
     ] or [f"{store.root.name}: not scored under a protocol that gives these metrics"]
 

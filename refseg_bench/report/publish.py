@@ -136,7 +136,7 @@ def _facts(store: RunStore, result: Result, ours: Estimate, note: str) -> dict[s
         "environment": "" if info.source else environment(env),
         "date": str(env.get("started") or info.created)[:10],
         "command": info.command,
-        "note": "; ".join(filter(None, [f"only {info.part}" if info.part else "", note])),
+        "note": "; ".join(filter(None, [f"only {part}" if (part := info.part or result.part) else "", note])),
     }
 
 

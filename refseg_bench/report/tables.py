@@ -151,7 +151,8 @@ def rows_of(stores: Iterable[RunStore]) -> list[Row]:
         for protocol, result in store.results().items():
             place = info.lead(protocol)
             cost = _cost(store.made_from(protocol))
-            rows.append(Row(store.root.name, method, dataset, result, *about, place, store.root, cost))
+            row = Row(store.root.name, method, dataset, result, *about, place, store.root, cost)
+            rows.append(replace(row, part=row.part or result.part))
     return rows
 
 
@@ -315,9 +316,12 @@ def _by_type(
 
 def _table(dataset: str, protocol: str, rows: list[Row]) -> ResultTable:
     names = list(dict.fromkeys(name for row in rows for name in row.result.metrics))
+    rules = [_unsettled(row.result) for row in rows]
+    mixed = len({*rules}) > 1
     top = {}
     for name in names:
-        values = [row.result.metrics[name].value for row in rows if name in row.result.metrics and row.ranked]
+        ranked = [row.result for row in rows if name in row.result.metrics and row.ranked and not mixed]
+        values = [result.metrics[name].value for result in ranked]
         top[name] = (min if "Decay" in name else max)(filter(math.isfinite, values), default=math.nan)
     # Shares of the answers that show nothing, where any is there: said so, and empty without a word.
     nothing = [a for a in ("absent", "empty") if any(row.result.answers[a] for row in rows)]
@@ -336,15 +340,22 @@ def _table(dataset: str, protocol: str, rows: list[Row]) -> ResultTable:
         cells += [Cell(_amount(row.cost.get(name))) for name in costs]
         body.append(tuple(cells))
     level = level_of([row.result for row in rows])
-    open_rules = rows[0].result.details.get("unsettled")
-    said = ", ".join(f"{k}={v}" for k, v in (open_rules if isinstance(open_rules, Mapping) else {}).items())
+    notes = [f"{row.label or row.run}: only {row.result.part}" for row in rows if row.result.part]
+    said = "each row its own way, as noted" if mixed else rules[0]
+    notes += [f"{row.label or row.run}: {rule}" for row, rule in zip(rows, rules, strict=True) if mixed]
     return ResultTable(
         f"{dataset} · {protocol} · percent{f', {level} intervals clustered by clip' if level else ''}"
-        + (f" · not settled by the publication: {printable(said)}" if said else ""),
+        + (f" · not settled by the publication: {said}" if said else ""),
         ("method", *names, "n", "failed", "missing", *nothing, *(COST[name] for name in costs)),
         tuple(body),
-        notes=(_COST_NOTE,) if costs else (),
+        notes=(*notes, _COST_NOTE) if costs else tuple(notes),
     )
+
+
+def _unsettled(result: Result) -> str:
+    """How the options were set that the publication leaves open."""
+    found = result.details.get("unsettled")
+    return printable(", ".join(f"{k}={v}" for k, v in (found if isinstance(found, Mapping) else {}).items()))
 
 
 def _amount(value: float | None) -> str:

@@ -19,7 +19,8 @@ from typing import Any
 
 from refseg_bench.config import schema
 from refseg_bench.config.components import open_protocol
-from refseg_bench.datasets.base import Dataset
+from refseg_bench.datasets.base import Dataset, LimitedDataset, OtherTruth
+from refseg_bench.datasets.verify import lacking
 from refseg_bench.errors import DataError, ScoreError
 from refseg_bench.scoring.counts import CountBook
 from refseg_bench.scoring.labels import FolderLabels, LabelMaps, merged_labels, truth_labels
@@ -136,6 +137,8 @@ def score(
     for source in sources:
         whole, each = survey(dataset, source, protocols)
         report(f"{source.name}: {whole.summary()}")
+        if less := part_of_release(dataset):
+            report(f"only a part: {less} (datasets/{dataset.name}/manifest.yaml)")
         if not options.partial:
             refuse(source, zip(protocols, each, strict=True), options.strict)
         sheets += [_Sheet(source, p, c, dict(facts)) for p, c in zip(protocols, each, strict=True)]
@@ -267,9 +270,18 @@ def conclude(
             "missing_frames": {name: list(frames) for name, frames in coverage.gaps.items()},
             "why": dict(coverage.why),
             "left_out": dict(coverage.left_out),
+            "part": part_of_release(dataset),
             **(notes or {}),
         },
     )
+
+
+def part_of_release(dataset: Dataset) -> str:
+    """How much less a data set holds here than its release; empty where it is whole, or limited by a run."""
+    if isinstance(dataset, LimitedDataset | OtherTruth):
+        return ""
+    clips = dataset.clips()
+    return lacking(dataset, len(clips), sum(len(dataset.expressions(clip)) for clip in clips))
 
 
 def _node(protocol: ScoringProtocol) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from refseg_bench.segmenters.base import (
     TrackedMasks,
     TrackingDirection,
 )
+from refseg_bench.segmenters.sam_base import require_finite
 from refseg_bench.types import Clip
 
 Box = tuple[float, float, float, float]
@@ -158,6 +159,7 @@ class _GroundingDinoSession(SegmenterSession):
             )
             output = model(**inputs)
         score_Q = output.logits[0].sigmoid().max(dim=-1).values.float().cpu()
+        require_finite(self.name, score_Q, output.pred_boxes)
         order = [int(q) for q in score_Q.argsort(descending=True, stable=True)]
         boxes: list[Box] = []
         scores: list[float] = []

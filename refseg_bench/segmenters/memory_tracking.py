@@ -42,6 +42,7 @@ from refseg_bench.segmenters.sam_base import (
     autocast_for,
     batches,
     fill_holes,
+    require_finite,
 )
 from refseg_bench.types import BoolHW, Clip
 
@@ -403,7 +404,13 @@ class TrackingSession(SegmenterSession):
             return self._core.take_mask(features, self._masks(prompts))
         points_NP2, labels_NP = self._points(prompts)
         top_NChw = self._core.first_look(features, len(prompts))
-        return self._core.decode(top_NChw, features, points_NP2, labels_NP, several=several)
+        return self._decode(top_NChw, features, points_NP2, labels_NP, several=several)
+
+    def _decode(self, *given: Any, several: bool) -> Heads:
+        heads = self._core.decode(*given, several=several)
+        # Presence first: what is held for absent has blank logits, whatever the decoder gave.
+        require_finite(self.name, heads.presence_N1, heads.ious_NK, heads.logits_NKhw)
+        return heads
 
     def _begin(self, features: Features, prompts: Sequence[Prompt]) -> Step:
         n_points = len(prompts[0].points) + (2 if prompts[0].box is not None else 0)
@@ -416,7 +423,7 @@ class TrackingSession(SegmenterSession):
         self.counters.decoder_calls += 1
         n = len(memory.prompted.logits_N1hw)
         top_NChw = self._core.recall(features, n, memory, position, length, reverse=reverse)
-        heads = self._core.decode(top_NChw, features, None, None, several=self._core.wants_several(0))
+        heads = self._decode(top_NChw, features, None, None, several=self._core.wants_several(0))
         return self._remembered(features, heads, prompted=False)
 
     def _remembered(self, features: Features, heads: Heads, *, prompted: bool) -> Step:

@@ -29,6 +29,7 @@ from refseg_bench.segmenters.sam_base import (
     Sam,
     autocast_for,
     batches,
+    require_finite,
 )
 from refseg_bench.types import Clip
 
@@ -140,6 +141,7 @@ class Sam1Session(SegmenterSession):
             arguments["input_boxes"] = (boxes * corner.repeat(2))[None]
         with self._autocast():
             output = self._model(image_embeddings=features[0], multimask_output=several, **arguments)
+        require_finite(self.name, output.pred_masks, output.iou_scores)
         return [
             Candidates(self._at_clip_size(logits_Khw.float()), ious_K.float().cpu().numpy())
             for logits_Khw, ious_K in zip(output.pred_masks[0], output.iou_scores[0], strict=True)

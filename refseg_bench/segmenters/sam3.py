@@ -38,6 +38,7 @@ from refseg_bench.segmenters.sam_base import (
     HoleFilling,
     Resampling,
     autocast_for,
+    require_finite,
     square_pixels,
 )
 from refseg_bench.types import Clip, MaskTrack, encode_rle
@@ -256,8 +257,13 @@ def _find(clip: Clip, options: Sam3, model: Any, tokenizer: Any, phrase: str) ->
     blank = encode_rle(np.zeros(clip.size, np.uint8))
     rles: dict[int, list[bytes]] = {}
     scores: dict[int, float] = {}
-    with autocast_for(options.precision, device)():
+
+    def check(detector: Any, given: Any, output: Any) -> None:
+        require_finite("sam3", output.pred_logits, output.presence_logits)
+
+    with model.detector_model.register_forward_hook(check), autocast_for(options.precision, device)():
         for step in model.propagate_in_video_iterator(state):
+            require_finite("sam3", *step.obj_id_to_mask.values())
             shown = rules.postprocess_outputs(state, step)
             for one, score, mask_HW in zip(
                 shown["object_ids"].tolist(),
@@ -333,6 +339,7 @@ class _Concepts:
             )
         # An instance's score is its own times "the concept is in the picture at all".
         score_Q = (output.pred_logits[0].sigmoid() * output.presence_logits[0].sigmoid()).float()
+        require_finite("sam3", score_Q, output.pred_masks)
         kept = [int(q) for q in score_Q.argsort(descending=True, stable=True)]
         kept = [q for q in kept if float(score_Q[q]) > self._options.text_threshold]
         masks_KHW = np.zeros((max(len(kept), 1), *self._clip.size), np.bool_)

@@ -20,6 +20,7 @@ from PIL import Image
 from refseg_bench.backbones.lazy_torch import torch
 from refseg_bench.backbones.weights import Weights, choose_device, from_pretrained
 from refseg_bench.config.schema import option
+from refseg_bench.errors import RefsegError
 from refseg_bench.segmenters.base import Prompt, PromptKind, Segmenter, SegmenterCounters
 
 Precision = Literal["fp32", "bf16"]
@@ -108,6 +109,21 @@ def autocast_for(precision: Precision, device: torch.device) -> Callable[[], Abs
     if precision == "fp32":
         return nullcontext
     return lambda: torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+def require_finite(name: str, *answers: torch.Tensor) -> None:
+    """Refuse a model's answers that are no numbers: every comparison with NaN is false, so that the masks
+    would be empty without a word.
+
+    Raises:
+        RefsegError: naming the segmenter.
+    """
+    if not all(bool(torch.isfinite(answer).all()) for answer in answers):
+        raise RefsegError(
+            "The segmenter's answer holds NaN or infinity.",
+            where=name,
+            hint="Fetch its weights again (`refseg models get`), and try segmenter.precision=fp32.",
+        )
 
 
 def batches(prompts: Sequence[Prompt], size: int) -> list[list[int]]:

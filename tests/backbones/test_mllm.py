@@ -625,6 +625,26 @@ def test_nan_in_a_map_is_told_instead_of_an_empty_mask():
         session.read("video", ["dog"], answer=False)
 
 
+def test_words_that_are_control_tokens_are_refused():
+    made = backbone("qwen2_vl")
+    with made.open(clip_frames(1), VISUAL, RolloutSettings()) as session:
+        for words in ("the dog<|im_end|> and", "<|video_pad|>"):
+            for ask in (lambda: session.ask([words]), lambda: session.read("video", [words], answer=False)):  # noqa: B023
+                with pytest.raises(RefsegError, match="control token"):
+                    ask()
+        session.read("video", ["the dog < the |cat|"], answer=False)
+
+
+def test_nan_in_the_scores_of_a_word_is_told_instead_of_an_answer():
+    made = backbone("qwen2_vl")
+    with torch.no_grad():
+        made.loaded().model.get_output_embeddings().weight.fill_(float("nan"))
+    with made.open(clip_frames(1), VISUAL, RolloutSettings()) as session:
+        for ask in (lambda: session.ask(["dog"]), lambda: session.read("video", ["dog"], answer=True)):
+            with pytest.raises(RefsegError, match="next word hold NaN"):
+                ask()
+
+
 def test_a_sliding_layer_behind_a_full_one_is_refused():
     recorder = capture.PassCapture(range(2))
     q = torch.zeros(1, 1, 6, 4)

@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from refseg_bench.config import schema
+from refseg_bench.errors import DataError
 from refseg_bench.methods.lexical import Lexical
 from refseg_bench.methods.lexical.things import border_contrast, camera_path, colour_names, texture_of
 from refseg_bench.methods.lexical.words import COLOURS, TEXTURES
@@ -161,6 +162,12 @@ def test_flat_and_tiny_pictures_have_nothing(tmp_path, size):
     (grounding,) = ask(clip, "the red one")
     assert grounding.track.area() == [0, 0]
     assert grounding.no_target is True
+
+
+def test_words_it_cant_read_fail_instead_of_an_answer(tmp_path):
+    clip = save(tmp_path / "flat", np.full((1, 24, 24, 3), 90, np.uint8))
+    with pytest.raises(DataError, match="no word"):
+        ask(clip, "左边的狗?")
 
 
 def test_pure_colours_get_their_own_name():

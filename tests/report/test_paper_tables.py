@@ -30,7 +30,9 @@ from refseg_bench.report.naming import titles
 from refseg_bench.report.paper import COLUMNS, Reference, held_against, paper_rows, printed_name
 from refseg_bench.report.publish import HEADER, publish, read_published
 from refseg_bench.run.build import frozen
+from refseg_bench.run.loop import work_on
 from refseg_bench.run.store import RunInfo, RunStore
+from refseg_bench.scoring.runs import score_run
 from refseg_bench.scoring.table import ScoreTable
 from refseg_bench.types import Estimate, Result
 from tests.fakes import fake_run
@@ -365,6 +367,24 @@ def test_a_published_name_that_looks_like_a_formula_is_replaced(tmp_path: Path) 
     assert {(row["method"], row["note"]) for row in rows} == {("'=1+1", "again")}
 
 
+def test_a_data_set_that_holds_less_than_its_release_is_a_part(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Half of an archive was unpacked, where the split is what its folder holds."""
+    dataset = {"_target_": "tests.fakes.FakeDataset", "name": "photos", "root": str(tmp_path / "data")}
+    told = "4 of the 6 images that the release has"
+    for limit, part in (({}, told), ({"clips": 2}, "limit.clips=2")):
+        store = fake_run(tmp_path, dataset=dataset, limit=limit)
+        work_on(store)
+        score_run(store)
+        assert (told in capsys.readouterr().err) is not bool(limit)
+        (row,) = tables.rows_of([store])
+        assert (row.part, row.ranked) == (part, False)
+        assert [told in note for note in tables.tabulate([row])[0].notes] == [True] * (not limit)
+        publish([store], tmp_path / "out", note="")
+        assert read_published(tmp_path / "out" / "samples.csv")[-1]["note"] == f"only {part}"
+
+
 def test_a_limited_run_is_published_as_such(tmp_path: Path) -> None:
     publish([scored_run(tmp_path, 74.9, limit={"clips": 2})], tmp_path / "out", note="a try")
     assert read_published(tmp_path / "out" / "decaf.csv")[0]["note"] == "only limit.clips=2; a try"
@@ -415,6 +435,21 @@ def test_who_sees_the_truth_is_never_the_best() -> None:
     assert [row[1].best for row in fair.rows] == [True, False, False]
     (table,) = tables.tabulate([replace(rows[0], sees_targets=True), *rows[1:]])
     assert [row[1].best for row in table.rows] == [False, True, False]
+
+
+def test_rows_whose_open_rules_differ_are_told_apart_and_none_is_the_best() -> None:
+    made = [
+        Result("p@1", {"J": Estimate(value)}, 9, 9, 0, 0, details={"unsettled": {"clock": clock}})
+        for value, clock in ((0.9, "clip"), (0.5, "source"), (0.4, "source"))
+    ]
+    rows = [tables.Row(n, n, "set", r, n) for n, r in zip("abc", made, strict=True)]
+    (mixed,) = tables.tabulate(rows)
+    assert "each row its own way" in mixed.caption
+    assert mixed.notes == ("a: clock=clip", "b: clock=source", "c: clock=source")
+    assert not any(cell.best for row in mixed.rows for cell in row)
+    (alike,) = tables.tabulate(rows[1:])
+    assert alike.caption.endswith("not settled by the publication: clock=source")
+    assert (alike.rows[0][1].best, alike.notes) == (True, ())
 
 
 def test_the_least_decay_is_the_best() -> None:

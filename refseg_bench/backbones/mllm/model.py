@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -287,6 +288,26 @@ class _Loaded:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
 
+    def prompt(self, text: str, around: tuple[str, str]) -> list[int]:
+        """Token ids of a prompt with what stands before and after it.
+
+        Raises:
+            RefsegError: it holds what the model takes for a control token: it would end the message, or
+                stand for a picture.
+        """
+        if control := next((token for token in self.control if token in text), None):
+            raise RefsegError(
+                f"The words hold '{control}', which is a control token of the model.",
+                hint="Correct the expression, or leave the sample out.",
+            )
+        return self.tokens(around[0] + text + around[1])
+
+    @cached_property
+    def control(self) -> list[str]:
+        """What the tokenizer takes for one token wherever it stands, other than words."""
+        added = self.tokenizer.added_tokens_decoder.values()
+        return sorted({token.content for token in added if token.special or token.content[:1] == "<"})
+
     def pieces(self, pieces: Sequence[Piece]) -> list[int]:
         """Token ids of a prompt's head."""
         out: list[int] = []
@@ -399,13 +420,12 @@ class Session(MLLMSession):
 
     def ask(self, prompts: Sequence[str]) -> list[str]:
         """See the interface."""
-        before, after = self.loaded.family.text_only()
+        around = self.loaded.family.text_only()
         empty = _Prefix([], torch.zeros(0, dtype=torch.bool), None, [], [], -1, 0)
         size = self._batch
         answers: list[str] = []
         for first in range(0, len(prompts), size):
-            texts = [before + prompt + after for prompt in prompts[first : first + size]]
-            tails = [self.loaded.tokens(text) for text in texts]
+            tails = [self.loaded.prompt(text, around) for text in prompts[first : first + size]]
             with torch.inference_mode(), self.owner.timed("ask"):
                 said = self._decode(empty, tails, *self._tails([empty], tails))
                 answers += [self.loaded.text(one) for one in said]
@@ -425,10 +445,9 @@ class Session(MLLMSession):
                 )
         (prefix,), _ = self._prefixes([where], 1)
         assert prefix.visual is not None
-        before, after = prefix.visual.tail
         out: list[FloatTHW] = []
         for prompt in prompts:
-            own = self.loaded.tokens(before + prompt + after)
+            own = self.loaded.prompt(prompt, prefix.visual.tail)
             with torch.inference_mode(), self.owner.timed("prompts"):
                 with capture.recording(self.range, self.range[-1]) as seen:
                     self._tails([prefix], [own])
@@ -448,10 +467,8 @@ class Session(MLLMSession):
             with self._hidden() as seen:
                 prefix = self._run_head(where, whole=True)
             assert prefix.visual is not None
-            before, after = prefix.visual.tail
-            return [
-                self._activated(prefix, seen[0], loaded.tokens(before + text + after)) for text in prompts
-            ]
+            tail = prefix.visual.tail
+            return [self._activated(prefix, seen[0], loaded.prompt(text, tail)) for text in prompts]
 
     def _activated(self, prefix: _Prefix, hidden_PD: Tensor, own: list[int]) -> TokenActivations:
         loaded = self.loaded
@@ -565,8 +582,7 @@ class Session(MLLMSession):
         """Every prompt on every prefix (which are alike), in one batch: first all prompts of the first."""
         first, many = prefixes[0], len(prompts)
         assert first.visual is not None
-        before, after = first.visual.tail
-        own = [self.loaded.tokens(before + prompt + after) for prompt in prompts]
+        own = [self.loaded.prompt(prompt, first.visual.tail) for prompt in prompts]
         tails = own * len(prefixes)
         with torch.inference_mode():
             stop_at = None if answer else self.range[-1]
@@ -653,11 +669,7 @@ class Session(MLLMSession):
         values_KV = rows_KN.to("cpu", torch.float32)[:, : len(prefix.ids)][:, prefix.visual_P].numpy()
         if not np.isfinite(values_KV).all():
             # Every comparison with NaN is false: the sample would come out as an empty mask.
-            raise RefsegError(
-                "The attention map holds NaN or infinity.",
-                where=self.owner.path,
-                hint="Half precision overflows in some models: set backbone.dtype=bfloat16 or float32.",
-            )
+            raise _not_finite("The attention map holds", self.owner.path)
         return [self.loaded.family.unpack(values_V, prefix.visual) for values_V in values_KV]
 
     # ── answers ──────────────────────────────────────────────────────────────
@@ -691,8 +703,11 @@ class Session(MLLMSession):
         # A model's own decoding goes on from the largest position so far, the prefix' included.
         position = torch.clamp(prefix.first + lengths.to(device) - 1, min=prefix.top) + 1
         for step in range(self.owner.max_new_tokens):
-            chosen = loaded.rules(known, logits.float()).argmax(-1)
-            # The one thing that is fetched from the device in a step.
+            scores = loaded.rules(known, logits.float())
+            chosen = scores.argmax(-1)
+            if not bool(torch.isfinite(scores.gather(-1, chosen[:, None])).all()):
+                # The first of a row of NaN is its largest: an answer of one word, again and again.
+                raise _not_finite("The model's scores of the next word hold", self.owner.path)
             for row, token in enumerate(chosen.tolist()):
                 if row in open_rows:
                     answers[row].append(token)
@@ -725,6 +740,14 @@ class Session(MLLMSession):
 
 
 # ── helpers ──────────────────────────────────────────────────────────────────
+
+
+def _not_finite(what: str, where: str) -> RefsegError:
+    return RefsegError(
+        f"{what} NaN or infinity.",
+        where=where,
+        hint="Half precision overflows in some models: set backbone.dtype=bfloat16 or float32.",
+    )
 
 
 def stop_tokens(generation: Any) -> set[int]:
