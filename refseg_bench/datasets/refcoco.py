@@ -511,8 +511,9 @@ def read_instances(
                         continue
                     if key == "images":
                         image = _image(record, at) if record["id"] in images else None
-                        if image is not None:
-                            found_images[record["id"]] = image
+                        if image is not None and found_images.setdefault(record["id"], image) != image:
+                            told = f"Image {record['id']} stands twice, with another name or size."
+                            at.tell("duplicate id", told)
                     elif (anno_id := str(record["id"])) in annotations:
                         if anno_id in found_annotations:
                             at.tell("duplicate id", f"Annotation {anno_id} stands twice.")

@@ -19,6 +19,7 @@ from refseg_bench.config.components import read
 from refseg_bench.datasets.verify import manifest
 from refseg_bench.errors import ConfigError, StoreError
 from refseg_bench.files.resources import resource
+from refseg_bench.report.compare import means
 from refseg_bench.report.tables import (
     Cell,
     ResultTable,
@@ -260,10 +261,9 @@ def _beside(store: RunStore, columns: Iterable[Column], like: PaperRow) -> list[
 
 def _in_order(store: RunStore) -> list[Result]:
     """Results in the order of the run's own protocols, others after them."""
-    asked = [str(word).partition("@")[0] for word in frozen(store).get("protocols") or ()]
-    place = {name: index for index, name in enumerate(asked)}
+    asked = [str(word) for word in frozen(store).get("protocols") or ()]
     results = store.results().values()
-    return sorted(results, key=lambda r: place.get(r.protocol.partition("@")[0], len(place)))
+    return sorted(results, key=lambda r: [not means(word, r.protocol) for word in asked])
 
 
 def runs_held_against(stores: Iterable[RunStore], file: str, table: str) -> list[RunStore]:

@@ -367,6 +367,7 @@ CASES = [
     Case("annotation not in instances.json", refcoco, edit("instances.json", lambda m: m["annotations"].pop() and None), "missing entry", "refs(unc).p", "ref 1"),
     Case("annotation of another image", refcoco, edit("instances.json", lambda m: m["annotations"][1].update(image_id=1)), "missing entry", "refs(unc).p", "ref 1"),
     Case("image not in instances.json", refcoco, edit("instances.json", lambda m: m["images"].pop() and None), "missing entry", "refs(unc).p", "ref 1"),
+    Case("image twice, of two sizes", refcoco, edit("instances.json", lambda m: m["images"].append({**m["images"][0], "height": 9})), "duplicate id", "instances.json", "images["),
     Case("image name climbs out", refcoco, edit("instances.json", lambda m: m["images"][0].update(file_name="../../a.jpg")), "unsafe name", "instances.json", "images[0]"),
     Case("polygon of two points", refcoco, edit("instances.json", lambda m: m["annotations"][0].update(segmentation=[[1, 2, 3, 4]])), "malformed mask", "instances.json", "annotation 1"),
     Case("image file missing", refcoco, remove("images/b.jpg"), "missing frame", "b.jpg"),

@@ -143,6 +143,15 @@ def test_a_run_stands_below_the_row_it_repeats(tmp_path: Path) -> None:
     assert any("decaf@1, n=240 of 244, failed=3, missing=1" in note for note in laid.notes)
 
 
+def test_the_runs_own_protocol_is_held_against_print_with_its_options(tmp_path: Path) -> None:
+    store = scored_run(tmp_path, 70.0, protocol="aaa@1", protocols=["decaf:x=1", "aaa"])
+    result = replace(store.results()["aaa@1"], protocol="decaf@1:x=1")
+    store.write_result(result, ScoreTable().write_parquet)
+    store.write_result(replace(result, protocol="decaf@1"), ScoreTable().write_parquet)
+    assert [held.protocol for held in held_against(store)] == ["decaf@1:x=1"]
+    assert [r.protocol for r in paper._in_order(store)] == ["decaf@1:x=1", "aaa@1", "decaf@1"]
+
+
 def test_protocols_that_differ_are_marked(tmp_path: Path) -> None:
     one = scored_run(tmp_path, 74.9, name="one")
     two = scored_run(tmp_path, 71.0, name="two", tau=0.7, protocol="refdavis-anno@1")
