@@ -108,10 +108,7 @@ def compare(
     Raises:
         ScoreError: the runs share no protocol or no unit, or are of different data or truth.
     """
-    before, after = (
-        f"{store.info().choices.get('dataset')}, {lasting_of(store)['dataset'].get('split')}"
-        for store in (first, second)
-    )
+    before, after = (", ".join(store.info().data) for store in (first, second))
     if before != after:
         raise ScoreError(
             f"The runs are of different data: {before}, and {after}.",

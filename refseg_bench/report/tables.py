@@ -59,7 +59,7 @@ class Row:
     """One run under one protocol.
 
     Attributes:
-        run, method, dataset: what was run, by their names.
+        run, method, dataset, split: what was run, by their names.
         result: its numbers.
         label: what the run is called beside the others.
         sees_targets: True if its method is shown the truth.
@@ -81,12 +81,13 @@ class Row:
     place: int = 0
     root: Path = Path()
     cost: Mapping[str, float] = field(default_factory=dict)
+    split: str = ""
 
     @property
     def about(self) -> dict[str, str]:
         """What was run and scored, by column."""
-        names = {"run": self.run, "method": self.method, "dataset": self.dataset, "label": self.label}
-        return {**names, "part": self.part, "protocol": self.result.protocol}
+        names = {"run": self.run, "method": self.method, "dataset": self.dataset, "split": self.split}
+        return {**names, "label": self.label, "part": self.part, "protocol": self.result.protocol}
 
     @property
     def ranked(self) -> bool:
@@ -140,18 +141,20 @@ def rows_of(stores: Iterable[RunStore]) -> list[Row]:
     first = {info.choices.get("method"): place for place, (_, info) in reversed([*enumerate(runs)])}
     runs.sort(key=lambda pair: (pair[1].rank, first[pair[1].choices.get("method")]))
     labels: dict[Path, str] = {}
-    for dataset in {info.choices.get("dataset") for _, info in runs}:
-        group = [pair for pair in runs if pair[1].choices.get("dataset") == dataset]
+    groups: dict[tuple[str, str], list[tuple[RunStore, RunInfo]]] = {}
+    for store, info in runs:
+        groups.setdefault(info.data, []).append((store, info))
+    for group in groups.values():
         named = zip(group, titles([info for _, info in group]), strict=True)
         labels.update({store.root: title for (store, _), title in named})
     rows = []
     for store, info in runs:
-        method, dataset = info.choices.get("method", "?"), info.choices.get("dataset", "?")
+        method, (dataset, split) = info.choices.get("method", "?"), info.data
         about = (labels[store.root], info.sees_targets, info.part, _known(info))
         for protocol, result in store.results().items():
             place = info.lead(protocol)
             cost = _cost(store.made_from(protocol))
-            row = Row(store.root.name, method, dataset, result, *about, place, store.root, cost)
+            row = Row(store.root.name, method, dataset, result, *about, place, store.root, cost, split)
             rows.append(replace(row, part=row.part or result.part))
     return rows
 
@@ -229,10 +232,14 @@ def tabulate(rows: Sequence[Row]) -> list[ResultTable]:
 
 
 def _together(rows: Iterable[Row]) -> dict[tuple[str, str], list[Row]]:
-    """Rows by data set and protocol, a data set's own protocols first."""
+    """Rows by data set (where there are several of its splits, by split) and protocol, its own ones first."""
     groups: dict[tuple[str, str], list[Row]] = {}
+    rows = list(rows)
+    pairs = {(row.dataset, row.split) for row in rows}
     for row in rows:
-        groups.setdefault((row.dataset, row.result.protocol), []).append(row)
+        several = len({split for dataset, split in pairs if dataset == row.dataset}) > 1
+        name = f"{row.dataset} {row.split}" if several else row.dataset
+        groups.setdefault((name, row.result.protocol), []).append(row)
     sets = list(dict.fromkeys(dataset for dataset, _ in groups))
     order = sorted(groups, key=lambda key: (sets.index(key[0]), min(row.place for row in groups[key])))
     return {key: groups[key] for key in order}

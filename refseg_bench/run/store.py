@@ -515,6 +515,13 @@ class RunInfo:
         )
 
     @property
+    def data(self) -> tuple[str, str]:
+        """Name and split of its data set, the split empty where it isn't known."""
+        told = self.lasting.get("dataset")
+        node = told if isinstance(told, dict) else {}
+        return str(node.get("name") or self.choices.get("dataset", "?")), str(node.get("split", ""))
+
+    @property
     def rank(self) -> int:
         """Its place in a table: floors, methods without a model, methods, what sees the truth."""
         model = bool(self.source) or self.choices.get("backbone") not in (None, "None")

@@ -25,7 +25,7 @@ from refseg_bench.errors import ConfigError, ScoreError
 from refseg_bench.files.resources import resource
 from refseg_bench.files.store_io import sealed, sealed_text
 from refseg_bench.report import paper, tables
-from refseg_bench.report.compare import means, only_protocol
+from refseg_bench.report.compare import compare, means, only_protocol
 from refseg_bench.report.naming import titles
 from refseg_bench.report.paper import COLUMNS, Reference, held_against, paper_rows, printed_name
 from refseg_bench.report.publish import HEADER, publish, read_published
@@ -444,6 +444,30 @@ def test_who_sees_the_truth_is_never_the_best() -> None:
     assert [row[1].best for row in fair.rows] == [True, False, False]
     (table,) = tables.tabulate([replace(rows[0], sees_targets=True), *rows[1:]])
     assert [row[1].best for row in table.rows] == [False, True, False]
+
+
+def test_splits_and_sets_of_one_layout_have_tables_of_their_own(tmp_path: Path) -> None:
+    """RefCOCO's val and testA, or a set of one's own in MeViS' layout, are not one column of numbers."""
+    data = [("set", "val"), ("set", "testA"), ("mine", "val"), ("set", "val")]
+    stores = []
+    for number, (name, split) in enumerate(data):
+        node = {"_target_": "tests.fakes.FakeDataset", "root": str(tmp_path / "data")}
+        method = {"_target_": "tests.fakes.FakeMethod", "side": 3 + number}
+        store = fake_run(tmp_path, dataset={**node, "name": name, "split": split}, method=method)
+        store.write_result(
+            Result("p@1", {"J": Estimate(0.1 + number)}, 9, 9, 0, 0), ScoreTable().write_parquet
+        )
+        stores.append(store)
+    found = {table.caption.split(" · ")[0]: table for table in tables.tables_of(stores)}
+    assert {name: len(table.rows) for name, table in found.items()} == {
+        "set val": 2,
+        "set testA": 1,
+        "mine": 1,
+    }
+    assert [row[1].best for row in found["set val"].rows] == [False, True]
+    assert "set,testA" in tables.to_csv(tables.rows_of(stores))
+    with pytest.raises(ScoreError, match="different data: set, val, and mine, val"):
+        compare(stores[0], stores[2])
 
 
 def test_rows_whose_open_rules_differ_are_told_apart_and_none_is_the_best() -> None:
