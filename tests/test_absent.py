@@ -14,7 +14,7 @@ from refseg_bench.cli import main
 from refseg_bench.report.exports import to_coco
 from refseg_bench.report.html import write_report
 from refseg_bench.run.store import runs_in
-from refseg_bench.types import Answer, MaskTrack, Prediction
+from refseg_bench.types import Answer, MaskTrack, Prediction, encode_rle
 from tests.datasets.conftest import video
 from tools.writers import (
     write_groundmore_set,
@@ -103,6 +103,69 @@ def test_the_zip_holds_empty_masks_for_what_is_flagged(v2: Path, capsys: pytest.
     assert main([*command[:4], "mevis", "--split", "valid", "-o", "v1.zip"]) == 0
     with zipfile.ZipFile("v1.zip") as archive:
         assert all(np.asarray(Image.open(archive.open(name))).all() for name in archive.namelist())
+
+
+@pytest.mark.parametrize("form", ["no folder", "empty folder", "alone", "record", "null", "nulls"])
+def test_a_flag_alone_is_an_answer(v2: Path, capsys: pytest.CaptureFixture[str], form: str) -> None:
+    """A sample that is flagged and has no mask reads as empty masks with the flag; without it, as missing."""
+    flagged = ["0123456789ab/1", "ba9876543210/1"]
+    seen = np.ones((24, 32), bool)
+    answers = Path("answers" if "folder" in form or form == "alone" else "answers.json")
+    if form == "alone":
+        flagged = [f"{clip}/{e}" for clip in ("0123456789ab", "ba9876543210") for e in "012"]
+    if answers.suffix:
+        whole = [{"size": [24, 32], "counts": encode_rle(seen).decode()}] * 4
+        flag = {"record": {}, "null": {"masks": None}, "nulls": {"masks": [None] * 4}}[form]
+        records = [
+            {"video_id": clip, "exp_id": e, **({"no_target": True, **flag} if e == "1" else {"masks": whole})}
+            for clip in ("0123456789ab", "ba9876543210")
+            for e in "012"
+        ]
+        answers.write_text(json.dumps(records), "utf-8")
+    else:
+        answers.mkdir()
+        for sample in {f"{clip}/{e}" for clip in ("0123456789ab", "ba9876543210") for e in "012"} - {
+            *flagged
+        }:
+            (answers / sample).mkdir(parents=True)
+            for t in range(4):
+                Image.fromarray(seen.astype(np.uint8) * 255).save(answers / sample / f"{t:05d}.png")
+        for sample in flagged if form == "empty folder" else ():
+            (answers / sample).mkdir(parents=True)
+        (answers / "no_target.json").write_text(json.dumps(flagged), "utf-8")
+    command = [
+        "score",
+        "--dataset",
+        "mevis_v2",
+        "--predictions",
+        str(answers),
+        "-j",
+        "1",
+        "--json",
+        "out.json",
+    ]
+    assert main(command) == 0
+    found = json.loads(Path("out.json").read_text("utf-8"))["mevis-v2"]
+    assert (found["n"], found["notes"]["answers"]["absent"]) == (6, len(flagged))
+    assert (found["metrics"]["N-acc"], found["metrics"]["T-acc"]) == (1, 0 if form == "alone" else 1)
+    zipped = ["submission", *command[1:5], "--split", "valid", "-o", "v2.zip"]
+    assert main(zipped) == 0
+    with zipfile.ZipFile("v2.zip") as archive:
+        lit = {
+            n.rpartition("/")[0] for n in archive.namelist() if np.asarray(Image.open(archive.open(n))).any()
+        }
+    assert lit.isdisjoint(flagged)
+    assert len(lit) == 6 - len(flagged)
+    # The same without the flags has no answer there.
+    if answers.suffix:
+        command[4] = "unflagged.json"
+        Path(command[4]).write_text(json.dumps([{**r, "no_target": False} for r in records]), "utf-8")
+    else:
+        (answers / "no_target.json").write_text("[]", "utf-8")
+    capsys.readouterr()
+    assert main(command) == 2
+    told = capsys.readouterr().err
+    assert form == "alone" or "missing 0123456789ab/1" in told or "4 of 6" in told
 
 
 def test_the_two_releases_are_not_compared(v2: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -89,7 +89,7 @@ class Manifest:
 
 
 def _marks(raw: Mapping[str, Any]) -> set[str]:
-    nobody = raw.get("anno_id") in ([], [-1], -1)
+    nobody = raw.get("anno_id") in ([], [-1], -1, ["-1"], "-1")
     return {*map(str, raw), *(["no target"] if nobody else [])}
 
 

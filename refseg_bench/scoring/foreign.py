@@ -104,7 +104,8 @@ def open_predictions(
                 where=path,
                 hint=f"Give it without --predictions and --dataset: {path}",
             )
-        if not (len(inside) == 1 and inside[0].is_file() and inside[0].suffix.lower() in JSON):
+        alone = len(inside) == 1 and inside[0].name not in BESIDE
+        if not (alone and inside[0].is_file() and inside[0].suffix.lower() in JSON):
             return FolderPredictions(path, above or 0, tuple(sides))
         file = inside[0]
     if file is not None and file.suffix.lower() in JSON:
@@ -140,12 +141,14 @@ class _Found:
         record: the JSON object they stand in.
         surplus: names beside them that no frame has.
         why: what is known of what lacks, in words.
+        absent: True if there is no mask because the sample is flagged as absent.
     """
 
     masks: tuple[Any, ...] | None = None
     record: Mapping[str, Any] = field(default_factory=dict)
     surplus: tuple[str, ...] = ()
     why: str = ""
+    absent: bool = False
 
 
 @dataclass(frozen=True)
@@ -315,9 +318,18 @@ class ForeignPredictions(ABC):
         found = {e.id: self._of(clip, e) for e in expressions}
         if None in found.values() and (why := self._counted_from_1(clip, list(found))):
             return dict.fromkeys(found, _Found(why=why)), {}
+        maps = {} if any(found.values()) else self._maps(clip, expressions)
+        if not any(each.masks for each in maps.values()):
+            found = {e.id: self._or_flag(found[e.id], clip, e) for e in expressions}
         if not any(found.values()):
-            return {}, self._maps(clip, expressions)
+            return {}, maps
         return {key: each or _Found() for key, each in found.items()}, {}
+
+    def _or_flag(self, found: _Found | None, clip: Clip, e: Expression) -> _Found | None:
+        """The flag "absent" where it is all that is said of a sample."""
+        lacks = found is None or (found.masks is None and not found.surplus)
+        flagged = lacks and self._said(_Found(), clip, e).get("no_target")
+        return _Found(absent=True) if flagged else found
 
     def _of(self, clip: Clip, e: Expression) -> _Found | None:
         names = self._names(clip, e)
@@ -363,6 +375,8 @@ class ForeignPredictions(ABC):
         )
 
     def _state(self, found: _Found, clip: Clip, unit: str) -> State:
+        if found.absent:
+            return State("ok")
         if found.masks is None:
             return State("missing", why=found.why)
         try:
@@ -373,12 +387,16 @@ class ForeignPredictions(ABC):
         return State("ok", gaps, found.why)
 
     def _prediction(self, found: _Found, clip: Clip, e: Expression, tally: Counter[str]) -> Prediction | None:
-        """The prediction of a sample; ``None`` where it has no mask at all."""
-        if found.masks is None:
+        """The prediction of a sample; ``None`` where nothing is said of it."""
+        if found.masks is None and not found.absent:
             return None
         unit = sample_id(clip.id, e.id)
         try:
-            track = self._read(found, clip, unit, tally)
+            track = (
+                MaskTrack.empty(clip.size, len(clip))
+                if found.absent
+                else self._read(found, clip, unit, tally)
+            )
         except RefsegError as error:
             return Prediction(unit, clip.id, e.id, failure=_failure(error))
         return Prediction(unit, clip.id, e.id, track, **self._said(found, clip, e))
@@ -661,6 +679,8 @@ class _JsonPredictions(ForeignPredictions):
     def _at(self, top: str, name: str, clip: Clip) -> _Found | None:
         record: Mapping[str, Any] = {}
         entry = _parsed(self.root).get(name)
+        if isinstance(entry, Mapping) and _first(entry, FLAG_KEYS) in (True, 1) and _no_mask(_mask_in(entry)):
+            return _Found(record=entry, absent=True)
         if isinstance(entry, Mapping) and "counts" not in entry and _mask_in(entry) is not None:
             record, entry = entry, _mask_in(entry)
         if entry is None or isinstance(entry, list):
@@ -889,9 +909,19 @@ def _mask_in(record: Mapping[str, Any]) -> Any:
     return _first(record, MASK_KEYS)
 
 
+def _no_mask(masks: Any) -> bool:
+    each = masks.values() if isinstance(masks, Mapping) else masks
+    return masks is None or (isinstance(masks, list | Mapping) and all(mask is None for mask in each))
+
+
 def _is_end(value: Any) -> bool:
-    """Whether a value is what stands for masks, not a level of names."""
-    return not isinstance(value, Mapping) or "counts" in value or not value.keys().isdisjoint(MASK_KEYS)
+    """Whether a value is what stands for masks or for a flag, not a level of names."""
+    return (
+        not isinstance(value, Mapping)
+        or "counts" in value
+        or not value.keys().isdisjoint(MASK_KEYS)
+        or isinstance(_first(value, FLAG_KEYS), bool | int)
+    )
 
 
 def _are_records(value: Any) -> bool:

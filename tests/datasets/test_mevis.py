@@ -1,5 +1,6 @@
 """MeViS' layout, which the `shapes` sample shares."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -111,6 +112,19 @@ def test_the_two_releases_are_not_taken_for_each_other(tmp_path, name, count, ex
     assert "another release" in verify(open_dataset(name, root=tmp_path)).kinds()
     # A set of one's own in that layout goes by its own name.
     assert len(open_dataset(name, root=tmp_path, name="mine").clips()) == 1
+
+
+@pytest.mark.parametrize("nobody", [-1, "-1", [-1], ["-1"]])
+def test_a_sentence_without_a_target_is_v2s_however_nobody_is_spelled(tmp_path, nobody):
+    path = in_layout(tmp_path, 2) / "valid_u" / "meta_expressions.json"
+    meta = json.loads(path.read_text("utf-8"))
+    meta["videos"]["0123456789ab"]["expressions"]["0"] |= {"obj_id": nobody, "anno_id": nobody}
+    path.write_text(json.dumps(meta), "utf-8")
+    with pytest.raises(DataError, match="1 of its 2 expressions have 'no target'"):
+        open_dataset("mevis", root=tmp_path).clips()
+    data = open_dataset("mevis_v2", root=tmp_path)
+    clip = data.clips()[0]
+    assert data.target(clip, data.expressions(clip)[0]).objects == ()
 
 
 def test_v2_keeps_audio_and_absent_targets_and_hides_masks(tmp_path):
