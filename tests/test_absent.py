@@ -16,6 +16,7 @@ from refseg_bench.report.html import write_report
 from refseg_bench.run.store import runs_in
 from refseg_bench.types import Answer, MaskTrack, Prediction, encode_rle
 from tests.datasets.conftest import video
+from tests.report.test_html import part as data_file
 from tools.writers import (
     write_groundmore_set,
     write_long_rvos_set,
@@ -73,9 +74,13 @@ def test_from_the_run_to_tables_files_and_pages(v2: Path, capsys: pytest.Capture
     assert coco["info"]["answered_absent"] == ["0123456789ab/1", "ba9876543210/1"]
     assert coco["info"]["without_prediction"] == []
     write_report(list(stores.values()), Path("pages"))
-    chunks = "".join(p.read_text("utf-8") for p in Path("pages/data").glob("*.js"))
-    assert '"status"' in chunks
-    assert "3" in chunks
+    (shown,) = data_file(Path("pages"), "meta")["groups"]
+    (table,) = shown["scores"]
+    assert table["open"] == "jf_over=all"
+    absent = {"oracle": 2, "empty": 6, "full_frame": 0}
+    assert {[*stores][row["run"]]: row["absent"] for row in table["rows"]} == absent
+    listed = data_file(Path("pages"), "index-0-0")["status"]
+    assert {name: status.count(3) for name, status in zip(stores, listed, strict=True)} == absent
 
 
 def test_the_zip_holds_empty_masks_for_what_is_flagged(v2: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -166,6 +171,49 @@ def test_a_flag_alone_is_an_answer(v2: Path, capsys: pytest.CaptureFixture[str],
     assert main(command) == 2
     told = capsys.readouterr().err
     assert form == "alone" or "missing 0123456789ab/1" in told or "4 of 6" in told
+
+
+def test_the_two_releases_share_no_column_and_the_report_says_why(
+    v2: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where one is read as a set of one's own, and where runs of one set are of several splits."""
+    for split in ("valid_u", "train"):
+        write_meta_expressions_set(Path("data/mevis"), split, [video(expressions=[("another", [1], {})])])
+    for words in (
+        ["dataset=mevis"],
+        ["dataset=mevis", "dataset.split=train"],
+        ["dataset=mevis_v2"],
+        ["dataset=mevis", "dataset.name=mine", f"dataset.root={v2}"],
+    ):
+        command = ["run", *words, "method=full_frame", "protocols=[rvos-expr]", "score.bootstrap=0"]
+        assert main([*command, "score.jobs=1", "--no-html"]) == 0
+    capsys.readouterr()
+    told = report("--format", "md", capsys=capsys)
+    captions = [line.strip("*").partition(" · percent")[0] for line in told.splitlines() if "percent" in line]
+    assert sorted(c for c in captions if " by type" not in c) == [
+        "mevis train · rvos-expr@1",
+        "mevis valid\\_u · rvos-expr@1",
+        "mevis\\_v2 · rvos-expr@1",
+        "mine · rvos-expr@1",
+    ]
+    assert told.count("Not comparable with mevis\\_v2: the same videos, other sentences.") == 2
+    assert told.count("Not comparable with mevis: the same videos, other sentences.") == 1
+
+
+@pytest.mark.usefixtures("in_tmp")
+def test_pages_pair_no_runs_whose_truth_is_read_in_two_ways() -> None:
+    timed = [("who leaves?", [0], {"action_start": "0:00", "action_end": "0:00.5"})]
+    write_groundmore_set(Path("data/groundmore"), "test", [video("ab_0000_0001", 6, timed)])
+    command = ["run", "-m", "dataset=groundmore", "dataset.action_end=exclusive,inclusive"]
+    assert main([*command, "method=oracle,empty", "score.bootstrap=0", "score.jobs=1", "--no-html"]) == 0
+    stores = list(runs_in(Path("runs")))
+    write_report(stores, Path("pages"))
+    (group,) = data_file(Path("pages"), "meta")["groups"]
+    (table,) = group["scores"]
+    assert table["open"] == "each run its own way"
+    ways = [store.info().lasting["dataset"]["action_end"] for store in stores]
+    assert len(table["pairs"]) == 2
+    assert all(ways[first] == ways[second] for first, second, *_ in table["pairs"])
 
 
 def test_the_two_releases_are_not_compared(v2: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -45,7 +45,16 @@ from refseg_bench.report.compare import compare, differences, paired
 from refseg_bench.report.media import MediaFolder, spread
 from refseg_bench.report.naming import said, titles
 from refseg_bench.report.sweeps import sweep_of
-from refseg_bench.report.tables import COST, Cell, ResultTable, in_percent, number_cell, rows_of, tabulate
+from refseg_bench.report.tables import (
+    COST,
+    Cell,
+    ResultTable,
+    in_percent,
+    number_cell,
+    rows_of,
+    tabulate,
+    unsettled,
+)
 from refseg_bench.run.build import dataset_of, received
 from refseg_bench.run.inputs import Present, stale, without
 from refseg_bench.run.shards import plan
@@ -435,12 +444,15 @@ class _GroupWriter:
                 {
                     "run": self.first_run + place,
                     **result.coverage,
+                    "absent": result.answers["absent"],
                     "cells": [_ends(result, name) for name in metrics],
                 }
                 for place, result in scored.items()
             ]
+            rules = {unsettled(result) for result in scored.values()}
             yield {
                 "protocol": protocol,
+                "open": rules.pop() if len(rules) == 1 else "each run its own way",
                 "metrics": metrics,
                 "rows": rows,
                 "pairs": list(self._pairs(protocol)),
@@ -453,6 +465,8 @@ class _GroupWriter:
             if len(having) > _ALL_PAIRS and i != having[0]:
                 return
             first, second = self.runs[i], self.runs[j]
+            if unsettled(first.results[protocol]) != unsettled(second.results[protocol]):
+                continue  # held against other truth
             rules = protocol_of(first.results[protocol])
             try:
                 a, b = paired(first.tables[protocol], second.tables[protocol])

@@ -11,7 +11,7 @@ import io
 import json
 import math
 import shlex
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -24,6 +24,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from refseg_bench.config.components import protocol_of
+from refseg_bench.datasets.verify import manifest
 from refseg_bench.errors import StoreError
 from refseg_bench.files.store_io import parse_json, printable
 from refseg_bench.report.naming import titles
@@ -228,7 +229,8 @@ def tabulate(rows: Sequence[Row]) -> list[ResultTable]:
 
     Neither a method that sees the truth nor a row of a part of the samples is the best of anything.
     """
-    return [_table(*names, group) for names, group in _together(rows).items()]
+    sets = {row.dataset for row in rows}
+    return [_table(*names, group, sets) for names, group in _together(rows).items()]
 
 
 def _together(rows: Iterable[Row]) -> dict[tuple[str, str], list[Row]]:
@@ -251,12 +253,13 @@ def tables_of(stores: Sequence[RunStore]) -> Iterator[ResultTable]:
     Under the data set's own protocol the headline metric by the expressions' type, where they have one, and
     all metrics; then the headline metrics of all protocols side by side: the same masks under other rules.
     """
-    groups = _together(rows_of(stores))
+    all_rows = rows_of(stores)
+    groups, sets = _together(all_rows), {row.dataset for row in all_rows}
     for dataset in dict.fromkeys(dataset for dataset, _ in groups):
         own = {protocol: rows for (name, protocol), rows in groups.items() if name == dataset}
         protocol, rows = next(iter(own.items()))
         yield from _by_type(dataset, protocol, rows, stores)
-        yield _table(dataset, protocol, rows)
+        yield _table(dataset, protocol, rows, sets)
         if len(own) > 1:
             yield _protocols(dataset, own)
 
@@ -321,9 +324,9 @@ def _by_type(
     )
 
 
-def _table(dataset: str, protocol: str, rows: list[Row]) -> ResultTable:
+def _table(dataset: str, protocol: str, rows: list[Row], sets: Collection[str]) -> ResultTable:
     names = list(dict.fromkeys(name for row in rows for name in row.result.metrics))
-    rules = [_unsettled(row.result) for row in rows]
+    rules = [unsettled(row.result) for row in rows]
     mixed = len({*rules}) > 1
     top = {}
     for name in names:
@@ -348,6 +351,9 @@ def _table(dataset: str, protocol: str, rows: list[Row]) -> ResultTable:
         body.append(tuple(cells))
     level = level_of([row.result for row in rows])
     notes = [f"{row.label or row.run}: only {row.result.part}" for row in rows if row.result.part]
+    facts = manifest(rows[0].dataset)
+    if facts is not None and facts.unlike in sets:
+        notes.append(f"Not comparable with {facts.unlike}: the same videos, other sentences.")
     said = "each row its own way, as noted" if mixed else rules[0]
     notes += [f"{row.label or row.run}: {rule}" for row, rule in zip(rows, rules, strict=True) if mixed]
     return ResultTable(
@@ -359,7 +365,7 @@ def _table(dataset: str, protocol: str, rows: list[Row]) -> ResultTable:
     )
 
 
-def _unsettled(result: Result) -> str:
+def unsettled(result: Result) -> str:
     """How the options were set that the publication leaves open."""
     found = result.details.get("unsettled")
     return printable(", ".join(f"{k}={v}" for k, v in (found if isinstance(found, Mapping) else {}).items()))

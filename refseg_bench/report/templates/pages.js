@@ -94,16 +94,19 @@ function scoreTable(scores, base) {
     return h("td", {}, h("span", { class: decided || null }, signed(d, 1), decided ? (lo > 0 ? " ▲" : " ▼") : ""),
       lo === null ? null : h("span", { class: "interval" }, `${signed(lo, 1)} … ${signed(hi, 1)}`));
   };
-  const titles = [scores.metrics[0], ...(several ? ["difference"] : []), ...scores.metrics.slice(1), "n", "failed", "missing"];
-  const failed = (row) => (row.failed ? h("a", { class: "bad", href: address("samples", "", {
-    g: meta.runs[row.run].group, a: meta.runs[row.run].place, status: "failed" }) }, String(row.failed)) : "0");
+  const absent = scores.rows.some((row) => row.absent) ? ["absent"] : [];
+  const titles = [scores.metrics[0], ...(several ? ["difference"] : []), ...scores.metrics.slice(1), "n", "failed", "missing", ...absent];
+  const linked = (row, status) => (row[status] ? h("a", { class: status === "failed" ? "bad" : null, href: address("samples", "", {
+    g: meta.runs[row.run].group, a: meta.runs[row.run].place, status }) }, String(row[status])) : "0");
   return wide(`${scores.protocol} · percent · ${meta.level} intervals clustered by clip` +
-      (several ? " · differences paired by sample, ▲ ▼ where the interval leaves out 0" : ""),
+      (several ? " · differences paired by sample, ▲ ▼ where the interval leaves out 0" : "") +
+      (scores.open ? ` · not settled by the publication: ${scores.open}` : ""),
     h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "run"), titles.map((title) => h("th", { scope: "col" }, title)))),
     h("tbody", {}, scores.rows.map((row) => h("tr", {},
       h("th", { scope: "row" }, h("a", { href: address("samples", "", { g: meta.runs[row.run].group, a: meta.runs[row.run].place, order: "worst" }) }, runName(row.run))),
       valueCell(row.cells[0], true), several ? gap(row.run) : null, row.cells.slice(1).map((cell) => valueCell(cell)),
-      h("td", {}, String(row.n)), h("td", {}, failed(row)), h("td", {}, String(row.missing))))));
+      h("td", {}, String(row.n)), h("td", {}, linked(row, "failed")), h("td", {}, String(row.missing)),
+      absent.map((status) => h("td", {}, linked(row, status)))))));
 }
 // A breakdown with its values as shades; runs as rows, for there are often more types than runs.
 function heatTable(table) {
