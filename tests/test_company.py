@@ -30,6 +30,12 @@ from tests.backbones.conftest import dit_folder, make_dit  # noqa: F401
 from tests.segmenters.conftest import make_clip, sam2_folder, sam2_package_files  # noqa: F401
 from tools import tiny_sam as tiny
 
+
+def quick_first(names: Sequence[str]) -> list[Any]:
+    """The everyday suite looks at one of them, the whole suite at all."""
+    return [names[0], *(pytest.param(name, marks=pytest.mark.slow) for name in names[1:])]
+
+
 FOUR = [
     Expression(str(index), text)
     for index, text in enumerate(
@@ -89,7 +95,7 @@ def check(make: Callable[[], Method], clip: Clip, asked: Sequence[Expression]) -
                 np.testing.assert_array_equal(volume, two.maps[kind], err_msg=f"{kind} map, {way}")
 
 
-@pytest.mark.parametrize("name", tiny_mllm.FAMILIES)
+@pytest.mark.parametrize("name", quick_first(tiny_mllm.FAMILIES))
 def test_every_mllm(name: str, make_clip: Callable[..., Clip]) -> None:  # noqa: F811
     options: dict[str, Any] = {"video_tokens": 12, "n_frames": 3, "keypoints": 9}
     check(
@@ -99,6 +105,7 @@ def test_every_mllm(name: str, make_clip: Callable[..., Clip]) -> None:  # noqa:
     )
 
 
+@pytest.mark.slow
 def test_the_shipped_mllm_on_its_world() -> None:
     """Its layers are wide enough to be split among threads, its answers long enough to differ."""
     (point, *_) = compose(["method=decaf_tiny", "dataset=shapes"])
@@ -113,7 +120,7 @@ def test_the_shipped_mllm_on_its_world() -> None:
 
 
 @pytest.mark.parametrize("mode", ["concept_stream", "prompt"])
-@pytest.mark.parametrize("family", ["flux", "sd3", "mochi", "cogvideox", "wan"])
+@pytest.mark.parametrize("family", quick_first(["sd3", "flux", "mochi", "cogvideox", "wan"]))
 def test_every_dit(
     family: str,
     mode: str,
@@ -127,7 +134,7 @@ def test_every_dit(
     )
 
 
-@pytest.mark.parametrize("name", ["grabcut", "sam1", "sam2", "sam2_hf", "sam3"])
+@pytest.mark.parametrize("name", quick_first(["sam2_hf", "grabcut", "sam1", "sam2", "sam3"]))
 def test_every_segmenter(
     name: str,
     request: pytest.FixtureRequest,

@@ -143,6 +143,7 @@ def test_an_outside_package_adds_a_method_with_a_searchpath(
     assert point.name == "mine-shapes"
 
 
+@pytest.mark.slow
 def test_every_group_member_composes() -> None:
     """Whatever ships under conf/ can be chosen. Members of different groups share a composition."""
     for name in names("method"):
@@ -277,11 +278,11 @@ def test_a_control_that_is_the_run_itself_is_not_repeated() -> None:
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["segmenter=null", "method.mask=attention"],
         ["~segmenter", "method.mask=attention"],
-        ["segmenter.fill_holes=off"],
         ["segmenter=grabcut", "segmenter.working_size=128"],
-        ["segmenter=sam2_hf"],
+        pytest.param(["segmenter=null", "method.mask=attention"], marks=pytest.mark.slow),
+        pytest.param(["segmenter.fill_holes=off"], marks=pytest.mark.slow),
+        pytest.param(["segmenter=sam2_hf"], marks=pytest.mark.slow),
     ],
 )
 def test_controls_compose_whatever_the_run_needs(overrides: list[str]) -> None:

@@ -29,14 +29,23 @@ COMMANDS = {
 }
 
 
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a scored run, made once."""
+    folder = tmp_path_factory.mktemp("scored")
+    FakeDataset(root=folder / "data", n_clips=2).clips()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert main(RUN) == 0
+    return folder
+
+
 @pytest.fixture
-def run(in_tmp: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+def run(scored: Path, in_tmp: Path) -> Path:
     """A scored run folder, below the current folder."""
-    FakeDataset(root=in_tmp / "data", n_clips=2).clips()
-    assert main(RUN) == 0
-    capsys.readouterr()
-    (folder,) = (in_tmp / "runs").iterdir()
-    return folder.relative_to(in_tmp)
+    shutil.copytree(scored, in_tmp, dirs_exist_ok=True)
+    (folder,) = Path("runs").iterdir()
+    return folder
 
 
 def told(name: str, run: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
