@@ -215,17 +215,29 @@ def metric_name(row: PaperRow) -> str:
     return row.metric if part in ("", "overall") else f"{part}/{row.metric}"
 
 
+def is_of(split: str, printed: str) -> bool:
+    """Whether a printed number is of a run's split, where both are known (papers say "val" for "valid").
+
+    >>> is_of("val", "valid/overall"), is_of("valid_u", "valid")
+    (True, False)
+    """
+    spelled = [{"val": "valid"}.get(name, name) for name in (split, printed.partition("/")[0])]
+    return spelled[0] == spelled[1] or not {"", "unknown"}.isdisjoint(spelled)
+
+
 def held_against(store: RunStore) -> list[Held]:
-    """Every published number that a scored run has a counterpart of.
+    """Every published number, of the run's own split, that a scored run has a counterpart of.
 
     A metric that several protocols of the run give is taken from the first that has it.
     """
     reference = Reference.of_run(store)
     if reference is None:
         return []
-    results, part = _in_order(store), store.info().part
+    results, part, (_, split) = _in_order(store), store.info().part, store.info().data
     out = []
     for row in reference.rows():
+        if not is_of(split, row.split):
+            continue
         name = metric_name(row)
         for result in results:
             estimate = result.metrics.get(name)
@@ -241,12 +253,11 @@ def held_against(store: RunStore) -> list[Held]:
 def _beside(store: RunStore, columns: Iterable[Column], like: PaperRow) -> list[Held]:
     """What predictions of other code give for a table's columns, with no number of their own in print."""
     info = store.info()
-    dataset = printed_name(info.choices.get("dataset", "?"))
-    split = (info.lasting.get("dataset") or {}).get("split", "")
+    name, split = info.data
     blank = dict.fromkeys(("row", "backbone", "segmenter", "kind", "setting", "value"), "")
     out = []
     for column in columns:
-        if (column[0], column[1].partition("/")[0]) != (dataset, split):
+        if column[0] != printed_name(name) or not is_of(split, column[1]):
             continue
         about = dict(zip(("dataset", "split", "metric"), column, strict=True))
         row = replace(like, **{**blank, "method": info.choices.get("method", "?"), **about})
@@ -408,7 +419,10 @@ def _coverage(store: RunStore, found: Sequence[Held]) -> list[str]:
         f"{store.root.name}: {protocol}, n={r.n} of {r.expected}, failed={r.failed}, missing={r.missing}"
         + (f"; only a part of the split ({part})" if (part := store.info().part or r.part) else "")
         for protocol, r in results.items()
-    ] or [f"{store.root.name}: not scored under a protocol that gives these metrics"]
+    ] or [
+        f"{store.root.name}: beside no number, as none is of its split ({store.info().data[1]}), or it isn't "
+        "scored under a protocol that gives these metrics"
+    ]
 
 
 # ── in print ─────────────────────────────────────────────────────────────────

@@ -143,6 +143,17 @@ def test_a_run_stands_below_the_row_it_repeats(tmp_path: Path) -> None:
     assert any("decaf@1, n=240 of 244, failed=3, missing=1" in note for note in laid.notes)
 
 
+@pytest.mark.parametrize("split", ["valid", "val", "train"])
+def test_a_run_of_another_split_stands_beside_no_printed_number(tmp_path: Path, split: str) -> None:
+    """MeViS' valid_u is public, its valid is on a server: a run of one says nothing of the other's number."""
+    dataset = {"_target_": "tests.fakes.FakeDataset", "root": str(tmp_path / "data"), "split": split}
+    store = scored_run(tmp_path, 74.9, dataset=dataset)
+    assert bool(held_against(store)) is (split != "train")
+    laid = paper.layout(paper.paper_table("decaf.csv", "6", "DecAF", [store]))
+    assert any(row[0].text.strip() == "ours" for row in laid.rows) is (split != "train")
+    assert any("none is of its split (train)" in note for note in laid.notes) is (split == "train")
+
+
 def test_the_runs_own_protocol_is_held_against_print_with_its_options(tmp_path: Path) -> None:
     store = scored_run(tmp_path, 70.0, protocol="aaa@1", protocols=["decaf:x=1", "aaa"])
     result = replace(store.results()["aaa@1"], protocol="decaf@1:x=1")
