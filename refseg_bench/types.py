@@ -554,6 +554,13 @@ class Result:
         return told if isinstance(told, str) else ""
 
     @property
+    def truth(self) -> tuple[str, str]:
+        """Digests of its units and of the facts of their targets; empty where they aren't known."""
+        told = self.details.get("truth")
+        units, facts = told if isinstance(told, list) and len(told) == 2 else ("", "")
+        return str(units), str(facts)
+
+    @property
     def answers(self) -> dict[str, int]:
         """Samples by how they were answered (see :data:`Answer`); 0 where that isn't known."""
         known = self.details.get("answers")

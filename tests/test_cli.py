@@ -133,7 +133,7 @@ def test_run_score_report_then_a_no_op(in_tmp: Path, capsys: pytest.CaptureFixtu
     assert "80 % intervals" in capsys.readouterr().out
     shutil.copytree(stores["full_frame"].root, in_tmp / "other")
     record = json.loads((in_tmp / "other/run.json").read_text())
-    record["choices"]["dataset"] = "other"
+    record["lasting"]["dataset"]["name"] = "other"
     del record["check"]
     (in_tmp / "other/run.json").write_text(sealed(record))
     with pytest.raises(ScoreError, match="of different data: shapes, valid_u, and other, valid_u"):

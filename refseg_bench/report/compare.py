@@ -118,28 +118,9 @@ def compare(
     name = shared_protocol((first, second), protocol)
     tables = [ScoreTable.read_parquet(*s.samples(name)) for s in (first, second)]
     called = titles([first.info(), second.info()])
-    _refuse_other_truth(*paired(tables[0], tables[1], ", ".join(called)), (first, second))
     found = _compared((first, second), called, name, tables, attributes, most, settings)
     data = {} if found.unpaired else _data_difference(first, second, name)
     return replace(found, config={**config_difference(first, second), **data})
-
-
-def _refuse_other_truth(first: ScoreTable, second: ScoreTable, runs: Sequence[RunStore]) -> None:
-    """See that units were scored against the same masks, as far as the facts of their targets tell.
-
-    Raises:
-        ScoreError: with the first unit whose target differs.
-    """
-    for fact in ("objects", "clip_length", "size", "motion"):
-        columns = (table.attrs.get(fact, [None] * len(table)) for table in (first, second))
-        for unit, a, b in zip(first.units, *columns, strict=True):
-            if {type(a), type(b)} <= {int, float} and not math.isclose(a, b, rel_tol=1e-9):
-                told = f"the {fact.replace('_', ' ')} of the target of '{unit}' is {a:g} and {b:g}"
-                raise ScoreError(
-                    f"The runs were scored against different masks: {told}.",
-                    where=", ".join(str(run.root) for run in runs),
-                    hint="Score both on one release, with the same options of the data set.",
-                )
 
 
 def _data_difference(first: RunStore, second: RunStore, protocol: str) -> dict[str, tuple[str, str]]:
@@ -188,7 +169,7 @@ def compare_truths(
     rules = protocol_of(run.results()[name])
     (scored,) = score(retold, [StoreSource(run.root)], [rules], Options(strict=True))
     called = [f"{run.info().label} against {data.name} ({data.split})" for data in (own, other)]
-    return _compared((run, run), called, name, [before, scored.table], attributes, most)
+    return _compared((run, run), called, name, [before, scored.table], attributes, most, other_truth=True)
 
 
 def _compared(
@@ -199,12 +180,13 @@ def _compared(
     attributes: Sequence[str],
     most: int,
     settings: Bootstrap | None = None,
+    other_truth: bool = False,
 ) -> Comparison:
     """Two tables of units under one protocol, whose runs' options are the same."""
     first, second = runs
     result = first.results()[name]
     rules, settings = protocol_of(result), settings or Bootstrap.of(result)
-    a, b = paired(tables[0], tables[1], ", ".join(called))
+    a, b = paired(tables[0], tables[1], ", ".join(called), other_truth=other_truth)
 
     def group(attribute: str, value: str, rows: NDArray[np.intp]) -> Group:
         return Group(attribute, value, differences(rules, a.select(rows), b.select(rows), settings))
@@ -355,11 +337,14 @@ def gate(run: RunStore, baseline: RunStore, policy: Policy) -> tuple[Comparison,
     return found, out
 
 
-def paired(first: ScoreTable, second: ScoreTable, where: str = "") -> tuple[ScoreTable, ScoreTable]:
+def paired(
+    first: ScoreTable, second: ScoreTable, where: str = "", *, other_truth: bool = False
+) -> tuple[ScoreTable, ScoreTable]:
     """The units that both tables have, in the first one's order.
 
     Raises:
-        ScoreError: there is none.
+        ScoreError: there is none; or, but for ``other_truth``, one was scored against different masks, as far
+            as the facts of its targets tell.
     """
     places = {unit: row for row, unit in enumerate(second.units)}
     mine = [row for row, unit in enumerate(first.units) if unit in places]
@@ -369,7 +354,18 @@ def paired(first: ScoreTable, second: ScoreTable, where: str = "") -> tuple[Scor
             where=where or None,
             hint="Compare runs of one dataset and split.",
         )
-    return first.select(mine), second.select([places[first.units[row]] for row in mine])
+    a, b = first.select(mine), second.select([places[first.units[row]] for row in mine])
+    for fact in ("objects", "clip_length", "size", "motion") if not other_truth else ():
+        columns = (table.attrs.get(fact, [None] * len(table)) for table in (a, b))
+        for unit, one, two in zip(a.units, *columns, strict=True):
+            if {type(one), type(two)} <= {int, float} and not math.isclose(one, two, rel_tol=1e-9):
+                told = f"the {fact.replace('_', ' ')} of the target of '{unit}' is {one:g} and {two:g}"
+                raise ScoreError(
+                    f"The runs were scored against different masks: {told}.",
+                    where=where or None,
+                    hint="Score both on one release, with the same options of the data set.",
+                )
+    return a, b
 
 
 def differences(

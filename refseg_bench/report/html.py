@@ -471,7 +471,7 @@ class _GroupWriter:
             try:
                 a, b = paired(first.tables[protocol], second.tables[protocol])
             except ScoreError:
-                continue  # no unit in common
+                continue  # no unit in common, or not the same truth
             gap = differences(rules, a, b, Bootstrap.of(first.results[protocol]))[rules.metrics[0]]
             percent = 100.0 / rules.policy.scale
             ends = (_finite(end * percent) for end in (gap.value, gap.low, gap.high))

@@ -418,6 +418,7 @@ def _coverage(store: RunStore, found: Sequence[Held]) -> list[str]:
     return [
         f"{store.root.name}: {protocol}, n={r.n} of {r.expected}, failed={r.failed}, missing={r.missing}"
         + (f"; only a part of the split ({part})" if (part := store.info().part or r.part) else "")
+        + f"; {store.info().command}"
         for protocol, r in results.items()
     ] or [
         f"{store.root.name}: beside no number, as none is of its split ({store.info().data[1]}), or it isn't "

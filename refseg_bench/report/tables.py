@@ -328,10 +328,13 @@ def _table(dataset: str, protocol: str, rows: list[Row], sets: Collection[str]) 
     names = list(dict.fromkeys(name for row in rows for name in row.result.metrics))
     rules = [unsettled(row.result) for row in rows]
     mixed = len({*rules}) > 1
+    # The same units with other facts: the masks of the data set were replaced between two scorings.
+    truths = {row.result.truth for row in rows}
+    replaced = len({units for units, _ in truths}) < len(truths)
     top = {}
     for name in names:
-        ranked = [row.result for row in rows if name in row.result.metrics and row.ranked and not mixed]
-        values = [result.metrics[name].value for result in ranked]
+        ranked = [row.result for row in rows if name in row.result.metrics and row.ranked]
+        values = [result.metrics[name].value for result in ranked if not (mixed or replaced)]
         top[name] = (min if "Decay" in name else max)(filter(math.isfinite, values), default=math.nan)
     # Shares of the answers that show nothing, where any is there: said so, and empty without a word.
     nothing = [a for a in ("absent", "empty") if any(row.result.answers[a] for row in rows)]
@@ -354,6 +357,8 @@ def _table(dataset: str, protocol: str, rows: list[Row], sets: Collection[str]) 
     facts = manifest(rows[0].dataset)
     if facts is not None and facts.unlike in sets:
         notes.append(f"Not comparable with {facts.unlike}: the same videos, other sentences.")
+    if replaced:
+        notes.append("the rows were scored against different masks: refseg score RUNS makes them comparable")
     said = "each row its own way, as noted" if mixed else rules[0]
     notes += [f"{row.label or row.run}: {rule}" for row, rule in zip(rows, rules, strict=True) if mixed]
     return ResultTable(

@@ -10,6 +10,7 @@ predictions come from is told in :mod:`~refseg_bench.scoring.sources`, what of t
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +23,7 @@ from refseg_bench.config.components import open_protocol
 from refseg_bench.datasets.base import Dataset, LimitedDataset, OtherTruth
 from refseg_bench.datasets.verify import lacking
 from refseg_bench.errors import DataError, ScoreError
+from refseg_bench.files.store_io import checksum
 from refseg_bench.scoring.counts import CountBook
 from refseg_bench.scoring.labels import FolderLabels, LabelMaps, merged_labels, truth_labels
 from refseg_bench.scoring.pool import over_clips
@@ -271,9 +273,16 @@ def conclude(
             "why": dict(coverage.why),
             "left_out": dict(coverage.left_out),
             "part": part_of_release(dataset),
+            "truth": truth_of(table),
             **(notes or {}),
         },
     )
+
+
+def truth_of(table: ScoreTable) -> list[str]:
+    """Digests of a table's units, and of how many objects they mean and how large those are."""
+    facts = [table.attrs.get(name) for name in ("objects", "size")]
+    return [checksum(json.dumps(told).encode()) for told in (table.units, facts)] if all(facts) else []
 
 
 def part_of_release(dataset: Dataset) -> str:

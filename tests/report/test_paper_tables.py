@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from omegaconf import OmegaConf
 from rich.console import Console
@@ -35,7 +36,7 @@ from refseg_bench.run.store import RunInfo, RunStore
 from refseg_bench.scoring.runs import score_run
 from refseg_bench.scoring.table import ScoreTable
 from refseg_bench.types import Estimate, Result
-from tests.fakes import fake_run
+from tests.fakes import FakeDataset, fake_run
 
 EXPERIMENTS = names("experiment")
 
@@ -479,6 +480,26 @@ def test_splits_and_sets_of_one_layout_have_tables_of_their_own(tmp_path: Path) 
     assert "set,testA" in tables.to_csv(tables.rows_of(stores))
     with pytest.raises(ScoreError, match="different data: set, val, and mine, val"):
         compare(stores[0], stores[2])
+
+
+def test_rows_scored_against_different_masks_are_told_and_none_is_the_best(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The truth was replaced, and only one of the runs was scored again."""
+    stores = [fake_run(tmp_path, method={"_target_": "tests.fakes.FakeMethod", "side": n}) for n in (6, 8)]
+    for store in stores:
+        work_on(store)
+        score_run(store)
+    (alike,) = tables.tables_of(stores)
+    assert (alike.notes, [row[1].best for row in alike.rows].count(True)) == ((), 1)
+    square = FakeDataset.square
+    monkeypatch.setattr(FakeDataset, "square", lambda *given: square(*given) | (np.arange(32) == 31))
+    score_run(stores[1])
+    (mixed,) = tables.tables_of(stores)
+    assert "scored against different masks" in mixed.notes[0]
+    assert not any(cell.best for row in mixed.rows for cell in row)
+    with pytest.raises(ScoreError, match="different masks: the size of the target of 'clip0/0'"):
+        compare(*stores)
 
 
 def test_rows_whose_open_rules_differ_are_told_apart_and_none_is_the_best() -> None:
