@@ -18,7 +18,7 @@ PYTEST_ARGS ?= -n auto --dist loadgroup
 # What `make gpu-check` measures: any components with their options, as in `refseg doctor --help`.
 CHECK ?= backbone=tiny_mllm backbone=tiny_dit
 
-.PHONY: demo setup test quick oldest lint types tables gpu-check clean
+.PHONY: demo setup test quick oldest wheel lint types tables gpu-check clean
 
 demo: $(VENV)/.user          ## install for use, then run, score and report the embedded default
 	$(BIN)/refseg run
@@ -34,6 +34,14 @@ oldest: setup                ## the models' tests on the oldest transformers, di
 	$(INSTALL) --target $(VENV)/oldest --no-deps --resolution lowest-direct \
 	  $$(grep -oE '(transformers|diffusers|accelerate)>=[0-9.]+' pyproject.toml | sort -u)
 	PYTHONPATH=$(VENV)/oldest $(BIN)/python -m pytest $(PYTEST_ARGS) -m "not slow" tests/backbones
+
+wheel: setup                 ## the built wheel with its models' extra, in an environment and a folder of its own
+	rm -rf $(VENV)/wheel
+	$(UV) build -q --wheel --python $(BIN)/python -o $(VENV)/wheel .
+	$(UV) venv -q --python $(BIN)/python $(VENV)/wheel/env
+	$(UV) pip install -q --python $(VENV)/wheel/env $(CONSTRAINTS) "$$(echo $(VENV)/wheel/*.whl)[mllm]"
+	cd $(VENV)/wheel && env/bin/refseg run limit.clips=1 limit.expressions=1 baselines=[]
+	rm -rf $(VENV)/wheel
 
 setup: $(VENV)/.dev          ## install for development
 

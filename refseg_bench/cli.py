@@ -48,6 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 done, 1 done but with failures, 2 refused, 75 (``EX_TEMPFAIL``) more to do, 130 interrupted:
         docs/troubleshooting.md, "Exit codes".
     """
+    if "_ARGCOMPLETE" in os.environ and argv is None:
+        _complete()
     try:
         return _told(sys.argv[1:] if argv is None else argv)
     except KeyboardInterrupt:
@@ -63,6 +65,34 @@ def main(argv: Sequence[str] | None = None) -> int:
             import signal
 
             signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _complete() -> None:
+    """Answer a shell that asks what may follow (docs/troubleshooting.md, "Completion"), and end."""
+    import argcomplete
+
+    words = os.environ.get("COMP_LINE", "").split()[1:]
+    offered: Any = _offered
+    argcomplete.autocomplete(parser(words), default_completer=offered, always_complete_options=False)
+
+
+def _offered(prefix: str, action: argparse.Action, **_: Any) -> list[str]:
+    """What an argument may be: components by name, runs, files."""
+    from pathlib import Path
+
+    from argcomplete.completers import FilesCompleter
+
+    from refseg_bench.config.components import names
+
+    groups = ("backbone", "cluster", "dataset", "debug", "experiment", "method", "segmenter")
+    if action.dest == "overrides":
+        group, equals, _value = prefix.partition("=")
+        return [f"{group}={name}" for name in names(group)] if equals else [f"{name}=" for name in groups]
+    group = "dataset" if action.dest == "name" and not action.option_strings else action.dest
+    if group in ("dataset", "protocol"):
+        return names(group)
+    runs = Path("runs").glob("*/run.json") if str(action.metavar).startswith("RUN") else ()
+    return [*sorted(str(path.parent) for path in runs), *FilesCompleter()(prefix)]
 
 
 def _told(words: Sequence[str]) -> int:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -347,3 +348,71 @@ def test_every_command_writes_json(in_tmp: Path, capsys: pytest.CaptureFixture[s
         main(["run", "--json"])
     assert main(["run", "--cfg", "job", "--json", "nowhere/out.json"]) == 2
     assert "nowhere" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("refseg rep", ["report "]),
+        ("refseg run --no-s", ["--no-score "]),
+        ("refseg run method=decaf_", ["decaf_tiny"]),
+        ("refseg run -m data", ["dataset="]),
+        ("refseg score --dataset mevis_", ["mevis_v2 "]),
+        ("refseg data verify mevis_", ["mevis_v2 "]),
+        ("refseg status runs/le", ["runs/lexical-1/"]),
+    ],
+)
+def test_a_shell_is_told_what_may_follow(in_tmp, line, offered):
+    (in_tmp / "runs" / "lexical-1").mkdir(parents=True)
+    (in_tmp / "runs" / "lexical-1" / "run.json").touch()
+    asked = {"COMP_LINE": line, "COMP_POINT": str(len(line)), "COMP_TYPE": "9", "_ARGCOMPLETE_IFS": "|"}
+    asked |= {"_ARGCOMPLETE": "1", "_ARGCOMPLETE_STDOUT_FILENAME": "told"}
+    asked |= {"_ARGCOMPLETE_COMP_WORDBREAKS": " ="}
+    done = subprocess.run(
+        [sys.executable, "-m", "refseg_bench"], env={**os.environ, **asked}, capture_output=True, text=True
+    )
+    assert done.stderr == ""
+    assert (in_tmp / "told").read_text().split("|") == offered
+
+
+@pytest.mark.parametrize(
+    "command", ["data list", "data prepare", "data verify", "data show", "models list", "models get",
+                *(name for name in COMMANDS if name not in ("data", "models", "work"))]
+)  # fmt: skip
+def test_every_command_that_tells_something_has_json(capsys, command):
+    with pytest.raises(SystemExit):
+        main([*command.split(), "--help"])
+    assert "--json" in capsys.readouterr().out
+
+
+def test_what_small_commands_tell_is_there_as_json(in_tmp, capsys):
+    def told(*words: str) -> Any:
+        assert main([*words, "--json", "told.json"]) == 0
+        return json.loads(Path("told.json").read_text())
+
+    shown = told("data", "show", "photos", "1")
+    assert Path(shown["file"]).is_file()
+    assert shown["text"]
+    assert len(shown["frames"]) == 1
+    name = shown["file"]
+    found = told("demo", name, "the red one", "--frames", "1")
+    assert 0 <= found["share"] <= 1
+    assert [Path(path).name for path in found["files"]] == ["picture.png"]
+    ((repo, path),) = told("models", "get", "segmenter=tiny_sam2").items()
+    assert repo == "shipped:tiny_sam2"
+    assert Path(path).is_dir()
+    assert main(["demo", name, "the red one", "--json", "no/such/told.json"]) == 2
+    assert main(["data", "show", "photos", "1", "--json", "no/such/told.json"]) == 2
+
+
+def test_several_values_without_m_are_told_how_a_sweep_is_asked_for(capsys):
+    assert main(["run", "method=lexical,empty"]) == 2
+    assert "refseg run -m" in capsys.readouterr().err
+
+
+def test_a_protocol_that_is_not_there_is_told_once(in_tmp, capsys):
+    run = ["run", "-m", "method=empty,full_frame", "dataset=photos", "limit.clips=1", "score.bootstrap=0"]
+    assert main([*run, "--no-html"]) == 0
+    capsys.readouterr()
+    assert main(["score", "runs", "--protocol", "refcoco-ciou"]) == 2
+    assert capsys.readouterr().err.count("No protocol 'refcoco-ciou'") == 1

@@ -22,6 +22,7 @@ import pytest
 from PIL import Image
 
 from refseg_bench.cli import main
+from refseg_bench.run.store import RunStore
 from refseg_bench.types import MaskTrack
 from tools.make_gallery import lines_of
 from tools.writers import VideoRecord, write_davis_source, write_meta_expressions_set
@@ -85,6 +86,15 @@ def mentioned(page: Path) -> list[str]:
     return commands(page) + re.findall(r"`((?:refseg|make|python|pip|pytest) [^`]+)`", text)
 
 
+def write_files(page: Path, folder: Path) -> None:
+    """The files that a page shows with their names in the first line."""
+    for name, text in re.findall(
+        r"^```(?:python|yaml|toml)\n# ([\w/]+\.\w+)\n(.*?)^```", page.read_text(), re.M | re.S
+    ):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+
+
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a reader has: a small MeViS, its archive, masks of other code, a video and its frames."""
@@ -129,11 +139,7 @@ def test_a_reader_can_give_every_command(
     monkeypatch.setenv("COCO", "coco")
     monkeypatch.setenv("HF_HOME", "huggingface")
     monkeypatch.syspath_prepend(here)
-    for name, text in re.findall(
-        r"^```(?:python|yaml|toml)\n# ([\w/]+\.\w+)\n(.*?)^```", page.read_text(), re.M | re.S
-    ):
-        (here / name).parent.mkdir(parents=True, exist_ok=True)
-        (here / name).write_text(text)
+    write_files(page, here)
     for line in commands(page):
         if line.startswith("python -c"):
             monkeypatch.setenv("PYTHONPATH", str(ROOT))
@@ -270,3 +276,52 @@ def test_a_terminal_is_read_as_it_stands_at_the_end() -> None:
 def test_pictures_fetch_nothing(picture: Path) -> None:
     text = re.sub(r'xmlns(:\w+)?="[^"]*"', "", picture.read_text())
     assert not re.search(r"url\(['\"]?(?!#)|(?:href|src)=['\"](?!#)|@import", text)
+
+
+@pytest.mark.slow
+def test_a_method_written_from_contributing_alone_works_in_every_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("REFSEG_SEARCHPATH")
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "my_package"]:
+        monkeypatch.delitem(sys.modules, name)
+    write_files(ROOT / "CONTRIBUTING.md", tmp_path)
+
+    def said(*words: str, code: int = 0) -> str:
+        got = main([*words])
+        text = "".join(capsys.readouterr())
+        assert got == code, (words, text)
+        # Set by the search path of the command before; another process would not have it.
+        monkeypatch.delenv("REFSEG_SEARCHPATH", raising=False)
+        return text
+
+    run = ("run", "method=darkest", "dataset=shapes", "limit.clips=2", "score.bootstrap=20", "--no-html")
+    assert "darkest-shapes-" in said(*run, "--dry")
+    assert "quantile: 0.1" in said(*run, "--cfg", "job")
+    said(*run)
+    said(*run, "method.quantile=0.2")
+    first, second = sorted(map(str, Path("runs").glob("darkest-*")))
+    assert "no weights" in said("models", "list", first)
+    assert said("status").count("darkest-shapes-") == 2
+    assert "J&F" in said("score", first, "--protocol", "decaf")
+    for form in ("term", "md", "latex", "csv", "json"):
+        assert "darkest" in said("report", "--format", form)
+    assert "quantile" in said("report", "--sweep")
+    said("report", first, second, "--html", "pages")
+    assert "darkest" in Path("pages/data/meta.js").read_text()
+    sample = next(iter(RunStore.open(Path(first)).index()))
+    said("report", first, "--video", sample, "-o", "sample.mp4")
+    said("report", first, "--publish", "--to", "rows")
+    said("report", first, "--coco", "masks.json")
+    assert "method.quantile" in said("compare", first, second)
+    assert "J&F" in said("gate", first, "--against", first, "--max-drop", "0.5")
+    assert "No evaluation server" in said("submission", first, code=2)
+    said(*run, "method.quantile=0.3", "--freeze")
+    (frozen,) = {*map(str, Path("runs").glob("darkest-*"))} - {first, second}
+    said("work", frozen)
+    assert "J&F" in said("score", frozen)
+    said("cancel", frozen)
+    assert "16 frames" in said("demo", "sample.mp4", "what is dark", "method=darkest")

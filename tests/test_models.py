@@ -308,3 +308,20 @@ def test_a_component_tells_the_weights_it_needs():
     assert [(w.repo, w.revision) for w in by_node["backbone"].weights] == [("some/model", "v1")]
     assert by_node["dataset"].weights == ()
     assert "no 'Nothing'" in str(by_node["broken"].problem)
+
+
+@pytest.mark.parametrize("method", ["refam", "concept_attention", "point_control"])
+def test_what_a_method_reads_beside_its_models_is_listed(tmp_path, capsys, monkeypatch, method):
+    captions = tmp_path / "captions.json"
+    at = "method.source" if method == "point_control" else "method"
+    words = [f"method={method}", f"{at}.captions={captions}"]
+    assert cli.main(["models", "list", *words]) == 1
+    told = capsys.readouterr().out
+    assert f"{at}\n  {captions}\n    missing\n" in told
+    captions.write_text("{}")
+    cli.main(["models", "list", *words])
+    assert f"{at}\n  {captions}\n    here, 0 MB: {captions}" in capsys.readouterr().out
+    parser = f"{at}.np.parser" if method == "refam" else f"{at}.parser"
+    if method != "point_control":
+        assert cli.main(["models", "list", *words, f"{parser}=no_such_model"]) == 1
+        assert "can't tell: " in capsys.readouterr().out

@@ -581,7 +581,7 @@ def need_of(node: Mapping[str, Any], where: str) -> Need:
         parts = schema.injected(cls)
         alone = not parts or getattr(cls, "weights_alone", False)
         if isinstance(cls, type) and callable(getattr(cls, "weights", None)) and alone:
-            said = schema.construct(cls, values, where, **dict.fromkeys(parts)).weights()
+            said = schema.construct(cls, values, where, **dict.fromkeys(parts, object())).weights()
             return Need(where, target, tuple(said or ()))
     except RefsegError as error:
         return Need(where, target, (), str(error))

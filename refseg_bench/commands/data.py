@@ -47,6 +47,7 @@ def add(commands: Any) -> None:
     p.add_argument(
         "--to", type=Path, metavar="DIR", help="the set's folder (default: $REFSEG_DATA/NAME or data/NAME)"
     )
+    add_json(p, "the set's folder and the clips of each split")
     p.set_defaults(main=prepare_set)
 
     p = actions.add_parser(
@@ -72,6 +73,7 @@ def add(commands: Any) -> None:
     p.add_argument("--split")
     p.add_argument("--frames", type=int, default=6, help="frames of a video to show")
     p.add_argument("--out", type=Path, metavar="PNG", help="default: NAME-SAMPLE.png here")
+    add_json(p, "the sample's words and attributes, its frames and the picture's path")
     p.set_defaults(main=show_sample)
 
 
@@ -143,6 +145,7 @@ def prepare_set(args: argparse.Namespace) -> int:
     say(f"ready in {root}; check it with: refseg data verify {name} --root {root}")
     if not ready:
         say("but no split of it loads yet: more archives are needed")
+    put_json(args.json, {"set": name, "root": str(root), "clips": ready})
     return 0 if ready else 1
 
 
@@ -215,4 +218,6 @@ def show_sample(args: argparse.Namespace) -> int:
         handle.write(encoded(image, "PNG"))
     print(f"{clip.id}/{expression.id}: {expression.text}")
     print(out)
+    told = {"clip": clip.id, "expression": expression.id, "text": expression.text, "attrs": expression.attrs}
+    put_json(args.json, {**told, "frames": clip.frame_names, "size": clip.size, "file": str(out)})
     return 0

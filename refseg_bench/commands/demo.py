@@ -19,7 +19,7 @@ from refseg_bench.backbones.chat import ChatModel
 from refseg_bench.config import components, schema
 from refseg_bench.config import compose as configs
 from refseg_bench.errors import ConfigError
-from refseg_bench.files.store_io import check_output, output, printable, writing
+from refseg_bench.files.store_io import add_json, check_output, output, printable, put_json, writing
 from refseg_bench.report.media import encoded
 from refseg_bench.report.pictures import open_clip, overlay_video, show_stages
 from refseg_bench.run.build import build_method, check_parts, dataset_of
@@ -46,6 +46,7 @@ def add(commands: Any) -> None:
     p.add_argument("--frames", type=int, metavar="N", help="use N frames of the clip, spread evenly")
     p.add_argument("--fps", type=float, help="of the overlay video (default: the clip's, else 12)")
     p.add_argument("--columns", type=int, default=6, metavar="N", help="frames in the stacked picture")
+    add_json(p, "the answer's share of the frames, the seconds and the files")
     p.set_defaults(main=main)
 
 
@@ -53,6 +54,8 @@ def main(args: argparse.Namespace) -> int:
     """Run the command."""
     if not args.expression.strip():
         raise ConfigError("The expression is empty.", hint='refseg demo CLIP "the thing to find"')
+    if args.json is not None:
+        check_output(args.json)
     with _telling() as tell:
         tell("composing the options")
         (point, *more) = configs.compose([*_method_for(args.overrides), *args.overrides])
@@ -92,6 +95,10 @@ def main(args: argparse.Namespace) -> int:
     share = sum(areas) / (len(areas) * clip.size[0] * clip.size[1]) if areas else 0.0
     print(f"{len(clip)} frames in {seconds:.1f} s; the prediction covers {100 * share:.1f} % of them")
     print(*made, sep="\n")
+    told = {"clip": clip.id, "expression": args.expression, "frames": len(clip), "seconds": round(seconds, 3)}
+    put_json(
+        args.json, {**told, "share": share, "no_target": grounding.no_target, "files": [*map(str, made)]}
+    )
     return 0
 
 

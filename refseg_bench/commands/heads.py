@@ -35,7 +35,9 @@ def add(commands: Any) -> None:
         "--rule", choices=get_args(Rule), default="sum",
         help="heads that look at the picture: by their sum, or by their number, as the released code has it",
     )  # fmt: skip
-    p.add_argument("-o", "--output", type=Path, metavar="FILE", help="also write all that pass as JSON")
+    p.add_argument(
+        "-o", "--output", "--json", type=Path, metavar="FILE", help="also write all that pass as JSON"
+    )
     p.set_defaults(main=main)
 
 

@@ -38,6 +38,7 @@ def add(commands: Any) -> None:
     got.add_argument("--revision", help="its commit, tag or branch")
     got.add_argument("--file", help="one file of it instead of the whole snapshot")
     got.add_argument("--offline", action="store_true", help="look into the cache only")
+    add_json(got, "where each lies")
     got.set_defaults(main=main)
 
 
@@ -101,11 +102,13 @@ def _get(args: argparse.Namespace) -> int:
             if need.problem is not None:
                 raise ConfigError(f"Can't tell which weights '{need.node}' needs: {need.problem}")
             wanted.extend(need.weights)
+    found: dict[str, str] = {}
     for weights in dict.fromkeys(wanted):
-        path = models.fetch(weights, offline=args.offline)
-        print(f"{weights}: {path}")
+        found[str(weights)] = str(models.fetch(weights, offline=args.offline))
+        print(f"{weights}: {found[str(weights)]}")
     if not wanted:
         print("no weights needed")
+    put_json(args.json, found)
     return 0
 
 

@@ -74,6 +74,8 @@ def main(args: argparse.Namespace) -> int:
         check_output(args.json)
     ids = [word.strip() for word in args.protocol.split(",") if word.strip()] if args.protocol else None
     schema.allow(*filter(is_class, (word.partition(":")[0] for word in ids or ())))
+    for word in ids or ():
+        open_protocol(word)  # one that isn't there is told once, not by every run
     if args.predictions is not None:
         if args.runs:
             raise ConfigError("Give run folders or --predictions, not both.")

@@ -521,6 +521,12 @@ def _told(error: Exception, overrides: Sequence[str]) -> ConfigError:
             hint="Correct the file.",
         )
     text, _, options = str(error).partition("Available options in")
+    if text.startswith("Ambiguous value"):
+        return ConfigError(
+            "One run takes one value of each option; several values, by commas, are a sweep.",
+            where=" ".join(overrides),
+            hint="refseg run -m …; a value that holds commas itself is quoted: 'key=\"a, b\"'.",
+        )
     return ConfigError(
         (text.strip() or type(error).__name__).splitlines()[0],
         where=" ".join(overrides),

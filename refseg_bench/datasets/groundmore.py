@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 
 from refseg_bench.config.schema import option
 from refseg_bench.datasets.files import Damage, Place, safe_join
-from refseg_bench.datasets.masks import LabelMapMasks, MaskSource, blank
+from refseg_bench.datasets.masks import LabelMapMasks, MaskSource, blank, png_names
 from refseg_bench.datasets.meta_expressions import PICTURES, MetaExpressions
 from refseg_bench.types import Clip, Expression, Target
 
@@ -124,6 +124,12 @@ class GroundMore(MetaExpressions):
 
     def annotation_files(self, clip: Clip) -> None:
         """None: the maps say nothing of the actions."""
+
+    def truth_files(self, clip: Clip) -> list[Path | None]:
+        """The maps that are there; the actions are in the expression file."""
+        source = self._source
+        folder = source.folder(clip) if isinstance(source, LabelMapMasks) else None
+        return [] if folder is None else [folder / f"{name}.png" for name in png_names(folder)]
 
     def png_source(self, path: Path) -> MaskSource:
         """One id map per frame, beside the frames."""

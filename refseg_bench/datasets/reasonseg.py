@@ -171,6 +171,10 @@ class ReasonSeg(Dataset):
             void=MaskTrack.from_masks([void], clip.size) if void.any() else None,
         )
 
+    def truth_files(self, clip: Clip) -> list[Path | None]:
+        """The image's JSON."""
+        return [self._folder / f"{clip.id}.json"]
+
     def landmarks(self) -> list[str]:
         """The split's folder."""
         return ["{split}/"]

@@ -39,6 +39,7 @@ class ConceptAttention(AttentionMethod):
 
     knows: ClassVar[str] = "which concept a diffusion transformer finds in each patch"
     cache_folder: ClassVar[str] = "concept_attention"
+    weights_alone: ClassVar[bool] = True
 
     backbone: DiT
     segmenter: Segmenter

@@ -414,7 +414,9 @@ def _labels(row: PaperRow) -> tuple[str, str, str]:
 
 
 def _coverage(store: RunStore, found: Sequence[Held]) -> list[str]:
-    results = {h.protocol: h.result for h in found}
+    results, reference = {h.protocol: h.result for h in found}, Reference.of_run(store)
+    if reference is not None and not reference.rows():
+        return [f"{store.root.name}: the table has no row of its backbone, data set and setting"]
     return [
         f"{store.root.name}: {protocol}, n={r.n} of {r.expected}, failed={r.failed}, missing={r.missing}"
         + (f"; only a part of the split ({part})" if (part := store.info().part or r.part) else "")

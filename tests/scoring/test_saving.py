@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,12 @@ from refseg_bench.run.store import RunStore, runs_in
 from refseg_bench.scoring import runs
 from tests.datasets.conftest import video
 from tests.scoring.test_layouts import WORDS, coco, everything, merged  # noqa: F401
-from tools.writers import write_davis_source, write_meta_expressions_set
+from tools.writers import (
+    write_davis_source,
+    write_groundmore_set,
+    write_meta_expressions_set,
+    write_reasonseg_image,
+)
 
 pytestmark = pytest.mark.usefixtures("in_tmp")
 
@@ -337,4 +343,40 @@ def test_a_result_stands_only_while_all_it_was_made_from_does(capsys, monkeypatc
     (masks,) = Path("data").rglob("mask_dict.*")
     again()
     os.utime(masks)
+    assert [again(), again()] == [True, False]
+
+
+def reasonseg_like() -> Path:
+    shape = [("target", [[1, 1], [9, 1], [9, 9]])]
+    write_reasonseg_image(
+        Path("data/reasonseg"), "val", "a", np.zeros((16, 24, 3), np.uint8), ["why?"], shape
+    )
+    return Path("data/reasonseg/val/a.json")
+
+
+def groundmore_like() -> Path:
+    timed = [("who?", [0], {"q_type": "Causal", "action_start": "0:00", "action_end": "0:01"})]
+    one = replace(video("ab_0000_0001"), expressions=timed)
+    write_groundmore_set(Path("data/groundmore"), "test", [one])
+    return next(Path("data/groundmore").rglob("masks/*.png"))
+
+
+@pytest.mark.parametrize(
+    ("dataset", "write"), [("reasonseg", reasonseg_like), ("groundmore", groundmore_like)]
+)
+def test_truth_of_every_kind_of_set_is_known(monkeypatch, dataset, write):
+    """A complete run is scored again only after its truth was touched."""
+    truth = write()
+    asked: list[list[str]] = []
+    under_each = runs.under_each
+    monkeypatch.setattr(
+        runs, "under_each", lambda d, s, names, o: asked.append(list(names)) or under_each(d, s, names, o)
+    )
+
+    def again() -> bool:
+        assert main(["run", f"dataset={dataset}", "method=oracle", "--no-html", "score.bootstrap=0"]) == 0
+        return bool(asked[-1])
+
+    assert [again(), again()] == [True, False]
+    os.utime(truth)
     assert [again(), again()] == [True, False]

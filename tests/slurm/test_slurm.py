@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -13,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from refseg_bench import env
@@ -21,6 +23,7 @@ from refseg_bench.run.launch import freeze_for_workers, launch
 from refseg_bench.run.store import RunStore
 from refseg_bench.run.submissions import submissions
 from refseg_bench.run.workers import Owner, records
+from refseg_bench.types import MaskTrack
 from tests.launch.runs import (
     CONF,
     REPO,
@@ -35,6 +38,7 @@ from tests.launch.runs import (
 )
 from tests.launch.test_server import command, gone, started, words
 from tests.slurm.conftest import Slurm
+from tools.writers import VideoRecord, write_davis_source
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm")]
 CLUSTER = ["cluster=slurm", "cluster.allow_dirty=true", "cluster.cpus=1", "cluster.signal_seconds=30"]
@@ -442,3 +446,40 @@ def test_scancel_ends_the_server_too(slurm: Slurm, tmp_path: Path) -> None:
     slurm.tell("scancel", job(stores(tmp_path)[0]))
     assert gone(tmp_path)
     slurm.wait(lambda: not slurm.tell("squeue", "-h"))
+
+
+def test_a_papers_table_from_the_dry_run_to_the_report(slurm: Slurm, tmp_path: Path) -> None:
+    """What somebody does who repeats a table on two nodes, word by word."""
+    square = np.zeros((3, 48, 64), bool)
+    square[:, 10:30, 12:40] = True
+    frames = np.where(square[..., None], np.uint8([200, 40, 30]), np.uint8(90))
+    track = MaskTrack.from_masks(list(square), (48, 64))
+    videos = [VideoRecord(f"clip{n}", frames, [track], [("the red square", [0], {})] * 4) for n in range(2)]
+    write_davis_source(tmp_path / "davis", {"train": [], "val": videos})
+    table = ["experiment=decaf/table5a", "dataset=ref_davis17", "backbone=tiny_mllm", "segmenter=tiny_sam2",
+             "backbone.label=Qwen2.5-VL-7B", "cluster.shards=2", "cluster.exclude=n3", *CLUSTER]  # fmt: skip
+
+    def told(*arguments: str) -> str:
+        done = refseg(*arguments, cwd=tmp_path)
+        out = "".join(done.communicate(timeout=300))
+        assert done.returncode == 0, out
+        return out
+
+    assert "valid: 2 clips" in told("data", "prepare", "ref_davis17", "--from", "davis")
+    dry = told("run", *table, "--dry")
+    assert re.search(r"all +24 +6 ", dry)
+    assert "jobs on SLURM" in dry
+    assert not stores(tmp_path)
+    told("run", *table)
+    found = stores(tmp_path)
+    assert len(found) == 3
+    slurm.wait(lambda: list(tmp_path.glob("runs/*/log/*/report.md")), 300)
+    assert len(re.findall(r"│ 8 +│ 0 +│ 0 +│", told("status"))) == 3
+    ours = json.loads(told("report", "runs", "--format", "json"))
+    assert [row["n"] for row in ours] == [8] * 3
+    # Each point stands beside the paper's number of its own setting.
+    text = told("report", "experiment=decaf/table5a", "runs", "--format", "md")
+    for published in ("68.4", "72.9", "75.2"):
+        assert published in text, text
+    assert {r.owner.host for store in found for r in records(store.root)} == {"n1", "n2"}
+    assert re.search(r"all +0 +0 ", told("run", *table, "--dry"))

@@ -197,6 +197,8 @@ class RefAM(AttentionMethod):
     absent_below: float | None = option(None, newer=True)
     keep_token_maps: bool = option(False, transient=True)
 
+    weights_alone: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         if self.mask == "segmenter" and self.segmenter is None:
             raise ConfigError(

@@ -193,6 +193,8 @@ def model_folder(name: str) -> Path | None:
 def needed(parser: str, captions: Path | None) -> tuple[Weights, ...]:
     """What a method reads beside its model: a parser's, where it has one, and the file of captions."""
     files = {"parser": model_folder(parser), "captions": captions}
+    if files["parser"] is None and parser not in ("auto", "rules"):
+        _pipeline(parser)  # tells that it isn't installed
     return tuple(Weights(str(path), component=f"method.{n}") for n, path in files.items() if path is not None)
 
 
