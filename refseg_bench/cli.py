@@ -77,7 +77,17 @@ def _complete() -> None:
 
 
 def _offered(prefix: str, action: argparse.Action, **_: Any) -> list[str]:
-    """What an argument may be: components by name, runs, files."""
+    """What an argument may be: components by name, runs, files; nothing where the search path is wrong."""
+    import contextlib
+
+    from refseg_bench.errors import RefsegError
+
+    with contextlib.suppress(RefsegError):
+        return _known(prefix, action)
+    return []
+
+
+def _known(prefix: str, action: argparse.Action) -> list[str]:
     from pathlib import Path
 
     from argcomplete.completers import FilesCompleter

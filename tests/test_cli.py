@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
 import shutil
@@ -24,6 +23,7 @@ from refseg_bench.report.html import write_report
 from refseg_bench.run.store import RunStore, runs_in
 from refseg_bench.types import encode_rle
 from tests.datasets.conftest import video
+from tests.launch.runs import environment
 from tools.writers import write_meta_expressions_set
 
 
@@ -353,26 +353,29 @@ def test_every_command_writes_json(in_tmp: Path, capsys: pytest.CaptureFixture[s
 @pytest.mark.parametrize(
     ("line", "offered"),
     [
-        ("refseg rep", ["report "]),
-        ("refseg run --no-s", ["--no-score "]),
+        ("refseg rep", ["report"]),
+        ("refseg run --no-s", ["--no-score"]),
         ("refseg run method=decaf_", ["decaf_tiny"]),
         ("refseg run -m data", ["dataset="]),
-        ("refseg score --dataset mevis_", ["mevis_v2 "]),
-        ("refseg data verify mevis_", ["mevis_v2 "]),
+        ("refseg score --dataset mevis_", ["mevis_v2"]),
+        ("refseg data verify mevis_", ["mevis_v2"]),
+        ("refseg run method=decaf_t", []),
         ("refseg status runs/le", ["runs/lexical-1/"]),
     ],
 )
-def test_a_shell_is_told_what_may_follow(in_tmp, line, offered):
+def test_a_shell_is_told_what_may_follow(in_tmp, monkeypatch, line, offered):
     (in_tmp / "runs" / "lexical-1").mkdir(parents=True)
     (in_tmp / "runs" / "lexical-1" / "run.json").touch()
+    if not offered:
+        monkeypatch.setenv("REFSEG_SEARCHPATH", "pkg://no_such_package.conf")
     asked = {"COMP_LINE": line, "COMP_POINT": str(len(line)), "COMP_TYPE": "9", "_ARGCOMPLETE_IFS": "|"}
     asked |= {"_ARGCOMPLETE": "1", "_ARGCOMPLETE_STDOUT_FILENAME": "told"}
     asked |= {"_ARGCOMPLETE_COMP_WORDBREAKS": " ="}
     done = subprocess.run(
-        [sys.executable, "-m", "refseg_bench"], env={**os.environ, **asked}, capture_output=True, text=True
+        [sys.executable, "-m", "refseg_bench"], env=environment(**asked), capture_output=True, text=True
     )
     assert done.stderr == ""
-    assert (in_tmp / "told").read_text().split("|") == offered
+    assert [one.strip() for one in (in_tmp / "told").read_text().split("|")] == (offered or [""])
 
 
 @pytest.mark.parametrize(

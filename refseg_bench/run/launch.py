@@ -156,6 +156,7 @@ def preview(points: Sequence[Composed]) -> dict[str, Any]:
     runs: list[dict[str, Any]] = []
     notes: list[str] = []
     asked: dict[str, dict[str, Any]] = {}
+    untold: dict[str, list[str]] = {}
     for point in points:
         row: dict[str, Any] = {"run": str(point.path), "cached": None, "asked": 0, "jobs": 0, "weights": []}
         row |= dict.fromkeys(("samples", "clips", "shards"))
@@ -163,7 +164,7 @@ def preview(points: Sequence[Composed]) -> dict[str, Any]:
         try:
             run = planned(RunStore(point.path), point, notes.append, keep=False)
         except DataError as error:
-            notes.append(f"{point.path.name}: what is left can't be told: {error.what}")
+            untold.setdefault(error.what, []).append(point.path.name)
         else:
             row |= {"samples": run.samples, "clips": len(run.work), "shards": run.shards}
             if not run.work:
@@ -171,6 +172,9 @@ def preview(points: Sequence[Composed]) -> dict[str, Any]:
             row["cached"], row["asked"] = _cache_hits(run, notes.append)
             row["jobs"] = run.shards + run.cluster.finish if run.cluster.kind == "slurm" else 0
         row["weights"] = _weights(point.values, asked, notes.append)
+    for what, (first, *more) in untold.items():
+        others = f" and {len(more)} more" if more else ""
+        notes.append(f"{first}{others}: what is left can't be told: {what}")
     total = {key: sum(row[key] or 0 for row in runs) for key in ("samples", "clips", "jobs")}
     finished = any(row["jobs"] > row["shards"] for row in runs if row["jobs"])  # one report for all
     sizes = [told["megabytes"] for told in asked.values() if told["here"] is False]

@@ -13,6 +13,7 @@ import logging
 import math
 import os
 import shlex
+import signal
 import socket
 import subprocess
 import sys
@@ -158,6 +159,7 @@ def _started(cluster: Cluster, model: str, name: str, path: Path) -> Iterator[st
                 if not (port and any(_answers(_health(cluster, _address(port))) for _ in range(3))):
                     port = cluster.server_port or _free_port()
                     with _locked(_folder() / f"{port}.port") as held:
+                        _end_left_over(place.with_suffix(".users"))
                         _take(port, held)
                         words = _words(cluster, model, port)
                         process = _start(words, place.with_suffix(".users"), path, held)
@@ -167,8 +169,18 @@ def _started(cluster: Cluster, model: str, name: str, path: Path) -> Iterator[st
             yield _address(port)
     finally:
         # On a cluster the server ends with the job that started it: others of the machine may need it still.
-        if process is not None and not (cluster.kind == "local" and cluster.server_per == "node"):
-            process.wait()
+        shared = cluster.kind == "local" and cluster.server_per == "node"
+        if process is not None and not shared and process.wait() == -signal.SIGKILL:
+            _end_left_over(place.with_suffix(".users"))
+
+
+def _end_left_over(lock: Path) -> None:
+    """End what a server has started whose supervisor was killed: it may hold the accelerator's memory."""
+    mark = f"REFSEG_SERVER={lock}".encode()
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if mark in (folder / "environ").read_bytes().split(b"\0"):
+                os.kill(int(folder.name), signal.SIGKILL)
 
 
 def _take(port: int, held: int) -> None:

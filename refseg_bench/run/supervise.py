@@ -31,7 +31,12 @@ def main(lock: str, *command: str) -> int:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
     try:
         server = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=_end_with_parent
+            command,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            preexec_fn=_end_with_parent,
+            # By which a worker finds what the server has started, should this process be killed.
+            env={**os.environ, "REFSEG_SERVER": lock},
         )
     except OSError as error:
         print(f"{command[0]}: {error.strerror}")

@@ -115,6 +115,19 @@ def test_one_that_ends_at_work_is_started_again(tmp_path: Path) -> None:
     assert gone(tmp_path)
 
 
+def test_kill_9_of_its_supervisor_ends_it_too(tmp_path: Path) -> None:
+    cluster = Cluster(server=command(tmp_path))
+    known: set[tuple[int, int]] = set()
+    for _ in range(2):
+        with server._started(cluster, "tiny", f"{tmp_path.name}-left", tmp_path / "log"):
+            ((serving, helper),) = {*started(tmp_path)} - known
+            known = {*started(tmp_path)}
+            supervisor = int(Path(f"/proc/{serving}/stat").read_text().rpartition(")")[2].split()[1])
+            os.kill(supervisor, signal.SIGKILL)
+            assert running(helper)
+    assert gone(tmp_path, 20)
+
+
 def test_no_proxy_of_the_machine_stands_between(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     monkeypatch.setenv("no_proxy", "example.org")

@@ -19,7 +19,8 @@ from tools import tiny_sam
 METHODS = ["agent_rvos", "evol_sam3", "loc_head", "mllm_box", "refer_agent", "sam3_agent", "tam"]
 POINTS = {
     "agents/agent_rvos": 3, "agents/agent_rvos_ablation": 11, "agents/evol_sam3": 5, "agents/loc_head": 9,
-    "agents/refer_agent": 4, "agents/sam3_agent": 5, "agents/sam3_agent_video": 1, "decaf/images": 7,
+    "agents/refer_agent": 4, "agents/sam3_agent": 5, "agents/sam3_agent_video": 1,
+    "agents/sam3_phrase": 1, "decaf/images": 7,
 }  # fmt: skip
 
 
@@ -41,7 +42,8 @@ def test_experiments_compose_and_can_be_built(name: str) -> None:
     points = compose([f"experiment={name}"])
     assert len(points) == POINTS[name] == len({point.digest for point in points})
     for point in points:
-        parts = {part: schema.build(point.values[part], part) for part in ("backbone", "segmenter")}
+        wanted = [part for part in ("backbone", "segmenter") if point.values[part] is not None]
+        parts = {part: schema.build(point.values[part], part) for part in wanted}
         schema.build(point.values["method"], "method", **parts)
 
 

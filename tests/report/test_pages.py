@@ -269,7 +269,11 @@ def test_a_long_name_widens_no_page(browser: Any, tmp_path: Path, size: tuple[in
         stores.append(freeze(Composed(values, "fake", digest(values), (), choices)))
         work_on(stores[-1])
         score_run(stores[-1])
-    look(browser, write_report(stores, tmp_path / "report").parent, VIEWS, size, "light", tmp_path).close()
+    folder = write_report(stores, tmp_path / "report").parent
+    for scheme in ("light", "dark"):
+        visit = look(browser, folder, VIEWS, size, scheme, tmp_path)
+        assert "method.side" in visit.text(), "the last view is a sweep"
+        visit.close()
 
 
 def test_a_conversation_is_shown_with_what_was_sent(agent_runs: Path, browser: Any, tmp_path: Path) -> None:

@@ -457,7 +457,8 @@ def test_a_papers_table_from_the_dry_run_to_the_report(slurm: Slurm, tmp_path: P
     videos = [VideoRecord(f"clip{n}", frames, [track], [("the red square", [0], {})] * 4) for n in range(2)]
     write_davis_source(tmp_path / "davis", {"train": [], "val": videos})
     table = ["experiment=decaf/table5a", "dataset=ref_davis17", "backbone=tiny_mllm", "segmenter=tiny_sam2",
-             "backbone.label=Qwen2.5-VL-7B", "cluster.shards=2", "cluster.exclude=n3", *CLUSTER]  # fmt: skip
+             "backbone.label=Qwen2.5-VL-7B", "cluster.shards=2", "cluster.exclude=n3",
+             *CLUSTER, "cluster.cpus=7"]  # fmt: skip
 
     def told(*arguments: str) -> str:
         done = refseg(*arguments, cwd=tmp_path)
