@@ -72,8 +72,7 @@ def _complete() -> None:
     import argcomplete
 
     words = os.environ.get("COMP_LINE", "").split()[1:]
-    offered: Any = _offered
-    argcomplete.autocomplete(parser(words), default_completer=offered, always_complete_options=False)
+    argcomplete.autocomplete(parser(words), default_completer=_offered, always_complete_options=False)
 
 
 def _offered(prefix: str, action: argparse.Action, **_: Any) -> list[str]:
