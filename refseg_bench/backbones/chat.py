@@ -416,25 +416,50 @@ class ChatLocal(ChatModel):
         return needed if commit is None else replace(needed, revision=commit)
 
     async def complete(self, messages: Sequence[Message]) -> Reply:
-        """One generation; nothing else of the process goes on meanwhile."""
+        """One generation; nothing else of the process goes on meanwhile.
+
+        Raises:
+            ChatError: the conversation is longer than the model's context, or a word's scores are NaN.
+        """
+        from transformers import LogitsProcessor, LogitsProcessorList
+
+        class Finite(LogitsProcessor):  # type: ignore[misc]
+            def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+                # The likeliest of words whose scores are NaN is the first: a reply of one word over and over.
+                if not bool(torch.isfinite(scores.amax(-1)).all()):
+                    raise ChatError(
+                        "The scores of the next word are NaN or infinite.",
+                        where=where,
+                        hint="Half precision overflows in some models: backbone.dtype=bfloat16 or float32.",
+                    )
+                return scores
+
+        where = self.model
         processor, model = self._model()
         talk = [{"role": m.role, "content": [_local(part) for part in m.parts]} for m in messages]
         inputs = processor.apply_chat_template(
             talk, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
         ).to(model.device)
-        drawn = (
+        drawn: dict[str, Any] = (
             {"do_sample": True, "temperature": self.temperature}
             if self.temperature > 0
             else {"do_sample": False}
         )
+        given = int(inputs["input_ids"].shape[1])
+        context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        if context is not None and given > int(context):
+            raise ChatError(
+                f"The conversation takes {given} tokens; the model's context is {context}.",
+                where=self.model,
+                hint="Show fewer frames, or smaller ones (backbone.max_pixels).",
+            )
+        drawn["logits_processor"] = LogitsProcessorList([Finite()])
         torch.manual_seed(env.run_seed())
         with torch.inference_mode():
-            ids = model.generate(**inputs, max_new_tokens=self.max_tokens, **drawn)[
-                0, inputs["input_ids"].shape[1] :
-            ]
+            ids = model.generate(**inputs, max_new_tokens=self.max_tokens, **drawn)[0, given:]
         text = processor.decode(ids, skip_special_tokens=True)
         finish = "length" if len(ids) >= self.max_tokens else "stop"
-        return Reply(text.strip(), finish, int(inputs["input_ids"].shape[1]), len(ids), 0.0)
+        return Reply(text.strip(), finish, given, len(ids), 0.0)
 
     def _model(self) -> tuple[Any, Any]:
         if self._loaded is None:
