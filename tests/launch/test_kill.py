@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import random
 import shutil
@@ -10,14 +11,17 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import redirect_stderr
 from pathlib import Path
 
 import pytest
 
 from refseg_bench.errors import RefsegError
-from refseg_bench.run.launch import launch
+from refseg_bench.run.launch import freeze_for_workers, launch
 from refseg_bench.run.loop import work_on
 from refseg_bench.run.store import RunStore
+from refseg_bench.run.worker import Shard
+from refseg_bench.run.workers import records
 from tests.launch.runs import environment, lines, overrides, point, quiet, refseg, scores, undisturbed
 
 pytestmark = pytest.mark.slow
@@ -63,6 +67,51 @@ def test_kill_9_at_twenty_random_moments(tmp_path: Path) -> None:
         (done,) = launch([point(place, clips=CLIPS, cluster={"kind": "debug", "shards": 3})], quiet)
         assert lines(done.store) == lines(whole)
         assert scores(done.store) == expected
+
+
+def test_two_hundred_kills_of_the_workers_of_one_run(tmp_path: Path) -> None:
+    """Three at a time, each killed before or while it works; whoever is left finishes the run."""
+    options = {"clips": 150, "method": {"seconds": 0.02}}
+    whole = undisturbed(tmp_path / "whole", **options)
+    (frozen,) = freeze_for_workers([point(tmp_path, **options)], quiet)
+    store, chance = frozen.store, random.Random(11)
+
+    def start() -> int:
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                with Path(os.devnull).open("w") as out, redirect_stderr(out):
+                    Shard(str(store.root), frozen.record.id, None, 1)()
+                code = 0
+            finally:
+                os._exit(code)
+        return child
+
+    def working(pid: int) -> bool:
+        return any((store.root / "jobs").glob(f"*-{pid}-*.json"))
+
+    began, one = time.monotonic(), start()
+    wait_for(lambda: working(one))
+    starting = time.monotonic() - began
+    at_work, started, kills = {one: began}, 1, 0
+    while at_work or started < 200:
+        while len(at_work) < 3 and started < 200:
+            started += 1
+            # Half of them on their way, half of them while they are at their first samples.
+            at_work[start()] = chance.choice([math.inf, time.monotonic() + chance.uniform(0.0, starting)])
+        for pid in [pid for pid, moment in at_work.items() if moment == math.inf and working(pid)]:
+            at_work[pid] = time.monotonic() + chance.uniform(0.0, 0.06)
+        for pid in [pid for pid, moment in at_work.items() if moment < time.monotonic()]:
+            del at_work[pid]
+            os.kill(pid, signal.SIGKILL)
+            kills += os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+        time.sleep(0.002)
+    assert (kills, len(store.done()) < 450) == (200, True), "the run was over too soon"
+    assert sum(r.end is None for r in records(store.root)) > 80
+    assert Shard(str(store.root), frozen.record.id, None, 1)().elsewhere == 0
+    assert lines(store) == lines(whole)
+    assert scores(store) == scores(whole)
 
 
 def test_kill_9_of_the_command_takes_its_shards_along(tmp_path: Path) -> None:
