@@ -30,7 +30,17 @@ from refseg_bench.run.build import (
 )
 from refseg_bench.run.inputs import Present, seen_before
 from refseg_bench.run.progress import Progress, logged
-from refseg_bench.run.shards import Tally, Work, failed_by, left, plan, queue, share, wanted
+from refseg_bench.run.shards import (
+    Tally,
+    Work,
+    failed_by,
+    left,
+    plan,
+    queue,
+    share,
+    wanted,
+    without_outcome,
+)
 from refseg_bench.run.store import RunStore, job_name
 from refseg_bench.run.summary import summarize
 from refseg_bench.run.workers import Desk, Owner, forget, leave
@@ -101,9 +111,8 @@ def work_on(
                 index, looked = store.index(), time.monotonic()
             fresh = present.open(index, clip, expressions)
             # Of all that is open: a process that failed at what is wanted here may be at the clip's others.
-            if not fresh or not desk.take(
-                clip.id, failed_by(clip, present.open(index, clip, whole[clip.id]), index)
-            ):
+            failed = failed_by(clip, present.open(index, clip, whole[clip.id]), index)
+            if not fresh or not desk.take(clip.id, failed, lost=bool(without_outcome(clip, fresh, index))):
                 if progress is None:
                     bar.expect(name, -own.get(clip.id, 0))
                 continue
@@ -111,6 +120,8 @@ def work_on(
                 # A former owner may have stored some of them since.
                 index, looked = store.index(), time.monotonic()
                 fresh = present.open(index, clip, expressions)
+                if desk.again:
+                    fresh = without_outcome(clip, fresh, index)  # what failed was tried
             if progress is None:
                 bar.expect(name, len(fresh) - own.get(clip.id, 0))
             if not fresh:

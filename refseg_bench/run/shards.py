@@ -78,6 +78,13 @@ def failed_by(clip: Clip, expressions: Iterable[Expression], index: Mapping[str,
     return names.pop() if len(names) == 1 else ""
 
 
+def without_outcome(
+    clip: Clip, expressions: Iterable[Expression], index: Mapping[str, StoredLine]
+) -> tuple[Expression, ...]:
+    """Those of a clip that have neither a prediction nor a failure."""
+    return tuple(e for e in expressions if sample_id(clip.id, e.id) not in index)
+
+
 @dataclass
 class Tally:
     """What one process did.

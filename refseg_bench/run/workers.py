@@ -522,8 +522,8 @@ class Desk:
         )
         self.record = root / "jobs" / f"{owner.job}.json"
         self._held: Path | None = None
-        #: Whether nobody has had the clip last taken here before.
-        self.first = False
+        #: Of the clip last taken here: nobody has had it before; this submission was through with it.
+        self.first = self.again = False
         self._end: dict[str, Any] = {}
         #: What it is at, for those who ask; told with every sign of life.
         self.now: Callable[[], str] = str
@@ -579,12 +579,14 @@ class Desk:
         """What to remember of this process when it ends well."""
         self._end.update(facts)
 
-    def take(self, clip_id: str, failed_by: str = "") -> bool:
+    def take(self, clip_id: str, failed_by: str = "", *, lost: bool = False) -> bool:
         """Claim a clip.
 
         Args:
             clip_id: the clip.
             failed_by: the process by which all that is open of the clip has failed: it is through with it.
+            lost: samples of it have no outcome. Where this submission is through with it, and not just now
+                (a file server may be late to tell), they were lost, as by a file that somebody removed.
 
         Returns:
             False if a living process has it, or this submission is through with it.
@@ -592,11 +594,11 @@ class Desk:
         Raises:
             StoreError: the claim can't be written.
         """
-        name = safe_name(clip_id)
+        name, again = safe_name(clip_id), False
         for number in range(1 << 30):
             path = self.root / "claims" / f"{name}.{number}"
             if self._make(path):
-                self.first = number == 0
+                self.first, self.again = number == 0, again
                 self._held = self.root / "claims" / f"{name}.{number + 1}"
                 return True
             claim = job_record(path)
@@ -608,8 +610,10 @@ class Desk:
             # The same file where links can be made; where they can't, the claim is an old copy.
             held = job_record(self.root / "jobs" / f"{claim.owner.job}.json") or claim
             if (held.end and held.end.well) or held.owner.job == failed_by:
-                if held.owner.launch == self.owner.launch:
+                mine = held.owner.launch == self.owner.launch
+                if mine and not (lost and held.end and self._since(held.path) > 2 * BEAT):
                     return False
+                again = again or mine
             elif held.end is None and self.census.alive(held.owner, self._since(held.path)):
                 return False
         raise AssertionError("unreachable")

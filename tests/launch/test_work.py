@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -174,6 +175,24 @@ def test_exit_codes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["work", str(open_run.root)]) == os.EX_TEMPFAIL
     assert "3 samples are with other workers" in capsys.readouterr().err
     assert len(open_run.done()) == 15
+
+
+def test_samples_that_were_lost_are_predicted_again_and_failed_ones_are_not(tmp_path: Path) -> None:
+    (answer,) = launch([point(tmp_path, method={"fail_on": ["clip1/2"]})], quiet)
+    store = RunStore(answer.store.root)
+    (path,) = (store.root / "predictions").iterdir()
+    whole = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(line for line in whole if b'"clip1/0"' not in line and b'"clip3/' not in line))
+    assert main(["work", str(store.root)]) == os.EX_TEMPFAIL, "a file server may be late to tell"
+    for record in (store.root / "jobs").iterdir():
+        os.utime(record, (0, 0))
+    assert main(["work", str(store.root)]) == 1
+    (_, more) = sorted((store.root / "predictions").iterdir(), key=lambda p: p.stat().st_size, reverse=True)
+    predicted = [json.loads(line)["sample"] for line in more.read_bytes().splitlines()]
+    assert sorted(predicted) == ["clip1/0", "clip3/0", "clip3/1", "clip3/2"]
+    assert len(store.done()) == 17
+    assert main(["work", str(store.root)]) == 1
+    assert len(list((store.root / "predictions").iterdir())) == 2
 
 
 def test_what_failed_is_left_to_who_is_at_its_clip(tmp_path: Path) -> None:
