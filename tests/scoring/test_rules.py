@@ -342,6 +342,16 @@ def test_revos_raw_grey():
     assert small.table.values["R"][2] == 0
 
 
+def test_revos_leaves_out_what_has_no_type_and_says_so():
+    """It would be among the units of a mean that it has no part in."""
+    hand = Hand([
+        ({"type_id": 0}, [tall(A)], tall(A)), ({"type_id": 1}, [tall(A)], tall(A)), ({}, [tall(A)], tall(B)),
+    ])  # fmt: skip
+    got = hand.scored("revos-binary")
+    assert (got.result.n, got.result.expected, got.result.metrics["J"].value) == (2, 2, 100)
+    assert got.coverage.left_out == {"v/2": "it has no type_id, by which the columns average"}
+
+
 def test_revos_without_a_foreground_file_says_so():
     got = revos().scored("revos-binary")
     assert got.notes["foreground"] == "union of the targets"

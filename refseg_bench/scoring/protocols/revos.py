@@ -54,7 +54,8 @@ class RevosVisa(RvosExpression):
     A, R is a mean over all frames, rounded to 2 decimals of a percentage (J&F from the unrounded
     (J + F) / 2); then the mean over type 0 (referring) and over type 1 (reasoning), whose J&F are
     (J + F) / 2 of the columns; overall is the plain mean of the two columns. Absent targets
-    (type 2) enter only ``R/absent``, which the tool doesn't print. Any error scores 0 in all four.
+    (type 2) enter only ``R/absent``, which the tool doesn't print; what has no type is left out. Any error
+    scores 0 in all four.
 
     Attributes:
         encoding: how a prediction that did *not* come as a PNG is taken to be written.
@@ -88,6 +89,9 @@ class RevosVisa(RvosExpression):
         zero = dict.fromkeys(("J&F", *_COLUMNS), 0.0)
         out: list[Score] = []
         for s in super().score_clip(case):
+            if types[s.unit] not in TYPES:
+                case.left_out[s.unit] = "it has no type_id, by which the columns average"
+                continue
             values = zero if s.attrs.get("counted_as") == "zero" else s.values
             out.append(Score(s.unit, s.cluster, values, {**s.attrs, "type_id": types[s.unit]}))
         return out
