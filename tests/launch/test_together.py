@@ -149,9 +149,10 @@ def test_rows_of_one_command_are_what_each_is_alone(tmp_path: Path) -> None:
     """Real models: alone with nothing shared, in one process that shares SAM 2, and in two processes."""
     pytest.importorskip("transformers")
     words = ["limit.clips=2", "limit.expressions=1"]
+    decaf = ["method=decaf_tiny", "method.n_frames=3"]
     methods = {
-        "decaf": ["method=decaf_tiny"],
-        "raw": ["method=decaf_tiny", "method.fusion.contrast=obj_only", "method.fusion.branch=video"],
+        "decaf": decaf,
+        "raw": [*decaf, "method.fusion.contrast=obj_only", "method.fusion.branch=video"],
         "click": ["method=oracle_point", "segmenter=tiny_sam2"],
     }
 
