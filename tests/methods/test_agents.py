@@ -465,8 +465,8 @@ def test_a_killed_run_asks_nothing_twice_and_ends_the_same(tmp_path):
     words = [
         *(sys.executable, "-m", "refseg_bench", "run", "method=mllm_box", "backbone=chat"),
         *("backbone.model=tiny", f"backbone.url={server.model(tmp_path).url}", "backbone.batch_size=2"),
-        *("segmenter=tiny_sam2", "method.n_frames=3", "baselines=[]"),
-        *("limit.clips=1", "limit.expressions=4"),
+        *("segmenter=grabcut", "method.n_frames=3", "baselines=[]"),
+        *("limit.clips=1", "limit.expressions=4", "--no-html"),
     ]
     quiet = {**os.environ, "OMP_NUM_THREADS": "1"}
     quiet.pop("REFSEG_SEARCHPATH", None)
