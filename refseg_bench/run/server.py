@@ -176,11 +176,16 @@ def _started(cluster: Cluster, model: str, name: str, path: Path) -> Iterator[st
 
 def _end_left_over(lock: Path) -> None:
     """End what a server has started whose supervisor was killed: it may hold the accelerator's memory."""
-    mark = f"REFSEG_SERVER={lock}".encode()
+    name, left = str(lock).encode(), list[int]()
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if mark in (folder / "environ").read_bytes().split(b"\0"):
-                os.kill(int(folder.name), signal.SIGKILL)
+            if name in (folder / "cmdline").read_bytes().split(b"\0"):
+                return  # the supervisor is there: a busy server may keep callers waiting
+            if b"REFSEG_SERVER=" + name in (folder / "environ").read_bytes().split(b"\0"):
+                left.append(int(folder.name))
+    for pid in left:
+        with contextlib.suppress(OSError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def _take(port: int, held: int) -> None:

@@ -123,6 +123,8 @@ def test_kill_9_of_its_supervisor_ends_it_too(tmp_path: Path) -> None:
             ((serving, helper),) = {*started(tmp_path)} - known
             known = {*started(tmp_path)}
             supervisor = int(Path(f"/proc/{serving}/stat").read_text().rpartition(")")[2].split()[1])
+            server._end_left_over((server._folder() / f"{tmp_path.name}-left").with_suffix(".users"))
+            assert running(serving), "nothing is left over of one that is supervised"
             os.kill(supervisor, signal.SIGKILL)
             assert running(helper)
     assert gone(tmp_path, 20)
