@@ -403,7 +403,7 @@ def number_cell(estimate: Estimate | None, percent: float, best: bool = False) -
 
 def to_terminal(table: ResultTable, console: Console) -> None:
     """Print with rich; where turning doesn't make it fit the terminal it continues below, names repeated."""
-    console.print(Text(table.caption, style="italic"), soft_wrap=True)
+    console.print(Text(printable(table.caption), style="italic"), soft_wrap=True)
     table = _narrowed(table, console.width)
     for columns in _pages(table, console.width):
         shown = RichTable(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, collapse_padding=True)
@@ -424,7 +424,7 @@ def to_terminal(table: ResultTable, console: Console) -> None:
             shown.add_row(*(_rich(row[index]) for index in columns))
         console.print(shown)
     for note in table.notes:
-        console.print(Text(note, style="dim"), soft_wrap=True)
+        console.print(Text(printable(note), style="dim"), soft_wrap=True)
 
 
 def show_tables(stores: Sequence[RunStore], console: Console | None = None) -> None:

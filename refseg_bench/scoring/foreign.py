@@ -679,7 +679,7 @@ class _JsonPredictions(ForeignPredictions):
     def _at(self, top: str, name: str, clip: Clip) -> _Found | None:
         record: Mapping[str, Any] = {}
         entry = _parsed(self.root).get(name)
-        if isinstance(entry, Mapping) and _first(entry, FLAG_KEYS) in (True, 1) and _no_mask(_mask_in(entry)):
+        if isinstance(entry, Mapping) and _first(entry, FLAG_KEYS) in (True, 1) and _no_mask(entry):
             return _Found(record=entry, absent=True)
         if isinstance(entry, Mapping) and "counts" not in entry and _mask_in(entry) is not None:
             record, entry = entry, _mask_in(entry)
@@ -909,9 +909,13 @@ def _mask_in(record: Mapping[str, Any]) -> Any:
     return _first(record, MASK_KEYS)
 
 
-def _no_mask(masks: Any) -> bool:
+def _no_mask(record: Mapping[str, Any]) -> bool:
+    """Whether a record has no mask: under a key, as the record itself, or by frame."""
+    masks = _mask_in(record)
+    if masks is None:
+        return not any("counts" in one for one in (record, *record.values()) if isinstance(one, Mapping))
     each = masks.values() if isinstance(masks, Mapping) else masks
-    return masks is None or (isinstance(masks, list | Mapping) and all(mask is None for mask in each))
+    return isinstance(masks, list | Mapping) and all(mask is None for mask in each)
 
 
 def _is_end(value: Any) -> bool:
@@ -925,7 +929,7 @@ def _is_end(value: Any) -> bool:
 
 
 def _are_records(value: Any) -> bool:
-    keys = {*MASK_KEYS, *EXPRESSION_KEYS}
+    keys = {*MASK_KEYS, *EXPRESSION_KEYS, *FLAG_KEYS}
     return (
         bool(value)
         and isinstance(value, list)

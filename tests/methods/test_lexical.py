@@ -6,10 +6,10 @@ import pytest
 from PIL import Image
 
 from refseg_bench.config import schema
-from refseg_bench.errors import DataError
 from refseg_bench.methods.lexical import Lexical
 from refseg_bench.methods.lexical.things import border_contrast, camera_path, colour_names, texture_of
 from refseg_bench.methods.lexical.words import COLOURS, TEXTURES
+from refseg_bench.run.loop import predict_clip
 from refseg_bench.segmenters.grabcut import GrabCut
 from refseg_bench.types import Clip, Expression
 
@@ -166,8 +166,9 @@ def test_flat_and_tiny_pictures_have_nothing(tmp_path, size):
 
 def test_words_it_cant_read_fail_instead_of_an_answer(tmp_path):
     clip = save(tmp_path / "flat", np.full((1, 24, 24, 3), 90, np.uint8))
-    with pytest.raises(DataError, match="no word"):
-        ask(clip, "左边的狗?")
+    expressions = [Expression(str(i), text) for i, text in enumerate(("the dog", "左边的狗?", "the cat"))]
+    found = [p.failure for p, _ in predict_clip(Lexical(GrabCut()), clip, expressions)]
+    assert [failure and "no word" in failure.message for failure in found] == [None, True, None]
 
 
 def test_pure_colours_get_their_own_name():

@@ -250,6 +250,18 @@ def test_words_are_escaped_in_every_form(tmp_path: Path) -> None:
     assert "[red]x[/red]" in console.export_text()
 
 
+def test_no_caption_or_note_steers_a_terminal(tmp_path: Path) -> None:
+    """What a stranger's result row says ("part") is told in a note, also where colours are shown."""
+    result = Result("p@1", {"J": Estimate(0.5)}, 1, 1, 0, 0, details={"part": "\x1b[31m1 of 2"})
+    (table,) = tables.tabulate([tables.Row("a", "a", "set\x1b[2J", result)])
+    with (tmp_path / "out").open("w+") as file:
+        tables.to_terminal(table, Console(width=200, file=file, force_terminal=True))
+        file.seek(0)
+        said = file.read()
+    assert "only \\x1b[31m1 of 2" in said
+    assert "set\\x1b[2J" in said
+
+
 @pytest.mark.parametrize("width", [60, 80, 120])
 def test_nothing_is_cut_off_in_a_narrow_terminal(width: int, tmp_path: Path) -> None:
     names = ["a_method_with_a_rather_long_name-on-a-dataset-0123abcd", "short"]

@@ -433,11 +433,19 @@ FORMS = {
             + [{"video": "one", "exp_id": 0, "masks": [*m["0"].values()]}]
         }
     ),
+    "frames beside a flag": lambda m: json.dumps({"v1": {e: {**f, "no_target": True} for e, f in m.items()}}),
     "uncompressed": lambda m: json.dumps({"v1": {e: [plain(r) for r in by.values()] for e, by in m.items()}}),
     "whole floats": lambda m: json.dumps(
         {"v1": {e: [plain(r, float) for r in by.values()] for e, by in m.items()}}
     ),
 }
+
+
+def test_a_flag_needs_no_mask_in_a_list_without_names_either(told):
+    place, masks = told
+    code, found = scored(place, json.dumps({"v1": [{"masks": [*masks["0"].values()]}, {"no_target": True}]}))
+    assert code == 0
+    assert [unit["attrs"]["answer"] for unit in found["expression"]["units"]] == ["masks", "absent"]
 
 
 @pytest.mark.parametrize("form", FORMS)

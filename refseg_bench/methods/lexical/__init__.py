@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from refseg_bench.errors import DataError
+from refseg_bench.errors import RefsegError
 from refseg_bench.methods.base import Method
 from refseg_bench.methods.lexical.things import (
     ACHROMATIC,
@@ -137,7 +137,8 @@ class Lexical(Method):
     def _ground(self, scene: MeasuredClip, expression: Expression) -> Grounding:
         clip, queries = scene.clip, parse(expression.text)
         if not queries:
-            raise DataError("The expression has no word.", hint="This method reads words of Latin letters.")
+            # No DataError, which would say that the clip can't be read and fail its other expressions.
+            raise RefsegError("The expression has no word.", hint="This method reads words of Latin letters.")
         scores_QN = np.array([self._scores(query, scene.things) for query in queries]).reshape(
             len(queries), -1
         )
