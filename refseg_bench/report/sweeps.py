@@ -155,7 +155,12 @@ def figure_of(sweep: Sweep) -> Any:
 
 def _title(sweep: Sweep) -> str:
     level = level_of(point.result for point in sweep.points)
-    return f"{sweep.metric}, {sweep.protocol}, percent" + (f", {level} intervals" if level else "")
+    lacking = sum(not point.result.whole for point in sweep.points)
+    return (
+        f"{sweep.metric}, {sweep.protocol}, percent"
+        + (f", {level} intervals" if level else "")
+        + (f"; {lacking} of {len(sweep.points)} runs lack samples" if lacking else "")
+    )
 
 
 def _finite(sweep: Sweep) -> list[SweepPoint]:

@@ -136,10 +136,11 @@ def score(
     for fact in facts.values():
         report(f"truth: {fact}")
     sheets: list[_Sheet] = []
+    less = part_of_release(dataset)
     for source in sources:
         whole, each = survey(dataset, source, protocols)
         report(f"{source.name}: {whole.summary()}")
-        if less := part_of_release(dataset):
+        if less:
             report(f"only a part: {less} (datasets/{dataset.name}/manifest.yaml)")
         if not options.partial:
             refuse(source, zip(protocols, each, strict=True), options.strict)
@@ -157,7 +158,7 @@ def score(
     results: list[Scored] = []
     for sheet in sheets:
         result = conclude(
-            sheet.protocol, dataset, sheet.table, sheet.coverage, options.bootstrap, sheet.notes
+            sheet.protocol, dataset, sheet.table, sheet.coverage, options.bootstrap, sheet.notes, less
         )
         results.append(
             Scored(sheet.source.name, sheet.protocol, result, sheet.table, sheet.coverage, sheet.notes)
@@ -243,8 +244,9 @@ def conclude(
     coverage: Coverage,
     bootstrap: Bootstrap,
     notes: Mapping[str, Any] | None = None,
+    part: str = "",
 ) -> Result:
-    """The result row of a table of units."""
+    """The result row of a table of units; ``part``: see :attr:`refseg_bench.types.Result.part`."""
     values = table.values
     if len(table):
         terms = protocol.terms(values, table.attrs)
@@ -272,7 +274,7 @@ def conclude(
             "missing_frames": {name: list(frames) for name, frames in coverage.gaps.items()},
             "why": dict(coverage.why),
             "left_out": dict(coverage.left_out),
-            "part": part_of_release(dataset),
+            "part": part,
             "truth": truth_of(table),
             **(notes or {}),
         },

@@ -68,6 +68,14 @@ def test_one_option_is_a_line_with_intervals(tmp_path: Path) -> None:
     assert sweeps.draw(sweep) == sweeps.draw(sweep)
 
 
+def test_a_sweep_says_that_runs_lack_samples(tmp_path: Path) -> None:
+    sweep = sweeps.sweep_of(runs(tmp_path, side=[4, 8]))
+    assert "lack" not in sweeps.draw(sweep)
+    one = replace(sweep.points[0], result=replace(sweep.points[0].result, failed=1))
+    lacking = replace(sweep, points=(one, *sweep.points[1:]))
+    assert any("1 of 2 runs lack samples" in text for text in texts(sweeps.draw(lacking)))
+
+
 def test_words_are_evenly_spaced_without_a_line(tmp_path: Path) -> None:
     numbers = sweeps.sweep_of(runs(tmp_path, side=[4, 8]))
     words = [{"method.side": "tall & <b>"}, {"method.side": "$x$"}]
