@@ -36,7 +36,6 @@ COMMANDS: dict[str, tuple[list[list[str]], list[str]]] = {
     "pages again": ([RUN], ["report", "runs", "--html"]),
     "table": ([[*RUN, "--no-html"]], ["report", "runs", "--format", "md", "-o", "out.md"]),
     "coco": ([[*RUN, "--no-html"]], ["report", "runs", "--coco", "out.json"]),
-    "publish": ([[*RUN, "--no-html"]], ["report", "runs", "--publish", "--to", "rows"]),
     "compare": (
         [[*RUN, "--no-html"], [*RUN, "--no-html", "method.side=4"]],
         ["compare", "RUN", "OTHER", "--html"],

@@ -163,8 +163,6 @@ def test_a_reader_can_give_every_command(
             elif "limit.clips" not in line:
                 words += ["limit.clips=1"]
             words += ["limit.expressions=2", "score.bootstrap=20"]
-        if "--publish" in words:
-            words += ["--to", "rows"]
         wanted = next((code for start, code in CODES.items() if line.startswith(start)), 0)
         assert main(words) == wanted, (line, words, capsys.readouterr().err)
 

@@ -8,8 +8,8 @@ import pytest
 
 from refseg_bench.cli import main
 from refseg_bench.files.resources import resource
-from refseg_bench.report.publish import read_published
 from refseg_bench.run.store import RunStore, runs_in
+from tools.publish import read_published
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")

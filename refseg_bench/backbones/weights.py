@@ -390,6 +390,7 @@ def fetch(weights: Weights, *, offline: bool = False) -> Path:
             only_cache = False
         if not reachable():
             raise _absent(_spelled(weights), weights, False)
+        log.warning("%s is not on this machine: fetching it", weights)
     return Path(told(load, weights, offline=only_cache))
 
 

@@ -13,7 +13,6 @@ from typing import Any
 from rich.console import Console
 
 from refseg_bench.errors import ConfigError, RefsegError, StoreError
-from refseg_bench.files.resources import resource
 from refseg_bench.files.store_io import add_json, check_output, output
 from refseg_bench.report import tables
 from refseg_bench.report.compare import only_protocol
@@ -30,7 +29,7 @@ def add(commands: Any) -> None:
     p = commands.add_parser(
         "report",
         epilog="Examples: refseg report · refseg report experiment=decaf/table2 --format latex · "
-        "refseg report runs --html · refseg report RUN --publish",
+        "refseg report runs --html",
     )
     p.add_argument(
         "runs",
@@ -76,9 +75,6 @@ def add(commands: Any) -> None:
         metavar="NAME[:TARGET]",
         help="hand the results to wandb, mlflow or package.module.Class",
     )
-    p.add_argument("--publish", action="store_true", help="add the runs' rows to results/reproduced/*.csv")
-    p.add_argument("--to", type=Path, metavar="DIR", help="--publish: another folder of CSV files")
-    p.add_argument("--note", default="", help="--publish: kept beside the rows; needed outside the tolerance")
     p.add_argument("--after-run", action="store_true", help=argparse.SUPPRESS)  # as a job of `refseg run`
     p.set_defaults(main=main)
 
@@ -101,17 +97,10 @@ def main(args: argparse.Namespace) -> int:
         if args.protocol is not None:
             only_protocol(whole, args.protocol)
         return _papers(experiments, whole, args)
-    rows_alone = not (args.publish or args.sink) and args.sweep is None and args.html is None
+    rows_alone = not args.sink and args.sweep is None and args.html is None
     stores = _whole(find_runs(paths), configs=not rows_alone)
     if args.protocol is not None:
         only_protocol(stores, args.protocol)
-    if args.publish:
-        from refseg_bench.report.publish import publish
-
-        folder = args.to or resource("results") / "reproduced"
-        for path, count in publish(stores, folder, args.note).items():
-            print(f"{path}: {count} rows")
-        return 0
     if args.video is not None:
         from refseg_bench.report.pictures import sample_video
 

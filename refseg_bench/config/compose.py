@@ -313,14 +313,13 @@ def baselines_of(point: Composed) -> list[Composed]:
     own = ("method", "backbone", "segmenter", "name", "baselines")
     shared = [item for item in point.overrides if _part(item) not in own]
     options = [item for item in point.overrides if item.lstrip("+~").startswith("segmenter.")]
-    segmenter = [f"segmenter={point.choices.get('segmenter')}", *options]
+    # A method without one leaves it out.
+    segmenter = [f"segmenter={point.choices['segmenter']}", *options] if point.values["segmenter"] else []
     # By digest: under another name they would be the same predictions again.
     found = {point.digest: point}
     for word in point.values["baselines"]:
         if word != "raw":
-            (one,) = compose([*shared, f"method={word}"])
-            if one.values["segmenter"] is not None and point.values["segmenter"] is not None:
-                (one,) = compose([*one.overrides, *segmenter])
+            (one,) = compose([*shared, f"method={word}", *segmenter])
             found.setdefault(one.digest, one)
         elif raw:
             typed = [item for item in point.overrides if _part(item) != "name"]

@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from refseg_bench.config.components import names
 from refseg_bench.datasets.base import Dataset, damaged
 from refseg_bench.datasets.files import Damage, bad_name
 from refseg_bench.errors import ConfigError, DataError
@@ -130,11 +129,6 @@ def lacking(dataset: Dataset, clips: int, expressions: int) -> str:
         ),
         "",
     )
-
-
-def manifests() -> list[Manifest]:
-    """The facts of all sets that have a card, sorted by name."""
-    return [facts for name in names("dataset") if (facts := manifest(name)) is not None]
 
 
 # ── checking ─────────────────────────────────────────────────────────────────

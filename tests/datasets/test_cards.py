@@ -6,7 +6,7 @@ import pytest
 
 from refseg_bench.config import schema
 from refseg_bench.config.components import find, names, open_dataset
-from refseg_bench.datasets.verify import manifest, manifests
+from refseg_bench.datasets.verify import Manifest, manifest
 from refseg_bench.errors import ConfigError
 from refseg_bench.files.resources import resource
 
@@ -55,6 +55,11 @@ PUBLISHED = {
     ("reasonseg", "val"): {"images": 200},
     ("reasonseg", "test"): {"images": 779},
 }  # fmt: skip
+
+
+def manifests() -> list[Manifest]:
+    """The facts of all sets that have a card."""
+    return [facts for name in names("dataset") if (facts := manifest(name)) is not None]
 
 
 @pytest.mark.parametrize(("name", "split"), PUBLISHED)

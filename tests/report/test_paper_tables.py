@@ -29,7 +29,6 @@ from refseg_bench.report import paper, tables
 from refseg_bench.report.compare import compare, means, only_protocol
 from refseg_bench.report.naming import titles
 from refseg_bench.report.paper import COLUMNS, Reference, held_against, paper_rows, printed_name
-from refseg_bench.report.publish import HEADER, publish, read_published
 from refseg_bench.run.build import frozen
 from refseg_bench.run.loop import work_on
 from refseg_bench.run.store import RunInfo, RunStore
@@ -37,6 +36,7 @@ from refseg_bench.scoring.runs import score_run
 from refseg_bench.scoring.table import ScoreTable
 from refseg_bench.types import Estimate, Result
 from tests.fakes import FakeDataset, fake_run
+from tools.publish import HEADER, publish, read_published
 
 EXPERIMENTS = names("experiment")
 

@@ -16,11 +16,11 @@ from refseg_bench.config.components import open_dataset, open_protocol
 from refseg_bench.datasets.meta_expressions import MetaExpressions
 from refseg_bench.files.store_io import read_sealed_yaml
 from refseg_bench.report.html import write_report
-from refseg_bench.report.publish import read_published
 from refseg_bench.run.store import RunStore, runs_in
 from refseg_bench.scoring import runs
 from tests.datasets.conftest import video
 from tests.scoring.test_layouts import WORDS, coco, everything, merged  # noqa: F401
+from tools.publish import publish, read_published
 from tools.writers import (
     write_davis_source,
     write_groundmore_set,
@@ -91,7 +91,7 @@ def test_a_student_with_a_folder_of_masks(capsys, monkeypatch):
     clips = "".join(path.read_text() for path in data.glob("clip-*.js"))
     assert clips.count('"rles":[') == 60
     assert '"source":"' in clips
-    assert main(["report", str(mine.root), "--publish", "--to", "published"]) == 0
+    assert publish([mine], Path("published"))
     row = read_published(Path("published/samples.csv"))[0]
     assert row["method"] == "MyModel"
     assert row["digest"] == mine.info().content
@@ -239,7 +239,7 @@ def test_hostile_names_are_shown_as_text(name, capsys):
     page = write_report([store], Path("pages"))
     assert "<script>x" not in page.read_text()
     assert main(["status"]) == 0
-    assert main(["report", "--publish", "--to", "pub"]) == 0
+    assert publish([store], Path("pub"))
 
 
 @pytest.mark.parametrize("name", ["", "  ", "a\nb", "\x1b[31m", "\u202eabc", "a\udcff"])

@@ -8,8 +8,6 @@ through diffusers by folder or hub id and revision, unmodified; families differ 
 
 from __future__ import annotations
 
-import json
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -41,15 +39,13 @@ from refseg_bench.backbones.weights import (
     choose_device,
     content,
     fetch,
-    find,
     folder_of,
     is_local,
     load_module,
 )
 from refseg_bench.config.schema import option
 from refseg_bench.errors import ConfigError, DataError, require
-
-log = logging.getLogger(__name__)
+from refseg_bench.files.store_io import read_json
 
 TextMode = Literal["concept_stream", "prompt"]
 #: Bump when the same options come to mean other numbers: cached maps are then never found again.
@@ -527,14 +523,14 @@ class _Loaded:
         self._dit = dit
         self.family = dit.adapter
         self.folder = model_folder(dit)
-        self.index = _read_json(self.folder / "model_index.json")
+        self.index = read_json(self.folder / "model_index.json")
         self.dtype: torch.dtype = {
             "bf16": torch.bfloat16,
             "fp16": torch.float16,
             "fp32": torch.float32,
         }[dit.dtype]
         self.device = choose_device(dit.device)
-        self.scheduler = _read_json(self.folder / "scheduler" / "scheduler_config.json")
+        self.scheduler = read_json(self.folder / "scheduler" / "scheduler_config.json")
         self.text: TextSide = TextSide(self.folder, self.index, self.dtype, self.device, dit.text_encoders)
         self._transformer: nn.Module | None = None
         self._vae: nn.Module | None = None
@@ -568,7 +564,7 @@ class _Loaded:
     @property
     def text_width(self) -> int:
         """Channels of a text embedding."""
-        config = _read_json(self.folder / str(self.text.t5_part) / "config.json")
+        config = read_json(self.folder / str(self.text.t5_part) / "config.json")
         return int(config["d_model"])
 
     @property
@@ -634,21 +630,4 @@ def model_folder(dit: DiT) -> Path:
             where=folder or Path(dit.path).expanduser(),
             hint="Save a pipeline there with save_pretrained, or give a hub id.",
         )
-    (wanted,) = dit.weights()
-    if not dit.offline and find(wanted).path is None:
-        log.warning("%s@%s is not on this machine: fetching it.", dit.path, dit.revision or "main")
-    return fetch(wanted, offline=dit.offline)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(
-            "A file of the model is missing.", where=path, hint="Fetch the model again."
-        ) from None
-    except ValueError as error:
-        raise ConfigError(f"A file of the model is no JSON ({error}).", where=path) from error
-    if not isinstance(found, dict):
-        raise ConfigError("A file of the model is no JSON object.", where=path)
-    return found
+    return fetch(dit.weights()[0], offline=dit.offline)

@@ -1,22 +1,30 @@
-"""Write a run's numbers into ``results/reproduced``, with all that somebody needs to judge them."""
+"""Write a run's numbers into ``results/reproduced``, with all that somebody needs to judge them.
+
+    python tools/publish.py RUN… [--to DIR] [--note WHY]
+
+A number outside the tolerance of its experiment is refused without a note.
+"""
 
 from __future__ import annotations
 
+import argparse
 import csv
 import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from refseg_bench.errors import ScoreError, StoreError
+from refseg_bench.errors import RefsegError, ScoreError, StoreError
 from refseg_bench.files.store_io import output, write_error
 from refseg_bench.report.paper import COLUMNS, Held, held_against, printed_name
-from refseg_bench.report.tables import csv_cells, csv_of, in_percent
+from refseg_bench.report.tables import csv_cells, csv_of, in_percent, leave_out_outdated
 from refseg_bench.run.build import frozen
-from refseg_bench.run.store import RunStore
+from refseg_bench.run.store import RunStore, find_runs
 from refseg_bench.types import Estimate, Result
 
+ROOT = Path(__file__).resolve().parent.parent
 #: Columns after those of the published tables.
 EXTRA = (
     "published", "low", "high", "level", "n", "expected", "failed", "missing", "protocol", "commit", "digest",
@@ -188,3 +196,27 @@ def _merge(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
 
 def _row_number(row: Mapping[str, str]) -> tuple[int, str]:
     return (int(row["row"]) if row["row"].isdigit() else 0, row["row"])
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Publish the runs that are named."""
+    parser = argparse.ArgumentParser(description="Add runs' rows to results/reproduced/*.csv")
+    parser.add_argument("runs", nargs="*", type=Path, help="run folders, or a folder of them (default: runs)")
+    parser.add_argument(
+        "--to", type=Path, default=ROOT / "results" / "reproduced", help="folder of CSV files"
+    )
+    parser.add_argument("--note", default="", help="kept beside the rows; needed outside the tolerance")
+    args = parser.parse_args(words)
+    try:
+        stores = find_runs(args.runs)
+        leave_out_outdated(stores, lambda line: print(line, file=sys.stderr))
+        for path, count in publish(stores, args.to, args.note).items():
+            print(f"{path}: {count} rows")
+    except RefsegError as error:
+        print(error, file=sys.stderr)
+        return error.code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
