@@ -312,7 +312,6 @@ def test_a_method_written_from_contributing_alone_works_in_every_command(
     assert "darkest" in Path("pages/data/meta.js").read_text()
     sample = next(iter(RunStore.open(Path(first)).index()))
     said("report", first, "--video", sample, "-o", "sample.mp4")
-    said("report", first, "--publish", "--to", "rows")
     said("report", first, "--coco", "masks.json")
     assert "method.quantile" in said("compare", first, second)
     assert "J&F" in said("gate", first, "--against", first, "--max-drop", "0.5")

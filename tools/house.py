@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "refseg_bench"
 #: What the package may be at most. The aim for what stood at 33,649 lines: 28,000, 130 modules, 18 rooms.
 #: A commit that adds what users were promised may raise them by what it adds; others leave or lower them.
-CEILINGS = {"lines": 41_040, "modules": 160, "public classes": 278, "rooms": 15}
+CEILINGS = {"lines": 41_272, "modules": 160, "public classes": 278, "rooms": 15}
 #: Commits that brought what was not there at 7aeb87c (docs/decisions/0013): the net of their lines is what it
 #: cost. What later commits made of it counts as of old.
 SINCE = (
@@ -25,6 +25,7 @@ SINCE = (
     "2d312b7", "ecb73df", "4702680", "2556cb7", "45c905d", "f0791a8", "7b6cd9f", "2c82182", "6821999",
     "8369aa5", "52f5e2e", "06464a9", "e98e930", "cd1fd1a", "b35d753", "d3a0de2", "1332955", "86695bf",
     "d23e099", "e1beb75", "2f242a7", "5c8879e", "bb86248", "160d17d", "c37fe85", "7d47279",
+    "9f1fe49", "d41bb29", "d1a05f2", "2abe8b9",
 )  # fmt: skip
 
 

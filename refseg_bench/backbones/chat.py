@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,12 +32,10 @@ from PIL import Image
 from refseg_bench import env
 from refseg_bench.backbones.base import Backbone
 from refseg_bench.backbones.lazy_torch import torch
+from refseg_bench.backbones.weights import Weights, choose_device, content, fetch, from_pretrained
 from refseg_bench.cache import Cache, digest
 from refseg_bench.config.schema import option
 from refseg_bench.errors import ConfigError, RefsegError, require
-
-if TYPE_CHECKING:
-    from refseg_bench.backbones.weights import Weights
 
 T = TypeVar("T")
 E = TypeVar("E", bound=Exception)
@@ -365,8 +363,6 @@ class ChatLocal(ChatModel):
 
     def weights(self) -> tuple[Weights, ...]:
         """What ``refseg models`` lists and fetches."""
-        from refseg_bench.backbones.weights import Weights
-
         if not self.model:
             raise ConfigError(
                 "The chat model has no name.", where="backbone.model", hint="backbone.model=HUB_ID"
@@ -382,8 +378,6 @@ class ChatLocal(ChatModel):
 
     async def reply(self, messages: Sequence[Message], again: int = 0) -> tuple[Reply, bool]:
         """See the base; the first one fetches what isn't here, for only then its commit is known."""
-        from refseg_bench.backbones.weights import fetch
-
         commit = re.fullmatch("[0-9a-f]{40}", self._pinned.revision or "")
         if commit is None and not self._pinned.local and not self.offline:
             fetch(self._pinned)
@@ -392,8 +386,6 @@ class ChatLocal(ChatModel):
 
     @cached_property
     def _content(self) -> str | None:
-        from refseg_bench.backbones.weights import content
-
         return content(self.weights()[0], self.cache_root)
 
     @cached_property
@@ -402,8 +394,6 @@ class ChatLocal(ChatModel):
 
         Where they are not here, at the commit that was asked last: kept replies need no model.
         """
-        from refseg_bench.backbones.weights import content
-
         needed = self.weights()[0]
         if needed.local:
             return needed
@@ -464,8 +454,6 @@ class ChatLocal(ChatModel):
     def _model(self) -> tuple[Any, Any]:
         if self._loaded is None:
             from transformers import AutoModelForImageTextToText, AutoProcessor
-
-            from refseg_bench.backbones.weights import choose_device, from_pretrained
 
             needed = self._pinned
             dtype = self.dtype if self.dtype == "auto" else getattr(torch, self.dtype)

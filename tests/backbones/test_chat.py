@@ -480,7 +480,9 @@ def test_a_branch_that_is_not_here_is_fetched_before_its_replies_are_kept(tmp_pa
 
     monkeypatch.setattr(ChatLocal, "complete", complete)
     refs = hub(tmp_path, monkeypatch) / "refs"
-    monkeypatch.setattr(weights, "fetch", lambda needed: (refs / needed.revision).write_text("c" * 40))
+    monkeypatch.setattr(
+        "refseg_bench.backbones.chat.fetch", lambda needed: (refs / needed.revision).write_text("c" * 40)
+    )
     for _ in range(2):
         model = ChatLocal(model="some/model", revision="work")
         model.cache_root = tmp_path / "cache"

@@ -102,7 +102,6 @@ class MLLM(GroundingMLLM):
     _config: Any = field(default=None, init=False, repr=False, compare=False)
     _identity: dict[str, Any] | None = field(default=None, init=False, repr=False, compare=False)
     _given: bool = field(default=False, init=False, repr=False, compare=False)
-    _problem: ConfigError | None = field(default=None, init=False, repr=False, compare=False)
 
     def open(self, frames_THWC: Uint8THWC, visual: VisualSettings, rollout: RolloutSettings) -> Session:
         """Start a session on the sampled frames of a clip.
@@ -146,17 +145,11 @@ class MLLM(GroundingMLLM):
         Raises:
             ConfigError: the model can't be found.
         """
-        if self._problem is not None:
-            raise self._problem  # a hub that didn't answer isn't asked again for every clip
         if self._config is None:
             from transformers import AutoConfig
 
-            try:
-                with _found(self.path, self.revision):
-                    self._config = AutoConfig.from_pretrained(self._source(), **self._hub())
-            except ConfigError as error:
-                self._problem = error
-                raise
+            with _found(self.path, self.revision):
+                self._config = AutoConfig.from_pretrained(self._source(), **self._hub())
         return self._config
 
     def adapter(self) -> MLLMFamily:

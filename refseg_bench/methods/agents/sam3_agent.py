@@ -223,10 +223,8 @@ class Sam3Agent(ChatMethod):
             drawn = picture if mask_HW is None else contour(picture, mask_HW, width=3)
             pictures.append(self.backbone.fit(drawn))
 
-        def read(words: str) -> bool:
-            return read_flag(read_object(words), "match")
-
-        return await talk.ask_for(user(*pictures, MATCH.format(sent=text)), "match", read)
+        question = user(*pictures, MATCH.format(sent=text))
+        return await talk.ask_for(question, "match", lambda words: read_flag(read_object(words), "match"))
 
 
 def apart(masks: Sequence[BoolHW], overlap: float) -> list[BoolHW]:
