@@ -229,7 +229,7 @@ def one_run(folder: Path, shape: tuple[int, int, int], workers: int, tell: Figur
     (many,) = freeze_for_workers([apart], quiet)
     name, many_root = many.record.id, str(many.store.root)
     crowd = [(many_root, name, shard, workers) for shard in range(workers)]
-    dropped, loop.forget = loop.forget, lambda root: None  # or the last one would drop the claims
+    dropped, loop.forget = loop.forget, lambda *words: None  # or the last one would drop the claims
     seconds, cpu, _ = forked(crowd, lambda *words: Shard(*words)())
     loop.forget = dropped
     tell("files at work, a claim for each clip among them", sum(files_in(many.store).values()), "files")

@@ -116,8 +116,8 @@ def _key(files: Mapping[str, tuple[int, ...]], mark: str, few: int) -> str:
 @cache
 def _code() -> str:
     """Digest of what reads a run: another version may come to another summary."""
-    modules = (__file__, inputs.__file__, store.__file__)
-    return checksum(b"".join(read_bytes(Path(module)) for module in modules))
+    with reading(Path(__file__)):
+        return checksum(b"".join(read_bytes(Path(m)) for m in (__file__, inputs.__file__, store.__file__)))
 
 
 def _look(run: RunStore, work: Work | None, present: inputs.Present | None, few: int) -> Summary:
