@@ -11,6 +11,7 @@ import re
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -21,8 +22,8 @@ from refseg_bench.files.store_io import writing
 from refseg_bench.run.local import tail
 from refseg_bench.run.progress import Progress
 from refseg_bench.run.shards import Planned, tally_of
-from refseg_bench.run.worker import Shard, draining
-from refseg_bench.run.workers import TASK
+from refseg_bench.run.worker import DRAIN, Shard, draining
+from refseg_bench.run.workers import TASK, records
 from refseg_bench.segmenters.base import shared_by_rows
 
 #: Seconds between two looks at what the actors have stored.
@@ -88,6 +89,7 @@ def work(run: Planned, progress: Progress | None = None, *, capture: bool = Fals
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     bad: list[str] = []
+    since = 0.0
     before = dict(run.store.index())
 
     def left() -> int:
@@ -95,6 +97,13 @@ def work(run: Planned, progress: Progress | None = None, *, capture: bool = Fals
         if progress is not None:
             progress.count(run.store.root.name, found.done + found.failed, found.failed)
         return found.elsewhere
+
+    def ending() -> bool:
+        # One that has stored its last sample still writes what it worked with. A lost one never ends.
+        nonlocal since
+        since = since or time.monotonic()
+        mine = (r for r in records(root) if r.owner.launch == run.record.id)
+        return time.monotonic() < since + DRAIN and not all(r.end for r in mine)
 
     with _connected(ray):
         actor = ray.remote(
@@ -113,7 +122,7 @@ def work(run: Planned, progress: Progress | None = None, *, capture: bool = Fals
                 worker = actor.remote(os.getcwd(), named)
                 shard = Shard(str(root), run.record.id, part, parts, capture)
                 at_work[worker.work.remote(shard, log)] = (worker, log)
-            while at_work and (left() or capture):
+            while at_work and (left() or capture or ending()):
                 for over in ray.wait(list(at_work), timeout=_LOOK)[0]:
                     worker, log = at_work.pop(over)
                     try:

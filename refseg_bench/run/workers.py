@@ -537,15 +537,8 @@ class Desk:
             for folder in ("jobs", "claims"):
                 (self.root / folder).mkdir(exist_ok=True)
             write_atomic(self.record, sealed(asdict(self.owner)))
-            for former in records(self.root) if self.owner.task else ():
-                if (
-                    former.owner.task == self.owner.task
-                    and former.owner.job != self.owner.job
-                    and not former.end
-                ):
-                    # Nobody else can tell that its machine is gone.
-                    with within(self.root, former.path).open("a", encoding="utf-8") as handle:
-                        handle.write(sealed({"error": "it was lost, and started again"}))
+            if self.owner.task:
+                self._succeed()
         AT_WORK.add(self.owner.job)
         self._pulse.start()
         return self
@@ -553,11 +546,15 @@ class Desk:
     def _succeed(self) -> None:
         """End what former processes of this task left open: nobody else tells of a machine that is gone."""
         for former in records(self.root):
-            mine = former.owner.task == self.owner.task and former.owner.job != self.owner.job
-            if mine and former.end is None:
-                end = End(former.seconds, error="it was lost, and started again")
-                with within(self.root, former.path).open("a", encoding="utf-8") as handle:
-                    handle.write(sealed(asdict(end)))
+            other = former.owner
+            if other.task != self.owner.task or other.job == self.owner.job or former.end:
+                continue
+            place = (other.host, other.boot, other.space)
+            if place == (self.owner.host, self.owner.boot, self.owner.space) and self.census.alive(other):
+                continue  # no predecessor: both have the variable from who started them
+            end = End(former.seconds, error="it was lost, and started again")
+            with within(self.root, former.path).open("a", encoding="utf-8") as handle:
+                handle.write(sealed(asdict(end)))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

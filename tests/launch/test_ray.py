@@ -6,17 +6,24 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
+from threading import Thread
+from types import SimpleNamespace
 
 import pytest
 
 from refseg_bench.cli import main
 from refseg_bench.errors import MissingExtra
+from refseg_bench.files.store_io import sealed
+from refseg_bench.run.launch import launch
 from refseg_bench.run.store import RunStore
 from refseg_bench.run.submissions import submissions
+from refseg_bench.run.worker import Shard
 from refseg_bench.run.workers import TASK, Desk, Owner, records
-from tests.launch.runs import environment, lines, overrides, point, refseg, scores, undisturbed
+from tests.launch.runs import environment, lines, overrides, point, quiet, refseg, scores, undisturbed
 from tests.launch.test_kill import alive, wait_for
 
 
@@ -167,3 +174,77 @@ def test_who_is_started_again_ends_the_former(tmp_path: Path, monkeypatch: pytes
     assert ends["next"] is None
     assert ends["far"] is not None
     assert ends["far"].error == "it was lost, and started again"
+
+
+def test_what_a_lost_one_held_counts_for_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(TASK, "one")
+    hours = Owner.here("lost", "launch")
+    hours = replace(hours, host="far", gpus=4, started=time.time() - 3600)
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "jobs/lost.json").write_text(sealed(asdict(hours)))
+    with Desk(tmp_path, Owner.here("next", "launch")):
+        (lost,) = [r for r in records(tmp_path) if r.owner.job == "lost"]
+    assert lost.end is not None
+    assert lost.gpu_hours == pytest.approx(4, abs=0.1)
+
+
+def test_a_name_that_several_have_takes_no_clip_of_a_living_one(tmp_path: Path) -> None:
+    """As the processes of `cluster=local` have it from a command that was started with one."""
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from refseg_bench.run.workers import Desk, Owner\n"
+        "with Desk(Path(sys.argv[1]), Owner.here(sys.argv[2], 'launch')) as desk:\n"
+        "    print(desk.take('clip'), flush=True)\n"
+        "    sys.stdin.read()\n"
+    )
+    words = [sys.executable, "-c", code, str(tmp_path)]
+    told = environment(**{TASK: "one"})
+    with subprocess.Popen(
+        [*words, "first"], env=told, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == "True\n"
+        second = subprocess.run([*words, "second"], env=told, text=True, input="", capture_output=True)
+        assert second.stdout == "False\n"
+        first.communicate()
+    assert all(r.end and r.end.well for r in records(tmp_path))
+
+
+def test_who_still_writes_what_it_worked_with_is_waited_for(tmp_path: Path, monkeypatch) -> None:
+    """Else its weights, counters and peaks are lost; Ray is played by a thread that takes its time."""
+    told: list[bool] = []
+
+    def slowly(method: object) -> dict[str, object]:
+        time.sleep(0.5)
+        return {"told": True}
+
+    def start(shard: Shard, log: Path) -> Thread:
+        thread = Thread(target=shard)
+        thread.start()
+        return thread
+
+    def wait(threads: list[Thread], timeout: float) -> tuple[list[Thread], None]:
+        threads[0].join(0.05)
+        return [one for one in threads if not one.is_alive()], None
+
+    def kill(worker: object) -> None:
+        (path,) = tmp_path.glob("runs/*/env/*.json")
+        told.append("told" in path.read_text())
+
+    worker = SimpleNamespace(work=SimpleNamespace(remote=start))
+    actor = SimpleNamespace(remote=lambda *words: worker)
+    played = SimpleNamespace(
+        is_initialized=lambda: True,
+        nodes=lambda: [{"Alive": True, "Resources": {"CPU": 8}}],
+        remote=lambda **options: lambda cls: actor,
+        wait=wait,
+        get=lambda thread: "",
+        kill=kill,
+        exceptions=SimpleNamespace(RayError=RuntimeError),
+    )
+    monkeypatch.setattr("refseg_bench.run.ray.check", lambda: played)
+    monkeypatch.setattr("refseg_bench.run.loop.method_record", slowly)
+    (done,) = launch([point(tmp_path, clips=1, cluster={"kind": "ray"})], quiet)
+    assert done.error is None
+    assert told == [True]
