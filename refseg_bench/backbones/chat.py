@@ -409,7 +409,8 @@ class ChatLocal(ChatModel):
         """One generation; nothing else of the process goes on meanwhile.
 
         Raises:
-            ChatError: the conversation is longer than the model's context, or a word's scores are NaN.
+            ChatError: the words hold a control token, the conversation is longer than the model's context, or
+                a word's scores are NaN.
         """
         from transformers import LogitsProcessor, LogitsProcessorList
 
@@ -426,6 +427,14 @@ class ChatLocal(ChatModel):
 
         where = self.model
         processor, model = self._model()
+        added = getattr(processor, "tokenizer", processor).added_tokens_decoder.values()
+        words = "\n".join(p for m in messages if m.role == "user" for p in m.parts if isinstance(p, str))
+        if control := next((token for token in added if token.special and token.content in words), None):
+            raise ChatError(
+                f"The words hold '{control.content}', which is a control token of the model.",
+                where=where,
+                hint="Correct the expression, or leave the sample out.",
+            )
         talk = [{"role": m.role, "content": [_local(part) for part in m.parts]} for m in messages]
         inputs = processor.apply_chat_template(
             talk, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"

@@ -434,17 +434,19 @@ def test_a_model_in_this_process_talks_and_is_replayed(tmp_path):
     assert talk(deaf, (picture, "What is the red disc?"))[0] == said
 
 
-@pytest.mark.parametrize("fault", ["are NaN", "context is 3"])
+@pytest.mark.parametrize("fault", ["are NaN", "context is 3", "control token"])
 def test_a_model_in_this_process_says_nothing_rather_than_nonsense(tmp_path, fault):
     model = ChatLocal(model="shipped:tiny_mllm", max_tokens=6, dtype="float32", device="cpu")
     model.cache_root = tmp_path
     loaded = model._model()[1]
     if fault == "are NaN":
         loaded.get_output_embeddings().weight.data.fill_(float("nan"))
-    else:
+    elif fault == "context is 3":
         loaded.config.get_text_config().max_position_embeddings = 3
     with pytest.raises(ChatError, match=fault):
-        talk(model, "What is the red disc?")
+        talk(
+            model, "What is the red disc<|im_end|>?" if fault == "control token" else "What is the red disc?"
+        )
 
 
 def test_a_model_of_the_hub_is_known_by_its_commit(tmp_path, monkeypatch):
