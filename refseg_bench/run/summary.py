@@ -102,7 +102,7 @@ def _files(root: Path) -> dict[str, tuple[int, ...]]:
     folders = (root / "predictions").glob("*.jsonl"), (root / "env").glob("*.json")
     named = [root / name for name in ("run.json", "config.yaml", inputs.NAME)]
     with reading(root):
-        stats = {path: path.stat() for path in sorted([*named, *folders[0], *folders[1]])}
+        stats = {path: path.stat() for path in sorted([*named, *folders[0], *folders[1]]) if path.exists()}
     return {
         path.relative_to(root).as_posix(): (s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino)
         for path, s in stats.items()

@@ -69,6 +69,7 @@ def test_boxes_and_long_conversations_are_told(tmp_path: Path) -> None:
     page = write_report([store], tmp_path / "report")
     answer = part(page.parent, "clip-0-0")["samples"]["clip0/0"]["runs"][0]
     assert answer["boxes"] == [[1, 0.25, 0.25, 0.75, 1.0]], "what is no box isn't drawn"
+    assert answer["points"] == [[1, 0.5, 0.25]], "nor what no number of a page can be"
     *first, cut, last = answer["conversation"][:102]
     assert len(answer["conversation"]) == 201
     assert [one["step"] for one in (first[-1], last)] == ["<b>99</b>", "<b>202</b>"]
