@@ -178,3 +178,8 @@ def test_nonsense_that_fits_is_left_and_no_link_is_followed(store: RunStore, tmp
 
 def test_of_few_predictions_none_is_kept(tmp_path: Path) -> None:
     assert not (undisturbed(tmp_path).root / NAME).exists()
+
+
+def test_a_record_that_leads_nowhere_hides_no_count(store: RunStore) -> None:
+    (store.root / "env/z.json").symlink_to("nowhere")
+    assert (look(store.root).done, look(store.root).left) == (18, 0)

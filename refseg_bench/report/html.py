@@ -755,7 +755,7 @@ def _points(details: Mapping[str, Any]) -> list[list[float]]:
             if (
                 isinstance(row, list)
                 and len(row) >= 3
-                and all(isinstance(v, (int, float)) and math.isfinite(v) for v in row[:3])
+                and all(isinstance(v, (int, float)) and abs(v) < 1e9 for v in row[:3])
             ):
                 out.append([int(row[0]), float(row[x_at]), float(row[y_at])])
     return out
