@@ -28,6 +28,7 @@ _HOMES = {
     "open_protocol": "config.components",
     "score_run": "scoring.runs",
     "show_tables": "report.tables",
+    "to_frame": "report.tables",
 }
 __all__ = list(_HOMES)
 
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from refseg_bench.errors import RefsegError as RefsegError
     from refseg_bench.methods.base import Method as Method
     from refseg_bench.report.tables import show_tables as show_tables
+    from refseg_bench.report.tables import to_frame as to_frame
     from refseg_bench.run.launch import launch as launch
     from refseg_bench.run.store import RunStore as RunStore
     from refseg_bench.scoring.protocols.base import ScoringProtocol as ScoringProtocol

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from textwrap import wrap
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
@@ -34,6 +34,9 @@ from refseg_bench.scoring.results import level_of
 from refseg_bench.scoring.stats import Bootstrap
 from refseg_bench.scoring.table import ScoreTable, breakdown, splitting
 from refseg_bench.types import Estimate, Result
+
+if TYPE_CHECKING:
+    import pandas
 
 #: A sample's costs → what they are called above a column.
 COST = {
@@ -615,17 +618,31 @@ def csv_text(text: str) -> str:
 
 def to_csv(rows: Sequence[Row]) -> str:
     """Long form, full precision: one line per run, protocol and metric."""
+    return csv_of(_lines_of(rows))
+
+
+def to_frame(stores: Sequence[RunStore]) -> pandas.DataFrame:
+    """The results of some runs for further computing: what ``refseg report --format csv`` writes.
+
+    A line holds one metric of one run under one protocol: ``value`` and the ends ``low`` and ``high`` of its
+    interval in the metric's own unit (``scale`` makes it what tables print), how many samples stand behind
+    it, and a column ``cost_…`` for each cost that any run tells (NaN where a run doesn't).
+    """
+    import pandas  # half a second that no command needs
+
+    return pandas.DataFrame.from_records(list(_lines_of(rows_of(stores))))
+
+
+def _lines_of(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
     costs = costs_of(rows)
-    return csv_of(
-        {
-            **row.about, "metric": name, "value": repr(e.value), "low": repr(e.low), "high": repr(e.high),
-            "scale": row.result.scale, **row.result.coverage,
-            "absent": row.result.answers["absent"], "empty": row.result.answers["empty"],
-            **{f"cost_{name}": repr(row.cost[name]) if name in row.cost else "" for name in costs},
-        }
-        for row in rows
-        for name, e in row.result.metrics.items()
-    )  # fmt: skip
+    for row in rows:
+        for name, e in row.result.metrics.items():
+            yield {
+                **row.about, "metric": name, "value": e.value, "low": e.low, "high": e.high,
+                "scale": row.result.scale, **row.result.coverage,
+                "absent": row.result.answers["absent"], "empty": row.result.answers["empty"],
+                **{f"cost_{name}": row.cost.get(name) for name in costs},
+            }  # fmt: skip
 
 
 def records_of(rows: Sequence[Row]) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import csv
+import io
 import itertools
 import json
 import re
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from omegaconf import OmegaConf
 from rich.console import Console
@@ -489,7 +491,13 @@ def test_splits_and_sets_of_one_layout_have_tables_of_their_own(tmp_path: Path) 
         "mine": 1,
     }
     assert [row[1].best for row in found["set val"].rows] == [False, True]
-    assert "set,testA" in tables.to_csv(tables.rows_of(stores))
+    csv_text = tables.to_csv(tables.rows_of(stores))
+    assert "set,testA" in csv_text
+    frame = tables.to_frame(stores)
+    assert frame["value"].tolist() == [0.1, 1.1, 2.1, 3.1]
+    pd.testing.assert_frame_equal(
+        frame, pd.read_csv(io.StringIO(csv_text), keep_default_na=False, na_values="nan")
+    )
     with pytest.raises(ScoreError, match="different data: set, val, and mine, val"):
         compare(stores[0], stores[2])
 
