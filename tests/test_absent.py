@@ -234,6 +234,7 @@ def test_the_two_releases_are_not_compared(v2: Path, capsys: pytest.CaptureFixtu
     assert "different data: mevis, valid_u, and mevis_v2, valid_u" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_one_command_over_the_new_sets(v2: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Each stands in a table of its own, by its own rules; a truth given as the answer gets full marks."""
     timed = [("who leaves?", [0], {"q_type": "Causal", "action_start": "0:00", "action_end": "0:01"})]

@@ -266,6 +266,7 @@ def test_runs_without_controls(overrides: list[str]) -> None:
     assert baselines(*overrides) == []
 
 
+@pytest.mark.slow
 def test_a_control_that_is_the_run_itself_is_not_repeated() -> None:
     raw = next(iter(baselines()))
     assert [o.choices["method"] for o in baselines(*raw.overrides)] == OTHERS

@@ -23,6 +23,7 @@ def trained(monkeypatch):
     monkeypatch.setattr(weights, "untrained", False)
 
 
+@pytest.mark.slow
 def test_what_ships_is_as_exact_as_it_claims(tmp_path, capsys):
     out = tmp_path / "doctor.json"
     assert main(["doctor", "backbone=tiny_mllm", "backbone=tiny_dit", *SMALL, "-o", str(out)]) == 0
@@ -51,6 +52,7 @@ def test_an_untrained_model_of_a_published_shape(tmp_path):
     assert 1e-5 < float(found["map in bfloat16 from the plain float32 one, of its peak"]) < 0.1
 
 
+@pytest.mark.slow
 def test_two_segmenters_are_compared_and_a_failure_is_told(tmp_path, capsys):
     from tools.tiny_sam import write_sam2
 
@@ -67,6 +69,7 @@ def test_two_segmenters_are_compared_and_a_failure_is_told(tmp_path, capsys):
     assert "nowhere" in lost["error"]
 
 
+@pytest.mark.slow
 def test_an_untrained_model_may_keep_the_type_of_its_config(tmp_path):
     words = ["backbone=tiny_mllm", "backbone.dtype=auto", "backbone.max_new_tokens=2", "--random"]
     assert main(["doctor", *words, *SMALL]) == 0

@@ -64,6 +64,7 @@ def test_rows_become_images_annotations_and_sentences(tmp_path):
     assert RefCocoM(root=tmp_path, text="sent_lower").expressions(clip)[0].text == "the man's dog"
 
 
+@pytest.mark.slow
 def test_prepare_unpacks_the_pictures_of_a_snapshot_or_of_its_files(tmp_path):
     write_refcoco_m_set(tmp_path / "snapshot", images())
     files = sorted((tmp_path / "snapshot/data").iterdir())
@@ -168,6 +169,7 @@ def results(folder):
     return found
 
 
+@pytest.mark.slow
 def test_one_command_runs_the_sets_of_today(home, capsys):
     words = ["dataset=long_rvos,groundmore,refcoco_m", "method=oracle,full_frame", "--no-html"]
     assert main(["run", "-m", *words]) == 0

@@ -504,6 +504,7 @@ def test_runs_that_share_their_attention_capture_it_once(make_dit, tmp_path):
     assert other.backbone.counters.dit_forwards == 0
 
 
+@pytest.mark.slow
 def test_what_names_a_shared_capture():
     def digest(*overrides):
         (point,) = config.compose(["method=refam", *overrides])

@@ -273,6 +273,7 @@ def test_data_that_changed_since_are_told(capsys):
     assert save("masks") == 0
 
 
+@pytest.mark.slow
 def test_two_folders_of_runs_hold_other_masks_under_one_name(capsys):
     data = open_dataset("shapes")
     for shift in (0, 9):

@@ -30,6 +30,7 @@ def dino(tmp_path_factory):
     return GroundingDino(masks=node, model=str(folder), device="cpu", box_threshold=2e-5)
 
 
+@pytest.mark.slow
 def test_a_concept_is_tracked_as_by_transformers_with_all_frames_in_memory(sam3, clip):
     from transformers import Sam3VideoInferenceSession
     from transformers.models.sam3_video.processing_sam3_video import Sam3VideoProcessor
@@ -85,6 +86,7 @@ def test_components_are_counted_with_their_corners():
         assert np.array_equal(labels[row, 0].numpy() > 0, masks[row, 0])
 
 
+@pytest.mark.slow
 def test_its_boxes_are_the_processors(dino, clip):
     model, processor = dino.loaded()
     inputs = processor(images=clip.load([2])[0], text="a red disc.", return_tensors="pt")

@@ -191,6 +191,7 @@ def test_the_shipped_model_gives_the_same_masks_through_the_package(tmp_path):
     assert inside.sum() > 0.8 * (my_track[frame][0] | first.mask(frame)).sum()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("release", ["sam2.1"])
 def test_objects_together_equal_one_by_one(ours, clip):
     prompts = all_prompts(clip.size)
@@ -208,6 +209,7 @@ def test_objects_together_equal_one_by_one(ours, clip):
         assert (a.masks_KHW != b.masks_KHW).mean() < 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("release", ["sam2.1"])
 @pytest.mark.parametrize("expressions", [1, 20])
 def test_encoder_passes_are_the_frames_used(ours, clip, expressions):
@@ -222,6 +224,7 @@ def test_encoder_passes_are_the_frames_used(ours, clip, expressions):
         assert session.counters.recomputed_frames == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("release", ["sam2.1"])
 def test_recomputed_and_offloaded_features_change_nothing(sam2_folder, release, clip):
     tracks = []
@@ -250,6 +253,7 @@ def test_runs_are_deterministic_and_sessions_independent(ours, clip, make_clip):
     assert all(np.array_equal(runs[0][f], runs[1][f]) for f in range(len(clip)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("release", ["sam2.1"])
 def test_bf16_is_near_fp32_and_declared(both, clip):
     prompts = [*CLICKS, Prompt(mask=box_mask(clip.size))]

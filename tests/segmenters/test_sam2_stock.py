@@ -153,6 +153,7 @@ def test_points_and_boxes_propagate_as_in_the_predictor(ours, stock, jpegs, tmp_
     assert all(agree(got[frame], want[frame]) for frame in range(len(jpegs)))
 
 
+@pytest.mark.slow
 def test_long_track_forgets_nothing_it_needs(sam2_package_files, stock, release, make_clip, tmp_path):
     """Longer than memory and pointers reach, both ways from the middle."""
     clip = make_clip(length=40, suffix=".jpg", size=(40, 60))
