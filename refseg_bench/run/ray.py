@@ -13,17 +13,17 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
-from refseg_bench.errors import MissingExtra, RefsegError
+from refseg_bench.errors import MissingExtra, RefsegError, StoreError
 from refseg_bench.files.store_io import writing
 from refseg_bench.run.local import tail
 from refseg_bench.run.progress import Progress
 from refseg_bench.run.shards import Planned, tally_of
 from refseg_bench.run.worker import DRAIN, Shard, draining
-from refseg_bench.run.workers import TASK, records
+from refseg_bench.run.workers import TASK, close, records
 from refseg_bench.segmenters.base import shared_by_rows
 
 #: Seconds between two looks at what the actors have stored.
@@ -105,6 +105,11 @@ def work(run: Planned, progress: Progress | None = None, *, capture: bool = Fals
         mine = (r for r in records(root) if r.owner.launch == run.record.id)
         return time.monotonic() < since + DRAIN and not all(r.end for r in mine)
 
+    def dismiss(worker: Any, task: str) -> None:
+        ray.kill(worker)  # gives its room to one that waits, and its clip to anybody
+        with suppress(StoreError):
+            close(root, lambda owner: owner.task == task, "its actor is gone")
+
     with _connected(ray):
         actor = ray.remote(
             num_gpus=cluster.gpus,
@@ -114,17 +119,17 @@ def work(run: Planned, progress: Progress | None = None, *, capture: bool = Fals
             max_task_retries=-1,
         )(_Worker)
         _tell_of_room(ray, run)
-        at_work: dict[Any, tuple[Any, Path]] = {}
+        at_work: dict[Any, tuple[Any, str, Path]] = {}
         try:
             for part in range(parts):
-                named = {**told, TASK: f"{run.record.id}-{'capture' if capture else 'ray'}-{part}"}
+                task = f"{run.record.id}-{'capture' if capture else 'ray'}-{part}"
                 log = folder.resolve() / f"{'capture' if capture else 'shard'}-{part}.log"
-                worker = actor.remote(os.getcwd(), named)
+                worker = actor.remote(os.getcwd(), {**told, TASK: task})
                 shard = Shard(str(root), run.record.id, part, parts, capture)
-                at_work[worker.work.remote(shard, log)] = (worker, log)
+                at_work[worker.work.remote(shard, log)] = (worker, task, log)
             while at_work and (left() or capture or ending()):
                 for over in ray.wait(list(at_work), timeout=_LOOK)[0]:
-                    worker, log = at_work.pop(over)
+                    worker, task, log = at_work.pop(over)
                     try:
                         why = ray.get(over)
                     except ray.exceptions.RayError as error:
@@ -132,10 +137,10 @@ def work(run: Planned, progress: Progress | None = None, *, capture: bool = Fals
                     if why:
                         bad.append(f"{log.stem} ended: {why}")
                         run.say(f"  {bad[-1]}")
-                    ray.kill(worker)  # gives its room to one that waits
+                    dismiss(worker, task)
         finally:
-            for worker, _ in at_work.values():
-                ray.kill(worker)
+            for worker, task, _ in at_work.values():
+                dismiss(worker, task)
     if bad and (capture or left()):
         raise RefsegError(
             f"{len(bad)} of {parts} actors could not go on, {left()} samples are left. {bad[0]}",

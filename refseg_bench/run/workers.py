@@ -544,17 +544,17 @@ class Desk:
         return self
 
     def _succeed(self) -> None:
-        """End what former processes of this task left open: nobody else tells of a machine that is gone."""
-        for former in records(self.root):
-            other = former.owner
-            if other.task != self.owner.task or other.job == self.owner.job or former.end:
-                continue
-            place = (other.host, other.boot, other.space)
-            if place == (self.owner.host, self.owner.boot, self.owner.space) and self.census.alive(other):
-                continue  # no predecessor: both have the variable from who started them
-            end = End(former.seconds, error="it was lost, and started again")
-            with within(self.root, former.path).open("a", encoding="utf-8") as handle:
-                handle.write(sealed(asdict(end)))
+        """End what former processes of this task left open."""
+        mine = self.owner
+
+        def former(other: Owner) -> bool:
+            if other.task != mine.task or other.job == mine.job:
+                return False
+            here = (other.host, other.boot, other.space) == (mine.host, mine.boot, mine.space)
+            # One that lives is no predecessor: both have the variable from who started them.
+            return not (here and self.census.alive(other))
+
+        close(self.root, former, "it was lost, and started again")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -679,6 +679,18 @@ class Desk:
                 os.utime(self.record)
                 if now := self.now()[:_MOST_NOW]:
                     write_atomic(self.record.with_suffix(_NOW), now)
+
+
+def close(root: Path, lost: Callable[[Owner], bool], why: str) -> None:
+    """End the records that lost processes left open: nobody else tells of a machine that is gone.
+
+    Raises:
+        StoreError: a record can't be written, or leads out of the folder.
+    """
+    for record in records(root):
+        if record.end is None and lost(record.owner):
+            with writing(record.path), within(root, record.path).open("a", encoding="utf-8") as handle:
+                handle.write(sealed(asdict(End(record.seconds, error=why))))
 
 
 def forget(root: Path, census: Census | None = None) -> None:

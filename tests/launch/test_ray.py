@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from threading import Thread
@@ -211,6 +212,26 @@ def test_a_name_that_several_have_takes_no_clip_of_a_living_one(tmp_path: Path) 
     assert all(r.end and r.end.well for r in records(tmp_path))
 
 
+def played(monkeypatch: pytest.MonkeyPatch, **parts: object) -> None:
+    """What is used of Ray, with other parts."""
+    whole: dict[str, object] = {
+        "is_initialized": lambda: True,
+        "nodes": lambda: [{"Alive": True, "Resources": {"CPU": 8}}],
+        "get": lambda over: "",
+        "exceptions": SimpleNamespace(RayError=RuntimeError),
+    }
+    monkeypatch.setattr("refseg_bench.run.ray.check", lambda: SimpleNamespace(**whole | parts))
+
+
+def actors(start: Callable[[dict[str, str], Shard], object]) -> Callable[..., object]:
+    """``ray.remote`` whose actors begin their part so."""
+
+    def created(folder: str, told: dict[str, str]) -> SimpleNamespace:
+        return SimpleNamespace(work=SimpleNamespace(remote=lambda shard, log: start(told, shard)))
+
+    return lambda **options: lambda cls: SimpleNamespace(remote=created)
+
+
 def test_who_still_writes_what_it_worked_with_is_waited_for(tmp_path: Path, monkeypatch) -> None:
     """Else its weights, counters and peaks are lost; Ray is played by a thread that takes its time."""
     told: list[bool] = []
@@ -219,7 +240,7 @@ def test_who_still_writes_what_it_worked_with_is_waited_for(tmp_path: Path, monk
         time.sleep(0.5)
         return {"told": True}
 
-    def start(shard: Shard, log: Path) -> Thread:
+    def start(variables: dict[str, str], shard: Shard) -> Thread:
         thread = Thread(target=shard)
         thread.start()
         return thread
@@ -232,19 +253,39 @@ def test_who_still_writes_what_it_worked_with_is_waited_for(tmp_path: Path, monk
         (path,) = tmp_path.glob("runs/*/env/*.json")
         told.append("told" in path.read_text())
 
-    worker = SimpleNamespace(work=SimpleNamespace(remote=start))
-    actor = SimpleNamespace(remote=lambda *words: worker)
-    played = SimpleNamespace(
-        is_initialized=lambda: True,
-        nodes=lambda: [{"Alive": True, "Resources": {"CPU": 8}}],
-        remote=lambda **options: lambda cls: actor,
-        wait=wait,
-        get=lambda thread: "",
-        kill=kill,
-        exceptions=SimpleNamespace(RayError=RuntimeError),
-    )
-    monkeypatch.setattr("refseg_bench.run.ray.check", lambda: played)
+    played(monkeypatch, remote=actors(start), wait=wait, kill=kill)
     monkeypatch.setattr("refseg_bench.run.loop.method_record", slowly)
     (done,) = launch([point(tmp_path, clips=1, cluster={"kind": "ray"})], quiet)
     assert done.error is None
     assert told == [True]
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt(), RuntimeError("The actor died.")])
+def test_an_actor_of_another_machine_that_is_gone_holds_no_clip(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: BaseException
+) -> None:
+    """The command was interrupted, or Ray doesn't start the actor again: the next one need not wait."""
+
+    def start(variables: dict[str, str], shard: Shard) -> str:
+        far = replace(Owner.here("far", str(shard.launch)), host="far", space="", task=variables[TASK])
+        with Desk(Path(shard.root), far) as desk:
+            assert desk.take("clip0")
+            kept = desk.record.read_bytes()
+        desk.record.write_bytes(kept)
+        return "far"
+
+    def wait(all_of: list[str], timeout: float) -> tuple[list[str], None]:
+        if isinstance(end, KeyboardInterrupt):
+            raise end
+        return all_of, None
+
+    def get(over: object) -> str:
+        raise end
+
+    played(monkeypatch, remote=actors(start), wait=wait, get=get, kill=lambda worker: None)
+    ours = point(tmp_path, clips=1, cluster={"kind": "ray"})
+    with pytest.raises(KeyboardInterrupt) if isinstance(end, KeyboardInterrupt) else nullcontext():
+        launch([ours], quiet)
+    (again,) = launch([point(tmp_path, clips=1)], quiet)
+    assert again.tally is not None
+    assert (again.tally.done, again.tally.elsewhere) == (3, 0)
