@@ -21,7 +21,7 @@ from refseg_bench.errors import ConfigError
 from refseg_bench.files.store_io import add_json, printable, put_json
 from refseg_bench.report.compare import Comparison, Group, compare, compare_truths
 from refseg_bench.report.html import home, write_report
-from refseg_bench.report.tables import leave_out_outdated
+from refseg_bench.report.tables import leave_out_outdated, tame
 from refseg_bench.run.store import RunStore
 from refseg_bench.scoring.stats import holm
 
@@ -92,7 +92,7 @@ def show(found: Comparison, console: Console) -> None:
 
     def plain(text: str) -> Text:
         # Names and options may hold brackets, which rich would take for its own.
-        return Text(text, overflow="fold")
+        return Text(tame(text), overflow="fold")
 
     (first, second), folders = found.labels, (found.first, found.second)
     console.print(plain(f"A = {first} ({folders[0]})\nB = {second} ({folders[1]})\n{found.protocol}"))

@@ -406,14 +406,14 @@ def number_cell(estimate: Estimate | None, percent: float, best: bool = False) -
 
 def to_terminal(table: ResultTable, console: Console) -> None:
     """Print with rich; where turning doesn't make it fit the terminal it continues below, names repeated."""
-    console.print(Text(printable(table.caption), style="italic"), soft_wrap=True)
+    console.print(Text(tame(table.caption), style="italic"), soft_wrap=True)
     table = _narrowed(table, console.width)
     for columns in _pages(table, console.width):
         shown = RichTable(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, collapse_padding=True)
         for index in columns:
             name = index < table.names
             shown.add_column(
-                Text(table.header[index]),
+                Text(tame(table.header[index])),
                 justify="left" if name else "right",
                 overflow="fold",
                 min_width=max(map(len, table.sections.values()), default=0) if index == 0 else None,
@@ -423,11 +423,11 @@ def to_terminal(table: ResultTable, console: Console) -> None:
         for number, row in enumerate(table.rows):
             if number in table.sections:
                 shown.add_section()
-                shown.add_row(Text(table.sections[number], style="italic"))
+                shown.add_row(Text(tame(table.sections[number]), style="italic"))
             shown.add_row(*(_rich(row[index]) for index in columns))
         console.print(shown)
     for note in table.notes:
-        console.print(Text(printable(note), style="dim"), soft_wrap=True)
+        console.print(Text(tame(note), style="dim"), soft_wrap=True)
 
 
 def show_tables(stores: Sequence[RunStore], console: Console | None = None) -> None:
@@ -478,8 +478,17 @@ def _pages(table: ResultTable, width: int) -> list[list[int]]:
     return pages
 
 
+def tame(text: str) -> str:
+    r"""Text, of some lines, for a terminal, which nothing of a stranger's record may steer.
+
+    >>> tame("a\x1b[2J")
+    'a\\x1b[2J'
+    """
+    return "\n".join(map(printable, text.split("\n")))
+
+
 def _rich(cell: Cell) -> Text:
-    text = Text(cell.text, style="bold" if cell.best else "")
+    text = Text(tame(cell.text), style="bold" if cell.best else "")
     if cell.mark:
         text.append(cell.mark, style="dim")
     if cell.delta:

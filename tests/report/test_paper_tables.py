@@ -22,13 +22,14 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from refseg_bench.cli import main
+from refseg_bench.commands.compare import show
 from refseg_bench.config import compose as configs
 from refseg_bench.config.components import names, options
 from refseg_bench.errors import ConfigError, ScoreError
 from refseg_bench.files.resources import resource
 from refseg_bench.files.store_io import sealed, sealed_text
 from refseg_bench.report import paper, tables
-from refseg_bench.report.compare import compare, means, only_protocol
+from refseg_bench.report.compare import Comparison, Group, compare, means, only_protocol
 from refseg_bench.report.naming import titles
 from refseg_bench.report.paper import COLUMNS, Reference, held_against, paper_rows, printed_name
 from refseg_bench.run.build import frozen
@@ -252,16 +253,20 @@ def test_words_are_escaped_in_every_form(tmp_path: Path) -> None:
     assert "[red]x[/red]" in console.export_text()
 
 
-def test_no_caption_or_note_steers_a_terminal(tmp_path: Path) -> None:
-    """What a stranger's result row says ("part") is told in a note, also where colours are shown."""
+def test_nothing_of_a_table_steers_a_terminal(tmp_path: Path) -> None:
+    """What a stranger's run is called and says of itself, also where colours are shown."""
     result = Result("p@1", {"J": Estimate(0.5)}, 1, 1, 0, 0, details={"part": "\x1b[31m1 of 2"})
-    (table,) = tables.tabulate([tables.Row("a", "a", "set\x1b[2J", result)])
+    (table,) = tables.tabulate([tables.Row("a\x1b]0;x", "a", "set\x1b[2J", result)])
     with (tmp_path / "out").open("w+") as file:
-        tables.to_terminal(table, Console(width=200, file=file, force_terminal=True))
+        console = Console(width=200, file=file, force_terminal=True)
+        tables.to_terminal(table, console)
+        named = ("x", "y", ("b\x1b[2J", "c"), "p@1", 1.0, 0.0)
+        show(Comparison(*named, Group("", "", {}), (), (), (), {"k": ("d\x1b[2J", 1)}, 0), console)
         file.seek(0)
         said = file.read()
     assert "only \\x1b[31m1 of 2" in said
     assert "set\\x1b[2J" in said
+    assert all(name in said for name in ("a\\x1b]0;x", "b\\x1b[2J", "d\\x1b[2J"))
 
 
 @pytest.mark.parametrize("width", [60, 80, 120])
