@@ -18,7 +18,7 @@ PYTEST_ARGS ?= -n auto --dist loadgroup
 # What `make gpu-check` measures: any components with their options, as in `refseg doctor --help`.
 CHECK ?= backbone=tiny_mllm backbone=tiny_dit
 
-.PHONY: demo setup test quick oldest wheel lint types tables gpu-check clean
+.PHONY: demo setup test quick oldest wheel skypilot lint types tables gpu-check clean
 
 demo: $(VENV)/.user          ## install for use, then run, score and report the embedded default
 	$(BIN)/refseg run
@@ -42,6 +42,13 @@ wheel: setup                 ## the built wheel with its models' extra, in an en
 	$(UV) pip install -q --python $(VENV)/wheel/env $(CONSTRAINTS) "$$(echo $(VENV)/wheel/*.whl)[mllm]"
 	cd $(VENV)/wheel && env/bin/refseg run limit.clips=1 limit.expressions=1 baselines=[]
 	rm -rf $(VENV)/wheel
+
+skypilot: $(UV)              ## docs/cluster/skypilot.yaml as SkyPilot's own loader takes it
+	$(UV) venv -q --python $(BIN)/python $(VENV)/skypilot
+	$(UV) pip install -q --python $(VENV)/skypilot $(CONSTRAINTS) 'skypilot>=0.14'
+	HOME=$(VENV)/skypilot $(VENV)/skypilot/bin/python -c \
+	  "import sky; print(sky.Task.from_yaml('docs/cluster/skypilot.yaml'))"
+	rm -rf $(VENV)/skypilot
 
 setup: $(VENV)/.dev          ## install for development
 
