@@ -406,6 +406,7 @@ def number_cell(estimate: Estimate | None, percent: float, best: bool = False) -
 
 def to_terminal(table: ResultTable, console: Console) -> None:
     """Print with rich; where turning doesn't make it fit the terminal it continues below, names repeated."""
+    table = _shortened(table)
     console.print(Text(tame(table.caption), style="italic"), soft_wrap=True)
     table = _narrowed(table, console.width)
     for columns in _pages(table, console.width):
@@ -434,6 +435,29 @@ def show_tables(stores: Sequence[RunStore], console: Console | None = None) -> N
     """Print :func:`tables_of`."""
     for table in tables_of(stores):
         to_terminal(table, console or Console())
+
+
+def _shortened(table: ResultTable) -> ResultTable:
+    """A table whose names say what differs: what all begin with is their column's title, what all end with
+    closes the caption.
+    """
+    if table.names > 1 or table.sections:
+        return table
+    counts = [number for number, row in enumerate(table.rows) if row[0].text == "n"]
+    words = [row[0].text.split(" · ") for number, row in enumerate(table.rows) if number not in counts]
+    room = min(map(len, words), default=1) - 1 if len(words) > 1 else 0
+    begin = next((k for k in range(room) if len({name[k] for name in words}) > 1), room)
+    end = next((k for k in range(room - begin) if len({name[-1 - k] for name in words}) > 1), room - begin)
+    if not begin + end:
+        return table
+    kept = iter(" · ".join(name[begin : len(name) - end]) for name in words)
+    rows = tuple(
+        row if n in counts else (replace(row[0], text=next(kept)), *row[1:])
+        for n, row in enumerate(table.rows)
+    )
+    header = (" · ".join(words[0][:begin]) or table.header[0], *table.header[1:])
+    caption = " · ".join([table.caption, *words[0][len(words[0]) - end :]])
+    return replace(table, caption=caption, header=header, rows=rows)
 
 
 def _narrowed(table: ResultTable, width: int) -> ResultTable:

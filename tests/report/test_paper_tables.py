@@ -477,6 +477,28 @@ def test_who_sees_the_truth_is_never_the_best() -> None:
     assert [row[1].best for row in table.rows] == [False, True, False]
 
 
+@pytest.mark.parametrize(
+    ("names", "title", "shown", "caption"),
+    [
+        (("m · a=1 · limit=2", "m · a=2 · limit=2"), "m", ("a=1", "a=2"), "set · limit=2"),
+        (("m", "m · a=2"), "method", ("m", "m · a=2"), "set"),
+        (("m · raw", "m · raw"), "m", ("raw", "raw"), "set"),
+        (("m · a=1",), "method", ("m · a=1",), "set"),
+    ],
+)
+def test_names_in_a_terminal_say_what_differs(
+    names: tuple[str, ...], title: str, shown: tuple[str, ...], caption: str
+) -> None:
+    numbered = (tables.Cell("1.0"),)
+    rows = ((tables.Cell("n"), tables.Cell("9")), *((tables.Cell(name), *numbered) for name in names))
+    console = Console(width=40, record=True)
+    tables.to_terminal(tables.ResultTable("set", ("method", "J"), rows), console)
+    lines = [line.strip() for line in console.export_text().splitlines() if line.strip()]
+    assert lines[0] == caption
+    assert lines[1].removesuffix("J").strip() == title
+    assert [line.removesuffix("1.0").strip() for line in lines[4:]] == [*shown]
+
+
 def test_splits_and_sets_of_one_layout_have_tables_of_their_own(tmp_path: Path) -> None:
     """RefCOCO's val and testA, or a set of one's own in MeViS' layout, are not one column of numbers."""
     data = [("set", "val"), ("set", "testA"), ("mine", "val"), ("set", "val")]
