@@ -154,6 +154,7 @@ def preview(points: Sequence[Composed]) -> dict[str, Any]:
         ``here``, and their megabytes (``None`` = not known). ``notes``: what could not be told. ``total``.
     """
     runs: list[dict[str, Any]] = []
+    left: list[Planned] = []
     notes: list[str] = []
     asked: dict[str, dict[str, Any]] = {}
     untold: dict[str, list[str]] = {}
@@ -171,10 +172,15 @@ def preview(points: Sequence[Composed]) -> dict[str, Any]:
                 continue
             row["cached"], row["asked"] = _cache_hits(run, notes.append)
             row["jobs"] = run.shards + run.cluster.finish if run.cluster.kind == "slurm" else 0
+            left.append(run)
         row["weights"] = _weights(point.values, asked, notes.append)
     for what, (first, *more) in untold.items():
         others = f" and {len(more)} more" if more else ""
         notes.append(f"{first}{others}: what is left can't be told: {what}")
+    if processes := _processes(left):
+        notes.append(f"{processes} processes of this machine work on all of it together")
+        for row in runs:
+            row["shards"] = processes if row["samples"] else row["shards"]
     total = {key: sum(row[key] or 0 for row in runs) for key in ("samples", "clips", "jobs")}
     finished = any(row["jobs"] > row["shards"] for row in runs if row["jobs"])  # one report for all
     sizes = [told["megabytes"] for told in asked.values() if told["here"] is False]

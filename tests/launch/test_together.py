@@ -19,7 +19,7 @@ from refseg_bench.config.compose import Composed, compose
 from refseg_bench.errors import ConfigError, TakenOver
 from refseg_bench.run import launch as launching
 from refseg_bench.run import local
-from refseg_bench.run.launch import launch
+from refseg_bench.run.launch import launch, preview
 from refseg_bench.run.shards import Planned, planned
 from refseg_bench.run.store import RunStore, runs_in
 from refseg_bench.run.submissions import submissions
@@ -37,6 +37,13 @@ def rows(folder: Path, **method: object) -> list[Composed]:
 @pytest.fixture
 def two_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launching, "_processes", lambda runs: 2 if runs else 0)
+
+
+def test_a_preview_tells_of_the_processes_that_share(tmp_path: Path, two_processes: None) -> None:
+    found = preview(rows(tmp_path))
+    assert [row["shards"] for row in found["runs"]] == [2, 2]
+    assert "2 processes of this machine work on all of it together" in found["notes"]
+    assert found["total"]["jobs"] == 0
 
 
 @pytest.mark.slow
