@@ -8,7 +8,7 @@ takes objects one by one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -88,6 +88,8 @@ class HfTrackerCore(TrackerCore):
         self._low = tuple(model.prompt_encoder.mask_input_size)
         self._positions: torch.Tensor | None = None
         self._memory_positions: torch.Tensor | None = None
+        #: What is the same in every step: positions on the image, and by number of objects "no prompt".
+        self._constants: dict[Any, Any] = {}
 
     def encode(self, frame_HWC: NDArray[np.uint8]) -> Features:
         """Two fine levels, already projected for the decoder, and the top level: ``(1, C, h, w)`` each."""
@@ -175,18 +177,16 @@ class HfTrackerCore(TrackerCore):
             presence logits ``(N, 1)``.
         """
         model, n = self.model, len(top_NChw)
+        nothing = points_NP2 is None and masks_N1hw is None
         if points_NP2 is None or labels_NP is None:
             points_NP2 = torch.zeros(n, 1, 2, device=self.device)
             labels_NP = -torch.ones(n, 1, dtype=torch.int32, device=self.device)
-        sparse, dense = model.prompt_encoder(
-            input_points=points_NP2[:, None],
-            input_labels=labels_NP[:, None],
-            input_boxes=None,
-            input_masks=masks_N1hw,
-        )
+        prompt = (points_NP2[:, None], labels_NP[:, None], None, masks_N1hw)
+        sparse, dense = self._once(n if nothing else None, lambda: model.prompt_encoder(*prompt))
+        places = self._once("places", model.get_image_wide_positional_embeddings)
         logits, ious, mask_tokens, presence = model.mask_decoder(
             image_embeddings=top_NChw,
-            image_positional_embeddings=model.get_image_wide_positional_embeddings().expand(n, -1, -1, -1),
+            image_positional_embeddings=places.expand(n, -1, -1, -1),
             sparse_prompt_embeddings=sparse,
             dense_prompt_embeddings=dense,
             multimask_output=several,
@@ -194,6 +194,14 @@ class HfTrackerCore(TrackerCore):
         )
         # One prompt per batch row: the axis of prompts within a row has length 1.
         return logits[:, 0], ious[:, 0], mask_tokens[:, 0], presence.view(n, 1)
+
+    def _once(self, what: Any, make: Callable[[], Any]) -> Any:
+        """The same in every step (``None`` is not), made once; not where weights may change, in training."""
+        if what is None or not torch.is_inference_mode_enabled():
+            return make()
+        if what not in self._constants:
+            self._constants[what] = make()
+        return self._constants[what]
 
     def heads(
         self,

@@ -226,6 +226,16 @@ def test_encoder_passes_are_the_frames_used(ours, clip, expressions):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("release", ["sam2.1"])
+def test_that_there_is_no_prompt_is_encoded_once(ours, clip):
+    with ours.open(clip) as session:
+        encoder, encoded = session._core.model.prompt_encoder, []
+        hook = encoder.register_forward_hook(lambda *_: encoded.append(1))
+        for click in (Prompt.click(0.5, 0.5), Prompt.click(0.3, 0.6)):
+            assert len(list(session.propagate(0, [click]))) == len(clip) > 2
+        hook.remove()
+    assert len(encoded) == 2 + 1, "two clicks, and what the tracked frames have instead"
+
+
 def test_recomputed_and_offloaded_features_change_nothing(sam2_folder, release, clip):
     tracks = []
     for host_mb in (12000.0, 0.7, 0.0):
