@@ -117,15 +117,17 @@ def _facts(record: Mapping[str, Any]) -> SplitFacts:
 
 
 def lacking(dataset: Dataset, clips: int, expressions: int) -> str:
-    """In words, how many clips or expressions a data set has less than its manifest says; empty if none."""
+    """In words, how many clips or expressions are missing of those counted in the release; empty if none."""
     facts = manifest(dataset.name)
     split = facts.splits.get(dataset.split) if facts is not None else None
     told = {"videos": clips, "images": clips, "expressions": expressions}
+    if split is None:
+        return ""
     return next(
         (
             f"{told[key]} of the {count} {key} that the release has"
-            for key, count in ({} if split is None else split.counts).items()
-            if told.get(key, count) < count
+            for key, count in split.counts.items()
+            if key not in split.unchecked and told.get(key, count) < count
         ),
         "",
     )

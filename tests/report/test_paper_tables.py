@@ -25,6 +25,7 @@ from refseg_bench.cli import main
 from refseg_bench.commands.compare import show
 from refseg_bench.config import compose as configs
 from refseg_bench.config.components import names, options
+from refseg_bench.datasets import verify
 from refseg_bench.errors import ConfigError, ScoreError
 from refseg_bench.files.resources import resource
 from refseg_bench.files.store_io import sealed, sealed_text
@@ -423,6 +424,16 @@ def test_a_data_set_that_holds_less_than_its_release_is_a_part(
         assert [told in note for note in tables.tabulate([row])[0].notes] == [True] * (not limit)
         publish([store], tmp_path / "out", note="")
         assert read_published(tmp_path / "out" / "samples.csv")[-1]["note"] == f"only {part}"
+
+
+def test_a_figure_that_nobody_counted_makes_no_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = FakeDataset(name="photos")
+    assert verify.lacking(data, 4, 9) == "4 of the 6 images that the release has"
+    facts = verify.manifest("photos")
+    assert facts is not None
+    splits = {name: replace(split, unchecked=frozenset(split.counts)) for name, split in facts.splits.items()}
+    monkeypatch.setattr(verify, "manifest", lambda name: replace(facts, splits=splits))
+    assert verify.lacking(data, 4, 9) == ""
 
 
 def test_a_limited_run_is_published_as_such(tmp_path: Path) -> None:
