@@ -94,14 +94,18 @@ def test_two_hundred_kills_of_the_workers_of_one_run(tmp_path: Path) -> None:
     began, one = time.monotonic(), start()
     wait_for(lambda: working(one))
     starting = time.monotonic() - began
-    at_work, started, kills = {one: began}, 1, 0
+    at_work, started, kills, seen = {one: began}, 1, 0, {one}
     while at_work or started < 200:
         while len(at_work) < 3 and started < 200:
             started += 1
             # Half of them on their way, half of them while they are at their first samples.
             at_work[start()] = chance.choice([math.inf, time.monotonic() + chance.uniform(0.0, starting)])
-        for pid in [pid for pid, moment in at_work.items() if moment == math.inf and working(pid)]:
-            at_work[pid] = time.monotonic() + chance.uniform(0.0, 0.06)
+        for pid in [pid for pid in at_work if pid not in seen and working(pid)]:
+            # Whatever the load was at first, the work must last for two hundred.
+            seen.add(pid)
+            at_work[pid] = min(at_work[pid], time.monotonic() + chance.uniform(0.0, 0.06))
+        ended = [pid for pid in at_work if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)]
+        assert not ended, f"one ended by itself, with {len(store.done())} of 450 samples done"
         for pid in [pid for pid, moment in at_work.items() if moment < time.monotonic()]:
             del at_work[pid]
             os.kill(pid, signal.SIGKILL)
