@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,8 @@ os.environ.setdefault("REFSEG_SEARCHPATH", "pkg://tests")
 # Or every process that a test starts would compile torch anew.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+# Jobs in the background of a shell ignore Ctrl-C, which tests send to what they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["COLUMNS"] = "80"  # or tables would be as wide as the terminal that pytest was started in
 
 settings.register_profile(
