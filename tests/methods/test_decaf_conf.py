@@ -9,7 +9,7 @@ from refseg_bench.config.components import make, names, options
 from refseg_bench.config.compose import compose
 from refseg_bench.errors import ConfigError
 from refseg_bench.files.resources import resource
-from refseg_bench.files.store_io import read_sealed_yaml
+from refseg_bench.files.store_io import read_yaml
 from refseg_bench.methods.decaf import DecAF
 
 TABLES = [
@@ -61,7 +61,7 @@ def test_there_is_one_experiment_per_table():
 
 def points_of(name):
     """The points of an experiment's grid along each axis, the other axes at their first value."""
-    axes = read_sealed_yaml(resource("conf") / "experiment" / "decaf" / f"{name}.yaml").get("sweep") or {}
+    axes = read_yaml(resource("conf") / "experiment" / "decaf" / f"{name}.yaml").get("sweep") or {}
     first = {key: values[0] for key, values in axes.items()}
     stars = [first] + [{**first, key: value} for key, values in axes.items() for value in values[1:]]
     for star in stars:
