@@ -698,10 +698,13 @@ class Session(MLLMSession):
         for step in range(self.owner.max_new_tokens):
             scores = loaded.rules(known, logits.float())
             chosen = scores.argmax(-1)
-            if not bool(torch.isfinite(scores.gather(-1, chosen[:, None])).all()):
+            best = scores.gather(-1, chosen[:, None])[:, 0]
+            # The one thing that is fetched from the device in a step.
+            words = torch.where(torch.isfinite(best), chosen, -1).tolist()
+            if -1 in words:
                 # The first of a row of NaN is its largest: an answer of one word, again and again.
                 raise _not_finite("The model's scores of the next word hold", self.owner.path)
-            for row, token in enumerate(chosen.tolist()):
+            for row, token in enumerate(words):
                 if row in open_rows:
                     answers[row].append(token)
                     self.owner.counters.generated_tokens += 1
