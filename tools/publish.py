@@ -49,7 +49,8 @@ def publish(stores: Iterable[RunStore], folder: Path, note: str = "") -> dict[Pa
         File → rows written into it.
 
     Raises:
-        ScoreError: a run is not scored, or is outside the tolerance without a note.
+        ScoreError: a run is not scored, is outside the tolerance without a note, or would replace a row of
+            more samples.
         StoreError: the folder can't be written.
     """
     new: dict[str, list[dict[str, str]]] = {}
@@ -186,7 +187,15 @@ def _merge(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         known = {key(row): dict(row) for row in read_published(path)} if path.is_file() else {}
-        known.update({key(row): dict(row) for row in map(csv_cells, rows)})
+        for row in map(csv_cells, rows):
+            there = known.get(key(row))
+            if there is not None and int(row["expected"]) < int(there["expected"]):
+                raise ScoreError(
+                    f"A row of {there['expected']} samples stands there; this run is of {row['expected']}.",
+                    where=path,
+                    hint="Publish it into another folder (--to).",
+                )
+            known[key(row)] = dict(row)
         ordered = sorted(known.values(), key=lambda r: (r["paper"], r["table"], _row_number(r), r["method"]))
         with output(path) as handle:
             handle.write(csv_of(ordered, HEADER).encode())

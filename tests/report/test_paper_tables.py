@@ -422,8 +422,8 @@ def test_a_data_set_that_holds_less_than_its_release_is_a_part(
         (row,) = tables.rows_of([store])
         assert (row.part, row.ranked) == (part, False)
         assert [told in note for note in tables.tabulate([row])[0].notes] == [True] * (not limit)
-        publish([store], tmp_path / "out", note="")
-        assert read_published(tmp_path / "out" / "samples.csv")[-1]["note"] == f"only {part}"
+        publish([store], out := tmp_path / f"only {part}")
+        assert read_published(out / "samples.csv")[-1]["note"] == out.name
 
 
 def test_a_figure_that_nobody_counted_makes_no_part(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -438,7 +438,14 @@ def test_a_figure_that_nobody_counted_makes_no_part(monkeypatch: pytest.MonkeyPa
 
 def test_a_limited_run_is_published_as_such(tmp_path: Path) -> None:
     publish([scored_run(tmp_path, 74.9, limit={"clips": 2})], tmp_path / "out", note="a try")
-    assert read_published(tmp_path / "out" / "decaf.csv")[0]["note"] == "only limit.clips=2; a try"
+    published = tmp_path / "out" / "decaf.csv"
+    (row,) = read_published(published)
+    assert row["note"] == "only limit.clips=2; a try"
+    published.write_text(
+        published.read_text().replace(f",{row['expected']},", f",{int(row['expected']) + 1},")
+    )
+    with pytest.raises(ScoreError, match=r"A row of \d+ samples stands there"):
+        publish([scored_run(tmp_path, 74.9, limit={"clips": 2})], tmp_path / "out", note="a try")
 
 
 def test_publish_refuses_numbers_outside_the_tolerance_without_a_note(tmp_path: Path) -> None:
