@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from refseg_bench.errors import StoreError
-from refseg_bench.files.store_io import checksum, read_sealed_yaml, safe_name, to_plain
-from refseg_bench.run.store import RunInfo, RunStore
+from refseg_bench.files.store_io import checksum, read_sealed_yaml, safe_name, to_plain, write_atomic
+from refseg_bench.run.store import RunInfo, RunStore, line_of
 from refseg_bench.types import (
     Estimate,
     Expression,
@@ -221,6 +221,20 @@ def test_lines_of_another_run_are_no_samples_of_this_one(tmp_path: Path) -> None
         shutil.copy(path, store.root / "predictions")
     assert set(RunStore(store.root).index()) == {"c/0"}
     assert "another run's" in str(RunStore(store.root).damage())
+
+
+def test_a_file_that_another_replaced_is_read_anew(tmp_path: Path) -> None:
+    """`score --save` gives the file of masks a new content under its name, often of the same size."""
+    store = a_store(tmp_path)
+    both = [line_of(good("c", name, rows)).decode() for name, rows in (("0", 1), ("10", 2))]
+    path = store.root / "predictions" / "masks.jsonl"
+    for lines in (both, both[::-1]):
+        write_atomic(path, "".join(lines))
+        assert {name: p.track.area()[0] for name, p in store.predictions("c").items()} == {"0": 5, "10": 10}
+    path.write_text(both[0])
+    assert set(store.predictions("c")) == {"0"}
+    path.unlink()
+    assert store.predictions("c") == {}
 
 
 @pytest.mark.parametrize(

@@ -619,6 +619,7 @@ class RunStore:
     outdated: set[str] = field(default_factory=set, init=False, repr=False)
     _index: dict[str, StoredLine] = field(default_factory=dict, init=False, repr=False)
     _seen: dict[Path, int] = field(default_factory=dict, init=False, repr=False)
+    _stats: dict[Path, os.stat_result] = field(default_factory=dict, init=False, repr=False)
     _clips: dict[str, list[StoredLine]] | None = field(default=None, init=False, repr=False)
     _lost: set[tuple[Path, int]] = field(default_factory=set, init=False, repr=False)
     _run: str = field(default="", init=False, repr=False)
@@ -746,15 +747,16 @@ class RunStore:
         Every call looks at the files again, but reads only what was appended since the last one.
         """
         with reading(self.root / "predictions"):
-            sizes = {p: p.stat().st_size for p in sorted((self.root / "predictions").glob("*.jsonl"))}
-        if any(sizes.get(path, -1) < seen for path, seen in self._seen.items()):
-            # A file was cut or removed by hand: what we knew of it may be gone.
+            stats = {p: p.stat() for p in sorted((self.root / "predictions").glob("*.jsonl"))}
+        if any(_other(stats.get(path), known) for path, known in self._stats.items()):
+            # A file was cut, removed or replaced: what we knew of it may be gone.
             self._index, self._seen, self._clips, self._lost = {}, {}, None, set()
+        self._stats = stats
         with contextlib.suppress(StoreError):
             self._run = self._run or self.info().digest
-        for path, size in sizes.items():
+        for path, stat in stats.items():
             seen = self._seen.get(path, 0)
-            if size == seen:
+            if stat.st_size <= seen:
                 continue
 
             def lose(at: int, path: Path = path) -> None:
@@ -1043,6 +1045,14 @@ def find_runs(paths: Sequence[Path]) -> list[RunStore]:
             raise StoreError("No run folder here.", where=path, hint="`refseg run` makes one.")
         found.extend(inside)
     return found
+
+
+def _other(now: os.stat_result | None, known: os.stat_result) -> bool:
+    """True unless a file is the same as it was, or the same with more at its end."""
+    if now is None or (now.st_dev, now.st_ino) != (known.st_dev, known.st_ino):
+        return True
+    grown = now.st_size - known.st_size
+    return grown < 0 or (grown == 0 and now.st_mtime_ns != known.st_mtime_ns)
 
 
 def _foreign(path: Path) -> bool:
