@@ -102,7 +102,7 @@ EXTRA_OF = {
     "torchvision": "mllm",
     "transformers": "mllm",
     "diffusers": "dit",
-    "accelerate": "dit",
+    "accelerate": "mllm",
     "sentencepiece": "dit",
     "sam2": "sam2",
     "ray": "ray",

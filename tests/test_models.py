@@ -13,10 +13,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from refseg_bench import cli
 from refseg_bench.backbones import weights as models
 from refseg_bench.backbones.weights import ModelError, Weights, fetch, find, needs_of
+from refseg_bench.errors import ConfigError
+from refseg_bench.files import resources
 from refseg_bench.files.store_io import sealed_text
 
 
@@ -154,6 +157,53 @@ def test_untrained_models_of_the_hub_are_those_of_the_revision_and_from_this_mac
     models.load_tokenizer("some/model", "tiny_mllm", **hub)
     assert asked == [("some/model", hub)] * 2
     assert made["attn_implementation"] == "sdpa"
+
+
+@pytest.mark.parametrize("name", ["lm_head", "embed_tokens", "shared", "SAM"])
+def test_what_a_checkpoint_holds_once_for_two_places_is_not_missing(name, tmp_path):
+    import transformers
+
+    from tests.tiny_mllm import build
+    from tools.tiny_sam import write_sam1
+
+    if name == "SAM":
+        kind, tied = transformers.SamModel, "prompt_encoder.shared_embedding.positional_embedding"
+        write_sam1(tmp_path)
+    elif name == "lm_head":
+        kind, tied = transformers.AutoModelForImageTextToText, "lm_head.weight"
+        model = build("qwen2_5_vl")
+        model.config.tie_word_embeddings = True
+        model.tie_weights()
+        model.save_pretrained(tmp_path)
+    else:  # what T5 1.1 says of its embeddings holds of its decoder's output
+        kind, tied = transformers.T5EncoderModel, "encoder.embed_tokens.weight"
+        small = {"d_model": 8, "d_ff": 8, "d_kv": 4, "num_layers": 1, "num_heads": 2, "vocab_size": 9}
+        kind(transformers.T5Config(**small, tie_word_embeddings=False)).save_pretrained(tmp_path)
+    held = load_file(tmp_path / "model.safetensors")
+    assert tied not in held
+    if name == "embed_tokens":
+        held[tied] = held.pop("shared.weight")
+        save_file(held, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    found = models.load_module(kind, tmp_path, torch.float32, torch.device("cpu")).state_dict()
+    assert any(torch.equal(found[tied], tensor) for tensor in held.values())
+
+
+def test_weights_go_to_the_device_from_their_files():
+    from diffusers import AutoencoderKL
+    from transformers import AutoModelForImageTextToText, Sam2VideoModel
+
+    for kind, place in (
+        (AutoModelForImageTextToText, "tiny_mllm"),
+        (Sam2VideoModel, "tiny_sam2"),
+        (AutoencoderKL, "tiny_dit/vae"),
+    ):
+        made = models.load_module(kind, resources.weights(place), torch.float32, torch.device("meta"))
+        assert {tensor.device.type for tensor in (*made.parameters(), *made.buffers())} == {"meta"}
+
+
+def test_a_device_that_this_machine_lacks_is_refused_before_the_first_sample():
+    with pytest.raises(ConfigError, match="not available here"):
+        models.choose_device("xpu")
 
 
 def test_offline_says_what_is_missing_and_how_to_get_it(monkeypatch, tmp_path):

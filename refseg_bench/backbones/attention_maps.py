@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -119,7 +120,7 @@ class _LayerLogits:
 
     def select(self, tokens: Sequence[int]) -> _LayerLogits:
         """Some of the tokens, in the order given."""
-        places = torch.as_tensor(list(tokens), device=self.image_HNT.device)
+        places = places_on(self.image_HNT.device, tuple(tokens))
 
         def of(tensor: Tensor | None, axis: int) -> Tensor | None:
             return None if tensor is None else tensor.index_select(axis, places)
@@ -160,7 +161,7 @@ class TokenMaps:
 
 
 class _MapReducer:
-    """Accumulates logits layer by layer into :class:`TokenMaps`. Memory: tokens × image tokens."""
+    """Accumulates logits into :class:`TokenMaps`. Memory: tokens × image tokens, and :data:`CHUNK`."""
 
     def __init__(self, options: MapOptions, reading: SoftmaxTokens) -> None:
         if not reading.tokens:
@@ -172,17 +173,13 @@ class _MapReducer:
         self._heads = 0
         self._stats: list[NDArray[np.float32]] = []
         self._layers: list[int] = []
+        self._pending: list[tuple[Tensor, Tensor | None]] = []
         self._layer_image_TN: Tensor | None = None
         self._layer_text_TT: Tensor | None = None
         self._layer_heads = 0
 
-    def add_heads(self, layer: int, chunk: _LayerLogits) -> None:
-        """Add some heads of a layer; :meth:`end_layer` closes it.
-
-        Raises:
-            AttentionError: a logit is NaN or infinite.
-        """
-        require_finite(chunk.image_HNT, layer)
+    def add_heads(self, chunk: _LayerLogits) -> None:
+        """Add some heads of a layer; :meth:`end_layer` closes it."""
         part = chunk.select(self.reading.tokens)
         text_HTT = part.text_HTT()
         self._layer_image_TN = _plus(self._layer_image_TN, self._image(part, text_HTT).sum(0).mT)
@@ -191,11 +188,13 @@ class _MapReducer:
         self._layer_heads += part.image_HNT.shape[0]
 
     def end_layer(self, layer: int) -> None:
-        """Fold the layer into the averages and note its sink statistics."""
+        """Fold the layer into the averages; its sink statistics are taken later, so that no layer waits."""
         image_TN, text_TT, heads = self._layer_image_TN, self._layer_text_TT, self._layer_heads
         assert image_TN is not None
-        self._stats.append(self._statistics(image_TN / heads, None if text_TT is None else text_TT / heads))
         self._layers.append(layer)
+        self._pending.append((image_TN / heads, None if text_TT is None else text_TT / heads))
+        if len(self._pending) * image_TN.numel() > CHUNK:
+            self._settle()
         self._image_TN = _plus(self._image_TN, image_TN)
         if text_TT is not None:
             self._text_TT = _plus(self._text_TT, text_TT)
@@ -206,6 +205,7 @@ class _MapReducer:
         """The averages so far."""
         if self._image_TN is None:
             raise AttentionError("No layer was read.")
+        self._settle()
         image, text = self._finish(
             self._image_TN / self._heads, None if self._text_TT is None else self._text_TT / self._heads
         )
@@ -218,12 +218,11 @@ class _MapReducer:
         )
 
     def _without_excluded(self, logits_HNT: Tensor) -> Tensor:
-        places = [self.reading.tokens.index(t) for t in self.reading.exclude if t in self.reading.tokens]
+        tokens = self.reading.tokens
+        places = tuple(tokens.index(t) for t in self.reading.exclude if t in tokens)
         if not places or len(places) == logits_HNT.shape[-1]:
             return logits_HNT
-        logits_HNT = logits_HNT.clone()
-        logits_HNT[..., places] = float("-inf")
-        return logits_HNT
+        return logits_HNT.index_fill(-1, places_on(logits_HNT.device, places), float("-inf"))
 
     def _image(self, part: _LayerLogits, text_HTT: Tensor | None) -> Tensor:
         """What of one layer's heads is averaged: probabilities, or the logits themselves."""
@@ -269,6 +268,11 @@ class _MapReducer:
             text_TT = None if text_TT is None else text_TT / text_TT.sum(1, keepdim=True).clamp_min(1e-30)
         return image_TN, text_TT
 
+    def _settle(self) -> None:
+        """Fetch what is pending from the device."""
+        self._stats += [self._statistics(*layer) for layer in self._pending]
+        self._pending.clear()
+
     def _statistics(self, image_TN: Tensor, text_TT: Tensor | None) -> NDArray[np.float32]:
         image_TN, text_TT = self._finish(image_TN, text_TT)
         return sink_statistics(image_TN.cpu().numpy(), None if text_TT is None else text_TT.cpu().numpy())
@@ -278,17 +282,10 @@ def _plus(total: Tensor | None, more: Tensor) -> Tensor:
     return more if total is None else total + more
 
 
-def require_finite(values: Tensor, layer: int) -> None:
-    """Refuse queries, keys or logits that are not numbers.
-
-    Raises:
-        AttentionError: naming the layer.
-    """
-    if not bool(torch.isfinite(values).all()):
-        raise AttentionError(
-            f"Layer {layer} gives NaN or infinite attention logits.",
-            hint="Run the model in bf16 or fp32 (backbone.dtype): fp16 overflows in some of them.",
-        )
+@lru_cache(maxsize=1024)
+def places_on(device: torch.device, places: tuple[int, ...]) -> Tensor:
+    """Indices as a tensor on a device, sent there once: a list would be sent and waited for in each layer."""
+    return torch.tensor(places, dtype=torch.long, device=device)
 
 
 def sink_statistics(maps_TN: FloatTN, text_TT: FloatTT | None) -> NDArray[np.float32]:
@@ -342,6 +339,7 @@ class MapObserver:
     options: MapOptions
     readings: Sequence[Mapping[str, SoftmaxTokens]]
     _reducers: list[dict[str, _MapReducer]] = field(init=False)
+    _finite: list[tuple[int, Tensor]] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
         self._reducers = [
@@ -350,29 +348,42 @@ class MapObserver:
         ]
 
     def __call__(self, call: SdpaCall) -> None:
-        """Read one layer."""
-        for tensor in (call.query, call.key):
-            require_finite(tensor, call.layer)
+        """Read one layer; nothing waits for the device."""
+        self._mind(call, call.query, call.key)
         for reducers, positions in zip(self._reducers, self.layout.sets, strict=True):
             for chunk in self._chunks(call, positions):
+                self._mind(call, chunk.image_HNT)
                 for reducer in reducers.values():
-                    reducer.add_heads(call.layer, chunk)
+                    reducer.add_heads(chunk)
             for reducer in reducers.values():
                 reducer.end_layer(call.layer)
 
     def results(self, grid: tuple[int, int]) -> list[dict[str, TokenMaps]]:
-        """Per set, name → maps."""
+        """Per set, name → maps.
+
+        Raises:
+            AttentionError: queries, keys or logits of a layer, which it names, are NaN or infinite.
+        """
+        finite = torch.stack([flag for _, flag in self._finite]).tolist() if self._finite else []
+        if False in finite:
+            raise AttentionError(
+                f"Layer {self._finite[finite.index(False)][0]} gives NaN or infinite attention logits.",
+                hint="Run the model in bf16 or fp32 (backbone.dtype): fp16 overflows in some of them.",
+            )
         return [{name: r.result(grid) for name, r in reducers.items()} for reducers in self._reducers]
+
+    def _mind(self, call: SdpaCall, *values: Tensor) -> None:
+        self._finite += [(call.layer, torch.isfinite(tensor).all()) for tensor in values]
 
     def _chunks(self, call: SdpaCall, positions: tuple[int, ...]) -> Iterator[_LayerLogits]:
         if self.options.space == "output":
             out_LHD = call.output[0].transpose(0, 1)
             image_NC = out_LHD[self.layout.image].flatten(1).float()
-            text_TC = out_LHD[list(positions)].flatten(1).float()
+            text_TC = out_LHD.index_select(0, places_on(out_LHD.device, positions)).flatten(1).float()
             yield _LayerLogits((image_NC @ text_TC.mT)[None])
             return
         query, key = call.query[0], call.key[0]
-        heads = range(query.shape[0]) if self.options.heads is None else self.options.heads
+        heads = tuple(range(query.shape[0])) if self.options.heads is None else self.options.heads
         if max(heads) >= query.shape[0]:
             raise ConfigError(
                 f"The model has no attention head {max(heads)}.", allowed=[f"0…{query.shape[0] - 1}"]
@@ -382,13 +393,13 @@ class MapObserver:
         per_head = image_tokens * len(positions)
         step = max(1, CHUNK // max(per_head, 1))
         for start in range(0, len(heads), step):
-            chosen = list(heads[start : start + step])
-            query_H, key_H = query[chosen].float() * call.scale, key[chosen].float()
-            yield self._logits(query_H, key_H, image, list(positions))
+            chosen = places_on(query.device, heads[start : start + step])
+            query_H, key_H = (tensor.index_select(0, chosen).float() for tensor in (query, key))
+            yield self._logits(query_H * call.scale, key_H, image, places_on(query.device, positions))
 
-    def _logits(self, query: Tensor, key: Tensor, image: slice, positions: list[int]) -> _LayerLogits:
+    def _logits(self, query: Tensor, key: Tensor, image: slice, positions: Tensor) -> _LayerLogits:
         """Logits of some heads; ``query`` is scaled already."""
-        text_keys = key[:, positions]
+        text_keys = key.index_select(1, positions)
         if self.layout.cross:
             if self.options.direction == "txt2img" or self.options.needs_rest:
                 raise ConfigError(
@@ -397,7 +408,7 @@ class MapObserver:
                     hint="Use direction=img2txt, softmax_axis=tokens or image.",
                 )
             return _LayerLogits(query @ text_keys.mT)
-        text_queries = query[:, positions]
+        text_queries = query.index_select(1, positions)
         if self.options.direction == "txt2img":
             logits = (text_queries @ key[:, image].mT).mT
         else:
@@ -407,7 +418,8 @@ class MapObserver:
         rest_HT = (text_queries @ key[:, image].mT).logsumexp(-1)
         if self.options.direction == "txt2img":
             return _LayerLogits(logits, text_queries, text_keys, None, rest_HT)
-        other = torch.cat([key[:, image], key[:, list(self.layout.prompt)]], 1)
+        prompt = key.index_select(1, places_on(key.device, self.layout.prompt))
+        other = torch.cat([key[:, image], prompt], 1)
         step = max(1, CHUNK // other.shape[1])
         rest = [
             torch.cat([(block @ keys.mT).logsumexp(-1) for block in torch.split(queries, step)])

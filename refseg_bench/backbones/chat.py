@@ -469,12 +469,13 @@ class ChatLocal(ChatModel):
             model = from_pretrained(
                 AutoModelForImageTextToText,
                 needed,
+                choose_device(self.device),
                 offline=self.offline,
                 dtype=dtype,
                 attn_implementation=self.attention,
             )
             processor = from_pretrained(AutoProcessor, needed, offline=self.offline)
-            self._loaded = processor, model.eval().to(choose_device(self.device))
+            self._loaded = processor, model.eval()
         found: tuple[Any, Any] = self._loaded
         return found
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from torch.overrides import TorchFunctionMode
@@ -53,6 +54,8 @@ class SdpaTap(TorchFunctionMode):
         wanted: layers to show to the observer; the pass ends after the last of them.
         observe: receives each wanted call.
         mask: boolean ``(queries, keys)``, True = may attend, added to every scheduled call.
+        like: a query whose keys most queries share. On an accelerator those are attended without a mask,
+            the others apart from them: kernels that are fast take no dense mask.
         early_exit: end the pass after the last wanted layer.
     """
 
@@ -63,6 +66,7 @@ class SdpaTap(TorchFunctionMode):
         observe: Callable[[SdpaCall], None],
         *,
         mask: Tensor | None = None,
+        like: int | None = None,
         early_exit: bool = True,
     ) -> None:
         super().__init__()
@@ -76,6 +80,8 @@ class SdpaTap(TorchFunctionMode):
             )
         self.observe = observe
         self.mask = mask
+        apart = mask is not None and like is not None and mask.device.type != "cpu"
+        self.parts = parts_of(mask, like) if apart else None  # type: ignore[arg-type]
         self.calls = 0
         last = max(i for i, layer in enumerate(self.schedule) if layer in self.wanted)
         self.expected = last + 1 if early_exit else len(self.schedule)
@@ -94,6 +100,8 @@ class SdpaTap(TorchFunctionMode):
         self.calls += 1
         if layer is not None and self.mask is not None:
             args, kwargs = _with_mask(args, kwargs, self.mask)
+            if self.parts is not None and kwargs["attn_mask"] is self.mask:
+                func = partial(_in_parts, func, self.parts)
         output = func(*args, **kwargs)
         if layer in self.wanted and layer is not None:
             query = args[0] if args else kwargs["query"]
@@ -138,17 +146,16 @@ def _with_mask(
     args: tuple[Any, ...], kwargs: dict[str, Any], mask: Tensor
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The call's arguments with our mask joined to the one the model gave (if any)."""
-    query, key, value = (
-        args[i] if len(args) > i else kwargs.pop(name) for i, name in enumerate(("query", "key", "value"))
-    )
+    names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+    kwargs = {**dict(zip(names, args, strict=False)), **kwargs}
+    query, key, value = (kwargs.pop(name) for name in names[:3])
     if mask.shape != (query.shape[-2], key.shape[-2]):
         raise AttentionError(
             f"The attention is {query.shape[-2]} × {key.shape[-2]} tokens, the mask "
             f"{mask.shape[0]} × {mask.shape[1]}.",
             hint="The family's adapter mistakes the model's token layout; correct it.",
         )
-    given = args[3] if len(args) > 3 else kwargs.pop("attn_mask", None)
-    rest = dict(zip(("dropout_p", "is_causal"), args[4:6], strict=False))
+    given = kwargs.pop("attn_mask", None)
     mask = mask.to(query.device)
     if given is None:
         joined = mask
@@ -156,7 +163,27 @@ def _with_mask(
         joined = given & mask
     else:
         joined = given.masked_fill(~mask, float("-inf"))
-    return (query, key, value), {**rest, **kwargs, "attn_mask": joined}
+    return (query, key, value), {**kwargs, "attn_mask": joined}
+
+
+def parts_of(mask: Tensor, like: int) -> tuple[Tensor, ...]:
+    """The keys that a query sees, the queries that see just these, the others, and the way back from both."""
+    same = (mask == mask[like]).all(1)
+    rows, rest = same.nonzero()[:, 0], (~same).nonzero()[:, 0]
+    return mask[like].nonzero()[:, 0], rows, rest, torch.cat([rows, rest]).argsort()
+
+
+def _in_parts(
+    func: Any, parts: tuple[Tensor, ...], query: Tensor, key: Tensor, value: Tensor, **given: Any
+) -> Tensor:
+    """The same as ``func`` with the mask that the parts are of."""
+    mask, (keys, rows, rest, back) = given.pop("attn_mask"), parts
+    seen = (tensor.index_select(-2, keys) for tensor in (key, value))
+    plain: Tensor = func(query.index_select(-2, rows), *seen, **given)
+    if not len(rest):
+        return plain
+    other = func(query.index_select(-2, rest), key, value, attn_mask=mask.index_select(0, rest), **given)
+    return torch.cat([plain, other], -2).index_select(-2, back)
 
 
 def refuse_bypass(model: nn.Module) -> None:

@@ -26,7 +26,7 @@ from refseg_bench.backbones.lazy_torch import torch
 from refseg_bench.cache import Cache
 from refseg_bench.config import schema
 from refseg_bench.config.schema import TARGET
-from refseg_bench.errors import ConfigError, RefsegError
+from refseg_bench.errors import ConfigError, RefsegError, require
 from refseg_bench.files import resources
 
 T = TypeVar("T")
@@ -138,17 +138,12 @@ def choose_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-    except RuntimeError as error:
+        torch.empty(0, device=device)  # torch knows more devices than a machine has
+    except (RuntimeError, AssertionError) as error:
+        there = (f"cuda:{i}" for i in range(torch.cuda.device_count()))
         raise ConfigError(
-            f"device '{name}' is no torch device.", allowed=("auto", "cpu", "cuda", "cuda:N")
+            f"device '{name}' is not available here.", allowed=("auto", "cpu", *there)
         ) from error
-    if device.type == "cuda" and (
-        not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()
-    ):
-        raise ConfigError(
-            f"device '{name}' is not available here ({torch.cuda.device_count()} CUDA devices).",
-            allowed=("auto", "cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))),
-        )
     return device
 
 
@@ -158,14 +153,17 @@ def choose_device(name: str) -> torch.device:
 untrained = False
 
 
-def load_module(kind: Any, place: Path | str, dtype: Any, device: torch.device, **options: Any) -> Any:
+def load_module(
+    kind: Any, place: Path | str, dtype: Any, device: torch.device, *, by_host: bool = False, **options: Any
+) -> Any:
     """A module of transformers or diffusers with its weights.
 
     Args:
         kind: its class, or an auto class of transformers.
         place: folder or hub id.
         dtype: a torch type, or ``auto`` for the checkpoint's own (transformers).
-        device: where untrained weights are made.
+        device: where the weights go.
+        by_host: leave it to the caller to send them there: not all are to go.
         options: of ``from_pretrained``.
 
     Raises:
@@ -173,7 +171,8 @@ def load_module(kind: Any, place: Path | str, dtype: Any, device: torch.device, 
     """
     diffused = hasattr(kind, "load_config")
     if not untrained:
-        return _whole(kind, place, **{"torch_dtype" if diffused else "dtype": dtype}, **options)
+        options |= {"torch_dtype" if diffused else "dtype": dtype}
+        return _whole(kind, place, None if by_host else device, **options)
     from transformers import AutoConfig
 
     known = getattr(kind, "config_class", None) or AutoConfig
@@ -193,8 +192,14 @@ def load_module(kind: Any, place: Path | str, dtype: Any, device: torch.device, 
         torch.set_default_dtype(former)
 
 
-def _whole(kind: Any, place: Path | str, **options: Any) -> Any:
-    """A module none of whose weights is random: what a checkpoint lacks its library only warns of."""
+def _whole(kind: Any, place: Path | str, device: torch.device | None, **options: Any) -> Any:
+    """A module none of whose weights is random: what a checkpoint lacks its library only warns of.
+
+    On an accelerator each tensor goes there from its file, so that the host never holds all of them.
+    """
+    if device is not None and device.type != "cpu":
+        require("accelerate", "Loading weights onto an accelerator")
+        options["device_map"] = device
     if not hasattr(kind, "load_config"):
         options["ignore_mismatched_sizes"] = True  # told below, with the names
     module, found = kind.from_pretrained(place, output_loading_info=True, **options)
@@ -437,12 +442,15 @@ def here_only(repo: str, *, offline: bool = False) -> bool:
     return offline or is_local(repo) or offline_by_environment() or not reachable()
 
 
-def from_pretrained(kind: Any, weights: Weights, *, offline: bool = False, **options: Any) -> Any:
+def from_pretrained(
+    kind: Any, weights: Weights, device: torch.device | None = None, *, offline: bool = False, **options: Any
+) -> Any:
     """A model or tokenizer of transformers, from this machine where it is here.
 
     Args:
         kind: the class whose ``from_pretrained`` loads it.
         weights: what to load.
+        device: where a model goes.
         offline: look into the cache only.
         options: further arguments of the class.
 
@@ -451,18 +459,15 @@ def from_pretrained(kind: Any, weights: Weights, *, offline: bool = False, **opt
     """
     offline = offline or offline_by_environment()
     here = here_only(weights.repo, offline=offline)
-    module = hasattr(kind, "from_config") or hasattr(kind, "_from_config")
-    load = functools.partial(_whole, kind) if module else kind.from_pretrained
-    return told(
-        lambda: load(
-            weights.place if weights.local else weights.repo,
-            revision=weights.revision,
-            local_files_only=here,
-            **options,
-        ),
-        weights,
-        offline=offline,
-    )
+    place = weights.place if weights.local else weights.repo
+    options |= {"revision": weights.revision, "local_files_only": here}
+
+    def load() -> Any:
+        if hasattr(kind, "from_config") or hasattr(kind, "_from_config"):
+            return _whole(kind, place, device, **options)
+        return kind.from_pretrained(place, **options)
+
+    return told(load, weights, offline=offline)
 
 
 def told(load: Callable[[], T], weights: Weights, *, offline: bool) -> T:
@@ -553,8 +558,6 @@ def cache_folder() -> Path:
 
 
 def _require_hub(capability: str) -> None:
-    from refseg_bench.errors import require
-
     require("huggingface_hub", capability)
 
 

@@ -82,10 +82,14 @@ class GroundingDino(Segmenter):
             from transformers import AutoProcessor, GroundingDinoForObjectDetection
 
             model = from_pretrained(
-                GroundingDinoForObjectDetection, self._detector, offline=self.offline, dtype=torch.float32
+                GroundingDinoForObjectDetection,
+                self._detector,
+                choose_device(self.device),
+                offline=self.offline,
+                dtype=torch.float32,
             )
             processor = from_pretrained(AutoProcessor, self._detector, offline=self.offline)
-            self._loaded = model.eval().to(choose_device(self.device)), processor
+            self._loaded = model.eval(), processor
         return self._loaded
 
     @property

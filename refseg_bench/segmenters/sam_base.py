@@ -76,8 +76,8 @@ class Sam(Segmenter):
 
     def _pretrained(self, kind: Any, repo: str) -> Any:
         """A model of transformers in float32, ready on the device."""
-        loaded = from_pretrained(kind, self._needs(repo), offline=self.offline, dtype=torch.float32)
-        return loaded.eval().to(choose_device(self.device))
+        needed, device = self._needs(repo), choose_device(self.device)
+        return from_pretrained(kind, needed, device, offline=self.offline, dtype=torch.float32).eval()
 
 
 # ── frames to model pixels ───────────────────────────────────────────────────

@@ -5,11 +5,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from refseg_bench.backbones.attention_maps import SoftmaxTokens
+from refseg_bench.backbones.attention_maps import HIDDEN, PROMPT, SoftmaxTokens, one_way_mask
 from refseg_bench.backbones.dit.families import ForwardInputs
 from refseg_bench.backbones.dit.model import TokenRequest, assemble
 from refseg_bench.backbones.dit.text_tokens import tokenise
-from refseg_bench.backbones.sdpa_tap import AttentionError, SdpaTap, refuse_bypass
+from refseg_bench.backbones.sdpa_tap import AttentionError, SdpaTap, _in_parts, parts_of, refuse_bypass
 
 FAMILIES = ["flux", "sd3", "sd35m", "mochi", "cogvideox", "cogvideox2b", "wan"]
 CALLS = {"flux": 4, "sd3": 3, "sd35m": 5, "mochi": 4, "cogvideox": 2, "cogvideox2b": 2, "wan": 4}
@@ -161,6 +161,26 @@ def test_a_mask_is_joined_to_the_models_own(given):
     np.testing.assert_allclose(out, scores.softmax(-1) @ v, atol=1e-6)
 
 
+@pytest.mark.parametrize("text_first", [True, False])
+@pytest.mark.parametrize("cross", [True, False])
+def test_queries_that_see_the_same_go_without_a_mask_on_an_accelerator(text_first, cross):
+    roles, image = [PROMPT, PROMPT, 0, 0, 1, HIDDEN], 7
+    mask = one_way_mask(roles, image, text_first=text_first, cross=cross)
+    generator, masks = torch.Generator().manual_seed(0), []
+    q, k, v = (torch.randn(1, 2, n, 4, generator=generator) for n in (len(mask), *[len(mask.T)] * 2))
+
+    def attend(*given, **more):
+        masks.append(more.get("attn_mask"))
+        return F.scaled_dot_product_attention(*given, **more)
+
+    parts = parts_of(mask, image - 1 if cross or not text_first else len(roles))
+    found = _in_parts(attend, parts, q, k, v, attn_mask=mask)
+    expected = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert masks[0] is None
+    assert [len(one) for one in masks[1:]] == ([] if cross else [3])
+
+
 def test_a_mask_of_another_size_is_an_error():
     q = torch.zeros(1, 1, 3, 2)
     tap = SdpaTap([0], [0], lambda call: None, mask=torch.ones(4, 4, dtype=torch.bool))
@@ -184,8 +204,6 @@ def test_a_concept_stream_leaves_the_image_output_unchanged(family, make_dit, pi
         alone = ForwardInputs(
             inputs.latents, torch.cat([alone.text, padding], 1), None, 0.5, None, text.prompt_tokens
         )
-        from refseg_bench.backbones.attention_maps import HIDDEN, PROMPT, one_way_mask
-
         roles = [PROMPT] * text.prompt_tokens + [HIDDEN] * padding.shape[1]
         bare = SdpaTap(
             range(2),

@@ -232,10 +232,7 @@ class DiT(Backbone):
         return LatentImage(latents, loaded.family.grid(latents, loaded.transformer), content)
 
     def attend(
-        self,
-        scene: LatentImage,
-        queries: Sequence[TokenRequest],
-        options: MapOptions | None = None,
+        self, scene: LatentImage, queries: Sequence[TokenRequest], options: MapOptions | None = None
     ) -> list[dict[str, TokenMaps]]:
         """Read attention between an image and sets of tokens.
 
@@ -312,17 +309,15 @@ class DiT(Backbone):
         loaded = self._load()
         family, transformer = loaded.family, loaded.transformer
         text = assemble(self, loaded, queries)
-        mask = text.mask(scene.grid[0] * scene.grid[1], family)
-        recorder = MapObserver(
-            text.layout(scene.grid[0] * scene.grid[1], family),
-            options,
-            [query.readings for query in queries],
-        )
+        image = scene.grid[0] * scene.grid[1]
+        mask, layout = text.mask(image, family), text.layout(image, family)
+        recorder = MapObserver(layout, options, [query.readings for query in queries])
         tap = SdpaTap(
             family.schedule(transformer),
             self.wanted(),
             recorder,
             mask=None if mask is None else mask.to(loaded.device),
+            like=layout.image.start,
         )
         pooled = self._pooled(loaded, queries[0])
         guidance = family.guidance_default(transformer) if self.guidance is None else self.guidance
@@ -524,11 +519,9 @@ class _Loaded:
         self.family = dit.adapter
         self.folder = model_folder(dit)
         self.index = read_json(self.folder / "model_index.json")
-        self.dtype: torch.dtype = {
-            "bf16": torch.bfloat16,
-            "fp16": torch.float16,
-            "fp32": torch.float32,
-        }[dit.dtype]
+        self.dtype: torch.dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[
+            dit.dtype
+        ]
         self.device = choose_device(dit.device)
         self.scheduler = read_json(self.folder / "scheduler" / "scheduler_config.json")
         self.text: TextSide = TextSide(self.folder, self.index, self.dtype, self.device, dit.text_encoders)
@@ -558,7 +551,7 @@ class _Loaded:
     def vae(self) -> nn.Module:
         """The image encoder."""
         if self._vae is None:
-            self._vae = self._part("vae", self.family.vae_class).to(self.device)
+            self._vae = self._part("vae", self.family.vae_class)
         return self._vae
 
     @property
@@ -594,7 +587,14 @@ class _Loaded:
                 hint="Set backbone.family to the model's own.",
             )
         cls = getattr(import_module("diffusers"), expected)
-        module = load_module(cls, self.folder / name, self.dtype, self.device, local_files_only=True)
+        module = load_module(
+            cls,
+            self.folder / name,
+            self.dtype,
+            self.device,
+            by_host=name == "transformer",  # of which not all goes to the device
+            local_files_only=True,
+        )
         ready: nn.Module = module.eval().requires_grad_(False)
         return ready
 
@@ -607,9 +607,8 @@ def place(model: nn.Module, family: DiTFamily, device: torch.device, last: int) 
         for member in members:
             if id(member) not in unused:
                 member.to(device)
-    for name, parameter in list(model.named_parameters(recurse=False)):
+    for parameter in model.parameters(recurse=False):
         parameter.data = parameter.data.to(device)
-        del name
     for name, buffer in list(model.named_buffers(recurse=False)):
         setattr(model, name, buffer.to(device))
 

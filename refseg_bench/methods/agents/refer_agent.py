@@ -119,9 +119,9 @@ class ClipScores:
             from transformers import AutoProcessor, CLIPModel
 
             (needed,) = self.weights()
-            model = from_pretrained(CLIPModel, needed, offline=self.offline)
+            model = from_pretrained(CLIPModel, needed, choose_device(self.device), offline=self.offline)
             processor = from_pretrained(AutoProcessor, needed, offline=self.offline)
-            self._loaded = model.eval().to(choose_device(self.device)), processor
+            self._loaded = model.eval(), processor
         return self._loaded
 
 
