@@ -213,8 +213,9 @@ def stage(name: str) -> Iterator[None]:
 
 def _forget_peak() -> None:
     torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
+    if torch is not None and torch.cuda.is_initialized():
+        for device in range(torch.cuda.device_count()):
+            torch.cuda.reset_peak_memory_stats(device)
         return
     # Linux: "5" resets the high-water mark of this process.
     with suppress(OSError):
@@ -223,8 +224,9 @@ def _forget_peak() -> None:
 
 def _peak() -> float:
     torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        return float(torch.cuda.max_memory_allocated()) / 2**20
+    if torch is not None and torch.cuda.is_initialized():
+        peaks = map(torch.cuda.max_memory_allocated, range(torch.cuda.device_count()))
+        return float(max(peaks)) / 2**20
     with suppress(OSError, ValueError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
