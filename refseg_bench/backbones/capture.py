@@ -180,25 +180,19 @@ def refuse_non_causal(
         )
 
 
-class _StockView:
-    """A module that tells flash kernels their own name instead of the tap's."""
+class _Over:
+    """An object with some attributes of its own over another's."""
 
-    def __init__(self, module: nn.Module, kernel: str) -> None:
-        self._module = module
-        self.config = _StockConfig(module.config, kernel)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._module, name)
-
-
-class _StockConfig:
-    def __init__(self, config: Any, kernel: str) -> None:
-        self._config = config
-        self._attn_implementation = kernel
+    def __init__(self, under: Any, **own: Any) -> None:
+        self._under = under
+        vars(self).update(own)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._config, name)
+        return getattr(self._under, name)
 
 
 def _as_stock(module: nn.Module, kernel: str) -> Any:
-    return module if kernel == "sdpa" else _StockView(module, kernel)
+    """The module, which tells flash kernels their own name instead of the tap's."""
+    if kernel == "sdpa":
+        return module
+    return _Over(module, config=_Over(module.config, _attn_implementation=kernel))

@@ -83,10 +83,7 @@ def dense_rollout(
 
 
 def rolled_out(
-    attention_HNN: Iterable[Tensor],
-    visual_N: Tensor,
-    mode: HeadWeights = "v_max",
-    residual: float = 0.5,
+    attention_HNN: Iterable[Tensor], visual_N: Tensor, mode: HeadWeights = "v_max", residual: float = 0.5
 ) -> Tensor:
     """:func:`dense_rollout` of attention matrices that are there already, first layer to last."""
     rolled: Tensor | None = None

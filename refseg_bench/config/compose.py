@@ -606,11 +606,7 @@ def _check_ranges(values: Mapping[str, Any]) -> None:
 def _node(values: Mapping[str, Any], part: str) -> dict[str, Any]:
     node = values[part]
     if not isinstance(node, dict) or TARGET not in node:
-        raise ConfigError(
-            f"No {part} is chosen.",
-            allowed=names(part),
-            hint=f"Add {part}=NAME",
-        )
+        raise ConfigError(f"No {part} is chosen.", allowed=names(part), hint=f"Add {part}=NAME")
     return node
 
 

@@ -25,16 +25,7 @@ from refseg_bench.report.media import coloured, encoded, spread
 from refseg_bench.run.build import dataset_of, received
 from refseg_bench.run.inputs import Present, stale, without
 from refseg_bench.run.store import RunStore
-from refseg_bench.types import (
-    BoolHW,
-    Clip,
-    Expression,
-    FloatTHW,
-    Grounding,
-    MaskTrack,
-    Prediction,
-    Target,
-)
+from refseg_bench.types import BoolHW, Clip, Expression, FloatTHW, Grounding, MaskTrack, Prediction, Target
 
 #: Colours of the objects, in turn; far apart for red-green blind readers too.
 COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (204, 121, 167), (213, 94, 0), (240, 228, 66))

@@ -59,10 +59,7 @@ class Present:
     """
 
     def __init__(
-        self,
-        dataset: Dataset,
-        seen: Mapping[str, tuple[str, str]] | None = None,
-        weights: str | None = None,
+        self, dataset: Dataset, seen: Mapping[str, tuple[str, str]] | None = None, weights: str | None = None
     ) -> None:
         self.weights = weights
         self._dataset = dataset
@@ -251,9 +248,7 @@ class Present:
 
 
 def stale(
-    store: RunStore,
-    work: Iterable[tuple[Clip, Sequence[Expression]]],
-    present: Present,
+    store: RunStore, work: Iterable[tuple[Clip, Sequence[Expression]]], present: Present
 ) -> dict[str, str]:
     """The samples of a run that were predicted on other data than the data set holds now.
 

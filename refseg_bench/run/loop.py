@@ -20,27 +20,10 @@ from refseg_bench.config import schema
 from refseg_bench.config.compose import Config, load
 from refseg_bench.errors import ConfigError, DataError, RefsegError, StoreError, TakenOver, missing_package
 from refseg_bench.methods.base import Method
-from refseg_bench.run.build import (
-    build_method,
-    check_parts,
-    dataset_of,
-    frozen,
-    method_record,
-    weights_of,
-)
+from refseg_bench.run.build import build_method, check_parts, dataset_of, frozen, method_record, weights_of
 from refseg_bench.run.inputs import Present, seen_before
 from refseg_bench.run.progress import Progress, logged
-from refseg_bench.run.shards import (
-    Tally,
-    Work,
-    failed_by,
-    left,
-    plan,
-    queue,
-    share,
-    wanted,
-    without_outcome,
-)
+from refseg_bench.run.shards import Tally, Work, failed_by, left, plan, queue, share, wanted, without_outcome
 from refseg_bench.run.store import RunStore, job_name
 from refseg_bench.run.summary import summarize
 from refseg_bench.run.workers import Desk, Owner, forget, leave

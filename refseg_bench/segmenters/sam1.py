@@ -14,13 +14,7 @@ from refseg_bench.backbones.lazy_torch import F, inference, torch
 from refseg_bench.backbones.weights import Weights
 from refseg_bench.config.schema import option
 from refseg_bench.errors import ConfigError
-from refseg_bench.segmenters.base import (
-    Candidates,
-    Prompt,
-    SegmenterSession,
-    TrackedMasks,
-    TrackingDirection,
-)
+from refseg_bench.segmenters.base import Candidates, Prompt, SegmenterSession, TrackedMasks, TrackingDirection
 from refseg_bench.segmenters.sam_base import (
     IMAGENET_MEAN,
     IMAGENET_STD,

@@ -176,10 +176,7 @@ class Sam3Session(SegmenterSession):
         owner_N = np.array(owners)
         tracks = self._tracker().propagate(frame, objects, frames=video, direction=direction)
         return (
-            (
-                index,
-                np.stack([masks_NHW[owner_N == row].any(axis=0) for row in range(len(prompts))]),
-            )
+            (index, np.stack([masks_NHW[owner_N == row].any(axis=0) for row in range(len(prompts))]))
             for index, masks_NHW in tracks
         )
 

@@ -684,10 +684,8 @@ class Session(MLLMSession):
         # What the rules look back on. The gap stands before, filled with the row's own first token: a
         # penalty counts a token once however often it stands there, and the last tokens stay the last.
         rows = [[*prefix.ids, *tail] for tail in tails]
-        known = torch.tensor(
-            [[row[0]] * (longest - len(tail)) + row for row, tail in zip(rows, tails, strict=True)]
-        )
-        known = known.to(device)
+        gaps = (longest - len(tail) for tail in tails)
+        known = torch.tensor([[row[0]] * gap + row for row, gap in zip(rows, gaps, strict=True)]).to(device)
         lengths = torch.tensor([len(tail) for tail in tails])
         mask: Tensor | None = None
         if len(set(lengths.tolist())) > 1:
