@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -71,21 +71,28 @@ class Heads:
     presence_N1: torch.Tensor
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Step:
     """What is kept of one frame for a batch of objects.
 
     Attributes:
         logits_N1hw: the mask to show, holes filled.
-        memory_NChw: encoded memory, bfloat16 as in stock SAM 2.
+        memory: encoded memory, or what encodes it.
         pointer_NC: object pointer.
         presence_N1: logit of "the object is in this frame".
     """
 
     logits_N1hw: torch.Tensor
-    memory_NChw: torch.Tensor
+    memory: torch.Tensor | Callable[[], torch.Tensor]
     pointer_NC: torch.Tensor
     presence_N1: torch.Tensor
+
+    @property
+    def memory_NChw(self) -> torch.Tensor:
+        """Encoded when a frame first attends to it: of the last frames never. bfloat16 as in stock SAM 2."""
+        if not isinstance(self.memory, torch.Tensor):
+            self.memory = self.memory().to(torch.bfloat16)
+        return self.memory
 
 
 @dataclass(eq=False)
@@ -161,13 +168,6 @@ class _Seen:
     features: dict[int, Features] = field(default_factory=dict)
     tracks: dict[Any, list[tuple[int, NDArray[np.uint8]]]] = field(default_factory=dict)
     track_mb: float = 0.0
-
-    def remember(self, asked: Any, track: list[tuple[int, NDArray[np.uint8]]]) -> None:
-        """Keep a track, if there is room."""
-        size = sum(bits.nbytes for _, bits in track) / 1e6
-        if self.track_mb + size <= _TRACKS_MB:
-            self.track_mb += size
-            self.tracks[asked] = track
 
     @property
     def megabytes(self) -> float:
@@ -264,8 +264,7 @@ class LazyCandidates(Candidates):
 
     def __init__(self, logits_Khw: torch.Tensor, ious_K: NDArray[np.float32], size: tuple[int, int]) -> None:
         # The parent is frozen, as this is: only its constructor may set anything.
-        for name, value in (("_logits_Khw", logits_Khw), ("_size", size), ("ious_K", ious_K)):
-            object.__setattr__(self, name, value)
+        vars(self).update(_logits_Khw=logits_Khw, _size=size, ious_K=ious_K)
 
     @property
     def masks_KHW(self) -> NDArray[np.bool_]:
@@ -331,27 +330,24 @@ class TrackingSession(SegmenterSession):
     def _propagate(
         self, frame: int, prompts: Sequence[Prompt], video: tuple[int, ...], direction: TrackingDirection
     ) -> TrackedMasks:
-        if self._core.device.type != "cpu":
-            yield from self._tracked(frame, prompts, video, direction)
-            return
         asked = (frame, tuple(prompt.key() for prompt in prompts), video, direction)
-        if known := self._seen.tracks.get(asked):
+        shape, seen = (len(prompts), *self.clip.size), self._seen
+        if known := seen.tracks.get(asked):
             self.counters.propagated_frames += len(known)
-            shape = (len(prompts), *self.clip.size)
             for index, bits in known:
                 yield index, np.unpackbits(bits, count=math.prod(shape)).view(np.bool_).reshape(shape)
             return
+        at = video.index(frame)
+        length = {"forward": len(video) - at, "backward": at + 1, "both": len(video)}[direction]
+        size_mb = length * math.prod(shape) / 8e6
         track: list[tuple[int, NDArray[np.uint8]]] = []
-        room = 1e6 * (_TRACKS_MB - self._seen.track_mb)
         for index, masks_NHW in self._tracked(frame, prompts, video, direction):
-            room -= masks_NHW.size / 8
-            if room < 0:
-                track.clear()  # a clip of any length takes no more memory
-            else:
+            # A clip of any length takes no more memory; and who has the last frame may not ask on.
+            if self._core.device.type == "cpu" and seen.track_mb + size_mb <= _TRACKS_MB:
                 track.append((index, np.packbits(masks_NHW)))
+                if len(track) == length:
+                    seen.tracks[asked], seen.track_mb = track, seen.track_mb + size_mb
             yield index, masks_NHW
-        if room >= 0:
-            self._seen.remember(asked, track)
 
     def _tracked(
         self, frame: int, prompts: Sequence[Prompt], video: tuple[int, ...], direction: TrackingDirection
@@ -429,12 +425,13 @@ class TrackingSession(SegmenterSession):
     def _remembered(self, features: Features, heads: Heads, *, prompted: bool) -> Step:
         """A prompted frame's memory is made from the filled mask, a tracked one's from the mask as it is."""
         logits_N1hw = self._filled(heads.best_N1hw)
-        size = (self._core.image_size, self._core.image_size)
-        large_N1SS = F.interpolate(
-            logits_N1hw if prompted else heads.best_N1hw.float(), size, mode="bilinear", align_corners=False
-        )
-        memory_NChw = self._core.memorise(features, large_N1SS, heads.presence_N1, from_prompt=prompted)
-        return Step(logits_N1hw, memory_NChw.to(torch.bfloat16), heads.pointer_NC, heads.presence_N1)
+        masks_N1hw = logits_N1hw if prompted else heads.best_N1hw.float()
+
+        def memory(top: Features = features[-1:]) -> torch.Tensor:  # lets go of the fine levels
+            large_N1SS = F.interpolate(masks_N1hw, self._core.image_size, mode="bilinear")
+            return self._core.memorise(top, large_N1SS, heads.presence_N1, from_prompt=prompted)
+
+        return Step(logits_N1hw, memory, heads.pointer_NC, heads.presence_N1)
 
     def _show(
         self, frame: int, groups: Sequence[Sequence[int]], steps: Sequence[Step]

@@ -121,10 +121,10 @@ class HfTrackerCore(TrackerCore):
         model, config = self.model, self.config
         top = features[-1]
         channels, spatial = top.shape[1], tuple(top.shape[-2:])
-        assert self._memory_positions is not None  # the prompted frame was memorised before
         tokens, positions = [], []
         for slot, step in memory.spatial(position, reverse=reverse, slots=config.num_maskmem):
             tokens.append(sequence(step.memory_NChw))
+            assert self._memory_positions is not None  # known with the first memory
             # Slot 0, the prompted frame, has the last of the learned temporal encodings.
             temporal = model.memory_temporal_positional_encoding[slot - 1]
             positions.append((self._memory_positions + temporal).expand(-1, n, -1))

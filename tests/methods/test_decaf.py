@@ -309,6 +309,27 @@ def test_the_segmenter_stage_is_the_published_procedure(moving, seed):
     assert [i for i, k in enumerate(found["tracklets"]) if k["kept"]] == chosen
 
 
+def test_what_a_later_frame_suppresses_is_tracked_no_further(moving, monkeypatch):
+    volume = np.zeros((16, 6, 8), np.float32)
+    for t, value in ((3, 0.85), (5, 0.9), (6, 1.0)):
+        volume[(t, *red_cell(FRAMES_OF_20[t]))] = value
+    tracked, plain = [], ColourSession.propagate
+
+    def noted(self, frame, *asked, **how):
+        for index, masks_NHW in plain(self, frame, *asked, **how):
+            tracked.append((FRAMES_OF_20.index(frame), index))
+            yield index, masks_NHW
+
+    monkeypatch.setattr(ColourSession, "propagate", noted)
+    method = DecAF(FakeMLLM(), ColourSegmenter())
+    track, found = method.prompt_segmenter(method.segmenter.open(moving), FRAMES_OF_20, volume)
+    assert [k["frame"] for k in found["tracklets"]] == [FRAMES_OF_20[6]]
+    assert [index for t, index in tracked if t == 3] == list(FRAMES_OF_20[3:6])
+    assert [index for t, index in tracked if t == 5] == list(FRAMES_OF_20[5:7])
+    assert len([index for t, index in tracked if t == 6]) == 16 + 20  # for its score, then on every frame
+    assert min(track.area()) > 0
+
+
 def test_no_score_passes_and_no_fallback_gives_an_empty_track(moving):
     look = look_at_red(FRAMES_OF_20)
     for fallback, empty in ((True, False), (False, True)):

@@ -46,6 +46,8 @@ class ScriptedCore:
             (slot, memory.start if slot == 0 else position - sign * slot)
             for slot, _ in memory.spatial(position, reverse=reverse, slots=SLOTS)
         ]
+        for _, step in memory.spatial(position, reverse=reverse, slots=SLOTS):
+            assert step.memory_NChw.dtype == torch.bfloat16
         pointers = [
             distance
             for distance, _ in memory.pointers(position, reverse=reverse, length=length, limit=POINTERS)
@@ -114,7 +116,8 @@ def test_forward_then_backward_without_a_reset(numbered):
     # Pointers: the prompted frame's distance, then the neighbours already passed.
     assert core.recalls[2][3] == [3, 1, 2]
     assert core.recalls[3][3] == [1, 2, 3]
-    assert core.memorised == [(1, True)] + [(1, False)] * 7
+    # Nothing attends to 7 and 0.
+    assert core.memorised == [(1, True)] + [(1, False)] * 5
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])
@@ -376,5 +379,16 @@ def test_a_track_without_room_is_not_gathered(numbered, monkeypatch):
     opened, _ = session(numbered)
     for _ in range(2):
         assert len(dict(opened.propagate(0, [Prompt.click(0.2, 0.5)]))) == len(numbered) > 6
-    assert len(packed) == 6
+    assert not packed
     assert not opened._seen.tracks
+
+
+def test_a_track_is_kept_with_its_last_frame_whether_or_not_more_is_asked_for(numbered):
+    opened, core = session(numbered)
+    for frames in (3, len(numbered)):
+        for _ in zip(range(frames), opened.propagate(5, [Prompt.click(0.2, 0.5)]), strict=False):
+            pass
+    steps = (3 - 1) + (len(numbered) - 1)
+    assert len(core.recalls) == steps
+    assert len(dict(opened.propagate(5, [Prompt.click(0.2, 0.5)]))) == len(numbered)
+    assert len(core.recalls) == steps

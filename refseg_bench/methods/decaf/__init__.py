@@ -387,10 +387,10 @@ class DecAF(AttentionMethod):
         """
         clip = session.clip
         points = candidate_points(volume, frames, self.tau_pq)
-        tracklets = self._tracklets(session, frames, volume, points)
+        tracklets, grid = self._tracklets(session, frames, points), volume.shape[1:]
         scores = tracklet_scores(
             [tracklet.score for tracklet in tracklets],
-            [tracklet.coverage_Thw for tracklet in tracklets],
+            [np.stack([coverage(k.mask(t, clip.size), grid) for t in frames]) for k in tracklets],
             volume,
             ac=self.ac,
             divide_by_max=self.ac_divide_by_max,
@@ -412,20 +412,15 @@ class DecAF(AttentionMethod):
         # Each chosen tracklet's own mask, from its own frame, through all frames of the clip.
         masks: list[list[bytes]] = [[] for _ in range(len(clip))]
         for frame, members in groupby((tracklets[index] for index in chosen), lambda member: member.frame):
-            own = [member.track.mask(frames.index(frame)) for member in members]
-            prompted = [Prompt(mask=mask) for mask in own]
+            prompted = [Prompt(mask=member.mask(frame, clip.size)) for member in members]
             for index, moved_NHW in session.propagate(frame, prompted, direction="both"):
                 masks[index].append(encode_rle(np.asarray(moved_NHW.any(axis=0))))
         return MaskTrack(clip.size, tuple(union_rle(counts, clip.size) for counts in masks)), found
 
     def _tracklets(
-        self,
-        session: SegmenterSession,
-        frames: tuple[int, ...],
-        volume: FloatTHW,
-        points: Sequence[HeatPoint],
+        self, session: SegmenterSession, frames: tuple[int, ...], points: Sequence[HeatPoint]
     ) -> list[Tracklet]:
-        """Click every point, drop duplicates, follow the rest through the sampled frames."""
+        """Click every point and drop duplicates; the rest are followed through the sampled frames."""
         size = session.clip.size
         tracklets: list[Tracklet] = []
         for frame, group in groupby(points, lambda point: point.frame):
@@ -433,27 +428,15 @@ class DecAF(AttentionMethod):
             best = self._clicked(session, frame, here)
             masks_NHW = np.stack([mask for mask, _ in best])
             scores = [iou + point.value for (_, iou), point in zip(best, here, strict=True)]
-            earlier_MHW = np.zeros((len(tracklets), *size), np.bool_)
-            for row, tracklet in enumerate(tracklets):
-                earlier_MHW[row] = tracklet.track.mask(frames.index(frame))
-            verdict = suppress_duplicates(
-                masks_NHW, scores, earlier_MHW, [k.score for k in tracklets], self.nms_iou
-            )
+            earlier_MHW = np.array([k.mask(frame, size) for k in tracklets], np.bool_).reshape(-1, *size)
+            earlier = [k.score for k in tracklets]
+            verdict = suppress_duplicates(masks_NHW, scores, earlier_MHW, earlier, self.nms_iou)
             if verdict is None:
                 continue
             kept = [Prompt(mask=masks_NHW[i]) for i in verdict.keep]
-            tracks = [[b""] * len(frames) for _ in kept]
-            cover = np.zeros((len(kept), *volume.shape), np.float32)
-            for moved, moved_NHW in session.propagate(frame, kept, frames=frames, direction="both"):
-                t = frames.index(moved)
-                for n, mask_HW in enumerate(moved_NHW):
-                    tracks[n][t] = encode_rle(mask_HW)
-                    cover[n, t] = coverage(mask_HW, volume.shape[1:])
+            steps, seen = session.propagate(frame, kept, frames=frames, direction="both"), dict[int, Any]()
             tracklets = [tracklet for k, tracklet in enumerate(tracklets) if k not in verdict.delete]
-            tracklets += [
-                Tracklet(frame, scores[i], MaskTrack(size, tuple(tracks[n])), cover[n])
-                for n, i in enumerate(verdict.keep)
-            ]
+            tracklets += [Tracklet(frame, scores[i], n, steps, seen) for n, i in enumerate(verdict.keep)]
         return tracklets
 
     def _clicked(

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from refseg_bench.backbones.lazy_torch import torch
 from refseg_bench.errors import DataError
 from refseg_bench.methods.decaf.fusion import otsu
-from refseg_bench.types import BoolHW, FloatTHW, MaskTrack
+from refseg_bench.segmenters.base import TrackedMasks
+from refseg_bench.types import BoolHW, FloatTHW, decode_rle, encode_rle
 
 Scores = Sequence[float] | NDArray[np.floating]
 Consistency = Literal["none", "otsu", "otsu_penalty", "mean", "mean_penalty"]
@@ -35,19 +36,28 @@ _EPSILON = 1e-8
 
 @dataclass(frozen=True, eq=False)
 class Tracklet:
-    """One object found by a click and followed through the sampled frames.
+    """One object found by a click; tracked as far as someone looks, for most are suppressed soon.
 
     Attributes:
         frame: clip frame index of the click.
         score: ``s_obj`` = predicted IoU of the clicked mask + attention value at the click, 0 … 2.
-        track: the followed masks, one per sampled frame, at the clip's size.
-        coverage_Thw: share of each attention cell the mask covers, 0 … 1 (:func:`coverage`).
+        row: its place among the objects of ``steps``.
+        steps: the tracking of all objects kept on the frame, as the segmenter gives it.
+        seen: their masks on the frames tracked so far, run-length encoded.
     """
 
     frame: int
     score: float
-    track: MaskTrack
-    coverage_Thw: FloatTHW
+    row: int
+    steps: TrackedMasks
+    seen: dict[int, list[bytes]]
+
+    def mask(self, frame: int, size: tuple[int, int]) -> BoolHW:
+        """Its mask on a sampled frame, at the clip's size."""
+        while frame not in self.seen:
+            index, masks_NHW = next(self.steps)
+            self.seen[index] = [encode_rle(mask_HW) for mask_HW in masks_NHW]
+        return decode_rle(self.seen[frame][self.row], size)
 
 
 class Suppression(NamedTuple):
