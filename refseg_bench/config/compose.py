@@ -439,6 +439,9 @@ def _hydra(overrides: Sequence[str]) -> tuple[DictConfig, dict[str, str]]:
     said = [_said(item) for item in overrides if not _is_searchpath(item)]
     conf, *more = searchpath.folders()
     said.append(f"hydra.searchpath=[{','.join(_text(f'file://{folder}') for folder in more)}]")
+    # A fifth of the time: how Hydra would start, log and help, were it to run anything.
+    said += [f"~hydra/{group}" for group in ("output", "launcher", "sweeper", "help", "hydra_help",
+                                             "hydra_logging", "job_logging")]  # fmt: skip
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(config_dir=str(conf), version_base="1.3"):

@@ -9,6 +9,7 @@ path trusts its code: nothing else than this package and those is ever imported.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -30,10 +31,8 @@ def entries() -> list[str]:
     found = [entry.strip() for entry in os.environ.get(SEARCHPATH, "").split(",")]
     project = Path("pyproject.toml")
     if project.is_file():
-        import tomllib  # a tenth of a short command's start, and few folders have one
-
         try:
-            table = tomllib.loads(project.read_text(encoding="utf-8")).get("tool", {}).get("refseg", {})
+            table = _toml(project.read_text(encoding="utf-8")).get("tool", {}).get("refseg", {})
         except (ValueError, OSError) as error:
             raise ConfigError(f"Can't read it: {error}", where=project.resolve()) from error
         own = table.get("searchpath", [])
@@ -45,6 +44,13 @@ def entries() -> list[str]:
             )
         found += own
     return list(dict.fromkeys(filter(None, found)))
+
+
+@functools.cache  # composing asks for the search path dozens of times
+def _toml(text: str) -> dict[str, Any]:
+    import tomllib  # a tenth of a short command's start, and few folders have one
+
+    return tomllib.loads(text)
 
 
 def extend(more: Iterable[str]) -> None:
