@@ -120,7 +120,9 @@ def compare(
     called = titles([first.info(), second.info()])
     found = _compared((first, second), called, name, tables, attributes, most, settings)
     data = {} if found.unpaired else _data_difference(first, second, name)
-    return replace(found, config={**config_difference(first, second), **data})
+    known = [options_of(store.info().choices, lasting_of(store)) for store in (first, second)]
+    options = {key: (known[0].get(key), known[1].get(key)) for key in differing(known)}
+    return replace(found, config={**options, **data})
 
 
 def _data_difference(first: RunStore, second: RunStore, protocol: str) -> dict[str, tuple[str, str]]:
@@ -436,9 +438,3 @@ def _moved(a: ScoreTable, b: ScoreTable, headline: str) -> list[Moved]:
     # What has no value in one of the runs moved neither way.
     moved = (i for i in order if abs(after[i] - before[i]) > 0)
     return [Moved(a.units[i], float(before[i]), float(after[i])) for i in moved]
-
-
-def config_difference(first: RunStore, second: RunStore) -> dict[str, tuple[Any, Any]]:
-    """Options that differ, dotted; another component goes by its name."""
-    known = [options_of(store.info().choices, lasting_of(store)) for store in (first, second)]
-    return {key: (known[0].get(key), known[1].get(key)) for key in differing(known)}

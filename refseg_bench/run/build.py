@@ -22,13 +22,13 @@ from refseg_bench.segmenters.base import Segmenter, count_sessions
 
 
 def frozen(store: RunStore, launch: str | None = None) -> dict[str, Any]:
-    """The frozen config of a run, or of one submission of it.
+    """The frozen config of a run, or of one submission of it: alike but for what can't change predictions.
 
     Raises:
         StoreError: the file is torn, or was changed since.
         ConfigError: it is no config, or not the one that the run's digest is of.
     """
-    path = store.config_path if launch is None else store.launch_config(launch)
+    path = store.config_path if launch is None else store.root / "launches" / launch / "config.yaml"
     values = checked(read_sealed_yaml(path), path)
     info = store.info()
     if info.lasting and not (covers(values, info.lasting) and digest_of(info.lasting) == info.digest):

@@ -719,10 +719,6 @@ class RunStore:
         """The frozen config."""
         return self.root / "config.yaml"
 
-    def launch_config(self, launch: str) -> Path:
-        """The frozen values of one submission: equal to the run's but for what can't change predictions."""
-        return self.root / "launches" / launch / "config.yaml"
-
     def info(self) -> RunInfo:
         """What is known of the run as data.
 

@@ -406,7 +406,10 @@ def score_one_clip(
             told = {
                 unit: {**fact, "answer": answers.get(unit.rpartition("/")[2])} for unit, fact in facts.items()
             }
-            scores = _described(protocol.score_clip(case), told)
+            scores = [
+                dataclasses.replace(s, attrs={**told.get(s.unit, {}), **s.attrs})
+                for s in protocol.score_clip(case)
+            ]
             read = _encodings(given.encodings, *(given.labels or {}).values())
             said = Counter(a for e in expressions if protocol.wants(e) and (a := answers.get(e.id)))
             notes = {"answers": said, "predictions_read": read, "truth_read": _encodings(truth_read, truth)}
@@ -489,8 +492,3 @@ def _short(attrs: Mapping[str, Any]) -> dict[str, Any]:
         for name, value in attrs.items()
         if name not in texts and isinstance(value, (bool, int, float, str))
     }
-
-
-def _described(scores: Sequence[Score], facts: Mapping[str, Mapping[str, Any]]) -> list[Score]:
-    """Scores of samples with the facts of their expression and target beside them."""
-    return [dataclasses.replace(s, attrs={**facts.get(s.unit, {}), **s.attrs}) for s in scores]

@@ -160,12 +160,12 @@ class Coverage:
             *(("missing", name, f": frames {_few(frames)}") for name, frames in self.gaps.items()),
         ]
         return [
-            *(f"{word} {name}{more}{self._reason(name)}" for word, name, more in lacking),
+            *(
+                ": ".join(filter(None, (f"{word} {name}{more}", self.why.get(name))))
+                for word, name, more in lacking
+            ),
             *(f"left out {name}: {why}" for name, why in self.left_out.items()),
         ]
-
-    def _reason(self, name: str) -> str:
-        return f": {self.why[name]}" if self.why.get(name) else ""
 
     def shown(self) -> list[str]:
         """The first of :meth:`lines`, as much as a screen takes, and how many more there are."""

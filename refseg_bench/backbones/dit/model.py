@@ -193,11 +193,6 @@ class DiT(Backbone):
         return self.adapter.max_text
 
     @property
-    def conditioned_on(self) -> Literal["prompt", "expression"]:
-        """The text the image side sees."""
-        return "expression" if self.text_mode == "prompt" else "prompt"
-
-    @property
     def magnets_independent(self) -> bool:
         """True if an expression's tokens don't change with its magnets."""
         if self.text_mode == "prompt":
@@ -296,7 +291,7 @@ class DiT(Backbone):
         """The text whose CLIP vector conditions a pass; empty = a vector of zeros."""
         if self.adapter.pooled_output is None or self.pooled == "zeros":
             return ""
-        return tokens.expression if "expression" in (self.pooled, self.conditioned_on) else prompt
+        return tokens.expression if self.text_mode == "prompt" or self.pooled == "expression" else prompt
 
     @env.stage("attention")
     def _pass(

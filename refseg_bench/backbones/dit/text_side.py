@@ -86,7 +86,9 @@ class TextSide:
         """
         part = self.t5_part
         assert part is not None
-        padded = ids if pad_to is None else (ids + (self._pad(part),) * (pad_to - len(ids)))[:pad_to]
+        padded = ids
+        if pad_to is not None:
+            padded = (*ids, *[self._tokenizer(part).pad_token_id or 0] * (pad_to - len(ids)))[:pad_to]
 
         def compute() -> Tensor:
             batch = torch.tensor([padded], device=self.device)
@@ -143,9 +145,6 @@ class TextSide:
             place = self.folder / part.replace("text_encoder", "tokenizer")
             self._tokenizers[part] = load_tokenizer(place, "tiny_dit/tokenizer", local_files_only=True)
         return self._tokenizers[part]
-
-    def _pad(self, part: str) -> int:
-        return int(self._tokenizer(part).pad_token_id or 0)
 
     def _module(self, part: str) -> Any:
         if part not in self._modules:

@@ -456,7 +456,8 @@ class LlavaOnevision(MLLMFamily):
         height, width = self.canvas(size, visual)
         grid = (height // self.tile * self.side, width // self.tile * self.side)
         rows, columns = pixels.unpadded(size, grid)
-        return pixels.shrunk((rows.stop - rows.start, columns.stop - columns.start), self.side, self._most())
+        most = int(str(self.config.vision_aspect_ratio).removeprefix("anyres_max_"))
+        return pixels.shrunk((rows.stop - rows.start, columns.stop - columns.start), self.side, most)
 
     def video(self, frames_THWC: Uint8THWC, visual: VisualSettings) -> Visual:
         """All frames in one run of tokens."""
@@ -496,9 +497,6 @@ class LlavaOnevision(MLLMFamily):
             flat = self._rectangle(features, visual)
         mask = (ids == visual.token)[..., None].expand_as(embeds)
         return {"inputs_embeds": embeds.masked_scatter(mask, flat.to(embeds.dtype))}
-
-    def _most(self) -> int:
-        return int(str(self.config.vision_aspect_ratio).removeprefix("anyres_max_"))
 
     def _visual(
         self,
