@@ -12,8 +12,8 @@ PIP_CONSTRAINT_FILE      := $(call pip_says,constraint)
 CONSTRAINTS              := $(if $(PIP_CONSTRAINT_FILE),-c $(PIP_CONSTRAINT_FILE))
 INSTALL := $(UV) pip install -q --python $(VENV) $(CONSTRAINTS)
 
-# Tests of one group (the SLURM cluster, the browser) share a process.
-PYTEST_ARGS ?= -n auto --dist loadgroup
+# Tests of a file share a process, and with it what they import, their fixtures, a SLURM cluster, a browser.
+PYTEST_ARGS ?= -n auto --dist loadfile --no-loadscope-reorder
 
 # What `make gpu-check` measures: any components with their options, as in `refseg doctor --help`.
 CHECK ?= backbone=tiny_mllm backbone=tiny_dit

@@ -241,7 +241,6 @@ def test_a_warning_fails_the_build(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("browser")
 def test_the_site_is_searched_from_disk_and_asks_nobody(site: Path, browser: Any) -> None:
     page = browser.new_page()
     complaints: list[str] = []

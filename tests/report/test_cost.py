@@ -28,7 +28,6 @@ def by_method(folder: Path) -> dict[str, RunStore]:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("browser")
 def test_one_table_holds_scores_and_costs(
     agent_runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -50,7 +49,6 @@ def test_one_table_holds_scores_and_costs(
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("browser")
 def test_costs_are_the_means_of_what_each_sample_tells(
     agent_runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -75,7 +73,6 @@ def test_costs_are_the_means_of_what_each_sample_tells(
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("browser")
 def test_without_a_chat_model_no_table_tells_costs(
     agent_runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

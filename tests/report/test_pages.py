@@ -20,7 +20,7 @@ from refseg_bench.scoring.runs import score_run
 from tests.fakes import fake_run, fake_values
 from tests.report.worlds import HOSTILE
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("browser")]
+pytestmark = pytest.mark.slow
 
 
 class Visitor:

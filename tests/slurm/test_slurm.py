@@ -40,7 +40,7 @@ from tests.launch.test_server import command, gone, started, words
 from tests.slurm.conftest import Slurm
 from tools.writers import VideoRecord, write_davis_source
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm")]
+pytestmark = pytest.mark.slow
 CLUSTER = ["cluster=slurm", "cluster.allow_dirty=true", "cluster.cpus=1", "cluster.signal_seconds=30"]
 CLIPS = 9
 
