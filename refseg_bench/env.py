@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -60,6 +61,7 @@ def git(*words: str) -> str | None:
     return None
 
 
+@functools.cache  # runs of one process are made by the code it has loaded
 def commit() -> dict[str, Any]:
     """Commit of the checkout the package runs from (or was copied from), and whether it was changed."""
     with suppress(OSError, json.JSONDecodeError):
@@ -77,6 +79,7 @@ def commit() -> dict[str, Any]:
     }
 
 
+@functools.cache
 def _packages() -> dict[str, str]:
     from importlib import metadata
 

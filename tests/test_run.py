@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from refseg_bench import env
 from refseg_bench.config.compose import compose
 from refseg_bench.datasets.base import LimitedDataset
 from refseg_bench.errors import ConfigError, DataError, RefsegError
@@ -195,6 +196,7 @@ def test_the_seed_moves_what_is_drawn_and_nothing_else(
     assert first.items() <= seeds[2].items()
 
 
+@pytest.mark.slow
 def test_the_segmenters_counters_reach_the_run_record(tmp_path: Path) -> None:
     typed = ["method=centre_point", "limit.clips=6", "limit.expressions=1"]
     paths = [f"paths.runs={tmp_path}", f"paths.cache={tmp_path}/cache"]
@@ -207,6 +209,17 @@ def test_the_segmenters_counters_reach_the_run_record(tmp_path: Path) -> None:
     assert counters["propagated_frames"] == frames - clips
     assert counters["decoder_calls"] == clips
     assert counters["seconds"]["encode"] > 0
+
+
+def test_a_process_asks_once_what_code_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, ...]] = []
+    monkeypatch.setattr(env, "git", lambda *words: asked.append(words))
+    env.commit.cache_clear()
+    try:
+        assert [env.record(seed)["commit"] for seed in (0, 1)] == [None, None]
+        assert len(asked) == 1
+    finally:
+        env.commit.cache_clear()
 
 
 @pytest.mark.parametrize(
