@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,36 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _own_search_path(monkeypatch: pytest.MonkeyPatch) -> None:
     """What one test puts on the search path is not there in the next."""
     monkeypatch.setenv("REFSEG_SEARCHPATH", "pkg://tests")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _composed_once() -> Iterator[None]:
+    """Hydra takes a tenth of a second, and tests run the same few configs: a process asks it once for each.
+
+    Search paths below a test's own folder are left out, for there YAMLs change.
+    """
+    from omegaconf import OmegaConf
+
+    from refseg_bench.config import compose, schema, searchpath
+
+    made, kept = compose._hydra, {}
+    here = Path(__file__).parents[1]
+
+    @functools.wraps(made)
+    def once(overrides: Sequence[str]) -> Any:
+        folders = searchpath.folders()
+        if not all(folder.is_relative_to(here) for folder in folders):
+            return made(overrides)
+        key = tuple(overrides), tuple(folders)
+        if key not in kept:
+            kept[key] = made(overrides)
+        node, choices = kept[key]
+        schema.allow(*searchpath.targets(OmegaConf.to_container(node)))
+        return node, choices
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compose, "_hydra", once)
+        yield
 
 
 @pytest.fixture

@@ -173,6 +173,7 @@ def test_a_flag_alone_is_an_answer(v2: Path, capsys: pytest.CaptureFixture[str],
     assert form == "alone" or "missing 0123456789ab/1" in told or "4 of 6" in told
 
 
+@pytest.mark.slow
 def test_the_two_releases_share_no_column_and_the_report_says_why(
     v2: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -200,6 +201,7 @@ def test_the_two_releases_share_no_column_and_the_report_says_why(
     assert told.count("Not comparable with mevis: the same videos, other sentences.") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("in_tmp")
 def test_pages_pair_no_runs_whose_truth_is_read_in_two_ways() -> None:
     timed = [("who leaves?", [0], {"action_start": "0:00", "action_end": "0:00.5"})]

@@ -137,6 +137,7 @@ def _write_many(root: str, worker: int) -> int:
     return seen_torn
 
 
+@pytest.mark.slow
 def test_concurrent_writers_never_show_a_torn_entry(tmp_path):
     context = multiprocessing.get_context("fork")
     with context.Pool(4) as pool:

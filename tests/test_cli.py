@@ -24,6 +24,7 @@ from refseg_bench.run.store import RunStore, runs_in
 from refseg_bench.types import encode_rle
 from tests.datasets.conftest import video
 from tests.launch.runs import environment
+from tests.quick import quick_first
 from tools.writers import write_meta_expressions_set
 
 
@@ -87,6 +88,7 @@ def test_a_complete_run_is_scored_again_where_something_has_changed(
     assert "not finished" not in page.read_text("utf-8")
 
 
+@pytest.mark.slow
 def test_run_score_report_then_a_no_op(in_tmp: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = [
         "run",
@@ -352,16 +354,19 @@ def test_every_command_writes_json(in_tmp: Path, capsys: pytest.CaptureFixture[s
 
 @pytest.mark.parametrize(
     ("line", "offered"),
-    [
-        ("refseg rep", ["report"]),
-        ("refseg run --no-s", ["--no-score"]),
-        ("refseg run method=decaf_", ["decaf_tiny"]),
-        ("refseg run -m data", ["dataset="]),
-        ("refseg score --dataset mevis_", ["mevis_v2"]),
-        ("refseg data verify mevis_", ["mevis_v2"]),
-        ("refseg run method=decaf_t", []),
-        ("refseg status runs/le", ["runs/lexical-1/"]),
-    ],
+    quick_first(
+        [
+            ("refseg rep", ["report"]),
+            ("refseg run method=decaf_", ["decaf_tiny"]),
+            ("refseg run --no-s", ["--no-score"]),
+            ("refseg run -m data", ["dataset="]),
+            ("refseg score --dataset mevis_", ["mevis_v2"]),
+            ("refseg data verify mevis_", ["mevis_v2"]),
+            ("refseg run method=decaf_t", []),
+            ("refseg status runs/le", ["runs/lexical-1/"]),
+        ],
+        2,
+    ),
 )
 def test_a_shell_is_told_what_may_follow(in_tmp, monkeypatch, line, offered):
     (in_tmp / "runs" / "lexical-1").mkdir(parents=True)
@@ -388,6 +393,7 @@ def test_every_command_that_tells_something_has_json(capsys, command):
     assert "--json" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_what_small_commands_tell_is_there_as_json(in_tmp, capsys):
     def told(*words: str) -> Any:
         assert main([*words, "--json", "told.json"]) == 0

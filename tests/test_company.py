@@ -27,14 +27,9 @@ from refseg_bench.segmenters.grabcut import GrabCut
 from refseg_bench.types import Clip, Expression, Grounding
 from tests import tiny_mllm
 from tests.backbones.conftest import dit_folder, make_dit  # noqa: F401
+from tests.quick import quick_first
 from tests.segmenters.conftest import make_clip, sam2_folder, sam2_package_files  # noqa: F401
 from tools import tiny_sam as tiny
-
-
-def quick_first(names: Sequence[str]) -> list[Any]:
-    """The everyday suite looks at one of them, the whole suite at all."""
-    return [names[0], *(pytest.param(name, marks=pytest.mark.slow) for name in names[1:])]
-
 
 FOUR = [
     Expression(str(index), text)
@@ -95,7 +90,8 @@ def check(make: Callable[[], Method], clip: Clip, asked: Sequence[Expression]) -
                 np.testing.assert_array_equal(volume, two.maps[kind], err_msg=f"{kind} map, {way}")
 
 
-@pytest.mark.parametrize("name", quick_first(tiny_mllm.FAMILIES))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", tiny_mllm.FAMILIES)
 def test_every_mllm(name: str, make_clip: Callable[..., Clip]) -> None:  # noqa: F811
     options: dict[str, Any] = {"video_tokens": 12, "n_frames": 3, "keypoints": 9}
     check(
@@ -119,7 +115,7 @@ def test_the_shipped_mllm_on_its_world() -> None:
     check(make, clip, data.expressions(clip)[:4])
 
 
-@pytest.mark.parametrize("mode", ["concept_stream", "prompt"])
+@pytest.mark.parametrize("mode", quick_first(["concept_stream", "prompt"]))
 @pytest.mark.parametrize("family", quick_first(["sd3", "flux", "mochi", "cogvideox", "wan"]))
 def test_every_dit(
     family: str,
@@ -134,7 +130,8 @@ def test_every_dit(
     )
 
 
-@pytest.mark.parametrize("name", quick_first(["sam2_hf", "grabcut", "sam1", "sam2", "sam3"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sam2_hf", "grabcut", "sam1", "sam2", "sam3"])
 def test_every_segmenter(
     name: str,
     request: pytest.FixtureRequest,

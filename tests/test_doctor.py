@@ -75,6 +75,7 @@ def test_an_untrained_model_may_keep_the_type_of_its_config(tmp_path):
     assert main(["doctor", *words, *SMALL]) == 0
 
 
+@pytest.mark.slow
 def test_segmenters_that_offer_different_numbers_of_masks_are_compared_by_their_tracks(tmp_path):
     out = tmp_path / "doctor.json"
     fewer = ["segmenter=grabcut", "segmenter.smoothing=[1, 4]", "segmenter.tolerances=[14, 40]"]

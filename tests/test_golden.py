@@ -9,11 +9,10 @@ import pytest
 from refseg_bench.cli import main
 from refseg_bench.files.resources import resource
 from refseg_bench.run.store import RunStore, runs_in
+from tests.quick import needs
 from tools.publish import read_published
 
-pytest.importorskip("torch")
-pytest.importorskip("transformers")
-pytest.importorskip("diffusers")
+pytestmark = needs("torch", "transformers", "diffusers")
 
 GOLDEN = resource("results") / "reproduced" / "samples.csv"
 #: Points of 100. The same machine gives the same digits; sums in another order (another CPU, another

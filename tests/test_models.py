@@ -21,6 +21,7 @@ from refseg_bench.backbones.weights import ModelError, Weights, fetch, find, nee
 from refseg_bench.errors import ConfigError
 from refseg_bench.files import resources
 from refseg_bench.files.store_io import sealed_text
+from tests.quick import quick_first
 
 
 @pytest.fixture
@@ -360,7 +361,7 @@ def test_a_component_tells_the_weights_it_needs():
     assert "no 'Nothing'" in str(by_node["broken"].problem)
 
 
-@pytest.mark.parametrize("method", ["refam", "concept_attention", "point_control"])
+@pytest.mark.parametrize("method", quick_first(["point_control", "refam", "concept_attention"]))
 def test_what_a_method_reads_beside_its_models_is_listed(tmp_path, capsys, monkeypatch, method):
     captions = tmp_path / "captions.json"
     at = "method.source" if method == "point_control" else "method"

@@ -23,6 +23,7 @@ from tests.backbones.conftest import dit_folder, make_dit  # noqa: F401
 from tests.fakes import FakeDataset, fake_run
 from tests.launch.runs import SLOW, lines
 from tests.launch.slow import SlowMethod
+from tests.quick import quick_first
 from tests.segmenters.conftest import sam2_folder, sam2_package_files  # noqa: F401
 from tools import tiny_sam as tiny
 
@@ -171,7 +172,7 @@ def shipped(
     return make
 
 
-@pytest.mark.parametrize("name", ["mllm", "dit", "sam1", "sam2", "sam2_hf", "sam3"])
+@pytest.mark.parametrize("name", quick_first(["mllm", "sam1", "dit", "sam2", "sam2_hf", "sam3"], 2))
 def test_what_ran_out_is_halved(
     name: str, shipped: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

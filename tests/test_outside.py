@@ -256,6 +256,7 @@ def test_a_component_is_a_few_lines_and_one_yaml(outsider: Path, kind: str) -> N
     assert len(list((package / "conf" / kind).iterdir())) == 1
 
 
+@pytest.mark.slow
 def test_every_command_knows_them(
     outsider: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -305,6 +306,7 @@ def other_code(folder: Path) -> None:
         Image.open(path).save(out)
 
 
+@pytest.mark.slow
 def test_a_class_that_inherits_nothing_has_the_hooks_in_every_process(
     outsider: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

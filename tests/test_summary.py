@@ -17,6 +17,7 @@ from refseg_bench.run.launch import launch
 from refseg_bench.run.store import RunStore
 from refseg_bench.run.summary import NAME, Summary, summarize
 from tests.launch.runs import point, quiet, undisturbed
+from tests.quick import quick_first
 
 
 @pytest.fixture
@@ -90,7 +91,7 @@ CHANGES: dict[str, tuple[str, Callable[[Path], object]]] = {
 }
 
 
-@pytest.mark.parametrize("name", CHANGES)
+@pytest.mark.parametrize("name", quick_first([*CHANGES], 3))
 def test_any_change_has_it_read_again(
     store: RunStore, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -34,8 +34,9 @@ from refseg_bench.run.loop import predict_clip
 from refseg_bench.segmenters.grabcut import GrabCut
 from refseg_bench.types import Expression
 from tests.fakes import FakeDataset
+from tests.quick import needs, quick_first
 
-pytest.importorskip("openai")
+pytestmark = needs("openai")
 PICTURE = np.random.default_rng(0).integers(0, 255, (28, 56, 3)).astype(np.uint8)
 
 
@@ -421,6 +422,7 @@ def test_what_cannot_be_read_is_asked_again_with_the_reason(serve, tmp_path):
     assert told.value.details["cost"]["calls"] == 3
 
 
+@pytest.mark.slow
 def test_a_model_in_this_process_talks_and_is_replayed(tmp_path):
     model = ChatLocal(model="shipped:tiny_mllm", max_tokens=6, dtype="float32", device="cpu")
     model.cache_root = tmp_path
@@ -434,7 +436,7 @@ def test_a_model_in_this_process_talks_and_is_replayed(tmp_path):
     assert talk(deaf, (picture, "What is the red disc?"))[0] == said
 
 
-@pytest.mark.parametrize("fault", ["are NaN", "context is 3", "control token"])
+@pytest.mark.parametrize("fault", quick_first(["control token", "are NaN", "context is 3"]))
 def test_a_model_in_this_process_says_nothing_rather_than_nonsense(tmp_path, fault):
     model = ChatLocal(model="shipped:tiny_mllm", max_tokens=6, dtype="float32", device="cpu")
     model.cache_root = tmp_path

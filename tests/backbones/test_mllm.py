@@ -13,10 +13,10 @@ from refseg_bench.backbones.base import MLLMSession, RolloutSettings, VisualSett
 from refseg_bench.backbones.mllm.families import family_of
 from refseg_bench.backbones.mllm.model import MLLM, Session, answer_rules
 from refseg_bench.errors import ConfigError, RefsegError
+from tests.quick import quick_first
 from tests.tiny_mllm import FAMILIES, LAYERS, backbone, build, clip_frames, tokenizer
 
-#: The everyday suite looks at one family, the whole suite at all.
-QUICK_FIRST = [FAMILIES[0], *(pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES[1:])]
+QUICK_FIRST = quick_first(FAMILIES)
 
 VISUAL = VisualSettings(video_tokens=12)
 PROMPTS = ["the left dog. \nwhich?", "a cat that jumps over the fence. \nwhat is it? "]
@@ -93,7 +93,7 @@ def rolled(maps, visual, mode):
 
 
 @pytest.mark.parametrize("where", ["video", 2])
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", QUICK_FIRST)
 def test_maps_equal_the_eager_oracle(name, where):
     frames = clip_frames(5)
     model = eager(name)
@@ -195,7 +195,7 @@ def test_logits_are_bit_equal_with_capture(name):
         assert all(kept.q_HND.shape[2] == kept.k_GND.shape[2] == 1 for kept in seen.kept.values())
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", QUICK_FIRST)
 def test_answers_are_those_of_generate(name):
     frames = clip_frames(5)
     made = backbone(name, max_new_tokens=8, positions="transformers")
@@ -314,7 +314,8 @@ def test_what_is_kept_leaves_room_for_whole_batches(watched):
     assert everything(2.0 * work, (1, 1))[2] < everything(2.0 * work)[2]
 
 
-@pytest.mark.parametrize("name", QUICK_FIRST)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
 def test_frames_of_few_expressions_go_together(name, watched):
     """Same maps and answers as place by place, in fewer passes, within whatever memory there is."""
     frames, places = clip_frames(5, (40, 56)), ["video", *range(5)]

@@ -271,6 +271,7 @@ def test_prepare_refuses_before_it_moves_anything(tmp_path, capsys, given, words
     assert not home.exists()
 
 
+@pytest.mark.slow
 def test_prepare_coco_pictures_of_either_year_and_layout(tmp_path):
     src = tmp_path / "src"
     names = [f"COCO_train2014_{n:012d}.jpg" for n in (1, 2, 3)]

@@ -13,6 +13,7 @@ from refseg_bench.datasets.meta_expressions import id_list
 parts = st.sampled_from(["a", "..", ".", "", "b c", "ü", "…", "a\\..", "\0", "..."])
 
 
+@pytest.mark.slow
 @given(st.lists(parts, max_size=5).map("/".join) | st.text(max_size=8))
 def test_a_joined_name_is_below_its_base(name):
     base = Path("/data/set")

@@ -158,6 +158,7 @@ def _open(path, cache, barrier, results):
     results.put(open_entries(Path(path), Path(cache)).get("123"))
 
 
+@pytest.mark.slow
 def test_processes_may_build_the_same_index_at_once(large, tmp_path):
     context = multiprocessing.get_context("fork")
     barrier, results = context.Barrier(4), context.Queue()

@@ -18,6 +18,7 @@ from refseg_bench.datasets.prepare import prepare
 from refseg_bench.datasets.refcoco import RefCoco
 from refseg_bench.datasets.refcoco_m import RefCocoM
 from refseg_bench.datasets.verify import verify
+from tests.quick import quick_first
 from tools.writers import (
     ImageRecord,
     write_groundmore_set,
@@ -184,6 +185,7 @@ def test_one_command_runs_the_sets_of_today(home, capsys):
     assert "long_rvos · long-rvos@1 · J&F by type" in told
 
 
+@pytest.mark.slow
 def test_the_same_predictions_under_both_truths(home, capsys):
     assert main(["run", "-m", "dataset=refcoco_unc,refcoco_m", "method=full_frame", "--no-html"]) == 0
     before = results(home)
@@ -204,13 +206,15 @@ def test_the_same_predictions_under_both_truths(home, capsys):
 
 @pytest.mark.parametrize(
     ("more", "told"),
-    [
-        ([], "one of the two"),
-        (["OTHER", "--truth", "refcoco_m"], "one of the two"),
-        (["--truth", "refcoco_m", "--html"], "--truth has none"),
-        (["OTHER", "--split", "val"], "go with --truth"),
-        (["--truth", "groundmore"], "has no sample of 'refcoco_m'"),
-    ],
+    quick_first(
+        [
+            (["OTHER", "--truth", "refcoco_m"], "one of the two"),
+            ([], "one of the two"),
+            (["--truth", "refcoco_m", "--html"], "--truth has none"),
+            (["OTHER", "--split", "val"], "go with --truth"),
+            (["--truth", "groundmore"], "has no sample of 'refcoco_m'"),
+        ]
+    ),
 )
 def test_what_compare_is_not_told_well(home, capsys, more, told):
     assert main(["run", "dataset=refcoco_m", "method=empty", "--no-html"]) == 0
@@ -220,6 +224,7 @@ def test_what_compare_is_not_told_well(home, capsys, more, told):
     assert told in " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.slow
 def test_a_part_of_the_samples_pairs_as_the_whole_does(home, capsys):
     assert main(["run", "dataset=refcoco_unc", "method=full_frame", "limit.clips=1", "--no-html"]) == 0
     (run,) = home.glob("runs/*")

@@ -94,6 +94,7 @@ def test_looks_and_absences_are_true_by_an_independent_reading(footages):
     assert checked > 30
 
 
+@pytest.mark.slow
 def test_motion_expressions_follow_the_visible_masks():
     """The centre of the visible mask moves as the words say, over the frames that show all of it."""
     checked = 0

@@ -90,7 +90,6 @@ def at_work(store: RunStore) -> list[Owner]:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("ray")
 def test_actors_of_two_nodes_do_what_one_process_does(nodes: Nodes, tmp_path: Path) -> None:
     """An actor is killed, a node is lost, another one comes, and a bare worker helps."""
     clips = 16
@@ -121,7 +120,6 @@ def test_actors_of_two_nodes_do_what_one_process_does(nodes: Nodes, tmp_path: Pa
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("ray")
 def test_one_actor_finishes_what_there_is_no_room_for(nodes: Nodes, tmp_path: Path) -> None:
     """More parts than the cluster has CPUs, then an error that every actor meets."""
     point(tmp_path, clips=4)
@@ -146,6 +144,7 @@ def test_without_ray_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.Monk
     assert main(["run", "cluster=ray", "dataset=shapes", "method=empty", f"paths.runs={tmp_path}"]) == 2
 
 
+@pytest.mark.slow
 def test_a_cluster_that_is_not_there_is_told(tmp_path: Path, monkeypatch, capsys) -> None:
     pytest.importorskip("ray", reason="NO RAY: pip install -e '.[dev]'")
     words = ["run", "cluster=ray", "dataset=shapes", "method=empty", f"paths.runs={tmp_path}"]
@@ -189,6 +188,7 @@ def test_what_a_lost_one_held_counts_for_its_time(tmp_path: Path, monkeypatch: p
     assert lost.gpu_hours == pytest.approx(4, abs=0.1)
 
 
+@pytest.mark.slow
 def test_a_name_that_several_have_takes_no_clip_of_a_living_one(tmp_path: Path) -> None:
     """As the processes of `cluster=local` have it from a command that was started with one."""
     code = (

@@ -20,8 +20,9 @@ from refseg_bench.files import resources
 from refseg_bench.run import server
 from refseg_bench.run.store import runs_in
 from tests.launch.runs import CONF, refseg
+from tests.quick import needs
 
-pytest.importorskip("openai")
+pytestmark = needs("openai")
 SCRIPT = Path(__file__).with_name("chat_server.py")
 
 
@@ -108,6 +109,7 @@ def test_kill_9_of_everything_ends_it(tmp_path: Path, per: str) -> None:
     assert gone(tmp_path)
 
 
+@pytest.mark.slow
 def test_one_that_ends_at_work_is_started_again(tmp_path: Path) -> None:
     assert main(["run", *words(tmp_path, command(tmp_path, 2)), "--no-html"]) == 0
     assert done(tmp_path) == 4

@@ -192,6 +192,7 @@ def counted(store: RunStore) -> int:
     return sum(record["segmenter"]["counters"]["frame_encodings"] for record in records)
 
 
+@pytest.mark.slow
 def test_only_light_rows_get_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("REFSEG_THREADS", raising=False)
     monkeypatch.setattr(launching.env, "cores", lambda: 4)

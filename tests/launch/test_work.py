@@ -135,6 +135,7 @@ def test_a_frozen_folder_is_all_that_workers_need(tmp_path: Path, capsys: pytest
     assert "nothing works on it" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_freezing_a_sweep_prints_a_command_for_each(in_tmp: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["run", "--freeze", "-m", *overrides(in_tmp), "method.variant=0,1", "name='a b'"]
     point(in_tmp)

@@ -47,6 +47,7 @@ def test_experiments_compose_and_can_be_built(name: str) -> None:
         schema.build(point.values["method"], "method", **parts)
 
 
+@pytest.mark.slow
 def test_localization_heads_are_scored_as_decaf_beside_them() -> None:
     for dataset in ("ref_davis17", "reasonvos", "revos"):
         heads, decaf = (
@@ -56,6 +57,7 @@ def test_localization_heads_are_scored_as_decaf_beside_them() -> None:
         assert heads.values["protocols"] == decaf.values["protocols"] != []
 
 
+@pytest.mark.slow
 def test_a_models_heads_become_the_methods() -> None:
     (plain,) = compose(["method=loc_head", "dataset=shapes"])
     (told,) = compose(["method=loc_head", "dataset=shapes", "backbone.loc_heads=[[3,1],[4,2]]"])

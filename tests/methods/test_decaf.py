@@ -20,6 +20,7 @@ from refseg_bench.methods.spatial import SpatialBias
 from refseg_bench.run.loop import predict_clip
 from refseg_bench.segmenters.base import Candidates, Prompt, Segmenter, SegmenterCounters
 from refseg_bench.types import Clip, Expression
+from tests.quick import quick_first
 from tests.tiny_mllm import FAMILIES, backbone, clip_frames
 
 torch.set_num_threads(1)
@@ -619,7 +620,7 @@ def test_settings_reach_the_model(moving):
 # ── tiny models of every family ──────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", quick_first(FAMILIES))
 def test_every_family_runs_the_whole_pipeline(name, tmp_path):
     clip = clip_of(tmp_path, clip_frames(5))
     made = backbone(name, max_new_tokens=3)
@@ -658,6 +659,7 @@ def test_an_image_on_a_tiny_model(tmp_path):
         assert found.maps["fused"].shape[0] == 1
 
 
+@pytest.mark.slow
 def test_the_transformers_sam2_session(tmp_path):
     """A real (random) SAM 2 behind the method: shapes, prompts and directions fit."""
     from refseg_bench.segmenters.sam2_hf import Sam2Hf

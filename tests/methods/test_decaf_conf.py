@@ -96,6 +96,7 @@ def test_the_points_of_an_experiment_have_their_published_rows(name):
         assert published - found <= {"subset=similar_objects"}  # its sample ids are not published
 
 
+@pytest.mark.slow
 def test_a_sweep_composes_whole():
     folders = [point.folder for point in compose(["experiment=decaf/table6", "dataset=ref_davis17"])]
     assert len(folders) == len(set(folders)) == 9

@@ -132,6 +132,7 @@ def test_each_kind_of_word_finds_its_thing(moving):
         assert set(grounding.seconds) == {"things", "words"}
 
 
+@pytest.mark.slow
 def test_answers_depend_neither_on_order_nor_on_company(moving):
     clip, _ = moving
     texts = list(QUESTIONS)[:4]

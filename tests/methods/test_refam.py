@@ -21,6 +21,7 @@ from refseg_bench.methods.refam.filters import Gas
 from refseg_bench.segmenters.base import Candidates, SegmenterCounters
 from refseg_bench.types import Clip, Expression
 from tests.backbones import tiny_dits
+from tests.quick import quick_first
 
 
 class SquareSegmenter:
@@ -107,7 +108,7 @@ def test_points_and_thresholds_need_no_segmenter(mask, make_dit, tmp_path):
         RefAM(make_dit("sd3"))
 
 
-@pytest.mark.parametrize("family", ["flux", "sd3", "sd35m", "mochi", "cogvideox", "wan"])
+@pytest.mark.parametrize("family", quick_first(["flux", "sd3", "sd35m", "mochi", "cogvideox", "wan"], 2))
 @pytest.mark.parametrize("mode", ["concept_stream", "prompt"])
 def test_every_family_grounds(family, mode, make_dit, tmp_path):
     dit = make_dit(family, text_mode=mode)
@@ -139,6 +140,7 @@ def test_expressions_asked_together_are_as_asked_alone(make_dit, tmp_path):
     assert apart.backbone.counters.dit_forwards == 3
 
 
+@pytest.mark.slow
 def test_filters_sinks_bias_and_segmenter_need_no_second_pass(make_dit, tmp_path):
     clip = a_clip(tmp_path / "clip")
     first = refam(make_dit("sd3"), tmp_path / "cache")
@@ -168,7 +170,7 @@ def test_filters_sinks_bias_and_segmenter_need_no_second_pass(make_dit, tmp_path
         assert other.backbone.counters.dit_forwards > 0, options
 
 
-@pytest.mark.parametrize("family", ["sd3", "flux", "mochi"])
+@pytest.mark.parametrize("family", quick_first(["sd3", "flux", "mochi"]))
 def test_magnets_off_is_exact_from_the_cache(family, make_dit, tmp_path):
     """Concepts that don't see each other: the run without magnets is in the run with them."""
     clip = a_clip(tmp_path / "clip")
@@ -520,7 +522,7 @@ def test_what_names_a_shared_capture():
 
 
 @pytest.mark.parametrize("space", ["output", "attention"])
-@pytest.mark.parametrize("family", ["flux", "sd3", "mochi"])
+@pytest.mark.parametrize("family", quick_first(["flux", "sd3", "mochi"]))
 def test_concept_attention(family, space, make_dit, tmp_path):
     clip = a_clip(tmp_path / "clip")
     dit = make_dit(family, text_mode="prompt")

@@ -93,6 +93,7 @@ def test_references_resolve_to_published_rows(name):
     assert len(seen) == POINTS[name]
 
 
+@pytest.mark.slow
 def test_rows_of_a_sweep_follow_the_command_line():
     points = config.compose(["experiment=refam/refcoco", "dataset=refcocog_umd"])
     assert [p.values["dataset"]["split"] for p in points] == ["val", "test"]
@@ -113,6 +114,7 @@ def test_the_default_run_needs_no_download():
     assert point.values["method"]["source"]["_target_"].endswith("ConceptAttention")
 
 
+@pytest.mark.slow
 def test_a_dry_run_tells_cache_hits_and_weights(tmp_path, monkeypatch):
     from refseg_bench.run.launch import preview
     from tests.backbones import tiny_dits

@@ -256,6 +256,7 @@ def test_the_published_clip_is_fetched_with_its_weights():
     assert any(fnmatch("pytorch_model.bin", pattern) for pattern in needed.patterns)
 
 
+@pytest.mark.slow
 def test_clip_grades_as_transformers_does(tmp_path, clip):
     import torch
     from transformers import CLIPModel, CLIPProcessor

@@ -22,6 +22,7 @@ from tests.fakes import fake_run
 CLIP = resource("datasets") / "shapes" / "valid_u" / "JPEGImages" / "02a1eeed0a3c"
 
 
+@pytest.mark.slow
 def test_a_folder_a_video_and_an_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first = tmp_path / "one"
     nasty = "the [red]striped[/red] <b>one</b> " + "long " * 1000
@@ -72,6 +73,7 @@ def test_a_backbone_alone_is_read_by_its_method(typed: tuple[str, ...], chosen: 
     assert len(compose([*chosen, *typed])) == 1
 
 
+@pytest.mark.slow
 def test_what_is_done_is_said_from_the_start_and_the_paths_come_last(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -82,6 +84,7 @@ def test_what_is_done_is_said_from_the_start_and_the_paths_come_last(
     assert said.out.splitlines()[-2:] == [str(tmp_path / "picture.png"), str(tmp_path / "overlay.mp4")]
 
 
+@pytest.mark.slow
 def test_maps_are_stacked_below_the_frames(tmp_path: Path) -> None:
     assert main(["demo", str(CLIP), "the red one", "--frames", "4", "-o", str(tmp_path / "out")]) == 0
     with Image.open(tmp_path / "out" / "picture.png") as picture:

@@ -76,6 +76,7 @@ def test_a_sweep_says_that_runs_lack_samples(tmp_path: Path) -> None:
     assert any("1 of 2 runs lack samples" in text for text in texts(sweeps.draw(lacking)))
 
 
+@pytest.mark.slow
 def test_words_are_evenly_spaced_without_a_line(tmp_path: Path) -> None:
     numbers = sweeps.sweep_of(runs(tmp_path, side=[4, 8]))
     words = [{"method.side": "tall & <b>"}, {"method.side": "$x$"}]
@@ -87,6 +88,7 @@ def test_words_are_evenly_spaced_without_a_line(tmp_path: Path) -> None:
     assert {"tall & <b>", "$x$"} <= set(texts(sweeps.draw(sweep))), "no text is markup or a formula"
 
 
+@pytest.mark.slow
 def test_two_options_are_a_heat_map(tmp_path: Path) -> None:
     stores = runs(tmp_path, side=[4, 8], kernel=[3, 5, 7])
     sweep = sweeps.sweep_of(stores)
@@ -103,6 +105,7 @@ def test_two_options_are_a_heat_map(tmp_path: Path) -> None:
         sweeps.sweep_of(stores, keys=["method.side"])
 
 
+@pytest.mark.slow
 def test_many_options_are_ranked_and_drawn_side_by_side(tmp_path: Path, capsys: Any) -> None:
     stores = runs(tmp_path, side=[4, 8], kernel=[3, 5], seed=[0, 1])
     sweep = sweeps.sweep_of(stores)

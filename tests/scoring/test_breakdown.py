@@ -124,6 +124,7 @@ print(time.process_time() - start, peak)
 """
 
 
+@pytest.mark.slow
 def test_many_units_stay_small():
     """100,000 units: memory per unit bounds what a million would take (2 GB)."""
     done = subprocess.run(

@@ -369,6 +369,7 @@ def test_decay_breaks_in_uint8_above_256_frames():
     assert np.isnan(decay(values, "uint8"))
 
 
+@pytest.mark.slow
 def test_processes_change_nothing(tree):
     alone, many = scored(tree, "davis-unsup"), None
     dataset, source = IdMaps(tree[0]), FolderPredictions(tree[1])

@@ -305,6 +305,7 @@ class Mine(MetaExpressions):
     """A set of somebody else: its truth may lie anywhere."""
 
 
+@pytest.mark.slow
 def test_a_result_stands_only_while_all_it_was_made_from_does(capsys, monkeypatch):
     """A finished run is scored again by other code or another truth, and not for nothing."""
     mevis_like()

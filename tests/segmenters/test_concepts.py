@@ -111,6 +111,7 @@ def test_its_boxes_are_the_processors(dino, clip):
     assert [one.repo for one in dino.weights()] == [dino.model, dino.masks["model"]]
 
 
+@pytest.mark.slow
 def test_what_is_found_on_the_best_frame_is_tracked(dino, clip):
     with dino.open(clip) as session:
         found = session.find("a red disc")
@@ -125,6 +126,7 @@ def test_what_is_found_on_the_best_frame_is_tracked(dino, clip):
         assert np.array_equal(got, tracked[frame])
 
 
+@pytest.mark.slow
 def test_nothing_above_the_threshold_is_nothing(dino, clip):
     strict = GroundingDino(masks=dino.masks, model=dino.model, device="cpu", box_threshold=0.99)
     with strict.open(clip) as session:

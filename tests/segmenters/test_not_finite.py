@@ -49,6 +49,7 @@ def test_a_tracker(sam2_folder, clip, part):
                 session.segment(2, [CLICK])
 
 
+@pytest.mark.slow
 def test_words_to_instances(tmp_path, clip):
     sam3 = Sam3(model=str(tiny.write_sam3(tmp_path / "sam3", seed=2) / "video"), device="cpu")
     spoil(sam3.concept_detector()[0].detr_decoder)
@@ -68,6 +69,7 @@ def test_words_to_instances(tmp_path, clip):
         session.segment(0, [Prompt(text="dog")])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [None, (3, 3)])
 def test_weights_that_a_checkpoint_lacks_are_not_drawn_at_random(tmp_path, sam2_folder, clip, shape):
     opened = {

@@ -13,9 +13,10 @@ from refseg_bench.segmenters.memory_tracking import TrackingSession
 from refseg_bench.segmenters.sam2 import Sam2
 from refseg_bench.segmenters.sam2_hf import Sam2Hf
 from refseg_bench.segmenters.sam_base import square_pixels
+from tests.quick import quick_first
 
 
-@pytest.fixture(params=["sam2", "sam2.1"])
+@pytest.fixture(params=quick_first(["sam2.1", "sam2"]))
 def release(request):
     return request.param
 
@@ -34,6 +35,7 @@ def box_mask(size):
     return mask
 
 
+@pytest.mark.slow
 def test_image_model_of_transformers_gives_the_same_candidates(ours, sam2_folder, release, clip):
     from transformers import Sam2Model
 
@@ -94,6 +96,7 @@ def agree(mask, logits, slack=0.02):
     return unsure.mean() < 0.2 and bool(np.all((mask == (logits > 0)) | unsure))
 
 
+@pytest.mark.slow
 def test_clicks_propagate_as_in_transformers_own_loop(ours, sam2_folder, release, clip):
     """Clicks without hole filling: here its loop and the official predictor agree."""
     from transformers import Sam2VideoModel
@@ -236,6 +239,7 @@ def test_that_there_is_no_prompt_is_encoded_once(ours, clip):
     assert len(encoded) == 2 + 1, "two clicks, and what the tracked frames have instead"
 
 
+@pytest.mark.slow
 def test_recomputed_and_offloaded_features_change_nothing(sam2_folder, release, clip):
     tracks = []
     for host_mb in (12000.0, 0.7, 0.0):
@@ -251,6 +255,7 @@ def test_recomputed_and_offloaded_features_change_nothing(sam2_folder, release, 
         assert np.array_equal(tracks[0][frame], tracks[2][frame])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("release", ["sam2.1"])
 def test_runs_are_deterministic_and_sessions_independent(ours, clip, make_clip):
     other = make_clip(length=4, size=(50, 70), seed=9)
@@ -297,6 +302,7 @@ def test_resampling_is_pillows(clip):
         assert np.allclose(got, want.transpose(2, 0, 1), atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("release", ["sam2.1"])
 def test_where_transformers_own_loop_leaves_the_official_predictor(both, sam2_folder, release, clip):
     """A mask prompt: what docs/segmenters.md lists. Equality here means the list needs an update."""

@@ -151,6 +151,7 @@ def test_checkpoints_that_hold_code_are_refused(tmp_path, sam2_package_files, cl
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.slow
 def test_safetensors_checkpoints_load_too(sam2_package_files, tmp_path, clip):
     from safetensors.torch import save_file
 

@@ -12,6 +12,7 @@ from scipy.ndimage import label as scipy_label
 from refseg_bench.segmenters import sam2
 from refseg_bench.segmenters.base import Prompt
 from refseg_bench.segmenters.sam2 import Sam2
+from tests.quick import quick_first
 
 
 def components(mask):
@@ -23,7 +24,7 @@ def components(mask):
     return torch.from_numpy(labels), torch.from_numpy(areas)
 
 
-@pytest.fixture(params=["sam2", "sam2.1"])
+@pytest.fixture(params=quick_first(["sam2.1", "sam2"]))
 def release(request):
     return request.param
 
@@ -111,6 +112,7 @@ def test_clicks_give_the_predictors_masks_and_its_best_iou(ours, stock, jpegs, t
         assert candidates.ious_K == pytest.approx(head[2][0].numpy(), abs=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frames", [pytest.param(None, marks=pytest.mark.slow), (0, 2, 3, 5, 8)])
 def test_masks_propagate_as_in_the_predictor_on_any_subset(ours, stock, jpegs, tmp_path, frames):
     rng = np.random.default_rng(0)

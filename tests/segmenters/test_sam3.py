@@ -30,6 +30,7 @@ def ours(folder):
 CLICKS = [Prompt.click(0.2, 0.5), Prompt.click(0.45, 0.4), Prompt.click(0.8, 0.9)]
 
 
+@pytest.mark.slow
 def test_clicks_propagate_as_in_transformers_own_loop(ours, folder, clip):
     from transformers import Sam3TrackerVideoInferenceSession, Sam3TrackerVideoModel
 
@@ -99,6 +100,7 @@ def test_absent_concept_is_an_empty_mask(folder, clip):
         assert not dict(session.propagate(0, [Prompt(text="dog")], frames=(0,)))[0].any()
 
 
+@pytest.mark.slow
 def test_words_through_a_video_follow_the_instances_of_the_frame(ours, clip):
     with ours.open(clip) as session:
         (found,) = session.segment(2, [Prompt(text="a red disc")])

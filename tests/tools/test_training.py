@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.quick import needs
+
 torch = pytest.importorskip("torch")
-pytest.importorskip("transformers")
-pytest.importorskip("diffusers")
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, needs("transformers", "diffusers")]
 
 
 @pytest.fixture
