@@ -8,6 +8,7 @@ any spelling or by one of its ``aliases``, or else a class by its dotted path. R
 from __future__ import annotations
 
 import functools
+import glob
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,8 +35,8 @@ def names(group: str) -> list[str]:
 def _files(group: str) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for folder in searchpath.folders():
-        for path in (folder / group).rglob("*.yaml"):
-            found.setdefault(path.relative_to(folder / group).with_suffix("").as_posix(), path)
+        for name in glob.iglob("**/*.yaml", root_dir=folder / group, recursive=True):
+            found.setdefault(name.removesuffix(".yaml"), folder / group / name)
     return found
 
 

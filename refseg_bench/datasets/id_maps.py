@@ -6,6 +6,7 @@ For scoring predictions of other code under the protocols whose unit is the obje
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -161,4 +162,4 @@ def _videos(top: Path) -> Iterator[Path]:
 
 def _maps(folder: Path) -> Iterator[Path]:
     """The PNG files of a folder; hidden ones (``._00000.png``) are no maps."""
-    return (p for p in folder.glob("*.png") if not p.name.startswith("."))
+    return (folder / name for name in os.listdir(folder) if name.endswith(".png") and name[0] != ".")

@@ -27,7 +27,6 @@ from refseg_bench.datasets.index import Entries, open_entries, open_store
 from refseg_bench.datasets.pickles import pickled_items
 from refseg_bench.errors import DataError
 from refseg_bench.files import png
-from refseg_bench.files.images import image_size
 from refseg_bench.types import Clip, MaskTrack, encode_rle, rle_fault
 
 Size = tuple[int, int]
@@ -307,6 +306,8 @@ class _Folders(MaskSource):
 
     def size(self, video: str, names: Sequence[str], anno_ids: Iterable[str]) -> Size | None:
         """See :class:`MaskSource`."""
+        from refseg_bench.files.images import image_size
+
         for path in self._pngs(video, names, anno_ids):
             with contextlib.suppress(DataError):
                 return image_size(path)

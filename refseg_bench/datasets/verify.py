@@ -11,7 +11,6 @@ import dataclasses
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ from typing import Any
 from refseg_bench.datasets.base import Dataset, damaged
 from refseg_bench.datasets.files import Damage, bad_name
 from refseg_bench.errors import ConfigError, DataError
-from refseg_bench.files.images import image_size, read_rgb, turn_in_words
 from refseg_bench.files.resources import resource
 from refseg_bench.files.store_io import open_regular, read_yaml
 from refseg_bench.types import Clip
@@ -192,6 +190,8 @@ def verify(
         seen.add(key)
         known.add(key[1])
 
+    from concurrent.futures import ThreadPoolExecutor
+
     # One of its own: what was read with damages left out is kept by nobody.
     dataset = dataclasses.replace(dataset)  # type: ignore[type-var]
     dataset.tell = tell
@@ -247,6 +247,8 @@ def frame_problems(
     path: Path, size: tuple[int, int], decode: bool = False, upright: bool = False
 ) -> Iterator[Damage]:
     """What is wrong with one frame file: missing, unreadable, cut off, or of another size."""
+    from refseg_bench.files.images import image_size, read_rgb, turn_in_words
+
     if not os.path.isfile(path):
         yield Damage("missing frame", f"Frame '{path.stem}' is missing.", path)
         return
@@ -268,6 +270,8 @@ def frame_problems(
 
 def _ends(path: Path) -> bool:
     """Whether a picture's end is there; by its content, for names lie."""
+    from refseg_bench.files.images import read_rgb
+
     with open_regular(path) as file:
         start = file.read(4)
         file.seek(0, 2)

@@ -28,8 +28,10 @@ static int LOWEST(word x) { int n = 0; while (!(x & 1)) { x >>= 1; n++; } return
    only use it in a clone that is chosen when the module is loaded. */
 #if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
 #define COUNTING __attribute__((target_clones("popcnt", "default")))
+#define WIDE __attribute__((target_clones("avx2", "default")))
 #else
 #define COUNTING
+#define WIDE
 #endif
 
 typedef struct {
@@ -124,9 +126,9 @@ static word pack64(const uint8_t *p, uint8_t id) {
 #endif
 }
 
-static void region_pack(Region *r, const uint8_t *pixels, uint8_t id) {
+static void region_pack(Region *r, const Py_buffer *map, uint8_t id) {
     for (Py_ssize_t y = r->top; y < r->bottom; y++) {
-        const uint8_t *row = pixels + y * r->columns;
+        const uint8_t *row = (const uint8_t *)map->buf + y * map->strides[0];
         word *out = r->mask + (y - r->top) * r->words;
         for (Py_ssize_t i = 0; i < r->words; i++) {
             Py_ssize_t x = (r->first + i) * 64, left = r->columns - x;
@@ -151,75 +153,107 @@ static void box_add(Box *b, Py_ssize_t y, Py_ssize_t x, Py_ssize_t end) {
     if (end > b->right) b->right = end;
 }
 
+/* How many of n bytes, from the first on, hold the id. */
+static Py_ssize_t run_of(const uint8_t *p, Py_ssize_t n, uint8_t id) {
+    Py_ssize_t x = 0;
+    for (word other; x + 64 <= n; x += 64)
+        if ((other = ~pack64(p + x, id))) return x + LOWEST(other);
+    while (x < n && p[x] == id) x++;
+    return x;
+}
+
+/* Is there anything but 0 in 128 bytes? */
+static int any128(const uint8_t *p) {
+#if defined(__SSE2__)
+    __m128i any = _mm_setzero_si128();
+    for (int k = 0; k < 8; k++) any = _mm_or_si128(any, _mm_loadu_si128((const __m128i *)(p + 16 * k)));
+    return _mm_movemask_epi8(_mm_cmpeq_epi8(any, _mm_setzero_si128())) != 0xffff;
+#else
+    word any = 0, eight;
+    for (int k = 0; k < 16; k++) any |= (memcpy(&eight, p + 8 * k, 8), eight);
+    return any != 0;
+#endif
+}
+
 /* Bounding boxes of all nonzero ids; a box with bottom 0 is of an id that doesn't occur. */
-static void find_boxes(const uint8_t *pixels, Py_ssize_t rows, Py_ssize_t columns, Box *boxes) {
+static void find_boxes(const Py_buffer *map, Box *boxes) {
+    Py_ssize_t rows = map->shape[0], columns = map->shape[1];
     memset(boxes, 0, 256 * sizeof(Box));
     for (Py_ssize_t y = 0; y < rows; y++) {
-        const uint8_t *row = pixels + y * columns;
-        Py_ssize_t x = 0;
-        while (x < columns) {
-            uint64_t block[16], eight;
-            while (x + 128 <= columns) {
-                uint64_t any = 0;
-                memcpy(block, row + x, 128);
-                for (int k = 0; k < 16; k++) any |= block[k];
-                if (any) break;
-                x += 128;
-            }
-            while (x + 8 <= columns && (memcpy(&eight, row + x, 8), !eight)) x += 8;
-            while (x < columns && !row[x]) x++;
-            if (x >= columns) break;
-            uint8_t id = row[x];
-            uint64_t same = 0x0101010101010101ULL * id;
-            Py_ssize_t start = x++;
-            while (x + 8 <= columns && (memcpy(&eight, row + x, 8), eight == same)) x += 8;
-            while (x < columns && row[x] == id) x++;
-            box_add(&boxes[id], y, start, x);
+        const uint8_t *row = (const uint8_t *)map->buf + y * map->strides[0];
+        for (Py_ssize_t x = 0; x < columns;) {
+            while (x + 128 <= columns && !any128(row + x)) x += 128;
+            x += run_of(row + x, columns - x, 0);
+            if (x == columns) break;
+            Py_ssize_t start = x;
+            x += run_of(row + x, columns - x, row[start]);
+            box_add(&boxes[row[start]], y, start, x);
         }
     }
 }
 
-/* Is any bit set in [low, high] of a row of words? */
-static int any_between(const word *row, Py_ssize_t words, Py_ssize_t low, Py_ssize_t high) {
-    if (low < 0) low = 0;
-    if (high >= words * 64) high = words * 64 - 1;
-    if (low > high) return 0;
-    Py_ssize_t a = low / 64, b = high / 64;
-    word from = ~(word)0 << (low % 64), to = ~(word)0 >> (63 - high % 64);
-    if (a == b) return (row[a] & from & to) != 0;
-    if (row[a] & from) return 1;
-    for (Py_ssize_t i = a + 1; i < b; i++)
-        if (row[i]) return 1;
-    return (row[b] & to) != 0;
+/* Each row of `in` with its bits spread by `step` to both sides; rows end in room for what is spread. */
+WIDE static void spread(const word *restrict in, word *restrict out, Py_ssize_t count, int step) {
+    for (Py_ssize_t i = 0; i < count; i++)
+        out[i] = in[i] | in[i] << step | in[i - 1] >> (64 - step) | in[i] >> step | in[i + 1] << (64 - step);
 }
 
-/* Boundary pixels of a with a boundary pixel of b within the disk; half[d] = half width of row d. */
-static int64_t count_hits(const Region *a, const Region *b, const Py_ssize_t *half, Py_ssize_t radius) {
-    int64_t hits = 0;
-    for (Py_ssize_t y = a->top; y < a->bottom; y++) {
-        Py_ssize_t top = b->top - y > -radius ? b->top - y : -radius;
-        Py_ssize_t bottom = b->bottom - 1 - y < radius ? b->bottom - 1 - y : radius;
-        if (top > bottom) continue;
-        Py_ssize_t reach = -top > bottom ? -top : bottom;
-        for (Py_ssize_t i = 0; i < a->words; i++) {
-            word left = a->edge[(y - a->top) * a->words + i];
-            while (left) {
-                Py_ssize_t x = (a->first + i - b->first) * 64 + LOWEST(left);
-                left &= left - 1;
-                for (Py_ssize_t d = 0; d <= reach; d++) {
-                    const word *row;
-                    if (d <= bottom && d >= top) {
-                        row = b->edge + (y + d - b->top) * b->words;
-                        if (any_between(row, b->words, x - half[d], x + half[d])) { hits++; break; }
-                    }
-                    if (d && -d >= top && -d <= bottom) {
-                        row = b->edge + (y - d - b->top) * b->words;
-                        if (any_between(row, b->words, x - half[d], x + half[d])) { hits++; break; }
-                    }
-                }
-            }
+/* Take out the bits that one of the two has. */
+WIDE static void take(word *restrict left, const word *above, const word *below, Py_ssize_t count) {
+    for (Py_ssize_t i = 0; i < count; i++) left[i] &= ~(above[i] | below[i]);
+}
+
+COUNTING static int64_t count_bits(const word *words, Py_ssize_t count) {
+    int64_t bits = 0;
+    for (Py_ssize_t i = 0; i < count; i++) bits += POPCOUNT(words[i]);
+    return bits;
+}
+
+/* Copy the boundary of a region onto a grid of `n` words a row that begins at (top, first). */
+static void lay(const Region *r, word *grid, Py_ssize_t top, Py_ssize_t bottom, Py_ssize_t first, Py_ssize_t n) {
+    Py_ssize_t from = r->first > first ? r->first : first;
+    Py_ssize_t end = r->first + r->words < first + n ? r->first + r->words : first + n;
+    if (from >= end) return;
+    for (Py_ssize_t y = r->top > top ? r->top : top; y < bottom && y < r->bottom; y++)
+        memcpy(grid + (y - top) * n + from - first, r->edge + (y - r->top) * r->words + from - r->first,
+               (size_t)(end - from) * sizeof(word));
+}
+
+/* Boundary pixels of a with a boundary pixel of b within the disk; -1 without memory.
+
+   Both lie on one grid, b's words and enough beside them. From the disk's outermost rows inwards b is
+   spread to the width that the disk has there, and takes from a what it meets at that distance. */
+static int64_t count_hits(const Region *a, const Region *b, Py_ssize_t radius) {
+    Py_ssize_t high = radius < b->rows ? radius : b->rows, wide = radius < b->columns ? radius : b->columns;
+    Py_ssize_t top = a->top > b->top - high ? a->top : b->top - high;
+    Py_ssize_t bottom = a->bottom < b->bottom + high ? a->bottom : b->bottom + high;
+    if (top >= bottom) return 0;
+    Py_ssize_t beside = wide / 64 + 1, n = b->words + 2 * beside, first = b->first - beside;
+    Py_ssize_t own = (bottom - top) * n, count = own + 2 * high * n;
+    word *block = PyMem_RawCalloc((size_t)(own + 2 * (count + 2)), sizeof(word));
+    if (!block) return -1;
+    word *left = block, *now = block + own + 1, *next = now + count + 2;
+    lay(a, left, top, bottom, first, n);
+    lay(b, now, top - high, bottom + high, first, n);
+    int64_t before = count_bits(left, own);
+    Py_ssize_t width = 0;
+    for (Py_ssize_t d = high; d >= 0; d--) {
+        Py_ssize_t want = width;
+        while (want < wide && (want + 1) * (want + 1) + d * d <= radius * radius) want++;
+        /* What is spread by `width` is so wide that the next step may be as wide without leaving gaps. */
+        while (width < want) {
+            Py_ssize_t step = want - width < 2 * width + 1 ? want - width : 2 * width + 1;
+            if (step > 63) step = 63;
+            spread(now, next, count, (int)step);
+            word *swap = now;
+            now = next;
+            next = swap;
+            width += step;
         }
+        take(left, now + (high - d) * n, now + (high + d) * n, own);
     }
+    int64_t hits = before - count_bits(left, own);
+    PyMem_RawFree(block);
     return hits;
 }
 
@@ -251,26 +285,21 @@ static PyObject *compare(PyObject *self, PyObject *args) {
     }
     int64_t hit_truth = 0, hit_answer = 0;
     if (truth->edges && answer->edges) {
-        Py_ssize_t small[64], *half = small;
-        if (radius >= 64 && !(half = PyMem_RawMalloc((size_t)(radius + 1) * sizeof *half))) return PyErr_NoMemory();
-        Py_ssize_t wide = radius;
-        for (Py_ssize_t d = 0; d <= radius; d++) {
-            while (wide * wide + d * d > radius * radius) wide--;
-            half[d] = wide;
-        }
-        hit_truth = count_hits(truth, answer, half, radius);
-        hit_answer = count_hits(answer, truth, half, radius);
-        if (half != small) PyMem_RawFree(half);
+        hit_truth = count_hits(truth, answer, radius);
+        hit_answer = count_hits(answer, truth, radius);
+        if (hit_truth < 0 || hit_answer < 0) return PyErr_NoMemory();
     }
     return Py_BuildValue("(LLLLLLL)", (long long)count_shared(truth, answer), (long long)truth->area,
                          (long long)answer->area, (long long)truth->edges, (long long)answer->edges,
                          (long long)hit_truth, (long long)hit_answer);
 }
 
-/* A C-contiguous two-dimensional uint8 array. */
+/* A two-dimensional uint8 array: PyBUF_C_CONTIGUOUS, or PyBUF_STRIDES where its rows may lie apart. */
 static int pixels_of(PyObject *object, Py_buffer *view, int flags) {
-    if (PyObject_GetBuffer(object, view, PyBUF_ND | PyBUF_C_CONTIGUOUS | flags)) return -1;
-    if (view->ndim == 2 && view->itemsize == 1 && view->shape[0] > 0 && view->shape[1] > 0) return 0;
+    if (PyObject_GetBuffer(object, view, PyBUF_ND | flags)) return -1;
+    if (view->ndim == 2 && view->itemsize == 1 && view->shape[0] > 0 && view->shape[1] > 0 &&
+        view->strides[1] == 1)
+        return 0;
     PyBuffer_Release(view);
     PyErr_SetString(PyExc_ValueError, "a two-dimensional array of bytes is needed");
     return -1;
@@ -282,16 +311,16 @@ static PyObject *from_labels(PyObject *self, PyObject *object) {
     Py_buffer view;
     Box boxes[256];
     (void)self;
-    if (pixels_of(object, &view, 0)) return NULL;
+    if (pixels_of(object, &view, PyBUF_STRIDES)) return NULL;
     Py_ssize_t rows = view.shape[0], columns = view.shape[1];
-    find_boxes(view.buf, rows, columns, boxes);
+    find_boxes(&view, boxes);
     PyObject *out = PyDict_New();
     for (int id = 1; out && id < 256; id++) {
         Box *b = &boxes[id];
         if (!b->bottom) continue;
         Region *r = region_new(rows, columns, b->top, b->left, b->bottom, b->right);
         PyObject *key = PyLong_FromLong(id);
-        if (r) region_pack(r, view.buf, (uint8_t)id);
+        if (r) region_pack(r, &view, (uint8_t)id);
         if (!r || !key || PyDict_SetItem(out, key, (PyObject *)r)) Py_CLEAR(out);
         Py_XDECREF(key);
         Py_XDECREF(r);
@@ -306,12 +335,12 @@ static PyObject *from_mask(PyObject *self, PyObject *object) {
     Py_buffer view;
     Box boxes[256];
     (void)self;
-    if (pixels_of(object, &view, 0)) return NULL;
+    if (pixels_of(object, &view, PyBUF_STRIDES)) return NULL;
     Py_ssize_t rows = view.shape[0], columns = view.shape[1];
-    find_boxes(view.buf, rows, columns, boxes);
+    find_boxes(&view, boxes);
     Box *b = &boxes[1];
     Region *r = region_new(rows, columns, b->top, b->left, b->bottom, b->right);
-    if (r && r->mask) region_pack(r, view.buf, 1);
+    if (r && r->mask) region_pack(r, &view, 1);
     PyBuffer_Release(&view);
     return (PyObject *)r;
 }
@@ -421,10 +450,10 @@ static PyObject *encode(PyObject *self, PyObject *object) {
     Py_buffer view;
     Box boxes[256];
     (void)self;
-    if (pixels_of(object, &view, 0)) return NULL;
+    if (pixels_of(object, &view, PyBUF_C_CONTIGUOUS)) return NULL;
     Py_ssize_t rows = view.shape[0], columns = view.shape[1];
     const uint8_t *pixels = view.buf;
-    find_boxes(pixels, rows, columns, boxes);
+    find_boxes(&view, boxes);
     Box b = boxes[1];
     Py_ssize_t height = b.bottom - b.top, width = b.right - b.left;
     /* At most one run begins at every pixel of the box, and one after it. */
@@ -489,7 +518,7 @@ static PyObject *unfilter(PyObject *self, PyObject *args) {
     PyObject *target;
     (void)self;
     if (!PyArg_ParseTuple(args, "y*O", &raw, &target)) return NULL;
-    if (pixels_of(target, &out, PyBUF_WRITABLE)) { PyBuffer_Release(&raw); return NULL; }
+    if (pixels_of(target, &out, PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE)) { PyBuffer_Release(&raw); return NULL; }
     Py_ssize_t rows = out.shape[0], n = out.shape[1];
     int fine = raw.len == rows * (n + 1);
     for (Py_ssize_t y = 0; fine && y < rows; y++) {
@@ -533,8 +562,8 @@ static PyObject *split(PyObject *self, PyObject *args) {
     Py_buffer in, out;
     (void)self;
     if (!PyArg_ParseTuple(args, "OO", &source, &target)) return NULL;
-    if (pixels_of(source, &in, 0)) return NULL;
-    if (pixels_of(target, &out, PyBUF_WRITABLE)) { PyBuffer_Release(&in); return NULL; }
+    if (pixels_of(source, &in, PyBUF_C_CONTIGUOUS)) return NULL;
+    if (pixels_of(target, &out, PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE)) { PyBuffer_Release(&in); return NULL; }
     int fine = in.shape[0] == out.shape[0] && in.shape[1] == out.shape[1];
     uint8_t any = 0, all = 255, low = 255;
     if (fine) {

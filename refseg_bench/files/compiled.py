@@ -58,15 +58,16 @@ def unfilter(raw: bytes, height: int, width: int) -> NDArray[np.uint8] | None:
         width: its columns.
 
     Returns:
-        The pixels, or ``None`` where this kernel doesn't undo a filter that was used.
+        The pixels (of ``raw`` itself where no filter was used), or ``None`` where this kernel doesn't
+        undo a filter that was used.
     """
+    rows = np.frombuffer(raw, np.uint8).reshape(height, width + 1)
+    if raw[:: width + 1] == bytes(height):
+        return rows[:, 1:]
     if KERNEL is not None:
         out = np.empty((height, width), np.uint8)
         return out if KERNEL.unfilter(raw, out) else None
-    rows = np.frombuffer(raw, np.uint8).reshape(height, width + 1)
     filters = rows[:, 0]
-    if not filters.any():
-        return np.ascontiguousarray(rows[:, 1:])
     if filters.max() > 2:
         return None
     pixels = rows[:, 1:].copy()

@@ -12,7 +12,7 @@ import importlib
 import os
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,15 @@ from numpy.typing import NDArray
 
 from refseg_bench.errors import DataError
 from refseg_bench.files import compiled
-from refseg_bench.files.store_io import MOST_PIXELS, open_regular, read_bytes
+from refseg_bench.files.store_io import MOST_PIXELS, read_bytes
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _GREY, _PALETTE = 0, 3
 #: Inflated bytes that no small file can pass: deflate packs at most 1032 into one.
 _MUCH, _DENSEST = 1 << 28, 1032
 Uint8HW = NDArray[np.uint8]
+#: The length of a chunk's content and its kind; the checksum at its end.
+_CHUNK, _CRC = struct.Struct(">I4s").unpack_from, struct.Struct(">I").pack
 
 #: How a mask of a mode is read, in words.
 _READ_AS = {
@@ -256,23 +258,11 @@ def header(path: Path) -> tuple[int, int]:
 
 def _bytes(path: Path, first: int | None = None) -> bytes:
     try:
-        if first is None:
-            return read_bytes(path)
-        with open_regular(path) as handle:
-            return handle.read(first)
+        return read_bytes(path, first=first)
     except FileNotFoundError:
         raise _fault("missing", "A mask is missing.", path) from None
     except OSError as error:
         raise _torn(path, error.strerror or str(error)) from error
-
-
-def _chunks(data: bytes) -> Iterator[tuple[bytes, tuple[int, int]]]:
-    """Kind, and begin and end of the content, of every chunk of a PNG."""
-    at = len(_SIGNATURE)
-    while at + 12 <= len(data):
-        end = at + 8 + int.from_bytes(data[at : at + 4], "big")
-        yield data[at + 4 : at + 8], (at + 8, end)
-        at = end + 4
 
 
 def _simple(data: bytes, path: str | Path) -> tuple[Uint8HW, dict[bytes, tuple[int, int]]] | None:
@@ -287,11 +277,15 @@ def _simple(data: bytes, path: str | Path) -> tuple[Uint8HW, dict[bytes, tuple[i
     stride = (width * depth + 7) // 8
     packed: list[bytes] = []
     chunks: dict[bytes, tuple[int, int]] = {}
-    for kind, (begin, end) in _chunks(data):
+    at = len(_SIGNATURE)
+    while at + 12 <= len(data):
+        length, kind = _CHUNK(data, at)
+        begin, end = at + 8, at + 8 + length
         chunks[kind] = begin, end
+        at = end + 4
         if kind == b"IDAT":
             # The checksum of the packed bytes, not that of the (a hundred times longer) pixels.
-            if zlib.crc32(data[begin - 4 : end]).to_bytes(4, "big") != data[end : end + 4]:
+            if _CRC(zlib.crc32(data[begin - 4 : end])) != data[end:at]:
                 raise _torn(path, "its checksum is wrong")
             packed.append(data[begin:end])
         elif kind == b"acTL":

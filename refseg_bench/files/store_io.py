@@ -68,37 +68,47 @@ def open_regular(path: Path) -> IO[bytes]:
     Raises:
         OSError: missing, unreadable, or no regular file (``EINVAL``; ``EISDIR`` for a folder).
     """
+    return os.fdopen(_open(path)[0], "rb")
+
+
+def _open(path: Path) -> tuple[int, int]:
+    """Descriptor and size of a regular file."""
     # A FIFO without a writer would block; O_NONBLOCK has no effect on regular files.
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        mode = os.fstat(handle).st_mode
-        if stat.S_ISDIR(mode):
+        told = os.fstat(handle)
+        if stat.S_ISDIR(told.st_mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-        if not stat.S_ISREG(mode):
+        if not stat.S_ISREG(told.st_mode):
             raise OSError(errno.EINVAL, "no regular file", str(path))
-        return os.fdopen(handle, "rb")
     except BaseException:
         os.close(handle)
         raise
+    return handle, told.st_size
 
 
-def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
+def read_bytes(path: Path, most: int = MOST_BYTES, first: int | None = None) -> bytes:
     """A file's content.
 
     Args:
         path: the file.
         most: bytes above which it is refused.
+        first: read only so many from its begin on, however large it is.
 
     Raises:
         OSError: as :func:`open_regular`, or larger (``EFBIG``).
     """
-    with open_regular(path) as handle:
-        size = os.fstat(handle.fileno()).st_size
-        data = handle.read(min(size, most) + 1)
-        if len(data) > size:
-            # It grew, or is of the kind that tells no size.
-            data += handle.read(most + 1 - len(data))
-    if len(data) > most:
+    handle, size = _open(path)
+    try:
+        left = most + 1 if first is None else first
+        # One byte more than it should have, which mostly isn't there. It may grow, or tell no size.
+        data = part = os.read(handle, min(left, size + 1))
+        while part and len(data) < left and len(data) != size:
+            part = os.read(handle, min(left - len(data), max(len(data), 1 << 16)))
+            data += part
+    finally:
+        os.close(handle)
+    if first is None and len(data) > most:
         raise OSError(errno.EFBIG, f"larger than {most} bytes", str(path))
     return data
 

@@ -29,6 +29,8 @@ COUNTS = (
     "hit_truth",
     "hit_prediction",
 )
+#: What every video protocol reports, the headline first.
+JF = ("J&F", "J", "F")
 
 
 def boundary_radius(size: tuple[int, int]) -> int:
@@ -95,6 +97,16 @@ def boundary_f(counts_NC: NDArray[np.int64]) -> NDArray[np.float64]:
     np.divide(2 * precision * recall, total, out=out, where=total > 0)
     out[(edge_g == 0) & (edge_p == 0)] = 1.0
     return out
+
+
+def jf_values(j: float, f: float) -> dict[str, float]:
+    """The three values every video protocol reports of a unit."""
+    return {"J&F": (j + f) / 2, "J": j, "F": f}
+
+
+def mean_of(values: NDArray[np.float64]) -> float:
+    """Mean over frames; NaN where no frame counts."""
+    return float(values.mean()) if len(values) else float("nan")
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,6 +87,14 @@ def subtract_rle(first: bytes, second: bytes, size: tuple[int, int]) -> bytes:
     return encode_rle(masks[0] & ~masks[1])
 
 
+def resized_rle(counts: bytes, size: tuple[int, int], wanted: tuple[int, int]) -> bytes:
+    """A mask resized to another (height, width), nearest neighbour as Pillow picks it."""
+    from PIL import Image
+
+    mask = Image.fromarray(decode_rle(counts, size).view(np.uint8))
+    return encode_rle(np.asarray(mask.resize(wanted[::-1], Image.Resampling.NEAREST)))
+
+
 class CountBook:
     """Counts of the truth/prediction pairs of one clip.
 

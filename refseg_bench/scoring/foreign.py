@@ -22,7 +22,6 @@ import numpy as np
 
 from refseg_bench.datasets.base import Dataset
 from refseg_bench.datasets.files import Place, bad_name, is_litter
-from refseg_bench.datasets.masks import checked_rle
 from refseg_bench.errors import ConfigError, DataError, RefsegError, ScoreError
 from refseg_bench.files import png
 from refseg_bench.files.store_io import parse_json, printable, read_bytes
@@ -950,6 +949,8 @@ def _measured(mask: Any, size: tuple[int, int], file: Path, place: str) -> bytes
     Raises:
         DataError: it is no mask of that size.
     """
+    from refseg_bench.datasets.masks import checked_rle
+
     if isinstance(mask, Mapping):
         mask = {k: _whole(v) if k in ("size", "counts") else v for k, v in mask.items()}
     try:

@@ -11,8 +11,9 @@ from pycocotools import mask as coco_mask
 from refseg_bench.config.components import aliases, make, names, open_protocol
 from refseg_bench.datasets.base import Dataset
 from refseg_bench.errors import ConfigError, ScoreError
+from refseg_bench.scoring.counts import resized_rle
 from refseg_bench.scoring.labels import GreyMasks, encoding_of, merged_labels
-from refseg_bench.scoring.protocols.image import encoded_sum, resized_rle
+from refseg_bench.scoring.protocols.image import encoded_sum
 from refseg_bench.scoring.protocols.revos import accuracy, robustness
 from refseg_bench.scoring.protocols.rvos import percent
 from refseg_bench.scoring.results import lines_of

@@ -10,20 +10,12 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from refseg_bench.datasets.base import Dataset
-from refseg_bench.scoring.counts import overlap_rle, subtract_rle
+from refseg_bench.scoring.counts import overlap_rle, resized_rle, subtract_rle
 from refseg_bench.scoring.protocols.base import Case, Column, Item, Policy, ScoringProtocol, ratio
-from refseg_bench.types import Clip, Expression, MaskTrack, Score, decode_rle, encode_rle, sample_id
+from refseg_bench.types import Clip, Expression, MaskTrack, Score, decode_rle, sample_id
 
 #: Metrics Pr@X with their thresholds.
 PRECISIONS = {f"Pr@{x}": x for x in (0.5, 0.6, 0.7, 0.8, 0.9)}
-
-
-def resized_rle(counts: bytes, size: tuple[int, int], wanted: tuple[int, int]) -> bytes:
-    """A mask resized to another (height, width), nearest neighbour as Pillow picks it."""
-    from PIL import Image
-
-    mask = Image.fromarray(decode_rle(counts, size).view(np.uint8))
-    return encode_rle(np.asarray(mask.resize(wanted[::-1], Image.Resampling.NEAREST)))
 
 
 def encoded_sum(union: bytes, deeper: Sequence[MaskTrack], size: tuple[int, int]) -> bytes:

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refseg_bench.datasets.base import Dataset
+from refseg_bench.scoring.boundary import jf_values, mean_of
 from refseg_bench.scoring.protocols.base import Case, Column, Item, Policy, grouped_terms, ratio
-from refseg_bench.scoring.protocols.rvos import RvosExpression, jf_values, mean_of, percent
+from refseg_bench.scoring.protocols.rvos import RvosExpression, percent
 from refseg_bench.types import Expression, MaskTrack, Score, sample_id, union_rle
 
 #: ``type_id`` of an expression → its column.

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refseg_bench.errors import ConfigError
-from refseg_bench.scoring.boundary import boundary_f, jaccard
-from refseg_bench.scoring.counts import CountBook
+from refseg_bench.scoring.boundary import JF, boundary_f, jaccard, jf_values, mean_of
+from refseg_bench.scoring.counts import CountBook, resized_rle
 from refseg_bench.scoring.protocols.base import (
     ANY_SIZE,
     Case,
@@ -23,20 +23,7 @@ from refseg_bench.scoring.protocols.base import (
     grouped_terms,
     ratio,
 )
-from refseg_bench.scoring.protocols.image import resized_rle
 from refseg_bench.types import Clip, MaskTrack, Score, sample_id
-
-JF = ("J&F", "J", "F")
-
-
-def jf_values(j: float, f: float) -> dict[str, float]:
-    """The three values every video protocol reports of a unit."""
-    return {"J&F": (j + f) / 2, "J": j, "F": f}
-
-
-def mean_of(values: NDArray[np.float64]) -> float:
-    """Mean over frames; NaN where no frame counts."""
-    return float(values.mean()) if len(values) else float("nan")
 
 
 @dataclass
