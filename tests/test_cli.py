@@ -276,6 +276,28 @@ def test_no_command_is_imported_before_one_is_named(word: str, tmp_path: Path) -
     assert done.returncode == (0 if word in ("--help", "--version") else 2)
 
 
+@pytest.mark.slow
+def test_scoring_id_maps_loads_no_more_than_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is imported is most of a short command's CPU time."""
+    from PIL import Image
+
+    monkeypatch.delenv("REFSEG_SEARCHPATH")  # the tests' own
+    for frame in range(3):
+        path = tmp_path / "maps" / "clip" / f"{frame}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("P", (9, 9), frame).save(path)
+    left_out = {"PIL", "cv2", "hydra", "omegaconf", "pandas", "rich", "scipy", "tomllib"}
+    left_out |= {f"refseg_bench.{name}" for name in ("datasets.masks", "report", "run")}
+    left_out |= {f"refseg_bench.scoring.protocols.{name}" for name in ("image", "rvos", "revos")}
+    code = (
+        "import sys\nfrom refseg_bench.cli import main\n"
+        "words = 'score --dataset id_maps --root maps --predictions maps --protocol vosb'\n"
+        f"assert main(words.split()) == 0\nprint(*{left_out!r} & set(sys.modules))"
+    )
+    told = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert told.stdout.splitlines()[-1] == "", told.stderr
+
+
 def test_help_tells_of_every_command_that_people_start(capsys: pytest.CaptureFixture[str]) -> None:
     for name in COMMANDS:
         with pytest.raises(SystemExit) as ended:

@@ -48,7 +48,9 @@ def entries() -> list[str]:
 
 @functools.cache  # composing asks for the search path dozens of times
 def _toml(text: str) -> dict[str, Any]:
-    import tomllib  # a tenth of a short command's start, and few folders have one
+    if "searchpath" not in text:
+        return {}
+    import tomllib  # a tenth of a short command's start, and few folders' files speak of it
 
     return tomllib.loads(text)
 

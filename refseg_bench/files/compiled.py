@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import importlib
 import os
+import zlib
 from types import ModuleType
 
 import numpy as np
 from numpy.typing import NDArray
 
 from refseg_bench.errors import ConfigError
+
+#: Of the extension's functions: one that was built from other sources is none.
+REVISION = 2
 
 
 def _choose() -> ModuleType | None:
@@ -24,12 +28,15 @@ def _choose() -> ModuleType | None:
     if wanted == "plain":
         return None
     try:
-        return importlib.import_module("refseg_bench.files._kernel")
+        kernel = importlib.import_module("refseg_bench.files._kernel")
+        if getattr(kernel, "REVISION", 1) != REVISION:
+            raise ImportError("it was built from other sources")
+        return kernel
     except ImportError as error:
         if wanted == "auto":
             return None
         raise ConfigError(
-            "REFSEG_KERNEL=compiled, but the extension was not built.",
+            f"REFSEG_KERNEL=compiled, but the extension was not built ({error}).",
             hint="Install refseg-bench again where a C compiler is present, or unset REFSEG_KERNEL.",
         ) from error
 
@@ -49,31 +56,34 @@ def split(values_HW: NDArray[np.uint8]) -> tuple[NDArray[np.bool_], int, bool]:
     return mask, -1 if several else top, covered < mask.size
 
 
-def unfilter(raw: bytes, height: int, width: int) -> NDArray[np.uint8] | None:
-    """Pixels ``(height, width)`` of inflated 8-bit one-channel PNG rows.
+def stored_rows(deflated: bytes, height: int, width: int) -> NDArray[np.uint8] | None:
+    """Pixels ``(height, width)`` of an 8-bit one-channel PNG.
 
     Args:
-        raw: ``height`` rows of one filter byte and ``width`` filtered bytes.
+        deflated: raw deflate data of ``height`` rows of one filter byte and ``width`` filtered bytes.
         height: rows of the image.
         width: its columns.
 
     Returns:
-        The pixels (of ``raw`` itself where no filter was used), or ``None`` where this kernel doesn't
-        undo a filter that was used.
+        The pixels, or ``None`` where a row has a filter that isn't undone here (without the extension: any).
+
+    Raises:
+        ValueError: the data are damaged, or of another size.
     """
-    rows = np.frombuffer(raw, np.uint8).reshape(height, width + 1)
-    if raw[:: width + 1] == bytes(height):
-        return rows[:, 1:]
+    size = height * (width + 1)
     if KERNEL is not None:
-        out = np.empty((height, width), np.uint8)
-        return out if KERNEL.unfilter(raw, out) else None
-    filters = rows[:, 0]
-    if filters.max() > 2:
-        return None
-    pixels = rows[:, 1:].copy()
-    for y in np.flatnonzero(filters).tolist():
-        if filters[y] == 1:
-            np.cumsum(pixels[y], dtype=np.uint8, out=pixels[y])
-        elif y:
-            pixels[y] += pixels[y - 1]
-    return pixels
+        rows = np.empty((height, width + 1), np.uint8)
+        KERNEL.unpack(deflated, rows)
+    else:
+        inflater = zlib.decompressobj(-15)
+        try:
+            raw = inflater.decompress(deflated, size + 1)
+        except zlib.error as error:
+            raise ValueError(str(error)) from error
+        if len(raw) != size or not inflater.eof:
+            raise ValueError(f"{len(raw)} bytes of pixels instead of {size}, or their end is cut off")
+        rows = np.frombuffer(raw, np.uint8).reshape(height, width + 1)
+    if not rows[:, 0].any():
+        return rows[:, 1:]
+    out = np.empty((height, width), np.uint8)
+    return out if KERNEL is not None and KERNEL.unfilter(rows, out) else None

@@ -8,11 +8,8 @@ here; everything else (interlaced, 2/4/16-bit grey, RGB, other formats) goes thr
 
 from __future__ import annotations
 
-import importlib
-import os
 import struct
 import zlib
-from collections.abc import Callable
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
@@ -26,13 +23,14 @@ from refseg_bench.files.store_io import MOST_PIXELS, read_bytes
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _GREY, _PALETTE = 0, 3
-#: Inflated bytes that no small file can pass: deflate packs at most 1032 into one.
-_MUCH, _DENSEST = 1 << 28, 1032
 Uint8HW = NDArray[np.uint8]
+#: Kind → begin and end of the content of a file's chunk.
+_Chunks = dict[bytes, tuple[int, int]]
 #: The length of a chunk's content and its kind; the checksum at its end.
 _CHUNK, _CRC = struct.Struct(">I4s").unpack_from, struct.Struct(">I").pack
 
-#: How a mask of a mode is read, in words.
+#: How an id map of a colour type is read, in words; and a mask of a mode.
+_READ_AS_IDS = {_GREY: "ids, grey level", _PALETTE: "ids, palette index"}
 _READ_AS = {
     "1": "1-bit grey",
     "L": "grey",
@@ -57,19 +55,6 @@ class MaskFault(DataError):
     kind = "torn"
 
 
-@cache
-def inflater() -> Callable[[bytes, int, int], bytes]:
-    """The fastest zlib at hand: zlib-ng, isal, else the standard library's; for raw deflate data."""
-    if os.environ.get("REFSEG_KERNEL") != "plain":
-        for module in ("zlib_ng.zlib_ng", "isal.isal_zlib"):
-            try:
-                found: Callable[[bytes, int, int], bytes] = importlib.import_module(module).decompress
-            except ImportError:
-                continue
-            return found
-    return zlib.decompress
-
-
 def read_labels(path: Path) -> tuple[Uint8HW, str]:
     """The id map of a file, ``(height, width)``, and how it is read: palette index or grey level.
 
@@ -79,7 +64,7 @@ def read_labels(path: Path) -> tuple[Uint8HW, str]:
     data = _bytes(path)
     simple = _simple(data, path)
     if simple is not None:
-        return simple[0], "ids, palette index" if data[25] == _PALETTE else "ids, grey level"
+        return simple[0], _READ_AS_IDS[data[25]]
     pixels, mode, form, *_ = _pillow(data, path)
     if mode not in ("P", "L", "1", "I;16") or form in ("JPEG", "MPO") or pixels.max() > 255:
         raise _fault(
@@ -90,6 +75,19 @@ def read_labels(path: Path) -> tuple[Uint8HW, str]:
             "back into object ids safely.",
         )
     return pixels.astype(np.uint8), "ids, palette index" if mode == "P" else "ids, grey level"
+
+
+def read_regions(path: Path, size: tuple[int, int]) -> tuple[dict[int, Any], str] | None:
+    """The ids of a file made ready for comparison, and how it is read; ``None`` where it isn't that simple.
+
+    Then, and where something is wrong, :func:`read_labels` reads or tells.
+    """
+    if compiled.KERNEL is None:
+        return None
+    data = _bytes(path)
+    found = _packed(data, path)
+    regions = compiled.KERNEL.from_png(found[0], *size) if found and found[1] == (*size, 8) else None
+    return None if regions is None else (regions, _READ_AS_IDS[data[25]])
 
 
 def read_mask(path: Path, above: int = 0) -> tuple[NDArray[np.bool_], str]:
@@ -265,8 +263,23 @@ def _bytes(path: Path, first: int | None = None) -> bytes:
         raise _torn(path, error.strerror or str(error)) from error
 
 
-def _simple(data: bytes, path: str | Path) -> tuple[Uint8HW, dict[bytes, tuple[int, int]]] | None:
+def _simple(data: bytes, path: str | Path) -> tuple[Uint8HW, _Chunks] | None:
     """Stored values and chunks of a palette, 8-bit or 1-bit grey PNG without interlace, else ``None``."""
+    found = _packed(data, path)
+    if found is None:
+        return None
+    packed, (height, width, depth), chunks = found
+    try:
+        rows = compiled.stored_rows(packed, height, (width * depth + 7) // 8)
+    except ValueError as error:
+        raise _torn(path, str(error)) from error
+    if rows is not None and depth < 8:
+        rows = np.ascontiguousarray(_unpacking(depth)[rows].reshape(height, -1)[:, :width])
+    return None if rows is None else (rows, chunks)
+
+
+def _packed(data: bytes, path: str | Path) -> tuple[bytes, tuple[int, int, int], _Chunks] | None:
+    """Deflated rows, (height, width, bit depth) and chunks of such a PNG."""
     if not data.startswith(_SIGNATURE):
         return None
     height, width, depth, colour = parse_header(data, path)
@@ -274,9 +287,8 @@ def _simple(data: bytes, path: str | Path) -> tuple[Uint8HW, dict[bytes, tuple[i
         raise _torn(path, f"{height} x {width} are no pixels or more than {MOST_PIXELS}")
     if data[28] or not (colour == _PALETTE or (colour == _GREY and depth in (1, 8))):
         return None
-    stride = (width * depth + 7) // 8
     packed: list[bytes] = []
-    chunks: dict[bytes, tuple[int, int]] = {}
+    chunks: _Chunks = {}
     at = len(_SIGNATURE)
     while at + 12 <= len(data):
         length, kind = _CHUNK(data, at)
@@ -296,25 +308,7 @@ def _simple(data: bytes, path: str | Path) -> tuple[Uint8HW, dict[bytes, tuple[i
     stream = packed[0] if len(packed) == 1 else b"".join(packed)
     if len(stream) < 6 or stream[0] & 15 != 8 or stream[1] & 32:
         raise _torn(path, "it holds no pixels")
-    size = height * (stride + 1)
-    try:
-        if len(stream) * _DENSEST <= max(_MUCH, 4 * size):
-            raw = inflater()(stream[2:-4], -15, size)
-        else:
-            raw = zlib.decompressobj(-15).decompress(stream[2:-4], size + 1)
-    except Exception as error:
-        # Each zlib has an error class of its own; none of them shares a base.
-        if type(error).__name__ != "error" and not isinstance(error, zlib.error):
-            raise
-        raise _torn(path, str(error)) from error
-    if len(raw) != size:
-        raise _torn(path, f"{len(raw)} bytes of pixels instead of {size}")
-    rows = compiled.unfilter(raw, height, stride)
-    if rows is None:
-        return None
-    if depth < 8:
-        rows = np.ascontiguousarray(_unpacking(depth)[rows].reshape(height, -1)[:, :width])
-    return rows, chunks
+    return stream[2:-4], (height, width, depth), chunks
 
 
 @cache

@@ -99,13 +99,12 @@ def read_bytes(path: Path, most: int = MOST_BYTES, first: int | None = None) -> 
         OSError: as :func:`open_regular`, or larger (``EFBIG``).
     """
     handle, size = _open(path)
+    left = most + 1 if first is None else first
     try:
-        left = most + 1 if first is None else first
         # One byte more than it should have, which mostly isn't there. It may grow, or tell no size.
         data = part = os.read(handle, min(left, size + 1))
         while part and len(data) < left and len(data) != size:
-            part = os.read(handle, min(left - len(data), max(len(data), 1 << 16)))
-            data += part
+            data += (part := os.read(handle, min(left - len(data), max(len(data), 1 << 16))))
     finally:
         os.close(handle)
     if first is None and len(data) > most:

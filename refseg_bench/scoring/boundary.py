@@ -10,7 +10,6 @@ Not for: which frames or objects count, what is averaged (``scoring.protocols``)
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +28,8 @@ COUNTS = (
     "hit_truth",
     "hit_prediction",
 )
+#: A mask made ready for comparison: it, and its boundary.
+PlainRegion = tuple[BoolHW, BoolHW]
 #: What every video protocol reports, the headline first.
 JF = ("J&F", "J", "F")
 
@@ -109,23 +110,10 @@ def mean_of(values: NDArray[np.float64]) -> float:
     return float(values.mean()) if len(values) else float("nan")
 
 
-@dataclass(frozen=True, slots=True)
-class PlainRegion:
-    """One mask made ready for comparison.
-
-    Attributes:
-        mask_HW: the mask.
-        edge_HW: its boundary.
-    """
-
-    mask_HW: BoolHW
-    edge_HW: BoolHW
-
-
 def from_mask(mask_HW: NDArray[np.uint8]) -> PlainRegion:
     """A mask of the full frame (0 and 1) made ready to be compared with any number of others."""
     plain = mask_HW.view(np.bool_)
-    return PlainRegion(plain, boundary_map(plain))
+    return plain, boundary_map(plain)
 
 
 def from_labels(labels_HW: NDArray[np.uint8]) -> dict[int, PlainRegion]:
@@ -143,12 +131,12 @@ def compare(truth: PlainRegion, prediction: PlainRegion, radius: int) -> tuple[i
     """Integer counts of one pair of masks, in the order of :data:`COUNTS`."""
     import cv2
 
-    left, top, width, height = cv2.boundingRect((truth.mask_HW | prediction.mask_HW).view(np.uint8))
+    left, top, width, height = cv2.boundingRect((truth[0] | prediction[0]).view(np.uint8))
     # Boundary lies up to one pixel above and left of its mask.
     window = np.s_[max(top - 1, 0) : top + height, max(left - 1, 0) : left + width]
     mask_g, mask_p, edge_g, edge_p = (
         np.ascontiguousarray(map_HW[window]).view(np.uint8)
-        for map_HW in (truth.mask_HW, prediction.mask_HW, truth.edge_HW, prediction.edge_HW)
+        for map_HW in (truth[0], prediction[0], truth[1], prediction[1])
     )
     counted = [mask_g & mask_p, mask_g, mask_p, edge_g, edge_p]
     if edge_g.any() and edge_p.any():

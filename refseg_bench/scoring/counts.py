@@ -9,8 +9,6 @@ Not for: what is averaged (``scoring.protocols``).
 
 from __future__ import annotations
 
-import ctypes
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -54,23 +52,6 @@ def label_regions(labels_HW: NDArray[np.uint8]) -> dict[int, Region]:
 def compare(truth: Region, prediction: Region, radius: int) -> tuple[int, ...]:
     """Integer counts of one pair, in the order of :data:`refseg_bench.scoring.boundary.COUNTS`."""
     return _kernel().compare(truth, prediction, radius)  # type: ignore[no-any-return]
-
-
-def keep_pages() -> None:
-    """Tell glibc to keep freed memory of this process (no effect elsewhere).
-
-    A decoded frame is larger than the size from which malloc maps fresh pages for every block;
-    mapping and unmapping them would cost more than half of the scoring time.
-    """
-    if not sys.platform.startswith("linux"):
-        return
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
-        return
-    trim_threshold, mmap_threshold = -1, -3
-    mallopt(mmap_threshold, 64 << 20)
-    mallopt(trim_threshold, 128 << 20)
 
 
 def overlap_rle(first: bytes, second: bytes, size: tuple[int, int]) -> tuple[int, int]:

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refseg_bench.errors import ScoreError
-from refseg_bench.files.png import read_grey, read_labels
+from refseg_bench.files.png import read_grey, read_labels, read_regions
+from refseg_bench.scoring.counts import Region, label_regions
 from refseg_bench.types import Clip, Expression, MaskTrack, Prediction, Target
 
 #: Pixels that belong to nobody, in DAVIS' truth.
@@ -39,6 +40,10 @@ class LabelMaps(ABC):
         Raises:
             ScoreError: it is missing, can't be read or is of another size.
         """
+
+    def regions(self, index: int) -> dict[int, Region]:
+        """The nonzero ids of one frame, made ready for comparison; raises as :meth:`frame`."""
+        return label_regions(self.frame(index))
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,15 @@ class FolderLabels(LabelMaps):
                 hint="Write maps at the original size; no evaluator resizes them.",
             )
         return labels
+
+    def regions(self, index: int) -> dict[int, Region]:
+        """See :meth:`LabelMaps.regions`; most files are never unpacked into an array."""
+        file = self.files[index]
+        found = None if file is None else read_regions(file, self.size)
+        if found is None:
+            return super().regions(index)
+        regions, self.encodings[index] = found
+        return regions
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,6 @@ from refseg_bench.datasets.base import Dataset
 from refseg_bench.env import cores
 from refseg_bench.errors import ScoreError
 from refseg_bench.files import compiled
-from refseg_bench.scoring.counts import keep_pages
 from refseg_bench.types import Clip
 
 T = TypeVar("T")
@@ -96,8 +95,9 @@ def _work(index: int) -> Any:
 
 def _quiet_threads() -> None:
     """One thread per process: the clips are what is spread."""
-    keep_pages()
-    if compiled.KERNEL is None:
+    if compiled.KERNEL is not None:
+        compiled.KERNEL.keep_pages()
+    else:
         import cv2
 
         cv2.setNumThreads(1)

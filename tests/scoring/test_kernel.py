@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from refseg_bench.errors import ConfigError, DataError
+from refseg_bench.errors import ConfigError, DataError, RefsegError
 from refseg_bench.files import compiled as pixelwise
 from refseg_bench.files import png
 from refseg_bench.scoring import boundary
 from refseg_bench.scoring import counts as kernel
+from refseg_bench.scoring.labels import FolderLabels
 from refseg_bench.types import encode_rle
 from tests.scoring.test_boundary import draw_mask, mask_pairs
 
@@ -173,6 +174,97 @@ def test_every_row_filter_is_undone(compiled, tmp_path, monkeypatch, mode, which
         assert (png.read_mask(path)[0] == (pixels != 0)).all()
 
 
+def image_rows(rng, filters):
+    """The rows of a small PNG, whose filter bytes are below ``filters``."""
+    rows = np.zeros(rng.integers((1, 2), (30, 300)), np.uint8)
+    kind = rng.integers(4)
+    if kind == 0:
+        rows[:] = rng.integers(0, 256, rows.shape)
+    elif kind == 1:
+        rows[:, 1:] = rng.random(rows[:, 1:].shape) < 0.03
+    elif kind == 2:
+        rows[len(rows) // 3 :, 1:99] = 5
+    rows[:, 0] = rng.integers(0, filters, len(rows))
+    return rows
+
+
+def deflated(rng, data):
+    """Raw deflate data of any level, strategy and number of blocks, sometimes damaged."""
+    level, memory, strategy = rng.integers((0, 1, 0), (10, 10, 5)).tolist()
+    packer, middle = zlib.compressobj(level, 8, -15, memory, strategy), rng.integers(len(data) + 1)
+    packed = packer.compress(data[:middle]) + packer.flush(zlib.Z_FULL_FLUSH)
+    packed = bytearray(packed + packer.compress(data[middle:]) + packer.flush())
+    at = int(rng.integers(rng.choice([1, 8, len(packed)]), endpoint=True)) % len(packed)
+    match rng.integers(5):
+        case 0:
+            packed[at] ^= 1 << rng.integers(8)
+        case 1:
+            del packed[at : at + rng.integers(1, 4)]
+        case 2:
+            packed[at:at] = rng.bytes(2)
+    return bytes(packed)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_pixels_are_inflated_or_refused_as_by_zlib(compiled, seed):
+    rng, kept = np.random.default_rng(seed), 0
+    for _ in range(150):
+        rows = image_rows(rng, 6)
+        packed, out = deflated(rng, rows.tobytes()), np.empty_like(rows)
+        plain = zlib.decompressobj(-15)
+        try:
+            expected = plain.decompress(packed, rows.size + 1)
+        except zlib.error:
+            expected = b""
+        if len(expected) == rows.size and plain.eof:
+            compiled.unpack(packed, out)
+            assert out.tobytes() == expected
+            kept += 1
+        else:
+            with pytest.raises(ValueError, match="damaged or cut off|pixels instead of"):
+                compiled.unpack(packed, out)
+    assert 20 < kept < 130
+
+
+@pytest.mark.parametrize("filters", [1, 5, 7])
+def test_regions_of_a_png_are_those_of_its_pixels(compiled, filters):
+    rng = np.random.default_rng(filters)
+    for _ in range(60):
+        rows = image_rows(rng, filters)
+        height, width = rows.shape[0], rows.shape[1] - 1
+        packed, pixels = zlib.compress(rows.tobytes(), wbits=-15), np.empty((height, width), np.uint8)
+        found = compiled.from_png(packed, height, width)
+        if not compiled.unfilter(rows, pixels):
+            assert filters > 5
+            assert found is None
+            continue
+        expected = compiled.from_labels(pixels)
+        assert found.keys() == expected.keys() == set(np.unique(pixels).tolist()) - {0}
+        for number, region in found.items():
+            assert len({*compiled.compare(region, expected[number], 0)[:3]}) == 1
+        assert compiled.from_png(packed, height + 1, width) is None
+        assert compiled.from_png(packed[:-1], height, width) is None
+
+
+@pytest.mark.parametrize("mode", ["plain", "compiled"])
+@pytest.mark.parametrize("filters", [1, 5])
+def test_id_maps_are_compared_as_they_are_read(compiled, tmp_path, monkeypatch, mode, filters):
+    monkeypatch.setattr(pixelwise, "KERNEL", None if mode == "plain" else compiled)
+    rng, size = np.random.default_rng(0), (20, 33)
+    paths = [tmp_path / f"{name}.png" for name in "abcd"]
+    paths[0].write_bytes(png_bytes(rng.integers(0, 3, size).astype(np.uint8), rng.integers(0, filters, 20)))
+    paths[1].write_bytes(paths[0].read_bytes()[:-40])
+    Image.fromarray(np.zeros((20, 34), np.uint8)).save(paths[2])
+    maps = FolderLabels((*paths, None), tuple("abcde"), size)
+    ours, read = maps.regions(0), kernel.label_regions(maps.frame(0))
+    assert ours.keys() == read.keys() == {1, 2}
+    assert kernel.compare(ours[1], read[1], 2) == kernel.compare(read[1], ours[1], 2)
+    assert set(maps.encodings.values()) == {"ids, grey level"}
+    for index, words in enumerate(["decoded", "the clip is", "missing", "no id map"], start=1):
+        with pytest.raises(RefsegError, match=words):
+            maps.regions(index)
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA", "I;16"])
 def test_modes_of_binary_masks(tmp_path, mode):
     mask = np.random.default_rng(0).random((13, 21)) < 0.5
@@ -219,6 +311,17 @@ def test_the_kernel_can_be_forced(monkeypatch):
     monkeypatch.setenv("REFSEG_KERNEL", "nonsense")
     with pytest.raises(ConfigError):
         pixelwise._choose()
+
+
+def test_an_extension_of_other_sources_is_none(compiled, monkeypatch):
+    monkeypatch.setitem(sys.modules, "refseg_bench.files._kernel", compiled)
+    monkeypatch.setenv("REFSEG_KERNEL", "compiled")
+    assert pixelwise._choose() is compiled
+    monkeypatch.setattr(pixelwise, "REVISION", -1)
+    with pytest.raises(ConfigError, match="other sources"):
+        pixelwise._choose()
+    monkeypatch.setenv("REFSEG_KERNEL", "auto")
+    assert pixelwise._choose() is None
 
 
 @pytest.mark.parametrize("mode", ["plain", "compiled"])

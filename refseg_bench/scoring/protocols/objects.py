@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,7 @@ STATISTICS = (*JF, "J-Recall", "J-Decay", "F-Recall", "F-Decay")
 Regions = dict[int, Region]
 #: Object id → counts of its frames.
 Rows = dict[int, list[tuple[int, ...]]]
+T = TypeVar("T")
 
 
 def decay(values_T: NDArray[np.float64], rule: Decay = "exact") -> float:
@@ -85,14 +86,14 @@ class _Pair:
         """The set and the clip as one name."""
         return f"{self.name}/{self.case.clip.id}".lstrip("/")
 
-    def maps(self) -> Iterator[tuple[int, NDArray[np.uint8], NDArray[np.uint8]]]:
-        """Index, truth and prediction of each frame."""
+    def each(self, read: Callable[[LabelMaps, int], T]) -> Iterator[tuple[int, T, T]]:
+        """Index, truth and prediction of each frame, as ``read`` takes them from the maps."""
         for t in self.frames:
             try:
-                labels = self.predicted.frame(t)
+                predicted = read(self.predicted, t)
             except RefsegError as error:
                 raise _UnusableError(error.what, where=error.where, hint=error.hint) from error
-            yield t, self.truth.frame(t), labels
+            yield t, read(self.truth, t), predicted
 
     def count_by_id(
         self, ids: Sequence[int] = (), check: Callable[[int, Regions], None] = lambda t, guesses: None
@@ -106,8 +107,7 @@ class _Pair:
         size = self.case.clip.size
         radius, empty = boundary_radius(size), region(np.zeros(size, np.bool_))
         rows: Rows = {k: [] for k in ids}
-        for t, g_HW, p_HW in self.maps():
-            objects, guesses = label_regions(g_HW), label_regions(p_HW)
+        for t, objects, guesses in self.each(lambda maps, t: maps.regions(t)):
             check(t, guesses)
             for k in {*rows, *objects, *guesses}:
                 counts = compare(objects.get(k, empty), guesses.get(k, empty), radius)
@@ -312,7 +312,7 @@ class DavisUnsupervised(LabelProtocol):
         """See the class."""
         clip = pair.case.clip
         counted = _Counts(len(pair.frames), clip.size)
-        for index, (t, g_HW, p_HW) in enumerate(pair.maps()):
+        for index, (t, g_HW, p_HW) in enumerate(pair.each(lambda maps, t: maps.frame(t))):
             seen = label_regions(p_HW)
             if seen and max(seen) > self.most:
                 raise _UnusableError(
