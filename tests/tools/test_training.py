@@ -188,6 +188,20 @@ def test_sam2_trains_resumes_and_loads(tmp_path, run):
         assert [frame for frame, _ in session.propagate(1, [Prompt.click(0.5, 0.5)])] == [1, 2, 0]
 
 
+def test_the_iou_head_is_trained_on_and_nothing_else(tmp_path, run):
+    from safetensors.torch import load_file
+
+    from tools.train import train_sam2_ious
+
+    small = ["--clips", "2", "--clicks", "2", "--check-scenes", "1", "--steps", "2"]
+    run(train_sam2_ious, "--out", str(tmp_path), *small)
+    then, now = (load_file(folder / "model.safetensors") for folder in (train_sam2_ious.SHIPPED, tmp_path))
+    changed = {name for name in now if not torch.equal(now[name], then[name])}
+    assert changed
+    assert all(".iou_prediction_head." in name for name in changed)
+    assert now.keys() == then.keys()
+
+
 def test_a_pool_gives_the_clips_that_were_drawn():
     """Whoever draws: pixels and object numbers of one frame stay together, also mirrored."""
     from tools.train.train_sam2 import Pool, draw
