@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import struct
 import zlib
+from collections import deque
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image
 
 from refseg_bench.errors import DataError
+from refseg_bench.files import images
 from refseg_bench.files.images import image_size, read_rgb, stored_upright
 
 GREY = np.linspace(0, 255, 6 * 10).reshape(6, 10).astype(np.uint8)
@@ -123,3 +125,33 @@ def test_a_cut_off_picture_is_told(tmp_path: Path) -> None:
         path.write_bytes(path.read_bytes()[:-3000])
         with pytest.raises(DataError, match="can't be decoded"):
             read_rgb(path)
+
+
+def test_pictures_read_ahead_are_the_same_and_their_errors_come_when_they_are_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [tmp_path / f"{n}.png" for n in range(4)]
+    for n, path in enumerate(paths):
+        Image.new("RGB", (3, 2), (n, 0, 0)).save(path)
+    monkeypatch.setattr(images, "_ahead", deque(maxlen=2))
+    decoded, plain = list[Path](), images._decoded
+    monkeypatch.setattr(images, "_decoded", lambda path, up: (decoded.append(path), plain(path, up))[1])
+
+    def done() -> None:
+        images._decoder.submit(int).result()
+
+    images.read_ahead([*paths[:2], tmp_path / "missing.png"])
+    done()
+    assert read_rgb(paths[0])[0, 0, 0] == 0
+    assert decoded.count(paths[0]) == 1
+    Image.new("RGB", (3, 2), (9, 0, 0)).save(paths[1])  # another picture by the time it is asked for
+    os.utime(paths[1], ns=(1, 1))
+    assert read_rgb(paths[1])[0, 0, 0] == 9
+    with pytest.raises(DataError, match="missing"):
+        read_rgb(tmp_path / "missing.png")
+    images.read_ahead(paths[2:3])
+    images.read_ahead(paths[3:])
+    assert [len(batch) for batch in images._ahead] == [1, 1]  # what was left of the first call is gone
+    done()
+    assert [read_rgb(path)[0, 0, 0] for path in paths[2:]] == [2, 3]
+    assert decoded.count(paths[2]) == decoded.count(paths[3]) == 1

@@ -15,12 +15,14 @@ from refseg_bench.config.components import names, options
 from refseg_bench.methods.base import Method, PerExpression
 from refseg_bench.methods.refam import RefAM
 from refseg_bench.run import loop
+from refseg_bench.run.build import dataset_of, frozen
 from refseg_bench.run.loop import predict_clip, work_on
+from refseg_bench.run.shards import plan
 from refseg_bench.segmenters.base import Prompt, Segmenter
 from refseg_bench.types import Clip, Expression, Grounding, MaskTrack
 from tests import tiny_mllm
 from tests.backbones.conftest import dit_folder, make_dit  # noqa: F401
-from tests.fakes import FakeDataset, fake_run
+from tests.fakes import FakeDataset, FakeMethod, fake_run
 from tests.launch.runs import SLOW, lines
 from tests.launch.slow import SlowMethod
 from tests.quick import quick_first
@@ -196,3 +198,18 @@ def test_what_ran_out_is_halved(
     # The bound of 64 is above the 8 there are: what is in a pass counts.
     assert set(passes) == {8, 4, 2}
     assert [size for _, size in loop.batched(method)] == [64]
+
+
+def test_on_a_gpu_the_next_clips_frames_are_decoded_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, store, asked = fake_run(tmp_path / "whole"), fake_run(tmp_path / "ahead"), list[list[Path]]()
+    monkeypatch.setattr(loop, "read_ahead", lambda paths, *, upright: asked.append(list(paths)))
+    monkeypatch.setattr(FakeMethod, "reads", lambda method, clip: range(len(clip)), raising=False)
+    work_on(whole)
+    assert asked == []
+    monkeypatch.setattr(loop.env, "gpus", lambda: 1)
+    work_on(store)
+    clips = [clip for clip, _ in plan(dataset_of(frozen(store)))]
+    assert asked == [list(clip.frame_paths) for clip in clips[1:]]
+    assert lines(store) == lines(whole)

@@ -6,8 +6,11 @@ import contextlib
 import io
 import struct
 import zlib
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,6 +89,29 @@ def image_size(path: Path, *, upright: bool = False) -> tuple[int, int]:
         return (image.width, image.height) if swapped else (image.height, image.width)
 
 
+#: Pictures of the last two calls of :func:`read_ahead`, by file and its state.
+_ahead: deque[dict[tuple[Any, ...], Future[NDArray[np.uint8]]]] = deque(maxlen=2)
+_decoder = ThreadPoolExecutor(1)
+
+
+def read_ahead(paths: Iterable[Path], *, upright: bool = False) -> None:
+    """Have a thread decode pictures before :func:`read_rgb` is asked for them, which gives each out once.
+
+    Of former calls only the last one's are kept. A file that can't be read, or is changed meanwhile, is read
+    when it is asked for: so errors are told there.
+    """
+    for future in _ahead[0].values() if len(_ahead) == 2 else ():
+        future.cancel()
+    _ahead.append({_state(path, upright): _decoder.submit(_decoded, path, upright) for path in paths})
+
+
+def _state(path: Path, upright: bool) -> tuple[Any, ...]:
+    with contextlib.suppress(OSError):
+        told = path.stat()
+        return path, upright, told.st_size, told.st_mtime_ns, told.st_ctime_ns, told.st_ino
+    return path, upright
+
+
 def read_rgb(path: Path, *, upright: bool = False) -> NDArray[np.uint8]:
     """Decode an image of any mode to RGB uint8 ``(height, width, 3)``; an alpha channel is left out.
 
@@ -97,6 +123,14 @@ def read_rgb(path: Path, *, upright: bool = False) -> NDArray[np.uint8]:
     Raises:
         DataError: the file is missing, truncated or no image.
     """
+    for pictures in _ahead:
+        future = pictures.pop(_state(path, upright), None)
+        if future is not None and not future.cancel() and future.exception() is None:
+            return future.result()
+    return _decoded(path, upright)
+
+
+def _decoded(path: Path, upright: bool) -> NDArray[np.uint8]:
     with _told(path), open_image(path) as image:
         turn = TURNS.get(orientation(image)) if upright else None
         plain = _rgb(image)

@@ -54,6 +54,10 @@ class Method(schema.Component):
         """Whether it opens the segmenter it is handed, under its present options."""
         return True
 
+    def reads(self, clip: Clip) -> Sequence[int]:
+        """Frames of a clip that it looks at first: on a GPU they are decoded during the clip before."""
+        return ()
+
     @classmethod
     def capture_digest(cls, values: Mapping[str, Any]) -> str | None:
         """Names what :meth:`capture` stores under a frozen config; ``None`` = there is nothing to share.

@@ -19,6 +19,7 @@ from refseg_bench.backbones.weights import wanted_by
 from refseg_bench.config import schema
 from refseg_bench.config.compose import Config, load
 from refseg_bench.errors import ConfigError, DataError, RefsegError, StoreError, TakenOver, missing_package
+from refseg_bench.files.images import read_ahead
 from refseg_bench.methods.base import Method
 from refseg_bench.run.build import build_method, check_parts, dataset_of, frozen, method_record, weights_of
 from refseg_bench.run.inputs import Present, seen_before
@@ -32,6 +33,8 @@ from refseg_bench.types import Clip, Expression, Grounding, Prediction, SampleFa
 log = logging.getLogger(__name__)
 #: Seconds between two looks at what other processes have stored; each asks about every file of predictions.
 _LOOK = 5.0
+#: Most bytes of the next clip's frames that are decoded meanwhile.
+_AHEAD_BYTES = 256 << 20
 
 
 def work_on(
@@ -86,7 +89,7 @@ def work_on(
         store.writer(job) as out,
         contextlib.nullcontext(progress) if progress else Progress({name: sum(own.values())}) as bar,
     ):
-        for clip, expressions in todo:
+        for (clip, expressions), after in zip(todo, [*todo[1:], None], strict=True):
             leave()
             if desk.stopped:
                 raise _too_many(store, config)
@@ -115,6 +118,9 @@ def work_on(
                 method = build_method(values, dataset)
                 check_parts(method)
                 bar.tracked, desk.now = partial(_tracked, method), bar.beat
+            if env.gpus() and after is not None:
+                first = method.reads(after[0])[: _AHEAD_BYTES // (3 * math.prod(after[0].size))]
+                read_ahead((after[0].frame_paths[index] for index in first), upright=after[0].upright)
             bar.begin(name, clip, len(fresh))
             env.seed_everything(config.seed, clip.id)
             before = {e.id: present.inputs(clip, e, seen=method.sees_targets) for e in fresh}

@@ -198,13 +198,17 @@ class DecAF(AttentionMethod):
         """Whether the segmenter makes the masks."""
         return self.mask == "sam2"
 
+    def reads(self, clip: Clip) -> tuple[int, ...]:
+        """The sampled frames."""
+        return sample_frames(len(clip), self.n_frames)
+
     def predict(self, clip: Clip, expressions: Sequence[Expression]) -> Iterator[Grounding]:
         """One grounding per expression, in the order given.
 
         Attention of all expressions is read first (they share the visual prefix), then each is
         fused, prompted and yielded.
         """
-        frames = sample_frames(len(clip), self.n_frames)
+        frames = self.reads(clip)
         began = time.perf_counter()
         attention = self.attend(clip, frames, [expression.text for expression in expressions])
         share = (time.perf_counter() - began) / max(1, len(expressions))
@@ -259,7 +263,7 @@ class DecAF(AttentionMethod):
 
     def capture(self, clip: Clip, expressions: Sequence[Expression]) -> None:
         """Fill the cache with the attention of the expressions, for every run that fuses it otherwise."""
-        frames = sample_frames(len(clip), self.n_frames)
+        frames = self.reads(clip)
         self.attend(clip, frames, [expression.text for expression in expressions], background=True)
 
     @classmethod
@@ -270,7 +274,7 @@ class DecAF(AttentionMethod):
 
     def cached(self, clip: Clip, texts: Sequence[str]) -> int:
         """How many of the texts need no model call, by the cache. Loads no weights."""
-        frames = sample_frames(len(clip), self.n_frames)
+        frames = self.reads(clip)
         if self.cache.root is None or not self.cache.root.is_dir():
             return 0  # and the model's hub need not be asked which commit it is
         ready = 0

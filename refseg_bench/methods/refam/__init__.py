@@ -297,6 +297,8 @@ class RefAM(AttentionMethod):
         count = min(self.frame_candidates, len(clip))
         return [int(i) for i in np.linspace(0, len(clip) - 1, count).round()]
 
+    reads = frames
+
     # ── from token maps to a point ──
 
     def _questions(self, clip: Clip, expressions: Sequence[Expression]) -> tuple[TokenMapReader, list[Ask]]:
