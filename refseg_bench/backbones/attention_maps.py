@@ -349,10 +349,10 @@ class MapObserver:
 
     def __call__(self, call: SdpaCall) -> None:
         """Read one layer; nothing waits for the device."""
-        self._mind(call, call.query, call.key)
+        self._finite += [(call.layer, torch.isfinite(one).all()) for one in (call.query, call.key)]
         for reducers, positions in zip(self._reducers, self.layout.sets, strict=True):
             for chunk in self._chunks(call, positions):
-                self._mind(call, chunk.image_HNT)
+                self._finite.append((call.layer, torch.isfinite(chunk.image_HNT).all()))
                 for reducer in reducers.values():
                     reducer.add_heads(chunk)
             for reducer in reducers.values():
@@ -371,9 +371,6 @@ class MapObserver:
                 hint="Run the model in bf16 or fp32 (backbone.dtype): fp16 overflows in some of them.",
             )
         return [{name: r.result(grid) for name, r in reducers.items()} for reducers in self._reducers]
-
-    def _mind(self, call: SdpaCall, *values: Tensor) -> None:
-        self._finite += [(call.layer, torch.isfinite(tensor).all()) for tensor in values]
 
     def _chunks(self, call: SdpaCall, positions: tuple[int, ...]) -> Iterator[_LayerLogits]:
         if self.options.space == "output":

@@ -466,14 +466,9 @@ class ChatLocal(ChatModel):
 
             needed = self._pinned
             dtype = self.dtype if self.dtype == "auto" else getattr(torch, self.dtype)
-            model = from_pretrained(
-                AutoModelForImageTextToText,
-                needed,
-                choose_device(self.device),
-                offline=self.offline,
-                dtype=dtype,
-                attn_implementation=self.attention,
-            )
+            kind, device = AutoModelForImageTextToText, choose_device(self.device)
+            given = {"dtype": dtype, "attn_implementation": self.attention}
+            model = from_pretrained(kind, needed, device, offline=self.offline, **given)
             processor = from_pretrained(AutoProcessor, needed, offline=self.offline)
             self._loaded = processor, model.eval()
         found: tuple[Any, Any] = self._loaded

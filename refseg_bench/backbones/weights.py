@@ -324,7 +324,7 @@ def _sha256(path: Path, memory: Cache) -> str:
 
 def _snapshot(weights: Weights) -> Path | None:
     """The folder (its name is a commit) of a repository's revision in the hub's cache; ``None`` = unknown."""
-    _require_hub("Looking into the hub's cache")
+    require("huggingface_hub", "Looking into the hub's cache")
     from huggingface_hub.file_download import repo_folder_name
 
     try:
@@ -370,7 +370,7 @@ def fetch(weights: Weights, *, offline: bool = False) -> Path:
                 hint="Correct the path, or give a hub id.",
             )
         return status.path
-    _require_hub("Fetching weights")
+    require("huggingface_hub", "Fetching weights")
     from huggingface_hub import hf_hub_download, snapshot_download
 
     only_cache = offline or offline_by_environment()
@@ -551,14 +551,10 @@ def _absent(name: str, weights: Weights, offline: bool) -> ModelError:
 
 def cache_folder() -> Path:
     """Where the hub's cache is."""
-    _require_hub("The hub's cache")
+    require("huggingface_hub", "The hub's cache")
     from huggingface_hub.constants import HF_HUB_CACHE
 
     return Path(HF_HUB_CACHE)
-
-
-def _require_hub(capability: str) -> None:
-    require("huggingface_hub", capability)
 
 
 # ── what a config needs ──────────────────────────────────────────────────────

@@ -162,11 +162,7 @@ class Verdict:
 
 
 def verify(
-    dataset: Dataset,
-    facts: SplitFacts | None = None,
-    *,
-    decode: bool = False,
-    masks: bool = True,
+    dataset: Dataset, facts: SplitFacts | None = None, *, decode: bool = False, masks: bool = True
 ) -> Verdict:
     """Check one split.
 

@@ -230,9 +230,7 @@ def _grouped(stores: Sequence[RunStore]) -> list[list[_Run]]:
 
 
 def _meta(
-    groups: Sequence[Sequence[_Run]],
-    runs: Sequence[_Run],
-    pages: Sequence[Mapping[str, Any]],
+    groups: Sequence[Sequence[_Run]], runs: Sequence[_Run], pages: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
     names = [run.store.root.name for run in runs]
     group_at = {id(run): (g, place) for g, group in enumerate(groups) for place, run in enumerate(group)}
@@ -665,10 +663,7 @@ class _GroupWriter:
         def one(turn: Mapping[str, Any]) -> dict[str, Any]:
             words = {name: part(turn[name]) for name in _TURN if isinstance(turn.get(name), str)}
             asked = [
-                {
-                    "role": part(str(message.get("role"))),
-                    "parts": [*map(part, several(message.get("parts")))],
-                }
+                {"role": part(str(message.get("role"))), "parts": [*map(part, several(message.get("parts")))]}
                 for message in several(turn.get("messages"))
                 if isinstance(message, dict)
             ]

@@ -928,10 +928,7 @@ class RunStore:
         return self.root / "scores" / safe_name(protocol)
 
     def write_result(
-        self,
-        result: Result,
-        samples: Callable[[IO[bytes]], None],
-        made_from: Mapping[str, str] | None = None,
+        self, result: Result, samples: Callable[[IO[bytes]], None], made_from: Mapping[str, str] | None = None
     ) -> None:
         """Keep one protocol's result row and its per-unit table.
 

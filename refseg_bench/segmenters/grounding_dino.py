@@ -79,16 +79,12 @@ class GroundingDino(Segmenter):
     def loaded(self) -> tuple[Any, Any]:
         """(model, processor), loaded at the first call."""
         if self._loaded is None:
-            from transformers import AutoProcessor, GroundingDinoForObjectDetection
+            from transformers import AutoProcessor
+            from transformers import GroundingDinoForObjectDetection as Detector
 
-            model = from_pretrained(
-                GroundingDinoForObjectDetection,
-                self._detector,
-                choose_device(self.device),
-                offline=self.offline,
-                dtype=torch.float32,
-            )
-            processor = from_pretrained(AutoProcessor, self._detector, offline=self.offline)
+            needed, device = self._detector, choose_device(self.device)
+            model = from_pretrained(Detector, needed, device, offline=self.offline, dtype=torch.float32)
+            processor = from_pretrained(AutoProcessor, needed, offline=self.offline)
             self._loaded = model.eval(), processor
         return self._loaded
 

@@ -227,12 +227,7 @@ class TrackerCore(ABC):
 
     @abstractmethod
     def memorise(
-        self,
-        features: Features,
-        logits_N1SS: torch.Tensor,
-        presence_N1: torch.Tensor,
-        *,
-        from_prompt: bool,
+        self, features: Features, logits_N1SS: torch.Tensor, presence_N1: torch.Tensor, *, from_prompt: bool
     ) -> torch.Tensor:
         """Encoded memory of the masks at the model's image size."""
 

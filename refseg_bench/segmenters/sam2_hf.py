@@ -18,13 +18,7 @@ from numpy.typing import NDArray
 from refseg_bench.backbones.lazy_torch import F, torch
 from refseg_bench.backbones.weights import ModelError, Weights
 from refseg_bench.segmenters.memory_tracking import Heads, Memory, SamTracker, TrackerCore, sequence
-from refseg_bench.segmenters.sam_base import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    Features,
-    Resampling,
-    square_pixels,
-)
+from refseg_bench.segmenters.sam_base import IMAGENET_MEAN, IMAGENET_STD, Features, Resampling, square_pixels
 
 #: Mask logits of an object that isn't in the frame.
 _ABSENT = -1024.0

@@ -582,14 +582,8 @@ class _Loaded:
                 hint="Set backbone.family to the model's own.",
             )
         cls = getattr(import_module("diffusers"), expected)
-        module = load_module(
-            cls,
-            self.folder / name,
-            self.dtype,
-            self.device,
-            by_host=name == "transformer",  # of which not all goes to the device
-            local_files_only=True,
-        )
+        given = {"by_host": name == "transformer", "local_files_only": True}  # not all of it leaves the host
+        module = load_module(cls, self.folder / name, self.dtype, self.device, **given)
         ready: nn.Module = module.eval().requires_grad_(False)
         return ready
 

@@ -174,7 +174,7 @@ class MLLM(GroundingMLLM):
                     AutoModelForImageTextToText,
                     self._source(),
                     self.dtype if self.dtype == "auto" else getattr(torch, self.dtype),
-                    self._device(),
+                    choose_device(self.device),
                     attn_implementation=self.attention,
                     **self._hub(),
                 )
@@ -195,7 +195,7 @@ class MLLM(GroundingMLLM):
 
     def _take(self, model: Any, tokenizer: Any, adapter: MLLMFamily) -> None:
         self._config = model.config
-        adapter.positions, adapter.device = self.positions, self._device()
+        adapter.positions, adapter.device = self.positions, choose_device(self.device)
         model.to(adapter.device).eval()
         capture.install(model, self.attention)
         self._loaded = _Loaded(model, tokenizer, adapter, answer_rules(model.generation_config))
@@ -234,12 +234,9 @@ class MLLM(GroundingMLLM):
             return {"local_files_only": True}
         return {"revision": self.revision, "local_files_only": here_only(self.path, offline=self.offline)}
 
-    def _device(self) -> torch.device:
-        return choose_device(self.device)
-
     def _budget(self) -> float:
         """Bytes that prefixes and their copies may take now."""
-        device = self._device()
+        device = choose_device(self.device)
         if self.memory_budget_gb is not None or device.type != "cuda":
             return (8.0 if self.memory_budget_gb is None else self.memory_budget_gb) * 2**30
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
