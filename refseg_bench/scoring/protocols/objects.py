@@ -14,14 +14,7 @@ from refseg_bench.errors import RefsegError, ScoreError
 from refseg_bench.scoring.boundary import JF, boundary_f, boundary_radius, jaccard, jf_values, mean_of
 from refseg_bench.scoring.counts import Region, compare, label_regions, region, stack
 from refseg_bench.scoring.labels import VOID, LabelMaps
-from refseg_bench.scoring.protocols.base import (
-    Case,
-    Column,
-    Policy,
-    ScoringProtocol,
-    grouped_terms,
-    ratio,
-)
+from refseg_bench.scoring.protocols.base import Case, Column, Policy, ScoringProtocol, grouped_terms, ratio
 from refseg_bench.types import Clip, Score
 
 Decay = Literal["exact", "uint8"]
