@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from refseg_bench.scoring.protocols.base import ratio
 from refseg_bench.scoring.protocols.image import RefcocoOverall
 from refseg_bench.scoring.protocols.rvos import RvosExpression
 from refseg_bench.scoring.stats import Bootstrap, cluster_sums, codes_of, difference, intervals
@@ -121,3 +122,16 @@ def test_sums_per_cluster_keep_the_order_of_appearance():
     codes = codes_of(["b", "a", "b"])
     assert codes.tolist() == [0, 1, 0]
     assert cluster_sums({"x": np.array([1.0, 2.0, 4.0])}, codes).tolist() == [[5.0], [2.0]]
+
+
+def test_a_swap_without_a_value_is_no_evidence():
+    """Of a ratio whose bottom the answers make, a swap may leave nothing to divide by."""
+    first = {"I": np.array([0.0, 3.0]), "U": np.array([0.0, 4.0])}
+    second = {"I": np.array([9.0, 0.0]), "U": np.array([9.0, 0.0])}
+
+    def combine(sums):
+        return {"R": ratio(sums["I"], sums["U"])}
+
+    found = difference(first, second, ["a", "b"], combine, Bootstrap(400))["R"]
+    # Half of all swaps change nothing or everything; the others leave one run without a value.
+    assert found.p == 1
