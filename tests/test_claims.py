@@ -218,6 +218,13 @@ def test_records_tell_the_time_and_the_gpus(tmp_path: Path) -> None:
     assert list((tmp_path / "claims").iterdir()) == []
 
 
+def test_a_clock_that_is_set_changes_no_cost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Desk(tmp_path, owner("a", gpus=4)):
+        monkeypatch.setattr(workers.time, "time", lambda: 4e9)
+    (record,) = records(tmp_path)
+    assert 0 <= record.gpu_hours < 1
+
+
 def test_a_record_that_is_being_written_is_nobodys_claim(tmp_path: Path) -> None:
     (tmp_path / "claims").mkdir()
     (tmp_path / "claims/x.0").write_text('{"job": "a", ')

@@ -527,6 +527,7 @@ class Desk:
         self._end: dict[str, Any] = {}
         #: What it is at, for those who ask; told with every sign of life.
         self.now: Callable[[], str] = str
+        self._began = time.monotonic()  # the time of day may be set meanwhile
         self._over = threading.Event()
         self._pulse = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
 
@@ -565,7 +566,7 @@ class Desk:
             self.record.with_suffix(_NOW).unlink(missing_ok=True)
         AT_WORK.discard(self.owner.job)
         # A process that ends by an exception leaves its claims to be taken over.
-        end = {**self._end, "well": kind is None, "seconds": time.time() - self.owner.started}
+        end = {**self._end, "well": kind is None, "seconds": time.monotonic() - self._began}
         if isinstance(error, Exception):
             end["error"] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
         with suppress(OSError), self.record.open("a", encoding="utf-8") as handle:
