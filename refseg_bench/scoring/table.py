@@ -134,8 +134,8 @@ class ScoreTable:
                     # Not by to_numpy, which takes half a second to import pandas.
                     found = cells.cast(pa.float64()).to_pylist()
                     out._values[name] = array("d", [_NAN if v is None else v for v in found])
-            if not (None not in out.units and None not in out.clusters and len(out.units) == table.num_rows):
-                raise ValueError("a unit has no name")
+            if None in out.units or None in out.clusters or len(set(out.units)) < table.num_rows:
+                raise ValueError("a unit has no name, or stands twice")
             if len(out.units) != len(out.clusters):
                 raise ValueError("a unit has no clip")
         except (OSError, ValueError, KeyError, NotImplementedError, pa.ArrowException) as error:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from refseg_bench.config.components import open_protocol
-from refseg_bench.errors import ScoreError
+from refseg_bench.errors import ScoreError, StoreError
 from refseg_bench.report.compare import differences, paired
 from refseg_bench.scoring.score import Options, score
 from refseg_bench.scoring.stats import Bootstrap
@@ -87,6 +87,9 @@ def test_tables_survive_parquet(tmp_path):
     assert back.attrs == got.table.attrs
     again = breakdown(got.protocol, back, "size", FAST)
     assert again == breakdown(got.protocol, got.table, "size", FAST)
+    got.table.select([0, 0]).write_parquet(tmp_path / "t.parquet")
+    with pytest.raises(StoreError, match="stands twice"):
+        ScoreTable.read_parquet(tmp_path / "t.parquet")
 
 
 def test_a_value_some_units_lack_is_nan():
