@@ -369,6 +369,14 @@ def as_jpeg(path):
     Image.open(path).convert("L").save(path, format="JPEG")
 
 
+def as_webp(path):
+    Image.open(path).convert("RGB").save(path, format="WEBP", quality=50)
+
+
+def as_tiff(path):
+    Image.open(path).convert("L").save(path, format="TIFF", compression="jpeg")
+
+
 def half(path):
     Image.fromarray(np.asarray(Image.open(path))[::2, ::2]).save(path)
 
@@ -380,6 +388,8 @@ def half(path):
         (half, "(20, 28), its frame (40, 56)"),
         (lambda path: path.write_text("no picture"), "it is no"),
         (as_jpeg, "is a JPEG, no PNG"),
+        (as_webp, "is a lossy WEBP, no PNG"),
+        (as_tiff, "is a lossy TIFF, no PNG"),
         (lambda path: path.write_bytes(b""), "it is no"),
         (lambda path: path.unlink(), "missing vid0/0"),
     ],

@@ -66,7 +66,7 @@ def read_labels(path: Path) -> tuple[Uint8HW, str]:
     if simple is not None:
         return simple[0], _READ_AS_IDS[data[25]]
     pixels, mode, form, *_ = _pillow(data, path)
-    if mode not in ("P", "L", "1", "I;16") or form in ("JPEG", "MPO") or pixels.max() > 255:
+    if mode not in ("P", "L", "1", "I;16") or lossy(form) or pixels.max() > 255:
         raise _fault(
             "mode",
             f"An id map must have one 8-bit channel, stored without loss; this {form} has mode {mode}.",
@@ -227,13 +227,18 @@ def values_of(data: bytes, path: str | Path) -> list[int]:
     return [int(v) for v in np.flatnonzero(np.bincount(pixels.ravel(), minlength=256))]
 
 
-def is_jpeg(path: Path) -> bool:
-    """True if a file holds a JPEG, whatever it is called.
+def is_png(path: Path) -> bool:
+    """True if a file holds a PNG, whatever it is called.
 
     Raises:
         MaskFault: the file is missing or can't be read.
     """
-    return _bytes(path, 3) == b"\xff\xd8\xff"
+    return _bytes(path, 8) == _SIGNATURE
+
+
+def lossy(encoding: str) -> bool:
+    """Whether what is stored as :func:`read_mask` tells has blur around its outlines."""
+    return "JPEG" in encoding or "lossy" in encoding
 
 
 def header(path: Path) -> tuple[int, int]:
@@ -334,7 +339,11 @@ def _pillow(data: bytes, path: str | Path, grey: bool = False) -> tuple[NDArray[
                 image.draft("L", image.size)
             pixels = np.asarray(image)
             palette = bytes(image.getpalette("RGB") or ()) if image.mode == "P" else b""
-            return pixels, image.mode, str(image.format), palette, orientation(image)
+            form = str(image.format).replace("MPO", "JPEG")
+            packed = str(image.info.get("compression")) if form == "TIFF" else ""
+            if "jpeg" in packed or "webp" in packed or (form == "WEBP" and b"VP8 " in data):
+                form = f"lossy {form}"
+            return pixels, image.mode, form, palette, orientation(image)
     except UNREADABLE as error:
         raise _torn(path, str(error)) from error
 

@@ -493,8 +493,8 @@ class FolderPredictions(ForeignPredictions):
         there = [file for file in found.masks or () if file is not None]
         for file in there:
             fitting(png.header(file), clip, self.sides, file)
-            if file is there[0] and png.is_jpeg(file):
-                lossless("JPEG", self.above, file)
+            if file is there[0] and not png.is_png(file):
+                lossless(png.read_mask(file, self.above)[1], self.above, file)
 
     def _read(self, found: _Found, clip: Clip, unit: str, tally: Counter[str]) -> MaskTrack:
         size, rles = clip.size, list[bytes | None]()
@@ -583,15 +583,15 @@ def fitting(shape: tuple[int, ...], clip: Clip, sides: Sequence[int], file: str 
 
 
 def lossless(encoding: str, above: int, file: Path) -> None:
-    """Refuse a JPEG whose foreground nobody has set apart from its blur.
+    """Refuse a JPEG, or what is stored like one, whose foreground nobody has set apart from its blur.
 
     Raises:
         ScoreError: with what helps.
     """
-    if "JPEG" in encoding and not above:
+    if png.lossy(encoding) and not above:
         raise ScoreError(
-            "The mask is a JPEG, no PNG: its blur around the outline would count as foreground "
-            "(--threshold 127 leaves it out).",
+            f"The mask is a {encoding.partition(',')[0].partition(' ')[2]}, no PNG: its blur around the "
+            "outline would count as foreground (--threshold 127 leaves it out).",
             where=file,
             hint="Write masks as PNG, or give --threshold 127.",
         )

@@ -149,6 +149,7 @@ def test_a_mask_that_tools_cannot_see_is_refused(tmp_path: Path, case: str) -> N
         (Image.fromarray(MASK), {}, MASK),
         (Image.fromarray(MASK * np.uint16(300)), {}, "mode I;16"),
         (Image.fromarray(GREY), {"format": "JPEG"}, "JPEG"),
+        (Image.fromarray(GREY), {"format": "TIFF", "compression": "jpeg"}, "lossy TIFF"),
         (rgb(), {}, "mode RGB"),
         (with_alpha(GREY, GREY), {}, "mode LA"),
     ],
