@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -19,6 +21,9 @@ from refseg_bench.methods.base import Method
 from refseg_bench.run.launch import freeze
 from refseg_bench.run.store import RunStore
 from refseg_bench.types import Clip, Expression, Grounding, HeatPoint, MaskTrack, Target
+
+if TYPE_CHECKING:
+    import pytest
 
 REPO = Path(__file__).resolve().parents[1]
 
@@ -116,3 +121,15 @@ def fake_run(folder: Path, **changes: Any) -> RunStore:
     """A frozen run of the fakes."""
     values = fake_values(folder, **changes)
     return freeze(Composed(values, "fake", digest(values), (), {"method": "fake", "dataset": "fake"}))
+
+
+def unlisted(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Let nobody list a folder, as without the right to, or on a disk that fails (root may list any)."""
+    listdir = os.listdir
+
+    def refuse(path: str | Path = ".") -> list[str]:
+        if Path(path) == folder:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return listdir(path)
+
+    monkeypatch.setattr(os, "listdir", refuse)

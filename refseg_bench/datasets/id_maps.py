@@ -13,7 +13,7 @@ from pathlib import Path
 
 from refseg_bench.config.schema import option
 from refseg_bench.datasets.base import Dataset
-from refseg_bench.datasets.files import bad_name, read_text
+from refseg_bench.datasets.files import bad_name, read_text, unreadable
 from refseg_bench.errors import DataError
 from refseg_bench.types import Clip, Expression, Target
 
@@ -162,4 +162,7 @@ def _videos(top: Path) -> Iterator[Path]:
 
 def _maps(folder: Path) -> Iterator[Path]:
     """The PNG files of a folder; hidden ones (``._00000.png``) are no maps."""
-    return (folder / name for name in os.listdir(folder) if name.endswith(".png") and name[0] != ".")
+    try:
+        return (folder / n for n in os.listdir(folder) if n.endswith(".png") and n[0] != ".")
+    except OSError as error:
+        raise unreadable(folder, error) from error

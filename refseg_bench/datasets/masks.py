@@ -22,7 +22,16 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-from refseg_bench.datasets.files import UNPACK_AGAIN, Damage, Place, Tell, check_link, refuse, safe_join
+from refseg_bench.datasets.files import (
+    UNPACK_AGAIN,
+    Damage,
+    Place,
+    Tell,
+    check_link,
+    refuse,
+    safe_join,
+    unreadable,
+)
 from refseg_bench.datasets.index import Entries, open_entries, open_store
 from refseg_bench.datasets.pickles import pickled_items
 from refseg_bench.errors import DataError
@@ -424,7 +433,14 @@ class ObjectFolders(_Folders):
 
 
 def png_names(folder: Path) -> list[str]:
-    """Names, without ending, of the PNG files of a folder, sorted; none if it isn't there."""
-    with contextlib.suppress(OSError):
+    """Names, without ending, of the PNG files of a folder, sorted; none if it isn't there.
+
+    Raises:
+        Damage: the folder can't be read: what isn't seen there is not absent.
+    """
+    try:
         return sorted(n[:-4] for n in os.listdir(folder) if n.endswith(".png") and n[0] != ".")
-    return []
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise unreadable(folder, error) from error

@@ -8,6 +8,7 @@ datasets or JSON never lead out of the folder.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 from abc import ABC, abstractmethod
@@ -21,7 +22,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from refseg_bench.datasets.base import Dataset
-from refseg_bench.datasets.files import Place, bad_name, is_litter
+from refseg_bench.datasets.files import Place, bad_name, is_litter, unreadable
 from refseg_bench.errors import ConfigError, DataError, RefsegError, ScoreError
 from refseg_bench.files import png
 from refseg_bench.files.store_io import parse_json, printable, read_bytes
@@ -455,8 +456,10 @@ class FolderPredictions(ForeignPredictions):
         folder = str(self.root / name)
         try:
             return _listed(folder, os.stat(folder).st_mtime_ns)
-        except OSError:
-            return None
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP):
+                return None
+            raise unreadable(Path(folder), error) from error  # what can't be seen isn't missing
 
     def _at(self, top: str, name: str, clip: Clip) -> _Found | None:
         inside = self._entries(top + name)

@@ -7,6 +7,7 @@ from refseg_bench.datasets.files import Damage
 from refseg_bench.datasets.groundmore import GroundMore
 from refseg_bench.datasets.long_rvos import LongRvos
 from refseg_bench.datasets.verify import verify
+from tests.fakes import unlisted
 from tools.writers import write_groundmore_set, write_long_rvos_set
 
 from .conftest import boxes, union, video
@@ -37,6 +38,15 @@ def test_long_rvos_has_no_png_of_frames_without_the_object(tmp_path):
     assert verdict.ok
     assert len(verdict.notes) == 1
     assert "Annotations/a/2" in verdict.notes[0]
+
+
+def test_a_folder_that_cannot_be_read_is_no_absent_object(tmp_path, monkeypatch):
+    write_long_rvos_set(tmp_path, "valid", [video("a", expressions=TYPED)])
+    data = LongRvos(root=tmp_path)
+    clip = data.clips()[0]
+    unlisted(monkeypatch, tmp_path / "valid/Annotations/a/1")
+    with pytest.raises(Damage, match="can't be read"):
+        data.target(clip, data.expressions(clip)[0])
 
 
 def test_long_rvos_scores_without_its_frames(tmp_path):

@@ -16,6 +16,7 @@ from refseg_bench.datasets.revos import Revos
 from refseg_bench.scoring.foreign import open_predictions
 from refseg_bench.types import encode_rle, run_lengths
 from tests.datasets.conftest import frames, video
+from tests.fakes import unlisted
 from tools.writers import (
     ImageRecord,
     write_davis_source,
@@ -620,6 +621,20 @@ def test_the_same_for_id_maps(tmp_path, layout):
     assert ALMOST_MAPS[layout] in found[""].why
     code, _ = run(tmp_path, tmp_path / "p", "id_maps", tmp_path / "gt", "vosb,davis-semi")
     assert code == 2
+
+
+@pytest.mark.parametrize("side", ["gt", "p"])
+def test_a_folder_that_cannot_be_read_is_not_left_out(tmp_path, monkeypatch, capsys, side):
+    for folder in ("gt/car", "gt/cat", "p/car", "p/cat"):
+        for t in range(3):
+            write_label_map(tmp_path / folder / f"{t:05d}.png", np.eye(8, dtype=np.uint8))
+    assert run(tmp_path, tmp_path / "p", "id_maps", tmp_path / "gt", "vosb")[0] == 0
+    unlisted(monkeypatch, tmp_path / side / "cat")
+    (tmp_path / "out.json").unlink()
+    code, found = run(tmp_path, tmp_path / "p", "id_maps", tmp_path / "gt", "vosb")
+    assert code
+    assert found is None
+    assert "can't be read (Permission denied)" in capsys.readouterr().err
 
 
 ALMOST_JSON = {
