@@ -330,6 +330,20 @@ def test_a_result_of_fewer_predictions_is_not_shown(tmp_path: Path) -> None:
     assert again.results()["rvos-expr@1"].n == 12
 
 
+def test_a_result_of_other_masks_of_the_same_length_is_not_shown(tmp_path: Path) -> None:
+    store = fake_run(tmp_path)
+    work_on(store)
+    score_store(store)
+    (path,) = (store.root / "predictions").iterdir()
+    path.touch()
+    said: list[str] = []
+    leave_out_outdated([store], said.append)
+    assert said == []
+    path.write_text("".join(reversed(path.read_text().splitlines(keepends=True))))
+    leave_out_outdated([store], said.append)
+    assert "for predictions have changed since" in said[0]
+
+
 def test_scoring_and_reports_look_where_the_last_command_found_the_data(tmp_path: Path) -> None:
     score_store(a_run(tmp_path)[0].store)
     shutil.copytree(tmp_path / "data", tmp_path / "other")

@@ -98,6 +98,17 @@ def scores(mevis, predictions, tmp_path, *more, protocol="rvos-expr"):
     return code, json.loads(out.read_text())
 
 
+def test_masks_that_others_replaced_are_read_anew(mevis, tmp_path):
+    """A notebook scores one path again and again, in one process."""
+    _, truth, answer = mevis
+    path, found = tmp_path / "p.json", []
+    for masks in (truth, answer, truth):
+        held = {f"{video}/{e}": [rle(mask) for mask in stack] for (video, e), stack in masks.items()}
+        path.write_text(json.dumps(held))
+        found.append(scores(mevis, path, tmp_path)[1]["rvos-expr"]["metrics"]["J"])
+    assert found[0] == found[2] == 1 > found[1]
+
+
 def iou(a, b):
     union = (a | b).sum((1, 2))
     return np.where(union, (a & b).sum((1, 2)) / np.maximum(union, 1), 1.0)

@@ -24,6 +24,7 @@ from refseg_bench.types import (
     Result,
     SampleFailure,
 )
+from tests.fakes import unlisted
 
 INFO = RunInfo("0123abcd", "x")
 
@@ -235,6 +236,38 @@ def test_a_file_that_another_replaced_is_read_anew(tmp_path: Path) -> None:
     assert set(store.predictions("c")) == {"0"}
     path.unlink()
     assert store.predictions("c") == {}
+
+
+def test_a_run_that_another_replaced_is_read_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    known = a_store(Path())
+    for folder, digest in (("run", "0123abcd"), ("next", "4567cdef")):
+        with RunStore.create(Path(folder), "a: 1\n", RunInfo(digest, "x")).writer("j") as out:
+            out.append(good("c", folder))
+    assert set(known.predictions("c")) == {"run"}
+    shutil.rmtree("run")
+    Path("next").rename("run")
+    assert set(known.predictions("c")) == {"next"}
+    assert known.damage() is None
+
+
+def test_predictions_that_cannot_be_listed_are_not_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = a_store(tmp_path)
+    unlisted(monkeypatch, store.root / "predictions")
+    with pytest.raises(StoreError, match="Permission denied"):
+        store.index()
+
+
+def test_a_row_of_another_run_is_no_result(tmp_path: Path) -> None:
+    store = a_store(tmp_path)
+    other = RunStore.create(tmp_path / "other", "a: 2\n", RunInfo("4567cdef", "x"))
+    other.write_result(Result("p@1", {"M": Estimate(0.5)}, 1, 1, 0, 0), lambda handle: None)
+    assert list(other.results()) == ["p@1"]
+    shutil.copytree(other.root / "scores", store.root / "scores")
+    with pytest.raises(StoreError, match="row is of another run"):
+        store.results()
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,7 @@ def told(name: str, run: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int,
 WORDS = (
     "checksum", "can't", "Can't", "left out", "belong", "holds no", "another protocol", "No run folder",
     "is missing", "unknown", "refuses incomplete", "Unknown option", "has no", "not the one",
+    "have changed since",
 )  # fmt: skip
 
 

@@ -28,6 +28,7 @@ from refseg_bench.config import schema
 from refseg_bench.config.schema import TARGET
 from refseg_bench.errors import ConfigError, RefsegError, require
 from refseg_bench.files import resources
+from refseg_bench.files.store_io import look
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -307,7 +308,7 @@ def _sha256(path: Path, memory: Cache) -> str:
     # don't tell two contents apart.
     key = {
         "file": str(path.resolve()).encode("utf-8", "backslashreplace").decode("utf-8"),
-        "state": [state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino],
+        "state": list(look(path)),
     }
     lasting = state.st_size > 1 << 20 and time.time() - state.st_ctime > 2
     known = memory.get(key) if lasting else None

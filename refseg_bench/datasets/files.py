@@ -21,7 +21,7 @@ from typing import IO, Any
 
 from refseg_bench.errors import DataError
 from refseg_bench.files import store_io
-from refseg_bench.files.store_io import leads_out, open_regular, printable
+from refseg_bench.files.store_io import leads_out, look, open_regular, printable
 
 # ── what is wrong ────────────────────────────────────────────────────────────
 
@@ -188,7 +188,7 @@ def _collect(*paths: Path) -> None:
 
 
 def fingerprint(*paths: Path) -> str:
-    """``PLACE-STATE`` in hex: where files are, and their sizes, modification times and inodes.
+    """``PLACE-STATE`` in hex: where files are, and their sizes, times (of the inode, too) and inodes.
 
     Raises:
         Damage: one of them is missing.
@@ -197,11 +197,11 @@ def fingerprint(*paths: Path) -> str:
     _collect(*paths)
     for path in paths:
         try:
-            state = path.stat()
+            state = look(path)
         except OSError as error:
             raise missing_file(path) from error
         places.append(str(path.resolve()))
-        states.append(f"{state.st_size} {state.st_mtime_ns} {state.st_ino}")
+        states.append(" ".join(map(str, state)))
     return "-".join(
         hashlib.sha256("|".join(texts).encode("utf-8", "surrogateescape")).hexdigest()[:16]
         for texts in (places, states)

@@ -53,7 +53,7 @@ class ConceptAttention(AttentionMethod):
 
     def weights(self) -> tuple[Weights, ...]:
         """The spaCy model that finds the head noun, where one does, and the captions."""
-        return needed(self.parser if self.concept == "head_noun" else "rules", self.captions)
+        return needed(self.parser if self.concept == "head_noun" else "rules", captions=self.captions)
 
     def predict(self, clip: Clip, expressions: Sequence[Expression]) -> Iterator[Grounding]:
         """Ground all expressions of a clip on its first frame."""

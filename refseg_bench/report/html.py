@@ -164,7 +164,7 @@ def _mark(stores: Sequence[RunStore]) -> str | None:
             return None
         files = [store.scores_dir(name) / file for name in results for file in (RESULT, MADE_FROM)]
         told += [path.read_text("utf-8") for path in (store.info_path, store.config_path, *files)]
-        told += [str(store.root.resolve()), store.mark()]
+        told += [str(store.root.resolve()), store.mark(store.made_from(next(iter(results))))["lines"]]
     return short_id("\0".join(told), 32)
 
 

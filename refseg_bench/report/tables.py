@@ -212,10 +212,10 @@ def leave_out_outdated(
         present = dataset.present(shared) if dataset else None
         for protocol in results:
             made = store.made_from(protocol)
-            if not {"predictions", "facts", "state", "files"} <= made.keys():
+            if not {"lines", "facts", "state", "files"} <= made.keys():
                 continue
             why, hint = "", "tells where, the same `refseg run` makes it again"
-            if made.get("predictions") != store.mark():
+            if made["lines"] != store.mark(made)["lines"]:
                 why, hint = "predictions", "makes it again"
             elif dataset is not None and present is not None:
                 why = present.unlike(made, dataset.work) or dataset.changed()

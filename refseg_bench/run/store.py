@@ -49,7 +49,9 @@ from refseg_bench.errors import ConfigError, StoreError
 from refseg_bench.files.store_io import (
     PUT_BACK,
     checksum,
+    content,
     leads_out,
+    look,
     open_regular,
     parse_json,
     read_bytes,
@@ -743,16 +745,17 @@ class RunStore:
         Every call looks at the files again, but reads only what was appended since the last one.
         """
         with reading(self.root / "predictions"):
-            stats = {p: p.stat() for p in sorted((self.root / "predictions").glob("*.jsonl"))}
+            files = self._files()
+            stats = {p: p.stat() for p in (*files, *filter(Path.is_file, [self.info_path]))}
         if any(_other(stats.get(path), known) for path, known in self._stats.items()):
             # A file was cut, removed or replaced: what we knew of it may be gone.
-            self._index, self._seen, self._clips, self._lost = {}, {}, None, set()
+            self._index, self._seen, self._clips, self._lost, self._run = {}, {}, None, set(), ""
         self._stats = stats
         with contextlib.suppress(StoreError):
             self._run = self._run or self.info().digest
-        for path, stat in stats.items():
+        for path in files:
             seen = self._seen.get(path, 0)
-            if stat.st_size <= seen:
+            if stats[path].st_size <= seen:
                 continue
 
             def lose(at: int, path: Path = path) -> None:
@@ -766,11 +769,25 @@ class RunStore:
                     self._clips = None
         return self._index
 
-    def mark(self) -> str:
-        """A digest of the predictions' files; it stays the same as long as nothing is appended or cut."""
-        files = sorted((self.root / "predictions").glob("*.jsonl"))
-        told = "\n".join(f"{path.name} {path.stat().st_size}" for path in files)
-        return checksum(told.encode())
+    def _files(self) -> list[Path]:
+        """The predictions' files; unlike ``glob`` no folder that can't be read is taken for an empty one."""
+        folder = self.root / "predictions"
+        with contextlib.suppress(FileNotFoundError):
+            return sorted(folder / name for name in os.listdir(folder) if name.endswith(".jsonl"))
+        return []
+
+    def mark(self, known: Mapping[str, str] | None = None) -> dict[str, str]:
+        """Digests of the predictions' files: of their ``lines``, and of sizes and times as ``seen``.
+
+        Where the latter are as ``known``, nothing is read.
+        """
+        with reading(self.root / "predictions"):
+            files = self._files()
+            seen = checksum(repr([(path.name, look(path)) for path in files]).encode())
+            if known is not None and known.get("seen") == seen:
+                return {"lines": known.get("lines", ""), "seen": seen}
+            lines = "\n".join(f"{path.name} {content(path, sys.maxsize).hex()}" for path in files)
+        return {"lines": checksum(lines.encode()), "seen": seen}
 
     def damage(self) -> StoreError | None:
         """The lines that are no whole record, told as one error; ``None`` if there is none.
@@ -948,7 +965,8 @@ class RunStore:
             for numbers in told["metrics"].values():
                 # JSON has no NaN.
                 numbers.update({key: None for key, value in numbers.items() if not math.isfinite(value)})
-            row = sealed({**told, "samples": checksum(read_bytes(folder / SAMPLES, _MOST_SAMPLES))}, 2)
+            held = checksum(read_bytes(folder / SAMPLES, _MOST_SAMPLES))
+            row = sealed({**told, "run": self.info().digest, "samples": held}, 2)
             write_atomic(folder / RESULT, row)
             if made_from is not None:
                 write_atomic(folder / MADE_FROM, sealed({**made_from, "result": checksum(row.encode())}, 2))
@@ -976,9 +994,9 @@ class RunStore:
         Raises:
             StoreError: a row is damaged.
         """
-        found = {}
+        found, info = {}, self.info()
         for path in sorted((self.root / "scores").glob(f"*/{RESULT}")):
-            record = record_of(_ResultRecord, read_record(path), path)
+            record = record_of(_ResultRecord, told := read_record(path), path)
             record_of(_Details, record.details, path)
             counts = (record.n, record.expected, record.failed, record.missing)
             if not (0 < record.scale < math.inf and all(0 <= count < 1 << 40 for count in counts)):
@@ -991,16 +1009,15 @@ class RunStore:
                 and 0 <= made.get("seed", 0) < 1 << 63
             ):
                 raise StoreError("No intervals are made like this row's.", where=path, hint=_RESCORE)
-            if safe_name(record.protocol) != path.parent.name:
-                raise StoreError("The row is of another protocol than its folder.", where=path, hint=_RESCORE)
+            if (told.get("run", info.digest), safe_name(record.protocol)) != (info.digest, path.parent.name):
+                raise StoreError("The row is of another run or another protocol.", where=path, hint=_RESCORE)
             if record.protocol not in self.outdated:
                 metrics = {
                     name: Estimate(*(math.nan if number is None else number for number in vars(e).values()))
                     for name, e in record.metrics.items()
                 }
                 found[record.protocol] = Result(**{**vars(record), "metrics": metrics})
-        lead = self.info().lead
-        return dict(sorted(found.items(), key=lambda item: (lead(item[0]), item[0])))
+        return dict(sorted(found.items(), key=lambda item: (info.lead(item[0]), item[0])))
 
     def samples(self, protocol: str) -> tuple[Path, bytes]:
         """The table behind a result row: its file and the content, which belongs to that row.

@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 
 from refseg_bench.errors import StoreError
-from refseg_bench.files.store_io import checksum, read_bytes, read_record, reading, sealed
+from refseg_bench.files.store_io import checksum, look, read_bytes, read_record, reading, sealed
 from refseg_bench.run import inputs, store
 from refseg_bench.run.store import RunStore, StoredLine, record_of
 from refseg_bench.types import Clip, Expression, sample_id
@@ -102,11 +102,8 @@ def _files(root: Path) -> dict[str, tuple[int, ...]]:
     folders = (root / "predictions").glob("*.jsonl"), (root / "env").glob("*.json")
     named = [root / name for name in ("run.json", "config.yaml", inputs.NAME)]
     with reading(root):
-        stats = {path: path.stat() for path in sorted([*named, *folders[0], *folders[1]]) if path.exists()}
-    return {
-        path.relative_to(root).as_posix(): (s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino)
-        for path, s in stats.items()
-    }
+        files = sorted(path for path in [*named, *folders[0], *folders[1]] if path.exists())
+        return {path.relative_to(root).as_posix(): look(path) for path in files}
 
 
 def _key(files: Mapping[str, tuple[int, ...]], mark: str, few: int) -> str:

@@ -88,10 +88,10 @@ def open_predictions(
     """
     if above is not None and not 0 <= above < 255:
         raise ConfigError(f"--threshold is {above}.", allowed=("0 to 254",))
+    for known in (_parsed, _beside, _listed, names_below):
+        known.cache_clear()  # of what a process has opened before another may have taken the place
     file = path if path.is_file() else None
     if path.is_dir():
-        _beside.cache_clear()
-        names_below.cache_clear()
         try:
             inside = [p for p in path.iterdir() if not (p.name.startswith(".") or is_litter(p.name))]
         except OSError as error:

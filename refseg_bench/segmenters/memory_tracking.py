@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from refseg_bench.backbones.lazy_torch import F, inference, torch
 from refseg_bench.backbones.weights import content, is_shipped
+from refseg_bench.files.store_io import look
 from refseg_bench.segmenters.base import (
     LEFT,
     Candidates,
@@ -235,12 +236,9 @@ class TrackerCore(ABC):
 def content_key(clip: Clip) -> tuple[Any, ...] | None:
     """Tells a clip by its files, their sizes and times; ``None`` where they can't be asked."""
     try:
-        stats = [path.stat() for path in clip.frame_paths]
+        return (clip.id, clip.size, clip.upright, clip.frame_paths, *map(look, clip.frame_paths))
     except OSError:
         return None
-    # The time of the inode as well: no copying tool can set it.
-    facts = [(s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in stats]
-    return (clip.id, clip.size, clip.upright, clip.frame_paths, *facts)
 
 
 def sequence(map_NChw: torch.Tensor) -> torch.Tensor:

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -125,13 +126,19 @@ def test_a_file_is_walked_once(large, tmp_path, monkeypatch):
     assert len(calls) == 1
 
 
-def test_a_changed_file_is_walked_again(large, tmp_path, monkeypatch):
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_changed_file_is_walked_again(large, tmp_path, monkeypatch, in_place):
     calls = walks(monkeypatch)
     open_entries(large, tmp_path / "cache")
     other = tmp_path / "other.json"
-    other.write_text(json.dumps({str(i): [i + 1] * 20 for i in range(300)}))
-    os.utime(other, ns=(large.stat().st_atime_ns, large.stat().st_mtime_ns))  # same time, another inode
-    os.replace(other, large)
+    other.write_text(json.dumps({str(i): [(i + 1) % 300] * 20 for i in range(300)}))
+    # The same time of change; another inode, or the same.
+    os.utime(other, ns=(large.stat().st_atime_ns, large.stat().st_mtime_ns))
+    if in_place:
+        shutil.copy2(other, large)
+        other.unlink()
+    else:
+        os.replace(other, large)
     assert open_entries(large, tmp_path / "cache").get("0") == [1] * 20
     assert len(calls) == 2
     assert len(list((tmp_path / "cache" / "index").iterdir())) == 1  # the old index is gone

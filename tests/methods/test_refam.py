@@ -13,6 +13,7 @@ from refseg_bench.backbones.attention_maps import SoftmaxTokens, TokenMaps
 from refseg_bench.backbones.dit.model import DiT, TokenRequest
 from refseg_bench.backbones.dit.text_tokens import tokenise
 from refseg_bench.backbones.sdpa_tap import AttentionError
+from refseg_bench.backbones.weights import content
 from refseg_bench.config import compose as config
 from refseg_bench.errors import ConfigError, DataError
 from refseg_bench.methods.concept_attention import ConceptAttention
@@ -89,6 +90,17 @@ def said(*texts):
 pytestmark = pytest.mark.usefixtures("shared_passes")
 
 THREE = said("a largest orange goldfish", "cat on the left", "the pink cow")
+
+
+def test_a_stop_list_in_a_file_is_known_by_its_content(make_dit, tmp_path):
+    method = refam(make_dit("sd3"), stopwords=str(tmp_path / "stop.txt"))
+    assert method.weights() == ()
+    (tmp_path / "stop.txt").write_text("cat")
+    (kept,) = method.weights()
+    assert kept.component == "method.stopwords"
+    known = content(kept)
+    (tmp_path / "stop.txt").write_text("cow")
+    assert content(kept) != known
 
 
 def refam(dit, cache=None, segmenter=None, **options):

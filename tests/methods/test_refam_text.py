@@ -1,6 +1,7 @@
 """The text side: T5 token layouts, filters, noun phrases, captions."""
 
 import json
+import os
 
 import pytest
 
@@ -130,6 +131,14 @@ def test_kinds(piece, kind):
     assert kind_of(piece) == kind
 
 
+def rewrite(path, text):
+    """In place, as long as before and with its time of change, as ``rsync --inplace -t`` may do it."""
+    before = path.stat()
+    path.write_text(text)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_size == before.st_size
+
+
 def test_the_nltk_list_and_what_it_does_to_directions(tmp_path):
     assert len(NLTK_ENGLISH) == 179
     assert not {"left", "right", "top", "bottom", "middle"} & NLTK_ENGLISH
@@ -137,6 +146,8 @@ def test_the_nltk_list_and_what_it_does_to_directions(tmp_path):
     own = tmp_path / "stop.txt"
     own.write_text("cat\n\nDog\n")
     assert stop_words(str(own)) == {"cat", "dog"}
+    rewrite(own, "cow\n\nDog\n")
+    assert stop_words(str(own)) == {"cow", "dog"}
     with pytest.raises(ConfigError, match="can't be read"):
         stop_words(str(tmp_path / "absent.txt"))
 
@@ -197,6 +208,8 @@ def test_captions_of_both_forms(tmp_path):
     plain = tmp_path / "captions.json"
     plain.write_text(json.dumps({"train_000042": "a cat"}))
     assert caption_of(a_clip(tmp_path), plain) == "a cat"
+    rewrite(plain, json.dumps({"train_000042": "a dog"}))
+    assert caption_of(a_clip(tmp_path), plain) == "a dog"
     coco = tmp_path / "coco.json"
     rows = [
         {"id": 9, "image_id": 42, "caption": "late"},

@@ -326,7 +326,7 @@ def test_floors_come_first_and_what_sees_the_truth_last(tmp_path: Path) -> None:
     for place, (method, more) in enumerate(kinds):
         flags = {key: more.pop(key) for key in ("sees_targets", "bound") if key in more}
         store = scored_run(tmp_path, 50 + place, name=str(place))
-        record = {**vars(info(f"{place:08x}", method, **more)), **flags, "lasting": {}}
+        record = {**vars(info(store.info().digest, method, **more)), **flags, "lasting": {}}
         store.info_path.write_text(sealed(record))
         stores.append(store)
     assert [row.label for row in tables.rows_of(stores)] == ["e", "l", "d", "d · raw", "z"]

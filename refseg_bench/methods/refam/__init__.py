@@ -274,8 +274,10 @@ class RefAM(AttentionMethod):
         return sum(all(reader.known(frame, ask) for frame in frames) for ask in asks)
 
     def weights(self) -> tuple[Weights, ...]:
-        """The spaCy model that finds noun phrases, where one does, and the captions."""
-        return needed("rules" if self.np.mode == "off" else self.np.parser, self.captions)
+        """The spaCy model that finds noun phrases, where one does, captions, and a stop list in a file."""
+        parser = "rules" if self.np.mode == "off" else self.np.parser
+        stop = Path(self.stopwords)
+        return needed(parser, captions=self.captions, stopwords=stop if stop.is_file() else None)
 
     @property
     def magnet_words(self) -> tuple[str, ...]:

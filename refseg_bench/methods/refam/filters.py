@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -41,7 +40,6 @@ NLTK_ENGLISH = word_set(
 _STRIPPED = '.,;:!?"“”()[]{}<>…-–—'
 
 
-@cache
 def stop_words(name: str) -> frozenset[str]:
     """A stop list by name or file.
 

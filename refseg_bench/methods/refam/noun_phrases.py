@@ -190,9 +190,9 @@ def model_folder(name: str) -> Path | None:
     return Path(model) if Path(model).is_dir() else None
 
 
-def needed(parser: str, captions: Path | None) -> tuple[Weights, ...]:
-    """What a method reads beside its model: a parser's, where it has one, and the file of captions."""
-    files = {"parser": model_folder(parser), "captions": captions}
+def needed(parser: str, **files: Path | None) -> tuple[Weights, ...]:
+    """What a method reads beside its model: a parser's, where it has one, and files of its options."""
+    files = {"parser": model_folder(parser), **files}
     if files["parser"] is None and parser not in ("auto", "rules"):
         _pipeline(parser)  # tells that it isn't installed
     return tuple(Weights(str(path), component=f"method.{n}") for n, path in files.items() if path is not None)

@@ -21,6 +21,7 @@ from refseg_bench.backbones.dit.model import DiT, LatentImage, TokenRequest
 from refseg_bench.backbones.dit.text_tokens import TokenSet
 from refseg_bench.cache import Cache, Entry, Value, fingerprint
 from refseg_bench.errors import ConfigError, DataError
+from refseg_bench.files.store_io import look
 from refseg_bench.types import Clip, Expression
 
 PromptMode = Literal["caption", "expression", "empty"]
@@ -137,7 +138,6 @@ def _unpack_maps(entry: Entry) -> TokenMaps:
 # ── what a transformer is prompted with ─────────────────────────────────────
 
 
-@lru_cache(maxsize=2)
 def read_captions(path: Path) -> Mapping[str, str]:
     """Captions by clip or image id.
 
@@ -148,13 +148,18 @@ def read_captions(path: Path) -> Mapping[str, str]:
         ConfigError: the file is missing or of neither form.
     """
     try:
-        found: Any = json.loads(path.read_text("utf-8"))
+        return _captions(path, look(path))
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"The captions can't be read ({type(error).__name__}: {error}).",
             where=path,
             hint="Give method.captions a JSON object {id: caption}, or COCO's captions_train2014.json.",
         ) from error
+
+
+@lru_cache(maxsize=2)
+def _captions(path: Path, state: tuple[int, ...]) -> Mapping[str, str]:
+    found: Any = json.loads(path.read_text("utf-8"))
     if isinstance(found, dict) and isinstance(found.get("annotations"), list):
         rows = sorted(found["annotations"], key=lambda row: -int(row["id"]))
         return {str(row["image_id"]): " ".join(str(row["caption"]).split()) for row in rows}
