@@ -726,7 +726,8 @@ class _JsonPredictions(ForeignPredictions):
         return self._told(found, clip, sample_id(clip.id, e.id))
 
     def _told(self, found: _Found, clip: Clip, unit: str) -> dict[str, Any]:
-        said, place = _first(found.record, FLAG_KEYS), f"{self.root}: {unit}"
+        place = f"{self.root}: {unit}"
+        said, _ = (_agreed(found.record, keys, place) for keys in (FLAG_KEYS, MASK_KEYS))
         flag = None if said is None else _flag(said, place)
         return {"no_target": flag, "point": _point(found.record.get("point"), clip, place)}
 
@@ -744,11 +745,7 @@ class _JsonPredictions(ForeignPredictions):
 
 
 def _load(path: Path) -> Any:
-    """The value of a JSON file, or the list of the lines of JSON lines; UTF-8 or UTF-16, with BOM or without.
-
-    Raises:
-        DataError: unreadable, torn, too deep, or an object that says two things of one key.
-    """
+    """The value of a JSON file, or the list of its lines, in UTF-8 or UTF-16; a ``DataError`` without one."""
     try:
         data = read_bytes(path, MOST_BYTES)
         text = data.decode(json.detect_encoding(data))
@@ -907,6 +904,16 @@ def _first(record: Mapping[str, Any], keys: Sequence[str], default: Any = None) 
     return next((record[key] for key in keys if key in record), default)
 
 
+def _agreed(record: Mapping[str, Any], keys: Sequence[str], place: str) -> Any:
+    """What stands under one of the keys: a record may hold the truth beside what a model said."""
+    found = {key: record[key] for key in keys if key in record}
+    said = next(iter(found.values()), None)
+    if any(other != said for other in list(found.values())[1:]):
+        told = f"Its record says different things under {', '.join(found)}."
+        raise DataError(told, where=place, hint="Keep the one that the model said.")
+    return said
+
+
 def _mask_in(record: Mapping[str, Any]) -> Any:
     return _first(record, MASK_KEYS)
 
@@ -947,11 +954,7 @@ def _meaning(entry: Any) -> Any:
 
 
 def _measured(mask: Any, size: tuple[int, int], file: Path, place: str) -> bytes | None:
-    """The counts of a mask that may have whole numbers written as floats.
-
-    Raises:
-        DataError: it is no mask of that size.
-    """
+    """The counts of a mask, whose numbers may be floats; a ``DataError`` if it is none of that size."""
     from refseg_bench.datasets.masks import checked_rle
 
     if isinstance(mask, Mapping):
@@ -990,11 +993,7 @@ def _slip(mask: Any, size: tuple[int, int]) -> str:
 
 
 def _flag(said: Any, where: str) -> bool:
-    """A flag that is true or false, or 1 or 0.
-
-    Raises:
-        DataError: it is anything else (the text "false" is true to Python).
-    """
+    """A flag: true or false, or 1 or 0; else a ``DataError`` (the text "false" is true to Python)."""
     if isinstance(said, (bool, int, float)) and said in (0, 1):
         return bool(said)
     raise DataError(f"A flag is {printable(repr(said)[:40])}.", where=where, allowed=("true", "false"))
