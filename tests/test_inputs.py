@@ -314,12 +314,19 @@ def test_a_result_of_other_data_is_not_shown(tmp_path: Path, kind: str) -> None:
     assert sum(text.count("Predicted on other data or weights: ") for text in texts) == CHANGES[kind][1]
 
 
-def test_a_result_of_fewer_predictions_is_not_shown(tmp_path: Path) -> None:
+def test_a_result_of_fewer_predictions_is_not_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     store = fake_run(tmp_path)
     work_on(store, shard=0, shards=2)
     score_store(store, partial=True)
     assert store.results()["rvos-expr@1"].n
+    assert tables.to_frame([store])["value"].tolist()
     work_on(store, shard=1, shards=2)
+    assert tables.to_frame([RunStore(store.root)]).empty
+    tables.show_tables([RunStore(store.root)])
+    out, err = capsys.readouterr()
+    assert (out.strip(), err.count("for predictions have changed since")) == ("", 2)
     said: list[str] = []
     leave_out_outdated([store], said.append)
     assert "for predictions have changed since" in said[0]

@@ -130,7 +130,8 @@ def main(args: argparse.Namespace) -> int:
         )
     if args.format == "term":
         with _console(args.output) as console:
-            tables.show_tables(stores, console)
+            for table in tables.tables_of(stores):
+                tables.to_terminal(table, console)
         return 0
     _put(tables.FORMATS[args.format](stores), args.output)
     return 0

@@ -22,7 +22,7 @@ from refseg_bench.files.store_io import add_json, check_output, put_json
 from refseg_bench.report import tables
 from refseg_bench.report.compare import verdicts
 from refseg_bench.report.html import pages
-from refseg_bench.report.tables import Cell, ResultTable, leave_out_outdated
+from refseg_bench.report.tables import Cell, ResultTable
 from refseg_bench.run import launch
 from refseg_bench.run.shards import Planned
 from refseg_bench.run.store import RunStore
@@ -112,7 +112,6 @@ def main(args: argparse.Namespace) -> int:
                 here.append(item.store)
     if here and not args.no_score:
         code = max(code, score_runs([store for store in here if store.root not in scored], values))
-        leave_out_outdated(here, lambda line: print(line, file=sys.stderr))
         tables.show_tables(here)
         if baselines and here[0].root == points[0].path:
             for line in verdicts(here[0], here[1:]):

@@ -11,6 +11,7 @@ import io
 import json
 import math
 import shlex
+import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
@@ -432,7 +433,8 @@ def to_terminal(table: ResultTable, console: Console) -> None:
 
 
 def show_tables(stores: Sequence[RunStore], console: Console | None = None) -> None:
-    """Print :func:`tables_of`."""
+    """Print :func:`tables_of` of the results that stand; the others are told on standard error."""
+    leave_out_outdated(stores, lambda line: print(line, file=sys.stderr))
     for table in tables_of(stores):
         to_terminal(table, console or Console())
 
@@ -659,10 +661,12 @@ def to_frame(stores: Sequence[RunStore]) -> pandas.DataFrame:
 
     A line holds one metric of one run under one protocol: ``value`` and the ends ``low`` and ``high`` of its
     interval in the metric's own unit (``scale`` makes it what tables print), how many samples stand behind
-    it, and a column ``cost_…`` for each cost that any run tells (NaN where a run doesn't).
+    it, and a column ``cost_…`` for each cost that any run tells (NaN where a run doesn't). What no longer
+    stands is left out, and told on standard error.
     """
     import pandas  # half a second that no command needs
 
+    leave_out_outdated(stores, lambda line: print(line, file=sys.stderr))
     return pandas.DataFrame.from_records(list(_lines_of(rows_of(stores))))
 
 

@@ -777,10 +777,7 @@ class RunStore:
         return []
 
     def mark(self, known: Mapping[str, str] | None = None) -> dict[str, str]:
-        """Digests of the predictions' files: of their ``lines``, and of sizes and times as ``seen``.
-
-        Where the latter are as ``known``, nothing is read.
-        """
+        """Digests of predictions' ``lines``, and of files' states as ``seen``; if ``known``, none is read."""
         with reading(self.root / "predictions"):
             files = self._files()
             seen = checksum(repr([(path.name, look(path)) for path in files]).encode())
