@@ -662,7 +662,7 @@ def to_frame(stores: Sequence[RunStore]) -> pandas.DataFrame:
     A line holds one metric of one run under one protocol: ``value`` and the ends ``low`` and ``high`` of its
     interval in the metric's own unit (``scale`` makes it what tables print), how many samples stand behind
     it, and a column ``cost_…`` for each cost that any run tells (NaN where a run doesn't). What no longer
-    stands is left out, and told on standard error.
+    stands is left out, and told.
     """
     import pandas  # half a second that no command needs
 

@@ -909,8 +909,8 @@ def _agreed(record: Mapping[str, Any], keys: Sequence[str], place: str) -> Any:
     found = {key: record[key] for key in keys if key in record}
     said = next(iter(found.values()), None)
     if any(other != said for other in list(found.values())[1:]):
-        told = f"Its record says different things under {', '.join(found)}."
-        raise DataError(told, where=place, hint="Keep the one that the model said.")
+        told = f"Its record says different things under {', '.join(found)}: keep what the model said."
+        raise DataError(told, where=place)
     return said
 
 

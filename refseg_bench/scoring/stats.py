@@ -161,8 +161,7 @@ def difference(
         moved = (rng.random((rows, len(a))) < 0.5) @ gap
         got_a, got_b = combine(_split(sum_a + moved, first)), combine(_split(sum_b - moved, second))
         for name, seen in value.items():
-            # The tolerance counts a swap that changes nothing as equal in spite of rounding.
-            # A swap that leaves one without a value is no evidence against the null.
+            # A swap that changes nothing is equal in spite of rounding; one that leaves no value no evidence.
             far = ~(np.abs(got_b[name] - got_a[name]) < abs(seen) - 1e-12 * max(1.0, abs(seen)))
             extreme[name] += int(np.count_nonzero(far))
     return {
