@@ -26,7 +26,7 @@ from refseg_bench.errors import ConfigError
 _WATCHED = (
     "numpy", "opencv-python-headless", "opencv-python", "pillow", "pycocotools", "scipy",
     "hydra-core", "omegaconf", "torch", "torchvision", "transformers", "diffusers", "sam2", "tokenizers",
-    "flash-attn", "spacy", "submitit",
+    "flash-attn", "spacy", "zlib-ng", "submitit",
 )  # fmt: skip
 
 

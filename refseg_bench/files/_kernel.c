@@ -20,11 +20,9 @@
 typedef uint64_t word;
 
 #if defined(__GNUC__) || defined(__clang__)
-#define INLINE static inline __attribute__((always_inline))
 #define POPCOUNT(x) ((int64_t)__builtin_popcountll(x))
 #define LOWEST(x) ((int)__builtin_ctzll(x))
 #else
-#define INLINE static inline
 static int64_t POPCOUNT(word x) { int64_t n = 0; while (x) { x &= x - 1; n++; } return n; }
 static int LOWEST(word x) { int n = 0; while (!(x & 1)) { x >>= 1; n++; } return n; }
 #endif
@@ -568,267 +566,39 @@ static PyObject *unfilter(PyObject *self, PyObject *args) {
     return PyBool_FromLong(fine);
 }
 
-/* ── deflate (RFC 1951), with zlib's strictness ─────────────────────────────── */
+PyDoc_STRVAR(from_rows_doc,
+             "from_rows(raw, rows, columns): from_labels of the inflated rows of an 8-bit one-channel PNG; "
+             "None if one has a filter of no known kind.");
 
-/* Bits that are not used yet, lowest first; above `have` they are 0 or those that follow. */
-typedef struct { const uint8_t *at, *end; word bits; int have; } Source;
-
-/* At least 56 bits, or all that are left. */
-INLINE void fill(Source *s) {
-#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
-    if (s->end - s->at >= 8) {
-        word more;
-        memcpy(&more, s->at, 8);
-        s->bits |= more << s->have;
-        s->at += (63 - s->have) >> 3;
-        s->have |= 56;
-        return;
-    }
-#endif
-    for (; s->have <= 56 && s->at < s->end; s->have += 8) s->bits |= (word)*s->at++ << s->have;
-}
-
-/* The next n <= 16 bits; -1 if there are fewer. */
-INLINE int take_bits(Source *s, int n) {
-    if (s->have < n) fill(s);
-    if (s->have < n) return -1;
-    int value = (int)(s->bits & (((word)1 << n) - 1));
-    s->bits >>= n;
-    s->have -= n;
-    return value;
-}
-
-enum { LONGEST = 15, QUICK = 10 };
-
-/* A canonical code. Codes of up to QUICK bits are looked up: symbol * 16 + length, 0 for the others. */
-typedef struct {
-    uint16_t quick[1 << QUICK], symbols[288], count[LONGEST + 1];
-} Code;
-
-/* Build the code of n <= 288 lengths; 0 if it is none. One code of one bit, or none at all, may stand alone. */
-static int build(Code *c, const uint8_t *lengths, int n, int alone) {
-    uint16_t at[LONGEST + 2] = {0};
-    memset(c->count, 0, sizeof c->count);
-    for (int i = 0; i < n; i++) c->count[lengths[i]]++;
-    c->count[0] = 0;
-    int left = 1, longest = 0;
-    for (int k = 1; k <= LONGEST; k++) {
-        left = 2 * left - c->count[k];
-        if (left < 0) return 0;
-        if (c->count[k]) longest = k;
-        at[k + 1] = (uint16_t)(at[k] + c->count[k]);
-    }
-    if (left > 0 && !(alone && longest <= 1)) return 0;
-    for (int i = 0; i < n; i++)
-        if (lengths[i]) c->symbols[at[lengths[i]]++] = (uint16_t)i;
-    memset(c->quick, 0, sizeof c->quick);
-    int code = 0, next = 0;
-    for (int k = 1; k <= QUICK; k++, code <<= 1) {
-        for (int i = 0; i < c->count[k]; i++, code++, next++) {
-            int turned = 0;
-            for (int b = 0; b < k; b++) turned |= ((code >> b) & 1) << (k - 1 - b);
-            for (int j = turned; j < 1 << QUICK; j += 1 << k)
-                c->quick[j] = (uint16_t)(c->symbols[next] << 4 | k);
-        }
-    }
-    return 1;
-}
-
-/* The next symbol of a source that was just filled; -1 if there is none. */
-INLINE int symbol_of(Source *s, const Code *c) {
-    int found = c->quick[s->bits & ((1 << QUICK) - 1)], length = found & 15;
-    if (!found) {
-        int code = 0, first = 0, index = 0;
-        for (length = 1; length <= LONGEST; length++) {
-            code |= (int)(s->bits >> (length - 1)) & 1;
-            if (code - first < c->count[length]) break;
-            index += c->count[length];
-            first = (first + c->count[length]) << 1;
-            code <<= 1;
-        }
-        if (length > LONGEST) return -1;
-        found = c->symbols[index + code - first] << 4;
-    }
-    if (s->have < length) return -1;
-    s->bits >>= length;
-    s->have -= length;
-    return found >> 4;
-}
-
-/* The two codes of a block whose header is next; 0 if they are none. */
-static int read_codes(Source *s, Code *literals, Code *distances) {
-    static const uint8_t order[19] = {16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1, 15};
-    uint8_t lengths[320] = {0};
-    int n = take_bits(s, 5), m = take_bits(s, 5), given = take_bits(s, 4);
-    if (given < 0 || n > 29 || m > 29) return 0;
-    n += 257;
-    m += 1;
-    for (int i = 0; i < given + 4; i++) {
-        int length = take_bits(s, 3);
-        if (length < 0) return 0;
-        lengths[order[i]] = (uint8_t)length;
-    }
-    if (!build(literals, lengths, 19, 0)) return 0;
-    memset(lengths, 0, 19);
-    for (int i = 0; i < n + m;) {
-        fill(s);
-        int symbol = symbol_of(s, literals), value = 0, times = 1;
-        if (symbol < 0) return 0;
-        if (symbol < 16) {
-            value = symbol;
-        } else {
-            times = take_bits(s, symbol == 16 ? 2 : symbol == 17 ? 3 : 7);
-            if (times < 0 || (symbol == 16 && !i)) return 0;
-            times += symbol == 18 ? 11 : 3;
-            if (symbol == 16) value = lengths[i - 1];
-        }
-        if (i + times > n + m) return 0;
-        while (times--) lengths[i++] = (uint8_t)value;
-    }
-    return lengths[256] && build(literals, lengths, n, 1) && build(distances, lengths + n, m, 1);
-}
-
-/* Inflate into `size` bytes: how many there are, size + 1 for more, -1 if the data are damaged or cut. */
-static Py_ssize_t inflate(const uint8_t *data, Py_ssize_t length, uint8_t *out, Py_ssize_t size) {
-    static const uint16_t base[29] = {3, 4, 5, 6, 7, 8, 9, 10, 11, 13, 15, 17, 19, 23, 27, 31, 35, 43, 51, 59,
-                                      67, 83, 99, 115, 131, 163, 195, 227, 258};
-    static const uint8_t extra[29] = {0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3,
-                                      4, 4, 4, 4, 5, 5, 5, 5, 0};
-    Source s = {data, data + length, 0, 0};
-    Code literals, distances;
-    Py_ssize_t at = 0;
-    for (int last = 0; !last;) {
-        last = take_bits(&s, 1);
-        int kind = take_bits(&s, 2);
-        if (kind < 0 || kind == 3) return -1;
-        if (!kind) {
-            take_bits(&s, s.have & 7);
-            int many = take_bits(&s, 16), other = take_bits(&s, 16);
-            if (other < 0 || many != (other ^ 0xffff)) return -1;
-            /* What was filled and not used is read again. */
-            s.at -= s.have >> 3;
-            s.bits = 0;
-            s.have = 0;
-            if (s.end - s.at < many) return -1;
-            if (size - at < many) return size + 1;
-            memcpy(out + at, s.at, (size_t)many);
-            s.at += many;
-            at += many;
-            continue;
-        }
-        if (kind == 2) {
-            if (!read_codes(&s, &literals, &distances)) return -1;
-        } else {
-            uint8_t lengths[288];
-            for (int i = 0; i < 288; i++) lengths[i] = i < 144 ? 8 : i < 256 ? 9 : i < 280 ? 7 : 8;
-            build(&literals, lengths, 288, 0);
-            memset(lengths, 5, 32);
-            build(&distances, lengths, 32, 0);
-        }
-        Source b = s; /* of its own, so that it stays in registers */
-        for (;;) {
-            /* A length and a distance with their extra bits are 48 at most. */
-            fill(&b);
-            int symbol = symbol_of(&b, &literals);
-            if (symbol < 256) {
-                if (symbol < 0) return -1;
-                if (at == size) return size + 1;
-                out[at++] = (uint8_t)symbol;
-                continue;
-            }
-            if (symbol == 256) break;
-            if (symbol > 285) return -1;
-            int more = take_bits(&b, extra[symbol - 257]), far = symbol_of(&b, &distances);
-            if (more < 0 || far < 0 || far > 29) return -1;
-            Py_ssize_t many = base[symbol - 257] + more, back = far + 1;
-            if (far > 3) {
-                int bits = far / 2 - 1, low = take_bits(&b, bits);
-                if (low < 0) return -1;
-                back = ((2 + (far & 1)) << bits) + low + 1;
-            }
-            if (back > at) return -1;
-            if (size - at < many) return size + 1;
-            uint8_t *to = out + at;
-            const uint8_t *from = to - back;
-            at += many;
-            if (back == 1) {
-                memset(to, *from, (size_t)many);
-            } else {
-                /* What is copied may be copied again: each time twice as much as before. */
-                for (Py_ssize_t n; many; to += n, many -= n) {
-                    n = to - from < many ? to - from : many;
-                    memcpy(to, from, (size_t)n);
-                }
-            }
-        }
-        s = b;
-    }
-    return at;
-}
-
-/* Inflate exactly `size` bytes; else an error is set. */
-static int inflate_all(const Py_buffer *data, uint8_t *out, Py_ssize_t size) {
-    Py_ssize_t found = inflate(data->buf, data->len, out, size);
-    if (found == size) return 1;
-    if (found < 0)
-        PyErr_SetString(PyExc_ValueError, "its packed pixels are damaged or cut off");
-    else if (found > size)
-        PyErr_Format(PyExc_ValueError, "more bytes of pixels instead of %zd", size);
-    else
-        PyErr_Format(PyExc_ValueError, "%zd bytes of pixels instead of %zd", found, size);
-    return 0;
-}
-
-PyDoc_STRVAR(unpack_doc, "unpack(data, out): inflate raw deflate data that fill an array.");
-
-static PyObject *unpack(PyObject *self, PyObject *args) {
-    Py_buffer data, out;
-    PyObject *target;
-    (void)self;
-    if (!PyArg_ParseTuple(args, "y*O", &data, &target)) return NULL;
-    if (pixels_of(target, &out, PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE)) { PyBuffer_Release(&data); return NULL; }
-    int fine = inflate_all(&data, out.buf, out.len);
-    PyBuffer_Release(&data);
-    PyBuffer_Release(&out);
-    if (!fine) return NULL;
-    Py_RETURN_NONE;
-}
-
-PyDoc_STRVAR(from_png_doc,
-             "from_png(data, rows, columns): from_labels of the deflated rows of an 8-bit one-channel PNG; "
-             "None if they are damaged, or of another size.");
-
-static PyObject *from_png(PyObject *self, PyObject *args) {
-    Py_buffer data;
-    Py_ssize_t shape[2], strides[2] = {0, 1};
-    uint8_t *raw = NULL, *pixels = NULL;
+static PyObject *from_rows(PyObject *self, PyObject *args) {
+    Py_buffer raw;
+    Py_ssize_t shape[2], strides[2];
+    uint8_t *pixels = NULL;
     PyObject *out = NULL;
     (void)self;
-    if (!PyArg_ParseTuple(args, "y*nn", &data, &shape[0], &shape[1])) return NULL;
+    if (!PyArg_ParseTuple(args, "y*nn", &raw, &shape[0], &shape[1])) return NULL;
     Py_ssize_t rows = shape[0], n = shape[1];
-    if (rows < 1 || n < 1 || rows > (1 << 28) / n) { out = Py_NewRef(Py_None); goto done; }
-    raw = PyMem_RawMalloc((size_t)(rows * (n + 1)));
-    if (!raw) { PyErr_NoMemory(); goto done; }
-    if (inflate(data.buf, data.len, raw, rows * (n + 1)) != rows * (n + 1)) {
-        out = Py_NewRef(Py_None);
+    const uint8_t *filters = raw.buf;
+    if (rows < 1 || n < 1 || raw.len / rows != n + 1 || raw.len % rows) {
+        PyErr_SetString(PyExc_ValueError, "the rows are of another size");
         goto done;
     }
-    Py_buffer map = {.buf = raw + 1, .shape = shape, .strides = strides};
+    Py_buffer map = {.buf = (uint8_t *)raw.buf + 1, .shape = shape, .strides = strides};
     strides[0] = n + 1;
+    strides[1] = 1;
     for (Py_ssize_t y = 0; y < rows; y++) {
-        if (!raw[y * (n + 1)]) continue;
+        if (!filters[y * (n + 1)]) continue;
         pixels = PyMem_RawMalloc((size_t)(rows * n));
         if (!pixels) { PyErr_NoMemory(); goto done; }
         map.buf = pixels;
         strides[0] = n;
-        if (!unfilter_rows(raw, pixels, rows, n)) { out = Py_NewRef(Py_None); goto done; }
+        if (!unfilter_rows(raw.buf, pixels, rows, n)) { out = Py_NewRef(Py_None); goto done; }
         break;
     }
     out = regions_of(&map);
 done:
-    PyMem_RawFree(raw);
     PyMem_RawFree(pixels);
-    PyBuffer_Release(&data);
+    PyBuffer_Release(&raw);
     return out;
 }
 
@@ -883,14 +653,13 @@ static PyMethodDef methods[] = {
     {"compare", compare, METH_VARARGS, compare_doc},
     {"from_labels", from_labels, METH_O, from_labels_doc},
     {"from_mask", from_mask, METH_O, from_mask_doc},
-    {"from_png", from_png, METH_VARARGS, from_png_doc},
     {"from_rle", from_rle, METH_VARARGS, from_rle_doc},
+    {"from_rows", from_rows, METH_VARARGS, from_rows_doc},
     {"encode", encode, METH_O, encode_doc},
     {"keep_pages", keep_pages, METH_NOARGS, keep_pages_doc},
     {"sound", sound, METH_VARARGS, sound_doc},
     {"split", split, METH_VARARGS, split_doc},
     {"unfilter", unfilter, METH_VARARGS, unfilter_doc},
-    {"unpack", unpack, METH_VARARGS, unpack_doc},
     {NULL, NULL, 0, NULL},
 };
 
@@ -902,6 +671,6 @@ PyMODINIT_FUNC PyInit__kernel(void) {
     if (PyType_Ready(&RegionType) < 0) return NULL;
     PyObject *made = PyModule_Create(&module);
     /* To be raised with that of compiled.py wherever a function changes. */
-    if (made && PyModule_AddIntConstant(made, "REVISION", 2)) Py_CLEAR(made);
+    if (made && PyModule_AddIntConstant(made, "REVISION", 3)) Py_CLEAR(made);
     return made;
 }

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import zlib
 from types import ModuleType
 
 import numpy as np
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from refseg_bench.errors import ConfigError
 
 #: Of the extension's functions: one that was built from other sources is none.
-REVISION = 2
+REVISION = 3
 
 
 def _choose() -> ModuleType | None:
@@ -56,34 +55,20 @@ def split(values_HW: NDArray[np.uint8]) -> tuple[NDArray[np.bool_], int, bool]:
     return mask, -1 if several else top, covered < mask.size
 
 
-def stored_rows(deflated: bytes, height: int, width: int) -> NDArray[np.uint8] | None:
-    """Pixels ``(height, width)`` of an 8-bit one-channel PNG.
+def unfilter(raw: bytes, height: int, width: int) -> NDArray[np.uint8] | None:
+    """Pixels ``(height, width)`` of inflated 8-bit one-channel PNG rows.
 
     Args:
-        deflated: raw deflate data of ``height`` rows of one filter byte and ``width`` filtered bytes.
+        raw: ``height`` rows of one filter byte and ``width`` filtered bytes.
         height: rows of the image.
         width: its columns.
 
     Returns:
-        The pixels, or ``None`` where a row has a filter that isn't undone here (without the extension: any).
-
-    Raises:
-        ValueError: the data are damaged, or of another size.
+        The pixels (of ``raw`` itself where no filter was used), or ``None`` where a row has a filter that
+        isn't undone here (without the extension: any).
     """
-    size = height * (width + 1)
-    if KERNEL is not None:
-        rows = np.empty((height, width + 1), np.uint8)
-        KERNEL.unpack(deflated, rows)
-    else:
-        inflater = zlib.decompressobj(-15)
-        try:
-            raw = inflater.decompress(deflated, size + 1)
-        except zlib.error as error:
-            raise ValueError(str(error)) from error
-        if len(raw) != size or not inflater.eof:
-            raise ValueError(f"{len(raw)} bytes of pixels instead of {size}, or their end is cut off")
-        rows = np.frombuffer(raw, np.uint8).reshape(height, width + 1)
+    rows = np.frombuffer(raw, np.uint8).reshape(height, width + 1)
     if not rows[:, 0].any():
         return rows[:, 1:]
     out = np.empty((height, width), np.uint8)
-    return out if KERNEL is not None and KERNEL.unfilter(rows, out) else None
+    return out if KERNEL is not None and KERNEL.unfilter(raw, out) else None

@@ -9,7 +9,6 @@ here; everything else (interlaced, 2/4/16-bit grey, RGB, other formats) goes thr
 from __future__ import annotations
 
 import struct
-import zlib
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,15 @@ from refseg_bench.errors import DataError
 from refseg_bench.files import compiled
 from refseg_bench.files.store_io import MOST_PIXELS, read_bytes
 
+try:
+    from zlib_ng import zlib_ng as zlib
+except ImportError:  # no build of it for this Python
+    import zlib
+
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _GREY, _PALETTE = 0, 3
+#: Inflated bytes that no small file can pass: deflate packs at most 1032 into one.
+_MUCH, _DENSEST = 1 << 28, 1032
 Uint8HW = NDArray[np.uint8]
 #: Kind → begin and end of the content of a file's chunk.
 _Chunks = dict[bytes, tuple[int, int]]
@@ -85,8 +91,8 @@ def read_regions(path: Path, size: tuple[int, int]) -> tuple[dict[int, Any], str
     if compiled.KERNEL is None:
         return None
     data = _bytes(path)
-    found = _packed(data, path)
-    regions = compiled.KERNEL.from_png(found[0], *size) if found and found[1] == (*size, 8) else None
+    found = _inflated(data, path)
+    regions = compiled.KERNEL.from_rows(found[0], *size) if found and found[1] == (*size, 8) else None
     return None if regions is None else (regions, _READ_AS_IDS[data[25]])
 
 
@@ -270,21 +276,18 @@ def _bytes(path: Path, first: int | None = None) -> bytes:
 
 def _simple(data: bytes, path: str | Path) -> tuple[Uint8HW, _Chunks] | None:
     """Stored values and chunks of a palette, 8-bit or 1-bit grey PNG without interlace, else ``None``."""
-    found = _packed(data, path)
+    found = _inflated(data, path)
     if found is None:
         return None
-    packed, (height, width, depth), chunks = found
-    try:
-        rows = compiled.stored_rows(packed, height, (width * depth + 7) // 8)
-    except ValueError as error:
-        raise _torn(path, str(error)) from error
+    raw, (height, width, depth), chunks = found
+    rows = compiled.unfilter(raw, height, (width * depth + 7) // 8)
     if rows is not None and depth < 8:
         rows = np.ascontiguousarray(_unpacking(depth)[rows].reshape(height, -1)[:, :width])
     return None if rows is None else (rows, chunks)
 
 
-def _packed(data: bytes, path: str | Path) -> tuple[bytes, tuple[int, int, int], _Chunks] | None:
-    """Deflated rows, (height, width, bit depth) and chunks of such a PNG."""
+def _inflated(data: bytes, path: str | Path) -> tuple[bytes, tuple[int, int, int], _Chunks] | None:
+    """Filtered rows, (height, width, bit depth) and chunks of such a PNG."""
     if not data.startswith(_SIGNATURE):
         return None
     height, width, depth, colour = parse_header(data, path)
@@ -313,7 +316,17 @@ def _packed(data: bytes, path: str | Path) -> tuple[bytes, tuple[int, int, int],
     stream = packed[0] if len(packed) == 1 else b"".join(packed)
     if len(stream) < 6 or stream[0] & 15 != 8 or stream[1] & 32:
         raise _torn(path, "it holds no pixels")
-    return stream[2:-4], (height, width, depth), chunks
+    size = height * ((width * depth + 7) // 8 + 1)
+    try:
+        if len(stream) * _DENSEST <= max(_MUCH, 4 * size):
+            raw = zlib.decompress(stream[2:-4], -15, size)
+        else:
+            raw = zlib.decompressobj(-15).decompress(stream[2:-4], size + 1)
+    except zlib.error as error:
+        raise _torn(path, str(error)) from error
+    if len(raw) != size:
+        raise _torn(path, f"{len(raw)} bytes of pixels instead of {size}")
+    return raw, (height, width, depth), chunks
 
 
 @cache
