@@ -15,15 +15,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from zlib_ng import zlib_ng as zlib
 
 from refseg_bench.errors import DataError
 from refseg_bench.files import compiled
 from refseg_bench.files.store_io import MOST_PIXELS, read_bytes
-
-try:
-    from zlib_ng import zlib_ng as zlib
-except ImportError:  # no build of it for this Python
-    import zlib
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _GREY, _PALETTE = 0, 3
@@ -322,7 +318,7 @@ def _inflated(data: bytes, path: str | Path) -> tuple[bytes, tuple[int, int, int
             raw = zlib.decompress(stream[2:-4], -15, size)
         else:
             raw = zlib.decompressobj(-15).decompress(stream[2:-4], size + 1)
-    except zlib.error as error:
+    except zlib.error as error:  # type: ignore[misc]  # its stub calls the class an instance
         raise _torn(path, str(error)) from error
     if len(raw) != size:
         raise _torn(path, f"{len(raw)} bytes of pixels instead of {size}")
