@@ -19,7 +19,7 @@ from refseg_bench.backbones.weights import Weights
 from refseg_bench.config.compose import Composed, digest
 from refseg_bench.config.schema import option
 from refseg_bench.datasets.files import read_json
-from refseg_bench.errors import ScoreError, StoreError
+from refseg_bench.errors import DataError, ScoreError, StoreError
 from refseg_bench.files.store_io import checksum
 from refseg_bench.report import tables
 from refseg_bench.report.exports import to_coco
@@ -390,11 +390,28 @@ def test_masks_of_another_size_never_meet(tmp_path: Path) -> None:
     write_report([RunStore(store.root)], tmp_path / "report")
 
 
+def test_a_text_of_any_characters_leaves_a_record_that_can_be_read(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    change(tmp_path / "data", text="that \x00\x1b[31m one")
+    store = a_run(tmp_path)[0].store
+    kept = recorded(RunStore(store.root))
+    assert kept is not None
+    assert "that \x00\x1b[31m one" in {e.text for clip in kept.clips() for e in kept.expressions(clip)}
+
+
+def test_a_data_set_that_cannot_be_read_leaves_no_run_folder(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    change(tmp_path / "data", clips="0")
+    with pytest.raises(DataError, match="holds no expression"):
+        a_run(tmp_path)
+    assert not (tmp_path / "runs").exists()
+
+
 def test_the_last_of_two_commands_to_finish_sees_that_all_is_there(tmp_path: Path) -> None:
     """Both work on the same run; what the other one did is not counted as missing."""
     values = fake_values(tmp_path)
     point = Composed(values, "fake", digest(values), (), {})
-    other = planned(freeze(point), point, lambda line: None)
+    other = planned(freeze(point), point, lambda line: None, lambda: None)
     before = dict(other.store.index())
     (answer,) = launch([point], lambda line: None)
     assert answer.tally == Tally(12, 0, 0)

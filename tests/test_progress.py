@@ -59,6 +59,16 @@ def test_lines_tell_of_all_rows(capsys, monkeypatch):
         assert rows.within() == ""
 
 
+def test_runs_of_one_name_in_several_folders_are_counted_apart(capsys, monkeypatch):
+    monkeypatch.setattr(progress, "_EVERY", 0.0)
+    with Progress({"a/one": 4, "b/one": 6, "a/two": 3}) as rows:
+        rows.count("a/one", 1, 0)
+        rows.count("b/one", 2, 0)
+        rows.count("a/two", 1, 0)
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert "a/one: 1/4 samples; b/one: 2/6 samples; two: 1/3 samples; all 3 runs: 4/13" in told
+
+
 @pytest.mark.slow
 def test_a_terminal_shows_all_rows_at_once(tmp_path):
     """On a terminal of its own: a line a row that is drawn over, nothing else."""

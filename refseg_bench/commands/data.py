@@ -109,9 +109,9 @@ def list_sets(args: argparse.Namespace) -> int:
         )
     put_json(args.json, records)
     console.print(table)
-    own = "$REFSEG_DATA" if os.environ.get("REFSEG_DATA") else "data, for $REFSEG_DATA is not set"
+    own = "$REFSEG_DATA" if os.environ.get("REFSEG_DATA") else "the default: $REFSEG_DATA is not set"
     for place, why in ((data_root(), own), (resource("datasets"), "the shipped samples")):
-        there = "" if place.is_dir() else ", which is not there"
+        there = "" if place.is_dir() else ", no such folder"
         console.print(
             escape(f"Looked in {place.resolve()} ({why}{there}), in NAME and the folders of its archives."),
             style="dim", soft_wrap=True, highlight=False,

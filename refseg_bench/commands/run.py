@@ -162,8 +162,10 @@ def _show(found: Mapping[str, Any], overrides: Sequence[str]) -> None:
     if any(of["cached"] is not None for of in found["runs"]):
         notes.append("cached: expressions of the first clips that need no model call")
     header = ("run", "samples", "clips", "shards", "cached", "weights")
+    known = [k for k in range(len(header)) if any(row[k].text not in ("?", "–", "") for row in rows[:-1])]
     caption = f"What is left to predict in {Path(found['runs'][0]['run']).parent}"
-    tables.to_terminal(ResultTable(caption, header, tuple(rows), notes=(*notes, *found["notes"])), Console())
+    names, body = tuple(header[k] for k in known), tuple(tuple(row[k] for k in known) for row in rows)
+    tables.to_terminal(ResultTable(caption, names, body, notes=(*notes, *found["notes"])), Console())
 
 
 def _size(told: Mapping[str, Any]) -> str:

@@ -192,6 +192,13 @@ def damaged(clip: Clip, error: DataError) -> Damage:
     return Damage("damaged clip", error.what, error.where or clip.id, hint=error.hint)
 
 
+def no_sample(data: Dataset) -> Damage:
+    """The problem of a split that holds no expression."""
+    told = f"Split '{data.split}' of '{data.name}' holds no expression."
+    hint = "Restore the files of this split, or choose another (dataset.split; elsewhere: --split)."
+    return Damage("empty split", told, data.base() or data.name, hint=hint)
+
+
 #: What is asked of the whole where a part is asked for it.
 _OF_WHOLE = (
     "name", "split", "root", "protocols", "base",

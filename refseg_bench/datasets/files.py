@@ -29,32 +29,24 @@ UNPACK_AGAIN = "Unpack the data set again; `refseg data verify NAME` lists every
 _RESTORE = "Restore the original file."
 _LAYOUT = "Restore the original file: this is not the format's layout."
 _ONE_RELEASE = "Use the masks and the expression file of one release."
+_COMPARE = "Fetch it again and compare its size or hash with the page it comes from."
 _NOT_THIS = "Don't use this file; fetch it again from the data set's own page."
 
 #: Kind of damage → what helps against it, where the place of damage knows nothing better; for all other
 #: kinds it is :data:`UNPACK_AGAIN`.
 HINTS = {
-    "another file": _RESTORE,
-    "bad expression id": _RESTORE,
-    "bad object id": _RESTORE,
-    "bad size": _RESTORE,
-    "bad type": _RESTORE,
+    **dict.fromkeys(("another file", "malformed line", "video without frames"), _RESTORE),
+    **dict.fromkeys(("bad expression id", "bad object id", "bad size", "bad type"), _RESTORE),
+    **dict.fromkeys(("mask count differs", "missing entry", "object without a pixel"), _ONE_RELEASE),
+    **dict.fromkeys(("missing field", "wrong type"), _LAYOUT),
+    **dict.fromkeys(("pickle with a callable", "torn pickle"), _NOT_THIS),
+    **dict.fromkeys(("torn archive", "torn Parquet"), _COMPARE),
     "duplicate id": "Restore the original file: one of the two entries would be lost.",
     "empty expression": "Restore the original file, or take the entry out.",
-    "malformed line": _RESTORE,
-    "mask count differs": _ONE_RELEASE,
-    "missing entry": _ONE_RELEASE,
-    "missing field": _LAYOUT,
-    "object without a pixel": _ONE_RELEASE,
-    "pickle with a callable": _NOT_THIS,
+    "mask of no frame": "Use the masks and the frames of one release, as PNG files of the frames' names.",
     "text in another encoding": "Restore the original file, or convert it to UTF-8.",
-    "torn archive": "Fetch it again and compare its size or hash with the page it comes from.",
-    "torn Parquet": "Fetch it again and compare its size or hash with the page it comes from.",
-    "torn pickle": _NOT_THIS,
     "unsafe archive": "Don't use this archive; fetch it again from the data set's own page.",
     "unsafe name": "Don't use this file: names in a data set are plain relative paths.",
-    "video without frames": _RESTORE,
-    "wrong type": _LAYOUT,
 }
 
 
@@ -270,6 +262,20 @@ def safe_join(base: Path, name: object, at: Place) -> Path:
     return base / str(name)
 
 
+#: Spaces and what a screen shows nothing of: controls, joiners, marks of direction, the byte order mark.
+_UNSEEN = re.compile(r"[\s\x00-\x1f\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]*")
+
+
+def wordless(text: str) -> bool:
+    """Whether a text shows nothing."""
+    return _UNSEEN.fullmatch(text) is not None
+
+
+def frame_key(name: str) -> tuple[tuple[str, int], ...]:
+    """A frame name's parts, to sort by: ``frame_2`` before ``frame_10``, ``9999`` before ``10000``."""
+    return tuple((text, int(digits or -1)) for text, digits in re.findall(r"([^0-9]*)([0-9]*)", name)[:-1])
+
+
 def is_litter(name: str) -> bool:
     """An archive's own root, and what macOS and Windows add to every archive."""
     parts = name.split("/")
@@ -407,7 +413,7 @@ def parse_json(text: str, at: Place) -> Any:
     except json.JSONDecodeError as error:
         told, hint = error.msg, None
         if error.msg == "Extra data" and text[error.pos - 1 : error.pos] == "\n":
-            told = "more than one value, as in JSON lines"
+            told = "something follows its end, as in JSON lines or several files in one"
             hint = "Make it one JSON value, as the original is."
         where = f"{before}line {error.lineno}, column {error.colno}"
         raise Damage("torn JSON", f"The JSON is torn or malformed: {told}.", at.file, where, hint) from error

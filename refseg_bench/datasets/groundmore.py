@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise, zip_longest
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from refseg_bench.config.schema import option
-from refseg_bench.datasets.files import Damage, Place, safe_join
-from refseg_bench.datasets.masks import LabelMapMasks, MaskSource, blank, png_names
+from refseg_bench.datasets.files import Damage, Place, frame_key, safe_join
+from refseg_bench.datasets.masks import LabelMapMasks, MaskSource, blank, file_names, png_names
 from refseg_bench.datasets.meta_expressions import PICTURES, MetaExpressions
 from refseg_bench.types import Clip, Expression, Target
 
@@ -142,12 +144,18 @@ class GroundMore(MetaExpressions):
     def frame_names(self, video: str, record: Mapping[str, Any], at: Place) -> list[str] | None:
         """The pictures that are there, in their order: no file lists them."""
         folder = safe_join(self._frames_folder() or self.home, self.frames_of(video), at)
-        try:
-            files = [path for path in folder.iterdir() if path.suffix in PICTURES and path.name[0] != "."]
-        except OSError:
-            files = []
-        if not files:
+        found = {stem for stem, end in map(os.path.splitext, file_names(folder)) if end in PICTURES}
+        if not found:
             self.tell(Damage("missing video", f"Video '{video}' has no frame.", folder))
-        # Numbers by their value, whether they are padded or not.
-        parts = {path.stem: re.split("([0-9]+)", path.stem) for path in files}
-        return sorted(parts, key=lambda n: [int(p) if k % 2 else p for k, p in enumerate(parts[n])])
+        names = sorted(found, key=frame_key)
+        # The maps are found by a frame's place among all.
+        for one, other in pairwise(names):
+            moved = [
+                (a, b) for a, b in zip_longest(frame_key(one), frame_key(other), fillvalue=("", -1)) if a != b
+            ]
+            if [a == b for (a, _), (b, _) in moved] != [True]:
+                hint = "Take away what is none of its frames, such as a second copy."
+                told = f"'{one}' and '{other}' are not named as frames of one video."
+                self.tell(Damage("extra frame", told, folder, hint=hint))
+                return names
+        return names

@@ -23,11 +23,11 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from refseg_bench.datasets.files import (
-    UNPACK_AGAIN,
     Damage,
     Place,
     Tell,
     check_link,
+    is_litter,
     refuse,
     safe_join,
     unreadable,
@@ -263,7 +263,7 @@ def _read(read: Callable[[Path], tuple[_Pixels, str]], path: Path, tally: Counte
         pixels, encoding = read(path)
     except png.MaskFault as fault:
         kind = _KINDS.get(fault.kind)
-        hint = UNPACK_AGAIN if kind else fault.hint
+        hint = None if kind else fault.hint
         raise Damage(kind or "mask of another mode", fault.what, path, hint=hint) from fault
     if tally is not None:
         tally[encoding] += 1
@@ -323,9 +323,16 @@ class _Folders(MaskSource):
         return None
 
     def _tell_extra(self, folder: Path, present: Sequence[str], clip: Clip, tell: Tell) -> None:
-        """Tell the masks of a folder that belong to no frame of the clip."""
+        """Tell the masks of a folder that belong to no frame of the clip; where all do, a run too."""
         there = set(present)
-        for name in sorted(there - {self.mask_name(clip, index, there) for index in range(len(clip))}):
+        extra = there - {self.mask_name(clip, index, there) for index in range(len(clip))}
+        if self.sparse and extra == there:
+            # An object that shows nowhere has no file: files of other names or endings don't say that.
+            for found in file_names(folder)[:1]:
+                told = f"No file here is a mask of '{clip.id}': '{found}', not '{clip.frame_names[0]}.png'."
+                tell(Damage("mask of no frame", told, folder))
+            return
+        for name in sorted(extra) if tell is not refuse or not self.sparse else ():
             told = f"The mask '{name}.png' belongs to no frame of video '{clip.id}'."
             tell(Damage("extra mask", told, folder / f"{name}.png"))
 
@@ -362,7 +369,9 @@ class LabelMapMasks(_Folders):
             return labels[int(label)]
         else:
             told = f"No frame of '{clip.id}' shows object {label}."
-            at.tell("object without a pixel", told, allowed=sorted(labels), harmless=self.sparse)
+            # All objects at 255 are a map that a viewer or a converter has made black and white.
+            shown = self.sparse and set(labels) != {255}
+            at.tell("object without a pixel", told, allowed=sorted(labels), harmless=shown)
         return MaskTrack.empty(clip.size, len(clip))
 
     def void(self, clip: Clip, tell: Tell) -> MaskTrack | None:
@@ -393,7 +402,7 @@ class LabelMapMasks(_Folders):
                     if label:
                         track = rles.setdefault(label, [blank(clip.size)] * len(clip))
                         track[index] = encode_rle(labels == label)
-            if tell is not refuse:
+            if self.sparse or tell is not refuse:
                 # A run has no harm of maps that nothing asks for.
                 self._tell_extra(folder, present, clip, tell)
             self._last = clip.id, {k: MaskTrack(clip.size, tuple(rle)) for k, rle in rles.items()}
@@ -420,26 +429,30 @@ class ObjectFolders(_Folders):
         rles = [blank(clip.size) if self.sparse else None] * len(clip)
         folder = safe_join(self.path, anno_id, Place(self.path, anno_id))
         present = png_names(folder)
-        if not present:
+        if not present and not (self.sparse and file_names(folder)):
             what = f"mask folder '{anno_id}' "
             told = f"The {what}holds no PNG." if folder.is_dir() else f"The object's {what}is missing."
             tell(Damage("missing mask", told, folder, harmless=self.sparse and folder.is_dir()))
             return MaskTrack(clip.size, tuple(rles))
-        if not self.sparse or tell is not refuse:
-            self._tell_extra(folder, present, clip, tell)
+        self._tell_extra(folder, present, clip, tell)
         for index, mask in self._masks(folder, clip, present, tell):
             rles[index] = encode_rle(mask)
         return MaskTrack(clip.size, tuple(rles))
 
 
 def png_names(folder: Path) -> list[str]:
-    """Names, without ending, of the PNG files of a folder, sorted; none if it isn't there.
+    """Names, without ending, of the PNG files of a folder, sorted; none if it isn't there."""
+    return [name[:-4] for name in file_names(folder) if name.endswith(".png")]
+
+
+def file_names(folder: Path) -> list[str]:
+    """Names of what a folder holds, litter and hidden files left out, sorted; none if it isn't there.
 
     Raises:
         Damage: the folder can't be read: what isn't seen there is not absent.
     """
     try:
-        return sorted(n[:-4] for n in os.listdir(folder) if n.endswith(".png") and n[0] != ".")
+        return sorted(name for name in os.listdir(folder) if name[0] != "." and not is_litter(name))
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:

@@ -29,6 +29,7 @@ from refseg_bench.datasets.files import (
     read_json,
     rename_that_helps,
     safe_join,
+    wordless,
 )
 from refseg_bench.datasets.masks import (
     MOST_SIDE,
@@ -318,7 +319,7 @@ class MetaExpressions(Dataset):
             text = here.field(raw, self.words, str)
             if text is None:
                 continue
-            if not text.strip():
+            if wordless(text):
                 here.at(self.words).tell("empty expression", "The expression has no words.")
                 continue
             attrs = self.attributes(video, key, raw, here)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from refseg_bench.config.schema import option
 from refseg_bench.datasets.base import Dataset
-from refseg_bench.datasets.files import Damage, Place, check_link, read_json
+from refseg_bench.datasets.files import Damage, Place, check_link, read_json, wordless
 from refseg_bench.datasets.masks import are_coordinates
 from refseg_bench.errors import DataError
 from refseg_bench.files.images import image_size
@@ -143,7 +143,7 @@ class ReasonSeg(Dataset):
             here = at.at(f"text[{index}]")
             if not here.holds(text, str):
                 continue
-            if not text.strip():
+            if wordless(text):
                 here.tell("empty expression", "The text has no words.")
                 continue
             attrs = {"is_sentence": sentence, "type": "long" if sentence else "short", "text_index": index}

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from refseg_bench.config.schema import option
-from refseg_bench.datasets.files import Damage, Place, bad_name, read_json, read_text
+from refseg_bench.datasets.files import Damage, Place, bad_name, read_json, read_text, wordless
 from refseg_bench.datasets.masks import LabelMapMasks, MaskSource, read_labels
 from refseg_bench.datasets.ref_youtube_vos import RunningNumbers
 
@@ -133,7 +133,7 @@ def read_sentences(path: Path, encoding: str) -> Sentences:
             raise at.damage("malformed line", f'The line is not SEQUENCE ID "EXPRESSION": {line[:60]!r}.')
         sequence, object_id, sentence = found.groups()
         sequence = REPAIRS.get(sequence, sequence)
-        if not sentence.strip():
+        if wordless(sentence):
             raise at.damage("empty expression", "The expression has no words.")
         if object_id in out.setdefault(sequence, {}):
             raise at.damage("duplicate id", f"Object {object_id} of '{sequence}' has two lines.")

@@ -34,6 +34,7 @@ from refseg_bench.datasets.files import (
     missing_file,
     refuse,
     safe_join,
+    wordless,
 )
 from refseg_bench.datasets.index import Entries, JsonStream, in_memory, open_store, parse_entry
 from refseg_bench.datasets.masks import MOST_SIDE, Size, are_coordinates, blank, checked_rle
@@ -119,7 +120,7 @@ class RefCoco(Dataset):
         for ref in self._entry(clip)["refs"]:
             shared = {k: v for k, v in ref.items() if k != "sentences"}
             for sentence in ref["sentences"]:
-                sent = sentence["sent"] if sentence["sent"].strip() else sentence["raw"]
+                sent = sentence["raw"] if wordless(sentence["sent"]) else sentence["sent"]
                 text = {"sent": sent, "sent_lower": sent.lower(), "raw": sentence["raw"] or sent}[self.text]
                 attrs = {**shared, **sentence, "split_by": self.split_by}
                 out.append(Expression(str(sentence["sent_id"]), text, attrs))
@@ -417,7 +418,7 @@ def _sentences(raw: Sequence[Any], at: Place) -> Iterator[dict[str, Any]]:
         typed = sentence.get("raw")
         typed = typed if isinstance(typed, str) else sent
         # A few typed expressions are nothing but marks that the cleaning took away.
-        if not sent.strip() and not typed.strip():
+        if wordless(sent) and wordless(typed):
             here.at("sent").tell("empty expression", "The sentence has no words.")
             continue
         tokens = sentence.get("tokens")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from refseg_bench.config.schema import option
-from refseg_bench.datasets.files import Damage, Place, safe_join
+from refseg_bench.datasets.files import Damage, Place, safe_join, wordless
 from refseg_bench.datasets.masks import Size, checked_rle
 from refseg_bench.datasets.pickles import parquet_rows
 from refseg_bench.datasets.ref_davis17 import link_or_copy
@@ -140,7 +140,7 @@ def _samples(samples: Sequence[Any], at: Place) -> tuple[list[dict[str, Any]], d
 def _sentences(anno_id: str, sentences: Sequence[Any], at: Place) -> Iterator[Mapping[str, Any]]:
     for number, text in enumerate(sentences):
         here = at.at(f"sentences[{number}]")
-        if here.holds(text, str) and text.strip():
+        if here.holds(text, str) and not wordless(text):
             yield {"sent_id": f"{anno_id}_{number}", "sent": text, "raw": text, "tokens": text.split()}
         elif isinstance(text, str):
             here.tell("empty expression", "The sentence has no words.")

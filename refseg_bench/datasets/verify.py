@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from refseg_bench.datasets.base import Dataset, damaged
+from refseg_bench.datasets.base import Dataset, damaged, no_sample
 from refseg_bench.datasets.files import Damage, bad_name
+from refseg_bench.datasets.masks import file_names
 from refseg_bench.errors import ConfigError, DataError
 from refseg_bench.files.resources import resource
 from refseg_bench.files.store_io import open_regular, read_yaml
@@ -221,7 +222,9 @@ def verify(
                     tell(damaged(clip, error))
     kind = {"images": clips} if still else {"videos": clips, "frames": frames}
     verdict.counts = {**kind, "expressions": sentences, "objects": len(objects), "refs": len(refs)}
-    for damage in _other_counts(verdict, facts) if facts is not None else ():
+    if not clips and verdict.ok:
+        tell(no_sample(dataset))
+    for damage in _other_counts(verdict, facts) if facts is not None and clips else ():
         tell(damage)
     return verdict
 
@@ -284,11 +287,9 @@ def _ends(path: Path) -> bool:
 def extra_frames(clip: Clip) -> Iterator[Damage]:
     """Frame files beside a clip's that it doesn't list."""
     folder = clip.frame_paths[0].parent
-    if not folder.is_dir():
-        return
     listed = {path.name for path in clip.frame_paths}
-    for path in sorted(folder.iterdir()):
-        if path.suffix in (".jpg", ".jpeg", ".png") and path.name not in listed and path.name[0] != ".":
-            told = f"The frame '{path.name}' of video '{clip.id}' is not in the expression file."
+    for name in file_names(folder):
+        if name.endswith((".jpg", ".jpeg", ".png")) and name not in listed:
+            told = f"The frame '{name}' of video '{clip.id}' is not in the expression file."
             hint = "Use frames and expressions of one release, or take the file away."
-            yield Damage("extra frame", told, path, hint=hint)
+            yield Damage("extra frame", told, folder / name, hint=hint)

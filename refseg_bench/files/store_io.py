@@ -49,8 +49,8 @@ MOST_BYTES = 64 << 20
 MOST_DEPTH = 100
 #: Most pixels of one picture or mask; larger ones are refused before memory is taken.
 MOST_PIXELS = 1 << 26
-#: What to do about a record that can't be read.
-PUT_BACK = "Put the file back, or move its folder away and run the command again."
+#: What to do about a file that can't be read.
+PUT_BACK = "Put the file back (a model's: fetch it again; a run's: or move its folder away) and try again."
 #: A disk without room, or none left for this user.
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 #: A temporary file nobody can be asked about is litter after so many seconds.

@@ -657,17 +657,19 @@ class _GroupWriter:
             fit = isinstance(size, list) and len(size) == 2 and all(type(n) is int for n in size)
             return {"source": path and self.media.sent(path), "size": size if fit else None}
 
-        def several(value: Any) -> list[Any]:
-            return value[:_MOST_TURNS] if isinstance(value, list) else []
+        def several(value: Any) -> tuple[list[Any], list[str]]:
+            found = value if isinstance(value, list) else []
+            more = len(found) - _MOST_TURNS
+            return found[:_MOST_TURNS], [f"{more} more are in the run folder only"] * (more > 0)
 
         def one(turn: Mapping[str, Any]) -> dict[str, Any]:
             words = {name: part(turn[name]) for name in _TURN if isinstance(turn.get(name), str)}
-            asked = [
-                {"role": part(str(message.get("role"))), "parts": [*map(part, several(message.get("parts")))]}
-                for message in several(turn.get("messages"))
-                if isinstance(message, dict)
-            ]
-            return {**words, "asked": asked}
+            messages, more = several(turn.get("messages"))
+            asked = []
+            for message in (message for message in messages if isinstance(message, dict)):
+                parts, left = several(message.get("parts"))
+                asked.append({"role": part(str(message.get("role"))), "parts": [*map(part, parts), *left]})
+            return {**words, "asked": [*asked, *({"role": "", "parts": [words]} for words in more)]}
 
         turns = [turn for turn in turns if isinstance(turn, dict)] if isinstance(turns, list) else []
         half, more = _MOST_TURNS // 2, len(turns) - _MOST_TURNS

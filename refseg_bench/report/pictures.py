@@ -5,7 +5,6 @@ A picture shows frames with the target, or with the maps and masks of one predic
 
 from __future__ import annotations
 
-import re
 import shutil
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from refseg_bench.datasets.base import Dataset
+from refseg_bench.datasets.files import frame_key
 from refseg_bench.errors import ConfigError, DataError, require
 from refseg_bench.files.images import image_size
 from refseg_bench.files.store_io import output, replacing, write_error
@@ -333,7 +333,7 @@ def open_clip(path: Path, scratch: Path, most: int | None = None) -> tuple[Clip,
     rate = 12.0
     if path.is_dir():
         numbered = sorted(
-            (_number(p.stem), p)
+            (frame_key(p.stem), p)
             for p in path.iterdir()
             if p.suffix.lower() in _IMAGES and p.is_file() and not p.name.startswith(".")
         )
@@ -383,8 +383,3 @@ def open_clip(path: Path, scratch: Path, most: int | None = None) -> tuple[Clip,
             hint="Give frames of one clip, all of one size.",
         )
     return Clip(path.stem, tuple(files), tuple(file.stem for file in files), size, upright=True), rate
-
-
-def _number(name: str) -> tuple[tuple[str, int], ...]:
-    """A name's parts, to sort by: ``frame_2`` before ``frame_10``, ``9999`` before ``10000``."""
-    return tuple((text, int(digits or -1)) for text, digits in re.findall(r"([^0-9]*)([0-9]*)", name)[:-1])

@@ -155,7 +155,8 @@ def rows_of(stores: Iterable[RunStore]) -> list[Row]:
     rows = []
     for store, info in runs:
         method, (dataset, split) = info.choices.get("method", "?"), info.data
-        about = (labels[store.root], info.sees_targets, info.part, _known(info))
+        knows = f"masks of other code, read from {info.source}" if info.source else info.knows
+        about = (labels[store.root], info.sees_targets, info.part, knows)
         for protocol, result in store.results().items():
             place = info.lead(protocol)
             cost = _cost(store.made_from(protocol))
@@ -178,10 +179,6 @@ def costs_of(rows: Iterable[Row]) -> tuple[str, ...]:
     rows = list(rows)
     asked = any("calls" in row.cost for row in rows)
     return tuple(name for name in COST if asked and any(name in row.cost for row in rows))
-
-
-def _known(info: RunInfo) -> str:
-    return f"masks of other code, read from {info.source}" if info.source else info.knows
 
 
 def headlines(store: RunStore) -> Iterator[str]:
@@ -420,7 +417,7 @@ def to_terminal(table: ResultTable, console: Console) -> None:
                 overflow="fold",
                 min_width=max(map(len, table.sections.values()), default=0) if index == 0 else None,
                 no_wrap=not name,
-                max_width=_NAME_WIDTH if name else None,
+                max_width=_name_width(table, console.width) if name else None,
             )
         for number, row in enumerate(table.rows):
             if number in table.sections:
@@ -481,15 +478,25 @@ def _narrowed(table: ResultTable, width: int) -> ResultTable:
     return bare if len(_pages(bare, width)) == 1 else table
 
 
+def _wide(table: ResultTable, index: int) -> int:
+    """Characters that a column takes."""
+    cells = [_rich(row[index]).plain for row in table.rows]
+    titles = table.sections.values() if index == 0 else ()
+    return max(len(line) for text in (table.header[index], *titles, *cells) for line in text.split("\n"))
+
+
+def _name_width(table: ResultTable, width: int) -> int:
+    """Characters of a name before it is folded: all there are where everything fits beside it."""
+    others = sum(2 + _wide(table, index) for index in range(table.names, len(table.header)))
+    return max(_NAME_WIDTH, (width - others - 2) // max(1, table.names) - 2)
+
+
 def _pages(table: ResultTable, width: int) -> list[list[int]]:
     """Column numbers of each part that fits the width."""
+    most = _name_width(table, width)
 
     def wide(index: int) -> int:
-        cells = [_rich(row[index]).plain for row in table.rows]
-        titles = table.sections.values() if index == 0 else ()
-        lines = [line for text in (table.header[index], *titles, *cells) for line in text.split("\n")]
-        widest = max(map(len, lines))
-        return 2 + (min(widest, _NAME_WIDTH) if index < table.names else widest)
+        return 2 + (min(_wide(table, index), most) if index < table.names else _wide(table, index))
 
     names = list(range(table.names))
     room = width - sum(map(wide, names)) - 2

@@ -481,12 +481,13 @@ def _clip(entry: Any) -> tuple[Clip, tuple[Expression, ...]]:
         ValueError, TypeError: the entry is malformed.
     """
     name, (height, width), names, folder, files, expressions = entry
-    texts = [name, folder, *names, *files, *(word for pair in expressions for word in pair)]
-    if not all(isinstance(text, str) and "\0" not in text for text in texts) or len(names) != len(files):
+    paths = [name, folder, *names, *files]
+    texts = [*paths, *(word for pair in expressions for word in pair)]
+    if not all(isinstance(text, str) for text in texts) or "\0" in "".join(paths) or len(names) != len(files):
         raise ValueError("no text")
-    paths = tuple(Path(folder, file) for file in files)
+    found = tuple(Path(folder, file) for file in files)
     made = tuple(Expression(number, text) for number, text in expressions)
-    return Clip(name, paths, tuple(names), (int(height), int(width))), made
+    return Clip(name, found, tuple(names), (int(height), int(width))), made
 
 
 def states(paths: Iterable[Path | None]) -> str:

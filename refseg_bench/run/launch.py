@@ -40,11 +40,28 @@ _ENGINES: dict[str, Callable[..., None]] = {"local": local.work, "ray": ray.work
 _LOOKED_UP = 20
 
 
-def freeze(point: Composed) -> RunStore:
+def freeze(point: Composed, info: RunInfo | None = None) -> RunStore:
     """Make (or open) the run folder of a point, once its components take their options."""
+    store = RunStore.create(point.path, to_yaml(point.values), info or _info(point))
+    kept = read_sealed_yaml(store.config_path)
+    if kept.get("dataset") != point.values["dataset"]:
+        # The same set at another place: scoring and reports look where the last command found it.
+        store.keep(sealed_text(to_yaml({**kept, "dataset": point.values["dataset"]})), "config.yaml")
+    return store
+
+
+def _planned(point: Composed, say: Callable[[str], None]) -> Planned:
+    """What is left of a point; a data set that can't be read leaves no new folder behind."""
+    info = _info(point)
+    if point.path.exists():
+        freeze(point, info)
+    return planned(RunStore(point.path), point, say, lambda: freeze(point, info))
+
+
+def _info(point: Composed) -> RunInfo:
     server.check(point.values)
     method = assemble(point.values)
-    info = RunInfo(
+    return RunInfo(
         digest=point.digest,
         name=point.name,
         overrides=list(point.overrides),
@@ -57,12 +74,6 @@ def freeze(point: Composed) -> RunStore:
         printed={"backbone": label} if (label := (point.values["backbone"] or {}).get("label")) else {},
         protocols=list(point.values["dataset"].get("protocols") or ()),
     )
-    store = RunStore.create(point.path, to_yaml(point.values), info)
-    kept = read_sealed_yaml(store.config_path)
-    if kept.get("dataset") != point.values["dataset"]:
-        # The same set at another place: scoring and reports look where the last command found it.
-        store.keep(sealed_text(to_yaml({**kept, "dataset": point.values["dataset"]})), "config.yaml")
-    return store
 
 
 def launch(
@@ -93,7 +104,7 @@ def launch(
             slurm.check(cluster)
         elif cluster.kind == "ray":
             ray.check()
-    runs = [planned(freeze(point), point, say) for point in points]
+    runs = [_planned(point, say) for point in points]
     busy = living([run.store for run in runs])
     open_runs = [run for run in runs if run.work]
     if processes := _processes(open_runs):
@@ -137,7 +148,7 @@ def freeze_for_workers(points: Sequence[Composed], say: Callable[[str], None]) -
     Raises:
         RefsegError: a point can't be frozen or planned.
     """
-    runs = [planned(freeze(point), point, say) for point in points]
+    runs = [_planned(point, say) for point in points]
     for run in runs:
         run.submission = register(run.store, run.values, "frozen", run.shards)
         _close(run, "frozen")
@@ -163,7 +174,7 @@ def preview(points: Sequence[Composed]) -> dict[str, Any]:
         row |= dict.fromkeys(("samples", "clips", "shards"))
         runs.append(row)
         try:
-            run = planned(RunStore(point.path), point, notes.append, keep=False)
+            run = planned(RunStore(point.path), point, notes.append)
         except DataError as error:
             untold.setdefault(error.what, []).append(point.path.name)
         else:
@@ -351,7 +362,7 @@ def _work_here(
     def look() -> bool:
         for run in (run for run in runs if run.tally is None):
             found = tally_of(run, before[run.store.root])
-            progress.count(run.store.root.name, found.done + found.failed, found.failed)
+            progress.count(str(run.store.root), found.done + found.failed, found.failed)
             # A process that has stored its last sample still writes what it worked with.
             if not (found.elsewhere or _refused(run) or _at_work(run)):
                 run.say(f"{run.store.root}")
@@ -369,7 +380,7 @@ def _work_here(
                 Shard(str(run.store.root), run.record.id, shard, parts)(progress)
         settle(run)
 
-    with shared_by_rows(), Progress({run.store.root.name: run.samples for run in runs}) as progress:
+    with shared_by_rows(), Progress({str(run.store.root): run.samples for run in runs}) as progress:
         if runs and together:
             local.together(sorted(runs, key=_needs_model), look)
         # What those processes couldn't do is done, or refused in its own words, here.

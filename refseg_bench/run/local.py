@@ -71,7 +71,7 @@ def work(run: Planned, progress: Progress | None = None, *, capture: bool = Fals
     def look() -> bool:
         if progress is not None:
             found = tally_of(run, before)
-            progress.count(run.store.root.name, found.done + found.failed, found.failed)
+            progress.count(str(run.store.root), found.done + found.failed, found.failed)
         return True
 
     bad = together([run], look, capture=capture)

@@ -81,7 +81,7 @@ def work_on(
     whole = {clip.id: expressions for clip, expressions in work}
     method: Method | None = None
     looked = -math.inf  # who ended before this process left its record may have dropped the claims
-    name = store.root.name
+    name = str(store.root)
     with (
         logged(store.root, job),
         wanted_by(store.root),

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,7 @@ _EVERY = 15.0
 @dataclass
 class _Row:
     total: int
+    title: str
     done: int = 0
     failed: int = 0
     bar: TaskID | None = None
@@ -45,11 +47,13 @@ class Progress:
     """Counts the samples of one or more runs: a bar each on a terminal, a line now and then in a log.
 
     Args:
-        totals: name of each run → samples to do.
+        totals: folder of each run → samples to do.
     """
 
     def __init__(self, totals: Mapping[str, int]) -> None:
-        self._rows = {name: _Row(total) for name, total in totals.items()}
+        short = Counter(Path(run).name for run in totals)
+        titles = {run: run if short[Path(run).name] > 1 else Path(run).name for run in totals}
+        self._rows = {run: _Row(total, printable(titles[run])) for run, total in totals.items()}
         self._began = self._told = time.monotonic()
         self._bars: RichProgress | None = None
         #: The run at work, its clip, that clip's frames and expressions, and what was done before it.
@@ -72,7 +76,7 @@ class Progress:
             )
             for name, row in self._rows.items():
                 row.bar = self._bars.add_task(
-                    escape(printable(name)), start=False, total=row.total, note="", run=name
+                    escape(row.title), start=False, total=row.total, note="", run=name
                 )
             self._bars.start()
         return self
@@ -139,8 +143,8 @@ class Progress:
         rows = self._rows.values()
         done, total = sum(row.done for row in rows), sum(row.total for row in rows)
         told = [
-            f"{printable(name)}: {row.done}/{row.total} samples{f', {row.failed} failed' * bool(row.failed)}"
-            for name, row in self._rows.items()
+            f"{row.title}: {row.done}/{row.total} samples{f', {row.failed} failed' * bool(row.failed)}"
+            for row in rows
             if len(rows) == 1 or 0 < row.done < row.total
         ]
         if len(rows) > 1:
@@ -174,13 +178,6 @@ class _Traced(logging.Formatter):
         return super().format(record) + (f"\n{trace.rstrip()}" if trace else "")
 
 
-class _Quiet(logging.FileHandler):
-    """A log that can't be written must not take the run with it."""
-
-    def handleError(self, record: logging.LogRecord) -> None:
-        """Say nothing."""
-
-
 def log_path(root: Path, job: str) -> Path:
     """The log of one process of a run."""
     return root / "log" / f"{job}.log"
@@ -189,7 +186,9 @@ def log_path(root: Path, job: str) -> Path:
 @contextlib.contextmanager
 def logged(root: Path, job: str) -> Iterator[None]:
     """Copy this package's log records, with tracebacks, to the process's file; no file without a record."""
-    handler = _Quiet(log_path(root, job), encoding="utf-8", delay=True)
+    handler = logging.FileHandler(log_path(root, job), encoding="utf-8", delay=True)
+    # A log that can't be written must not take the run with it.
+    handler.handleError = lambda record: None  # type: ignore[method-assign]
     handler.setFormatter(_Traced("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logger = logging.getLogger("refseg_bench")
     logger.addHandler(handler)

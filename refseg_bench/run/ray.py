@@ -95,7 +95,7 @@ def work(run: Planned, progress: Progress | None = None, *, capture: bool = Fals
     def left() -> int:
         found = tally_of(run, before)
         if progress is not None:
-            progress.count(run.store.root.name, found.done + found.failed, found.failed)
+            progress.count(str(run.store.root), found.done + found.failed, found.failed)
         return found.elsewhere
 
     def ending() -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 from refseg_bench import env
 from refseg_bench.config.compose import Cluster, Composed, Config, load
 from refseg_bench.config.schema import TARGET
-from refseg_bench.datasets.base import Dataset
+from refseg_bench.datasets.base import Dataset, no_sample
 from refseg_bench.datasets.files import files_read
 from refseg_bench.errors import RefsegError
 from refseg_bench.run.build import dataset_of, frozen, weights_of
@@ -170,28 +170,33 @@ class Planned:
         return sum(len(es) for _, es in self.work)
 
 
-def planned(store: RunStore, point: Composed, say: Callable[[str], None], *, keep: bool = True) -> Planned:
+def planned(
+    store: RunStore, point: Composed, say: Callable[[str], None], make: Callable[[], object] | None = None
+) -> Planned:
     """Look at what is left of a run and choose its shards.
 
     Args:
-        store: the run folder.
+        store: the run folder, which needn't be there.
         point: what this submission asks for.
         say: takes lines for the user.
-        keep: leave a record of the data set in the run folder.
+        make: makes the folder once the data set is read, for a record of that; ``None`` = write nothing.
 
     Raises:
-        RefsegError: the dataset can't be read.
+        RefsegError: the dataset can't be read, or holds no expression.
     """
     config = load(point.values)
     dataset = dataset_of(point.values)
     with files_read() as files:
         whole, present = plan(dataset), Present(dataset, seen_before(store))
+    if not whole:
+        raise no_sample(dataset)
     if store.index():
         present.weights = weights_of(point.values, dataset)
     open_work = left(whole, store.index(), present)
     work = wanted(open_work, store.index(), config.cluster)
     _tell_of_data(store, whole, present, say)
-    if keep:
+    if make is not None:
+        make()
         keep_record(store, whole, files, present)
     run = Planned(store, point.values, config, work, len(whole), say)
     run.aside = sum(len(es) for _, es in open_work) - run.samples

@@ -1,6 +1,8 @@
 """The backbone component: offload, schedules, latents and estimates."""
 
 import math
+import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,7 +13,7 @@ from refseg_bench.backbones.attention_maps import SoftmaxTokens
 from refseg_bench.backbones.dit.families import FAMILIES, family, pack
 from refseg_bench.backbones.dit.model import TokenRequest
 from refseg_bench.backbones.dit.text_tokens import tokenise
-from refseg_bench.errors import ConfigError, DataError
+from refseg_bench.errors import ConfigError, DataError, StoreError
 from tests.backbones import tiny_dits
 from tests.quick import quick_first
 
@@ -20,6 +22,15 @@ def read(dit, picture):
     tokens = tokenise(dit.tokenizer, "a gold fish", ["with"])
     query = TokenRequest(tokens, "cat", {"all": SoftmaxTokens(tuple(range(len(tokens))))})
     return dit.attend(dit.open(picture), [query])[0]["all"].maps_TN
+
+
+def test_a_damaged_file_of_a_checkpoint_is_told_with_what_helps(make_dit, tmp_path):
+    dit = make_dit("sd3")
+    broken = shutil.copytree(dit.path, tmp_path / "sd3")
+    (broken / "model_index.json").write_text('{"transformer": [')
+    with pytest.raises(StoreError, match="model_index.json") as caught:
+        _ = replace(dit, path=str(broken)).tokenizer
+    assert "a model's: fetch it again" in caught.value.hint
 
 
 def test_prompts_are_padded_as_the_checkpoints_pipeline_does():

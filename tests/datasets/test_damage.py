@@ -226,6 +226,20 @@ def image(path, size, mode="L", value=0):
     return lambda root: Image.new(mode, size, value).save(root / path)
 
 
+def renamed(path, name):
+    """Give every file of a folder another name."""
+    return lambda root: [file.rename(name(file)) for file in sorted((root / path).iterdir())]
+
+
+def black_and_white(path):
+    def damage(root):
+        for file in (root / path).iterdir():
+            labels = np.asarray(Image.open(file))
+            Image.fromarray(np.where(labels, 255, 0).astype(np.uint8)).save(file)
+
+    return damage
+
+
 def link(path, target="/etc/hostname"):
     def damage(root):
         (root / path).unlink()
@@ -315,6 +329,8 @@ CASES = [
     Case("expressions missing", mevis, edit(META, lambda m: m["videos"][A].pop("expressions") and None), "missing field", "meta_expressions.json", A),
     Case("no expression", mevis, edit(META, lambda m: m["videos"][A].update(expressions={})), "video without expressions", "meta_expressions.json", A),
     Case("empty expression", mevis, exp(A, "1", exp="  "), "empty expression", "meta_expressions.json", "expressions.1.exp"),
+    Case("expression shows nothing", mevis, exp(A, "1", exp="\u200b \ufeff"), "empty expression", "meta_expressions.json", "expressions.1.exp"),
+    Case("no video at all", mevis, edit(META, lambda m: {"videos": {}}), "empty split", "set", verify_only=True),
     Case("expression is a number", mevis, exp(A, "1", exp=7), "wrong type", "meta_expressions.json", "expressions.1.exp"),
     Case("expression id holds a slash", mevis, replace(META, b'"1": {', b'"a/1": {'), "unsafe name", "meta_expressions.json", "expressions.a/1"),
     Case("object id is an object", mevis, exp(A, "0", anno_id={"x": 1}), "bad object id", "meta_expressions.json", "expressions.0.anno_id"),
@@ -387,6 +403,8 @@ CASES = [
     Case("mask torn", long_rvos, cut(f"valid/Annotations/{A}/1/00001.png"), "torn mask", "1/00001.png"),
     Case("mask of another size", long_rvos, image(f"valid/Annotations/{A}/1/00001.png", (24, 32)), "mask of another size", "1/00001.png"),
     Case("mask of no frame", long_rvos, lambda r: shutil.copy(r / f"valid/Annotations/{A}/1/00001.png", r / f"valid/Annotations/{A}/1/7.png"), "extra mask", "7.png", verify_only=True),
+    Case("masks named without zeros", long_rvos, renamed(f"valid/Annotations/{A}/1", lambda p: p.with_name(f"{int(p.stem)}.png")), "mask of no frame", f"{A}/1"),
+    Case("masks with capital endings", long_rvos, renamed(f"valid/Annotations/{A}/1", lambda p: p.with_suffix(".PNG")), "mask of no frame", f"{A}/1"),
     Case("mask is a link to elsewhere", long_rvos, link(f"valid/Annotations/{A}/1/00001.png"), "link out of the data set", "1/00001.png"),
     # GroundMoRe
     Case("no questions", groundmore, edit(GROUND, lambda m: m["videos"][A].pop("questions") and None), "missing field", GROUND, A),
@@ -400,6 +418,9 @@ CASES = [
     Case("time without end", groundmore, edit(GROUND, lambda m: m["videos"][A]["questions"]["0"].update(action_end=float("inf"))), "bad time", GROUND, "questions.0.action_end"),
     Case("object is no pixel value", groundmore, edit(GROUND, lambda m: m["videos"][A]["questions"]["0"].update(obj_id="300")), "bad object id", f"{A}", "object 300"),
     Case("frames missing", groundmore, remove(f"{A}/images"), "missing video", f"{A}/images"),
+    Case("second copies of the frames", groundmore, lambda r: shutil.copy(r / A / "images/frame_000001.jpg", r / A / "images/frame_000001 (1).jpg"), "extra frame", f"{A}/images"),
+    Case("maps with capital endings", groundmore, renamed(f"{A}/masks", lambda p: p.with_suffix(".PNG")), "mask of no frame", f"{A}/masks"),
+    Case("maps made black and white", groundmore, black_and_white(f"{A}/masks"), "object without a pixel", A, "object 1"),
     Case("map torn", groundmore, cut(f"{A}/masks/frame_000002.png"), "torn mask", "frame_000002.png"),
     Case("map of another size", groundmore, image(f"{A}/masks/frame_000002.png", (24, 32)), "mask of another size", "frame_000002.png"),
     Case("map in colours", groundmore, image(f"{A}/masks/frame_000002.png", (32, 24), "RGB"), "mask of another mode", "frame_000002.png"),

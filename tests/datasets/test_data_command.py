@@ -443,5 +443,5 @@ def test_the_list_tells_where_it_looked(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("REFSEG_DATA", str(tmp_path / "nowhere"))
     assert main(["data", "list"]) == 0
     told = capsys.readouterr().out
-    assert f"Looked in {tmp_path / 'nowhere'} ($REFSEG_DATA, which is not there)" in told
+    assert f"Looked in {tmp_path / 'nowhere'} ($REFSEG_DATA, no such folder)" in told
     assert "the shipped samples" in told

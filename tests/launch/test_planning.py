@@ -26,7 +26,7 @@ def work(*sizes: tuple[int, int]):
 
 def plan_of(folder: Path, **options) -> Planned:
     composed = point(folder, **options)
-    return planned(RunStore(composed.path), composed, quiet, keep=False)
+    return planned(RunStore(composed.path), composed, quiet)
 
 
 def test_auto_shards_aim_at_the_wall_time() -> None:
@@ -41,7 +41,7 @@ def test_auto_shards_aim_at_the_wall_time() -> None:
 def test_auto_shards_measure_the_run_or_one_like_it(tmp_path: Path) -> None:
     told: list[str] = []
     composed = point(tmp_path, cluster={"kind": "local", "shards": "auto"})
-    assert planned(RunStore(composed.path), composed, told.append, keep=False).shards == 6
+    assert planned(RunStore(composed.path), composed, told.append).shards == 6
     assert "nothing measured yet" in told[0]
     launch([point(tmp_path, method={"variant": 1, "seconds": 0.02})], quiet)
     # 18 samples of two frames at 0.02 s: 0.4 s of work

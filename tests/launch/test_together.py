@@ -199,7 +199,7 @@ def test_only_light_rows_get_processes(tmp_path: Path, monkeypatch: pytest.Monke
 
     def run(*words: str) -> Planned:
         (found,) = compose([*words, f"paths.runs={tmp_path}"])
-        return planned(RunStore(found.path), found, quiet, keep=False)
+        return planned(RunStore(found.path), found, quiet)
 
     shipped = run("method=lexical", "segmenter=tiny_sam2")
     assert launching._processes([shipped]) == shipped.samples // launching._WORTH == 3

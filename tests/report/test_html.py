@@ -74,6 +74,9 @@ def test_boxes_and_long_conversations_are_told(tmp_path: Path) -> None:
     assert len(answer["conversation"]) == 201
     assert [one["step"] for one in (first[-1], last)] == ["<b>99</b>", "<b>202</b>"]
     assert cut == {"left_out": 102, "asked": []}
+    messages = first[0]["asked"]
+    assert messages[0]["parts"][199:] == ["part", "105 more are in the run folder only"]
+    assert messages[200:] == [{"role": "", "parts": ["4 more are in the run folder only"]}]
 
 
 def test_a_second_report_makes_no_picture_again(tmp_path: Path, hostile_runs: list[RunStore]) -> None:

@@ -71,7 +71,11 @@ class ForgedMethod:
         pictures = [{"image": name, "size": [64, 64]} for name in names]
         odd = [None, 7, {"image": 3}, {"size": "x"}, ["a"]]
         turns = [
-            {"step": "<b>bold</b>", "messages": [{"role": "user", "parts": pictures}], "reply": "x" * 50_000},
+            {
+                "step": "<b>bold</b>",
+                "messages": [{"role": "user", "parts": pictures + ["part"] * 300}, *[{"parts": []}] * 203],
+                "reply": "x" * 50_000,
+            },
             *({"step": f"<b>{i}</b>", "messages": [], "reply": "so"} for i in range(1, 300)),
             {"step": 7, "messages": "none", "reply": None},
             {"messages": [{"parts": "none"}, None, {"role": ["a"], "parts": []}], "error": "<i>broken</i>"},
