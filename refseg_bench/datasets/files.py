@@ -276,6 +276,25 @@ def frame_key(name: str) -> tuple[tuple[str, int], ...]:
     return tuple((text, int(digits or -1)) for text, digits in re.findall(r"([^0-9]*)([0-9]*)", name)[:-1])
 
 
+def png_names(folder: Path) -> list[str]:
+    """Names, without ending, of the PNG files of a folder, sorted; none if it isn't there."""
+    return [name[:-4] for name in file_names(folder) if name.endswith(".png")]
+
+
+def file_names(folder: Path) -> list[str]:
+    """Names of what a folder holds, litter and hidden files left out, sorted; none if it isn't there.
+
+    Raises:
+        Damage: the folder can't be read: what isn't seen there is not absent.
+    """
+    try:
+        return sorted(name for name in os.listdir(folder) if name[0] != "." and not is_litter(name))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise unreadable(folder, error) from error
+
+
 def is_litter(name: str) -> bool:
     """An archive's own root, and what macOS and Windows add to every archive."""
     parts = name.split("/")

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from refseg_bench.config.schema import option
-from refseg_bench.datasets.files import Damage, Place, frame_key, safe_join
-from refseg_bench.datasets.masks import LabelMapMasks, MaskSource, blank, file_names, png_names
+from refseg_bench.datasets.files import Damage, Place, file_names, frame_key, png_names, safe_join
+from refseg_bench.datasets.masks import LabelMapMasks, MaskSource, blank
 from refseg_bench.datasets.meta_expressions import PICTURES, MetaExpressions
 from refseg_bench.types import Clip, Expression, Target
 

@@ -6,14 +6,13 @@ For scoring predictions of other code under the protocols whose unit is the obje
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from refseg_bench.config.schema import option
 from refseg_bench.datasets.base import Dataset
-from refseg_bench.datasets.files import bad_name, read_text, unreadable
+from refseg_bench.datasets.files import bad_name, png_names, read_text
 from refseg_bench.errors import DataError
 from refseg_bench.types import Clip, Expression, Target
 
@@ -162,7 +161,4 @@ def _videos(top: Path) -> Iterator[Path]:
 
 def _maps(folder: Path) -> Iterator[Path]:
     """The PNG files of a folder; hidden ones (``._00000.png``) are no maps."""
-    try:
-        return (folder / n for n in os.listdir(folder) if n.endswith(".png") and n[0] != ".")
-    except OSError as error:
-        raise unreadable(folder, error) from error
+    return (folder / f"{name}.png" for name in png_names(folder))

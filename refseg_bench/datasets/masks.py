@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -27,10 +26,10 @@ from refseg_bench.datasets.files import (
     Place,
     Tell,
     check_link,
-    is_litter,
+    file_names,
+    png_names,
     refuse,
     safe_join,
-    unreadable,
 )
 from refseg_bench.datasets.index import Entries, open_entries, open_store
 from refseg_bench.datasets.pickles import pickled_items
@@ -438,22 +437,3 @@ class ObjectFolders(_Folders):
         for index, mask in self._masks(folder, clip, present, tell):
             rles[index] = encode_rle(mask)
         return MaskTrack(clip.size, tuple(rles))
-
-
-def png_names(folder: Path) -> list[str]:
-    """Names, without ending, of the PNG files of a folder, sorted; none if it isn't there."""
-    return [name[:-4] for name in file_names(folder) if name.endswith(".png")]
-
-
-def file_names(folder: Path) -> list[str]:
-    """Names of what a folder holds, litter and hidden files left out, sorted; none if it isn't there.
-
-    Raises:
-        Damage: the folder can't be read: what isn't seen there is not absent.
-    """
-    try:
-        return sorted(name for name in os.listdir(folder) if name[0] != "." and not is_litter(name))
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except OSError as error:
-        raise unreadable(folder, error) from error

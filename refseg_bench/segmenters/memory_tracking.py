@@ -421,8 +421,9 @@ class TrackingSession(SegmenterSession):
         masks_N1hw = logits_N1hw if prompted else heads.best_N1hw.float()
 
         def memory(top: Features = features[-1:]) -> torch.Tensor:  # lets go of the fine levels
-            large_N1SS = F.interpolate(masks_N1hw, self._core.image_size, mode="bilinear")
-            return self._core.memorise(top, large_N1SS, heads.presence_N1, from_prompt=prompted)
+            with torch.inference_mode(), self._autocast():
+                large_N1SS = F.interpolate(masks_N1hw, self._core.image_size, mode="bilinear")
+                return self._core.memorise(top, large_N1SS, heads.presence_N1, from_prompt=prompted)
 
         return Step(logits_N1hw, memory, heads.pointer_NC, heads.presence_N1)
 
