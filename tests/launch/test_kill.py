@@ -71,7 +71,7 @@ def test_kill_9_at_twenty_random_moments(tmp_path: Path) -> None:
 
 def test_two_hundred_kills_of_the_workers_of_one_run(tmp_path: Path) -> None:
     """Three at a time, each killed before or while it works; whoever is left finishes the run."""
-    options = {"clips": 150, "method": {"seconds": 0.02}}
+    options = {"clips": 150, "method": {"seconds": 0.03}}
     whole = undisturbed(tmp_path / "whole", **options)
     (frozen,) = freeze_for_workers([point(tmp_path, **options)], quiet)
     store, chance = frozen.store, random.Random(11)
@@ -103,7 +103,7 @@ def test_two_hundred_kills_of_the_workers_of_one_run(tmp_path: Path) -> None:
         for pid in [pid for pid in at_work if pid not in seen and working(pid)]:
             # Whatever the load was at first, the work must last for two hundred.
             seen.add(pid)
-            at_work[pid] = min(at_work[pid], time.monotonic() + chance.uniform(0.0, 0.06))
+            at_work[pid] = min(at_work[pid], time.monotonic() + chance.uniform(0.0, 0.03))
         ended = [pid for pid in at_work if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)]
         assert not ended, f"one ended by itself, with {len(store.done())} of 450 samples done"
         for pid in [pid for pid, moment in at_work.items() if moment < time.monotonic()]:
