@@ -65,6 +65,14 @@ def test_processes_share_all_rows(tmp_path: Path, two_processes: None) -> None:
     assert os.getpid() not in at_work
 
 
+def test_rows_beside_a_run_that_is_complete_are_made(tmp_path: Path, two_processes: None) -> None:
+    first, second = rows(tmp_path)
+    launch([first], quiet)
+    (_, run) = launch([first, second], quiet, lead=True)
+    assert run.tally is not None
+    assert (run.error, run.tally.done) == (None, 18)
+
+
 @pytest.mark.slow
 def test_a_process_that_is_killed_loses_nothing(
     tmp_path: Path, two_processes: None, monkeypatch: pytest.MonkeyPatch
