@@ -127,8 +127,7 @@ def launch(
         for run in (run for run in going if run.cluster.kind == "slurm"):
             _guarded(run, _submit, captured.get(run.capture or ""), score)
         here = [run for run in going if run.cluster.kind != "slurm"]
-        leads = lead and here and here[0] is runs[0]  # else nothing of it is left to do
-        _work_here(here, done, runs[0] if leads else None, together=processes > 0)
+        _work_here(here, done, runs[0] if lead and runs[0].submission else None, together=processes > 0)
     finally:
         for run in going:
             if not run.submitted:
