@@ -44,6 +44,12 @@ def test_a_clip_is_taken_once(tmp_path: Path) -> None:
         assert not a.take("z")
 
 
+def test_a_run_removed_meanwhile_gets_no_half_record(tmp_path: Path) -> None:
+    with Desk(tmp_path, owner("a")) as a:
+        a.record.unlink()  # and the same command has made the folder again
+    assert not a.record.exists()
+
+
 @pytest.mark.parametrize("links", [True, False])
 def test_of_many_at_once_one_gets_it(tmp_path: Path, links: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not links:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from refseg_bench.errors import DataError
-from refseg_bench.files.store_io import MOST_PIXELS, open_regular
+from refseg_bench.files.store_io import MOST_PIXELS, look, open_regular
 
 #: What is decoded, whatever a file is called. Other formats never reach their decoder: that of
 #: PostScript would run a program.
@@ -107,8 +107,7 @@ def read_ahead(paths: Iterable[Path], *, upright: bool = False) -> None:
 
 def _state(path: Path, upright: bool) -> tuple[Any, ...]:
     with contextlib.suppress(OSError):
-        told = path.stat()
-        return path, upright, told.st_size, told.st_mtime_ns, told.st_ctime_ns, told.st_ino
+        return path, upright, *look(path)
     return path, upright
 
 

@@ -569,7 +569,8 @@ class Desk:
         end = {**self._end, "well": kind is None, "seconds": time.monotonic() - self._began}
         if isinstance(error, Exception):
             end["error"] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-        with suppress(OSError), self.record.open("a", encoding="utf-8") as handle:
+        there = os.O_WRONLY | os.O_APPEND  # it isn't made anew where the run was removed meanwhile
+        with suppress(OSError), os.fdopen(os.open(self.record, there), "w", encoding="utf-8") as handle:
             # The claims are links to this file: this line ends all of them.
             handle.write(sealed(end))
 

@@ -245,7 +245,7 @@ class RefAM(AttentionMethod):
         """The heat maps of each expression, one per frame read."""
         reader, asks = self._questions(clip, expressions)
         out: list[list[Heat]] = [[] for _ in expressions]
-        for frame in self.frames(clip):
+        for frame in self.reads(clip):
             found = reader.read(frame, asks)
             sinks = [find_sinks(maps, self.gas) for maps in found]
             if self.gas.action == "mask_logits" and (changed := [i for i, gone in enumerate(sinks) if gone]):
@@ -260,7 +260,7 @@ class RefAM(AttentionMethod):
     def capture(self, clip: Clip, expressions: Sequence[Expression]) -> None:
         """Fill the cache with the expressions' maps, for every run that makes something else of them."""
         reader, asks = self._questions(clip, expressions)
-        for frame in self.frames(clip):
+        for frame in self.reads(clip):
             reader.read(frame, asks)
 
     def cached(self, clip: Clip, texts: Sequence[str]) -> int:
@@ -270,7 +270,7 @@ class RefAM(AttentionMethod):
         asking = replace(self, backbone=replace(self.backbone, offline=True))
         asking.cache_root = self.cache_root
         reader, asks = asking._questions(clip, [Expression(str(i), text) for i, text in enumerate(texts)])
-        frames = self.frames(clip)
+        frames = self.reads(clip)
         return sum(all(reader.known(frame, ask) for frame in frames) for ask in asks)
 
     def weights(self) -> tuple[Weights, ...]:
@@ -290,7 +290,7 @@ class RefAM(AttentionMethod):
             return ""
         return prompt_of(clip, expression, self.prompt_mode, self.captions, self.missing_caption)
 
-    def frames(self, clip: Clip) -> list[int]:
+    def reads(self, clip: Clip) -> list[int]:
         """The frames whose attention is read."""
         if self.mask == "threshold":
             return list(range(len(clip)))
@@ -298,8 +298,6 @@ class RefAM(AttentionMethod):
             return [0]
         count = min(self.frame_candidates, len(clip))
         return [int(i) for i in np.linspace(0, len(clip) - 1, count).round()]
-
-    reads = frames
 
     # ── from token maps to a point ──
 
