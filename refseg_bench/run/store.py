@@ -66,6 +66,7 @@ from refseg_bench.files.store_io import (
     sync,
     to_plain,
     within,
+    without_nan,
     write_atomic,
     write_error,
     writing,
@@ -623,7 +624,7 @@ class RunStore:
     _seen: dict[Path, int] = field(default_factory=dict, init=False, repr=False)
     _stats: dict[Path, os.stat_result] = field(default_factory=dict, init=False, repr=False)
     _clips: dict[str, list[StoredLine]] | None = field(default=None, init=False, repr=False)
-    _lost: set[tuple[Path, int]] = field(default_factory=set, init=False, repr=False)
+    _lost: dict[Path, set[int]] = field(default_factory=dict, init=False, repr=False)
     _run: str = field(default="", init=False, repr=False)
 
     # ── making and opening ────────────────────────────────────────────────
@@ -669,15 +670,9 @@ class RunStore:
         """
         store = cls(root)
         if not store.info_path.is_file():
-            near = (
-                sorted(p.parent.name for p in root.parent.glob("*/run.json")) if root.parent.is_dir() else []
-            )
-            raise StoreError(
-                "No run folder.",
-                where=root,
-                allowed=near[:20] or None,
-                hint="`refseg status` lists the runs.",
-            )
+            near = sorted(p.parent.name for p in root.parent.glob("*/run.json"))[:20]
+            hint = "`refseg status` lists the runs."
+            raise StoreError("No run folder.", where=root, allowed=near or None, hint=hint)
         return store
 
     def sweep(self) -> None:
@@ -749,7 +744,7 @@ class RunStore:
             stats = {p: p.stat() for p in (*files, *filter(Path.is_file, [self.info_path]))}
         if any(_other(stats.get(path), known) for path, known in self._stats.items()):
             # A file was cut, removed or replaced: what we knew of it may be gone.
-            self._index, self._seen, self._clips, self._lost, self._run = {}, {}, None, set(), ""
+            self._index, self._seen, self._clips, self._lost, self._run = {}, {}, None, {}, ""
         self._stats = stats
         with contextlib.suppress(StoreError):
             self._run = self._run or self.info().digest
@@ -757,11 +752,7 @@ class RunStore:
             seen = self._seen.get(path, 0)
             if stats[path].st_size <= seen:
                 continue
-
-            def lose(at: int, path: Path = path) -> None:
-                self._lost.add((path, at))
-
-            for line in scan(path, seen, lose, self._run):
+            for line in scan(path, seen, self._lost.setdefault(path, set()).add, self._run):
                 self._seen[path] = line.offset + line.length
                 known = self._index.get(line.sample)
                 if known is None or better(line, known):
@@ -792,9 +783,10 @@ class RunStore:
         They matter where a sample is missing: it may be one of theirs.
         """
         self.index()
-        if not self._lost:
+        lost = sorted((path, at) for path, places in self._lost.items() for at in places)
+        if not lost:
             return None
-        told = [f"{path} at byte {at}" for path, at in sorted(self._lost)]
+        told = [f"{path} at byte {at}" for path, at in lost]
         more = f" and {len(told) - 3} more" if len(told) > 3 else ""
         return StoreError(
             f"{len(told)} stored lines don't fit their checksum, are another run's, or are no records.",
@@ -808,9 +800,8 @@ class RunStore:
 
     def weights(self) -> str:
         """Digest of the weights of the process that started last; empty where no sample tells of any."""
-        told = [line for line in self.index().values() if line.ok and line.inputs and line.inputs[4]]
-        last = max(told, key=lambda line: (line.path.name, line.offset), default=None)
-        return "" if last is None or last.inputs is None else last.inputs[4]
+        good = ((line, line.inputs[4]) for line in self.index().values() if line.ok and line.inputs)
+        return max(((line.path.name, line.offset, own) for line, own in good if own), default=("",) * 3)[2]
 
     def turn(self, sample: str) -> int:
         """The turn of a sample's next prediction, by the lines that :meth:`index` read last."""
@@ -863,9 +854,7 @@ class RunStore:
 
     def failures(self) -> Iterator[Prediction]:
         """All samples whose best line is a failure."""
-        for line in self.index().values():
-            if not line.ok:
-                yield self.read(line)
+        return (self.read(line) for line in self.index().values() if not line.ok)
 
     # ── maps, environment, scores ─────────────────────────────────────────
 
@@ -958,10 +947,7 @@ class RunStore:
             folder.mkdir(parents=True, exist_ok=True)
             with replacing(folder / SAMPLES) as handle:
                 samples(handle)
-            told = to_plain(asdict(result))
-            for numbers in told["metrics"].values():
-                # JSON has no NaN.
-                numbers.update({key: None for key, value in numbers.items() if not math.isfinite(value)})
+            told = without_nan(to_plain(asdict(result)))
             held = checksum(read_bytes(folder / SAMPLES, _MOST_SAMPLES))
             row = sealed({**told, "run": self.info().digest, "samples": held}, 2)
             write_atomic(folder / RESULT, row)

@@ -82,7 +82,8 @@ def summarize(run: RunStore, work: Work | None, present: inputs.Present | None, 
     here = copy(present)
     here.weights = None  # those of the process that started last
     path, files = run.root / NAME, _files(run.root)
-    key = _key(files, here.mark(work), few)
+    told = repr((_code(), here.mark(work), few, sorted(files.items())))
+    key = checksum(told.encode("utf-8", "surrogatepass"))
     with suppress(StoreError, OSError):
         record = read_record(path)
         newest = max(time for state in files.values() for time in state[1:3])
@@ -104,10 +105,6 @@ def _files(root: Path) -> dict[str, tuple[int, ...]]:
     with reading(root):
         files = sorted(path for path in [*named, *folders[0], *folders[1]] if path.exists())
         return {path.relative_to(root).as_posix(): look(path) for path in files}
-
-
-def _key(files: Mapping[str, tuple[int, ...]], mark: str, few: int) -> str:
-    return checksum(repr((_code(), mark, few, sorted(files.items()))).encode("utf-8", "surrogatepass"))
 
 
 @cache

@@ -10,9 +10,10 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, TypeVar
 
-from refseg_bench.config.schema import adopt, base_of
+from refseg_bench.config.schema import adopt
 from refseg_bench.datasets.base import Dataset
 from refseg_bench.env import cores
 from refseg_bench.errors import ScoreError
@@ -41,14 +42,14 @@ class _Portable:
     def build(self) -> Any:
         if self.cls is None:
             return self.made
-        if hasattr(self.cls, "clips"):
+        if hasattr(self.cls, "clips") and not issubclass(self.cls, Dataset):
             # A class that doesn't inherit has the kind's hooks in the parent only.
-            adopt(self.cls, base_of("dataset"), "dataset")
+            adopt(self.cls, Dataset, "dataset")
         return self.cls(**{k: v.build() if isinstance(v, _Portable) else v for k, v in self.fields.items()})
 
 
-#: What a worker process keeps: its data set, the clips of it, and what is done with one.
-_worker: tuple[Any, Sequence[Clip], Callable[[Any, Clip], Any]] | None = None
+#: What a worker process was given.
+_worker: tuple[_Portable, Callable[[Any, Clip], Any]]
 
 
 def _start_worker(portable: _Portable, work: Callable[[Any, Clip], Any]) -> None:
@@ -57,8 +58,7 @@ def _start_worker(portable: _Portable, work: Callable[[Any, Clip], Any]) -> None
     # The parent opens the same files, and says what there is to say about them.
     logging.disable()
     _quiet_threads()
-    dataset = portable.build()
-    _worker = dataset, dataset.clips(), work
+    _worker = portable, work
 
 
 def _end_with_parent() -> None:
@@ -86,11 +86,16 @@ def _deaf_children() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+@cache
+def _own() -> tuple[Any, Sequence[Clip]]:
+    # Made with the first clip: an error at the start would be told as a process that was killed.
+    dataset = _worker[0].build()
+    return dataset, dataset.clips()
+
+
 def _work(index: int) -> Any:
-    if _worker is None:
-        raise RuntimeError("scoring worker was not started")
-    dataset, clips, work = _worker
-    return work(dataset, clips[index])
+    dataset, clips = _own()
+    return _worker[1](dataset, clips[index])
 
 
 def _quiet_threads() -> None:

@@ -1,13 +1,15 @@
 """The scoring loop, `rvos-expr` and `refcoco-oiou` against hand calculation and other tools."""
 
 import dataclasses
+import multiprocessing
 
 import numpy as np
 import pytest
 from trackeval.metrics.j_and_f import JAndF
 
+from refseg_bench.datasets.base import LimitedDataset
 from refseg_bench.env import cores
-from refseg_bench.errors import ScoreError
+from refseg_bench.errors import DataError, ScoreError
 from refseg_bench.scoring.protocols.image import Pointing, RefcocoOverall
 from refseg_bench.scoring.protocols.rvos import RvosExpression
 from refseg_bench.scoring.score import Options, score
@@ -57,9 +59,27 @@ def test_the_oracle_scores_exactly_one():
     assert {e.value for e in got.result.metrics.values()} == {1.0}
 
 
-def test_processes_change_nothing():
+@dataclasses.dataclass
+class OnlyHere(World):
+    """A set that a second process can't read."""
+
+    def clips(self):
+        if multiprocessing.parent_process() is not None:
+            raise DataError("not on this node")
+        return super().clips()
+
+
+def test_what_a_process_meets_is_told():
+    world = OnlyHere(clip_count=5)
+    with pytest.raises(DataError, match="not on this node"):
+        score(world, [LookupSource(Guesses(world))], [RvosExpression()], Options(jobs=2))
+
+
+@pytest.mark.parametrize("limits", [None, {"clips_limit": 4}])
+def test_processes_change_nothing(limits):
     world = World(clip_count=5)
     source = LookupSource(Guesses(world))
+    world = world if limits is None else LimitedDataset(world, **limits)
     alone = score(world, [source], [RvosExpression()], ONE)[0]
     many = score(world, [source], [RvosExpression()], Options(jobs=2, bootstrap=ONE.bootstrap))[0]
     assert many.table.units == alone.table.units
