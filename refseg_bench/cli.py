@@ -48,8 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 done, 1 done but with failures, 2 refused, 75 (``EX_TEMPFAIL``) more to do, 130 interrupted:
         docs/troubleshooting.md, "Exit codes".
     """
-    if "_ARGCOMPLETE" in os.environ and argv is None:
-        _complete()
+    if argv is None:
+        _own_streams()
+        if "_ARGCOMPLETE" in os.environ:
+            _complete()
     try:
         return _told(sys.argv[1:] if argv is None else argv)
     except KeyboardInterrupt:
@@ -65,6 +67,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             import signal
 
             signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _own_streams() -> None:
+    """Give a closed standard stream its number back: the next file would get it, and all that is printed."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            # The lowest number that is free; what this process starts has it, too.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
+    # A terminal or a pipe in another encoding gets escapes of what that lacks, as standard error does.
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
 
 
 def _complete() -> None:
@@ -112,8 +127,7 @@ def _told(words: Sequence[str]) -> int:
         with _bordered():
             code = _run(words)
         # What can't be printed is told here, not by the interpreter after the last line.
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        sys.stdout.flush()
         return code
     except RefsegError as error:
         told = error
@@ -123,15 +137,17 @@ def _told(words: Sequence[str]) -> int:
 
         from refseg_bench.files.store_io import write_error
 
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT) and not error.filename:
-            raise
-        if not error.filename:
-            _drop_output()
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if not error.filename:
+                _drop_output()
             told = write_error(error, Path(error.filename or "standard output"))
-        else:
+        elif error.filename:
             what = f"The file system refuses it ({error.strerror})."
             told = StoreError(what, where=error.filename, hint="Check the path, its length and its rights.")
+        elif error.errno == errno.ENOENT:
+            told = StoreError("The current folder is no longer there.", hint="cd to one that is.")
+        else:
+            raise
     from refseg_bench.files.texts import shown
 
     name = next((word for word in words if not word.startswith("-")), "")
@@ -146,10 +162,8 @@ def _bordered() -> ExitStack:
     # Bars of other packages draw with what the border makes visible; progress is told by our own.
     os.environ.setdefault("TQDM_DISABLE", "1")
     stack = contextlib.ExitStack()
-    if sys.stdout is not None:
-        stack.enter_context(contextlib.redirect_stdout(_Border(sys.stdout)))
-    if sys.stderr is not None:
-        stack.enter_context(contextlib.redirect_stderr(_Border(sys.stderr)))
+    stack.enter_context(contextlib.redirect_stdout(_Border(sys.stdout)))
+    stack.enter_context(contextlib.redirect_stderr(_Border(sys.stderr)))
     return stack
 
 

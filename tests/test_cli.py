@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -254,6 +255,44 @@ def test_a_full_disk_below_the_standard_output_is_told():
     assert "disk is full" in told.stderr
     assert "Traceback" not in told.stderr
     assert "ignored" not in told.stderr
+
+
+def test_closed_streams_take_no_file_of_the_work(in_tmp: Path) -> None:
+    """Else the first file that is opened is where all output goes, that of libraries too."""
+    code = """
+import os, sys
+from refseg_bench.cli import main
+sys.argv[1:] = ["--version"]
+try:
+    main()
+except SystemExit:
+    own = open("own", "xb", 0)
+    print("said", flush=True)
+    os.write(2, b"warned")
+    own.write(b"1")
+"""
+    for closed in ("<&-", ">&-", "2>&-", "<&- >&- 2>&-"):
+        done = subprocess.run(["sh", "-c", f'exec "$0" -c "$1" {closed}', sys.executable, code])
+        assert (done.returncode, Path("own").read_bytes()) == (0, b"1"), closed
+        Path("own").unlink()
+
+
+def test_what_an_encoding_lacks_is_escaped() -> None:
+    words = [sys.executable, "-m", "refseg_bench", "run", "-h"]
+    ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(words, env=ascii_only, capture_output=True, check=True)
+    told = subprocess.run(words, env={**os.environ, "PYTHONIOENCODING": "utf-8"}, capture_output=True)
+    assert not told.stdout.isascii()
+    assert done.stdout.isascii()
+
+
+def test_a_folder_that_is_gone_is_told(in_tmp: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    gone = in_tmp / "gone"
+    gone.mkdir()
+    os.chdir(gone)
+    gone.rmdir()
+    assert main(["data", "list"]) == 2
+    assert "The current folder is no longer there." in capsys.readouterr().err
 
 
 def test_a_closed_pipe_is_no_error():

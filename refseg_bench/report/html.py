@@ -33,13 +33,15 @@ from refseg_bench.datasets.base import Dataset
 from refseg_bench.errors import RefsegError, ScoreError, StoreError
 from refseg_bench.files.store_io import (
     is_temporary,
+    read_bytes,
+    read_text,
     short_id,
     sweep,
     to_plain,
     within,
     without_nan,
     write_atomic,
-    write_error,
+    writing,
 )
 from refseg_bench.report.compare import compare, differences, paired
 from refseg_bench.report.media import MediaFolder, spread
@@ -102,7 +104,7 @@ def write_report(stores: Sequence[RunStore], folder: Path, *, frames: int = 32, 
     Raises:
         StoreError: the folder holds something else, or can't be written.
     """
-    try:
+    with writing(folder):
         _clear(folder)
         media = MediaFolder(folder, side=side)
         media.prepare()
@@ -119,8 +121,6 @@ def write_report(stores: Sequence[RunStore], folder: Path, *, frames: int = 32, 
         _give(folder, "meta", _meta(groups, runs, pages))
         media.sweep()
         write_atomic(folder / "index.html", (_TEMPLATES / "index.html").read_text(encoding="utf-8"))
-    except OSError as error:
-        raise write_error(error, folder) from error
     return folder / "index.html"
 
 
@@ -140,14 +140,12 @@ def pages(stores: Sequence[RunStore]) -> str:
     """
     samples = sum(len(store.index()) for store in stores)
     if samples > _AT_ONCE:
-        where = (
-            " ".join(str(store.root) for store in stores[:3]) if len(stores) <= 3 else stores[0].root.parent
-        )
+        where = " ".join(str(s.root) for s in stores) if len(stores) <= 3 else stores[0].root.parent
         return f"pages to browse the {samples} samples: refseg report --html {where}"
     folder, mark = home(stores), _mark(stores)
     kept = ""
     with suppress(OSError, ValueError):
-        kept = (folder / _MADE_FROM).read_text("utf-8")
+        kept = read_bytes(folder / _MADE_FROM).decode()
     if kept != mark or not (folder / "index.html").is_file():
         write_report(stores, folder)
         if mark is not None:
@@ -163,7 +161,7 @@ def _mark(stores: Sequence[RunStore]) -> str | None:
         if not results or not all(store.made_from(name).get("truth") for name in results):
             return None
         files = [store.scores_dir(name) / file for name in results for file in (RESULT, MADE_FROM)]
-        told += [path.read_text("utf-8") for path in (store.info_path, store.config_path, *files)]
+        told += [read_text(path) for path in (store.info_path, store.config_path, *files)]
         told += [str(store.root.resolve()), store.mark(store.made_from(next(iter(results))))["lines"]]
     return short_id("\0".join(told), 32)
 
@@ -175,7 +173,7 @@ def _clear(folder: Path) -> None:
         within(folder, folder / name)
     sweep(folder)
     filled = folder.is_dir() and not all(is_temporary(p.name) for p in folder.iterdir())
-    if filled and not (page.is_file() and _MARK in page.read_text(encoding="utf-8", errors="replace")):
+    if filled and not (page.is_file() and _MARK.encode() in read_bytes(page)):
         raise StoreError(
             "The folder holds something that is no report.", where=folder, hint="Choose another folder."
         )
@@ -283,7 +281,7 @@ def _run_record(run: _Run, group: int, place: int) -> dict[str, Any]:
         "made": f"masks of other code, read from {info.source}"
         if info.source
         else ", ".join(part for part in made if part),
-        "config": run.store.config_path.read_text(encoding="utf-8"),
+        "config": read_text(run.store.config_path),
     }
 
 
