@@ -101,7 +101,7 @@ def main() -> None:
     add = parser.add_argument
     add("--out", type=Path, required=True, help="folder of the finished model")
     add("--weights", type=Path, default=SHIPPED, help="model folder to start from")
-    add("--clips", type=int, default=640)
+    add("--clips", type=int, default=1200)
     add("--clicks", type=int, default=24, help="of a clip")
     add("--steps", type=int, default=3000)
     add("--check-scenes", type=int, default=60)
