@@ -9,12 +9,12 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
 import urllib.request
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -34,6 +34,7 @@ from refseg_bench.run.loop import predict_clip
 from refseg_bench.segmenters.grabcut import GrabCut
 from refseg_bench.types import Expression
 from tests.fakes import FakeDataset
+from tests.launch.runs import HANGS, reserved, wait_for
 from tests.quick import needs, quick_first
 
 pytestmark = needs("openai")
@@ -73,12 +74,13 @@ class Server:
                 text = value if isinstance(value, str) else json.dumps(value)
                 self.send_response(status)
                 self.send_header("Content-Type", "application/json")
+                self.send_header("Retry-After-Ms", "1")
                 self.send_header("Content-Length", str(len(text.encode())))
                 self.end_headers()
                 self.wfile.write(text.encode())
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        threading.Thread(target=self._server.serve_forever, args=[0.01], daemon=True).start()
 
     def model(self, tmp_path, **more):
         made = ChatEndpoint(
@@ -246,21 +248,22 @@ def test_a_server_that_stays_busy_ends_the_run_and_loses_nothing(serve, tmp_path
 
 
 def test_a_slow_server_is_given_up(serve, tmp_path):
+    over = threading.Event()
+
     def slow(body):
-        time.sleep(1.5)
+        over.wait()
         return 200, spoken("late")
 
     with pytest.raises(ConfigError, match="No answer"):
         talk(serve(slow).model(tmp_path, timeout=0.2, retries=0), "Which?")
+    over.set()
 
 
 def test_no_server_is_told_with_its_address(tmp_path):
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        port = held.getsockname()[1]
-    model = ChatEndpoint(model="tiny", url=f"http://127.0.0.1:{port}/v1", retries=0)
-    with pytest.raises(ConfigError, match=f"127.0.0.1:{port}"):
-        talk(model, "Which?")
+    with reserved() as port:
+        model = ChatEndpoint(model="tiny", url=f"http://127.0.0.1:{port}/v1", retries=0)
+        with pytest.raises(ConfigError, match=f"127.0.0.1:{port}"):
+            talk(model, "Which?")
 
 
 @pytest.mark.parametrize(
@@ -376,10 +379,8 @@ def test_what_was_said_is_kept_whatever_fails_after_it(serve, tmp_path):
 def test_as_many_conversations_go_on_as_asked_for(serve, tmp_path, size, most):
     def slow(body):
         # Until as many are there as should be, and then for any that should not.
-        deadline = time.monotonic() + 60
-        while server.most_at_once < most and time.monotonic() < deadline:
-            time.sleep(0.01)
-        time.sleep(0.1)
+        wait_for(lambda: server.most_at_once >= most, every=0.01)
+        time.sleep(0.03)
         return 200, spoken("[[0, 0, 500, 500]]")
 
     server = serve(slow)
@@ -521,48 +522,35 @@ def test_a_local_model_that_was_replaced_is_asked_again(tmp_path):
 @pytest.mark.slow
 def test_a_real_server_answers_as_the_model_in_this_process(tmp_path):
     weights = Path(env.HOME) / "refseg_bench" / "weights" / "tiny_mllm"
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        port = held.getsockname()[1]
-    program = Path(sys.executable).with_name("transformers")
-    words = [
-        program,
-        "serve",
-        weights,
-        "--port",
-        port,
-        "--host",
-        "127.0.0.1",
-        "--device",
-        "cpu",
-        "--dtype",
-        "float32",
-    ]
-    with (tmp_path / "log").open("w") as log:
+    program, log = Path(sys.executable).with_name("transformers"), tmp_path / "log"
+    with reserved() as port, log.open("w") as out:
         server = subprocess.Popen(
-            [str(word) for word in words], stdout=log, stderr=log, cwd=tmp_path, start_new_session=True,
+            [program, "serve", weights, "--port", str(port), "--host", "127.0.0.1", "--device", "cpu",
+             "--dtype", "float32"],
+            stdout=out, stderr=out, cwd=tmp_path, start_new_session=True,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
-    try:
-        for _ in range(240):
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/models", timeout=5).close()
-                break
-            except OSError:
-                assert server.poll() is None, (tmp_path / "log").read_text()
-                time.sleep(0.5)
-        model = ChatEndpoint(model=str(weights), url=f"http://127.0.0.1:{port}/v1", max_tokens=6)
-        model.cache_root = tmp_path / "cache"
-        picture = np.zeros((48, 64, 3), np.uint8)
-        questions = [(picture, "What is the red disc?"), "hello"]
-        got, conversation = talk(model, *questions)
-        local = ChatLocal(model="shipped:tiny_mllm", max_tokens=6, dtype="float32", device="cpu")
-        assert got == talk(local, *questions)[0]
-        assert conversation.cost.answer_tokens
-        assert conversation.cost.prompt_tokens
-        model.model = "nosuch"
-        with pytest.raises(RefsegError):
-            talk(model, "hello")
-    finally:
-        os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
+
+        def answers():
+            assert server.poll() is None, log.read_text()
+            with suppress(OSError):
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/models", timeout=HANGS).close()
+                return True
+
+        try:
+            wait_for(answers)
+            model = ChatEndpoint(model=str(weights), url=f"http://127.0.0.1:{port}/v1", max_tokens=6)
+            model.cache_root = tmp_path / "cache"
+            picture = np.zeros((48, 64, 3), np.uint8)
+            questions = [(picture, "What is the red disc?"), "hello"]
+            got, conversation = talk(model, *questions)
+            local = ChatLocal(model="shipped:tiny_mllm", max_tokens=6, dtype="float32", device="cpu")
+            assert got == talk(local, *questions)[0]
+            assert conversation.cost.answer_tokens
+            assert conversation.cost.prompt_tokens
+            model.model = "nosuch"
+            with pytest.raises(RefsegError):
+                talk(model, "hello")
+        finally:
+            os.killpg(server.pid, signal.SIGKILL)
+            server.wait()

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from refseg_bench.config.compose import Composed, digest
 from refseg_bench.run.launch import launch
@@ -18,6 +22,9 @@ from tests.fakes import FakeDataset, fake_values
 REPO = Path(__file__).resolve().parents[2]
 CONF = Path(__file__).with_name("conf")
 SLOW = "tests.launch.slow.SlowMethod"
+#: Seconds after which something hangs, on the slowest of machines.
+HANGS = 600.0
+T = TypeVar("T")
 
 
 def point(folder: Path, *, clips: int = 6, method: dict[str, Any] | None = None, **changes: Any) -> Composed:
@@ -64,6 +71,49 @@ def scores(store: RunStore) -> dict[str, bytes]:
         for p in sorted(folder.rglob("*"))
         if p.is_file() and p.name != MADE_FROM
     }
+
+
+def wait_for(condition: Callable[[], T], every: float = 0.05) -> T:
+    """What the condition says as soon as it says something."""
+    deadline = time.monotonic() + HANGS
+    while not (value := condition()):
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(every)
+    return value
+
+
+def let_go(hold: Path) -> None:
+    """Let all that are held there go on."""
+    hold.mkdir(exist_ok=True)
+    (hold / "go").touch()
+
+
+def alive(pid: int) -> bool:
+    """Whether a process is there, and no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def workers(root: Path) -> list[int]:
+    """Processes of `refseg work` that still work on that very run."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            words = (process / "cmdline").read_text().split("\0")
+            if "work" in words and root in [(process / "cwd").readlink() / word for word in words]:
+                found.append(int(process.name))
+    return found
+
+
+@contextmanager
+def reserved() -> Iterator[int]:
+    """A port that refuses connections, and is given to nobody who doesn't ask for that very one."""
+    with socket.socket() as held:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind(("127.0.0.1", 0))
+        yield held.getsockname()[1]
 
 
 def environment(**extra: str) -> dict[str, str]:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from refseg_bench.config.schema import option
+from refseg_bench.run.workers import LEAVING
 from refseg_bench.types import Clip, Expression, Grounding, HeatPoint, MaskTrack
 
 
@@ -27,6 +28,9 @@ class SlowMethod:
 
     Attributes:
         seconds: time per sample.
+        hold: a folder; after its first sample a process leaves its id there, and is at the second one until
+            `go` lies there, as many processes are as `meet` says, or it is told to end. So no machine is too
+            fast, or too slow, for what happens meanwhile.
         variant: another one, other boxes.
         batch_size, fits: runs out of memory while the first is larger than the second.
         fail_on: samples that fail.
@@ -34,11 +38,15 @@ class SlowMethod:
     """
 
     seconds: float = option(0.0, transient=True)
+    hold: str = option("", transient=True)
+    meet: int = option(10**6, transient=True)
     variant: int = 0
     batch_size: int = option(8, transient=True)
     fits: int = option(8, transient=True)
     fail_on: list[str] = dataclasses.field(default_factory=list)
     cache: str = option("", transient=True)
+
+    _first = True
 
     @staticmethod
     def capture_digest(values: Mapping[str, Any]) -> str:
@@ -58,6 +66,15 @@ class SlowMethod:
                 raise OutOfMemoryError("CUDA out of memory")
             clip.load([0])
             time.sleep(self.seconds)
+            if self.hold and not self._first:
+                Path(self.hold).mkdir(exist_ok=True)
+                (Path(self.hold) / str(os.getpid())).touch()
+                for _ in range(60_000):  # what a failed test leaves behind ends some time
+                    there = os.listdir(self.hold)
+                    if "go" in there or len(there) >= self.meet or LEAVING.is_set():
+                        break
+                    time.sleep(0.01)
+            self._first = False
             y, x, h, w = hashlib.sha256(f"{self.variant} {sample}".encode()).digest()[:4]
             mask = np.zeros(clip.size, bool)
             mask[y % 12 : y % 12 + 2 + h % 8, x % 16 : x % 16 + 2 + w % 10] = True
@@ -71,13 +88,13 @@ class SlowMethod:
 
 @dataclass(frozen=True)
 class SlowAnswers:
-    """Nothing predicted, found out slowly; each process that looks leaves its id in a folder."""
+    """Nothing predicted, never found out; each process that looks leaves its id in a folder."""
 
     folder: str
 
     def __call__(self, clip_id: str) -> dict[str, Any]:
         (Path(self.folder) / str(os.getpid())).touch()
-        time.sleep(0.2)
+        time.sleep(36_000)
         return {}
 
     def statuses(self, clip_id: str) -> dict[str, Any]:

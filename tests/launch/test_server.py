@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,7 @@ from refseg_bench.errors import ConfigError
 from refseg_bench.files import resources
 from refseg_bench.run import server
 from refseg_bench.run.store import runs_in
-from tests.launch.runs import CONF, refseg
+from tests.launch.runs import CONF, HANGS, alive, refseg, reserved, wait_for
 from tests.quick import needs
 
 pytestmark = needs("openai")
@@ -45,20 +44,8 @@ def started(folder: Path) -> list[tuple[int, int]]:
     return [(int(a), int(b)) for a, b in (p.name.split("-")[1:] for p in sorted(folder.glob("started-*")))]
 
 
-def running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
-
-
-def gone(folder: Path, seconds: float = 120.0) -> bool:
-    deadline = time.monotonic() + seconds
-    while any(running(pid) for pair in started(folder) for pid in pair):
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.1)
-    return True
+def gone(folder: Path) -> bool:
+    return wait_for(lambda: not any(alive(pid) for pair in started(folder) for pid in pair), every=0.01)
 
 
 def done(folder: Path) -> int:
@@ -75,7 +62,7 @@ def test_it_serves_the_run_and_ends_with_it(tmp_path: Path) -> None:
     assert main(["run", *words(tmp_path, command(tmp_path)), "--no-html"]) == 0
     assert done(tmp_path) == 4
     assert len(started(tmp_path)) == 1
-    assert not any(running(pid) for pair in started(tmp_path) for pid in pair)
+    assert gone(tmp_path)
     assert "OPENAI_BASE_URL" not in os.environ
     (log,) = tmp_path.glob("runs/*/log/*/server-*.log")
     assert "here I am" in log.read_text()
@@ -86,7 +73,7 @@ def test_it_serves_the_run_and_ends_with_it(tmp_path: Path) -> None:
 def test_workers_share_one_or_have_their_own(tmp_path: Path, per: str) -> None:
     local = ["cluster=local", "cluster.shards=2", "cluster.parallel=2", f"cluster.server_per={per}"]
     run = refseg("run", *words(tmp_path, command(tmp_path), *local, clips=4), "--no-html", cwd=tmp_path)
-    told = run.communicate(timeout=300)
+    told = run.communicate(timeout=HANGS)
     assert run.returncode == 0, told
     assert done(tmp_path) == 8
     assert len(list(tmp_path.glob("runs/*/log/*/server-*.log"))) == (1 if per == "node" else 2)
@@ -99,11 +86,8 @@ def test_workers_share_one_or_have_their_own(tmp_path: Path, per: str) -> None:
 def test_kill_9_of_everything_ends_it(tmp_path: Path, per: str) -> None:
     local = ["cluster=local", "cluster.shards=2", "cluster.parallel=2", f"cluster.server_per={per}"]
     run = refseg("run", *words(tmp_path, command(tmp_path), *local, clips=40), "--no-html", cwd=tmp_path)
-    deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("asked-*")):
-        assert run.poll() is None, run.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    wait_for(lambda: list(tmp_path.glob("asked-*")) or run.poll() is not None)
+    assert list(tmp_path.glob("asked-*")), run.communicate()
     run.send_signal(signal.SIGKILL)
     run.communicate()
     assert gone(tmp_path)
@@ -126,10 +110,10 @@ def test_kill_9_of_its_supervisor_ends_it_too(tmp_path: Path) -> None:
             known = {*started(tmp_path)}
             supervisor = int(Path(f"/proc/{serving}/stat").read_text().rpartition(")")[2].split()[1])
             server._end_left_over((server._folder() / f"{tmp_path.name}-left").with_suffix(".users"))
-            assert running(serving), "nothing is left over of one that is supervised"
+            assert alive(serving), "nothing is left over of one that is supervised"
             os.kill(supervisor, signal.SIGKILL)
-            assert running(helper)
-    assert gone(tmp_path, 20)
+            assert alive(helper)
+    assert gone(tmp_path)
 
 
 def test_no_proxy_of_the_machine_stands_between(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,17 +126,15 @@ def test_no_proxy_of_the_machine_stands_between(tmp_path: Path, monkeypatch: pyt
 
 def test_nobody_elses_server_is_taken_for_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "_LEAVING", 0.0)
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        port = held.getsockname()[1]
-    cluster = Cluster(server=command(tmp_path), server_port=port)
-    for _ in range(2):
-        with server._started(cluster, "tiny", f"{tmp_path.name}-first", tmp_path / "log"):
-            other = server._started(cluster, "large", f"{tmp_path.name}-second", tmp_path / "log")
-            with pytest.raises(ConfigError, match=f"can't have port {port}"), other:
-                pass
+    with reserved() as port:
+        cluster = Cluster(server=command(tmp_path), server_port=port)
+        for _ in range(2):
+            with server._started(cluster, "tiny", f"{tmp_path.name}-first", tmp_path / "log"):
+                other = server._started(cluster, "large", f"{tmp_path.name}-second", tmp_path / "log")
+                with pytest.raises(ConfigError, match=f"can't have port {port}"), other:
+                    pass
+            assert gone(tmp_path)
     assert len(started(tmp_path)) == 2
-    assert gone(tmp_path)
 
 
 def test_an_answer_of_another_kind_is_no_readiness() -> None:
@@ -186,22 +168,31 @@ def test_one_that_never_answers_is_told(tmp_path: Path, serve: str, minutes: flo
         pass
 
 
-def test_one_that_runs_is_waited_for(tmp_path: Path) -> None:
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        port = held.getsockname()[1]
-    other = subprocess.Popen(
-        ["sh", "-c", 'sleep 1; exec "$@"', "sh", sys.executable, SCRIPT, str(port), tmp_path]
-    )
-    try:
-        assert main(["run", *words(tmp_path, f"http://127.0.0.1:{port}/v1"), "--no-html"]) == 0
-        assert done(tmp_path) == 4
-        assert running(other.pid)
-    finally:
-        other.kill()
-        other.wait()
-        for _, helper in started(tmp_path):
-            os.kill(helper, signal.SIGKILL)
+def test_one_that_runs_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    others: list[subprocess.Popen[bytes]] = []
+    answers = server._answers
+
+    def asked(health: str) -> bool:
+        """Starts it after the first look."""
+        found = answers(health)
+        if not others:
+            assert not found
+            port = health.rpartition(":")[2].partition("/")[0]
+            others.append(subprocess.Popen([sys.executable, SCRIPT, port, tmp_path]))
+        return found
+
+    monkeypatch.setattr(server, "_answers", asked)
+    with reserved() as port:
+        try:
+            assert main(["run", *words(tmp_path, f"http://127.0.0.1:{port}/v1"), "--no-html"]) == 0
+            assert done(tmp_path) == 4
+            assert others[0].poll() is None
+        finally:
+            for other in others:
+                other.kill()
+                other.wait()
+            for _, helper in started(tmp_path):
+                os.kill(helper, signal.SIGKILL)
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,17 @@ from refseg_bench.run.shards import planned
 from refseg_bench.run.store import RunStore
 from refseg_bench.run.submissions import living, register, submissions
 from refseg_bench.run.workers import Desk, Owner, records
-from tests.launch.runs import lines, overrides, point, quiet, refseg, undisturbed
-from tests.launch.test_kill import wait_for, workers
+from tests.launch.runs import (
+    HANGS,
+    lines,
+    overrides,
+    point,
+    quiet,
+    refseg,
+    undisturbed,
+    wait_for,
+    workers,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -66,12 +75,13 @@ def test_a_run_without_its_dataset_still_has_a_status(tmp_path: Path, capsys) ->
 def test_a_second_command_joins_a_local_run_and_both_are_told(tmp_path: Path) -> None:
     whole = undisturbed(tmp_path / "whole", clips=8)
     point(tmp_path, clips=8)
-    command = ["run", "--no-score", *overrides(tmp_path, clips=8), "method.seconds=0.6"]
+    held = [f"method.hold={tmp_path / 'hold'}", "method.meet=2"]
+    command = ["run", "--no-score", *overrides(tmp_path, clips=8), *held]
     first = refseg(*command, cwd=tmp_path)
     (store,) = wait_for(lambda: [RunStore(p.parent) for p in tmp_path.glob("runs/*/run.json")])
     wait_for(store.done)
     second = refseg(*command, cwd=tmp_path)
-    told = [p.communicate(timeout=120)[1] for p in (first, second)]
+    told = [p.communicate(timeout=HANGS)[1] for p in (first, second)]
     assert "also submitted: cluster=debug" in told[1]
     assert "also submitted meanwhile: cluster=debug" in told[0]
     assert lines(store) == lines(whole)
@@ -80,9 +90,9 @@ def test_a_second_command_joins_a_local_run_and_both_are_told(tmp_path: Path) ->
 
 @pytest.mark.slow
 def test_cancel_ends_a_local_run_and_its_shards(tmp_path: Path, capsys) -> None:
-    point(tmp_path, clips=120)
+    point(tmp_path)
     started = refseg(
-        "run", "--no-score", *overrides(tmp_path, clips=120), "method.seconds=0.5",
+        "run", "--no-score", *overrides(tmp_path), f"method.hold={tmp_path / 'hold'}",
         "cluster=local", "cluster.parallel=2", cwd=tmp_path,
     )  # fmt: skip
     (store,) = wait_for(lambda: [RunStore(p.parent) for p in tmp_path.glob("runs/*/run.json")])
@@ -90,11 +100,11 @@ def test_cancel_ends_a_local_run_and_its_shards(tmp_path: Path, capsys) -> None:
     assert len(living([store])[store.root]) == 1
     assert main(["cancel", str(tmp_path / "runs")]) == 0
     assert f"interrupted process {started.pid}" in capsys.readouterr().out
-    assert started.wait(60) == 130
+    assert started.wait(HANGS) == 130
     wait_for(lambda: not workers(store.root))
     assert submissions(store.root)[-1].state == "over"
     kept = store.done()
-    assert 0 < len(kept) < 3 * 120
+    assert 0 < len(kept) < 18
     assert main(["cancel", str(tmp_path / "runs")]) == 0
     assert "nothing works on it" in capsys.readouterr().out
 

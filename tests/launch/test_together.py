@@ -7,10 +7,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -24,8 +24,19 @@ from refseg_bench.run.shards import Planned, planned
 from refseg_bench.run.store import RunStore, runs_in
 from refseg_bench.run.submissions import submissions
 from refseg_bench.run.workers import records
-from tests.launch.runs import environment, lines, overrides, point, quiet, scores, undisturbed
-from tests.launch.test_kill import wait_for, workers
+from tests.launch.runs import (
+    HANGS,
+    environment,
+    let_go,
+    lines,
+    overrides,
+    point,
+    quiet,
+    scores,
+    undisturbed,
+    wait_for,
+    workers,
+)
 
 VARIANTS = (1, 2)
 
@@ -50,7 +61,9 @@ def test_a_preview_tells_of_the_processes_that_share(tmp_path: Path, two_process
 def test_processes_share_all_rows(tmp_path: Path, two_processes: None) -> None:
     there: list[str] = []
     answers = launch(
-        rows(tmp_path / "two", seconds=0.05), quiet, done=lambda run: there.append(run.store.root.name)
+        rows(tmp_path / "two", hold=str(tmp_path / "hold"), meet=2),
+        quiet,
+        done=lambda run: there.append(run.store.root.name),
     )
     assert there == [run.store.root.name for run in answers]
     for run, variant in zip(answers, VARIANTS, strict=True):
@@ -77,17 +90,21 @@ def test_rows_beside_a_run_that_is_complete_are_made(tmp_path: Path, two_process
 def test_a_process_that_is_killed_loses_nothing(
     tmp_path: Path, two_processes: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    start = local._start
+    start, hold = local._start, tmp_path / "hold"
+    killed_ones: list[int] = []
 
     def killed(runs: list[Planned], *words: object) -> object:
         process = start(runs, *words)
         wait_for(lambda: any(r.owner.pid == process.popen.pid for r in records(runs[0].store.root)))
         process.popen.kill()  # it holds the claim of a clip by now, mostly
+        killed_ones.append(process.popen.pid)
+        if len(killed_ones) == 2:
+            let_go(hold)
         return process
 
     monkeypatch.setattr(local, "_start", killed)
     told: list[str] = []
-    answers = launch(rows(tmp_path, seconds=0.1), told.append)
+    answers = launch(rows(tmp_path, hold=str(hold)), told.append)
     assert sum("was killed by SIGKILL" in line for line in told) == 2
     assert [run.tally and run.tally.elsewhere for run in answers] == [0, 0]
     assert all(len(lines(run.store)) == 18 for run in answers)
@@ -100,7 +117,7 @@ def test_a_row_that_is_refused_is_refused_in_its_own_words(
 ) -> None:
     every = [f"clip{c}/{e}" for c in range(6) for e in range(3)]
     broken = point(tmp_path, method={"fail_on": every}, max_failures=1)
-    other = point(tmp_path, method={"seconds": 0.2})
+    other = point(tmp_path, method={"hold": str(tmp_path / "hold")} if lead else {})
     first, second = launch([broken, other], quiet, lead=lead)
     assert str(first.error).startswith("More samples failed than max_failures=1 allows.")
     assert second.error is None
@@ -126,29 +143,29 @@ def test_a_command_that_is_ended_leaves_no_process_and_goes_on(tmp_path: Path, e
         "sys.exit(main(sys.argv[1:]))\n"
     )
 
-    def start(seconds: float) -> subprocess.Popen[str]:
+    def start(*more: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, "-c", code, *words, f"method.seconds={seconds}"],
+            [sys.executable, "-c", code, *words, *more],
             cwd=root, env=environment(), text=True, start_new_session=True, stderr=subprocess.PIPE,
         )  # fmt: skip
 
-    first = start(0.3)
+    first = start(f"method.hold={root / 'hold'}")
     stores = wait_for(
         lambda: [RunStore(p.parent) for p in root.glob("*/run.json")][1:] and list(runs_in(root))
     )
-    wait_for(lambda: sum(len(store.done()) for store in stores) >= 3)
+    wait_for(lambda: sum(len(store.done()) for store in stores) >= 2)
     if end == "SIGINT to all":  # as a terminal sends it
         os.killpg(first.pid, signal.SIGINT)
     else:
         os.kill(first.pid, signal.Signals[end])
-    told = first.communicate(timeout=60)[1]
+    told = first.communicate(timeout=HANGS)[1]
     assert first.returncode == (-9 if end == "SIGKILL" else 130), told
     assert "Traceback" not in told
-    wait_for(lambda: not any(workers(store.root) for store in stores), seconds=20)
+    wait_for(lambda: not any(workers(store.root) for store in stores))
     kept = [store.done() for store in stores]
-    assert 3 <= sum(map(len, kept)) < 36
-    again = start(0.0)
-    told = again.communicate(timeout=120)[1]
+    assert 2 <= sum(map(len, kept)) < 36
+    again = start()
+    told = again.communicate(timeout=HANGS)[1]
     assert again.returncode == 0, told
     for store in stores:
         variant = int(store.info().lasting["method"]["variant"])
@@ -236,17 +253,21 @@ def test_rows_are_looked_at_while_the_last_one_is_scored(
     """A look in which a row was scored is long; the next one, and the end, don't wait twenty times that."""
     (run,) = launching.freeze_for_workers([point(tmp_path)], quiet)
 
-    def start(*words: object) -> local._Process:
-        return local._Process(0, subprocess.Popen(["sleep", "2"]), None, tmp_path / "log")
+    now = 0.0
+
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
 
     def look() -> bool:
-        time.sleep(1)
+        sleep(1.0)
         return True
 
-    monkeypatch.setattr(local, "_start", start)
-    began = time.monotonic()
+    process = SimpleNamespace(returncode=0, poll=lambda: 0 if now > 2.0 else None)
+    monkeypatch.setattr(local, "time", SimpleNamespace(sleep=sleep, monotonic=lambda: now))
+    monkeypatch.setattr(local, "_start", lambda *_: SimpleNamespace(shard=0, popen=process, device=None))
     assert local.together([run], look) == []
-    assert time.monotonic() - began < 15
+    assert now < 15
 
 
 def test_the_worst_end_of_several_runs_counts(

@@ -24,8 +24,19 @@ from refseg_bench.run.submissions import submissions
 from refseg_bench.run.worker import PARTS, draining, part_of
 from refseg_bench.run.workers import LEAVING, Desk, Owner, leave, records
 from refseg_bench.types import Prediction, SampleFailure
-from tests.launch.runs import environment, lines, overrides, point, quiet, refseg, scores, undisturbed
-from tests.launch.test_kill import wait_for
+from tests.launch.runs import (
+    HANGS,
+    environment,
+    let_go,
+    lines,
+    overrides,
+    point,
+    quiet,
+    refseg,
+    scores,
+    undisturbed,
+    wait_for,
+)
 
 K8S, SKY = {"JOB_COMPLETION_INDEX": "3"}, {"SKYPILOT_NODE_RANK": "1", "SKYPILOT_NUM_NODES": "2"}
 ARRAY = {"SLURM_ARRAY_TASK_ID": "12", "SLURM_ARRAY_TASK_MIN": "8", "SLURM_ARRAY_TASK_STEP": "2",
@@ -96,7 +107,7 @@ def frozen(folder: Path, *more: str, clips: int = 6) -> RunStore:
     """`refseg run --freeze` in that folder."""
     point(folder, clips=clips)
     done = refseg("run", "--freeze", *overrides(folder, clips=clips), *more, cwd=folder)
-    out, told = done.communicate(timeout=120)
+    out, told = done.communicate(timeout=HANGS)
     assert done.returncode == 0, told
     (command,) = out.splitlines()
     assert command.startswith("refseg work /")
@@ -110,7 +121,7 @@ def worker(store: RunStore, **told: str) -> subprocess.Popen[str]:
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
     """Exit code and what was told."""
-    told = process.communicate(timeout=120)[1]
+    told = process.communicate(timeout=HANGS)[1]
     return process.returncode, told
 
 
@@ -264,18 +275,17 @@ def test_a_worker_imports_nothing_that_nobody_trusts(
 @pytest.mark.slow
 def test_sigterm_hands_back_the_clip(tmp_path: Path) -> None:
     whole = undisturbed(tmp_path / "whole", clips=3)
-    store = frozen(tmp_path, "method.seconds=0.3", clips=3)
+    store = frozen(tmp_path, f"method.hold={tmp_path / 'hold'}", clips=3)
     first = worker(store)
     wait_for(store.done)
-    began = time.monotonic()
     first.terminate()
     code, told = ended(first)
     assert (code, "handed back" in told) == (os.EX_TEMPFAIL, True), told
-    assert time.monotonic() - began < 10
     (record,) = records(store.root)
     assert record.end is not None
     assert not record.end.well
     assert 0 < len(store.done()) < 9
+    let_go(tmp_path / "hold")
     assert ended(worker(store))[0] == 0
     assert lines(store) == lines(whole)
     assert scores(store) == scores(whole)
@@ -284,22 +294,20 @@ def test_sigterm_hands_back_the_clip(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("signals", [1, 2])
 def test_a_sample_that_takes_too_long_is_dropped(tmp_path: Path, signals: int) -> None:
-    store = frozen(tmp_path, "method.seconds=60", clips=2)
+    store = frozen(tmp_path, "method.seconds=36000", clips=2)
     code = (
         "import sys\nfrom refseg_bench.run import worker\n"
-        f"worker.DRAIN = {1.0 if signals == 1 else 60.0}\n"
+        f"worker.DRAIN = {1.0 if signals == 1 else 36000.0}\n"
         f"from refseg_bench.cli import main\nsys.exit(main(['work', {str(store.root)!r}]))\n"
     )
     run = subprocess.Popen(
         [sys.executable, "-c", code], env=environment(), cwd=tmp_path, text=True, stderr=subprocess.PIPE
     )
     wait_for(lambda: list((store.root / "claims").glob("*")))
-    began = time.monotonic()
-    for _ in range(signals):
-        run.terminate()
-        time.sleep(0.5)
+    run.terminate()
+    if signals == 2:  # two that come too close are one
+        wait_for(lambda: run.terminate() or run.poll() is not None, every=0.5)
     assert ended(run)[0] == os.EX_TEMPFAIL
-    assert time.monotonic() - began < 20
     assert store.done() == set()
     # What it had is anybody's at once.
     with Desk(store.root, Owner.here("next", submissions(store.root)[-1].id)) as desk:
@@ -311,8 +319,9 @@ def test_any_mix_of_workers_drains_one_run(tmp_path: Path) -> None:
     """Two local shards, bare workers, one with a part of its own; killed, told to end, and started again."""
     clips, chance = 12, random.Random(3)
     whole = undisturbed(tmp_path / "whole", clips=clips)
-    store = frozen(tmp_path, "method.seconds=0.5", clips=clips)
-    command = ["run", "--no-score", *overrides(tmp_path, clips=clips), "method.seconds=0.5"]
+    held = f"method.hold={tmp_path / 'hold'}"
+    store = frozen(tmp_path, held, clips=clips)
+    command = ["run", "--no-score", *overrides(tmp_path, clips=clips), held]
     told = [{}, {"RANK": "1", "WORLD_SIZE": "3"}, {"REFSEG_SHARD": "3", "REFSEG_SHARDS": "4"}]
     local = refseg(*command, "cluster=local", "cluster.shards=2", "cluster.parallel=2", cwd=tmp_path)
     bare = [worker(store, **more) for more in told]
@@ -326,6 +335,7 @@ def test_any_mix_of_workers_drains_one_run(tmp_path: Path) -> None:
     os.kill(victim, signal.SIGKILL)
     time.sleep(chance.uniform(0, 0.3))
     next(process for process in bare if process.pid != victim).terminate()
+    let_go(tmp_path / "hold")
     codes = [ended(process)[0] for process in [*bare, local]]
     assert -signal.SIGKILL in codes
     assert set(codes) <= {0, 1, -signal.SIGKILL, -signal.SIGTERM, os.EX_TEMPFAIL}, codes
@@ -336,14 +346,14 @@ def test_any_mix_of_workers_drains_one_run(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_what_failed_is_tried_again_while_the_run_goes_on(tmp_path: Path) -> None:
-    clips = 40  # more than the first gets through, however slow the second starts
+    clips = 6
     whole = undisturbed(tmp_path / "whole", clips=clips)
     point(tmp_path, clips=clips)
     frame, away = tmp_path / "data/clip0/00000.png", tmp_path / "away.png"
     state = frame.stat()
     frame.rename(away)
     command = ["run", "--no-score", *overrides(tmp_path, clips=clips)]
-    first = refseg(*command, "method.seconds=2", cwd=tmp_path)
+    first = refseg(*command, f"method.hold={tmp_path / 'hold'}", cwd=tmp_path)
     (store,) = wait_for(lambda: [RunStore(p.parent) for p in tmp_path.glob("runs/*/run.json")])
     wait_for(lambda: len(store.index()) >= 4)
     away.rename(frame)

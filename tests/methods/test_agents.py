@@ -33,6 +33,7 @@ from refseg_bench.segmenters.base import Candidates, Instance, Prompt, Segmenter
 from refseg_bench.types import Clip, Expression, MaskTrack
 from tests.backbones.test_chat import Server, spoken
 from tests.fakes import FakeDataset
+from tests.launch.runs import HANGS
 
 SIZE, LENGTH = (24, 32), 6
 
@@ -449,15 +450,15 @@ def test_drawing_is_pure_and_marks_only_what_it_should():
 
 @pytest.mark.slow
 def test_a_killed_run_asks_nothing_twice_and_ends_the_same(tmp_path):
-    enough = threading.Event()
+    enough, killed_it = threading.Event(), threading.Event()
     count = 0
 
     def reply(body):
         nonlocal count
         count += 1
-        if count == 5:
+        if count >= 5:
             enough.set()
-        time.sleep(0.3)
+            killed_it.wait()
         side = 100 + len(json.dumps(body["messages"])) % 700
         return 200, spoken(f"[[50, 50, {side}, {side}]]")
 
@@ -486,14 +487,15 @@ def test_a_killed_run_asks_nothing_twice_and_ends_the_same(tmp_path):
         assert killed.poll() is None
     os.killpg(killed.pid, signal.SIGKILL)
     killed.wait()
+    killed_it.set()
     before = [json.dumps(body, sort_keys=True) for body, _ in server.asked]
-    assert start("a").wait(300) == 0
+    assert start("a").wait(HANGS) == 0
     whole = [json.dumps(body, sort_keys=True) for body, _ in server.asked]
     # At most the two that were on their way when it was killed are asked again.
     twice = len(whole) - len(set(whole))
     assert twice <= 2
     assert len(set(whole)) == 12
     assert len(before) < 12
-    assert start("b").wait(300) == 0
+    assert start("b").wait(HANGS) == 0
     assert tracks("a") == tracks("b")
     server.close()

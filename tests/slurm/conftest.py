@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.launch.runs import environment
+from tests.launch.runs import HANGS, environment
 
 SCRIPT = Path(__file__).with_name("cluster.sh")
 
@@ -37,7 +37,7 @@ class Slurm:
 
     def tell(self, *command: str) -> str:
         """A SLURM client's answer."""
-        return subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
+        return subprocess.run(command, capture_output=True, text=True, timeout=HANGS).stdout
 
     def tasks(self, job: str) -> dict[str, str]:
         """Array task → state, of an array that is not over."""
@@ -51,8 +51,8 @@ class Slurm:
             if "BeginTime" in reason:
                 subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], capture_output=True)
 
-    def wait(self, condition, seconds: float = 120.0, every: float = 0.3):
-        deadline = time.monotonic() + seconds
+    def wait(self, condition, every: float = 0.3):
+        deadline = time.monotonic() + HANGS
         while not (value := condition()):
             if time.monotonic() > deadline:
                 raise AssertionError(f"waited too long:\n{self.tell('squeue')}\n{self.tell('sinfo', '-N')}")
