@@ -254,9 +254,10 @@ def test_the_site_is_searched_from_disk_and_asks_nobody(site: Path, browser: Any
     page.wait_for_selector("#mkdocs-search-results a")
     assert "DecAF" in page.inner_text("#mkdocs-search-results")
     page.fill("#mkdocs-search-query", "no_such_word <b>")
-    assert page.inner_text("#mkdocs-search-results") == "Nothing found."
+    page.get_by_text("Nothing found.", exact=True).wait_for()
     page.fill("#mkdocs-search-query", "claims hard link")
-    page.click("#mkdocs-search-results a")
+    with page.expect_navigation():
+        page.click("#mkdocs-search-results a")
     assert "claim" in page.inner_text("h1").lower()
     page.close()
     assert complaints == []

@@ -18,6 +18,7 @@ from refseg_bench.run.loop import work_on
 from refseg_bench.run.store import RunStore
 from refseg_bench.scoring.runs import score_run
 from tests.fakes import fake_run, fake_values
+from tests.launch.runs import HANGS
 from tests.report.worlds import HOSTILE
 
 pytestmark = pytest.mark.slow
@@ -29,6 +30,7 @@ class Visitor:
     def __init__(self, browser: Any, folder: Path, **context: Any) -> None:
         self.folder = folder.resolve()
         self.context = browser.new_context(**context)
+        self.context.set_default_timeout(HANGS * 1000)
         self.page = self.context.new_page()
         self.complaints: list[str] = []
         self.page.on("console", lambda m: self.complaints.append(f"{m.type}: {m.text}"))
@@ -43,7 +45,12 @@ class Visitor:
             self.complaints.append(f"left the folder: {request.url}")
 
     def go(self, hash_: str = "#/") -> None:
-        self.page.goto(f"file://{self.folder}/index.html{hash_}")
+        address = f"file://{self.folder}/index.html{hash_}"
+        if self.page.url == address:
+            self.page.reload()
+        else:  # in the same document, where what stands there already would be taken for the new page
+            self.page.evaluate("document.querySelector('main h1')?.remove()")
+            self.page.goto(address)
         self.page.wait_for_selector("main h1")
 
     def text(self, selector: str = "main") -> str:
@@ -59,8 +66,19 @@ class Visitor:
         assert self.complaints == []
 
 
+#: Until all pictures that were asked for are there and drawn; drawing one may ask for the next.
+SETTLED = """async () => {
+  for (let known = -1; known !== pictures.size;) {
+    known = pictures.size;
+    await Promise.all(pictures.values());
+    await new Promise((drawn) => requestAnimationFrame(() => setTimeout(drawn)));
+  }
+}"""
+
+
 def pixels(page: Any, index: int) -> str:
     """A canvas as the browser shows it (its pixels may not be read from inside the page)."""
+    page.evaluate(SETTLED)
     return str(hash(page.locator(".panels canvas").nth(index).screenshot()))
 
 
@@ -116,7 +134,6 @@ def test_run_makes_pages_to_browse(small_runs: Path, browser: Any, tmp_path: Pat
     page.select_option("select[name=order]", "worst")  # one with masks, unlike what is absent and said so
     page.locator(".card").first.click()
     page.wait_for_selector(".panels canvas")
-    page.wait_for_timeout(300)
     assert page.locator(".panels figure:visible").count() == 5 + 2, (
         "frame, target, answers; the map and mask below"
     )
@@ -124,7 +141,6 @@ def test_run_makes_pages_to_browse(small_runs: Path, browser: Any, tmp_path: Pat
     slider = page.locator("input[type=range]")
     there = 3 if slider.input_value() == "9" else 9
     slider.fill(str(there))
-    page.wait_for_timeout(300)
     assert visit.text("#frame-name") != name
     assert pixels(page, 0) != before
     page.keyboard.press("ArrowRight")
@@ -132,7 +148,6 @@ def test_run_makes_pages_to_browse(small_runs: Path, browser: Any, tmp_path: Pat
     page.screenshot(path=tmp_path / "sample.png", full_page=True)
     plain = pixels(page, 4)
     page.keyboard.press("d")
-    page.wait_for_timeout(300)
     assert pixels(page, 4) != plain
     page.keyboard.press("m")
     assert page.locator(".panels figure:visible").count() == 5
@@ -230,7 +245,7 @@ def look(
     visit = Visitor(browser, folder, color_scheme=scheme, **context)
     for number, address in enumerate(views):
         visit.go(address)
-        visit.page.wait_for_timeout(150)
+        visit.page.evaluate(SETTLED)
         assert visit.page.evaluate(LAYOUT) == [], address
         shot = visit.page.screenshot(path=shots / f"{number}-{scheme}-{size[0]}.png", full_page=True)
         assert len(shot) > 5_000, "something is drawn"
@@ -305,8 +320,7 @@ def test_a_conversation_is_shown_with_what_was_sent(agent_runs: Path, browser: A
         assert "Verdict" in agent.inner_text()
         pictures = boxes.locator(".sent img")
         pictures.first.scroll_into_view_if_needed()
-        page.wait_for_timeout(200)
-        assert pictures.first.evaluate("image => image.naturalWidth") > 50
+        page.wait_for_function("image => image.naturalWidth > 50", arg=pictures.first.element_handle())
         small = pictures.first.bounding_box()["height"]
         pictures.first.press("Enter")
         assert pictures.first.bounding_box()["height"] > small
@@ -348,7 +362,6 @@ def test_a_conversation_from_elsewhere_leads_nowhere(browser: Any, tmp_path: Pat
     assert "box that the segmenter was given" in visit.text(".legend")
     drawn = pixels(visit.page, 2)
     visit.page.keyboard.press("p")
-    visit.page.wait_for_timeout(200)
     assert pixels(visit.page, 2) != drawn
     assert "box" not in visit.text(".legend")
     visit.close()
@@ -396,29 +409,27 @@ def test_an_address_holds_the_whole_view_of_a_sample(small_runs: Path, browser: 
     page = visit.page
     visit.go("#/sample?g=0&n=1&f=2")
     page.wait_for_selector(".panels canvas")
-    page.wait_for_timeout(300)
     orange = pixels(page, 4)
     for key in ("d", "t", "p", "c", "+", "ArrowRight"):
         page.keyboard.press(key)
     page.locator(".panels canvas").nth(4).focus()
     page.keyboard.press("Enter")
-    page.wait_for_timeout(400)
+    parts = ("f=3", "flip=difference%2Coutline%2Cpoints", "c=magenta", "solo=run+2", "zoom=")
+    page.wait_for_url(lambda url: all(part in url for part in parts))
     assert page.locator(".panels figure:visible").count() == 1, "alone"
     page.evaluate("document.activeElement.blur()")
+    page.evaluate(SETTLED)
     address, alone = page.url, page.locator(".panels canvas:visible").screenshot()
-    for part in ("f=3", "flip=difference%2Coutline%2Cpoints", "c=magenta", "solo=run+2", "zoom="):
-        assert part in address
     page.goto("about:blank")
     page.goto(address)
     page.wait_for_selector(".panels canvas:visible")
-    page.wait_for_timeout(400)
+    page.evaluate(SETTLED)
     assert page.locator(".panels canvas:visible").screenshot() == alone
     page.keyboard.press("Escape")
     assert page.locator(".panels figure:visible").count() > 4
     for key in ("0", "d", "t", "p"):
         page.keyboard.press(key)
     page.locator("input[type=range]").fill("2")
-    page.wait_for_timeout(300)
     assert pixels(page, 4) != orange, "masks in magenta"
     visit.close()
 
@@ -432,19 +443,17 @@ def test_the_list_opens_where_it_was_left(browser: Any, tmp_path: Path) -> None:
     )
     page = visit.page
     visit.go("#/samples")
-    for _ in range(8):
-        page.mouse.wheel(0, 6000)
-        page.wait_for_timeout(80)
-    place = page.evaluate("window.scrollY")
-    assert place > 3000
+    # The list grows as it is read.
+    while (place := page.evaluate("window.scrollY")) <= 3000:
+        page.evaluate("window.scrollBy(0, 6000)")
+        page.evaluate(SETTLED)
     card = next(c for c in page.locator(".card").all() if (c.bounding_box() or {"y": -1})["y"] > 100)
     name = card.get_attribute("data-sample")
     card.click()
     page.wait_for_selector(".panels canvas")
     page.go_back()
     page.wait_for_selector(".card")
-    page.wait_for_timeout(100)
-    assert abs(page.evaluate("window.scrollY") - place) < 60
+    page.wait_for_function(f"Math.abs(window.scrollY - {place}) < 60")
     assert page.evaluate("document.activeElement.dataset.sample") == name
     visit.close()
 
@@ -482,7 +491,7 @@ def test_every_stage_of_a_method_is_shown(browser: Any, tmp_path: Path) -> None:
     visit = Visitor(browser, write_report([store], tmp_path / "report").parent)
     visit.go("#/sample?g=0&n=4&f=0")
     visit.page.wait_for_selector(".panels canvas")
-    visit.page.wait_for_timeout(200)
+    visit.page.evaluate(SETTLED)
     captions = visit.page.locator(".panels figcaption").all_inner_texts()
     assert [caption.partition(" ·")[0] for caption in captions[3:]] == [
         *("object", "fused <i> (of frame 2)", "points", "mask"), "object (video)"
@@ -505,7 +514,6 @@ def test_every_stage_of_a_method_is_shown(browser: Any, tmp_path: Path) -> None:
     assert "point that the segmenter was clicked at" in visit.text(".legend")
     before = pixels(visit.page, 3)
     visit.page.keyboard.press("p")
-    visit.page.wait_for_timeout(200)
     assert pixels(visit.page, 3) != before, "the click is on this frame"
     assert "clicked" not in visit.text(".legend")
     visit.go("#/")

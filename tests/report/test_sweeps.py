@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from refseg_bench.run.loop import work_on
 from refseg_bench.run.store import RunStore
 from refseg_bench.scoring.runs import score_run
 from tests.fakes import fake_run
+from tests.launch.runs import wait_for
 
 
 def runs(folder: Path, **axes: list[Any]) -> list[RunStore]:
@@ -173,11 +173,7 @@ def test_wandb_holds_every_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     (log,) = tmp_path.glob(f"wandb/offline-run-*/run-{record.name}.wandb")
     wanted = [w.encode() for name, value in record.metrics.items() for w in (name, json.dumps(value))]
     # The package's own process writes the file.
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline and not all(w in log.read_bytes() for w in wanted):
-        time.sleep(0.1)
-    held = log.read_bytes()
-    assert [w for w in wanted if w not in held] == []
+    wait_for(lambda: all(w in log.read_bytes() for w in wanted))
 
 
 @pytest.mark.slow
