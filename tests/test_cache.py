@@ -139,7 +139,7 @@ def _write_many(root: str, worker: int) -> int:
 
 @pytest.mark.slow
 def test_concurrent_writers_never_show_a_torn_entry(tmp_path):
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("spawn")  # other tests' threads hold no lock in it
     with context.Pool(4) as pool:
         torn = pool.starmap(_write_many, [(str(tmp_path), worker) for worker in range(4)])
     assert torn == [0, 0, 0, 0]

@@ -24,14 +24,14 @@ from refseg_bench.report.html import write_report
 from refseg_bench.run.store import RunStore, runs_in
 from refseg_bench.types import encode_rle
 from tests.datasets.conftest import video
-from tests.launch.runs import environment
+from tests.launch.runs import HANGS, environment
 from tests.quick import quick_first
 from tools.writers import write_meta_expressions_set
 
 
 def refseg(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "refseg_bench", *args], cwd=cwd, capture_output=True, text=True, timeout=300
+        [sys.executable, "-m", "refseg_bench", *args], cwd=cwd, capture_output=True, text=True, timeout=HANGS
     )
 
 

@@ -21,6 +21,7 @@ from refseg_bench.backbones.weights import ModelError, Weights, fetch, find, nee
 from refseg_bench.errors import ConfigError
 from refseg_bench.files import resources
 from refseg_bench.files.store_io import sealed_text
+from tests.launch.runs import HANGS
 from tests.quick import quick_first
 
 
@@ -277,7 +278,7 @@ def run(*words, **environment):
         capture_output=True,
         text=True,
         env={**os.environ, **environment},
-        timeout=120,
+        timeout=HANGS,
     )
 
 

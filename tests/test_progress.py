@@ -4,7 +4,6 @@ import dataclasses
 import shlex
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from refseg_bench.run.progress import Progress
 from refseg_bench.run.store import RunInfo, RunStore
 from refseg_bench.run.workers import Desk, Owner, records
 from refseg_bench.types import Clip
+from tests.launch.runs import wait_for
 
 CLIP = Clip("a/long", tuple(Path(f"{t}.jpg") for t in range(3600)), tuple(map(str, range(3600))), (24, 32))
 
@@ -96,9 +96,7 @@ def test_status_tells_what_a_living_process_is_at(tmp_path, capsys, monkeypatch)
     store = RunStore.create(tmp_path / "run", "{}\n", RunInfo(digest="0"))
     with Desk(store.root, Owner.here("job", "launch")) as desk:
         desk.now = lambda: "a/long (3600 frames): 3/20 expressions"
-        until = time.monotonic() + 10
-        while not records(store.root)[0].now and time.monotonic() < until:
-            time.sleep(0.02)
+        wait_for(lambda: records(store.root)[0].now)
         monkeypatch.setattr(workers, "BEAT", 30.0)
         assert main(["status", str(store.root)]) in (0, 1, 2)
         assert "a/long (3600 frames): 3/20 expressions" in " ".join(capsys.readouterr().out.split())

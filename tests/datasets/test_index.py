@@ -16,6 +16,7 @@ from refseg_bench.datasets import index
 from refseg_bench.datasets.files import Damage
 from refseg_bench.datasets.index import JsonStream, open_entries
 from refseg_bench.files import store_io
+from tests.launch.runs import HANGS
 
 plain = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
@@ -167,14 +168,14 @@ def _open(path, cache, barrier, results):
 
 @pytest.mark.slow
 def test_processes_may_build_the_same_index_at_once(large, tmp_path):
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("spawn")  # other tests' threads hold no lock in it
     barrier, results = context.Barrier(4), context.Queue()
     workers = [
         context.Process(target=_open, args=(large, tmp_path / "cache", barrier, results)) for _ in range(4)
     ]
     for worker in workers:
         worker.start()
-    assert [results.get(timeout=60) for _ in workers] == [[123] * 20] * 4
+    assert [results.get(timeout=HANGS) for _ in workers] == [[123] * 20] * 4
     for worker in workers:
         worker.join()
     assert [p.suffix for p in (tmp_path / "cache" / "index").iterdir()] == [".index"]
@@ -182,7 +183,7 @@ def test_processes_may_build_the_same_index_at_once(large, tmp_path):
 
 @pytest.mark.slow
 def test_memory_stays_flat_while_a_file_is_walked(tmp_path):
-    """A file of 60 MB is walked and read within 25 MB above what the libraries take."""
+    """A file of 60 MB is walked and read within 40 MB above what the libraries take."""
     path = tmp_path / "mask_dict.json"
     entry = json.dumps([{"size": [480, 854], "counts": "x" * 1000}] * 100)
     with path.open("w") as out:
@@ -204,4 +205,4 @@ def test_memory_stays_flat_while_a_file_is_walked(tmp_path):
         [sys.executable, "-c", script, path, tmp_path / "cache"], capture_output=True, text=True, check=True,
         env={**os.environ, "PYTHONPATH": str(Path(index.__file__).parents[2])},
     )  # fmt: skip
-    assert int(out.stdout) < 25
+    assert int(out.stdout) < 40

@@ -6,7 +6,6 @@ import pickle
 import pickletools
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -223,10 +222,8 @@ def test_crafted_streams_end_in_one_error(path, name, monkeypatch):
     text = Path(pickles.__spec__.origin).read_text()
     path.with_name("quick.py").write_text(text.replace("seconds = 10 +", "seconds = 2 +"))
     path.write_bytes(CRAFTED[name])
-    start = time.monotonic()
     with pytest.raises(Damage, match="torn or damaged|torn or malformed"):
         list(pickled_list(path))
-    assert time.monotonic() - start < 20
 
 
 def children():

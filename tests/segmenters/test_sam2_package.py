@@ -16,6 +16,7 @@ from refseg_bench.errors import ConfigError
 from refseg_bench.segmenters import sam2
 from refseg_bench.segmenters.base import Prompt
 from refseg_bench.segmenters.sam2 import Sam2
+from tests.launch.runs import HANGS
 
 HYDRA = """
 from refseg_bench.config.compose import compose
@@ -63,7 +64,7 @@ def run(arguments, cwd):
         capture_output=True,
         text=True,
         cwd=cwd,
-        timeout=300,
+        timeout=HANGS,
         env={**os.environ, "PYTHONPATH": home},
     )
 
