@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from refseg_bench.report.tables import (
     Cell,
     ResultTable,
     csv_of,
+    equal_in_print,
     in_percent,
     number_cell,
     to_latex,
@@ -233,21 +234,20 @@ def held_against(store: RunStore) -> list[Held]:
     reference = Reference.of_run(store)
     if reference is None:
         return []
-    results, part, (_, split) = _in_order(store), store.info().part, store.info().data
-    out = []
-    for row in reference.rows():
-        if not is_of(split, row.split):
-            continue
-        name = metric_name(row)
+    _, split = store.info().data
+    rows = (row for row in reference.rows() if is_of(split, row.split))
+    return list(_beside_rows(store, rows, reference.tolerance))
+
+
+def _beside_rows(store: RunStore, rows: Iterable[PaperRow], tolerance: float) -> Iterator[Held]:
+    results, part = _in_order(store), store.info().part
+    for row in rows:
         for result in results:
-            estimate = result.metrics.get(name)
+            estimate = result.metrics.get(metric_name(row))
             if estimate is not None and math.isfinite(estimate.value):
                 ours = in_percent(result, estimate)
-                out.append(
-                    Held(row, store.root.name, result.protocol, ours, result, reference.tolerance, part)
-                )
+                yield Held(row, store.root.name, result.protocol, ours, result, tolerance, part)
                 break
-    return out
 
 
 def _beside(store: RunStore, columns: Iterable[Column], like: PaperRow) -> list[Held]:
@@ -255,19 +255,10 @@ def _beside(store: RunStore, columns: Iterable[Column], like: PaperRow) -> list[
     info = store.info()
     name, split = info.data
     blank = dict.fromkeys(("row", "backbone", "segmenter", "kind", "setting", "value"), "")
-    out = []
-    for column in columns:
-        if column[0] != printed_name(name) or not is_of(split, column[1]):
-            continue
-        about = dict(zip(("dataset", "split", "metric"), column, strict=True))
-        row = replace(like, **{**blank, "method": info.choices.get("method", "?"), **about})
-        for result in _in_order(store):
-            estimate = result.metrics.get(metric_name(row))
-            if estimate is not None and math.isfinite(estimate.value):
-                ours = in_percent(result, estimate)
-                out.append(Held(row, store.root.name, result.protocol, ours, result, TOLERANCE, info.part))
-                break
-    return out
+    like = replace(like, **blank, method=info.choices.get("method", "?"))
+    rows = (replace(like, dataset=dataset, split=part, metric=metric) for dataset, part, metric in columns)
+    wanted = (row for row in rows if row.dataset == printed_name(name) and is_of(split, row.split))
+    return list(_beside_rows(store, wanted, TOLERANCE))
 
 
 def _in_order(store: RunStore) -> list[Result]:
@@ -483,24 +474,15 @@ def _cell(table: PaperTable, line: TableLine, column: Column, marks: Mapping[str
     group = [one for one in table.lines if one.kind == line.kind and column in one.cells]
     peers = [one.cells[column].value for one in group if column not in one.held or one.held[column].whole]
     held = line.held.get(column)
-    best = len(group) > 1 and value.value == max(peers, default=None) and (held is None or held.whole)
+    first = equal_in_print(value.value, max(peers, default=math.nan))
+    best = len(group) > 1 and first and (held is None or held.whole)
     if held is None:
         other = bool(table.method) and line.labels[0] != table.method
-        return Cell(
-            f"{value.value:g}" if value.value % 1 else f"{value.value:.1f}",
-            "",
-            best,
-            "",
-            _OTHERS if other else "",
-        )
-    cell = number_cell(value, 1.0, best)
-    return Cell(
-        cell.text,
-        cell.interval,
-        best,
-        f"({held.delta:+.1f})" if held.row.value else "",
-        marks.get(held.protocol, "") + ("" if held.whole else "*"),
-    )
+        text = f"{value.value:g}" if value.value % 1 else f"{value.value:.1f}"
+        return Cell(text, best=best, mark=_OTHERS if other else "")
+    delta = f"({held.delta:+.1f})" if held.row.value else ""
+    mark = marks.get(held.protocol, "") + ("" if held.whole else "*")
+    return replace(number_cell(value, 1.0, best), delta=delta, mark=mark)
 
 
 #: Columns of our numbers alone.

@@ -345,8 +345,9 @@ def _table(dataset: str, protocol: str, rows: list[Row], sets: Collection[str]) 
         cells = [Cell(row.label or row.run)]
         for name in names:
             estimate = row.result.metrics.get(name)
-            best = len(rows) > 1 and row.ranked and estimate is not None and estimate.value == top[name]
-            cells.append(number_cell(estimate, 100.0 / row.result.scale, best))
+            percent = 100.0 / row.result.scale
+            best = estimate and equal_in_print(estimate.value * percent, top[name] * percent)
+            cells.append(number_cell(estimate, percent, bool(best) and row.ranked and len(rows) > 1))
         r = row.result
         cells += [Cell(f"{r.n}"), Cell(f"{r.failed}"), Cell(f"{r.missing}")]
         all_answers = sum(r.answers.values())
@@ -387,6 +388,15 @@ def in_percent(result: Result, estimate: Estimate) -> Estimate:
     """An estimate of a result in percent, whatever the protocol's own unit is."""
     percent = 100.0 / result.scale
     return Estimate(estimate.value * percent, estimate.low * percent, estimate.high * percent)
+
+
+def equal_in_print(one: float, other: float) -> bool:
+    """Whether two numbers look the same in a table: then both are the best or neither is.
+
+    >>> equal_in_print(45.04, 44.96), equal_in_print(45.06, 44.96)
+    (True, False)
+    """
+    return f"{one:.1f}" == f"{other:.1f}"
 
 
 def number_cell(estimate: Estimate | None, percent: float, best: bool = False) -> Cell:
@@ -658,11 +668,6 @@ def csv_text(text: str) -> str:
         return f"'{plain}"
 
 
-def to_csv(rows: Sequence[Row]) -> str:
-    """Long form, full precision: one line per run, protocol and metric."""
-    return csv_of(_lines_of(rows))
-
-
 def to_frame(stores: Sequence[RunStore]) -> pandas.DataFrame:
     """The results of some runs for further computing: what ``refseg report --format csv`` writes.
 
@@ -674,10 +679,11 @@ def to_frame(stores: Sequence[RunStore]) -> pandas.DataFrame:
     import pandas  # half a second that no command needs
 
     leave_out_outdated(stores, lambda line: print(line, file=sys.stderr))
-    return pandas.DataFrame.from_records(list(_lines_of(rows_of(stores))))
+    return pandas.DataFrame.from_records(list(lines_of(rows_of(stores))))
 
 
-def _lines_of(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
+def lines_of(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
+    """Long form, full precision: one record per run, protocol and metric."""
     costs = costs_of(rows)
     for row in rows:
         for name, e in row.result.metrics.items():
@@ -704,15 +710,10 @@ def records_of(rows: Sequence[Row]) -> list[dict[str, Any]]:
     return records
 
 
-def to_json(rows: Sequence[Row]) -> str:
-    """:func:`records_of` as a text."""
-    return json.dumps(records_of(rows), indent=2) + "\n"
-
-
 #: Format name → text of all rows of some runs. ``term`` prints and is not here.
 FORMATS: dict[str, Callable[[Sequence[RunStore]], str]] = {
     "md": lambda stores: "\n".join(map(to_markdown, tables_of(stores))),
     "latex": lambda stores: "\n".join(map(to_latex, tables_of(stores))),
-    "csv": lambda stores: to_csv(rows_of(stores)),
-    "json": lambda stores: to_json(rows_of(stores)),
+    "csv": lambda stores: csv_of(lines_of(rows_of(stores))),
+    "json": lambda stores: json.dumps(records_of(rows_of(stores)), indent=2) + "\n",
 }

@@ -357,10 +357,16 @@ def test_a_part_of_the_samples_is_never_the_best() -> None:
     rows = [tables.Row(n, n, "set", r) for n, r in zip("abc", made, strict=True)]
     (table,) = tables.tabulate([replace(rows[0], part="limit.clips=1"), *rows[1:]])
     assert [row[1].best for row in table.rows] == [False, False, True]
-    assert "limit.clips=1" in tables.to_csv([replace(rows[0], part="limit.clips=1")])
+    assert next(tables.lines_of([replace(rows[0], part="limit.clips=1")]))["part"] == "limit.clips=1"
     failed = replace(rows[0], result=replace(made[0], failed=1))  # one that counts as 0, so that n is whole
     (table,) = tables.tabulate([failed, *rows[1:]])
     assert [row[1].best for row in table.rows] == [False, False, True]
+
+
+def test_what_looks_the_same_is_the_best_together() -> None:
+    made = [Result("p@1", {"J": Estimate(value)}, 9, 9, 0, 0) for value in (0.4504, 0.4496, 0.4494)]
+    (table,) = tables.tabulate([tables.Row(n, n, "set", r) for n, r in zip("abc", made, strict=True)])
+    assert [(row[1].text, row[1].best) for row in table.rows] == [("45.0", 1), ("45.0", 1), ("44.9", 0)]
 
 
 @pytest.mark.parametrize("clips", [None, 2])
@@ -536,7 +542,7 @@ def test_splits_and_sets_of_one_layout_have_tables_of_their_own(tmp_path: Path) 
         "mine": 1,
     }
     assert [row[1].best for row in found["set val"].rows] == [False, True]
-    csv_text = tables.to_csv(tables.rows_of(stores))
+    csv_text = tables.FORMATS["csv"](stores)
     assert "set,testA" in csv_text
     frame = tables.to_frame(stores)
     assert frame["value"].tolist() == [0.1, 1.1, 2.1, 3.1]
