@@ -38,6 +38,14 @@ def test_every_mode_gives_its_colours(tmp_path: Path, mode: str) -> None:
     assert np.array_equal(read_rgb(path), np.repeat(expected[..., None], 3, 2))
 
 
+def test_eight_bits_stored_as_sixteen_are_no_black_picture(tmp_path: Path) -> None:
+    Image.fromarray(GREY.astype(np.uint16)).save(tmp_path / "a.png")
+    with pytest.raises(DataError, match="all below 256"):
+        read_rgb(tmp_path / "a.png")
+    Image.fromarray(np.zeros((6, 10), np.uint16)).save(tmp_path / "a.png")
+    assert not read_rgb(tmp_path / "a.png").any()
+
+
 def test_transparent_pixels_keep_the_colour_they_are_stored_with(tmp_path: Path) -> None:
     stored = np.zeros((4, 5, 4), np.uint8)
     stored[:2] = (200, 10, 30, 0)

@@ -43,7 +43,7 @@ HINTS = {
     **dict.fromkeys(("torn archive", "torn Parquet"), _COMPARE),
     "duplicate id": "Restore the original file: one of the two entries would be lost.",
     "empty expression": "Restore the original file, or take the entry out.",
-    "mask of no frame": "Use the masks and the frames of one release, as PNG files of the frames' names.",
+    "extra mask": "Use the masks and the frames of one release, as PNG files of the frames' names.",
     "text in another encoding": "Restore the original file, or convert it to UTF-8.",
     "unsafe archive": "Don't use this archive; fetch it again from the data set's own page.",
     "unsafe name": "Don't use this file: names in a data set are plain relative paths.",

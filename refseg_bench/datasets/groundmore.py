@@ -149,6 +149,7 @@ class GroundMore(MetaExpressions):
             self.tell(Damage("missing video", f"Video '{video}' has no frame.", folder))
         names = sorted(found, key=frame_key)
         # The maps are found by a frame's place among all.
+        steps: list[int] = []
         for one, other in pairwise(names):
             moved = [
                 (a, b) for a, b in zip_longest(frame_key(one), frame_key(other), fillvalue=("", -1)) if a != b
@@ -157,5 +158,10 @@ class GroundMore(MetaExpressions):
                 hint = "Take away what is none of its frames, such as a second copy."
                 told = f"'{one}' and '{other}' are not named as frames of one video."
                 self.tell(Damage("extra frame", told, folder, hint=hint))
+                return names
+            steps += [b[1] - a[1] for a, b in moved]
+            if steps[-1] != steps[0]:
+                told = f"'{one}' and '{other}' are {steps[-1]} apart, the first two frames {steps[0]}."
+                self.tell(Damage("missing frame", told, folder))
                 return names
         return names

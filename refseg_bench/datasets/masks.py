@@ -100,6 +100,28 @@ def are_coordinates(values: Sequence[Any]) -> bool:
     return all(type(v) in (int, float) and abs(v) < 1e6 for v in values)
 
 
+def misses(xs: Sequence[float], ys: Sequence[float], size: Size, at: Place) -> bool:
+    """Whether a polygon lies outside of a picture of that (height, width); tells it if so."""
+    if max(xs) >= 0 and max(ys) >= 0 and min(xs) <= size[1] and min(ys) <= size[0]:
+        return False
+    told = f"The polygon lies outside of its picture of {size[0]} x {size[1]} pixels (height x width)."
+    at.tell("malformed mask", told, "Use annotations and pictures of one release.")
+    return True
+
+
+def id_list(value: Any) -> list[str] | None:
+    """Object ids as texts: ``"1"``, ``1``, ``[1, 2]``, ``["1"]``; ``-1`` alone means nobody.
+
+    Returns:
+        The ids, or ``None`` if the value is something else.
+    """
+    items = value if isinstance(value, list) else [value]
+    if not all(type(item) in (str, int) and str(item).strip() for item in items):
+        return None
+    found = [text for item in items if (text := str(item)) != "-1"]
+    return None if 0 < len(found) < len(items) else found
+
+
 def _sizes(mask: Sequence[int], size: Size) -> str:
     swapped = ": height and width are swapped" if tuple(mask[:2]) == size[::-1] else ""
     return f"The mask is {mask[0]} x {mask[1]}, its frame {size[0]} x {size[1]} (height x width){swapped}."
@@ -322,18 +344,14 @@ class _Folders(MaskSource):
         return None
 
     def _tell_extra(self, folder: Path, present: Sequence[str], clip: Clip, tell: Tell) -> None:
-        """Tell the masks of a folder that belong to no frame of the clip; where all do, a run too."""
+        """Tell the masks of a folder that belong to no frame of the clip."""
         there = set(present)
         extra = there - {self.mask_name(clip, index, there) for index in range(len(clip))}
-        if self.sparse and extra == there:
-            # An object that shows nowhere has no file: files of other names or endings don't say that.
-            for found in file_names(folder)[:1]:
-                told = f"No file here is a mask of '{clip.id}': '{found}', not '{clip.frame_names[0]}.png'."
-                tell(Damage("mask of no frame", told, folder))
-            return
-        for name in sorted(extra) if tell is not refuse or not self.sparse else ():
-            told = f"The mask '{name}.png' belongs to no frame of video '{clip.id}'."
-            tell(Damage("extra mask", told, folder / f"{name}.png"))
+        # An object that shows nowhere has no file: files of another ending don't say that.
+        others = file_names(folder)[:1] if self.sparse and not there else []
+        for name in [*others, *(f"{name}.png" for name in sorted(extra))]:
+            told = f"'{name}' belongs to no frame of '{clip.id}', as '{clip.frame_names[0]}.png' would."
+            tell(Damage("extra mask", told, folder / name))
 
     @abstractmethod
     def _pngs(self, video: str, names: Sequence[str], anno_ids: Iterable[str]) -> Iterator[Path]:

@@ -37,6 +37,7 @@ from refseg_bench.datasets.masks import (
     MaskSource,
     RunLengthMasks,
     Wanted,
+    id_list,
     open_mask_dict,
 )
 from refseg_bench.datasets.verify import manifest
@@ -46,8 +47,6 @@ from refseg_bench.types import Clip, Expression, Target, sample_id
 
 #: Fields of an expression that have a place of their own; all others become attributes as they are.
 _OWN = ("obj_id", "anno_id")
-#: What some releases write for "no object".
-_NOBODY = ("-1",)
 _SIZE = {"height", "width"}
 #: What a frame's name may end in, likeliest first.
 PICTURES = (".jpg", ".png", ".jpeg", ".JPG", ".PNG", ".JPEG")
@@ -213,7 +212,7 @@ class MetaExpressions(Dataset):
             if name in raw:
                 ids = id_list(raw[name])
                 if ids is None:
-                    told = f"'{name}' is {raw[name]!r}, not an id or a list of ids."
+                    told = f"'{name}' is {raw[name]!r}, not an id or a list of ids, of which -1 stands alone."
                     at.at(name).tell("bad object id", told)
                     return None
                 attrs[attr] = ids
@@ -255,6 +254,8 @@ class MetaExpressions(Dataset):
         annos = expression.attrs.get("anno_ids", objects)
         if annos is None:
             return None
+        if isinstance(self._source, LabelMapMasks) and objects is not None:
+            annos = objects  # the number of an expression is no value of a map
         if objects is None or len(objects) != len(annos):
             objects = annos
         return [Wanted(o, a) for o, a in zip(objects, annos, strict=True)]
@@ -443,15 +444,3 @@ class MetaExpressions(Dataset):
             return None
         ids = (i for e in self._expressions(video) for i in e.attrs.get("anno_ids", ()))
         return self._source.size(video, names, ids)
-
-
-def id_list(value: Any) -> list[str] | None:
-    """Object ids as texts: ``"1"``, ``1``, ``[1, 2]``, ``["1"]``; ``-1`` means nobody.
-
-    Returns:
-        The ids, or ``None`` if the value is something else.
-    """
-    items = value if isinstance(value, list) else [value]
-    if not all(type(item) in (str, int) and str(item).strip() for item in items):
-        return None
-    return [text for item in items if (text := str(item)) not in _NOBODY]

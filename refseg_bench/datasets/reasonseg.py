@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from refseg_bench.config.schema import option
 from refseg_bench.datasets.base import Dataset
 from refseg_bench.datasets.files import Damage, Place, check_link, read_json, wordless
-from refseg_bench.datasets.masks import are_coordinates
+from refseg_bench.datasets.masks import Size, are_coordinates, misses
 from refseg_bench.errors import DataError
 from refseg_bench.files.images import image_size
 from refseg_bench.types import Clip, Expression, MaskTrack, Target
@@ -158,7 +158,7 @@ class ReasonSeg(Dataset):
         """
         at, record = self._record(clip)
         shapes = at.field(record, "shapes", list)
-        readable = [s for i, s in enumerate(shapes or []) if _is_shape(s, at.at(f"shapes[{i}]"))]
+        readable = [s for i, s in enumerate(shapes or []) if _is_shape(s, clip.size, at.at(f"shapes[{i}]"))]
         labels = label_map(readable, clip.size)
         drawn = any("ignore" not in s["label"].lower() and s["label"].lower() != "flag" for s in readable)
         objects = (MaskTrack.from_masks([labels == 1], clip.size),) if drawn else ()
@@ -195,14 +195,14 @@ class ReasonSeg(Dataset):
         return Place(file, told=self.tell), self._last[1]
 
 
-def _is_shape(shape: Any, at: Place) -> bool:
+def _is_shape(shape: Any, size: Size, at: Place) -> bool:
     found = at.fields(shape, label=str, points=list) if at.holds(shape, dict) else None
     if found is None:
         return False
     label, points = found
-    if label.lower() == "flag" or (
-        points and all(isinstance(p, list) and len(p) == 2 and are_coordinates(p) for p in points)
-    ):
+    if label.lower() == "flag":
         return True
+    if points and all(isinstance(p, list) and len(p) == 2 and are_coordinates(p) for p in points):
+        return not misses([x for x, _ in points], [y for _, y in points], size, at)
     at.at("points").tell("malformed mask", "A polygon must be a list of [x, y] numbers within 10^6.")
     return False

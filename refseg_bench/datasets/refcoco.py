@@ -31,13 +31,12 @@ from refseg_bench.datasets.files import (
     bad_name,
     cache_root,
     check_link,
-    missing_file,
     refuse,
     safe_join,
     wordless,
 )
 from refseg_bench.datasets.index import Entries, JsonStream, in_memory, open_store, parse_entry
-from refseg_bench.datasets.masks import MOST_SIDE, Size, are_coordinates, blank, checked_rle
+from refseg_bench.datasets.masks import MOST_SIDE, Size, are_coordinates, blank, checked_rle, id_list, misses
 from refseg_bench.datasets.pickles import pickled_list
 from refseg_bench.errors import ConfigError
 from refseg_bench.types import Clip, Expression, MaskTrack, Target, encode_rle, union_rle
@@ -210,8 +209,6 @@ class RefCoco(Dataset):
 
     def sources(self) -> list[Path]:
         """The files that :meth:`joined` joins, the one to name in errors first."""
-        if not self._instances.exists():
-            raise missing_file(self._instances)
         return [self._refs, self._instances]
 
     def joined(self) -> Iterator[tuple[str, bytes]]:
@@ -328,7 +325,8 @@ def layers_of(segmentation: Any, size: Size, at: Place) -> list[bytes]:
             if found is not None:
                 parts.append(found[0])
         elif _is_polygon(piece):
-            parts.append(bytes(coco_mask.frPyObjects([[float(v) for v in piece]], *size)[0]["counts"]))
+            if not misses(piece[::2], piece[1::2], size, here):
+                parts.append(bytes(coco_mask.frPyObjects([[float(v) for v in piece]], *size)[0]["counts"]))
         elif sound and isinstance(piece, list) and len(piece) in (0, 2, 4) and are_coordinates(piece):
             # As detectron2 does: a point or a line has no area.
             told = "A polygon of fewer than three points is left out."
@@ -338,9 +336,11 @@ def layers_of(segmentation: Any, size: Size, at: Place) -> list[bytes]:
             here.tell("malformed mask", told)
     if not parts:
         return [blank(size)]
+    boxes = [{"size": list(size), "counts": c} for c in parts]
+    if not coco_mask.area(boxes).any():
+        at.tell("object without a pixel", "No part covers a pixel: the mask is empty.", harmless=True)
     if len(parts) == 1:
         return parts
-    boxes = [{"size": list(size), "counts": c} for c in parts]
     covered = np.asarray(coco_mask.decode(boxes)).sum(axis=2, dtype=np.int32)
     deeper = [encode_rle(covered >= n) for n in range(2, int(covered.max()) + 1)]
     return [union_rle(parts, size), *deeper]
@@ -377,8 +377,12 @@ def checked_refs(path: Path, tell: Tell) -> Iterator[dict[str, Any]]:
         if not at.holds(ref, dict):
             continue
         found = at.fields(ref, ref_id=int, image_id=int, split=str, sentences=list)
-        anno_ids = _ids(ref, "ann_id", at)
-        if found is None or anno_ids is None:
+        anno_ids = id_list(ref.get("ann_id"))
+        if anno_ids is None or ref["ann_id"] == []:
+            told = f"'ann_id' is {ref.get('ann_id')!r}, not an id or a list of ids, of which -1 stands alone."
+            at.at("ann_id").tell("bad object id", told, _MIXED)
+            continue
+        if found is None:
             continue
         ref_id, image_id, split, sentences = found
         if ref_id in seen:
@@ -396,16 +400,6 @@ def checked_refs(path: Path, tell: Tell) -> Iterator[dict[str, Any]]:
             "no_target": not anno_ids,
             "sentences": list(_sentences(sentences, at)),
         }
-
-
-def _ids(ref: Mapping[str, Any], key: str, at: Place) -> list[str] | None:
-    value = ref.get(key)
-    items = value if isinstance(value, list) else [value]
-    if not items or not all(type(i) is int for i in items):
-        told = f"'{key}' is {value!r}, not a number or a list of numbers."
-        at.at(key).tell("bad object id", told, _MIXED)
-        return None
-    return [str(i) for i in items if i != -1]
 
 
 def _sentences(raw: Sequence[Any], at: Place) -> Iterator[dict[str, Any]]:

@@ -214,9 +214,9 @@ def verify(
             if dataset.every_frame_listed:
                 for damage in extra_frames(clip):
                     tell(damage)
-            for expression in expressions if masks else ():
+            for expression in [None, *expressions] if masks else ():
                 try:
-                    dataset.target(clip, expression)
+                    dataset.target(clip, expression) if expression else dataset.foreground(clip)
                 except DataError as error:
                     tell(damaged(clip, error))
     kind = {"images": clips} if still else {"videos": clips, "frames": frames}
@@ -288,7 +288,7 @@ def extra_frames(clip: Clip) -> Iterator[Damage]:
     folder = clip.frame_paths[0].parent
     listed = {path.name for path in clip.frame_paths}
     for name in file_names(folder):
-        if name.endswith((".jpg", ".jpeg", ".png")) and name not in listed:
+        if name.lower().endswith((".jpg", ".jpeg", ".png")) and name not in listed:
             told = f"The frame '{name}' of video '{clip.id}' is not in the expression file."
             hint = "Use frames and expressions of one release, or take the file away."
             yield Damage("extra frame", told, folder / name, hint=hint)

@@ -159,7 +159,10 @@ def stored_upright(path: Path) -> bool:
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
         # Pillow would cut 16-bit values at 255: all white.
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+        pixels = np.asarray(image)
+        if 0 < pixels.max() < 256:
+            raise ValueError("its 16-bit values are all below 256: as 16 bits it is black")
+        return Image.fromarray((pixels >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
         raise ValueError(f"its pixels are 32-bit values (mode {image.mode}) without a known range")
     if image.mode in ("P", "PA") or "transparency" in image.info:

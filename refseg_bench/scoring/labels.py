@@ -239,6 +239,13 @@ def merged_labels(
             tracks[number] = MaskTrack.empty(clip.size, len(clip))
         else:
             tracks[number] = prediction.track
+    for name, tracks in sets.items():
+        if lacking := {number for each in sets.values() for number in each} - tracks.keys():
+            raise ScoreError(
+                f"{name} has no expression of object {min(lacking)} of '{clip.id}', which other sets have.",
+                where=clip.id,
+                hint="Restore the expression file: an expression's id is 4 · object index + annotator.",
+            )
     return {
         name: TrackLabels(clip.size, clip.frame_names, tuple(tracks.items()), whole=name not in gone)
         for name, tracks in sets.items()

@@ -37,6 +37,22 @@ def test_obj_id_is_text_and_selects_a_palette_index(tmp_path):
     assert np.array_equal(union(data.target(clip, second)), boxes(4, 14, 5))
 
 
+@pytest.mark.parametrize(("said", "objects"), [(["1", "2"], ("1", "2")), ("-1", ())])
+def test_the_number_of_an_expression_is_no_object(tmp_path, said, objects):
+    train(tmp_path)
+    file = tmp_path / "meta_expressions/train/meta_expressions.json"
+    whole = json.loads(file.read_text())
+    # Expression "1" of the video sorted first has the number 1, which is an object's, too.
+    whole["videos"]["0000000001"]["expressions"]["1"]["obj_id"] = said
+    file.write_text(json.dumps(whole))
+    data = RefYoutubeVos(root=tmp_path, split="train")
+    clip = data.clips()[1]
+    alone = [union(data.target(clip, e)) for e in data.expressions(clip)[2:4]]
+    target = data.target(clip, data.expressions(clip)[1])
+    assert target.object_ids == objects
+    assert np.array_equal(union(target), alone[0] | alone[1] if objects else np.zeros_like(alone[0]))
+
+
 def test_running_anno_ids_sort_videos_and_expression_ids_as_text():
     videos = {"b": {"expressions": {"0": 0, "2": 0, "10": 0}}, "a": {"expressions": {"0": 0}}}
     assert running_numbers(videos) == {("a", "0"): "0", ("b", "0"): "1", ("b", "10"): "2", ("b", "2"): "3"}

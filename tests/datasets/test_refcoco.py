@@ -226,6 +226,8 @@ def test_a_picture_is_found_under_the_other_spelling_of_its_name(tmp_path, liste
         ([[], SQUARE, [1, 2, 3, 4]], 192, 2, None),
         ([SQUARE, {"size": [24, 32], "counts": [0, 24, 744]}], 216, 0, None),
         ({"size": [24, 32], "counts": [0, 768]}, 768, 0, None),
+        ({"size": [24, 32], "counts": [768]}, 0, 1, None),
+        ([[4, 4, 12, 4, 20, 4]], 0, 1, None),
         ([[]], None, 0, "three points"),
         ([[1, 2, 3, 4]], None, 0, "three points"),
         ([[1, 2, 3, 4, 5]], None, 0, "three points"),

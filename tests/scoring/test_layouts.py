@@ -148,6 +148,20 @@ def test_masks_per_expression_are_merged_for_the_annotators(davis, tmp_path):
     assert found["refdavis-visa"]["metrics"]["J&F"] == 100
 
 
+def test_sets_of_other_objects_are_not_scored_as_if_they_had_missed(davis, tmp_path, capsys):
+    data = RefDavis17(root=davis)
+    for clip, e, frame, mask in everything(data):
+        save(tmp_path / "p" / clip.id / e.id / f"{frame}.png", mask)
+    file = davis / "meta_expressions/valid/meta_expressions.json"
+    whole = json.loads(file.read_text())
+    del whole["videos"]["car"]["expressions"]["2"]
+    file.write_text(json.dumps(whole))
+    code, found = run(tmp_path, tmp_path / "p", "ref_davis17", davis, "refdavis-anno")
+    assert (code, found["refdavis-anno"]["metrics"]) == (2, None)
+    assert "anno_2 has no expression of object 1 of 'car'" in capsys.readouterr().err
+    assert run(tmp_path, tmp_path / "p", "ref_davis17", davis, "refdavis-visa")[0] == 0
+
+
 # ── ReVOS ────────────────────────────────────────────────────────────────────
 
 
