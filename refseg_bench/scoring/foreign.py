@@ -332,13 +332,18 @@ class ForeignPredictions(ABC):
         return _Found(absent=True) if flagged else found
 
     def _of(self, clip: Clip, e: Expression) -> _Found | None:
-        names = self._names(clip, e)
-        held = (self._at(top, name, clip) for top in self._tops() for name in names)
         first = None
-        for each in held:
-            if each is not None and each.masks is not None:
-                return each
-            first = first or each
+        for top in self._tops():
+            held = [
+                (f, name) for name in self._names(clip, e) if (f := self._at(top, name, clip)) is not None
+            ]
+            there = [(f, name) for f, name in held if f.masks is not None or f.absent]
+            said = [(f.masks, self._said(f, clip, e)) for f, _ in there] if len(there) > 1 else []
+            if any(other != said[0] for other in said):
+                raise _twice(self.root, f"{sample_id(clip.id, e.id)} ({few(name for _, name in there)})")
+            if there:
+                return there[0][0]
+            first = first or next(iter(held), (None, ""))[0]
         return first
 
     def _frames(self, held: Mapping[str, Any], name: str, clip: Clip) -> _Found:
@@ -524,12 +529,13 @@ class FolderPredictions(ForeignPredictions):
         # A bare number is a sentence: an image may have the same.
         names = [unit, *(n for n in names_of(clip, e, "/_") if n != clip.id or "sent_id" in e.attrs)]
         out: dict[str, Any] = {}
+        places = [f"{self.root / name}: {unit}" for name in BESIDE]
         if isinstance(flags, Mapping):
-            out["no_target"] = _flag(_first(flags, names, False), f"{self.root / BESIDE[0]}: {unit}")
+            out["no_target"] = _flag(_agreed(flags, names, places[0], False), places[0])
         elif flags is not None:
             out["no_target"] = not {str(name) for name in flags}.isdisjoint(names)
         if points is not None:
-            out["point"] = _point(_first(points, names), clip, f"{self.root / BESIDE[1]}: {unit}")
+            out["point"] = _point(_agreed(points, names, places[1]), clip, places[1])
         return out
 
     def _all_names(self) -> Names:
@@ -701,14 +707,6 @@ class _JsonPredictions(ForeignPredictions):
             )
         return dataclasses.replace(found, record=record)
 
-    def _of(self, clip: Clip, e: Expression) -> _Found | None:
-        held = _parsed(self.root)
-        names = (f"{name}{sign}{e.id}" for name in clip_names(clip) for sign in self.signs)
-        entries = [_meaning(entry) for name in names if (entry := held.get(name)) is not None]
-        if any(entry != entries[0] for entry in entries):
-            raise held.twice(sample_id(clip.id, e.id))
-        return super()._of(clip, e)
-
     def _read(self, found: _Found, clip: Clip, unit: str, tally: Counter[str]) -> MaskTrack:
         masks = found.masks or ()
         if len(masks) != len(clip):
@@ -742,6 +740,12 @@ class _JsonPredictions(ForeignPredictions):
             if name in held.below:
                 return f"found below '{held.below[name]}': {held.all_names.alone}"
         return super()._instead(clip, e)
+
+
+def _twice(path: Path, name: str) -> DataError:
+    """What is said of a sample with two meanings."""
+    told = f"The sample {printable(name)} stands twice, not with the same masks."
+    return DataError(told, where=path, hint="Keep one of the two: which one is meant can't be told.")
 
 
 def _load(path: Path) -> Any:
@@ -826,14 +830,6 @@ class _Held:
             node = node.get(part) if isinstance(node, Mapping) else None
         return node
 
-    def twice(self, name: str) -> DataError:
-        """What is said of a sample with two meanings."""
-        return DataError(
-            f"The sample {printable(name)} stands twice, with different masks.",
-            where=self.path,
-            hint="Keep one of the two: which one is meant can't be told.",
-        )
-
     def _enter(self, record: Any, index: int) -> None:
         """Enter a piece of a list."""
         if not isinstance(record, Mapping):
@@ -872,7 +868,7 @@ class _Held:
         for part in above:
             node = node.setdefault(part, {})
             if _is_end(node):
-                raise self.twice(name)
+                raise _twice(self.path, name)
         if isinstance(value, Mapping) and isinstance(value.get("expressions"), (Mapping, list)):
             value = value["expressions"]
         if _are_records(value):
@@ -887,9 +883,9 @@ class _Held:
                 self._put(node, f"{named}/{own}", record, f"{name}/{own}")
         elif _is_end(value):
             if _meaning(node.setdefault(key, value)) != _meaning(value):
-                raise self.twice(name)
+                raise _twice(self.path, name)
         elif _is_end(inner := node.setdefault(key, {})):
-            raise self.twice(name)
+            raise _twice(self.path, name)
         else:
             for part, more in value.items():
                 self._put(inner, part, more, f"{name}/{part}")
@@ -904,10 +900,10 @@ def _first(record: Mapping[str, Any], keys: Sequence[str], default: Any = None) 
     return next((record[key] for key in keys if key in record), default)
 
 
-def _agreed(record: Mapping[str, Any], keys: Sequence[str], place: str) -> Any:
+def _agreed(record: Mapping[str, Any], keys: Sequence[str], place: str, default: Any = None) -> Any:
     """What stands under one of the keys: a record may hold the truth beside what a model said."""
     found = {key: record[key] for key in keys if key in record}
-    said = next(iter(found.values()), None)
+    said = next(iter(found.values()), default)
     if any(other != said for other in list(found.values())[1:]):
         told = f"Its record says different things under {', '.join(found)}: keep what the model said."
         raise DataError(told, where=place)

@@ -263,6 +263,19 @@ def test_images_in_every_layout(coco, tmp_path, capsys, name):
     assert "note:" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("other", ["{clip}_{exp}", "{file}/{exp}", "{exp}"])
+def test_masks_under_two_names_of_one_sample_are_refused(coco, tmp_path, capsys, other):
+    for clip, e, _, mask in everything(RefCoco(root=coco)):
+        file = clip.attrs["file_name"].removesuffix(".jpg")
+        second = other.format(clip=clip.id, exp=e.id, file=file)
+        save(tmp_path / "p" / clip.id / f"{e.id}.png", mask)
+        save(tmp_path / "p" / f"{second}.png", ~mask)
+    code, found = run(tmp_path, tmp_path / "p", "refcoco_unc", coco, "refcoco-oiou")
+    assert (code, found) == (2, None)
+    assert "The sample 1/0 (" in (told := capsys.readouterr().err)
+    assert "stands twice" in told
+
+
 @pytest.mark.parametrize("form", ["png", "json"])
 def test_masks_at_the_square_of_a_protocol(coco, tmp_path, capsys, form):
     made = {}
@@ -531,6 +544,8 @@ def test_a_json_that_says_nothing_clear_is_refused_in_words(told, capsys, make, 
     ("name", "text", "words"),
     [
         ("no_target.json", '{"1/1": "false"}', "A flag is 'false'"),
+        ("no_target.json", '{"1/1": true, "1_1": false}', "different things under 1/1, 1_1"),
+        ("points.json", '{"1/1": {"x": 0, "y": 0}, "1": {"x": 1, "y": 0}}', "different things under 1/1, 1:"),
         ("no_target.json", '"1/1"', "neither an object nor a list"),
         ("no_target.json", "[", "Expecting value"),
         ("points.json", "[]", "no object"),
