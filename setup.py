@@ -13,7 +13,7 @@ SHIPPED = ("conf", "datasets", "results")
 
 
 class BuildWithShipped(build_py):
-    """Puts the top-level folders a user needs below the package; ``files/resources.py`` finds them."""
+    """Puts the top-level folders a user needs below the package; ``env.py`` finds them."""
 
     def run(self) -> None:
         """Build, then copy (an editable install reads the checkout itself)."""

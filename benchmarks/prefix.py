@@ -55,7 +55,7 @@ def count_rollout(session_class, flops):
 def model_of(args):
     import transformers as t
 
-    from refseg_bench.backbones.mllm.model import MLLM
+    from refseg_bench.backbones.mllm import MLLM
     from tests.tiny_mllm import SPECIAL, tokenizer
 
     words = tokenizer()
@@ -96,7 +96,7 @@ def model_of(args):
 
 def run(made, frames, expressions, share):
     from refseg_bench.backbones.base import RolloutSettings, VisualSettings
-    from refseg_bench.backbones.mllm.model import Session
+    from refseg_bench.backbones.mllm import Session
     from refseg_bench.methods.decaf.prompts import background_prompt, object_prompt, template
 
     made.share_prefix = share

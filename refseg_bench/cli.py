@@ -148,7 +148,7 @@ def _told(words: Sequence[str]) -> int:
             told = StoreError("The current folder is no longer there.", hint="cd to one that is.")
         else:
             raise
-    from refseg_bench.files.texts import shown
+    from refseg_bench.errors import shown
 
     name = next((word for word in words if not word.startswith("-")), "")
     print(shown(f"refseg {name}: {told}"), file=sys.stderr)
@@ -175,7 +175,7 @@ class _Border:
 
     def write(self, text: str) -> int:
         """Write a text, its control characters made visible; a terminal gets the colours of our tables."""
-        from refseg_bench.files.texts import shown
+        from refseg_bench.errors import shown
 
         return self._stream.write(shown(text, self._stream.isatty()))
 

@@ -1,4 +1,4 @@
-"""What a number was made with: commit, packages, device, kernels, seeds. And determinism."""
+"""What a number was made with: commit, packages, device, kernels, seeds, shipped files. And determinism."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -51,6 +51,22 @@ def record(seed: int) -> dict[str, Any]:
 HOME = Path(refseg_bench.__file__).resolve().parent.parent
 #: In a copy of the code: the commit it was copied from.
 ORIGIN = ".refseg_origin.json"
+
+
+def resource(name: Literal["conf", "datasets", "results"]) -> Path:
+    """The folder of one kind of shipped file: at a checkout's top level, in a wheel inside the package.
+
+    Raises:
+        ConfigError: a broken installation.
+    """
+    # A site-packages folder may hold an unrelated `datasets`; ours has a marker beside it.
+    tops = [HOME] if (HOME / "pyproject.toml").is_file() else []
+    for top in (*tops, HOME / "refseg_bench" / "_shipped"):
+        if (top / name).is_dir():
+            return top / name
+    raise ConfigError(
+        f"The shipped folder '{name}' is missing.", where=HOME, hint="Install refseg-bench again."
+    )
 
 
 def git(*words: str) -> str | None:

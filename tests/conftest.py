@@ -85,7 +85,7 @@ def in_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def shared_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Prompts share forward passes on the CPU, too, as they do on an accelerator."""
-    for module in ("mllm.model", "dit.model"):
+    for module in ("mllm", "dit"):
         monkeypatch.setattr(f"refseg_bench.backbones.{module}.shared_pass", lambda device, size: size)
 
 

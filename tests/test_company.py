@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from refseg_bench import env
-from refseg_bench.backbones.mllm.model import MLLM
+from refseg_bench.backbones.mllm import MLLM
 from refseg_bench.config.compose import compose
 from refseg_bench.errors import ConfigError
 from refseg_bench.methods.base import Method

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from refseg_bench.backbones.attention_maps import MapObserver, MapOptions, SoftmaxTokens
 from refseg_bench.backbones.base import RolloutSettings, VisualSettings
-from refseg_bench.backbones.mllm.model import MLLM
+from refseg_bench.backbones.mllm import MLLM
 from refseg_bench.backbones.sdpa_tap import SdpaCall
 from refseg_bench.commands.doctor import moving_disc
 from refseg_bench.segmenters.base import Prompt

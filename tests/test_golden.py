@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from refseg_bench.cli import main
-from refseg_bench.files.resources import resource
+from refseg_bench.env import resource
 from refseg_bench.run.store import RunStore, runs_in
 from tests.quick import needs
 from tools.publish import read_published

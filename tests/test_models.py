@@ -17,9 +17,8 @@ from safetensors.torch import load_file, save_file
 
 from refseg_bench import cli
 from refseg_bench.backbones import weights as models
-from refseg_bench.backbones.weights import ModelError, Weights, fetch, find, needs_of
+from refseg_bench.backbones.weights import ModelError, Weights, fetch, find, needs_of, shipped
 from refseg_bench.errors import ConfigError
-from refseg_bench.files import resources
 from refseg_bench.files.store_io import sealed_text
 from tests.launch.runs import HANGS
 from tests.quick import quick_first
@@ -199,7 +198,7 @@ def test_weights_go_to_the_device_from_their_files():
         (Sam2VideoModel, "tiny_sam2"),
         (AutoencoderKL, "tiny_dit/vae"),
     ):
-        made = models.load_module(kind, resources.weights(place), torch.float32, torch.device("meta"))
+        made = models.load_module(kind, shipped(place), torch.float32, torch.device("meta"))
         assert {tensor.device.type for tensor in (*made.parameters(), *made.buffers())} == {"meta"}
 
 

@@ -138,12 +138,12 @@ def shipped(
 
     def make(name: str) -> tuple[Any, Any, str, Callable[..., int]]:
         if name == "mllm":
-            from refseg_bench.backbones.mllm.model import Session
+            from refseg_bench.backbones.mllm import Session
 
             method = Reads(tiny_mllm.backbone("qwen2_5_vl", batch_size=64))
             return method, Session, "_read", lambda self, prefixes, prompts, answer: len(prompts)
         if name == "dit":
-            from refseg_bench.backbones.dit.model import DiT
+            from refseg_bench.backbones.dit import DiT
 
             dit = request.getfixturevalue("make_dit")("sd3", batch_size=64)
             method = RefAM(dit, mask="threshold", prompt_mode="empty")

@@ -9,7 +9,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from refseg_bench.backbones.mllm.model import MLLM
+from refseg_bench.backbones.mllm import MLLM
 from refseg_bench.methods.decaf import prompts
 
 SPECIAL = [

@@ -27,7 +27,6 @@ from refseg_bench.cache import Cache
 from refseg_bench.config import schema
 from refseg_bench.config.schema import TARGET
 from refseg_bench.errors import ConfigError, RefsegError, require
-from refseg_bench.files import resources
 from refseg_bench.files.store_io import look
 
 T = TypeVar("T")
@@ -36,6 +35,7 @@ log = logging.getLogger(__name__)
 _HUB = "https://huggingface.co"
 #: Weights that come with this package are named so.
 SHIPPED = "shipped:"
+_PACKAGED = Path(__file__).resolve().parents[1] / "weights"
 _TENSORS = (".safetensors", ".bin", ".pt", ".pth")
 
 
@@ -108,15 +108,29 @@ def is_local(repo: str) -> bool:
     return repo.startswith((SHIPPED, ".", "/", "~")) or Path(repo).exists()
 
 
+def shipped(name: str) -> Path:
+    """The folder of a model whose weights ship with the package.
+
+    Raises:
+        ConfigError: no such model.
+    """
+    place = _PACKAGED / name
+    if not place.is_dir():
+        raise ConfigError(
+            f"No shipped weights '{name}'.", allowed=sorted(p.name for p in _PACKAGED.iterdir() if p.is_dir())
+        )
+    return place
+
+
 def is_shipped(weights: Weights) -> bool:
     """Whether they are this package's own."""
-    return weights.repo.startswith((SHIPPED, str(resources.weights(""))))
+    return weights.repo.startswith((SHIPPED, str(shipped(""))))
 
 
 def folder_of(path: str) -> Path | None:
     """The folder that a model's path names: one of this package's (``shipped:NAME``) or a local one."""
     if path.startswith(SHIPPED):
-        return resources.weights(path.removeprefix(SHIPPED))
+        return shipped(path.removeprefix(SHIPPED))
     folder = Path(path).expanduser()
     return folder if folder.is_dir() else None
 
@@ -216,12 +230,12 @@ def _whole(kind: Any, place: Path | str, device: torch.device | None, **options:
     return module
 
 
-def load_tokenizer(place: Path | str, shipped: str, **options: Any) -> Any:
+def load_tokenizer(place: Path | str, stand_in: str, **options: Any) -> Any:
     """A tokenizer of transformers; where untrained weights have none, one of this package stands in."""
     from transformers import AutoTokenizer
 
     if untrained and is_local(str(place)) and not list(Path(place).glob("*token*")):
-        place = resources.weights(shipped)
+        place = shipped(stand_in)
     return AutoTokenizer.from_pretrained(place, **options)
 
 

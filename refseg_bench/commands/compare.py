@@ -17,11 +17,11 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from refseg_bench.config.components import open_dataset
-from refseg_bench.errors import ConfigError
+from refseg_bench.errors import ConfigError, shown
 from refseg_bench.files.store_io import add_json, printable, put_json
 from refseg_bench.report.compare import Comparison, Group, compare, compare_truths
 from refseg_bench.report.html import home, write_report
-from refseg_bench.report.tables import leave_out_outdated, tame
+from refseg_bench.report.tables import leave_out_outdated
 from refseg_bench.run.store import RunStore
 from refseg_bench.scoring.stats import holm
 
@@ -92,7 +92,7 @@ def show(found: Comparison, console: Console) -> None:
 
     def plain(text: str) -> Text:
         # Names and options may hold brackets, which rich would take for its own.
-        return Text(tame(text), overflow="fold")
+        return Text(shown(text), overflow="fold")
 
     (first, second), folders = found.labels, (found.first, found.second)
     console.print(plain(f"A = {first} ({folders[0]})\nB = {second} ({folders[1]})\n{found.protocol}"))
@@ -118,7 +118,7 @@ def show(found: Comparison, console: Console) -> None:
                 before, after = (value * 100.0 / found.scale for value in (m.first, m.second))
                 listing.add_row(
                     plain(m.unit),
-                    plain(shown(m.text)),
+                    plain(_line(m.text)),
                     f"{before:.1f}",
                     f"{after:.1f}",
                     f"{after - before:+.1f}",
@@ -134,7 +134,7 @@ def show(found: Comparison, console: Console) -> None:
         console.print(f"{found.unpaired} units are in one of the runs only and are left out")
 
 
-def shown(text: str) -> str:
+def _line(text: str) -> str:
     """An expression in a cell: one line, not too long."""
     line = printable(" ".join(text.split()))
     return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 1]}…"

@@ -16,8 +16,8 @@ from refseg_bench.datasets.base import Dataset
 from refseg_bench.datasets.files import data_root
 from refseg_bench.datasets.prepare import prepare
 from refseg_bench.datasets.verify import Verdict, manifest, verify
+from refseg_bench.env import resource
 from refseg_bench.errors import ConfigError, DataError
-from refseg_bench.files.resources import resource
 from refseg_bench.files.store_io import add_json, output, put_json, safe_name, writing
 from refseg_bench.report.pictures import find_sample, show_target
 

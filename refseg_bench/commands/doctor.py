@@ -23,8 +23,8 @@ from PIL import Image, ImageDraw
 from refseg_bench import env
 from refseg_bench.backbones import weights
 from refseg_bench.backbones.base import RolloutSettings, VisualSettings, Where, layer_range
-from refseg_bench.backbones.dit.model import DiT, TokenRequest
-from refseg_bench.backbones.dit.text_tokens import tokenise
+from refseg_bench.backbones.dit import DiT, TokenRequest
+from refseg_bench.backbones.dit.text import tokenise
 from refseg_bench.backbones.lazy_torch import torch
 from refseg_bench.config.components import make
 from refseg_bench.config.compose import nodes
@@ -35,7 +35,7 @@ from refseg_bench.segmenters.base import Prompt, Segmenter
 from refseg_bench.types import Clip, Uint8THWC
 
 if TYPE_CHECKING:
-    from refseg_bench.backbones.mllm.model import MLLM
+    from refseg_bench.backbones.mllm import MLLM
 
 _TEXTS = (
     "the dog on the left that runs after the ball",
@@ -135,7 +135,7 @@ def _measured(name: str, call: Callable[[], Any], per: int = 1) -> tuple[Any, Ro
 
 
 def _backbone(made: Any, clip: Clip, args: argparse.Namespace, tracks: list[Any]) -> Iterator[Rows]:
-    from refseg_bench.backbones.mllm.model import MLLM
+    from refseg_bench.backbones.mllm import MLLM
 
     mllm = isinstance(made, MLLM)
     if not (mllm or isinstance(made, DiT)):

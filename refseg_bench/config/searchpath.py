@@ -16,8 +16,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from refseg_bench.env import resource
 from refseg_bench.errors import ConfigError
-from refseg_bench.files.resources import resource
 from refseg_bench.files.store_io import read_yaml
 
 #: The environment variable; processes that are started from here inherit it.

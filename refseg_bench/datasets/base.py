@@ -19,8 +19,8 @@ from typing import ClassVar
 
 from refseg_bench.config.schema import Component
 from refseg_bench.datasets.files import Damage, Tell, data_root, refuse, rename_that_helps
+from refseg_bench.env import resource
 from refseg_bench.errors import ConfigError, DataError
-from refseg_bench.files.resources import resource
 from refseg_bench.types import Clip, Expression, MaskTrack, Target, sample_id
 
 

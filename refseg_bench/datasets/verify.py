@@ -17,8 +17,8 @@ from typing import Any
 
 from refseg_bench.datasets.base import Dataset, damaged, no_sample
 from refseg_bench.datasets.files import Damage, bad_name, file_names
+from refseg_bench.env import resource
 from refseg_bench.errors import ConfigError, DataError
-from refseg_bench.files.resources import resource
 from refseg_bench.files.store_io import open_regular, read_yaml
 from refseg_bench.types import Clip
 

@@ -37,7 +37,7 @@ import yaml
 from numpy.typing import NDArray
 
 from refseg_bench.errors import StoreError
-from refseg_bench.files.texts import printable as printable
+from refseg_bench.errors import printable as printable
 
 T = TypeVar("T")
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from refseg_bench.backbones.dit.model import DiT
-from refseg_bench.backbones.dit.text_tokens import tokenise
+from refseg_bench.backbones.dit import DiT
+from refseg_bench.backbones.dit.text import tokenise
 from refseg_bench.backbones.weights import Weights
 from refseg_bench.methods.base import AttentionMethod, peak
 from refseg_bench.methods.pointing import PointOptions, resized, track_point, unit_range

@@ -20,7 +20,7 @@ from pycocotools import mask as coco_mask
 
 from refseg_bench.errors import ConfigError, missing_package
 from refseg_bench.files.store_io import output
-from refseg_bench.report.naming import flatten
+from refseg_bench.report.compare import flatten
 from refseg_bench.report.tables import in_percent
 from refseg_bench.run.build import dataset_of, frozen, received
 from refseg_bench.run.inputs import Present, stale, without

@@ -43,9 +43,8 @@ from refseg_bench.files.store_io import (
     write_atomic,
     writing,
 )
-from refseg_bench.report.compare import compare, differences, paired
+from refseg_bench.report.compare import compare, differences, paired, said, titles
 from refseg_bench.report.media import MediaFolder, spread
-from refseg_bench.report.naming import said, titles
 from refseg_bench.report.sweeps import sweep_of
 from refseg_bench.report.tables import (
     COST,

@@ -17,8 +17,9 @@ from typing import Any
 
 from refseg_bench.config.components import read
 from refseg_bench.datasets.verify import manifest
+from refseg_bench.env import resource
 from refseg_bench.errors import ConfigError, StoreError
-from refseg_bench.files.resources import resource
+from refseg_bench.files.store_io import without_nan
 from refseg_bench.report.compare import means
 from refseg_bench.report.tables import (
     Cell,
@@ -497,34 +498,23 @@ def to_records(table: PaperTable) -> list[dict[str, Any]]:
             if column not in line.cells:
                 continue
             value, held = line.cells[column], line.held.get(column)
-            ours: dict[str, Any] = (
-                {}
-                if held is None
-                else {
-                    "low": value.low if math.isfinite(value.low) else None,
-                    "high": value.high if math.isfinite(value.high) else None,
-                    "delta": held.delta if held.row.value else None,
-                    "within_tolerance": held.within if held.row.value else None,
-                    "run": held.run,
-                    "protocol": held.protocol,
-                    **held.result.coverage,
-                }
-            )
-            out.append(
-                {
-                    "paper": table.paper,
-                    "table": table.table,
-                    "kind": line.kind,
-                    "method": held.row.method if held else line.labels[0],
-                    "backbone": line.labels[1],
-                    "setting": line.labels[2],
-                    **dict(zip(("dataset", "split", "metric"), column, strict=True)),
-                    "by": "ours" if held else "paper",
-                    "value": value.value,
-                    **dict.fromkeys(_OURS),
-                    **ours,
-                }
-            )
+            row = {
+                "paper": table.paper,
+                "table": table.table,
+                "kind": line.kind,
+                "method": held.row.method if held else line.labels[0],
+                "backbone": line.labels[1],
+                "setting": line.labels[2],
+                **dict(zip(("dataset", "split", "metric"), column, strict=True)),
+                "by": "ours" if held else "paper",
+                "value": value.value,
+                **dict.fromkeys(_OURS),
+            }
+            if held is not None:
+                printed = {"delta": held.delta, "within_tolerance": held.within} if held.row.value else {}
+                row |= {"low": value.low, "high": value.high, **printed, "run": held.run}
+                row |= {"protocol": held.protocol, **held.result.coverage}
+            out.append(without_nan(row))
     return out
 
 

@@ -16,8 +16,7 @@ import numpy as np
 
 from refseg_bench.errors import ScoreError, require
 from refseg_bench.files.store_io import printable
-from refseg_bench.report.compare import shared_protocol
-from refseg_bench.report.naming import differing, options_of, said
+from refseg_bench.report.compare import differing, options_of, said, shared_protocol
 from refseg_bench.report.tables import Cell, ResultTable, in_percent, number_cell
 from refseg_bench.run.build import lasting_of
 from refseg_bench.run.store import RunStore

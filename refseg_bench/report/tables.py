@@ -26,9 +26,9 @@ from rich.text import Text
 
 from refseg_bench.config.components import protocol_of
 from refseg_bench.datasets.verify import manifest
-from refseg_bench.errors import StoreError
+from refseg_bench.errors import StoreError, shown
 from refseg_bench.files.store_io import parse_json, printable
-from refseg_bench.report.naming import titles
+from refseg_bench.report.compare import titles
 from refseg_bench.run.inputs import Present, recorded
 from refseg_bench.run.store import RunInfo, RunStore
 from refseg_bench.scoring.results import level_of
@@ -415,14 +415,14 @@ def number_cell(estimate: Estimate | None, percent: float, best: bool = False) -
 def to_terminal(table: ResultTable, console: Console) -> None:
     """Print with rich; where turning doesn't make it fit the terminal it continues below, names repeated."""
     table = _shortened(table)
-    console.print(Text(tame(table.caption), style="italic"), soft_wrap=True)
+    console.print(Text(shown(table.caption), style="italic"), soft_wrap=True)
     table = _narrowed(table, console.width)
     for columns in _pages(table, console.width):
-        shown = RichTable(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, collapse_padding=True)
+        grid = RichTable(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, collapse_padding=True)
         for index in columns:
             name = index < table.names
-            shown.add_column(
-                Text(tame(table.header[index])),
+            grid.add_column(
+                Text(shown(table.header[index])),
                 justify="left" if name else "right",
                 overflow="fold",
                 min_width=max(map(len, table.sections.values()), default=0) if index == 0 else None,
@@ -431,12 +431,12 @@ def to_terminal(table: ResultTable, console: Console) -> None:
             )
         for number, row in enumerate(table.rows):
             if number in table.sections:
-                shown.add_section()
-                shown.add_row(Text(tame(table.sections[number]), style="italic"))
-            shown.add_row(*(_rich(row[index]) for index in columns))
-        console.print(shown)
+                grid.add_section()
+                grid.add_row(Text(shown(table.sections[number]), style="italic"))
+            grid.add_row(*(_rich(row[index]) for index in columns))
+        console.print(grid)
     for note in table.notes:
-        console.print(Text(tame(note), style="dim"), soft_wrap=True)
+        console.print(Text(shown(note), style="dim"), soft_wrap=True)
 
 
 def show_tables(stores: Sequence[RunStore], console: Console | None = None) -> None:
@@ -521,17 +521,8 @@ def _pages(table: ResultTable, width: int) -> list[list[int]]:
     return pages
 
 
-def tame(text: str) -> str:
-    r"""Text, of some lines, for a terminal, which nothing of a stranger's record may steer.
-
-    >>> tame("a\x1b[2J")
-    'a\\x1b[2J'
-    """
-    return "\n".join(map(printable, text.split("\n")))
-
-
 def _rich(cell: Cell) -> Text:
-    text = Text(tame(cell.text), style="bold" if cell.best else "")
+    text = Text(shown(cell.text), style="bold" if cell.best else "")
     if cell.mark:
         text.append(cell.mark, style="dim")
     if cell.delta:

@@ -342,6 +342,13 @@ class SegmenterSession(ABC):
         self.close()
 
 
+def united(tracks: TrackedMasks, owners: Sequence[int], number: int) -> TrackedMasks:
+    """Tracks of parts as those of the ``number`` objects that own them: on each frame the parts' union."""
+    owner_N = np.array(owners, dtype=int)
+    for index, masks_NHW in tracks:
+        yield index, np.stack([masks_NHW[owner_N == row].any(axis=0) for row in range(number)])
+
+
 class Segmenter(Component):
     """Opens clips. A component: its fields are options, its model loads at the first ``open``."""
 

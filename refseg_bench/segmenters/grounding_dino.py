@@ -23,6 +23,7 @@ from refseg_bench.segmenters.base import (
     SegmenterSession,
     TrackedMasks,
     TrackingDirection,
+    united,
 )
 from refseg_bench.segmenters.sam_base import require_finite
 from refseg_bench.types import Clip
@@ -133,15 +134,11 @@ class _GroundingDinoSession(SegmenterSession):
                 mine = [Prompt(box=box) for box in self._detect(frame, prompt.text)[0]]
             parts += mine
             owners += [row] * len(mine)
-        owner_N = np.array(owners, dtype=int)
         if not parts:
             blank_NHW = np.zeros((len(prompts), *self.clip.size), np.bool_)
             return ((index, blank_NHW) for index in video)
         tracks = self._inner.propagate(frame, parts, frames=video, direction=direction)
-        return (
-            (index, np.stack([masks_NHW[owner_N == row].any(axis=0) for row in range(len(prompts))]))
-            for index, masks_NHW in tracks
-        )
+        return united(tracks, owners, len(prompts))
 
     def close(self) -> None:
         """Close the other segmenter's session."""

@@ -49,6 +49,8 @@ from refseg_bench.types import BoolHW, Clip
 
 #: Most that is left of closed sessions, and most that one clip's tracks take of it, in MB.
 _SEEN_MB, _TRACKS_MB = 512.0, 128.0
+#: Pixels ``(N, P, 2)`` of the model's square, and the label of each ``(N, P)``.
+Points = tuple["torch.Tensor", "torch.Tensor"]
 #: Labels of a box's corners among the points of a prompt, as SAM 2 was trained.
 _CORNERS = (2, 3)
 
@@ -212,13 +214,7 @@ class TrackerCore(ABC):
 
     @abstractmethod
     def decode(
-        self,
-        top_NChw: torch.Tensor,
-        features: Features,
-        points_NP2: torch.Tensor | None,
-        labels_NP: torch.Tensor | None,
-        *,
-        several: bool,
+        self, top_NChw: torch.Tensor, features: Features, points: Points | None, *, several: bool
     ) -> Heads:
         """Prompt encoder and mask decoder; without points the memory alone tells the object."""
 
@@ -391,9 +387,8 @@ class TrackingSession(SegmenterSession):
         self.counters.decoder_calls += 1
         if prompts[0].mask is not None:
             return self._core.take_mask(features, self._masks(prompts))
-        points_NP2, labels_NP = self._points(prompts)
         top_NChw = self._core.first_look(features, len(prompts))
-        return self._decode(top_NChw, features, points_NP2, labels_NP, several=several)
+        return self._decode(top_NChw, features, self._points(prompts), several=several)
 
     def _decode(self, *given: Any, several: bool) -> Heads:
         heads = self._core.decode(*given, several=several)
@@ -412,7 +407,7 @@ class TrackingSession(SegmenterSession):
         self.counters.decoder_calls += 1
         n = len(memory.prompted.logits_N1hw)
         top_NChw = self._core.recall(features, n, memory, position, length, reverse=reverse)
-        heads = self._decode(top_NChw, features, None, None, several=self._core.wants_several(0))
+        heads = self._decode(top_NChw, features, None, several=self._core.wants_several(0))
         return self._remembered(features, heads, prompted=False)
 
     def _remembered(self, features: Features, heads: Heads, *, prompted: bool) -> Step:
@@ -438,7 +433,7 @@ class TrackingSession(SegmenterSession):
 
     # ── small parts ──────────────────────────────────────────────────────────
 
-    def _points(self, prompts: Sequence[Prompt]) -> tuple[torch.Tensor, torch.Tensor]:
+    def _points(self, prompts: Sequence[Prompt]) -> Points:
         points, labels = [], []
         for prompt in prompts:
             corners = () if prompt.box is None else (prompt.box[:2], prompt.box[2:])

@@ -23,7 +23,15 @@ from numpy.typing import NDArray
 from refseg_bench.backbones.lazy_torch import torch
 from refseg_bench.backbones.weights import ModelError, Weights, choose_device, fetch
 from refseg_bench.errors import ConfigError, require
-from refseg_bench.segmenters.memory_tracking import Heads, Memory, SamTracker, Step, TrackerCore, sequence
+from refseg_bench.segmenters.memory_tracking import (
+    Heads,
+    Memory,
+    Points,
+    SamTracker,
+    Step,
+    TrackerCore,
+    sequence,
+)
 from refseg_bench.segmenters.sam_base import Features, Resampling, square_pixels
 
 Release = Literal["sam2", "sam2.1"]
@@ -117,16 +125,10 @@ class _PackageCore(TrackerCore):
         )
 
     def decode(
-        self,
-        top_NChw: torch.Tensor,
-        features: Features,
-        points_NP2: torch.Tensor | None,
-        labels_NP: torch.Tensor | None,
-        *,
-        several: bool,
+        self, top_NChw: torch.Tensor, features: Features, points: Points | None, *, several: bool
     ) -> Heads:
         """Prompt encoder and mask decoder for a batch of objects."""
-        prompt = None if points_NP2 is None else {"point_coords": points_NP2, "point_labels": labels_NP}
+        prompt = points and {"point_coords": points[0], "point_labels": points[1]}
         outputs = self.model._forward_sam_heads(
             backbone_features=top_NChw,
             point_inputs=prompt,

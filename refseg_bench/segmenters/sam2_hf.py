@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from refseg_bench.backbones.lazy_torch import F, torch
 from refseg_bench.backbones.weights import ModelError, Weights
-from refseg_bench.segmenters.memory_tracking import Heads, Memory, SamTracker, TrackerCore, sequence
+from refseg_bench.segmenters.memory_tracking import Heads, Memory, Points, SamTracker, TrackerCore, sequence
 from refseg_bench.segmenters.sam_base import IMAGENET_MEAN, IMAGENET_STD, Features, Resampling, square_pixels
 
 #: Mask logits of an object that isn't in the frame.
@@ -139,27 +139,15 @@ class HfTrackerCore(TrackerCore):
         )
         return attended.reshape(n, -1, channels).transpose(1, 2).reshape(n, channels, *spatial)
 
-    def decode(
-        self,
-        top_NChw: torch.Tensor,
-        features: Features,
-        points_NP2: torch.Tensor | None,
-        labels_NP: torch.Tensor | None,
-        *,
-        several: bool,
-        masks_N1hw: torch.Tensor | None = None,
-    ) -> Heads:
-        """Prompt encoder and mask decoder for a batch of objects."""
-        return self.heads(
-            *self.predict(top_NChw, features, points_NP2, labels_NP, several=several, masks_N1hw=masks_N1hw)
-        )
+    def decode(self, *given: Any, **more: Any) -> Heads:
+        """Prompt encoder and mask decoder for a batch of objects: :meth:`heads` of :meth:`predict`."""
+        return self.heads(*self.predict(*given, **more))
 
     def predict(
         self,
         top_NChw: torch.Tensor,
         features: Features,
-        points_NP2: torch.Tensor | None,
-        labels_NP: torch.Tensor | None,
+        points: Points | None,
         *,
         several: bool,
         masks_N1hw: torch.Tensor | None = None,
@@ -171,11 +159,11 @@ class HfTrackerCore(TrackerCore):
             presence logits ``(N, 1)``.
         """
         model, n = self.model, len(top_NChw)
-        nothing = points_NP2 is None and masks_N1hw is None
-        if points_NP2 is None or labels_NP is None:
-            points_NP2 = torch.zeros(n, 1, 2, device=self.device)
-            labels_NP = -torch.ones(n, 1, dtype=torch.int32, device=self.device)
-        prompt = (points_NP2[:, None], labels_NP[:, None], None, masks_N1hw)
+        nothing = points is None and masks_N1hw is None
+        if points is None:
+            no_label = -torch.ones(n, 1, dtype=torch.int32, device=self.device)
+            points = torch.zeros(n, 1, 2, device=self.device), no_label
+        prompt = (points[0][:, None], points[1][:, None], None, masks_N1hw)
         sparse, dense = self._once(n if nothing else None, lambda: model.prompt_encoder(*prompt))
         places = self._once("places", model.get_image_wide_positional_embeddings)
         logits, ious, mask_tokens, presence = model.mask_decoder(
@@ -224,9 +212,7 @@ class HfTrackerCore(TrackerCore):
         model, n = self.model, len(masks_N1SS)
         top_NChw = features[-1].expand(n, -1, -1, -1)
         prompt_N1hw = _resized(model.mask_downsample(masks_N1SS), self._low)
-        pointer_NC = self.decode(
-            top_NChw, features, None, None, several=False, masks_N1hw=prompt_N1hw
-        ).pointer_NC
+        pointer_NC = self.decode(top_NChw, features, None, several=False, masks_N1hw=prompt_N1hw).pointer_NC
         logits_N1hw = _resized(masks_N1SS * (2 * _MASK_LOGIT) - _MASK_LOGIT, self._low)
         present_N1 = masks_N1SS.flatten(1).any(1)[:, None]
         return Heads(

@@ -29,6 +29,7 @@ from refseg_bench.segmenters.base import (
     SegmenterSession,
     TrackedMasks,
     TrackingDirection,
+    united,
 )
 from refseg_bench.segmenters.memory_tracking import SamTracker, TrackingSession
 from refseg_bench.segmenters.sam2_hf import HfTrackerCore
@@ -173,12 +174,8 @@ class Sam3Session(SegmenterSession):
                 parts = [Prompt(mask=mask_HW) for mask_HW in found.masks_KHW]
             objects.extend(parts)
             owners.extend([row] * len(parts))
-        owner_N = np.array(owners)
         tracks = self._tracker().propagate(frame, objects, frames=video, direction=direction)
-        return (
-            (index, np.stack([masks_NHW[owner_N == row].any(axis=0) for row in range(len(prompts))]))
-            for index, masks_NHW in tracks
-        )
+        return united(tracks, owners, len(prompts))
 
     def find(self, phrase: str) -> list[Instance]:
         """See the interface: on an image the detector's instances, through a clip those of every frame.

@@ -20,7 +20,7 @@ def dit_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def make_dit(dit_folder):
     """Family name and options → a backbone at 64 × 96 pixels in float32."""
-    from refseg_bench.backbones.dit.model import DiT
+    from refseg_bench.backbones.dit import DiT
 
     def make(family, **options):
         adapter = {"sd35m": "sd3", "cogvideox2b": "cogvideox"}.get(family, family)

@@ -25,9 +25,9 @@ from PIL import Image
 from refseg_bench import env
 from refseg_bench.backbones import weights
 from refseg_bench.backbones.chat import ChatEndpoint, ChatError, ChatLocal, Conversation, Message, Reply
+from refseg_bench.backbones.weights import shipped
 from refseg_bench.cli import main
 from refseg_bench.errors import ConfigError, RefsegError
-from refseg_bench.files import resources
 from refseg_bench.methods.agents.base import read_boxes
 from refseg_bench.methods.agents.mllm_box import MllmBox
 from refseg_bench.run.loop import predict_clip
@@ -506,7 +506,7 @@ def hub(tmp_path, monkeypatch):
 
 def test_a_local_model_that_was_replaced_is_asked_again(tmp_path):
     folder = tmp_path / "model"
-    shutil.copytree(resources.weights("tiny_mllm"), folder)
+    shutil.copytree(shipped("tiny_mllm"), folder)
 
     def ask():
         model = ChatLocal(model=str(folder), max_tokens=2, dtype="float32", device="cpu")

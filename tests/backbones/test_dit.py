@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from refseg_bench.backbones.attention_maps import SoftmaxTokens
+from refseg_bench.backbones.dit import TokenRequest
 from refseg_bench.backbones.dit.families import FAMILIES, family, pack
-from refseg_bench.backbones.dit.model import TokenRequest
-from refseg_bench.backbones.dit.text_tokens import tokenise
+from refseg_bench.backbones.dit.text import tokenise
 from refseg_bench.errors import ConfigError, DataError, StoreError
 from tests.backbones import tiny_dits
 from tests.quick import quick_first

@@ -230,7 +230,7 @@ def test_layouts(name):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_pieces_tokenise_like_the_whole_prompt(name):
-    from refseg_bench.backbones.mllm.model import _Loaded
+    from refseg_bench.backbones.mllm import _Loaded
 
     family = family_of(build(name).config, {})
     loaded = _Loaded(None, tokenizer(), family, None)

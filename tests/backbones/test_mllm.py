@@ -10,8 +10,8 @@ import torch
 
 from refseg_bench.backbones import capture
 from refseg_bench.backbones.base import MLLMSession, RolloutSettings, VisualSettings
+from refseg_bench.backbones.mllm import MLLM, Session, answer_rules
 from refseg_bench.backbones.mllm.families import family_of
-from refseg_bench.backbones.mllm.model import MLLM, Session, answer_rules
 from refseg_bench.errors import ConfigError, RefsegError
 from tests.quick import quick_first
 from tests.tiny_mllm import FAMILIES, LAYERS, backbone, build, clip_frames, tokenizer

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 
 from refseg_bench.backbones.attention_maps import HIDDEN, PROMPT, SoftmaxTokens, one_way_mask
+from refseg_bench.backbones.dit import TokenRequest, assemble
 from refseg_bench.backbones.dit.families import ForwardInputs
-from refseg_bench.backbones.dit.model import TokenRequest, assemble
-from refseg_bench.backbones.dit.text_tokens import tokenise
+from refseg_bench.backbones.dit.text import tokenise
 from refseg_bench.backbones.sdpa_tap import AttentionError, SdpaTap, _in_parts, parts_of, refuse_bypass
 
 FAMILIES = ["flux", "sd3", "sd35m", "mochi", "cogvideox", "cogvideox2b", "wan"]

@@ -7,8 +7,8 @@ import pytest
 from refseg_bench.config import schema
 from refseg_bench.config.components import find, names, open_dataset
 from refseg_bench.datasets.verify import Manifest, manifest
+from refseg_bench.env import resource
 from refseg_bench.errors import ConfigError
-from refseg_bench.files.resources import resource
 
 SETS = [
     "grefcoco_unc", "groundmore", "long_rvos", "mevis", "mevis_v2", "reasonseg", "reasonvos", "ref_davis17",

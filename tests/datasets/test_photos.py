@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from refseg_bench.datasets.refcoco import RefCoco
+from refseg_bench.env import resource
 from refseg_bench.errors import DataError
-from refseg_bench.files.resources import resource
 from tools.writers import write_refcoco_set
 
 SHIPPED = resource("datasets") / "photos"

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from refseg_bench.backbones.weights import shipped
 from refseg_bench.cli import main
 from refseg_bench.config.compose import Cluster
 from refseg_bench.errors import ConfigError
-from refseg_bench.files import resources
 from refseg_bench.run import server
 from refseg_bench.run.store import runs_in
 from tests.launch.runs import CONF, HANGS, alive, refseg, reserved, wait_for
@@ -251,7 +251,7 @@ def test_nothing_is_sent_to_a_server_that_only_a_folder_names(
 def test_transformers_own_server(tmp_path: Path) -> None:
     program = Path(sys.executable).with_name("transformers")
     serve = f"{program} serve {{model}} --port {{port}} --host 127.0.0.1 --device cpu --dtype float32"
-    model = resources.weights("tiny_mllm")
+    model = shipped("tiny_mllm")
     more = [f"backbone.model={model}", "backbone.max_tokens=8", "method.tries=1", "cluster.server_minutes=5"]
     # The tiny model never learned to write boxes: its words are kept with the failure.
     assert main(["run", *words(tmp_path, serve, *more, clips=1), "--no-html", "--no-score"]) == 1

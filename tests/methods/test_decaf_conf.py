@@ -7,8 +7,8 @@ import pytest
 from refseg_bench.config import schema
 from refseg_bench.config.components import make, names, options
 from refseg_bench.config.compose import compose
+from refseg_bench.env import resource
 from refseg_bench.errors import ConfigError
-from refseg_bench.files.resources import resource
 from refseg_bench.files.store_io import read_yaml
 from refseg_bench.methods.decaf import DecAF
 

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from refseg_bench.backbones.attention_maps import SoftmaxTokens, TokenMaps
-from refseg_bench.backbones.dit.model import DiT, TokenRequest
-from refseg_bench.backbones.dit.text_tokens import tokenise
+from refseg_bench.backbones.dit import DiT, TokenRequest
+from refseg_bench.backbones.dit.text import tokenise
 from refseg_bench.backbones.sdpa_tap import AttentionError
 from refseg_bench.backbones.weights import content
 from refseg_bench.config import compose as config

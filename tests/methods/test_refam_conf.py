@@ -8,8 +8,8 @@ import pytest
 from refseg_bench.config import compose as config
 from refseg_bench.config import schema
 from refseg_bench.config.components import options
+from refseg_bench.env import resource
 from refseg_bench.errors import ConfigError
-from refseg_bench.files.resources import resource
 
 POINTS = {
     "refcoco": 8, "ref_davis17": 1, "abl_components": 5, "beyond": 8, "control": 5, "search/1_sigma": 4,

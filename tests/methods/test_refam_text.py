@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from refseg_bench.backbones.dit.text_tokens import kind_of, tokenise
+from refseg_bench.backbones.dit.text import kind_of, tokenise
 from refseg_bench.errors import ConfigError, DataError
 from refseg_bench.methods.refam.filters import (
     NLTK_ENGLISH,

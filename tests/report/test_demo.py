@@ -13,8 +13,8 @@ from PIL import Image
 from refseg_bench.cli import main
 from refseg_bench.commands.demo import _method_for
 from refseg_bench.config.compose import compose
+from refseg_bench.env import resource
 from refseg_bench.errors import DataError
-from refseg_bench.files.resources import resource
 from refseg_bench.report.pictures import open_clip, read_video, write_video
 from refseg_bench.run.loop import work_on
 from tests.fakes import fake_run

@@ -26,12 +26,11 @@ from refseg_bench.commands.compare import show
 from refseg_bench.config import compose as configs
 from refseg_bench.config.components import names, options
 from refseg_bench.datasets import verify
+from refseg_bench.env import resource
 from refseg_bench.errors import ConfigError, ScoreError
-from refseg_bench.files.resources import resource
 from refseg_bench.files.store_io import sealed, sealed_text
 from refseg_bench.report import paper, tables
-from refseg_bench.report.compare import Comparison, Group, compare, means, only_protocol
-from refseg_bench.report.naming import titles
+from refseg_bench.report.compare import Comparison, Group, compare, means, only_protocol, titles
 from refseg_bench.report.paper import COLUMNS, Reference, held_against, paper_rows, printed_name
 from refseg_bench.run.build import frozen
 from refseg_bench.run.loop import work_on

@@ -55,14 +55,14 @@ class ScriptedCore:
         self.recalls.append((position, reverse, spatial, pointers, n, sorted(memory.followed)))
         return features[0].expand(n, -1, -1, -1)
 
-    def decode(self, top_NChw, features, points_NP2, labels_NP, *, several):
+    def decode(self, top_NChw, features, points, *, several):
         n = len(top_NChw)
-        self.decoded.append((n, 0 if points_NP2 is None else points_NP2.shape[1], several))
+        self.decoded.append((n, 0 if points is None else points[0].shape[1], several))
         k = 3 if several else 1
         logits = torch.full((n, k, 4, 4), -1.0)
-        if points_NP2 is not None:
+        if points is not None:
             # The clicked quarter cell tells the objects apart.
-            for row, point in enumerate(points_NP2[:, -1]):
+            for row, point in enumerate(points[0][:, -1]):
                 x, y = (point / 4).long().clamp(0, 3).tolist()
                 logits[row, :, y, x] = 1.0
         else:

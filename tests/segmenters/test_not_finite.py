@@ -8,10 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from refseg_bench.backbones.mllm.model import MLLM
-from refseg_bench.backbones.weights import ModelError
+from refseg_bench.backbones.mllm import MLLM
+from refseg_bench.backbones.weights import ModelError, shipped
 from refseg_bench.errors import RefsegError
-from refseg_bench.files import resources
 from refseg_bench.segmenters.base import Prompt
 from refseg_bench.segmenters.grounding_dino import GroundingDino
 from refseg_bench.segmenters.sam1 import Sam1
@@ -73,7 +72,7 @@ def test_words_to_instances(tmp_path, clip):
 @pytest.mark.parametrize("shape", [None, (3, 3)])
 def test_weights_that_a_checkpoint_lacks_are_not_drawn_at_random(tmp_path, sam2_folder, clip, shape):
     opened = {
-        resources.weights("tiny_mllm"): lambda path: MLLM(path=path, device="cpu").loaded(),
+        shipped("tiny_mllm"): lambda path: MLLM(path=path, device="cpu").loaded(),
         sam2_folder["sam2"]: lambda path: Sam2Hf(model=path, device="cpu").open(clip),
     }
     for number, (folder, load) in enumerate(opened.items()):

@@ -167,11 +167,11 @@ def test_parity_of_propagation_with_the_package(both, clip, monkeypatch, frames)
 @pytest.mark.slow
 def test_the_shipped_model_gives_the_same_masks_through_the_package(tmp_path):
     """Trained weights, on a clip of the world they know: a click's masks, and tracked both ways."""
+    from refseg_bench.backbones.weights import shipped
     from refseg_bench.config.components import open_dataset
-    from refseg_bench.files.resources import weights
     from tools import sam2_layout
 
-    architecture, checkpoint = sam2_layout.write(weights("tiny_sam2"), tmp_path)
+    architecture, checkpoint = sam2_layout.write(shipped("tiny_sam2"), tmp_path)
     data = open_dataset("shapes")
     clip = data.clips()[0]
     first = data.target(clip, data.expressions(clip)[0]).objects[0]

@@ -110,7 +110,7 @@ def base_row(clip: Clip, expression: Expression, target: Target) -> Row:
 
 def decaf_rows(model: str, dataset: MetaExpressions) -> Iterator[Row]:
     """Every variant from one reading of attention per clip."""
-    from refseg_bench.backbones.mllm.model import MLLM
+    from refseg_bench.backbones.mllm import MLLM
     from refseg_bench.methods.decaf import DecAF
     from refseg_bench.methods.decaf.fusion import Fusion, coarse_masks, highest, sample_frames
 
@@ -156,7 +156,7 @@ def decaf_rows(model: str, dataset: MetaExpressions) -> Iterator[Row]:
 
 def refam_rows(model: str, dataset: MetaExpressions, sigma: float) -> Iterator[Row]:
     """Points on the first frame."""
-    from refseg_bench.backbones.dit.model import DiT
+    from refseg_bench.backbones.dit import DiT
     from refseg_bench.methods.refam import DirectionRule, Gas, NounPhraseFilter, RefAM
     from refseg_bench.segmenters.grabcut import GrabCut
 

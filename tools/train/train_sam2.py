@@ -312,7 +312,7 @@ def teach_prompts(
     some = rows_of(features, frames_N)
     ones_NP = torch.ones(points_NP2.shape[:2], dtype=torch.int32, device=points_NP2.device)
     top = core.first_look(some, len(frames_N))
-    loss.add(*_shown(core.predict(top, some, points_NP2, ones_NP, several=True)), targets_NHW)
+    loss.add(*_shown(core.predict(top, some, (points_NP2, ones_NP), several=True)), targets_NHW)
 
     masks_NHW = masks_BKHW[:, 1]
     empty_N = ~masks_NHW.flatten(1).any(1)
@@ -320,7 +320,7 @@ def teach_prompts(
     if other == "mask":
         top = features[-1]  # as take_mask has it
         given: dict[str, Any] = {"masks_N1hw": core.model.mask_downsample(mask_prompts(masks_NHW))}
-        points_NP2, labels_NP = None, None
+        points = None
     else:
         given = {}
         labels = {"box": (2, 3), "two": (1, 1), "not": (1, 0)}[other]
@@ -330,7 +330,8 @@ def teach_prompts(
             second = masks_NHW if other == "two" else ~masks_NHW
             points_NP2 = torch.stack([pick(masks_NHW | empty_N[:, None, None]), pick(second)], 1)
         labels_NP = torch.tensor(labels, dtype=torch.int32, device=ids_BHW.device).expand(len(masks_NHW), -1)
-    loss.add(*_shown(core.predict(top, features, points_NP2, labels_NP, several=False, **given)), masks_NHW)
+        points = points_NP2, labels_NP
+    loss.add(*_shown(core.predict(top, features, points, several=False, **given)), masks_NHW)
 
 
 def _shown(raw: tuple[Tensor, Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
@@ -391,7 +392,7 @@ def teach_tracking(
         click = kind == "click"
         points_NP2 = pick(masks_NHW)[:, None] if click else boxes(masks_NHW)
         labels = torch.tensor((1,) if click else (2, 3), dtype=torch.int32, device=device).expand(n, -1)
-        raw = core.predict(core.first_look(some, n), some, points_NP2, labels, several=click)
+        raw = core.predict(core.first_look(some, n), some, (points_NP2, labels), several=click)
         heads = core.heads(*raw)
         if loss is not None:
             loss.add(*_shown(raw), masks_NHW)
@@ -401,7 +402,7 @@ def teach_tracking(
         for position in positions:
             some, masks_NHW = seen(position)
             top = core.recall(some, n, memory, position, length, reverse=reverse)
-            raw = core.predict(top, some, None, None, several=True)
+            raw = core.predict(top, some, None, several=True)
             heads = core.heads(*raw)
             if loss is not None:
                 loss.add(*_shown(raw), masks_NHW)
@@ -431,7 +432,7 @@ def figures(core: HfTrackerCore, clips_BTHWC: Tensor) -> dict[str, float]:
         rows = rows_of(features, frame_N)
         points_NP2 = pick(masks_NHW, inner=False)[:, None]
         labels = torch.ones(points_NP2.shape[:2], dtype=torch.int32, device=points_NP2.device)
-        raw = core.predict(core.first_look(rows, len(frame_N)), rows, points_NP2, labels, several=True)
+        raw = core.predict(core.first_look(rows, len(frame_N)), rows, (points_NP2, labels), several=True)
         true_NK = _ious(core.heads(*raw).logits_NKhw, masks_NHW)
         ious_NK = raw[1].float()
         found.append(true_NK.gather(1, ious_NK.argmax(1, keepdim=True)).flatten())

@@ -70,7 +70,7 @@ def gather(model: Sam2VideoModel, seeds: range, clicks: int) -> tuple[Tensor, Te
         masks_NHW = ids_THW[frame_N] == object_N[:, None, None]
         rows, points_NP2 = rows_of(features, frame_N), pick(masks_NHW, inner=False)[:, None]
         ones_NP = torch.ones(points_NP2.shape[:2], dtype=torch.int32)
-        core.predict(core.first_look(rows, len(frame_N)), rows, points_NP2, ones_NP, several=True)
+        core.predict(core.first_look(rows, len(frame_N)), rows, (points_NP2, ones_NP), several=True)
         masks = [masks_NHW]
         if seed % 2:
             kind, start = ("mask", "box")[seed // 2 % 2], (0, LENGTH - 1, LENGTH // 2)[seed % 3]

@@ -19,8 +19,8 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from refseg_bench.backbones.attention_maps import TokenMaps
-from refseg_bench.backbones.dit.model import DiT
-from refseg_bench.backbones.dit.text_tokens import TokenSet, tokenise
+from refseg_bench.backbones.dit import DiT
+from refseg_bench.backbones.dit.text import TokenSet, tokenise
 from refseg_bench.backbones.weights import Weights
 from refseg_bench.config.schema import option
 from refseg_bench.errors import ConfigError

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refseg_bench.backbones.attention_maps import TokenMaps, sink_statistics
-from refseg_bench.backbones.dit.text_tokens import MARK, TokenSet
+from refseg_bench.backbones.dit.text import MARK, TokenSet
 from refseg_bench.errors import ConfigError, require
 from refseg_bench.methods.spatial import DIRECTION_WORDS, word_set
 

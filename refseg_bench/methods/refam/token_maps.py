@@ -17,8 +17,8 @@ from typing import Any, Literal
 import numpy as np
 
 from refseg_bench.backbones.attention_maps import SoftmaxTokens, TokenMaps
-from refseg_bench.backbones.dit.model import DiT, LatentImage, TokenRequest
-from refseg_bench.backbones.dit.text_tokens import TokenSet
+from refseg_bench.backbones.dit import DiT, LatentImage, TokenRequest
+from refseg_bench.backbones.dit.text import TokenSet
 from refseg_bench.cache import Cache, Entry, Value, fingerprint
 from refseg_bench.errors import ConfigError, DataError
 from refseg_bench.files.store_io import look
