@@ -35,7 +35,7 @@ def tokenizer():
     base = Tokenizer(models.BPE())
     base.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     base.decoder = decoders.ByteLevel()
-    corpus = [*prompts.OBJECT.values(), *prompts.BACKGROUND.values(), *prompts.CHOICE.values()]
+    corpus = [text for texts in prompts.TEXTS.values() for text in texts.values()]
     base.train_from_iterator(
         corpus,
         trainers.BpeTrainer(

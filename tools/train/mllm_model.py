@@ -49,9 +49,7 @@ NAMES = tuple(f"{c}-{t}" for c in COLOURS for t in TEXTURES)
 ANSWERS = (*NAMES, *COLOURS, *TEXTURES, SEVERAL, NOTHING)
 
 # The training prompts are the method's own, so that it runs on this model unchanged; the default first.
-OBJECT, BACKGROUND, CHOICE = (
-    tuple(texts.values()) for texts in (prompts.OBJECT, prompts.BACKGROUND, prompts.CHOICE)
-)
+OBJECT, BACKGROUND, CHOICE = (tuple(texts.values()) for texts in prompts.TEXTS.values())
 
 # Whatever stands between the blanks of these prompts is one token each: 15 tokens a question instead of
 # 90, which is what makes training on one core possible. Any other text is spelled by bytes and merges.

@@ -15,34 +15,12 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from refseg_bench.backbones.chat import Conversation
-from refseg_bench.methods.agents.base import ChatMethod, read_flag, read_object, spread, user
+from refseg_bench.methods.agents.base import ChatMethod, read_flag, read_object, spread, texts, user
 from refseg_bench.methods.agents.drawing import beside, crop, extent, frame_box, overlay
 from refseg_bench.segmenters.base import Instance, SegmenterSession
 from refseg_bench.types import Clip, Expression, Grounding, MaskTrack
 
-CONCEPT = """An object in a video is described by: "{sent}".
-Name the kind of object, so that a detector can find every instance of it.
-EXPLICIT: a physical noun in the description names it. REASONING: it doesn't (a question, a placeholder
-such as "object", "thing" or "one", something intangible, a pronoun).
-Give the core noun in the singular and, if there is one, its hypernym. For a rare species take a common
-animal that looks alike, for a common object its superclass.
-Answer as JSON: {{"type": "EXPLICIT" or "REASONING", "nouns": [core, hypernym or null], "reason": "..."}}"""
-LOOK = """These are frames of a video. An object in it is described by: "{sent}".
-Look at the frames and name the kind of object that is meant, so that a detector can find all of it.
-This is attempt {attempt}.{failed}
-Answer as JSON: {{"nouns": [core noun in the singular, hypernym or null], "reason": "..."}}"""
-FAILED = " The detector found nothing for: {nouns}. Name something broader."
-NEEDED = """An object in a video is described by: "{sent}".
-Must one know colour or texture to tell it from others of its kind?
-Answer as JSON: {{"appearance": true or false}}"""
-APPEARANCE = """Left: the object in a red box. Right: the object alone. It is a {noun}.
-Describe its colour and texture in one or two short phrases. Answer as JSON: {{"phrases": ["...", "..."]}}"""
-SORT = """These are frames of a video, in order: {frames}.
-Each candidate ({noun}) is a coloured area with its number.
-An object is described by: "{sent}".{looks}
-Sort all of the candidates {ids}: true = it is meant, false = it is not, unknown = these frames don't tell.
-Several may be true, or none. Think step by step, then answer as JSON in a tag:
-<answer>{{"true": [...], "false": [...], "unknown": [...]}}</answer>"""
+TEXT = texts(__file__)
 
 
 @dataclass
@@ -108,12 +86,12 @@ class AgentRvos(ChatMethod):
                 raise ValueError('"nouns" must be [core noun, hypernym or null]')
             return str(said.get("type")).upper() == "REASONING", named
 
-        reasoning, nouns = await talk.ask_for(user(CONCEPT.format(sent=sentence)), "concept", read)
+        reasoning, nouns = await talk.ask_for(user(TEXT["concept"].format(sent=sentence)), "concept", read)
         failed: list[str] = []
         for attempt in range(1, self.concepts + 1):
             if reasoning or attempt > 1:
-                told = FAILED.format(nouns=", ".join(failed)) if failed else ""
-                question = LOOK.format(sent=sentence, attempt=attempt, failed=told)
+                told = TEXT["failed"].format(nouns=", ".join(failed)) if failed else ""
+                question = TEXT["look"].format(sent=sentence, attempt=attempt, failed=told)
                 shown = self.shown(session.clip, spread(len(session.clip), self.n_frames))
                 _, nouns = await talk.ask_for(user(*shown, question), f"concept, attempt {attempt}", read)
             best, most = (nouns[0], list[Instance]()), 0
@@ -144,7 +122,7 @@ class AgentRvos(ChatMethod):
                 raise ValueError('"phrases" must be a list of one or two short texts')
             return ", ".join(said[:2])
 
-        if not await talk.ask_for(user(NEEDED.format(sent=sentence)), "appearance needed", needed):
+        if not await talk.ask_for(user(TEXT["needed"].format(sent=sentence)), "appearance needed", needed):
             return {}
         looks = {}
         for number, candidate in enumerate(candidates, 1):
@@ -155,7 +133,7 @@ class AgentRvos(ChatMethod):
                 continue
             box, picture_HWC = extent(mask_HW), clip.load([frame])[0]
             panel = beside([crop(frame_box(picture_HWC, box), box, margin=1.0), crop(picture_HWC, box)])
-            question = user(self.backbone.fit(panel), APPEARANCE.format(noun=noun))
+            question = user(self.backbone.fit(panel), TEXT["appearance"].format(noun=noun))
             looks[number] = await talk.ask_for(question, f"appearance of {number}", phrases)
         return looks
 
@@ -185,7 +163,7 @@ class AgentRvos(ChatMethod):
                 shown.append(self.backbone.fit(overlay(frame_HWC, masks, open_ids, self.opacity)))
             told = "".join(f"\nCandidate {one} looks: {looks[one]}." for one in open_ids if one in looks)
             names = ", ".join(str(frame) for frame in frames)
-            question = SORT.format(frames=names, noun=noun, sent=sentence, looks=told, ids=open_ids)
+            question = TEXT["sort"].format(frames=names, noun=noun, sent=sentence, looks=told, ids=open_ids)
 
             def read(words: str, ids: Sequence[int] = tuple(open_ids)) -> dict[int, str]:
                 return read_verdict(words, ids)

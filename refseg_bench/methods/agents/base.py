@@ -16,11 +16,12 @@ from bisect import bisect
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from refseg_bench.backbones.chat import ChatModel, Conversation, Message, Uint8HWC
 from refseg_bench.errors import ConfigError, StoreError
-from refseg_bench.files.store_io import parse_json
+from refseg_bench.files.store_io import parse_json, read_yaml
 from refseg_bench.methods.base import Method, refuse_below_1, track_prompts
 from refseg_bench.segmenters.base import Instance, Prompt, Segmenter, SegmenterSession
 from refseg_bench.types import BoolHW, Clip, Expression, Grounding, MaskTrack
@@ -153,6 +154,11 @@ def _event_loop() -> Iterator[Callable[[Coroutine[Any, Any, T]], T]]:
 
 async def _first(tasks: Sequence[asyncio.Task[Grounding]]) -> tuple[set[Any], set[Any]]:
     return await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+
+
+def texts(module: str) -> dict[str, str]:
+    """What a method sends, by name: the YAML beside its module."""
+    return read_yaml(Path(module).with_suffix(".yaml"))
 
 
 def user(*parts: str | Uint8HWC) -> Message:

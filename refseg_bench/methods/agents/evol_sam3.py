@@ -27,6 +27,7 @@ from refseg_bench.methods.agents.base import (
     read_text,
     read_texts,
     spread,
+    texts,
     track_mask,
     user,
 )
@@ -37,17 +38,7 @@ from refseg_bench.types import BoolHW, Expression, Grounding
 
 T = TypeVar("T")
 
-PHRASE = """What does this mean in the picture: "{sent}"? Name it by one noun phrase for a detector.{rule}
-Answer as JSON: {{"phrase": "..."}}"""
-REFINE = """ These phrases found nothing good: {failed}. Name it otherwise."""
-SUBJECT = """ Begin with the subject; make comparatives superlatives."""
-PARAPHRASE = """For "{sent}", a detector looks for "{phrase}". Give {count} other noun phrases of 2 to 5 words
-for the same thing.{rule} Answer as JSON: {{"phrases": ["...", ...]}}"""
-GATE = """The picture, and a coloured area in it. How well does the area show this: "{sent}"?
-Answer as JSON: {{"score": 0.0 to 1.0}}"""
-DUEL = """The picture, then two proposals, A and B, as coloured areas. Which shows better what "{sent}" means?
-Answer as JSON: {{"winner": "A" or "B"}}"""
-BOX = """Locate what this means: "{sent}". Answer with one box as JSON: [{{"bbox_2d": [x1, y1, x2, y2]}}]"""
+TEXT = texts(__file__)
 
 
 @dataclass(eq=False)
@@ -150,14 +141,14 @@ class _Picture:
     def __post_init__(self) -> None:
         self.picture = self.session.clip.load([self.frame])[0]
         self.sent = self.method.backbone.fit(self.picture)
-        self.rule = SUBJECT if self.method.style == "refcoco" else ""
+        self.rule = TEXT["subject"] if self.method.style == "refcoco" else ""
 
     async def begin(self) -> list[_Candidate]:
         """The target phrase, made anew while nothing passes, its paraphrases, and who of them passes."""
         method, failed, alive, phrase = self.method, list[str](), list[_Candidate](), self.text
         for _ in range(1 + method.refinements):
-            told = REFINE.format(failed=", ".join(failed)) if failed else ""
-            question = user(self.sent, PHRASE.format(sent=self.text, rule=self.rule + told))
+            told = TEXT["refine"].format(failed=", ".join(failed)) if failed else ""
+            question = user(self.sent, TEXT["phrase"].format(sent=self.text, rule=self.rule + told))
             phrase = await self._asked(question, "phrase", lambda said: read_text(said, "phrase"))
             if alive := await self.passing([phrase], failed):
                 break
@@ -171,7 +162,7 @@ class _Picture:
         """Other words for what a phrase names; more than asked for don't count."""
         if count < 1:
             return []
-        told = PARAPHRASE.format(sent=self.text, phrase=phrase, count=count, rule=self.rule)
+        told = TEXT["paraphrase"].format(sent=self.text, phrase=phrase, count=count, rule=self.rule)
         question = user(self.sent, told)
         return (await self._asked(question, "paraphrases", lambda said: read_texts(said, "phrases")))[:count]
 
@@ -193,7 +184,7 @@ class _Picture:
         return out
 
     async def _good(self, mask_HW: BoolHW) -> bool:
-        question = user(self.sent, self._drawn(mask_HW), GATE.format(sent=self.text))
+        question = user(self.sent, self._drawn(mask_HW), TEXT["gate"].format(sent=self.text))
         return await self._asked(question, "gate", lambda said: read_number(said, "score", 0, 1)) >= 1
 
     async def duel(self, alive: Sequence[_Candidate]) -> None:
@@ -207,14 +198,14 @@ class _Picture:
 
     async def _first_wins(self, first_HW: BoolHW, second_HW: BoolHW, step: str = "duel") -> bool:
         views = (self._drawn(first_HW), self._drawn(second_HW))
-        question = user(self.sent, *views, DUEL.format(sent=self.text))
+        question = user(self.sent, *views, TEXT["duel"].format(sent=self.text))
         return await self._asked(question, step, lambda said: read_choice(said, "winner", ("A", "B"))) == "A"
 
     async def by_box(self) -> BoolHW | None:
         """The mask of the chat model's own box, if there is one."""
         method, (height, width) = self.method, self.session.clip.size
         boxes = await self.talk.ask_for(
-            user(self.sent, BOX.format(sent=self.text)),
+            user(self.sent, TEXT["box"].format(sent=self.text)),
             "box",
             lambda words: read_boxes(words, method.backbone, (self.sent.shape[0], self.sent.shape[1])),
         )

@@ -29,6 +29,7 @@ from refseg_bench.methods.agents.base import (
     read_point,
     read_text,
     read_texts,
+    texts,
     user,
 )  # fmt: skip
 from refseg_bench.methods.agents.drawing import beside, frame_box, mosaic
@@ -38,30 +39,8 @@ from refseg_bench.types import Clip, Expression, Grounding
 
 T = TypeVar("T")
 
-STATEMENT = """Rewrite this query about a video as a statement of what to find: "{sent}".
-Type: 1 = it depends on what happens over time, 2 = it means several targets, 3 = other.
-Answer as JSON: {{"statement": "...", "type": 1, 2 or 3}}"""
-QUESTIONS = """What is to be found in a video: "{sent}". Give up to 3 yes-or-no questions that a right target
-answers with yes, on its identity, its appearance or a place that doesn't change. None if there is nothing.
-Answer as JSON: {{"questions": ["...", ...]}}"""
-GRADE = """Frames of a video in order, numbered 1 to {count}. What is to be found: "{sent}".{guidance}
-How well can it be told and outlined in each frame, from 1 to 10?
-Answer as JSON: {{"scores": [{count} numbers]}}"""
-DESCRIBE = """Left: the key frame of a video, frame {key}. Right: frames of it in order. What is to be found:
-"{sent}"{kind}.{reasons} Describe each target so that it can be told in the key frame.
-Answer as JSON: {{"count": number of targets, "descriptions": ["...", ...]}}"""
+TEXT = texts(__file__)
 KIND = {1: " (it depends on what happens over time)", 2: " (several targets)", 3: ""}
-LOCATE = (
-    """Locate: {description}. Answer as JSON: [{{"bbox_2d": [x1, y1, x2, y2]}}], or [] if it isn't there."""
-)
-POINT = """Give one point on what the red box holds ({description}). Answer as JSON: {{"point": [x, y]}}"""
-FRAME = """What is to be found in the video: "{sent}". Left: the key frame; right: other frames.
-Is a target absent from the key frame? Clearer in another frame? Severely occluded? Answer as
-JSON, each true or false: {{"absent": ..., "clearer_elsewhere": ..., "occluded": ...}}"""
-GUIDANCE = " Frame {key} was tried and is poor: {wrong}."
-CHECK = """The red box should hold: {description}. {question}
-Answer as JSON: {{"yes": true or false, "reason": "..."}}"""
-REASONS = " Earlier targets were wrong: {reasons}."
 #: What the frame check may find wrong.
 WRONG = dict(absent="a target is absent", clearer_elsewhere="it is clearer elsewhere", occluded="occlusion")
 
@@ -182,7 +161,7 @@ class ReferAgent(ChatMethod):
             wrong = await one.poor() if number < self.frame_rounds else []
             if not wrong:
                 break
-            guidance += GUIDANCE.format(key=one.key, wrong=", ".join(wrong))
+            guidance += TEXT["guidance"].format(key=one.key, wrong=", ".join(wrong))
         if targets:
             # Boxes belong to the frame they were found on, which need not be the last one chosen.
             one.frames, one.key = chosen
@@ -193,7 +172,7 @@ class ReferAgent(ChatMethod):
                 break
             reasons += said_no
             # Without any new box, the last ones stay.
-            targets = await one.located(REASONS.format(reasons="; ".join(reasons))) or targets
+            targets = await one.located(TEXT["reasons"].format(reasons="; ".join(reasons))) or targets
         prompts = [Prompt(points=(target.point,), labels=(1,), box=target.box) for target in targets]
         return Grounding(
             expression,
@@ -232,9 +211,11 @@ class _Query:
                 raise ValueError('"type" must be 1, 2 or 3')
             return read_text(said, "statement"), int(kind)
 
-        told = STATEMENT.format(sent=text)
+        told = TEXT["statement"].format(sent=text)
         self.statement, self.kind = await self.talk.ask_for(user(told), "statement", read)
-        self.questions = (await self._texts(user(QUESTIONS.format(sent=self.statement)), "questions"))[:3]
+        self.questions = (
+            await self._texts(user(TEXT["questions"].format(sent=self.statement)), "questions")
+        )[:3]
 
     async def choose(self, guidance: str) -> None:
         """The key frame and its company, by both grades."""
@@ -248,7 +229,7 @@ class _Query:
 
         names = [str(number) for number in range(1, len(places) + 1)]
         picture = self.method.backbone.fit(mosaic(list(self.clip.load(places)), names, columns=5))
-        told = GRADE.format(count=len(places), sent=self.statement, guidance=guidance)
+        told = TEXT["grade"].format(count=len(places), sent=self.statement, guidance=guidance)
         said = await self.talk.ask_for(user(picture, told), "frames", read)
         share = self.method.clip_share
         grades = [share * self.grades_T[p] + (1 - share) * one for p, one in zip(places, said, strict=True)]
@@ -256,19 +237,23 @@ class _Query:
 
     async def located(self, reasons: str) -> list[_Target]:
         """A box and a point on the key frame for each new description; those without a box are left out."""
-        told = DESCRIBE.format(key=self.key, sent=self.statement, kind=KIND[self.kind], reasons=reasons)
+        told = TEXT["describe"].format(
+            key=self.key, sent=self.statement, kind=KIND[self.kind], reasons=reasons
+        )
         frame_HWC, out = self.clip.load([self.key])[0], list[_Target]()
         model = self.method.backbone
         sent = model.fit(frame_HWC)
         size = (sent.shape[0], sent.shape[1])
         for description in await self._texts(user(self._stitched(), told), "descriptions"):
             boxes = await self.talk.ask_for(
-                user(sent, LOCATE.format(description=description)),
+                user(sent, TEXT["locate"].format(description=description)),
                 "box",
                 lambda words: read_boxes(words, model, size, shares=True),
             )
             if boxes:
-                question = user(self._boxed(frame_HWC, boxes[-1]), POINT.format(description=description))
+                question = user(
+                    self._boxed(frame_HWC, boxes[-1]), TEXT["point"].format(description=description)
+                )
                 point = await self.talk.ask_for(
                     question, "point", lambda words: read_point(words, model, size, shares=True)
                 )
@@ -283,7 +268,7 @@ class _Query:
             return [told for name, told in WRONG.items() if read_flag(said, name)]
 
         return await self.talk.ask_for(
-            user(self._stitched(), FRAME.format(sent=self.statement)), "frame check", read
+            user(self._stitched(), TEXT["frame"].format(sent=self.statement)), "frame check", read
         )
 
     async def doubts(self, targets: Sequence[_Target]) -> list[str]:
@@ -296,7 +281,7 @@ class _Query:
 
         for target in targets:
             for question in self.questions:
-                told = CHECK.format(description=target.description, question=question)
+                told = TEXT["check"].format(description=target.description, question=question)
                 reason = await self.talk.ask_for(
                     user(self._boxed(frame_HWC, target.box), told), "box check", read
                 )

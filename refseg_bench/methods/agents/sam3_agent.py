@@ -24,6 +24,7 @@ from refseg_bench.methods.agents.base import (
     read_json,
     read_object,
     read_text,
+    texts,
     track_mask,
     user,
 )
@@ -31,31 +32,7 @@ from refseg_bench.methods.agents.drawing import contour, crop, extent, overlay
 from refseg_bench.segmenters.base import Prompt, SegmenterSession
 from refseg_bench.types import BoolHW, Expression, Grounding, MaskTrack
 
-SYSTEM = """You find what a description means in a picture, by tools. Reply with a short thought and then
-one call, as JSON in a tag: <tool>{"name": ..., "parameters": {...}}</tool>
-segment_phrase {"text_prompt": "..."}: every instance of a simple noun phrase becomes a numbered mask in
-place of all masks before. Never use a phrase twice.
-examine_each_mask {}: looks at each mask closely and drops those that don't fit.
-select_masks_and_return {"final_answer_masks": [numbers]}: ends; these masks are what is meant.
-report_no_mask {}: ends; nothing in the picture is meant."""
-FIRST = """The description: "{sent}"."""
-USED = " Phrases used so far: {phrases}."
-FOUND = "'{phrase}' gives {count} masks, numbered in the picture: {ids}."
-NOTHING = "'{phrase}' gives no mask. Try another phrase, or report that there is none."
-TWICE = "'{phrase}' was used before. Use another phrase."
-KEPT = "Left after examination: {ids}, as numbered in the picture."
-EXAMINE = """The picture; mask {one} drawn in it; the mask alone, enlarged. The description: "{sent}".
-Does the mask show what is meant, or one of several? Think, then answer <verdict>Accept</verdict> or
-<verdict>Reject</verdict>."""
-LOCATE = """These are frames of a video, each after its time. A description: "{sent}".
-List every instance of its head noun that is meant, none of anything else. For each give the second at which
-it is seen best, and words that fit it alone in that frame. An empty list means that nothing is meant.
-Answer as JSON: [{{"instance": "...", "best_frame": second, "description": "..."}}]"""
-REFINE = """In the frame at {second}.0 second, "{old}" {fault}. The description of the video: "{sent}".
-Describe this instance in other words that fit it alone in that frame.
-Answer as JSON: {{"description": "..."}}"""
-MATCH = """Frames of a video; one object has a red outline. Is it (one of) what this means: "{sent}"?
-Answer as JSON: {{"match": true or false}}"""
+TEXT = texts(__file__)
 #: Words of a description whose instances are looked at again.
 _DOUBTFUL = re.compile(r"\b(left|right|without)\b", re.I)
 
@@ -123,9 +100,9 @@ class Sam3Agent(ChatMethod):
         picture = session.clip.load([frame])[0]
         found, since = _Masks(), list[Message]()
         for number in range(1, self.generations + 1):
-            told = USED.format(phrases=", ".join(found.phrases)) if found.phrases else ""
-            first = user(self.backbone.fit(picture), FIRST.format(sent=text) + told)
-            asked = [Message("system", (SYSTEM,)), *_fewer([first, *since], self.images)]
+            told = TEXT["used"].format(phrases=", ".join(found.phrases)) if found.phrases else ""
+            first = user(self.backbone.fit(picture), TEXT["first"].format(sent=text) + told)
+            asked = [Message("system", (TEXT["system"],)), *_fewer([first, *since], self.images)]
             reply, call = await talk.ask_for(asked, f"frame {frame}, reply {number}", read_call)
             name, given = call["name"], call["parameters"]
             if name == "report_no_mask":
@@ -136,9 +113,9 @@ class Sam3Agent(ChatMethod):
                 return np.logical_or.reduce(masks), {"phrases": found.phrases, "selected": chosen}
             if name == "examine_each_mask":
                 await self._examine(talk, found, picture, text)
-                answer = user(self._drawn(picture, found), KEPT.format(ids=list(found.by_id)))
+                answer = user(self._drawn(picture, found), TEXT["kept"].format(ids=list(found.by_id)))
             elif given["text_prompt"] in found.phrases:
-                answer = user(TWICE.format(phrase=given["text_prompt"]))
+                answer = user(TEXT["twice"].format(phrase=given["text_prompt"]))
             else:
                 since = []
                 answer = self._segment(session, frame, picture, found, given["text_prompt"])
@@ -155,8 +132,8 @@ class Sam3Agent(ChatMethod):
         masks = apart([seen.mask(int(one)) for one in order], self.overlap)[: self.most_masks]
         found.by_id = dict(enumerate(masks, 1))
         if not masks:
-            return user(NOTHING.format(phrase=phrase))
-        told = FOUND.format(phrase=phrase, count=len(masks), ids=list(found.by_id))
+            return user(TEXT["nothing"].format(phrase=phrase))
+        told = TEXT["found"].format(phrase=phrase, count=len(masks), ids=list(found.by_id))
         return user(self._drawn(picture, found), told)
 
     async def _examine(self, talk: Conversation, found: _Masks, picture: Uint8HWC, text: str) -> None:
@@ -164,7 +141,9 @@ class Sam3Agent(ChatMethod):
         for one, mask_HW in list(found.by_id.items()):
             drawn = overlay(picture, [mask_HW], [one], self.opacity)
             views = (picture, drawn, crop(drawn, extent(mask_HW), margin=0.5))
-            question = user(*(self.backbone.fit(view) for view in views), EXAMINE.format(one=one, sent=text))
+            question = user(
+                *(self.backbone.fit(view) for view in views), TEXT["examine"].format(one=one, sent=text)
+            )
             if not await talk.ask_for(question, f"examine {one}", read_verdict):
                 del found.by_id[one]
 
@@ -190,7 +169,7 @@ class Sam3Agent(ChatMethod):
                 raise ValueError(f"the JSON is no list of up to {MOST_LISTED} instances")
             return [read_instance(one, shown) for one in said]
 
-        parts.append(LOCATE.format(sent=text))
+        parts.append(TEXT["locate"].format(sent=text))
         instances = await talk.ask_for(user(*parts), "instances", read)
         del parts  # the pictures of a long clip, while the conversation goes on
         for one in instances:
@@ -198,7 +177,7 @@ class Sam3Agent(ChatMethod):
         for _ in range(self.again):
             for one, fault in faults(instances, self.bad_iou):
                 second = shown.index(one["frame"])
-                told = REFINE.format(second=second, old=one["description"], fault=fault, sent=text)
+                told = TEXT["refine"].format(second=second, old=one["description"], fault=fault, sent=text)
                 asked = user(*self.shown(clip, [one["frame"]]), told)
                 one["description"] = await talk.ask_for(
                     asked, "refined", lambda words: read_text(read_object(words), "description")
@@ -223,7 +202,7 @@ class Sam3Agent(ChatMethod):
             drawn = picture if mask_HW is None else contour(picture, mask_HW, width=3)
             pictures.append(self.backbone.fit(drawn))
 
-        question = user(*pictures, MATCH.format(sent=text))
+        question = user(*pictures, TEXT["match"].format(sent=text))
         return await talk.ask_for(question, "match", lambda words: read_flag(read_object(words), "match"))
 
 

@@ -16,17 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refseg_bench import env
-from refseg_bench.methods.lexical.words import COLOURS, TEXTURES
+from refseg_bench.methods.lexical.words import COLOURS, RGB, TEXTURES
 from refseg_bench.segmenters import classic
 from refseg_bench.types import BoolHW, Clip, MaskTrack
 
 Float = NDArray[np.float32]
-#: A typical RGB value of each colour name.
-_RGB = {
-    "red": (200, 30, 40), "orange": (240, 130, 20), "yellow": (235, 215, 40), "green": (40, 150, 60),
-    "blue": (40, 90, 200), "purple": (130, 50, 160), "pink": (240, 150, 180), "brown": (110, 70, 40),
-    "black": (20, 20, 20), "white": (240, 240, 240), "grey": (128, 128, 128),
-}  # fmt: skip
 ACHROMATIC = tuple(COLOURS.index(name) for name in ("black", "white", "grey"))
 
 
@@ -79,7 +73,7 @@ def evenly(length: int, count: int) -> tuple[int, ...]:
 def colour_names(frames_THWC: NDArray[np.uint8], spread: float) -> Float:
     """Share of each name of :data:`COLOURS` per pixel: softmax of Lab distances, lightness at half weight."""
     weight = np.array([0.5, 1.0, 1.0], np.float32)
-    swatches = np.array([[_RGB[name] for name in COLOURS]], np.uint8)
+    swatches = np.array([[RGB[name] for name in COLOURS]], np.uint8)
     anchors = cv2.cvtColor(swatches, cv2.COLOR_RGB2LAB)[0].astype(np.float32) * weight
     out = np.empty((*frames_THWC.shape[:3], len(COLOURS)), np.float32)
     for t, frame in enumerate(frames_THWC):

@@ -8,63 +8,24 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
+from refseg_bench.files.store_io import read_yaml
 from refseg_bench.methods.spatial import Side, directions
 
-COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white", "grey")
-_COLOUR_OF = {
-    **{name: name for name in COLOURS},
-    **{
-        "gray": "grey",
-        "silver": "grey",
-        "violet": "purple",
-        "golden": "yellow",
-        "dark": "black",
-        "blond": "yellow",
-    },
-}
-TEXTURES = ("plain", "striped", "dotted", "checked")
-_TEXTURE_OF = {
-    **dict.fromkeys(("plain", "solid", "unpatterned", "uniform"), "plain"),
-    **dict.fromkeys(("striped", "stripes", "stripy", "stripe"), "striped"),
-    **dict.fromkeys(("dotted", "dots", "spotted", "spots"), "dotted"),
-    **dict.fromkeys(("checked", "checks", "checkered", "chequered", "checkerboard"), "checked"),
-}
-_BIG = frozenset({"big", "bigger", "biggest", "large", "larger", "largest", "huge", "most"})
-_SMALL = frozenset({"small", "smaller", "smallest", "little", "tiny", "least", "fit"})
-_NUMBERS = {"two": 2, "three": 3, "four": 4, "five": 5, "both": 2, "pair": 2}
-_PLURAL = frozenset(
-    {"all", "both", "ones", "objects", "things", "shapes", "people", "cats", "cups", "coins", "several"}
+_KNOWN = read_yaml(Path(__file__).with_suffix(".yaml"))
+COLOURS, TEXTURES = tuple(_KNOWN["colours"]), tuple(_KNOWN["textures"])
+#: A typical RGB value of each colour name.
+RGB = {name: tuple(colour["rgb"]) for name, colour in _KNOWN["colours"].items()}
+_COLOUR_OF = {word: name for name, colour in _KNOWN["colours"].items() for word in colour["words"]}
+_TEXTURE_OF = {word: name for name, words in _KNOWN["textures"].items() for word in words}
+_BIG, _SMALL, _PLURAL, _NEGATIONS = (
+    frozenset(_KNOWN[kind]) for kind in ("big", "small", "plural", "negations")
 )
-_NEGATIONS = frozenset({"not", "no", "without", "never", "isn't", "doesn't", "don't"})
-_STILL = (
-    r"\b(stand(s|ing)? still|stays?( in place)?|(does|do|is|are) ?(not|n't) mov\w+"
-    r"|motionless|static|at rest|still)\b"
-)
-_MOVE = r"\b(mov\w+|go(es|ing)?|driv\w+|walk\w*|runn?\w*|fly\w*|fall\w*|ris\w+|head\w*|travel\w*)\b"
-_HEADING = _MOVE + r"(?: (?:to|towards?|the|straight))* (left|right|up|down)(wards?)?\b"
-#: Events in the order they are looked for: the first match is taken.
-_EVENTS = (
-    ("returns", r"\b(comes? back|returns?|reappears?|re-enters?)\b"),
-    ("hidden", r"\b(hides? behind|is hidden|gets? hidden|occluded|hidden)\b"),
-    ("covers", r"\b(hides another|covers|passes in front|occludes)\b"),
-    ("leaves", r"\b(leaves|goes (out|away)|disappears|exits)\b"),
-    ("enters", r"\b(enters|comes in(to)?|appears)\b"),
-)
-_ODD = (
-    ("colour", r"\b(another colou?r|whose colou?r no other|different colou?r)\b"),
-    (
-        "texture",
-        r"\b(another (pattern|texture)|whose (pattern|texture) no other|different (pattern|texture))\b",
-    ),
-)
+_HEADING = _KNOWN["move"] + r"(?: (?:to|towards?|the|straight))* (left|right|up|down)(wards?)?\b"
 _RELATION = re.compile(
     r"\b(?:(?:to|on) the )?(left|right|above|below|under|beneath|over|on top)(?: of)? (the|a|an) (.+)$"
 )
-_SIDE_OF_RELATION: dict[str, Side] = {
-    "left": "left", "right": "right", "above": "top", "over": "top", "on top": "top",
-    "below": "bottom", "under": "bottom", "beneath": "bottom",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -109,9 +70,14 @@ def parse(text: str) -> tuple[Query, ...]:
     return tuple(_phrase(part) for part in re.split(r" and (?=(?:the|a|an|all|both) )", clean) if part)
 
 
+def _first(kind: str, text: str) -> str:
+    """The first of the patterns of a kind that a text has."""
+    return next((name for name, pattern in _KNOWN[kind].items() if re.search(pattern, text)), "")
+
+
 def _phrase(text: str) -> Query:
     heading = re.search(_HEADING, text)
-    still = re.search(_STILL, text)
+    still = re.search(_KNOWN["still"], text)
     motion, rest = "", text
     if still:
         motion, rest = "still", text.replace(still.group(0), " ")
@@ -120,11 +86,11 @@ def _phrase(text: str) -> Query:
         rest = text.replace(heading.group(0), " ")
     elif re.search(r"\bmoving\b|\bmoves\b", text):
         motion = "moving"
-    event = next((name for name, pattern in _EVENTS if re.search(pattern, text)), "")
+    event = _first("events", text)
     relation = None
     found = None if motion else _RELATION.search(rest)
     if found:
-        relation = (_SIDE_OF_RELATION[found.group(1)], _phrase(f"{found.group(2)} {found.group(3)}"))
+        relation = (_KNOWN["sides"][found.group(1)], _phrase(f"{found.group(2)} {found.group(3)}"))
         rest = rest[: found.start()]
     words = rest.split()
     colours: dict[bool, list[str]] = {False: [], True: []}
@@ -135,7 +101,7 @@ def _phrase(text: str) -> Query:
             colours[denied].append(_COLOUR_OF[word])
         if word in _TEXTURE_OF:
             textures[denied].append(_TEXTURE_OF[word])
-    numbers = [_NUMBERS[word] for word in words if word in _NUMBERS]
+    numbers = [_KNOWN["numbers"][word] for word in words if word in _KNOWN["numbers"]]
     size = bool(_BIG & set(words) or "cover any" in rest) - bool(_SMALL & set(words))
     return Query(
         colours=tuple(colours[False]),
@@ -146,7 +112,7 @@ def _phrase(text: str) -> Query:
         sides=directions(rest),
         heading=motion,
         event=event,
-        odd=next((name for name, pattern in _ODD if re.search(pattern, text)), ""),
+        odd=_first("odd", text),
         plural=bool(_PLURAL & set(words)) or bool(numbers),
         number=numbers[0] if numbers else None,
         relation=relation,

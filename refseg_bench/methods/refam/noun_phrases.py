@@ -20,6 +20,7 @@ from typing import Any
 
 from refseg_bench.backbones.weights import Weights
 from refseg_bench.errors import ConfigError, require
+from refseg_bench.files.store_io import read_yaml
 from refseg_bench.methods.spatial import DIRECTION_WORDS, word_set
 
 log = logging.getLogger(__name__)
@@ -27,34 +28,12 @@ log = logging.getLogger(__name__)
 #: What ``auto`` looks for; it is never fetched.
 DEFAULT_MODEL = "en_core_web_lg"
 
-_DETERMINERS = word_set(
-    "a an the this that these those my your his her its our their some any each every another both all "
-    "either what which who whose where find show segment please"
+#: Lists of words by name, of the rules here and of the filters.
+WORDS = read_yaml(Path(__file__).with_name("words.yaml"))
+_DETERMINERS, _PREPOSITIONS, _OPENERS, _ING_NOUNS = (
+    word_set(WORDS[name]) for name in ("determiners", "prepositions", "openers", "ing_nouns")
 )
-_PREPOSITIONS = word_set(
-    "in on at of by with without from to near next beside behind under below above over between among inside "
-    "outside against along across around through toward towards into onto off up down for about beneath "
-    "underneath opposite closest nearest"
-)
-_OPENERS = word_set(
-    "that who which whose whom where when while as and or but is are was were be being has "
-                     "have had can will does do did not than"
-)  # fmt: skip
-_PLACES = DIRECTION_WORDS | word_set("front back rear side corner far edge foreground background")
-_MODIFIERS = DIRECTION_WORDS | word_set(
-    """
-    red orange yellow green blue purple pink brown black white grey gray gold golden silver beige tan dark
-    light bright plain striped dotted checked checkered spotted big bigger biggest large larger largest
-    small smaller smallest little tiny tall taller tallest short shorter shortest long longer longest old
-    older oldest young younger youngest first second third fourth last only same other two three four five
-    far farthest furthest close closer near front back rear half whole blurry
-    """
-)
-_ING_NOUNS = word_set(
-    "building thing something anything everything painting ceiling king ring string wing swing sling "
-    "clothing railing awning earring icing dressing parking crossing pudding stocking viking duckling "
-    "sibling evening morning"
-)
+_PLACES, _MODIFIERS = (DIRECTION_WORDS | word_set(WORDS[name]) for name in ("places", "modifiers"))
 
 
 @dataclass(frozen=True)
