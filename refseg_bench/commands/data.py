@@ -203,7 +203,7 @@ def _report(console: Console, name: str, split: str, verdict: Verdict, first: in
 
 def show_sample(args: argparse.Namespace) -> int:
     """``refseg data show``."""
-    from refseg_bench.report.media import encoded
+    from refseg_bench.report.pictures import encoded
 
     if args.frames < 1:
         raise ConfigError("No frame would be shown.", where=f"--frames {args.frames}", allowed=["1 and more"])

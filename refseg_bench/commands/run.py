@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import shlex
 import signal
 import sys
@@ -121,7 +120,7 @@ def main(args: argparse.Namespace) -> int:
                 print(pages(here))
             except RefsegError as error:
                 print(f"no pages to browse: {error}", file=sys.stderr)
-    put_json(args.json, json.loads(tables.FORMATS["json"](here)))
+    put_json(args.json, tables.records_of(tables.rows_of(here)))
     return code
 
 

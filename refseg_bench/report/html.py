@@ -44,7 +44,7 @@ from refseg_bench.files.store_io import (
     writing,
 )
 from refseg_bench.report.compare import compare, differences, paired, said, titles
-from refseg_bench.report.media import MediaFolder, spread
+from refseg_bench.report.pictures import MediaFolder, spread
 from refseg_bench.report.sweeps import sweep_of
 from refseg_bench.report.tables import (
     COST,

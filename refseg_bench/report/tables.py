@@ -27,7 +27,7 @@ from rich.text import Text
 from refseg_bench.config.components import protocol_of
 from refseg_bench.datasets.verify import manifest
 from refseg_bench.errors import StoreError, shown
-from refseg_bench.files.store_io import parse_json, printable
+from refseg_bench.files.store_io import parse_json, printable, without_nan
 from refseg_bench.report.compare import titles
 from refseg_bench.run.inputs import Present, recorded
 from refseg_bench.run.store import RunInfo, RunStore
@@ -690,14 +690,11 @@ def records_of(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """The rows as JSON values, full precision; NaN is null."""
     records, costs = [], costs_of(rows)
     for row in rows:
-        metrics = {
-            name: {end: value if math.isfinite(value) else None for end, value in asdict(e).items()}
-            for name, e in row.result.metrics.items()
-        }
+        metrics = {name: asdict(e) for name, e in row.result.metrics.items()}
         coverage, answers = row.result.coverage, row.result.answers
         cost = {"cost": {name: row.cost.get(name) for name in costs}} if costs else {}
         whole = {**row.about, "metrics": metrics, **coverage, "answers": answers, "scale": row.result.scale}
-        records.append(whole | cost)
+        records.append(without_nan(whole | cost))
     return records
 
 

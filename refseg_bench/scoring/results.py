@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from refseg_bench.errors import ScoreError
+from refseg_bench.files.store_io import without_nan
 from refseg_bench.scoring.protocols.base import ScoringProtocol
 from refseg_bench.scoring.score import Scored
 from refseg_bench.scoring.sources import Coverage, LackingError
@@ -62,7 +63,7 @@ def document(
             "protocol": result.protocol,
             **_metrics(result.metrics),
             "no_value": outcome.protocol.no_value(columns, table.attrs),
-            "printed": {name: _finite(v) for name, v in result.details["printed"].items()},
+            "printed": dict(result.details["printed"]),
             "scale": result.scale,
             "n": result.n,
             "expected": result.expected,
@@ -81,26 +82,22 @@ def document(
                 {
                     "id": unit,
                     "clip": table.clusters[row],
-                    "values": {name: _finite(float(column[row])) for name, column in columns.items()},
+                    "values": {name: float(column[row]) for name, column in columns.items()},
                     "attrs": {k: c[row] for k, c in table.attrs.items() if c[row] is not None},
                     **({"frames": dict(table.frames[row] or {})} if per_frame else {}),
                 }
                 for row, unit in enumerate(table.units)
             ],
         }
-    return out
+    found: dict[str, Any] = without_nan(out)  # which JSON lacks
+    return found
 
 
 def _metrics(found: Mapping[str, Estimate]) -> dict[str, Any]:
     return {
-        "metrics": {name: _finite(e.value) for name, e in found.items()},
-        "intervals": {name: [_finite(e.low), _finite(e.high)] for name, e in found.items()},
+        "metrics": {name: e.value for name, e in found.items()},
+        "intervals": {name: [e.low, e.high] for name, e in found.items()},
     }
-
-
-def _finite(value: float) -> float | None:
-    """NaN has no place in JSON."""
-    return value if value == value else None
 
 
 def level_of(results: Iterable[Result]) -> str:

@@ -16,7 +16,7 @@ from refseg_bench.cli import main
 from refseg_bench.errors import DataError, StoreError
 from refseg_bench.files.store_io import sealed_text
 from refseg_bench.report.html import write_report
-from refseg_bench.report.media import spread
+from refseg_bench.report.pictures import spread
 from refseg_bench.run.loop import work_on
 from refseg_bench.run.store import RunStore
 from tests.fakes import fake_run
