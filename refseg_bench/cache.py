@@ -52,11 +52,7 @@ def fingerprint(paths: Iterable[Path], *, upright: bool = False) -> str:
     """32 hexadecimal digits of the files' bytes, in order: what a key says of a clip's frames.
 
     The content counts, not name, place or time stamp: a dataset that moves keeps its entries, a
-    frame that changes loses them.
-
-    Args:
-        paths: the files.
-        upright: they are read as their headers turn them (``Clip.upright``).
+    frame that changes loses them. ``upright``: they are read as their headers turn them.
 
     Raises:
         RefsegError: a file can't be read.
@@ -140,10 +136,6 @@ class Cache:
 
         A cache that can't be written (a full disk) only costs time: it is logged once per process, and
         what an expensive model pass made is not lost for it.
-
-        Args:
-            key: see :meth:`get`.
-            entry: arrays and strings by name.
         """
         from safetensors.numpy import save
 

@@ -28,13 +28,9 @@ FloatTHW = NDArray[np.float32]
 
 
 def encode_rle(mask_HW: NDArray[Any]) -> bytes:
-    """Compress one mask to COCO run-length counts (nonzero = foreground).
+    """Compress one mask of any dtype (nonzero = foreground) to the ``counts`` of COCO's run-length format.
 
-    Args:
-        mask_HW: 2-D array of any dtype.
-
-    Returns:
-        The compressed ``counts`` string of the COCO format; the size is kept by the owner.
+    The size is kept by the owner.
 
     >>> import numpy as np
     >>> decode_rle(encode_rle(np.eye(2, dtype=bool)), (2, 2)).tolist()
@@ -48,15 +44,7 @@ def encode_rle(mask_HW: NDArray[Any]) -> bytes:
 
 
 def decode_rle(counts: bytes, size: tuple[int, int]) -> BoolHW:
-    """Undo :func:`encode_rle`.
-
-    Args:
-        counts: compressed COCO counts.
-        size: (height, width).
-
-    Returns:
-        Boolean mask of that size.
-    """
+    """Undo :func:`encode_rle`: a boolean mask of ``size`` (height, width)."""
     decoded = coco_mask.decode({"size": [size[0], size[1]], "counts": counts})
     return np.asarray(decoded, dtype=np.uint8).view(np.bool_)
 
@@ -275,10 +263,7 @@ class Clip:
         return len(self.frame_paths)
 
     def load(self, indices: Sequence[int] | None = None) -> Uint8THWC:
-        """Decode the given frames (all by default).
-
-        Returns:
-            uint8 RGB array ``(len(indices), height, width, 3)``.
+        """Decode the given frames (all by default): uint8 RGB ``(len(indices), height, width, 3)``.
 
         Raises:
             DataError: a frame is missing, unreadable or of another size than the clip.
@@ -403,13 +388,7 @@ class Grounding:
 
 @dataclass(frozen=True, slots=True)
 class SampleFailure:
-    """Why a sample has no prediction.
-
-    Attributes:
-        kind: class name of the exception.
-        message: its text.
-        traceback: the full traceback, for the log reader.
-    """
+    """Why a sample has no prediction: the exception's class, text and traceback."""
 
     kind: str
     message: str

@@ -78,14 +78,7 @@ class Weights:
 
 @dataclass(frozen=True)
 class WeightsStatus:
-    """Whether weights are on this machine.
-
-    Attributes:
-        weights: which.
-        path: where they are, or ``None``.
-        commit: the commit the cache holds, where known.
-        megabytes: size on disk.
-    """
+    """Where weights are on this machine (``None`` = they aren't), at which commit, where that is known."""
 
     weights: Weights
     path: Path | None
@@ -364,14 +357,9 @@ def _megabytes(path: Path) -> float:
 
 
 def fetch(weights: Weights, *, offline: bool = False) -> Path:
-    """Make sure the weights are on this machine.
+    """Make sure the weights are on this machine; returns the file, or the folder of the snapshot.
 
-    Args:
-        weights: which.
-        offline: look into the cache only.
-
-    Returns:
-        The file, or the folder of the snapshot.
+    ``offline``: look into the cache only.
 
     Raises:
         ModelError: missing offline, unknown repository or revision, no access, hub unreachable.
@@ -460,14 +448,9 @@ def here_only(repo: str, *, offline: bool = False) -> bool:
 def from_pretrained(
     kind: Any, weights: Weights, device: torch.device | None = None, *, offline: bool = False, **options: Any
 ) -> Any:
-    """A model or tokenizer of transformers, from this machine where it is here.
+    """A model (for ``device``) or tokenizer of transformers, from this machine where it is here.
 
-    Args:
-        kind: the class whose ``from_pretrained`` loads it.
-        weights: what to load.
-        device: where a model goes.
-        offline: look into the cache only.
-        options: further arguments of the class.
+    ``offline``: look into the cache only. Further options are those of the class's ``from_pretrained``.
 
     Raises:
         ModelError: see :func:`fetch`; or the checkpoint lacks weights of the model.

@@ -265,12 +265,7 @@ class LimitedDataset(Dataset):
 
 @dataclass
 class OtherTruth(Dataset):
-    """The samples of a data set that another release of it has too, with that one's targets.
-
-    Attributes:
-        inner: whose samples they are.
-        other: whose targets.
-    """
+    """The samples of a data set that another release of it has too, with that one's targets."""
 
     inner: Dataset
     other: Dataset

@@ -257,11 +257,7 @@ def object_places(path: Path) -> Places:
 
 
 def open_entries(path: Path, cache: Path) -> Entries:
-    """The members of a JSON file's outermost object, indexed.
-
-    Args:
-        path: the JSON file.
-        cache: folder of the indices.
+    """The members of a JSON file's outermost object, with an index of a large one in the folder ``cache``.
 
     Raises:
         Damage: the file is missing or torn, or repeats a key.

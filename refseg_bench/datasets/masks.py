@@ -243,11 +243,7 @@ _KINDS = {"missing": "missing mask", "torn": "torn mask"}
 
 
 def read_labels(path: Path, tally: Counter[str] | None = None) -> NDArray[np.uint8]:
-    """A label map: the palette *index* (or grey value) per pixel.
-
-    Args:
-        path: the file.
-        tally: counts how files are stored.
+    """A label map: the palette *index* (or grey value) per pixel; ``tally`` counts how files are stored.
 
     Raises:
         Damage: missing, torn, or an image whose pixels are no labels.
@@ -258,10 +254,6 @@ def read_labels(path: Path, tally: Counter[str] | None = None) -> NDArray[np.uin
 def read_binary(path: Path, tally: Counter[str] | None = None) -> NDArray[np.bool_]:
     """A mask as the tools read it (:func:`refseg_bench.files.png.read_mask`); any nonzero value of a
     file in which that reading sees nothing but one level, as the data sets define their masks.
-
-    Args:
-        path: the file.
-        tally: counts how files are stored.
 
     Raises:
         Damage: missing or torn, or a mask in an alpha channel.

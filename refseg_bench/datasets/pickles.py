@@ -136,12 +136,7 @@ def _limit(size: int) -> None:
 
 
 def write_rows(columns: Sequence[str], place: str) -> int:
-    """Write the rows of a Parquet file, with bytes in base64; returns the exit status.
-
-    Args:
-        columns: which of its columns.
-        place: the folder that pyarrow lies in.
-    """
+    """Write columns of a Parquet file, bytes in base64, by the pyarrow at ``place``; returns the status."""
     sys.path.append(place)
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -340,7 +340,7 @@ def check_archive(archive: Path) -> None:
 
 
 def unpack(archive: Path, into: Path) -> int:
-    """Unpack an archive below a folder.
+    """Unpack an archive below a folder; returns the number of files written.
 
     Everything is checked before anything is written: names that lead out of the folder or are too
     long, links, devices, names given twice or to a file and a folder, encrypted files, unknown
@@ -349,9 +349,6 @@ def unpack(archive: Path, into: Path) -> int:
     Args:
         archive: ``.zip``, ``.tar``, ``.tar.gz``, ``.tgz``, ``.tar.bz2`` or ``.tar.xz``.
         into: folder to unpack to; made if it isn't there.
-
-    Returns:
-        Number of files written.
 
     Raises:
         Damage: the archive is missing, torn, or unsafe.

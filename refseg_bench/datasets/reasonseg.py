@@ -24,12 +24,7 @@ IGNORE = 255
 def raster(points: Sequence[Sequence[float]], canvas_HW: NDArray[np.uint8], value: int) -> None:
     """Paint one polygon as LISA does: closed outline of one pixel, then the filling.
 
-    Coordinates are cut to whole numbers towards zero; the lines follow OpenCV's rules.
-
-    Args:
-        points: ``[[x, y], …]``, at least one.
-        canvas_HW: painted in place.
-        value: what is painted.
+    Coordinates (``[[x, y], …]``) are cut to whole numbers towards zero; the lines follow OpenCV's rules.
     """
     import cv2
 

@@ -158,15 +158,14 @@ def expressions(texts: Sequence[Mapping[str, str]]) -> dict[str, dict[str, str]]
 
 
 def convert(davis: Path, texts: Path, out: Path) -> dict[str, int]:
-    """Write the converted layout below ``out``; frames and masks are linked where that is possible.
+    """Write the converted layout below ``out``; returns the number of videos per split.
+
+    Frames and masks are linked where that is possible.
 
     Args:
         davis: the ``DAVIS`` folder (unsupervised trainval 480p, and semantics if wanted).
         texts: the folder of the four text files.
         out: where to write; must not hold the set yet.
-
-    Returns:
-        Number of videos per split.
 
     Raises:
         Damage: a file is missing or damaged, or a sequence has no text.

@@ -151,12 +151,7 @@ class FullFrame(PerExpression):
 
 @dataclass
 class _OnePoint(Method):
-    """One click that doesn't look at the picture, through the segmenter.
-
-    Attributes:
-        segmenter: turns the click into a track.
-        prompt_frame: which frame is clicked.
-    """
+    """One click that doesn't look at the picture, through the segmenter."""
 
     bound: ClassVar[bool] = True
 

@@ -27,13 +27,7 @@ from refseg_bench.scoring.table import ScoreTable, groups_of, splitting
 
 @dataclass(frozen=True)
 class Moved:
-    """One unit whose headline value differs.
-
-    Attributes:
-        unit: its id.
-        first, second: the headline value in either run.
-        text: the expression; empty where it isn't known.
-    """
+    """One unit whose headline value differs; ``text``: its expression, empty where that isn't known."""
 
     unit: str
     first: float
@@ -147,14 +141,8 @@ def compare_truths(
 ) -> Comparison:
     """Hold a run's scores against those of the same predictions under another release's truth.
 
-    Nothing of it is kept in the run folder: its scores stay those of its own data set.
-
-    Args:
-        run: a scored run.
-        other: the release, whose samples pair with the run's (``Dataset.pair_key``).
-        protocol: as for :func:`compare`.
-        attributes: as there.
-        most: as there.
+    Nothing of it is kept in the run folder: its scores stay those of its own data set. Samples pair by
+    ``Dataset.pair_key``; the other arguments are those of :func:`compare`.
 
     Raises:
         ScoreError: the run isn't scored, the two have no sample in common, or the protocol refuses.

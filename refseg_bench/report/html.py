@@ -89,16 +89,13 @@ _ALL_PAIRS = 10
 
 
 def write_report(stores: Sequence[RunStore], folder: Path, *, frames: int = 32, side: int = 480) -> Path:
-    """Write the report of some runs.
+    """Write the report of some runs; returns the page to open, ``folder/index.html``.
 
     Args:
         stores: the runs, scored or not.
         folder: where; made anew if it holds an earlier report.
         frames: of a clip at most, besides those that maps, points and boxes lie on.
         side: longest side of a frame, in pixels.
-
-    Returns:
-        The page to open, ``folder/index.html``.
 
     Raises:
         StoreError: the folder holds something else, or can't be written.

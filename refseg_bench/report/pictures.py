@@ -259,13 +259,7 @@ def show_target(clip: Clip, expression: Expression, target: Target | None, *, fr
 
 
 def show_stages(clip: Clip, grounding: Grounding, *, columns: int = 6) -> Image.Image:
-    """Frames side by side; below each its maps, stage by stage, and its mask.
-
-    Args:
-        clip: the frames.
-        grounding: the prediction.
-        columns: frames to show at most; those with a map come first.
-    """
+    """Frames side by side, those with a map first; below each its maps, stage by stage, and its mask."""
     mapped = sorted({t for shown in grounding.map_frames.values() for t in shown if 0 <= t < len(clip)})
     pool = mapped if len(mapped) >= columns else list(range(len(clip)))
     frames = [pool[i] for i in spread(len(pool), columns, ())]
@@ -349,12 +343,7 @@ def overlay_video(clip: Clip, answer: Grounding | Prediction, path: Path, *, fps
 
 
 def sample_video(store: RunStore, sample: str, path: Path) -> None:
-    """Write the clip of a sample with the masks that a run predicted as an mp4.
-
-    Args:
-        store: the run.
-        sample: CLIP/EXPRESSION; a clip's id alone means its first expression.
-        path: the video.
+    """Write the clip of a sample, as :func:`find_sample` takes it, with the masks of a run as an mp4.
 
     Raises:
         DataError: the data set has no such sample, or the run no mask for it.
@@ -399,12 +388,7 @@ def write_video(path: Path, frames: Iterator[NDArray[np.uint8]], size: tuple[int
 
 
 def read_video(path: Path, folder: Path, *, most: int | None = None) -> tuple[list[Path], float]:
-    """Decode a video into PNG files, turned as the video's header asks for.
-
-    Args:
-        path: the video.
-        folder: where the frames go.
-        most: frames to take, spread evenly; ``None`` = all.
+    """Decode a video into PNG files of a folder, turned as its header asks for: all, or so many at ``most``.
 
     Returns:
         The frames' files and the frames per second they play at.

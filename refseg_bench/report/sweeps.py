@@ -26,14 +26,7 @@ from refseg_bench.types import Estimate, Result
 
 @dataclass(frozen=True)
 class SweepPoint:
-    """One run of a sweep.
-
-    Attributes:
-        run: its name.
-        values: swept option → its value.
-        estimate: the metric, in percent.
-        result: the whole result row.
-    """
+    """One run of a sweep: the values of the swept options, and the metric in percent."""
 
     run: str
     values: Mapping[str, Any]
@@ -43,13 +36,7 @@ class SweepPoint:
 
 @dataclass(frozen=True)
 class Sweep:
-    """Runs that differ in a few options, under one protocol.
-
-    Attributes:
-        metric, protocol: what is drawn.
-        keys: the options that differ, in the order of the config.
-        points: the runs.
-    """
+    """Runs that differ in a few options (``keys``, in the order of the config), under one protocol."""
 
     metric: str
     protocol: str

@@ -277,12 +277,8 @@ def stale(
 def without(
     found: Mapping[str, Prediction], clip: Clip, differing: Mapping[str, str]
 ) -> dict[str, Prediction]:
-    """A clip's predictions; one that is of other data or of another size is a failure that says so.
-
-    Args:
-        found: expression id → prediction.
-        clip: the clip as it is now.
-        differing: what :func:`stale` found.
+    """A clip's predictions by expression; one that is of other data (what :func:`stale` found), or of another
+    size than the clip is now, is a failure that says so.
     """
     out = dict(found)
     for name, prediction in found.items():

@@ -141,10 +141,6 @@ def launch(
 def freeze_for_workers(points: Sequence[Composed], say: Callable[[str], None]) -> list[Planned]:
     """Freeze every point for `refseg work` on any engine, and leave a submission that its workers join.
 
-    Args:
-        points: composed points of an experiment.
-        say: takes lines for the user.
-
     Raises:
         RefsegError: a point can't be frozen or planned.
     """

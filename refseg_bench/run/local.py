@@ -56,12 +56,7 @@ def devices(cluster: Cluster, environment: Mapping[str, str] = os.environ) -> li
 
 
 def work(run: Planned, progress: Progress | None = None, *, capture: bool = False) -> None:
-    """Run all shards, as many at once as there are GPUs (or cores).
-
-    Args:
-        run: the run.
-        progress: is told what the processes store.
-        capture: fill the attention cache only.
+    """Run all shards, as many at once as there are GPUs (or cores); ``capture``: to fill the cache only.
 
     Raises:
         RefsegError: a shard died and samples are left, or could not work at all.

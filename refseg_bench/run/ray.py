@@ -73,10 +73,7 @@ class _Worker:
 def work(run: Planned, progress: Progress | None = None, *, capture: bool = False) -> None:
     """Have all parts worked on, as many at once as ``cluster.parallel`` allows and Ray has room for.
 
-    Args:
-        run: the run.
-        progress: is told what the actors store.
-        capture: fill the attention cache only.
+    ``capture``: to fill the cache only.
 
     Raises:
         RefsegError: an actor could not work, and samples are left; or there is no Ray.

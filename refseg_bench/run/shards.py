@@ -269,13 +269,7 @@ def at_once_here(cluster: Cluster) -> int:
 
 
 def auto_shards(work: Work, seconds_per_frame: float, target_minutes: float) -> int:
-    """As many shards as finish the work within the target, one clip each at most.
-
-    Args:
-        work: what is left.
-        seconds_per_frame: measured seconds of one expression on one frame.
-        target_minutes: wall time aimed at.
-    """
+    """As many shards as finish the work within the wall time aimed at, one clip each at most."""
     seconds = seconds_per_frame * sum(len(clip) * len(es) for clip, es in work)
     return max(1, min(len(work), math.ceil(seconds / (60 * target_minutes))))
 

@@ -55,10 +55,6 @@ def snapshot(folder: Path, say: Callable[[str], None]) -> Path:
 
     What git doesn't track (data sets, notes, new code) stays behind, and is said.
 
-    Args:
-        folder: where to.
-        say: takes lines for the user.
-
     Raises:
         RefsegError: the package does not run from a git checkout, or the copy can't be written.
     """
@@ -89,16 +85,13 @@ def snapshot(folder: Path, say: Callable[[str], None]) -> Path:
 def submit_array(
     run: Planned, code: Path | None = None, *, capture: bool = False, after: str | None = None
 ) -> str:
-    """Submit all shards of a run as one array.
+    """Submit all shards of a run as one array; returns its job id.
 
     Args:
         run: the run.
         code: a snapshot to run from.
         capture: fill the attention cache only.
         after: id of a job that must have ended first, well or not.
-
-    Returns:
-        The array's job id.
     """
     cluster, root = run.cluster, run.store.root.resolve()
     options = {
@@ -116,18 +109,7 @@ def submit_array(
 def submit_command(
     run: Planned, name: str, arguments: Sequence[str], after: Sequence[str], code: Path | None = None
 ) -> str:
-    """Submit a command of this program as a job without a GPU.
-
-    Args:
-        run: the run it is about.
-        name: the job's name.
-        arguments: after ``refseg``.
-        after: jobs that must have ended first, well or not.
-        code: a snapshot to run from.
-
-    Returns:
-        The job's id.
-    """
+    """Submit `refseg ARGUMENTS` as a job without a GPU, once other jobs have ended; returns its id."""
     cluster = run.cluster
     options = {
         "job_name": name,

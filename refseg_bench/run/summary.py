@@ -66,13 +66,7 @@ Work = Sequence[tuple[Clip, Sequence[Expression]]]
 
 
 def summarize(run: RunStore, work: Work | None, present: inputs.Present | None, few: int = FEW) -> Summary:
-    """The summary that is kept of a run, or a new one, which then is kept.
-
-    Args:
-        run: the run.
-        work: its clips with their expressions; ``None`` = not known.
-        present: the data set's state.
-        few: failed samples to name.
+    """The summary that is kept of a run, or a new one, which then is kept; names a few failed samples.
 
     Raises:
         StoreError: the run can't be read.

@@ -188,12 +188,7 @@ class Census:
         self._here = (_host(), _boot(), _space())
 
     def alive(self, owner: Owner, silent: float = 0.0) -> bool:
-        """Whether the process still runs; in doubt, yes.
-
-        Args:
-            owner: the process.
-            silent: seconds since its last sign of life.
-        """
+        """Whether the process still runs; in doubt, yes. ``silent``: seconds since its last sign of life."""
         if owner.job in self._dead:
             return False
         living = self._look(owner, silent)
@@ -344,12 +339,7 @@ def _space() -> str:
 
 @dataclass(frozen=True, slots=True)
 class JobState:
-    """One job (or one task of an array) that is not over.
-
-    Attributes:
-        state: SLURM's word (``PENDING``, ``RUNNING`` …).
-        restarts: how often it was re-queued.
-    """
+    """One job (or task of an array) that is not over: SLURM's word for it, and how often it was re-queued."""
 
     state: str
     restarts: int
@@ -442,14 +432,7 @@ class End:
 
 @dataclass(frozen=True)
 class JobRecord:
-    """What the run folder keeps of one process.
-
-    Attributes:
-        owner: the process.
-        end: what it wrote when it ended; ``None`` before.
-        beat: file time of its last sign of life.
-        path: the file.
-    """
+    """What the run folder keeps of one process; ``beat``: file time of its last sign of life."""
 
     owner: Owner
     end: End | None

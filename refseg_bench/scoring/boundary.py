@@ -50,12 +50,6 @@ def boundary_map(mask_HW: BoolHW) -> BoolHW:
     constant, with rows and columns past the bottom and right edge replicated. Boundary pixels
     therefore sit up and left of the edge, an object cut by the frame has no boundary along the
     frame, and a full mask has none at all.
-
-    Args:
-        mask_HW: boolean mask.
-
-    Returns:
-        Boolean map of the same shape.
     """
     right = mask_HW.copy()
     right[:, :-1] = mask_HW[:, 1:]

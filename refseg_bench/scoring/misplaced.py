@@ -45,16 +45,7 @@ def counted_from_1(names: Iterable[str], wanted: Sequence[str]) -> bool:
 
 
 def frames_instead(names: Collection[str], wanted: Sequence[str], end: str = ".png") -> str:
-    """What stands in the place of a clip's frames.
-
-    Args:
-        names: what is there.
-        wanted: the frames' names.
-        end: what a name ends in after the frame's.
-
-    Returns:
-        A sentence, empty if no frame lacks.
-    """
+    """What stands in the place of a clip's frames, in a sentence; empty if no frame lacks."""
     lacking = next((name for name in wanted if f"{name}{end}" not in names), None)
     if lacking is None:
         return ""

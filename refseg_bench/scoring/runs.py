@@ -183,11 +183,7 @@ def _stands(store: RunStore, word: str, made_from: Mapping[str, str]) -> bool:
 
 
 def score_runs(stores: Sequence[RunStore], values: Mapping[Path, Mapping[str, Any]]) -> int:
-    """Score the runs that a command has finished; one that can't be scored is told.
-
-    Args:
-        stores: the runs.
-        values: run folder → the config of the present command.
+    """Score the runs that a command has finished, by its config of each; one that can't be scored is told.
 
     Returns:
         0, or 2 if a protocol refused; masks that are hidden on a server are no reason to.

@@ -62,16 +62,7 @@ class HiddenTruthError(ScoreError):
 
 @dataclass(frozen=True)
 class Scored:
-    """One run under one protocol.
-
-    Attributes:
-        source: name of the predictions.
-        protocol: the rules.
-        result: the result row.
-        table: one row per unit.
-        coverage: what was there.
-        notes: facts found on the way (the PNG encoding …).
-    """
+    """One run under one protocol, by unit too; ``notes``: facts found on the way (the PNG encoding …)."""
 
     source: str
     protocol: ScoringProtocol
@@ -110,7 +101,7 @@ def score(
     *,
     report: Callable[[str], None] = lambda line: None,
 ) -> list[Scored]:
-    """Score every source under every protocol.
+    """Score every source under every protocol; sources come first in what is returned.
 
     The ground-truth side of a clip is prepared once for all of them.
 
@@ -121,9 +112,6 @@ def score(
         protocols: the rules.
         options: processes, per-frame values, what to do about gaps.
         report: receives the completeness of each source, before anything is scored.
-
-    Returns:
-        One entry per source and protocol, sources first.
 
     Raises:
         IncompleteError: work is missing that a protocol does not allow.
@@ -173,14 +161,7 @@ def under_each(
 
     A protocol that can't be applied to the dataset, or for which no prediction is usable, refuses.
 
-    Args:
-        dataset: the truth.
-        source: the predictions.
-        words: protocols as typed.
-        options: see :class:`refseg_bench.scoring.score.Options`.
-
-    Returns:
-        (protocol as typed, its outcome or its refusal).
+    What is returned begins with the protocol as typed.
     """
     protocols = [open_protocol(word) for word in words]
     outcomes: dict[int, Scored | ScoreError] = {}

@@ -84,16 +84,13 @@ def write(
     *,
     hint: str = "Finish the run (the same `refseg run` resumes it).",
 ) -> int:
-    """Write the zip of a run; it appears under its name only when it is whole.
+    """Write the zip of a run, which appears under its name only when it is whole; returns the masks written.
 
     Args:
         path: the zip.
         dataset: what was predicted; it names the folder above the videos.
         lookup: clip id → expression id → prediction.
         hint: what to do about samples without a complete prediction.
-
-    Returns:
-        Masks written.
 
     Raises:
         ScoreError: a sample has no complete prediction (servers refuse incomplete zips).

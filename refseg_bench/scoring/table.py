@@ -104,11 +104,7 @@ class ScoreTable:
 
     @classmethod
     def read_parquet(cls, path: Path, data: bytes | None = None) -> ScoreTable:
-        """Undo :meth:`write_parquet`, without per-frame values.
-
-        Args:
-            path: the file.
-            data: its content, where that was read already.
+        """Undo :meth:`write_parquet`, without per-frame values; ``data``: its content, where that was read.
 
         Raises:
             StoreError: the file is damaged or no such table.

@@ -248,9 +248,6 @@ class SegmenterSession(ABC):
         By default the instances of that one of :attr:`KEY_FRAMES` frames where their scores add up to
         most, each tracked both ways. A segmenter that looks at every frame has its own way.
 
-        Args:
-            phrase: the concept in words.
-
         Raises:
             ConfigError: the segmenter takes no words.
         """

@@ -277,14 +277,7 @@ def at_clip_size(logits_N1hw: torch.Tensor, size: tuple[int, int]) -> NDArray[np
 
 
 class TrackingSession(SegmenterSession):
-    """A clip opened with a SAM 2-type model.
-
-    Args:
-        clip: the clip.
-        core: the model.
-        options: budgets, batch size, precision, hole filling.
-        counters: count into these, where a session is part of another.
-    """
+    """A clip opened with a SAM 2-type model; it counts into ``counters``, where it is part of another."""
 
     def __init__(
         self, clip: Clip, core: TrackerCore, options: SamTracker, counters: SegmenterCounters | None = None

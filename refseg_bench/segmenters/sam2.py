@@ -245,10 +245,6 @@ def checkpoint_name(release: Release, size: ModelSize) -> str:
 def build(architecture: Path, image_size: int | None = None) -> Any:
     """An untrained model from a YAML of the package's form, with the video predictor's post-processing.
 
-    Args:
-        architecture: the YAML.
-        image_size: overrides the YAML's.
-
     Returns:
         A ``SAM2Base`` in evaluation mode, on the CPU.
 

@@ -228,15 +228,10 @@ class DiT(Backbone):
     def attend(
         self, scene: LatentImage, queries: Sequence[TokenRequest], options: MapOptions | None = None
     ) -> list[dict[str, TokenMaps]]:
-        """Read attention between an image and sets of tokens.
+        """Read attention between an image, as :meth:`open` gives it, and sets of tokens, one per expression.
 
         Expressions of a concept stream share forward passes, since none is seen by image, prompt or
         another expression. In prompt mode each has its own.
-
-        Args:
-            scene: from :meth:`open`.
-            queries: one per expression.
-            options: how logits become maps; by default from the options.
 
         Returns:
             Of each query the maps by reading.

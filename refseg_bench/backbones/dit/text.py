@@ -267,15 +267,12 @@ class TextSide:
         return found
 
     def states(self, ids: tuple[int, ...], pad_to: int | None = None) -> Tensor:
-        """T5's last hidden states of one string.
+        """T5's last hidden states of one string: ``(len(ids) or pad_to, channels)`` on the CPU.
 
         Args:
             ids: token ids, end token included.
             pad_to: encode behind padding *without* a mask, as the FLUX and SD3 pipelines do; all
                 ``pad_to`` states are returned.
-
-        Returns:
-            ``(len(ids) or pad_to, channels)`` on the CPU.
         """
         part = self.t5_part
         assert part is not None

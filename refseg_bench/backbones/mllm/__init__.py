@@ -104,13 +104,7 @@ class MLLM(GroundingMLLM):
     _given: bool = field(default=False, init=False, repr=False, compare=False)
 
     def open(self, frames_THWC: Uint8THWC, visual: VisualSettings, rollout: RolloutSettings) -> Session:
-        """Start a session on the sampled frames of a clip.
-
-        Args:
-            frames_THWC: uint8 RGB frames of one size.
-            visual: how they become tokens.
-            rollout: which attention is read.
-        """
+        """Start a session on the sampled frames of a clip: uint8 RGB of one size."""
         return Session(self, self.loaded(), frames_THWC, visual, rollout)
 
     def identity(self) -> dict[str, Any]:

@@ -55,14 +55,9 @@ class Maps:
 
 
 def sample_frames(length: int, count: int = 16) -> tuple[int, ...]:
-    """Uniform frame indices: all frames of a short clip, else ``count`` with both ends.
+    """Uniform frame indices, ascending: all frames of a short clip, else ``count`` with both ends.
 
-    Args:
-        length: frames of the clip, T.
-        count: most frames to take.
-
-    Returns:
-        Ascending indices. Positions between frames are cut off, not rounded.
+    Positions between frames are cut off, not rounded.
 
     >>> sample_frames(9, 3)
     (0, 4, 8)
@@ -221,15 +216,7 @@ def otsu(volume_hw: FloatTHW) -> BoolHW:
 
 
 def coarse_masks(volume_Thw: FloatTHW, size: tuple[int, int]) -> Iterator[BoolHW]:
-    """One mask per sampled frame, at the clip's size.
-
-    Args:
-        volume_Thw: V, in [0, 1].
-        size: (height, width) in pixels.
-
-    Yields:
-        Boolean masks, frame by frame (the full-size volume is never held).
-    """
+    """One mask per slice of V (in [0, 1]), at the clip's (height, width), one by one."""
     for frame_hw in volume_Thw:
         yield otsu(resize(frame_hw[None], size)[0])
 
@@ -240,12 +227,8 @@ def coarse_masks(volume_Thw: FloatTHW, size: tuple[int, int]) -> Iterator[BoolHW
 def candidate_points(volume_Thw: FloatTHW, frames: Sequence[int], tau_pq: float = 0.8) -> list[HeatPoint]:
     """All cells with ``V ≥ tau_pq``: frames in order, cells of a frame row-major (Eq. 6).
 
-    A constant volume (its largest value is 0) has none, unless ``tau_pq`` is 0.
-
-    Args:
-        volume_Thw: V.
-        frames: clip frame index of each slice.
-        tau_pq: least value.
+    A constant volume (its largest value is 0) has none, unless ``tau_pq`` is 0. ``frames``: the clip's frame
+    of each slice.
     """
     _, height, width = volume_Thw.shape
     return [
@@ -255,12 +238,7 @@ def candidate_points(volume_Thw: FloatTHW, frames: Sequence[int], tau_pq: float 
 
 
 def keypoints(volume_Thw: FloatTHW, frames: Sequence[int], count: int = 100) -> NDArray[np.float64]:
-    """The ``count`` highest cells of the volume, highest first (ties in row-major order).
-
-    Args:
-        volume_Thw: V.
-        frames: clip frame index of each slice.
-        count: how many; all cells of a smaller volume.
+    """The ``count`` highest cells of V (all of a smaller one), highest first (ties in row-major order).
 
     Returns:
         ``(count, 4)``: clip frame index, ``(y + 0.5)/h``, ``(x + 0.5)/w``, value.

@@ -64,10 +64,7 @@ def background_prompt(form: str, text: str, obj_name: str) -> str:
 def choice_prompt(form: str, text: str, answers: Sequence[str]) -> str:
     """The text-only question which object is meant, over the answers to the object prompts.
 
-    Args:
-        form: its template.
-        text: the expression.
-        answers: video answer first, then frames in time order.
+    The answer on the video comes first, then those on the frames in time order.
     """
     listed = ",".join(answer.strip().lower() for answer in answers)
     return form.format(ref_query=sentence(text).lower(), obj_cls_list=listed)

@@ -75,10 +75,6 @@ def iou_matrix(a_NHW: NDArray[np.bool_], b_MHW: NDArray[np.bool_]) -> NDArray[np
 
     The counts are exact integers whatever the number of pixels.
 
-    Args:
-        a_NHW: boolean masks.
-        b_MHW: boolean masks of the same height and width.
-
     Returns:
         ``(N, M)`` values in [0, 1]; 0 where both masks are empty.
 

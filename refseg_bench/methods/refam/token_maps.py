@@ -191,14 +191,7 @@ def caption_of(clip: Clip, path: Path) -> str:
 def prompt_of(
     clip: Clip, expression: Expression, mode: PromptMode, captions: Path | None, missing: MissingCaption
 ) -> str:
-    """What a transformer is prompted with.
-
-    Args:
-        clip: the sample's clip.
-        expression: the sample's expression.
-        mode: the clip's caption, the expression, or nothing.
-        captions: the file of captions.
-        missing: what to do for a clip without caption.
+    """What a transformer is prompted with: the clip's caption, the expression, or nothing.
 
     Raises:
         ConfigError: captions are asked for and no file is given.

@@ -59,14 +59,7 @@ class _UnusableError(ScoreError):
 
 @dataclass(frozen=True)
 class _Pair:
-    """Annotated and predicted id maps of one clip.
-
-    Attributes:
-        case: the clip.
-        name: the set of predicted maps.
-        truth, predicted: the maps.
-        frames: indices of the frames that count.
-    """
+    """Annotated id maps of one clip and a named set of predicted ones, with the frames that count."""
 
     case: Case
     name: str
