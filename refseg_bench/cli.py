@@ -121,7 +121,7 @@ def _known(prefix: str, action: argparse.Action) -> list[str]:
 
 def _told(words: Sequence[str]) -> int:
     """Run a command, and tell what it refuses, and what the file system does."""
-    from refseg_bench.errors import RefsegError, StoreError
+    from refseg_bench.errors import RefsegError, StoreError, shown
 
     try:
         with _bordered():
@@ -148,8 +148,6 @@ def _told(words: Sequence[str]) -> int:
             told = StoreError("The current folder is no longer there.", hint="cd to one that is.")
         else:
             raise
-    from refseg_bench.errors import shown
-
     name = next((word for word in words if not word.startswith("-")), "")
     print(shown(f"refseg {name}: {told}"), file=sys.stderr)
     return told.code

@@ -13,7 +13,7 @@ from refseg_bench.config import compose as configs
 from refseg_bench.errors import ConfigError
 from refseg_bench.files.store_io import check_output, output
 from refseg_bench.methods.agents.base import spread
-from refseg_bench.methods.loc_head import Head, LocHead, Rule, find_heads
+from refseg_bench.methods.loc_head import LocHead, Rule, find_heads
 from refseg_bench.run.build import build_method, dataset_of
 
 
@@ -66,7 +66,8 @@ def main(args: argparse.Namespace) -> int:
     for one in found[: args.best]:
         flag = "  most of it lies there" if one.flagged else ""
         print(f"{one.layer:5} {one.head:4} {one.sum:7.4f} {one.entropy:8.4f} {one.bottom:10.3f}{flag}")
-    print(f"backbone.loc_heads={_pairs(found[: args.best])}")
+    best = [[one.layer, one.head] for one in found[: args.best]]
+    print(f"backbone.loc_heads={best}".replace(" ", ""))
     if args.output is not None:
         record = {
             "model": dict(method.backbone.identity()),
@@ -77,7 +78,3 @@ def main(args: argparse.Namespace) -> int:
         with output(args.output) as handle:
             handle.write(json.dumps(record, indent=1).encode())
     return 0
-
-
-def _pairs(heads: list[Head]) -> str:
-    return str([[one.layer, one.head] for one in heads]).replace(" ", "")

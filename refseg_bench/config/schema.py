@@ -170,15 +170,12 @@ def allow(*targets: str) -> None:
     To be called for what the present command line names, never for what a file of a run folder says.
     Processes that are started from here inherit it.
     """
-    searchpath.extend(f"pkg://{name}" for name in _packages(targets) if not _trusted(name))
+    packages = sorted({target.partition(".")[0] for target in targets})
+    searchpath.extend(f"pkg://{name}" for name in packages if not _trusted(name))
 
 
 def _ours(cls: type) -> bool:
     return cls.__module__.partition(".")[0] == _OWN
-
-
-def _packages(targets: Iterable[str]) -> list[str]:
-    return sorted({target.partition(".")[0] for target in targets})
 
 
 def _trusted(package: str) -> bool:

@@ -96,7 +96,8 @@ class MediaFolder:
             return None
         # A copy in the report is known by its source: the same frame of two runs is made once.
         made_from = "\0".join(map(str, (path.absolute(), stat.st_size, stat.st_mtime_ns, side, upright)))
-        name = f"{_digest(made_from)}.jpg"
+        digest = hashlib.sha256(made_from.encode("utf-8", "surrogateescape")).hexdigest()
+        name = f"{digest[:20]}.jpg"
         target = self.root / kind / name
         if name not in self.used[kind] and not _whole(target):
             try:
@@ -176,10 +177,6 @@ def encoded(picture: Image.Image, kind: str, **options: Any) -> bytes:
 def _put(target: Path, data: bytes) -> None:
     with replacing(target, durable=False) as handle:
         handle.write(data)
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:20]
 
 
 def coloured(grey_HW: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
