@@ -185,10 +185,7 @@ def opencv_seed(seed: int | None = None) -> None:
     """Seed OpenCV's generator, whose state every earlier call of this process has moved.
 
     To be called right before each call that draws (k-means, GrabCut), so that its result depends on
-    nothing that ran before.
-
-    Args:
-        seed: of the draw; by default that of the run this process works on.
+    nothing that ran before. By default the seed is that of the run this process works on.
     """
     import cv2
 

@@ -270,9 +270,7 @@ def _complete(files: Mapping[str, Path], patterns: Sequence[str]) -> bool:
 def identity(weights: Weights, cache: Path | None = None) -> dict[str, Any]:
     """Which weights these are, for a run's record and for keys: what they are called, and their content.
 
-    Args:
-        weights: which.
-        cache: the folder that remembers what files hold: one is read once, until it is changed.
+    What a file holds is remembered in ``cache``: it is read once, until it is changed.
 
     Returns:
         ``repo``, ``revision``, ``file``, and ``sha256`` of a local file or folder, or ``commit`` of a

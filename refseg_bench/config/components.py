@@ -182,10 +182,7 @@ def open_dataset(word: str, **values: Any) -> Any:
 
 
 def open_protocol(word: str) -> Any:
-    """The protocol that a word means.
-
-    Args:
-        word: ``ID``, ``ID@VERSION``, an alias or a class, with options as ``ID:option=value``.
+    """The protocol that a word means: ``ID``, ``ID@VERSION``, an alias or a class, and ``ID:option=value``.
 
     Raises:
         ConfigError: there is no such protocol, version or option.

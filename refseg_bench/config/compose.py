@@ -225,9 +225,7 @@ class Composed:
 def compose(overrides: Sequence[str], *, multirun: bool = False) -> list[Composed]:
     """Compose every point that the overrides (and an experiment's ``sweep``) describe.
 
-    Args:
-        overrides: Hydra overrides, as typed.
-        multirun: expand comma and range sweeps of the command line (``-m``).
+    ``multirun`` expands comma and range sweeps of the command line (``-m``).
 
     Raises:
         ConfigError: unknown group member, unknown key, wrong type or broken YAML.
@@ -297,10 +295,7 @@ def baselines_of(point: Composed) -> list[Composed]:
 
     What was typed about data, scoring and places holds for them, too, and so does the run's segmenter
     where they take one. A method's raw attention is the method at the options of its ``raw_options``; one
-    without them has no such row.
-
-    Args:
-        point: a run. One without a backbone, of an experiment or on SLURM has no baselines.
+    without them has no such row, and a run without a backbone, of an experiment or on SLURM no baselines.
 
     Raises:
         ConfigError: ``baselines`` names no method.
@@ -395,11 +390,7 @@ def quoted(override: str, multirun: bool = False) -> str:
 
 
 def _parsed(override: str) -> Any:
-    """An override by Hydra's grammar, as its ``Override``.
-
-    Raises:
-        ConfigError: it can't be read.
-    """
+    """An override by Hydra's grammar, as its ``Override``."""
     # Hydra takes half of a short command's start, and only composing needs it.
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
@@ -584,11 +575,7 @@ def _finish(composed: DictConfig, choices: dict[str, str], overrides: tuple[str,
 
 
 def _check_ranges(values: Mapping[str, Any]) -> None:
-    """See to it that samples are left and intervals can be made.
-
-    Raises:
-        ConfigError: a value is out of its range.
-    """
+    """See to it that samples are left and intervals can be made."""
     score, limit = values["score"], values["limit"]
     ranges: dict[str, tuple[list[str], Any, bool]] = {
         f"limit.{name}": (["null", "1 and more"], limit[name], limit[name] is None or limit[name] > 0)

@@ -246,12 +246,7 @@ def bad_name(name: object) -> str | None:
 
 
 def safe_join(base: Path, name: object, at: Place) -> Path:
-    """``base / name`` if the name stays below ``base``.
-
-    Args:
-        base: trusted folder.
-        name: a name read from a file; slashes are allowed, ``..`` is not.
-        at: where it was read.
+    """``base / name`` if the name, read at a place, stays below ``base``; slashes are allowed.
 
     Raises:
         Damage: the name is no text, empty, absolute or leads out of ``base``.

@@ -251,14 +251,11 @@ class RefCoco(Dataset):
         return Clip(str(image_id), (path,), (Path(file_name).stem,), (height, width), attrs)
 
     def _elsewhere(self, names: Sequence[str]) -> dict[str, Path]:
-        """Where pictures are whose names are spelled otherwise on this disk than in instances.json.
+        """By :func:`spelling`, where pictures are whose names are otherwise here than in instances.json.
 
         COCO 2017 spells ``COCO_train2014_000000000009.jpg`` as ``000000000009.jpg`` and keeps a part
         of them in ``val2017``; an ending may be in capitals. One look at the first picture is enough
         where no such folder lies beside.
-
-        Returns:
-            Path by :func:`spelling`; empty where all are found under their own names.
         """
         folder = self._pictures
         others = [p for name in COCO_FOLDERS if (p := folder.parent / name) != folder and p.is_dir()]

@@ -56,12 +56,7 @@ def split(values_HW: NDArray[np.uint8]) -> tuple[NDArray[np.bool_], int, bool]:
 
 
 def unfilter(raw: bytes, height: int, width: int) -> NDArray[np.uint8] | None:
-    """Pixels ``(height, width)`` of inflated 8-bit one-channel PNG rows.
-
-    Args:
-        raw: ``height`` rows of one filter byte and ``width`` filtered bytes.
-        height: rows of the image.
-        width: its columns.
+    """Pixels ``(height, width)`` of inflated 8-bit one-channel PNG rows, each behind its filter byte.
 
     Returns:
         The pixels (of ``raw`` itself where no filter was used), or ``None`` where a row has a filter that

@@ -77,9 +77,7 @@ def open_image(source: Path | bytes) -> Iterator[Image.Image]:
 def image_size(path: Path, *, upright: bool = False) -> tuple[int, int]:
     """(height, width) from the file's header, without decoding its pixels.
 
-    Args:
-        path: the file.
-        upright: after the turn that the header asks for (EXIF orientation).
+    ``upright``: after the turn that the header asks for (EXIF orientation).
 
     Raises:
         DataError: the file is missing or no image.
@@ -114,10 +112,8 @@ def _state(path: Path, upright: bool) -> tuple[Any, ...]:
 def read_rgb(path: Path, *, upright: bool = False) -> NDArray[np.uint8]:
     """Decode an image of any mode to RGB uint8 ``(height, width, 3)``; an alpha channel is left out.
 
-    Args:
-        path: the file.
-        upright: turn the picture as its header asks for (EXIF orientation). Not for frames of video
-            sets: their annotations are drawn on the stored pixels.
+    ``upright`` turns the picture as its header asks for (EXIF orientation). Not for frames of video
+    sets: their annotations are drawn on the stored pixels.
 
     Raises:
         DataError: the file is missing, truncated or no image.

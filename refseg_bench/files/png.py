@@ -93,11 +93,7 @@ def read_regions(path: Path, size: tuple[int, int]) -> tuple[dict[int, Any], str
 
 
 def read_mask(path: Path, above: int = 0) -> tuple[NDArray[np.bool_], str]:
-    """The mask of a file as the tools read it: where the grey level OpenCV gives is above a value.
-
-    Args:
-        path: the file.
-        above: the highest grey level that is background; 0 in all tools.
+    """The mask of a file as the tools read it: where the grey level OpenCV gives is above a value, mostly 0.
 
     Returns:
         The mask, and the encoding found: ``"0/255 grey"``, ``"0/38 palette, luminance"`` …; ``"soft
@@ -335,10 +331,7 @@ def _unpacking(depth: int) -> Uint8HW:
 def _pillow(data: bytes, path: str | Path, grey: bool = False) -> tuple[NDArray[Any], str, str, bytes, int]:
     """Stored pixels, mode, format, palette and EXIF orientation of a whole picture.
 
-    Args:
-        data: its bytes.
-        path: where they are from.
-        grey: of a JPEG take the luminance, which is stored as such.
+    ``grey``: of a JPEG take the luminance, which is stored as such.
     """
     from refseg_bench.files.images import UNREADABLE, open_image, orientation
 

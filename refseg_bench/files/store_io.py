@@ -147,11 +147,7 @@ _HALF = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def parse_json(text: str, pairs: Callable[[list[tuple[str, Any]]], dict[str, Any]] | None = None) -> Any:
-    """JSON to plain values.
-
-    Args:
-        text: the JSON.
-        pairs: makes an object of its keys and values; may raise ``ValueError``.
+    """JSON to plain values; ``pairs`` makes an object of its keys and values and may raise ``ValueError``.
 
     Raises:
         ValueError: malformed, nested too deeply, or with a half character, which no file can hold.
@@ -398,11 +394,7 @@ def within(root: Path, path: Path) -> Path:
     """``path``, if nothing between it and ``root`` is a symbolic link that leads out of ``root``.
 
     To be asked before anything below a run folder is written or deleted: a folder from elsewhere may
-    hold links to anywhere.
-
-    Args:
-        root: the folder that must not be left; it may be, or lie behind, a link itself.
-        path: below it; needn't exist.
+    hold links to anywhere. ``root`` may be, or lie behind, a link itself; ``path`` needn't exist.
 
     Raises:
         StoreError: the path leads elsewhere.

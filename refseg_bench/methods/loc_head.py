@@ -201,9 +201,7 @@ def measured(
 ) -> Iterator[tuple[FloatLH, FloatLH, FloatLH]]:
     """Per pair, of every head: its sum, entropy and bottom share. Kept in the method's cache.
 
-    Args:
-        method: how the model is asked; of a clip its middle frame is taken.
-        pairs: pictures and expressions.
+    Of a clip its middle frame is taken.
     """
     model = method.backbone
     for clip, expression in pairs:

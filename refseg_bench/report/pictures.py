@@ -426,11 +426,7 @@ def read_video(path: Path, folder: Path, *, most: int | None = None) -> tuple[li
 
 
 def _turned(frame: Any, path: Path) -> NDArray[np.uint8]:
-    """A video's frame as its header asks for it: turned by quarters, and mirrored.
-
-    Raises:
-        DataError: it asks for something else.
-    """
+    """A video's frame as its header asks for it: turned by quarters, and mirrored."""
     from av.sidedata.sidedata import Type
 
     picture_HWC: NDArray[np.uint8] = frame.to_ndarray(format="rgb24")

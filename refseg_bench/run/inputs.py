@@ -255,11 +255,6 @@ def stale(
     So are those of other weights than the present ones or, where a command doesn't know the weights, than
     those of the process that started last: one result never mixes two models.
 
-    Args:
-        store: the run.
-        work: clips with their expressions.
-        present: the data set's state; takes the weights' digest from the run if it has none.
-
     Returns:
         Sample id → in which field, with the former and the present value.
     """
@@ -471,11 +466,7 @@ def _told(clip: Clip, expressions: Sequence[Expression]) -> list[Any]:
 
 
 def _clip(entry: Any) -> tuple[Clip, tuple[Expression, ...]]:
-    """The way back.
-
-    Raises:
-        ValueError, TypeError: the entry is malformed.
-    """
+    """The way back; a malformed entry is a ``ValueError`` or ``TypeError``."""
     name, (height, width), names, folder, files, expressions = entry
     paths = [name, folder, *names, *files]
     texts = [*paths, *(word for pair in expressions for word in pair)]

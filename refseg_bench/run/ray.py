@@ -45,12 +45,7 @@ def check() -> Any:
 
 
 class _Worker:
-    """The actor.
-
-    Args:
-        folder: where the command was given; paths of a config are taken from there.
-        told: variables for it.
-    """
+    """The actor, which works where the command was given: paths of a config are taken from there."""
 
     def __init__(self, folder: str, told: Mapping[str, str]) -> None:
         os.chdir(folder)

@@ -224,11 +224,7 @@ def _start(words: list[str], lock: Path, path: Path, held: int) -> subprocess.Po
 def _wait(
     health: str, minutes: float, process: subprocess.Popen[bytes] | None = None, path: Path | None = None
 ) -> None:
-    """Return once the server answers.
-
-    Raises:
-        ConfigError: it ended before, or took too long.
-    """
+    """Return once the server answers; refuse one that ended before, or takes too long."""
     deadline = time.monotonic() + 60 * minutes
     while True:
         ready = _answers(health)

@@ -355,11 +355,7 @@ def _numbers(text: bytes | None) -> dict[str, float]:
 
 
 def _prediction(r: Any) -> Prediction:
-    """Undo :func:`_record`.
-
-    Raises:
-        ValueError: a value is not what it has to be.
-    """
+    """Undo :func:`_record`; a value that is not what it has to be is a ``ValueError``."""
     _expect(isinstance(r, dict), "line")
     for name in ("sample", "clip", "expression"):
         _expect(isinstance(r.get(name), str), name)
@@ -591,13 +587,7 @@ class _Details:
 
 
 def record_of(kind: type[T], record: Mapping[str, Any], path: Path, hint: str = PUT_BACK) -> T:
-    """The dataclass that a record holds; what else is in it is left out.
-
-    Args:
-        kind: the dataclass.
-        record: what was read.
-        path: where from.
-        hint: what helps against a damaged one.
+    """The dataclass that a record of ``path`` holds; what else is in it is left out.
 
     Raises:
         StoreError: a value is missing or of another type.
@@ -692,11 +682,7 @@ class RunStore:
         return within(self.root, self.root.joinpath(*names))
 
     def keep(self, text: str, *names: str) -> None:
-        """Write a small file of the folder in one step.
-
-        Args:
-            text: the content.
-            names: the path below the folder; what lacks of it is made.
+        """Write a small file of the folder in one step, with the folders it lacks.
 
         Raises:
             StoreError: it can't be written, or a link on the way leads out of the folder.

@@ -200,11 +200,7 @@ def draining() -> Iterator[None]:
 
 
 def die_with(parent: int) -> None:
-    """End this process when its parent does (Linux), so that no shard works on unseen.
-
-    Args:
-        parent: the process id it must have; if it is gone already, this one ends at once.
-    """
+    """End this process when its parent does (Linux; at once if it is gone), so that no shard works unseen."""
     if sys.platform != "linux":
         return
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)

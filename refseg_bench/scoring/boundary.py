@@ -63,11 +63,7 @@ def boundary_map(mask_HW: BoolHW) -> BoolHW:
 
 
 def jaccard(counts_NC: NDArray[np.int64]) -> NDArray[np.float64]:
-    """J per row of counts: intersection over union, 1 where the union is empty.
-
-    Args:
-        counts_NC: integer rows with the columns of :data:`COUNTS`.
-    """
+    """J per row of :data:`COUNTS`: intersection over union, 1 where the union is empty."""
     inter = counts_NC[:, 0].astype(np.float64)
     union = (counts_NC[:, 1] + counts_NC[:, 2] - counts_NC[:, 0]).astype(np.float64)
     out: NDArray[np.float64] = np.ones(len(counts_NC))
@@ -76,12 +72,9 @@ def jaccard(counts_NC: NDArray[np.int64]) -> NDArray[np.float64]:
 
 
 def boundary_f(counts_NC: NDArray[np.int64]) -> NDArray[np.float64]:
-    """F per row of counts: harmonic mean of boundary precision and recall.
+    """F per row of :data:`COUNTS`: harmonic mean of boundary precision and recall.
 
     Exactly one empty boundary gives 0, two give 1; ``2 p r / (p + r)`` is evaluated in this order.
-
-    Args:
-        counts_NC: integer rows with the columns of :data:`COUNTS`.
     """
     edge_g, edge_p, hit_g, hit_p = (counts_NC[:, i].astype(np.float64) for i in range(3, 7))
     both = (edge_g > 0) & (edge_p > 0)

@@ -114,9 +114,7 @@ def level_of(results: Iterable[Result]) -> str:
 def lines_of(outcome: Scored, seen: set[str]) -> list[str]:
     """An outcome as a screen shows it: counts, what lacks, metrics and notes.
 
-    Args:
-        outcome: of one protocol.
-        seen: notes already shown, which grows: what was read is the same under every protocol.
+    Notes go into ``seen`` and are shown once: what was read is the same under every protocol.
     """
     result = outcome.result
     printed, percent = result.details["printed"], 100 / result.scale

@@ -372,11 +372,7 @@ class Segmenter(Component):
 
 
 def count_sessions(segmenter: Segmenter) -> None:
-    """Have a segmenter's sessions counted from now on; its ``counted`` gives the sum.
-
-    Args:
-        segmenter: its ``open`` is replaced by one that remembers each session's counters.
-    """
+    """Have a segmenter's sessions counted from now on; its ``counted`` gives the sum."""
     opened, over = deque[SegmenterCounters](), SegmenterCounters()
     plain = segmenter.open
 

@@ -87,11 +87,7 @@ class Sam1Session(SegmenterSession):
     def _propagate(
         self, frame: int, prompts: Sequence[Prompt], video: tuple[int, ...], direction: TrackingDirection
     ) -> TrackedMasks:
-        """The best mask of the one frame there is.
-
-        Raises:
-            ConfigError: more than one frame; SAM can't track.
-        """
+        """The best mask of the one frame there is: SAM can't track."""
         if len(video) > 1:
             raise ConfigError(
                 "Segmenter 'sam1' segments images; it can't follow an object through a video.",

@@ -213,11 +213,7 @@ class DiT(Backbone):
         return {"stage": STAGE, "kernel": "sdpa", "weights": self._load().fingerprint, **lasting}
 
     def open(self, image_HWC: NDArray[np.uint8]) -> LatentImage:
-        """Encode an image once for all its expressions.
-
-        Args:
-            image_HWC: uint8 RGB of any size.
-        """
+        """Encode an image (uint8 RGB of any size) once for all its expressions."""
         loaded = self._load()
         pixels, content = self._canvas(image_HWC)
         with torch.inference_mode():

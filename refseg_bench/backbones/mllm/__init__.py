@@ -593,12 +593,9 @@ class Session(MLLMSession):
         return self.loaded.model(**inputs, **self.loaded.on(cache))
 
     def _tails(self, prefixes: Sequence[_Prefix], tails: Sequence[Sequence[int]]) -> tuple[Tensor, Any]:
-        """One pass over several prompts' own tokens, as many on each prefix, padded at their ends.
+        """One pass over several prompts' own tokens, as many on each prefix: last logits, and the cache.
 
-        No mask is needed: attention is causal, so no token sees the padding behind it.
-
-        Returns:
-            Logits after each prompt's last token, and the cache.
+        They are padded at their ends. No mask is needed: attention is causal, so no token sees what follows.
         """
         loaded, first = self.loaded, prefixes[0]
         for tail in tails:

@@ -296,9 +296,7 @@ def faults(instances: Sequence[dict[str, Any]], bad_iou: float) -> list[tuple[di
 def read_instance(value: Any, shown: Sequence[int]) -> dict[str, Any]:
     """An instance of the list: its name, its frame in the clip, its description.
 
-    Args:
-        value: as it was said; its second is a place among the frames that were shown.
-        shown: those frames.
+    The frame is said by its place among those ``shown``.
 
     Raises:
         ValueError: it isn't one.

@@ -29,10 +29,7 @@ _STRIPPED = '.,;:!?"“”()[]{}<>…-–—'
 
 
 def stop_words(name: str) -> frozenset[str]:
-    """A stop list by name or file.
-
-    Args:
-        name: ``nltk``, ``spacy``, or the path of a text file with one word a line.
+    """A stop list: ``nltk``, ``spacy``, or that of a text file with one word a line.
 
     Raises:
         ConfigError: no such list, or the package is missing.

@@ -55,11 +55,7 @@ Parser = Callable[[Sequence[str]], Phrase | None]
 
 
 def parse_by_rules(words: Sequence[str]) -> Phrase | None:
-    """The root noun phrase by the rules of this module; ``None`` for no words.
-
-    Args:
-        words: lower-cased words without outer punctuation.
-    """
+    """The root noun phrase of lower-cased words without outer punctuation; ``None`` for no words."""
     start = _beginning(words)
     if start is None:
         return None
