@@ -348,6 +348,7 @@ class HeatPoint:
     Attributes:
         frame: index into the clip's frames.
         y, x: position in [0, 1], measured at pixel centres: pixel row r is ``(r + 0.5) / height``.
+            What lies outside, as pixels do, is a ``ValueError``.
         value: the map's value there, in the method's own unit.
     """
 
@@ -355,6 +356,10 @@ class HeatPoint:
     y: float
     x: float
     value: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not (self.frame >= 0 and 0 <= self.y <= 1 and 0 <= self.x <= 1):
+            raise ValueError(f"y={self.y:g}, x={self.x:g} of frame {self.frame} is no point in [0, 1]")
 
 
 @dataclass(frozen=True)

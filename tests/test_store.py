@@ -175,8 +175,9 @@ def test_no_flipped_byte_changes_a_prediction(tmp_path: Path) -> None:
     [
         ("rles", ["11", None]), ("rles", ["\u00e9", None]), ("rles", [1, None]), ("rles", "04"),
         ("size", [5, 4, 1]), ("size", [10**9, 10**9]), ("size", [4.0, 5]), ("size", None),
-        ("expression", "1"), ("point", [0, "a", 0, 0]),
-        ("point", [7, 0.5, 0.5, 0]), ("details", []), ("seconds", {"total": "soon"}), ("peak_mb", None),
+        ("expression", "1"), ("point", [0, "a", 0, 0]), ("point", [1, 0.5, 0.5, 10**400]),
+        ("point", [7, 0.5, 0.5, 0]), ("point", [0, -0.5, 0.5, 0]), ("point", [0, 0.5, 12.0, 0]),
+        ("details", []), ("seconds", {"total": "soon"}), ("peak_mb", None),
         ("failure", {}), ("no_target", "yes"), ("clip", ["c"]), ("sample", None),
     ],
 )  # fmt: skip

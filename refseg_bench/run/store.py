@@ -386,7 +386,7 @@ def _prediction(r: Any) -> Prediction:
     if "point" in r:
         _expect(isinstance(r["point"], list) and len(r["point"]) == 4, "point")
         frame, y, x, value = r["point"]
-        _expect(all(map(_finite, (frame, y, x))) and isinstance(value, (int, float)), "point")
+        _expect(all(map(_finite, (frame, y, x))) and (isinstance(value, float) or _finite(value)), "point")
         _expect(track is not None and 0 <= frame < len(track), "point")
         point = HeatPoint(int(frame), float(y), float(x), float(value))
     details, seconds = r.get("details", {}), r.get("seconds", {})

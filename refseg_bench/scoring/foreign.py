@@ -1001,12 +1001,8 @@ def _point(raw: Any, clip: Clip, where: str) -> HeatPoint | None:
         return None
     try:
         point = HeatPoint(int(raw.get("frame", 0)), float(raw["y"]), float(raw["x"]))
-    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
-        raise DataError(
-            f"'point' is {printable(repr(raw)[:60])}.", allowed=('{"y": 0..1, "x": 0..1, "frame": 0}',)
-        ) from error
-    if not (0 <= point.y <= 1 and 0 <= point.x <= 1 and 0 <= point.frame < len(clip)):
-        raise DataError(
-            f"'point' {printable(repr(raw)[:60])} lies outside of the clip.", where=where, allowed=("0 to 1",)
-        )
+        _ = clip.frame_names[point.frame]
+    except (AttributeError, LookupError, TypeError, ValueError, OverflowError) as error:
+        told, allowed = printable(repr(raw)[:60]), ('{"y": 0..1, "x": 0..1, "frame": 0}',)
+        raise DataError(f"'point' is {told}.", where=where, allowed=allowed) from error
     return point

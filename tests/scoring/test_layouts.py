@@ -527,7 +527,7 @@ def edited(masks, **changes):
          "different things under no_target, pred_nt"),
         (lambda m: json.dumps([{**row, "rles": row["masks"][::-1]} for row in rows(m)]),
          "different things under masks, rles"),
-        (lambda m: json.dumps([{**row, "point": {"y": 1e400, "x": 0}} for row in rows(m)]), "lies outside"),
+        (lambda m: json.dumps([{**row, "point": {"y": 1e400, "x": 0}} for row in rows(m)]), "'point' is"),
         (lambda m: json.dumps([{**row, "point": {"y": 0, "x": 0, "frame": 1e400}} for row in rows(m)]),
          "'point' is"),
     ],

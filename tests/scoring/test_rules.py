@@ -1,6 +1,7 @@
 """Every rule in which evaluators differ, on cases small enough for hand calculation."""
 
 import dataclasses
+import math
 
 import cv2
 import numpy as np
@@ -537,6 +538,10 @@ def test_pointing():
     assert images("pointing", [({}, truth, guess(0.15, 0.15)), ({}, truth, flagged)])["PA"] == 0.5
     with pytest.raises(ScoreError, match="no heat-map peak"):
         images("pointing", [({}, truth, tall(A, A))])
+    # Pixels would be held against the last row, and what is below 0 against the other end.
+    for y, x in ((12, 0.5), (0.5, -0.1), (0.5, math.nan)):
+        with pytest.raises(ValueError, match="no point in"):
+            guess(y, x)
 
 
 # ── four annotators ──────────────────────────────────────────────────────────
