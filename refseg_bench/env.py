@@ -40,7 +40,7 @@ def record(seed: int) -> dict[str, Any]:
         "host": platform.node(),
         "argv": sys.argv[:1] + [os.fsdecode(a) for a in sys.argv[1:]],
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "packages": _packages(),
+        "packages": packages(),
         "device": _device(),
         "seed": seed,
         "slurm": {k: v for k, v in os.environ.items() if k.startswith("SLURM_") and "TOKEN" not in k},
@@ -96,7 +96,8 @@ def commit() -> dict[str, Any]:
 
 
 @functools.cache
-def _packages() -> dict[str, str]:
+def packages() -> dict[str, str]:
+    """Versions of the packages that can move a number."""
     from importlib import metadata
 
     found: dict[str, str] = {}

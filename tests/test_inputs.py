@@ -35,7 +35,9 @@ from refseg_bench.run.store import RunStore
 from refseg_bench.scoring.runs import score_runs, score_store
 from refseg_bench.scoring.score import Scored
 from refseg_bench.types import Clip, Expression, MaskTrack, Target
+from tests.datasets.conftest import video
 from tests.fakes import FakeDataset, FakeMethod, fake_run, fake_values
+from tools.writers import write_meta_expressions_set, write_reasonseg_image
 
 
 @dataclass
@@ -312,6 +314,46 @@ def test_a_result_of_other_data_is_not_shown(tmp_path: Path, kind: str) -> None:
     write_report([store], tmp_path / "report")
     texts = [path.read_text() for path in (tmp_path / "report/data").glob("clip-*.js")]
     assert sum(text.count("Predicted on other data or weights: ") for text in texts) == CHANGES[kind][1]
+
+
+@pytest.mark.parametrize("dataset", ["mevis", "reasonseg"])
+def test_a_result_of_other_masks_is_not_shown(
+    in_tmp: Path, capsys: pytest.CaptureFixture[str], dataset: str
+) -> None:
+    root, image = Path("data", dataset), np.zeros((40, 50, 3), np.uint8)
+    if dataset == "mevis":
+        write_meta_expressions_set(root, "valid_u", [video()])
+        file, changes = root / "valid_u/mask_dict.json", {'"0":': '"x":', '"1":': '"0":', '"x":': '"1":'}
+    else:
+        write_reasonseg_image(root, "val", "a", image, ["why"], [("target", [[10, 20], [30, 20], [30, 35]])])
+        file, changes = root / "val/a.json", {"35": "32"}
+    held, command = file.read_text(), ["run", f"dataset={dataset}", "method=full_frame", "--no-html"]
+    assert cli.main(command) == 0
+
+    def shown() -> bool:
+        capsys.readouterr()
+        code = cli.main(["report", "--format", "csv"])
+        out, err = capsys.readouterr()
+        assert (code == 0) == ("full_frame" in out) == ("the annotations have changed" not in err)
+        return code == 0
+
+    # Written again as it is: the content decides.
+    state = file.stat()
+    file.unlink()
+    file.write_text(held)
+    assert shown()
+    # Other masks in a file of the same size and time.
+    other = held
+    for old, new in changes.items():
+        other = other.replace(old, new)
+    file.write_text(other)
+    os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert (file.stat().st_size, other != held) == (state.st_size, True)
+    assert not shown()
+    assert cli.main([*command, "--no-score"]) == 0
+    assert not shown()
+    assert cli.main(["score", "runs"]) == 0
+    assert shown()
 
 
 def test_a_result_of_fewer_predictions_is_not_shown(

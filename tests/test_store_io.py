@@ -22,6 +22,7 @@ from refseg_bench.files.store_io import (
     read_json,
     read_yaml,
     replacing,
+    short_id,
     sweep,
     too_deep,
     within,
@@ -172,3 +173,7 @@ def test_a_temporary_file_of_another_container_is_left_alone(tmp_path: Path) -> 
     os.utime(other, (0, 0))
     sweep(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_path_in_another_encoding_has_a_name() -> None:
+    assert short_id(os.fsdecode(b"/runs/\xff")) != short_id("/runs/?")

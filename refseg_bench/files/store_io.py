@@ -276,11 +276,11 @@ def look(path: Path) -> tuple[int, int, int, int]:
     return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
 
 
-def content(path: Path, most: int = 1 << 30) -> bytes:
+def content(path: Path, most: int = 1 << 33) -> bytes:
     """16 bytes that stand for a file (BLAKE2b of its bytes), read piece by piece.
 
     Raises:
-        OSError: as :func:`open_regular`, or of more bytes than ``most`` (``EFBIG``), as no frame has.
+        OSError: as :func:`open_regular`, or of more than ``most`` bytes (``EFBIG``), as no data set's is.
     """
     whole = hashlib.blake2b(digest_size=16)
     with open_regular(path) as handle:
@@ -596,7 +596,7 @@ def writing(path: Path) -> Iterator[None]:
 
 def short_id(text: str, digits: int = 8) -> str:
     """The first hex digits of a text's SHA-256, to tell names apart by."""
-    return hashlib.sha256(text.encode()).hexdigest()[:digits]
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:digits]
 
 
 def safe_name(text: str) -> str:

@@ -154,7 +154,7 @@ def _mark(stores: Sequence[RunStore]) -> str | None:
     told = [refseg_bench.__version__, *((_TEMPLATES / name).read_text("utf-8") for name in _ASSETS)]
     for store in stores:
         results = store.results()
-        if not results or not all(store.made_from(name).get("truth") for name in results):
+        if not results or not all(store.made_from(name).get("annotations") for name in results):
             return None
         files = [store.scores_dir(name) / file for name in results for file in (RESULT, MADE_FROM)]
         told += [read_text(path) for path in (store.info_path, store.config_path, *files)]

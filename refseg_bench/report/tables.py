@@ -195,8 +195,8 @@ def leave_out_outdated(
 
     No data set is opened for it: the frames and the data set's own files are looked for where the last
     command that opened it found them. A result of an older version doesn't tell what it was made from and
-    stands; so does one whose data set is not on this machine. Other truth than it was made from is not seen
-    here, and what was predicted on other data scoring refuses.
+    stands; so does one whose data set is not on this machine. What was predicted on other data scoring
+    refuses.
 
     Args:
         stores: the runs; their ``outdated`` is added to.
@@ -216,7 +216,7 @@ def leave_out_outdated(
             if made["lines"] != store.mark(made)["lines"]:
                 why, hint = "predictions", "makes it again"
             elif dataset is not None and present is not None:
-                why = present.unlike(made, dataset.work) or dataset.changed()
+                why = present.unlike(made, dataset)
             if why:
                 store.outdated.add(protocol)
                 say(

@@ -69,7 +69,6 @@ class Present:
         self._states: dict[str, str] = {}
         self._files: dict[str, str] = {}
         self._marked: list[tuple[Any, int, dict[str, str]]] = []
-        self._digests: list[tuple[Any, str]] = []
 
     def inputs(self, clip: Clip, expression: Expression, *, seen: bool = False) -> Inputs:
         """What a sample would be predicted on; ``seen``: by a method that sees the targets."""
@@ -105,23 +104,18 @@ class Present:
         """
         known = self._states.get(clip.id)
         if known is None:
-            try:
+            known = ""
+            with suppress(OSError):
                 stats = [os.stat(path) for path in clip.frame_paths]
-            except OSError:
-                known = ""
-            else:
                 known = _digest(f"{s.st_size} {s.st_mtime_ns} {s.st_ctime_ns}" for s in stats)
             self._states[clip.id] = known
         return known
 
     def files(self, clip: Clip) -> str:
         """Digest of the bytes of a clip's frames, wherever they lie; empty where one can't be read."""
-        known = self.known(clip)
-        if not known:
-            try:
+        if not (known := self.known(clip)):
+            with suppress(OSError):
                 known = checksum(b"".join(map(content, clip.frame_paths)))
-            except OSError:
-                known = ""
             self._files[clip.id] = known
         return known
 
@@ -135,10 +129,9 @@ class Present:
 
     def truth(self, clip: Clip, expression: Expression) -> str:
         """Digest of a sample's target; empty where it is hidden or can't be read."""
-        try:
+        target = None
+        with suppress(DataError):
             target = self._dataset.target(clip, expression)
-        except DataError:
-            return ""
         if target is None:
             return ""
         tracks = (*target.objects, *(track for track in (target.void,) if track is not None))
@@ -203,27 +196,26 @@ class Present:
 
     def mark(self, work: Iterable[tuple[Clip, Sequence[Expression]]]) -> str:
         """A digest of all that :func:`stale` holds samples against, but for the targets and the weights."""
-        for same, digest in self._digests:
-            if same is work:
-                return digest
-        parts = ((self.state(clip), e.id, self.facts(clip, e)) for clip, es in work for e in es)
-        ids = (clip.id for clip, _ in work)
-        self._digests[:] = [(work, _digest((*ids, "", *(text for part in parts for text in part))))]
-        return self._digests[0][1]
+        return _digest((self.marks(work)["facts"], *(self.state(clip) for clip, _ in work)))
 
-    def unlike(self, marks: Mapping[str, str], work: Sequence[tuple[Clip, Sequence[Expression]]]) -> str:
-        """Which of the data differ from those that :meth:`marks` told of; empty if none do.
+    def unlike(self, marks: Mapping[str, str], dataset: RecordedDataset) -> str:
+        """Which of the data differ from those that a result tells of in its ``marks``; empty if none do.
 
-        Frames are read only where the state of their files differs.
+        Files are read only where their state differs.
         """
-        now = self.marks(work)
+        now, told = self.marks(dataset.work), marks.get("annotations")
         if now["facts"] != marks.get("facts"):
             return "samples, texts, frame names or sizes"
+        if told and dataset.truth:
+            if "".join(map(self.files, dataset.truth)) not in ("", told):
+                return "the annotations"
+        elif changed := dataset.changed():
+            return changed
         if marks.get("state") == now["state"] or not (marks.get("files") and now["state"]):
             return ""
-        for clip, _ in work:
+        for clip, _ in dataset.work:
             self.files(clip)
-        return "the pixels of frames" if self.marks(work)["files"] not in ("", marks["files"]) else ""
+        return "the pixels of frames" if self.marks(dataset.work)["files"] not in ("", marks["files"]) else ""
 
     def difference(self, prediction: Prediction, clip: Clip, expression: Expression) -> str:
         """In which field a stored sample's data differ from the present ones; empty if in none."""
@@ -336,7 +328,8 @@ class RecordedDataset(Dataset):
 
     Attributes:
         work: its clips with their expressions; of both only what a record holds.
-        files: each of its own files (expressions, annotations) that was read → size and time of change.
+        files: each of its own files (expressions) that was read → size and time of change.
+        truth: a clip whose frames are all files that scoring read of it last; none = unknown.
         seen: clip id → state and digest of its frames' files, as :class:`~refseg_bench.run.inputs.Present`
             takes them.
     """
@@ -344,6 +337,7 @@ class RecordedDataset(Dataset):
     work: list[tuple[Clip, tuple[Expression, ...]]]
     files: Mapping[str, tuple[int, int]]
     seen: Mapping[str, tuple[str, str]]
+    truth: Sequence[Clip] = ()
     name: str = ""
     split: str = ""
     protocols: Sequence[str] = ()
@@ -380,6 +374,7 @@ def keep_record(
     work: Iterable[tuple[Clip, Sequence[Expression]]],
     files: Collection[Path],
     present: Present,
+    truth: Sequence[Clip] = (),
 ) -> None:
     """Write what was seen of a run's data set; names that no JSON can hold leave no record.
 
@@ -388,24 +383,25 @@ def keep_record(
         work: clips with their expressions.
         files: the data set's own files that were read.
         present: what was found of the frames' files; later commands need not read them again.
+        truth: a clip of the files that scoring reads; none = the former record's.
 
     Raises:
         StoreError: it can't be written.
     """
     states = {path: _state(path) for path in sorted({os.path.abspath(path) for path in files})}
+    with suppress(StoreError):
+        truth = truth or getattr(recorded(store), "truth", ())
     record = {
         "clips": [[*_told(clip, e), present.state(clip), present.known(clip)] for clip, e in work],
+        "truth": [[*_told(clip, ()), present.state(clip), present.known(clip)] for clip in truth],
         "files": {path: state for path, state in states.items() if state is not None},
     }
     text = sealed(record)
-    fits = len(text) <= MOST_BYTES
-    try:
+    with suppress(ValueError):
         # The reader takes no half characters, as names in another encoding have them.
         parse_json(text if "\\ud" in text else "null")
-    except ValueError:
-        fits = False
-    if fits:
-        return store.keep(text, NAME)
+        if len(text) <= MOST_BYTES:
+            return store.keep(text, NAME)
     path = store.place(NAME)
     with writing(path):
         path.unlink(missing_ok=True)
@@ -439,20 +435,21 @@ def _record_of(text: str, path: Path) -> RecordedDataset:
         record = unsealed(parse_json(text), path)
     try:
         work = [_clip(entry[:6]) for entry in record["clips"]]
-        seen = {str(name): (str(state), str(digest)) for name, *_, state, digest in record["clips"]}
+        truth = [_clip(entry[:6])[0] for entry in record.get("truth", ())]
+        entries = [*record["clips"], *record.get("truth", ())]
+        seen = {str(name): (str(state), str(digest)) for name, *_, state, digest in entries}
         files = {str(name): (int(size), int(time)) for name, (size, time) in record["files"].items()}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise StoreError("The record of the data set is malformed.", where=path, hint=PUT_BACK) from error
-    return RecordedDataset(work, files, seen)
+    return RecordedDataset(work, files, seen, truth)
 
 
 def seen_before(store: RunStore) -> Mapping[str, tuple[str, str]]:
     """What the last command found of the frames' files; nothing where there is no whole record."""
-    try:
-        found = recorded(store)
-    except StoreError:
-        return {}
-    return {} if found is None else found.seen
+    with suppress(StoreError):
+        if found := recorded(store):
+            return found.seen
+    return {}
 
 
 def _told(clip: Clip, expressions: Sequence[Expression]) -> list[Any]:
@@ -477,10 +474,9 @@ def _clip(entry: Any) -> tuple[Clip, tuple[Expression, ...]]:
     return Clip(name, found, tuple(names), (int(height), int(width))), made
 
 
-def states(paths: Iterable[Path | None]) -> str:
-    """Digest of the sizes and times of some files, in their order; ``None`` = one that isn't there."""
-    found = (None if path is None else _stat(path) for path in paths)
-    return _digest(str(s and (s.st_size, s.st_mtime_ns, s.st_ctime_ns)) for s in found)
+def states(paths: Iterable[Path]) -> str:
+    """Digest of the sizes and times of some files, in their order."""
+    return _digest(str(s and (s.st_size, s.st_mtime_ns, s.st_ctime_ns)) for s in map(_stat, paths))
 
 
 def _stat(path: str | Path) -> os.stat_result | None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import refseg_bench
+from refseg_bench import env
 from refseg_bench.config import compose as configs
 from refseg_bench.config.components import open_protocol
 from refseg_bench.config.schema import TARGET
@@ -129,19 +131,18 @@ def score_store(
     made_from = {**store.mark(), "cost": json.dumps(store.cost())}
     with files_read() as files:
         work, present = plan(dataset), inputs.Present(dataset, seen_before(store))
-    with files_read() as opened:
-        truth = _truth_files(dataset, work) if _ours(str(values["dataset"][TARGET])) else None
     differing = inputs.stale(store, work, present)
-    keep_record(store, work, files, present)
+    annotations = _annotations(dataset, work, files) if _ours(str(values["dataset"][TARGET])) else []
+    # Read before anything is scored, as the predictions are.
+    made_from["annotations"] = "".join(map(present.files, annotations))
+    keep_record(store, work, files, present, annotations)
     if not options.partial:
         refuse_damage(store, work)
     if differing and not options.partial:
         return [(word, inputs.refusal(differing, store.root)) for word in words]
     made_from |= present.marks(work)
-    code = inputs.states(sorted(Path(refseg_bench.__path__[0]).rglob("*.py")))
-    how = [code, str(options.partial), str(options.strict), str(options.bootstrap)]
-    truth_state = "" if truth is None else inputs.states([*sorted(files | opened), *truth])
-    made_from |= {"truth": truth_state, "how": str(how)}
+    code = inputs.states(sorted(Path(refseg_bench.__path__[0]).rglob("*.[ps][yo]")))
+    made_from["how"] = str([code, env.packages(), options.partial, options.strict, options.bootstrap])
     if not again:
         words = [word for word in words if not _stands(store, word, made_from)]
     outcomes = under_each(dataset, StoreSource(store.root, differing), words, options)
@@ -151,16 +152,17 @@ def score_store(
     return outcomes
 
 
-def _truth_files(dataset: Dataset, work: Work) -> list[Path | None] | None:
-    """The mask files of the truth; data files are opened, so that they are known. ``None`` = not known."""
-    try:
+def _annotations(dataset: Dataset, work: Work, read: Iterable[Path]) -> list[Clip]:
+    """A clip of all files that scoring reads beside the frames, the truth's too; none = unknown."""
+    with suppress(RefsegError), files_read() as opened:  # scoring tells of it
         for clip, expressions in work[:1]:
             dataset.target(clip, expressions[0])
             dataset.foreground(clip)
-    except RefsegError:
-        return None  # scoring tells of it
-    found = [dataset.truth_files(clip) for clip, _ in work]
-    return None if None in found else [path for paths in found for path in paths or ()]
+        found = [dataset.truth_files(clip) for clip, _ in work]
+        if None not in found:
+            paths = sorted({*read, *opened, *(path for paths in found for path in paths or () if path)})
+            return [Clip("", tuple(paths), tuple(map(str, range(len(paths)))), (0, 0))]
+    return []
 
 
 def _ours(target: str) -> bool:
