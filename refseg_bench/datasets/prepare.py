@@ -149,9 +149,10 @@ def _arrange(
     parts = [path for path in data.layout() if not path.startswith("..")]
     # A folder of the layout alone (`meta_expressions`) is a part too.
     parts = filled([*parts, *(path.split("/")[0] for path in parts)])
-    # Archives may share a folder: some hold its frames alone.
+    # Archives may share a folder: some hold its frames alone. One of a family (`refer_seg`) may hold several.
+    own = [Path(folder).name.lower() for folder in data.folders]
     bases = [
-        find([place], *marks, all_of=False) or find([place], *set(parts) - {"."}, all_of=False)
+        find([place], *marks, all_of=False, named=own) or find([place], *set(parts) - {"."}, all_of=False)
         for place in places
     ]
     names = {part.lower() for folder in data.folders for part in Path(folder).parts}
@@ -205,12 +206,12 @@ def _coco_images(place: Path) -> Path | None:
     return None
 
 
-def find(places: Sequence[Path], *paths: str, all_of: bool = True) -> Path | None:
-    """The first folder below these, nearest to the top first, that holds all (or one) of the paths."""
-    for folder in itertools.chain.from_iterable(map(_folders_below, places)):
-        if (all if all_of else any)((folder / path).exists() for path in paths):
-            return folder
-    return None
+def find(places: Sequence[Path], *paths: str, all_of: bool = True, named: Sequence[str] = ()) -> Path | None:
+    """The folder below these that holds all (or one) of the paths: one so named, else nearest to the top."""
+    folders = [folder for place in places for folder in _folders_below(place)]
+    enough = all if all_of else any
+    held = [folder for folder in folders if enough((folder / path).exists() for path in paths)]
+    return next((f for f in held if f.name.lower() in named), next(iter(held), None))
 
 
 def _folders_below(top: Path) -> Iterator[Path]:

@@ -114,21 +114,19 @@ def _facts(record: Mapping[str, Any]) -> SplitFacts:
     return SplitFacts(counts, record["masks"] == "public", frozenset(record.get("unchecked", ())))
 
 
-def lacking(dataset: Dataset, clips: int, expressions: int) -> str:
-    """In words, how many clips or expressions are missing of those counted in the release; empty if none."""
+def lacking(dataset: Dataset, clips: int, expressions: int, refs: int = 0) -> str:
+    """In words, where clips, refs or expressions are not as many as the release has; empty if they are.
+
+    More of them are another set's: of RefCOCO, say, in the place of RefCOCO+.
+    """
     facts = manifest(dataset.name)
     split = facts.splits.get(dataset.split) if facts is not None else None
-    told = {"videos": clips, "images": clips, "expressions": expressions}
-    if split is None:
-        return ""
-    return next(
-        (
-            f"{told[key]} of the {count} {key} that the release has"
-            for key, count in split.counts.items()
-            if key not in split.unchecked and told.get(key, count) < count
-        ),
-        "",
-    )
+    told = {"videos": clips, "images": clips, "refs": refs, "expressions": expressions}
+    for key, count in split.counts.items() if split else ():
+        if split and key not in split.unchecked and (found := told.get(key)) and found != count:
+            more = f"{found} {key}, {found - count} more than the release has"
+            return more if found > count else f"{found} of the {count} {key} that the release has"
+    return ""
 
 
 # ── checking ─────────────────────────────────────────────────────────────────

@@ -129,7 +129,7 @@ def score(
         whole, each = survey(dataset, source, protocols)
         report(f"{source.name}: {whole.summary()}")
         if less:
-            report(f"only a part: {less} (datasets/{dataset.name}/manifest.yaml)")
+            report(f"not as released: {less} (datasets/{dataset.name}/manifest.yaml)")
         if not options.partial:
             refuse(source, zip(protocols, each, strict=True), options.strict)
         sheets += [_Sheet(source, p, c, dict(facts)) for p, c in zip(protocols, each, strict=True)]
@@ -269,11 +269,12 @@ def truth_of(table: ScoreTable) -> list[str]:
 
 
 def part_of_release(dataset: Dataset) -> str:
-    """How much less a data set holds here than its release; empty where it is whole, or limited by a run."""
+    """What a data set holds more or less of than its release; empty where nothing, or where limited."""
     if isinstance(dataset, LimitedDataset | OtherTruth):
         return ""
     clips = dataset.clips()
-    return lacking(dataset, len(clips), sum(len(dataset.expressions(clip)) for clip in clips))
+    found = [e.attrs.get("ref_id") for clip in clips for e in dataset.expressions(clip)]
+    return lacking(dataset, len(clips), len(found), len({*found} - {None}))
 
 
 def _node(protocol: ScoringProtocol) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import contextlib
 import json
 import pickle
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from refseg_bench.config.components import open_dataset
 from refseg_bench.datasets import index
 from refseg_bench.datasets.files import Place
+from refseg_bench.datasets.prepare import prepare
 from refseg_bench.datasets.refcoco import RefCoco, layers_of
 from refseg_bench.datasets.verify import verify
 from refseg_bench.errors import ConfigError, DataError
@@ -258,6 +261,16 @@ def test_parts_without_area_are_left_out_and_noted(tmp_path, segmentation, area,
         assert problem in verdict.problems[0].what
         with pytest.raises(DataError, match=problem):
             data.target(clip, data.expressions(clip)[0])
+
+
+def test_a_set_of_a_family_is_taken_from_its_own_folder(tmp_path):
+    for name, words in (("refcoco", "left man"), ("refcoco+", "man in red")):
+        write_refcoco_set(tmp_path / "refer_seg" / name, [image(refs=[([0], [words])])])
+    shutil.make_archive(str(tmp_path / "refer_seg"), "zip", tmp_path, "refer_seg")
+    for name, words in (("refcoco_unc", "left man"), ("refcoco_plus_unc", "man in red")):
+        prepare(name, [tmp_path / "refer_seg.zip"], tmp_path / name)
+        data = open_dataset(name, root=tmp_path / name)
+        assert [e.text for e in data.expressions(data.clips()[0])] == [words]
 
 
 def test_a_file_under_another_name_is_told_with_the_rename(tmp_path):
