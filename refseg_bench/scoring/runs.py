@@ -131,10 +131,10 @@ def score_store(
     made_from = {**store.mark(), "cost": json.dumps(store.cost())}
     with files_read() as files:
         work, present = plan(dataset), inputs.Present(dataset, seen_before(store))
-    differing = inputs.stale(store, work, present)
+    # Before anything else opens the truth, whose files are told once.
     annotations = _annotations(dataset, work, files) if _ours(str(values["dataset"][TARGET])) else []
-    # Read before anything is scored, as the predictions are.
     made_from["annotations"] = "".join(map(present.files, annotations))
+    differing = inputs.stale(store, work, present)
     keep_record(store, work, files, present, annotations)
     if not options.partial:
         refuse_damage(store, work)
