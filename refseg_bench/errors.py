@@ -105,6 +105,7 @@ EXTRA_OF = {
     "diffusers": "dit",
     "accelerate": "mllm",
     "sentencepiece": "dit",
+    "protobuf": "dit",
     "sam2": "sam2",
     "ray": "ray",
     "submitit": "slurm",

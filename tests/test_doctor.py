@@ -61,7 +61,7 @@ def test_two_segmenters_are_compared_and_a_failure_is_told(tmp_path, capsys):
     words = ["segmenter=sam2_hf", model, "segmenter=sam2_hf", model, "segmenter.precision=bf16"]
     assert (
         main(["doctor", *words, "segmenter=sam2_hf", "segmenter.model=./nowhere", *SMALL, "-o", str(out)])
-        == 1
+        == 2
     )
     _, first, second, lost = json.loads(out.read_text()).values()
     assert not any(name.startswith("IoU") for name in first)
@@ -92,7 +92,7 @@ class Unknown(Backbone):
 
 def test_what_cannot_be_measured_is_told(tmp_path, capsys):
     out = tmp_path / "doctor.json"
-    assert main(["doctor", "backbone=tests.test_doctor.Unknown", *SMALL, "-o", str(out)]) == 1
+    assert main(["doctor", "backbone=tests.test_doctor.Unknown", *SMALL, "-o", str(out)]) == 2
     assert "Unknown can't be measured" in capsys.readouterr().out
     assert out.is_file()
     for words, number in (

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import hashlib
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -17,6 +23,8 @@ from safetensors.torch import load_file, save_file
 
 from refseg_bench import cli
 from refseg_bench.backbones import weights as models
+from refseg_bench.backbones.dit import DiT
+from refseg_bench.backbones.mllm import MLLM
 from refseg_bench.backbones.weights import ModelError, Weights, fetch, find, needs_of, shipped
 from refseg_bench.errors import ConfigError
 from refseg_bench.files.store_io import sealed_text
@@ -41,8 +49,9 @@ def cache(tmp_path, monkeypatch):
     snapshot.mkdir(parents=True)
     (repo / "refs" / "main").write_text(commit)
     for name in ("config.json", "model.safetensors", "weights.pt"):
-        (blobs / name).write_bytes(b"x" * 1000)
+        (blobs / name).write_bytes(b"{}" * 500 if name == "weights.pt" else b"{}")
         (snapshot / name).symlink_to(blobs / name)
+    save_file({"a": torch.zeros(2)}, blobs / "model.safetensors")
     return hub
 
 
@@ -50,13 +59,15 @@ def test_cached_snapshots_and_files_are_found(cache):
     whole = find(Weights("some/model"))
     assert whole.path is not None
     assert whole.commit == "a" * 40
-    assert whole.megabytes == pytest.approx(0.003)
+    assert whole.megabytes == pytest.approx(0.001, abs=0.0002)
     assert find(Weights("some/model", "a" * 40)).path == whole.path
     assert find(Weights("some/model", "other")).path is None
     assert find(Weights("none/model")).path is None
 
     # A snapshot without tensors of the wanted kind, or with a shard missing, is not "here".
     assert find(Weights("some/model", patterns=("*.bin",))).path is None
+    (whole.path / "pytorch_model.bin.index.json").write_text('{"weight_map": {"a": "not fetched"}}')
+    assert find(Weights("some/model")).path is not None
     index = cache / "models--some--model" / "blobs" / "index"
     index.write_text('{"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}')
     place = whole.path / "model.safetensors.index.json"
@@ -134,30 +145,12 @@ def test_weights_of_a_name_in_no_encoding_are_known(tmp_path, monkeypatch):
     assert models.content(needed, tmp_path / "cache") == models.content(needed) is not None
 
 
-def test_untrained_models_of_the_hub_are_those_of_the_revision_and_from_this_machine(monkeypatch):
-    import transformers
-
-    asked = []
-
-    class Untrained:
-        @staticmethod
-        def from_config(config, **options):
-            return options
-
-    def note(place, **options):
-        asked.append((place, options))
-        return SimpleNamespace(dtype=None)
-
+def test_untrained_models_need_a_config_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(models, "untrained", True)
-    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", note)
-    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", note)
-    hub = {"revision": "v1", "local_files_only": True}
-    made = models.load_module(
-        Untrained, "some/model", "auto", torch.device("cpu"), attn_implementation="sdpa", **hub
-    )
-    models.load_tokenizer("some/model", "tiny_mllm", **hub)
-    assert asked == [("some/model", hub)] * 2
-    assert made["attn_implementation"] == "sdpa"
+    shutil.copy(shipped("tiny_mllm") / "config.json", tmp_path)
+    made = MLLM(str(tmp_path), device="cpu")
+    assert find(made.weights()[0]).path == tmp_path
+    assert made.loaded().model.config.model_type in made.weights()[0].kinds
 
 
 @pytest.mark.parametrize("name", ["lm_head", "embed_tokens", "shared", "SAM"])
@@ -225,14 +218,15 @@ def test_the_hub_is_tried_once_a_process_and_never_for_a_local_model(tmp_path, m
     monkeypatch.setattr(models.socket, "create_connection", refuse)
     monkeypatch.setattr("urllib.request.getproxies", dict)
     models.reachable.cache_clear()
+    (tmp_path / "a.txt").write_text("a")
     try:
-        assert models.here_only(str(tmp_path))
-        assert models.here_only("some/model", offline=True)
+        assert models.fetch(Weights(str(tmp_path / "a.txt"))) == tmp_path / "a.txt"
+        with pytest.raises(ModelError, match="offline mode"):
+            models.fetch(Weights("some/model"), offline=True)
         assert tried == []
-        assert models.here_only("some/model")
-        assert models.here_only("another/model")
-        with pytest.raises(ModelError, match="can't be reached"):
-            models.fetch(Weights("nobody/nothing"))
+        for _ in range(2):
+            with pytest.raises(ModelError, match="can't be reached"):
+                models.fetch(Weights("nobody/nothing"))
         assert len(tried) == 1
     finally:
         models.reachable.cache_clear()
@@ -262,13 +256,13 @@ def test_every_hub_failure_is_told():
             raise error
 
         with pytest.raises(ModelError, match=words):
-            models.told(fail, weights, offline=False)
+            models.told(fail, weights)
 
     def bug():
         raise KeyError("not the hub's")
 
     with pytest.raises(KeyError):
-        models.told(bug, weights, offline=False)
+        models.told(bug, weights)
 
 
 def run(*words, **environment):
@@ -312,8 +306,8 @@ def test_list_names_every_component(capsys):
 def test_list_of_something_definite_fails_if_it_is_missing(capsys, tmp_path):
     checkpoint = tmp_path / "tiny.pt"
     words = ("list", "segmenter=sam2", f"segmenter.checkpoint={checkpoint}")
-    assert main(*words) == 1
-    assert "missing" in capsys.readouterr().out
+    assert main(*words) == 2
+    assert "are not there" in capsys.readouterr().out
     checkpoint.write_bytes(b"x")
     assert main(*words) == 0
     assert "here" in capsys.readouterr().out
@@ -326,7 +320,7 @@ def test_run_folders_and_overrides_tell_their_needs(capsys, tmp_path):
         "segmenter:\n  _target_: refseg_bench.segmenters.sam1.Sam1\n  model: ./nowhere\nmethod:\n  name: x\n"
     )
     (tmp_path / "config.yaml").write_text(sealed_text(config))
-    assert main("list", str(tmp_path)) == 1
+    assert main("list", str(tmp_path)) == 2
     assert "./nowhere" in capsys.readouterr().out
     assert main("list", "segmenter=sam1", "method=oracle_point", "dataset=shapes") == 1
     shown = capsys.readouterr().out
@@ -366,9 +360,9 @@ def test_what_a_method_reads_beside_its_models_is_listed(tmp_path, capsys, monke
     captions = tmp_path / "captions.json"
     at = "method.source" if method == "point_control" else "method"
     words = [f"method={method}", f"{at}.captions={captions}"]
-    assert cli.main(["models", "list", *words]) == 1
+    assert cli.main(["models", "list", *words]) == 2
     told = capsys.readouterr().out
-    assert f"{at}\n  {captions}\n    missing\n" in told
+    assert f"{at}\n  {captions}\n    The weights of method.captions are not there.\n" in told
     captions.write_text("{}")
     cli.main(["models", "list", *words])
     assert f"{at}\n  {captions}\n    here, 0 MB: {captions}" in capsys.readouterr().out
@@ -376,3 +370,282 @@ def test_what_a_method_reads_beside_its_models_is_listed(tmp_path, capsys, monke
     if method != "point_control":
         assert cli.main(["models", "list", *words, f"{parser}=no_such_model"]) == 1
         assert "can't tell: " in capsys.readouterr().out
+
+
+def shards(folder, *names):
+    weight_map = {str(number): name for number, name in enumerate(names)}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+
+def tell(folder, **facts):
+    config = folder / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | facts))
+
+
+def only(folder, name, held=b""):
+    (folder / "model.safetensors").unlink()
+    (folder / name).write_bytes(held)
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+WRONG = {
+    "a shard is missing": (
+        lambda p: shards(p, "model.safetensors", "model-2.safetensors"), "model-2.safetensors is not there",
+    ),
+    "an index names a file outside": (lambda p: shards(p, "../model.safetensors"), "of its own folder"),
+    "an index is no index": (
+        lambda p: (p / "model.safetensors.index.json").write_text("[]"), "holds no object",
+    ),
+    "tensors are cut": (lambda p: cut(p / "model.safetensors"), "model.safetensors is cut"),
+    "tensors are a page": (lambda p: (p / "model.safetensors").write_text("<html>404"), "is a web page"),
+    "tensors are a pointer": (
+        lambda p: (p / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid"),
+        "pointer of Git LFS",
+    ),
+    "a pickle is cut": (lambda p: only(p, "pytorch_model.bin", b"PK\3\4" + bytes(9)), "model.bin is cut"),
+    "there are no tensors": (lambda p: (p / "model.safetensors").unlink(), "holds no weights in safetensors"),
+    "it is GGUF": (lambda p: only(p, "model-q4.gguf", b"GGUF"), "only model-q4.gguf"),
+    "it is an adapter": (
+        lambda p: (p / "adapter_config.json").write_text('{"base_model_name_or_path": "some/model"}'),
+        "an adapter of 'some/model', not a whole model",
+    ),
+    "it has no config": (lambda p: (p / "config.json").unlink(), "tells what model this is"),
+    "its config is torn": (lambda p: cut(p / "config.json"), "Can't read the file"),
+    "it is another model": (lambda p: tell(p, model_type="llama"), "type 'llama' can't be used"),
+    "its code is its own": (
+        lambda p: tell(p, model_type="own", auto_map={"AutoConfig": "own.Config"}), "type 'own' can't be",
+    ),
+    "its quantisation is new": (lambda p: tell(p, quantization_config={"quant_method": "x"}), "quantised"),
+    "its quantisation is no object": (lambda p: tell(p, quantization_config=["x"]), "quantised"),
+    "a package is missing": (
+        lambda p: tell(p, quantization_config={"quant_method": "compressed-tensors", "config_groups": {}}),
+        "compressed-tensors",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", quick_first(WRONG))
+def test_a_folder_that_cannot_be_loaded_is_told_before_it_is(fault, tmp_path, capsys):
+    spoil, words = WRONG[fault]
+    folder = shutil.copytree(shipped("tiny_mllm"), tmp_path / "model")
+    spoil(folder)
+    with pytest.raises(ModelError, match=re.escape(words)):
+        fetch(MLLM(str(folder)).weights()[0])
+    assert main("list", "backbone=tiny_mllm", f"backbone.path={folder}") == 2
+    assert words in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["run", "dry", "doctor"])
+def test_every_command_ends_alike_and_before_a_sample(command, tmp_path, capsys):
+    folder = shutil.copytree(shipped("tiny_mllm"), tmp_path / "model")
+    cut(folder / "model.safetensors")
+    words = ["backbone=tiny_mllm", f"backbone.path={folder}"]
+    run = ["run", "--no-score", "--no-html", "~baseline_set", f"paths.runs={tmp_path}", *words]
+    asked = {"run": run, "dry": [*run, "--dry"], "doctor": ["doctor", *words]}
+    assert cli.main(asked[command]) == 2
+    said = "".join(capsys.readouterr())
+    assert "model.safetensors is cut" in said
+    assert "Traceback" not in said
+    assert not list(tmp_path.glob("*/predictions/*"))
+
+
+PIPELINE = {
+    "a part is missing": (lambda p: shutil.rmtree(p / "vae"), "The model's vae is not there"),
+    "a part has no tensors": (
+        lambda p: (p / "vae" / "diffusion_pytorch_model.safetensors").unlink(), "holds no weights",
+    ),
+    "a part is cut": (lambda p: cut(p / "text_encoder" / "model.safetensors"), "model.safetensors is cut"),
+    "a part is quantised": (
+        lambda p: tell(p / "text_encoder", quantization_config={"quant_method": "x"}), "quantised",
+    ),
+    "it is another family's": (
+        lambda p: (p / "model_index.json").write_text('{"transformer": ["diffusers", "Other"]}'), "'Other'",
+    ),
+    "it has no index": (lambda p: (p / "model_index.json").unlink(), "tells what model this is"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", quick_first(PIPELINE))
+def test_a_pipeline_that_cannot_be_loaded_is_told_before_it_is(fault, tmp_path):
+    spoil, words = PIPELINE[fault]
+    folder = shutil.copytree(shipped("tiny_dit"), tmp_path / "model")
+    needed = DiT(str(folder), "sd3").weights()[0]
+    assert fetch(needed) == folder
+    spoil(folder)
+    with pytest.raises(ModelError, match=re.escape(words)):
+        fetch(needed)
+
+
+def test_a_repositorys_own_code_is_neither_run_nor_asked_for(tmp_path, monkeypatch):
+    from transformers import AutoConfig
+
+    monkeypatch.setattr("builtins.input", lambda words: pytest.fail("asked on the terminal"))
+    (tmp_path / "config.json").write_text('{"model_type": "own", "auto_map": {"AutoConfig": "own.Config"}}')
+    (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    with pytest.raises(ModelError, match="custom code"):
+        models.load_processor(AutoConfig, tmp_path)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_pickle_that_holds_code_is_refused(tmp_path):
+    from transformers import AutoModelForImageTextToText
+
+    class Touch:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "ran"), "w"))
+
+    folder = shutil.copytree(shipped("tiny_mllm"), tmp_path / "model")
+    only(folder, "pytorch_model.bin")
+    torch.save({"a": Touch()}, folder / "pytorch_model.bin")
+    with pytest.raises(ModelError, match="more than tensors"):
+        models.load_module(AutoModelForImageTextToText, folder, torch.float32, torch.device("cpu"))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_model_without_a_tokenizer_is_refused(tmp_path):
+    folder = shutil.copytree(shipped("tiny_mllm"), tmp_path / "model")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+    with pytest.raises(ModelError, match="no tokenizer"):
+        models.load_tokenizer(folder, "tiny_mllm")
+
+
+@pytest.mark.parametrize(("package", "module"), [("sentencepiece",) * 2, ("protobuf", "google.protobuf")])
+def test_a_tokenizer_of_pieces_names_the_package_it_needs(package, module, tmp_path, monkeypatch):
+    (tmp_path / "spiece.model").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ConfigError, match=f"needs the package '{package}'") as caught:
+        models.load_tokenizer(tmp_path, "tiny_dit/tokenizer")
+    assert "refseg-bench[dit]" in str(caught.value)
+
+
+class Hub(BaseHTTPRequestHandler):
+    """Answers as the hub does: an API that all may ask, and files that not all get."""
+
+    commit = "c" * 40
+    files: ClassVar[dict[str, bytes]] = {}
+
+    def log_message(self, *words):
+        pass
+
+    def do_GET(self):
+        owner, name, *asked = self.path.split("?")[0].removeprefix("/api/models").strip("/").split("/")
+        if name == "none":
+            return self.refuse(404, "RepoNotFound")
+        if name == "forbidden":
+            return self.refuse(403, "", "Forbidden: a token of another scope")
+        if len(asked) > 1 and asked[1] not in ("main", self.commit):
+            return self.refuse(404, "RevisionNotFound")
+        if name == "gated" and asked[0] in ("resolve", "auth-check"):
+            return self.refuse(403, "GatedRepo")
+        if asked[0] == "tree":
+            listed = [
+                {"type": "file", "path": f, "size": len(b), "oid": sha1(b)} for f, b in self.files.items()
+            ]
+            return self.say(json.dumps(listed).encode())
+        if asked[0] == "resolve":
+            held = self.files.get(asked[2])
+            if held is None:
+                return self.refuse(404, "EntryNotFound")
+            return self.say(held, ETag=f'"{sha1(held)}"', **{"X-Repo-Commit": self.commit})
+        listed = [{"rfilename": f, "size": len(b)} for f, b in self.files.items()]
+        facts = {"id": f"{owner}/{name}", "sha": self.commit, "gated": name == "gated", "siblings": listed}
+        return self.say(json.dumps(facts).encode())
+
+    do_HEAD = do_GET
+
+    def refuse(self, code, reason, words="refused"):
+        self.say(b"{}", code, **{"X-Error-Code": reason, "X-Error-Message": words})
+
+    def say(self, body, code=200, **headers):
+        self.send_response(code)
+        for key, value in {**headers, "Content-Length": len(body)}.items():
+            self.send_header(key, str(value))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+
+def sha1(held):
+    return hashlib.sha1(held).hexdigest()
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A hub on this machine that holds one whole model."""
+    import huggingface_hub.constants as constants
+
+    place = shipped("tiny_mllm")
+    monkeypatch.setattr(Hub, "files", {path.name: path.read_bytes() for path in place.iterdir()})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setenv("HF_ENDPOINT", url)
+    monkeypatch.setenv("NO_PROXY", "*")
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    for name, value in {
+        "ENDPOINT": url,
+        "HUGGINGFACE_CO_URL_TEMPLATE": url + "/{repo_id}/resolve/{revision}/{filename}",
+        "HF_HUB_CACHE": str(tmp_path / "hub"),
+        "HF_HUB_OFFLINE": False,
+        "HF_HUB_DISABLE_XET": True,
+    }.items():
+        monkeypatch.setattr(constants, name, value)
+    models.reachable.cache_clear()
+    yield Hub
+    models.reachable.cache_clear()
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("repo", "revision", "words"),
+    [
+        ("own/gated", "main", "accepted its terms"),
+        ("own/none", "main", "no public repository 'own/none'"),
+        ("own/model", "v9", "no revision 'v9'"),
+        ("own/forbidden", "main", "doesn't give 'own/forbidden@main': 403 Forbidden"),
+        ("an/impossible/name", "main", "no id of the hub"),
+    ],
+)
+def test_what_the_hub_refuses_is_told_by_a_look_and_by_a_load(hub, repo, revision, words):
+    made = MLLM(repo, revision)
+    for look in (
+        lambda: models.hub_megabytes(made.weights()[0]),
+        made.config,
+        lambda: fetch(made.weights()[0]),
+    ):
+        with pytest.raises(ModelError, match=words):
+            look()
+
+
+def test_a_download_that_broke_off_is_gone_on_with_and_never_taken_for_the_model(hub):
+    made = MLLM("own/model")
+    needed = made.weights()[0]
+    assert made.config().model_type in needed.kinds
+    assert find(needed).path is None, "a config alone is no model"
+    with pytest.raises(ModelError, match="in the cache in part, and offline"):
+        fetch(needed, offline=True)
+    whole = fetch(needed)
+    assert find(needed).path == whole
+    assert (whole / "model.safetensors").read_bytes() == hub.files["model.safetensors"]
+    for name in ("tokenizer.json", "model.safetensors"):
+        (whole / name).unlink()
+        assert find(needed).path is None
+        assert fetch(needed) == whole
+    blob = (whole / "model.safetensors").resolve()
+    cut(blob)
+    with pytest.raises(ModelError, match=r"model.safetensors is cut"):
+        fetch(needed)
+
+
+def test_a_full_disk_is_no_hub_out_of_reach(tmp_path):
+    def fail():
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(ModelError, match="can't be kept: No space left"):
+        models.told(fail, Weights("some/model"))

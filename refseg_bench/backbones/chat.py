@@ -32,7 +32,7 @@ from PIL import Image
 from refseg_bench import env
 from refseg_bench.backbones.base import Backbone
 from refseg_bench.backbones.lazy_torch import torch
-from refseg_bench.backbones.weights import Weights, choose_device, content, fetch, from_pretrained
+from refseg_bench.backbones.weights import Weights, choose_device, content, fetch, load_module, load_processor
 from refseg_bench.cache import Cache, digest
 from refseg_bench.config.schema import option
 from refseg_bench.errors import ConfigError, RefsegError, require
@@ -464,12 +464,11 @@ class ChatLocal(ChatModel):
         if self._loaded is None:
             from transformers import AutoModelForImageTextToText, AutoProcessor
 
-            needed = self._pinned
+            place = fetch(self._pinned, offline=self.offline)
             dtype = self.dtype if self.dtype == "auto" else getattr(torch, self.dtype)
             kind, device = AutoModelForImageTextToText, choose_device(self.device)
-            given = {"dtype": dtype, "attn_implementation": self.attention}
-            model = from_pretrained(kind, needed, device, offline=self.offline, **given)
-            processor = from_pretrained(AutoProcessor, needed, offline=self.offline)
+            model = load_module(kind, place, dtype, device, attn_implementation=self.attention)
+            processor = load_processor(AutoProcessor, place)
             self._loaded = processor, model.eval()
         found: tuple[Any, Any] = self._loaded
         return found

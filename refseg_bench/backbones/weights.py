@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import json
 import logging
 import os
 import re
@@ -17,17 +16,23 @@ import shlex
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from errno import EACCES, EDQUOT, ENOSPC, EROFS
 from fnmatch import fnmatch
+from importlib import import_module
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, TypeVar
+from zipfile import is_zipfile
+
+from safetensors import SafetensorError, safe_open
 
 from refseg_bench.backbones.lazy_torch import torch
 from refseg_bench.cache import Cache
 from refseg_bench.config import schema
 from refseg_bench.config.schema import TARGET
-from refseg_bench.errors import ConfigError, RefsegError, require
-from refseg_bench.files.store_io import look
+from refseg_bench.errors import ConfigError, RefsegError, StoreError, missing_package, require
+from refseg_bench.files.store_io import look, read_json
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -37,10 +42,17 @@ _HUB = "https://huggingface.co"
 SHIPPED = "shipped:"
 _PACKAGED = Path(__file__).resolve().parents[1] / "weights"
 _TENSORS = (".safetensors", ".bin", ".pt", ".pth")
+#: How the files' names begin that a tokenizer is made from.
+_VOCABULARIES = ("tokenizer.", "vocab", "spiece.", "sentencepiece.", "tekken.")
+_AGAIN = "Delete what is there and fetch it again, or name another model."
 
 
 class ModelError(ConfigError):
     """A model's weights are missing, unreachable or not what the config says: no sample is predicted."""
+
+
+class _Lacking(ModelError):
+    """A file of theirs is not there; the hub may have it."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +65,7 @@ class Weights:
         file: the one file needed, or ``None`` for a whole snapshot.
         patterns: which files of a snapshot are needed; empty = all.
         component: who needs them, as the config names it.
+        kinds: ``model_type`` of its config, or class of a pipeline's transformer, that will do; empty = any.
     """
 
     repo: str
@@ -60,6 +73,7 @@ class Weights:
     file: str | None = None
     patterns: tuple[str, ...] = ()
     component: str = ""
+    kinds: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         revision = f" @ {self.revision}" if self.revision else ""
@@ -78,12 +92,16 @@ class Weights:
 
 @dataclass(frozen=True)
 class WeightsStatus:
-    """Where weights are on this machine (``None`` = they aren't), at which commit, where that is known."""
+    """Where weights are on this machine (``None`` = they aren't), at which commit, where that is known.
+
+    ``problem``: why what is here can't be used, and fetching won't help.
+    """
 
     weights: Weights
     path: Path | None
     commit: str | None = None
     megabytes: float = 0.0
+    problem: ModelError | None = None
 
 
 @dataclass(frozen=True)
@@ -162,30 +180,25 @@ untrained = False
 
 
 def load_module(
-    kind: Any, place: Path | str, dtype: Any, device: torch.device, *, by_host: bool = False, **options: Any
+    kind: Any, place: Path, dtype: Any, device: torch.device, *, by_host: bool = False, **options: Any
 ) -> Any:
-    """A module of transformers or diffusers with its weights.
+    """A module of transformers or diffusers with its weights, from its folder onto the device.
 
-    Args:
-        kind: its class, or an auto class of transformers.
-        place: folder or hub id.
-        dtype: a torch type, or ``auto`` for the checkpoint's own (transformers).
-        device: where the weights go.
-        by_host: leave it to the caller to send them there: not all are to go.
-        options: of ``from_pretrained``.
+    ``dtype`` may be ``auto`` for the checkpoint's own (transformers). ``by_host``: the caller sends weights
+    to the device, for not all are to go. Further options are those of the class's ``from_pretrained``.
 
     Raises:
-        ModelError: the checkpoint lacks weights of the module.
+        ModelError: it can't be loaded, or the checkpoint lacks weights of the module.
     """
     diffused = hasattr(kind, "load_config")
     if not untrained:
         options |= {"torch_dtype" if diffused else "dtype": dtype}
-        return _whole(kind, place, None if by_host else device, **options)
+        with _loading(place):
+            return _whole(kind, place, None if by_host else device, **options)
     from transformers import AutoConfig
 
     known = getattr(kind, "config_class", None) or AutoConfig
-    hub = {key: value for key, value in options.items() if key in ("revision", "local_files_only")}
-    config = kind.load_config(place, **hub) if diffused else known.from_pretrained(place, **hub)
+    config = kind.load_config(place) if diffused else load_processor(known, place)
     former = torch.get_default_dtype()
     dtype = (config.dtype or former) if dtype == "auto" else dtype
     torch.set_default_dtype(dtype)
@@ -200,7 +213,7 @@ def load_module(
         torch.set_default_dtype(former)
 
 
-def _whole(kind: Any, place: Path | str, device: torch.device | None, **options: Any) -> Any:
+def _whole(kind: Any, place: Path, device: torch.device | None, **options: Any) -> Any:
     """A module none of whose weights is random: what a checkpoint lacks its library only warns of.
 
     On an accelerator each tensor goes there from its file, so that the host never holds all of them.
@@ -209,8 +222,9 @@ def _whole(kind: Any, place: Path | str, device: torch.device | None, **options:
         require("accelerate", "Loading weights onto an accelerator")
         options["device_map"] = device
     if not hasattr(kind, "load_config"):
+        options |= _OURS
         options["ignore_mismatched_sizes"] = True  # told below, with the names
-    module, found = kind.from_pretrained(place, output_loading_info=True, **options)
+    module, found = kind.from_pretrained(place, output_loading_info=True, local_files_only=True, **options)
     lacking = sorted([*found["missing_keys"], *(name for name, *_ in found.get("mismatched_keys", ()))])
     if lacking:
         raise ModelError(
@@ -223,48 +237,198 @@ def _whole(kind: Any, place: Path | str, device: torch.device | None, **options:
     return module
 
 
-def load_tokenizer(place: Path | str, stand_in: str, **options: Any) -> Any:
-    """A tokenizer of transformers; where untrained weights have none, one of this package stands in."""
+#: Left out, transformers asks on the terminal whether to run a repository's own code.
+_OURS = {"trust_remote_code": False}
+
+
+def load_processor(kind: Any, place: Path) -> Any:
+    """A config, tokenizer or processor of transformers by its class; what can't be loaded is a ModelError."""
+    with _loading(place):
+        return kind.from_pretrained(place, local_files_only=True, **_OURS)
+
+
+def load_tokenizer(place: Path, stand_in: str) -> Any:
+    """A tokenizer of transformers; where untrained weights have none, one of this package stands in.
+
+    Raises:
+        ModelError: there is none, or it can't be loaded.
+    """
     from transformers import AutoTokenizer
 
-    if untrained and is_local(str(place)) and not list(Path(place).glob("*token*")):
+    names = {file.name for file in place.glob("*")}
+    if not any(name.startswith(_VOCABULARIES) for name in names):
+        # transformers would make one that knows no word.
+        if not untrained:
+            raise ModelError("The folder holds no tokenizer.", where=place, hint=_AGAIN)
         place = shipped(stand_in)
-    return AutoTokenizer.from_pretrained(place, **options)
+    elif "tokenizer.json" not in names and any(name.endswith(".model") for name in names):
+        for package, module in (("sentencepiece", "sentencepiece"), ("protobuf", "google.protobuf")):
+            try:
+                import_module(module)
+            except ImportError as error:
+                raise missing_package("A tokenizer without a tokenizer.json", package) from error
+    return load_processor(AutoTokenizer, place)
+
+
+@contextlib.contextmanager
+def _loading(place: Path) -> Iterator[None]:
+    """Tell whatever a library raises on a folder that it can't load: no sample would do better."""
+    try:
+        yield
+    except (RefsegError, torch.OutOfMemoryError):
+        raise
+    except UnpicklingError as error:
+        what = "The model can't be loaded: its file holds more than tensors, which is never run."
+        raise ModelError(what, where=place, hint="Give the model in safetensors.") from error
+    except Exception as error:
+        why = str(error).split("\n")[0]
+        raise ModelError(f"The model can't be loaded: {type(error).__name__}: {why}", where=place) from error
 
 
 # ── on this machine ──────────────────────────────────────────────────────────
 
 
 def find(weights: Weights) -> WeightsStatus:
-    """Look for weights on this machine; the network is never asked."""
-    if weights.local:
-        place = weights.place
-        place = place / weights.file if weights.file and place.is_dir() else place
-        return WeightsStatus(weights, place if place.exists() else None, None, _megabytes(place))
-    snapshot = _snapshot(weights)
-    if snapshot is None or not snapshot.is_dir():
-        return WeightsStatus(weights, None)
-    if weights.file is not None:
-        place = snapshot / weights.file
-        whole = place.is_file()
+    """Look for weights on this machine, and whether they are whole; the network is never asked."""
+    place = weights.place if weights.local else _snapshot(weights)
+    commit = None if weights.local or place is None else place.name
+    found = WeightsStatus(weights, None, commit)
+    if place is None:
+        return found
+    if weights.file is not None and (commit or place.is_dir()):
+        place /= weights.file
+    elif commit is not None:
+        from huggingface_hub import snapshot_download
+
+        patterns, cache = list(weights.patterns) or None, cache_folder()
+        try:  # a repository that is fetched whole brings a list of its files
+            snapshot_download(
+                weights.repo, revision=commit, cache_dir=cache, allow_patterns=patterns, local_files_only=True
+            )
+        except OSError:
+            return found
+    try:
+        _refuse_unfit(place, weights)
+    except _Lacking as error:
+        return replace(found, problem=error if weights.local else None)
+    except ModelError as error:
+        return replace(found, problem=error)
+    return replace(found, path=place, megabytes=_megabytes(place))
+
+
+def _refuse_unfit(place: Path, weights: Weights) -> None:
+    """Raise unless weights are whole and of a kind that is loaded; nothing of them is run."""
+    if not place.exists():
+        what = f"The weights of {weights.component or 'the model'} are not there."
+        raise _Lacking(what, where=place, hint="Correct the path, or give a hub id.")
+    if untrained:
+        return
+    try:
+        if place.is_dir():
+            _refuse_folder(place, weights)
+            return
+        _refuse_torn(place)
+        if weights.patterns and weights.file is None:
+            raise ModelError("This is a file; the folder of a model is wanted.", where=place)
+    except StoreError as error:
+        raise ModelError(error.what, where=error.where, hint=error.hint) from error
+    except OSError as error:
+        raise ModelError(f"The weights can't be read: {error.strerror}.", where=error.filename) from error
+
+
+def _refuse_folder(place: Path, weights: Weights) -> None:
+    patterns = weights.patterns and (*weights.patterns, *(f"*{end}" for end in _TENSORS if weights.local))
+    paths = sorted(path for path in place.rglob("*") if path.is_file())
+    names = {path.relative_to(place).as_posix(): path for path in paths}
+    names = {name: names[name] for name in names if not patterns or any(fnmatch(name, p) for p in patterns)}
+    if "adapter_config.json" in names:
+        base = read_json(names["adapter_config.json"]).get("base_model_name_or_path")
+        hint = "Merge it into the model first (peft: merge_and_unload, save_pretrained)."
+        raise ModelError(f"This is an adapter of '{base}', not a whole model.", where=place, hint=hint)
+    pipeline = read_json(names["model_index.json"]) if "model_index.json" in names else {}
+    configs = {name: read_json(path) for name, path in names.items() if name.endswith("config.json")}
+    entries = {name: entry[1] for name, entry in pipeline.items() if isinstance(entry, list) and entry[1:]}
+    kind = entries.get("transformer", configs.get("config.json", {}).get("model_type"))
+    if weights.kinds and kind not in weights.kinds:
+        if kind is None:
+            raise _Lacking("No config.json or model_index.json tells what model this is.", where=place)
+        what = f"A model of type '{kind}' can't be used here."
+        raise ModelError(what, where=place, allowed=weights.kinds)
+    for part in [name for name, made in entries.items() if made] or [""]:
+        if part and patterns and not any(fnmatch(f"{part}/_", p) for p in patterns):
+            continue
+        own = {name: path for name, path in names.items() if not part or name.startswith(f"{part}/")}
+        if not own:
+            raise _Lacking(f"The model's {part} is not there.", where=place / part, hint=_AGAIN)
+        config = f"{part}/config.json" if part else "config.json"
+        if config in configs:
+            _refuse_quantised(configs[config], names[config])
+        if config in configs or not part:
+            _refuse_partial(place / part, list(own.values()))
+
+
+def _refuse_partial(folder: Path, files: Sequence[Path]) -> None:
+    """Raise unless the tensors of a model, and every shard that its indices name, are there and whole."""
+    tensors = [path for path in files if path.suffix in _TENSORS]
+    if not tensors:
+        other = next((path.name for path in sorted(folder.glob("*.gguf"))), None)
+        what = f"The folder holds no weights in safetensors{f', only {other}' if other else ''}."
+        raise _Lacking(what, where=folder, hint="Fetch the model in the format of transformers or diffusers.")
+    best = {path.parent for path in tensors if path.suffix == ".safetensors"}  # is loaded before others
+    for index in (path for path in files if path.name.endswith(".index.json")):
+        if index.parent in best and not index.name.endswith(".safetensors.index.json"):
+            continue
+        named = read_json(index).get("weight_map")
+        for shard in sorted(set(map(str, named.values()))) if isinstance(named, dict) else ["/"]:
+            if Path(shard).name != shard:
+                raise ModelError("The index names no files of its own folder.", where=index, hint=_AGAIN)
+            if index.parent / shard not in tensors:
+                raise _Lacking(f"{shard} is not there, which {index.name} names.", where=folder, hint=_AGAIN)
+    for path in tensors:
+        if path.suffix == ".safetensors" or path.parent not in best:
+            _refuse_torn(path)
+
+
+def _refuse_torn(path: Path) -> None:
+    """Raise if a file is cut, or stands for one that was to be fetched."""
+    with path.open("rb") as stream:
+        head = stream.read(64)
+    reason = None
+    if head.startswith(b"version https://git-lfs"):
+        reason = "is a pointer of Git LFS, not the file itself"
+    elif head.lstrip()[:1] == b"<":
+        reason = "is a web page"
+    elif head[:4] == b"GGUF":
+        reason = "is of the format GGUF, which is not read"
+    elif path.suffix == ".safetensors":
+        try:
+            with safe_open(path, "np"):
+                pass
+        except SafetensorError as error:
+            reason = f"is cut, or no safetensors file ({error})"
+    elif not head or (head[:2] == b"PK" and not is_zipfile(path)):
+        reason = "is cut"
+    if reason is not None:
+        raise ModelError(f"{path.name} {reason}.", where=path, hint=_AGAIN)
+
+
+def _refuse_quantised(config: Mapping[str, Any], path: Path) -> None:
+    """Raise if weights are quantised in a way that transformers or diffusers can't load here."""
+    given = config.get("quantization_config")
+    if given is None:
+        return
+    if "_class_name" in config:
+        from diffusers.quantizers.auto import DiffusersAutoQuantizer as Quantizer
     else:
-        place, files = snapshot, (path for path in snapshot.rglob("*") if path.is_file())
-        whole = _complete({p.relative_to(snapshot).as_posix(): p for p in files}, weights.patterns)
-    return WeightsStatus(weights, place if whole else None, snapshot.name, _megabytes(place))
-
-
-def _complete(files: Mapping[str, Path], patterns: Sequence[str]) -> bool:
-    """Whether a snapshot holds tensors of the wanted kind, and every shard its indices name."""
-    wanted = [name for name in files if not patterns or any(fnmatch(name, p) for p in patterns)]
-    if not any(name.endswith(_TENSORS) for name in wanted):
-        return False
-    for name in wanted:
-        if name.endswith(".safetensors.index.json"):
-            shards = json.loads(files[name].read_text("utf-8")).get("weight_map", {}).values()
-            folder = name.rpartition("/")[0]
-            if any((f"{folder}/{shard}" if folder else shard) not in files for shard in shards):
-                return False
-    return True
+        from transformers.quantizers.auto import AutoHfQuantizer as Quantizer
+    try:
+        Quantizer.from_config(dict(given), pre_quantized=True).validate_environment(device_map=None)
+    except (ImportError, ValueError, TypeError, KeyError) as error:
+        what = f"The weights are quantised, and can't be loaded so: {next(iter(str(error).splitlines()), '')}"
+        hint = "Install what it names, or give weights that are not quantised."
+        raise ModelError(what, where=path, hint=hint) from error
+    except RuntimeError:
+        log.warning("a GPU is needed for quantised weights: %s", path)
 
 
 def identity(weights: Weights, cache: Path | None = None) -> dict[str, Any]:
@@ -362,42 +526,25 @@ def fetch(weights: Weights, *, offline: bool = False) -> Path:
     Raises:
         ModelError: missing offline, unknown repository or revision, no access, hub unreachable.
     """
-    if weights.local:
-        status = find(weights)
-        if status.path is None:
-            raise ModelError(
-                f"The weights of {weights.component or 'the model'} are not there.",
-                where=weights.place,
-                hint="Correct the path, or give a hub id.",
-            )
-        return status.path
-    require("huggingface_hub", "Fetching weights")
+    found = find(weights)
+    if found.problem is not None:
+        raise found.problem
+    if found.path is not None:
+        return found.path  # what is here needs no network, not even to be looked up
+    if offline or offline_by_environment() or not reachable():
+        raise _absent(weights, offline or offline_by_environment())
     from huggingface_hub import hf_hub_download, snapshot_download
-
-    only_cache = offline or offline_by_environment()
 
     def load() -> str:
         if weights.file is not None:
-            return hf_hub_download(
-                weights.repo, weights.file, revision=weights.revision, local_files_only=only_cache
-            )
-        return snapshot_download(
-            weights.repo,
-            revision=weights.revision,
-            allow_patterns=list(weights.patterns) or None,
-            local_files_only=only_cache,
-        )
+            return hf_hub_download(weights.repo, weights.file, revision=weights.revision)
+        patterns = [p for p in weights.patterns if not (untrained and p.endswith(_TENSORS))] or None
+        return snapshot_download(weights.repo, revision=weights.revision, allow_patterns=patterns)
 
-    if not only_cache:
-        try:
-            only_cache = True
-            return Path(load())  # what is here needs no network, not even to be looked up
-        except (OSError, ValueError):
-            only_cache = False
-        if not reachable():
-            raise _absent(_spelled(weights), weights, False)
-        log.warning("%s is not on this machine: fetching it", weights)
-    return Path(told(load, weights, offline=only_cache))
+    log.warning("%s is not on this machine: fetching it", weights)
+    place = Path(told(load, weights))
+    _refuse_unfit(place, weights)
+    return place
 
 
 @functools.cache
@@ -421,16 +568,23 @@ def reachable() -> bool:
     return True
 
 
-def hub_megabytes(weights: Weights) -> float | None:
-    """What fetching the weights would bring, by the hub's listing; ``None`` where it can't be asked."""
-    if weights.local or offline_by_environment() or not reachable():
-        return None
+def hub_megabytes(weights: Weights, *, offline: bool = False) -> float | None:
+    """What fetching weights would bring, by the hub's listing; ``None`` where it has no such file.
+
+    Raises:
+        ModelError: as :func:`fetch`, which would fail.
+    """
+    if offline or offline_by_environment() or not reachable():
+        raise _absent(weights, offline or offline_by_environment())
     from huggingface_hub import HfApi
 
-    try:
-        found = HfApi().model_info(weights.repo, revision=weights.revision, timeout=10, files_metadata=True)
-    except (OSError, ValueError):
-        return None
+    def ask() -> Any:
+        told = HfApi().model_info(weights.repo, revision=weights.revision, timeout=10, files_metadata=True)
+        if told.gated:
+            HfApi().auth_check(weights.repo)  # all may read the listing
+        return told
+
+    found = told(ask, weights)
     files = {file.rfilename: file.size or 0 for file in found.siblings or ()}
     if weights.file is not None:
         return files[weights.file] / 1e6 if weights.file in files else None
@@ -438,36 +592,8 @@ def hub_megabytes(weights: Weights) -> float | None:
     return sum(files[name] for name in wanted) / 1e6
 
 
-def here_only(repo: str, *, offline: bool = False) -> bool:
-    """Whether a model is to be loaded from this machine alone: asked for, or the hub can't be reached."""
-    return offline or is_local(repo) or offline_by_environment() or not reachable()
-
-
-def from_pretrained(
-    kind: Any, weights: Weights, device: torch.device | None = None, *, offline: bool = False, **options: Any
-) -> Any:
-    """A model (for ``device``) or tokenizer of transformers, from this machine where it is here.
-
-    ``offline``: look into the cache only. Further options are those of the class's ``from_pretrained``.
-
-    Raises:
-        ModelError: see :func:`fetch`; or the checkpoint lacks weights of the model.
-    """
-    offline = offline or offline_by_environment()
-    here = here_only(weights.repo, offline=offline)
-    place = weights.place if weights.local else weights.repo
-    options |= {"revision": weights.revision, "local_files_only": here}
-
-    def load() -> Any:
-        if hasattr(kind, "from_config") or hasattr(kind, "_from_config"):
-            return _whole(kind, place, device, **options)
-        return kind.from_pretrained(place, **options)
-
-    return told(load, weights, offline=offline)
-
-
-def told(load: Callable[[], T], weights: Weights, *, offline: bool) -> T:
-    """Run something that loads from the hub, and tell its failures with their hint.
+def told(load: Callable[[], T], weights: Weights) -> T:
+    """Run something that asks the hub, and tell its failures with their hint.
 
     Raises:
         ModelError: see :func:`fetch`.
@@ -475,23 +601,16 @@ def told(load: Callable[[], T], weights: Weights, *, offline: bool) -> T:
     from huggingface_hub import errors as hub
 
     repo, name = weights.repo, _spelled(weights)
+    no_revision = f"The hub's repository '{repo}' has no revision '{weights.revision}'."
+    terms = f"Accept the terms at {_HUB}/{repo} and log in with `hf auth login`."
+    private = "Check the spelling; for a private one log in with `hf auth login`."
+    no_file, no_id = f"'{name}' has no file '{weights.file}'.", f"'{repo}' is no id of the hub."
     refusals: dict[type[Exception], tuple[str, str]] = {
-        hub.RevisionNotFoundError: (
-            f"The hub's repository '{repo}' has no revision '{weights.revision}'.",
-            "Give a commit, tag or branch that exists.",
-        ),
-        hub.GatedRepoError: (
-            f"The hub gives '{repo}' only to accounts that accepted its terms.",
-            f"Accept the terms at {_HUB}/{repo} and log in with `hf auth login`.",
-        ),
-        hub.RepositoryNotFoundError: (
-            f"The hub has no public repository '{repo}'.",
-            "Check the spelling; for a private one log in with `hf auth login`.",
-        ),
-        hub.RemoteEntryNotFoundError: (
-            f"'{name}' has no file '{weights.file}'.",
-            "Correct the file name or the revision.",
-        ),
+        hub.RevisionNotFoundError: (no_revision, "Give a commit, tag or branch that exists."),
+        hub.GatedRepoError: (f"The hub gives '{repo}' only to accounts that accepted its terms.", terms),
+        hub.RepositoryNotFoundError: (f"The hub has no public repository '{repo}'.", private),
+        hub.RemoteEntryNotFoundError: (no_file, "Correct the file name or the revision."),
+        hub.HFValidationError: (no_id, "It is owner/name; a path begins with . or /."),
     }
     try:
         return load()
@@ -499,13 +618,19 @@ def told(load: Callable[[], T], weights: Weights, *, offline: bool) -> T:
         what, hint = next(words for kind, words in refusals.items() if isinstance(error, kind))
         raise ModelError(what, where=weights.component or None, hint=hint) from error
     except Exception as error:
-        # transformers wraps failures of the hub into a plain OSError; the hub's HTTP client raises its own
-        # connection errors, which belong to no common base.
+        answer = error if isinstance(error, hub.HfHubHTTPError) else error.__cause__
+        if isinstance(answer, hub.HfHubHTTPError):
+            why = str(answer).strip().split("\n")[0]
+            raise ModelError(f"The hub doesn't give '{name}': {why}", where=weights.component) from error
+        if isinstance(error, OSError) and error.errno in (ENOSPC, EDQUOT, EACCES, EROFS):
+            what = f"The weights can't be kept: {error.strerror}."
+            raise ModelError(
+                what, where=cache_folder(), hint="Set HF_HOME to a folder that has room."
+            ) from error
+        # The hub's HTTP client raises its own connection errors, which belong to no common base.
         lost = type(error).__module__.startswith(("httpx", "httpcore", "requests.", "urllib3."))
-        if weights.local and isinstance(error, OSError):
-            raise ModelError(f"The model can't be loaded: {error}", where=weights.place) from error
         if lost or isinstance(error, OSError):
-            raise _absent(name, weights, offline) from error
+            raise _absent(weights, offline=False) from error
         raise
 
 
@@ -527,18 +652,21 @@ def wanted_by(run: Path) -> Iterator[None]:
         _wanted_by = ""
 
 
-def _absent(name: str, weights: Weights, offline: bool) -> ModelError:
-    asked = weights.component if "=" in weights.component else f"--repo {weights.repo}"
+def _absent(weights: Weights, offline: bool) -> ModelError:
+    name, begun = _spelled(weights), _snapshot(weights)
+    lacking = "is in the cache in part" if begun is not None and begun.is_dir() else "is not in the cache"
+    revision = f" --revision {weights.revision}" if weights.revision else ""
+    asked = weights.component if "=" in weights.component else f"--repo {weights.repo}{revision}"
     get = f"refseg models get {_wanted_by or asked}"
     what = f" (file '{weights.file}')" if weights.file else ""
     if offline:
         return ModelError(
-            f"'{name}'{what} is not in the cache, and offline mode forbids fetching it.",
+            f"'{name}'{what} {lacking}, and offline mode forbids fetching it.",
             where=cache_folder(),
             hint=f"On a machine with network: {get}; or set HF_HOME to the cache that holds it.",
         )
     return ModelError(
-        f"'{name}'{what} is not in the cache, and the hub can't be reached.",
+        f"'{name}'{what} {lacking}, and the hub can't be reached.",
         where=os.environ.get("HF_ENDPOINT", _HUB),
         hint=f"Check the network (HF_ENDPOINT names a mirror), fetch it elsewhere with {get} "
         "and copy HF_HOME, or give a local path.",

@@ -31,6 +31,7 @@ from refseg_bench.config.compose import nodes
 from refseg_bench.errors import ConfigError, RefsegError, require
 from refseg_bench.files.store_io import check_output, put_json
 from refseg_bench.methods.decaf.prompts import background_prompt, object_prompt, template
+from refseg_bench.run.build import check_part
 from refseg_bench.segmenters.base import Prompt, Segmenter
 from refseg_bench.types import Clip, Uint8THWC
 
@@ -51,7 +52,7 @@ def add(commands: Any) -> None:
     """Declare the options."""
     p = commands.add_parser(
         "doctor",
-        description="Measure components on a rendered clip; the exit code is 1 if one fails.",
+        description="Measure components on a rendered clip. Exit code 1: one failed; 2: one can't work here.",
         epilog="Example: refseg doctor backbone=qwen2_5_vl_7b backbone.path=FOLDER -o doctor.json",
     )
     p.add_argument(
@@ -90,22 +91,27 @@ def main(args: argparse.Namespace) -> int:
     weights.untrained = args.random
     found: dict[str, Rows] = {}
     tracks: list[Any] = []
+    code = 0
     with TemporaryDirectory() as folder:
         clip = moving_disc(Path(folder), args.frames, tuple(args.size))
         for told, group, name, given in components:
             found[told] = {}
             print(told)
             try:
-                for rows in measures[group](make(group, name, given), clip, args, tracks):
+                made = make(group, name, given)
+                check_part(made)
+                for rows in measures[group](made, clip, args, tracks):
                     found[told] |= rows
                     print(*(f"  {name:64} {value}" for name, value in rows.items()), sep="\n", flush=True)
             except (RefsegError, RuntimeError, ImportError) as error:  # torch tells of memory and devices so
-                found[told]["error"] = f"{type(error).__name__}: {error}"
+                refused = isinstance(error, RefsegError)
+                found[told]["error"] = str(error) if refused else f"{type(error).__name__}: {error}"
+                code = max(code, 2 if refused else 1)
                 print(f"  {found[told]['error']}", flush=True)
             gc.collect()  # the next model needs this one's memory
             torch.cuda.empty_cache()
             put_json(args.output, {"environment": env.record(0), **found})
-    return int(any("error" in rows for rows in found.values()))
+    return code
 
 
 def moving_disc(folder: Path, frames: int, size: tuple[int, int]) -> Clip:
@@ -184,10 +190,11 @@ def _against_plain(made: MLLM, frames_THWC: Uint8THWC) -> Rows:
 
     visual = VisualSettings(multiscale=False, frame_tokens=256)
     loaded = made.loaded()
-    exact = replace(made, dtype="float32")
-    exact.use(copy.deepcopy(loaded.model).float(), loaded.tokenizer, copy.copy(loaded.family))
+    quantised, copied = getattr(loaded.model, "is_quantized", False), copy.deepcopy(loaded.model)
+    exact = replace(made, dtype=made.dtype if quantised else "float32")  # the former is not to be cast
+    exact.use(copied if quantised else copied.float(), loaded.tokenizer, copy.copy(loaded.family))
     maps = {}
-    for name, backbone in ((made.dtype, made), ("float32", exact)):
+    for name, backbone in {made.dtype: made, exact.dtype: exact}.items():
         with backbone.open(frames_THWC, visual, RolloutSettings()) as session:
             maps[name] = session.read(0, [_TEXTS[0]], answer=False)[0].map_Thw
     model, family = exact.loaded().model, loaded.family
@@ -207,7 +214,8 @@ def _against_plain(made: MLLM, frames_THWC: Uint8THWC) -> Rows:
         row = rolled_out((out.attentions[layer][0] for layer in span), seen)
     plain = family.unpack(row[seen].cpu().numpy(), block)
     apart = {name: np.abs(found - plain).max() / plain.max() for name, found in maps.items()}
-    return {f"map in {name} from the plain float32 one, of its peak": f"{d:.1e}" for name, d in apart.items()}
+    told = f"from the plain {exact.dtype} one, of its peak"
+    return {f"map in {name} {told}": f"{difference:.1e}" for name, difference in apart.items()}
 
 
 # ── a diffusion transformer ──────────────────────────────────────────────────

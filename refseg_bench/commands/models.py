@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 from refseg_bench.backbones import weights as models
@@ -46,13 +47,14 @@ def main(args: argparse.Namespace) -> int:
     """Run the command.
 
     Returns:
-        0, or 1 if ``list`` was asked for something definite that is not here.
+        0, or, if ``list`` was asked for something definite, 1 where it is not here and 2 where what is here
+        can't be used.
     """
     return _list(args.overrides, args.json) if args.action == "list" else _get(args)
 
 
 def _list(what: Sequence[str], out: Path | None) -> int:
-    absent = 0
+    code = 0
     records: list[dict[str, Any]] = []
     where = models.cache_folder()
     offline = " (offline mode)" if models.offline_by_environment() else ""
@@ -61,7 +63,7 @@ def _list(what: Sequence[str], out: Path | None) -> int:
         record = {"node": need.node, "problem": need.problem, "weights": [*map(str, need.weights)]}
         records.append(record | {"here": []})
         if need.problem is not None:
-            absent += 1
+            code = max(code, 1)
             print(f"{need.node}\n  can't tell: {need.problem}")
         elif not need.weights:
             print(f"{need.node}\n  no weights")
@@ -69,17 +71,19 @@ def _list(what: Sequence[str], out: Path | None) -> int:
             print(need.node)
         for weights in need.weights:
             status = find(weights)
-            absent += status.path is None
             records[-1]["here"].append(status.path)
             print(f"  {weights}")
-            if status.path is None:
-                hint = "" if weights.local else f"; fetch it: refseg models get {need.node}"
-                print(f"    missing{hint}")
+            if status.problem is not None:
+                code = 2
+                print(indent(str(status.problem), "    "))
+            elif status.path is None:
+                code = max(code, 1)
+                print(f"    missing; fetch it: refseg models get {need.node}")
             else:
                 commit = f", commit {status.commit}" if status.commit else ""
                 print(f"    here, {status.megabytes:,.0f} MB{commit}: {status.path}")
     put_json(out, records)
-    return 1 if what and absent else 0
+    return code if what else 0
 
 
 def _get(args: argparse.Namespace) -> int:

@@ -79,7 +79,7 @@ def main(args: argparse.Namespace) -> int:
         found = launch.preview([*points, *baselines])
         put_json(args.json, found)
         _show(found, args.overrides)
-        return 0
+        return 2 if any(told["problem"] for told in found["weights"].values()) else 0
     values = {point.path: point.values for point in [*points, *baselines]}
     code, scored = 0, set[Path]()
 
@@ -152,7 +152,7 @@ def _show(found: Mapping[str, Any], overrides: Sequence[str]) -> None:
         counts = ("?" if of[key] is None else str(of[key]) for key in ("samples", "clips", "shards"))
         rows.append(tuple(map(Cell, (Path(of["run"]).name, *counts, cached, state))))
     notes = [f"weights of {told['node']}: {name}: {_size(told)}" for name, told in weights.items()]
-    if lacking:
+    if any(not weights[name]["problem"] for name in lacking):
         size = total["megabytes_to_fetch"]
         told = "size unknown" if size is None else f"{size:,.0f} MB"
         notes.append(f"get what is missing ({told}): refseg models get {shlex.join(overrides)}")
@@ -169,7 +169,8 @@ def _show(found: Mapping[str, Any], overrides: Sequence[str]) -> None:
 
 def _size(told: Mapping[str, Any]) -> str:
     size = "size unknown" if told["megabytes"] is None else f"{told['megabytes']:,.0f} MB"
-    return {True: f"here, {size}", False: f"missing, {size}", None: "can't tell"}[told["here"]]
+    known = {True: f"here, {size}", False: f"missing, {size}", None: "can't tell"}
+    return str(told["problem"] or known[told["here"]])
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from refseg_bench import env
-from refseg_bench.backbones.weights import content, identity
+from refseg_bench.backbones.weights import content, find, identity
 from refseg_bench.config import schema
 from refseg_bench.config.compose import Limit, checked, covers, digest_of, lasting, load
 from refseg_bench.datasets.base import Dataset, LimitedDataset
@@ -91,8 +91,8 @@ def build_method(values: Mapping[str, Any], dataset: Dataset) -> Method:
 def check_parts(method: Method) -> None:
     """See to it that all packages, and all of the segmenter, are here before the first model pass.
 
-    A backbone's weights need no such look: it is the first to be used, unless all it would say is in the
-    cache.
+    A backbone's weights need not be here: it is the first to be used, unless all it would say is in the
+    cache. What is here of them must be whole.
 
     Raises:
         ConfigError: a package, device or weights are missing; weights that the hub has are fetched.
@@ -100,9 +100,21 @@ def check_parts(method: Method) -> None:
     parts: list[schema.Component] = [method, *schema.parts(method).values()]
     parts = [part for part in parts if part.kind != "segmenter" or method.uses_segmenter]
     for part in parts:
-        part.check()
+        check_part(part)
     if any("torch" in part.packages for part in parts):
         import_module("torch")  # its seed and its threads are set before the first clip
+
+
+def check_part(part: schema.Component) -> None:
+    """The same for one component.
+
+    Raises:
+        ConfigError: as for all.
+    """
+    part.check()
+    for one in part.weights() or ():
+        if (problem := find(one).problem) is not None:
+            raise problem
 
 
 def weights_of(values: Mapping[str, Any], dataset: Dataset) -> str | None:

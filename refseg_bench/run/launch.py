@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from refseg_bench import env
-from refseg_bench.backbones.weights import find, hub_megabytes, is_shipped, needs_of
+from refseg_bench.backbones.weights import ModelError, find, hub_megabytes, is_shipped, needs_of
 from refseg_bench.config import schema
 from refseg_bench.config.compose import Composed, Config, lasting, load, to_yaml
 from refseg_bench.errors import ConfigError, DataError, RefsegError
@@ -158,7 +158,8 @@ def preview(points: Sequence[Composed]) -> dict[str, Any]:
         JSON values. ``runs``: per point its folder, the samples left and their clips (``None``: its data set
         is not here), how many of the first ``asked`` expressions are ``cached`` (``None``: its method keeps
         no cache), shards, jobs on SLURM and the names of its weights. ``weights``: name → who needs them,
-        ``here``, and their megabytes (``None`` = not known). ``notes``: what could not be told. ``total``.
+        ``here``, their megabytes (``None`` = not known), and the ``problem`` of those that can't be had.
+        ``notes``: what could not be told. ``total``.
     """
     runs: list[dict[str, Any]] = []
     left: list[Planned] = []
@@ -227,16 +228,22 @@ def _weights(
             names.append(str(weights))
             if names[-1] in asked:
                 continue
-            told = asked[names[-1]] = {"node": need.node, "here": None, "megabytes": None}
+            told = asked[names[-1]] = {"node": need.node, "here": None, "megabytes": None, "problem": None}
             try:
                 status = find(weights)
             except RefsegError as error:
                 say(f"weights of {need.node}: {weights}: can't tell: {error.what}")
                 continue
-            here = status.path is not None
-            offline = bool((values.get(need.node) or {}).get("offline"))
-            size = status.megabytes if here else None if offline else hub_megabytes(weights)
-            told |= {"here": here, "megabytes": None if size is None else round(size, 1)}
+            told["here"] = status.path is not None
+            size: float | None = status.megabytes
+            try:
+                if status.problem is not None:
+                    raise status.problem
+                if status.path is None:
+                    size = hub_megabytes(weights, offline=bool((values.get(need.node) or {}).get("offline")))
+            except ModelError as error:
+                told["problem"], size = str(error), None
+            told["megabytes"] = None if size is None else round(size, 1)
     return names
 
 

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, cast
 import numpy as np
 
 from refseg_bench.backbones.lazy_torch import inference, torch
-from refseg_bench.backbones.weights import Weights, choose_device, from_pretrained
+from refseg_bench.backbones.weights import Weights, choose_device, fetch, load_module, load_processor
 from refseg_bench.config import schema
 from refseg_bench.config.schema import option
 from refseg_bench.segmenters.base import (
@@ -83,16 +83,15 @@ class GroundingDino(Segmenter):
             from transformers import AutoProcessor
             from transformers import GroundingDinoForObjectDetection as Detector
 
-            needed, device = self._detector, choose_device(self.device)
-            model = from_pretrained(Detector, needed, device, offline=self.offline, dtype=torch.float32)
-            processor = from_pretrained(AutoProcessor, needed, offline=self.offline)
-            self._loaded = model.eval(), processor
+            place = fetch(self._detector, offline=self.offline)
+            model = load_module(Detector, place, torch.float32, choose_device(self.device))
+            self._loaded = model.eval(), load_processor(AutoProcessor, place)
         return self._loaded
 
     @property
     def _detector(self) -> Weights:
-        patterns = ("*.json", "*.safetensors", "*.txt")
-        return Weights(self.model, self.revision, patterns=patterns, component="segmenter=grounding_dino")
+        patterns, kinds = ("*.json", "*.safetensors", "*.txt"), ("grounding-dino",)
+        return Weights(self.model, self.revision, None, patterns, "segmenter=grounding_dino", kinds)
 
 
 class _GroundingDinoSession(SegmenterSession):

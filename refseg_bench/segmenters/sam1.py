@@ -49,12 +49,12 @@ class Sam1(Sam):
         if self._model is None:
             from transformers import SamModel
 
-            self._model = self._pretrained(SamModel, self.model)
+            self._model = self._pretrained(SamModel, self.weights()[0])
         return Sam1Session(clip, self._model, self)
 
     def weights(self) -> tuple[Weights, ...]:
         """What ``refseg models`` lists and fetches."""
-        return (self._needs(self.model, patterns=("*.json", "*.safetensors")),)
+        return (self._needs(self.model, patterns=("*.json", "*.safetensors"), kinds=("sam",)),)
 
 
 class Sam1Session(SegmenterSession):

@@ -41,12 +41,12 @@ class Sam2Hf(SamTracker):
 
     def weights(self) -> tuple[Weights, ...]:
         """What ``refseg models`` lists and fetches."""
-        return (self._needs(self.model, patterns=("*.json", "*.safetensors")),)
+        return (self._needs(self.model, patterns=("*.json", "*.safetensors"), kinds=("sam2_video", "sam2")),)
 
     def _load(self) -> HfTrackerCore:
         from transformers import Sam2VideoModel
 
-        return HfTrackerCore(self._pretrained(Sam2VideoModel, self.model), self.resampling)
+        return HfTrackerCore(self._pretrained(Sam2VideoModel, self.weights()[0]), self.resampling)
 
 
 class HfTrackerCore(TrackerCore):

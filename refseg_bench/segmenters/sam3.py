@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 
 from refseg_bench.backbones.lazy_torch import F, inference, torch
-from refseg_bench.backbones.weights import Weights, from_pretrained
+from refseg_bench.backbones.weights import Weights, fetch, load_processor
 from refseg_bench.errors import ConfigError, DataError
 from refseg_bench.segmenters.base import (
     Candidates,
@@ -86,9 +86,9 @@ class Sam3(SamTracker):
         if self._detector is None:
             from transformers import AutoTokenizer, Sam3Model
 
-            repo = self.detector or self.model
-            tokenizer = from_pretrained(AutoTokenizer, self._needs(repo), offline=self.offline)
-            self._detector = self._pretrained(Sam3Model, repo), tokenizer
+            needed = self.weights()[-1]
+            tokenizer = load_processor(AutoTokenizer, fetch(needed, offline=self.offline))
+            self._detector = self._pretrained(Sam3Model, needed), tokenizer
         return self._detector
 
     def concept_tracker(self) -> tuple[Any, Any]:
@@ -108,15 +108,15 @@ class Sam3(SamTracker):
                     hint="Install transformers 5.23 … 5.24.",
                 )
             modeling_sam3_video.cv_utils_kernel = _Kernel()
-            repo = self.detector or self.model
-            tokenizer = from_pretrained(AutoTokenizer, self._needs(repo), offline=self.offline)
-            self._video = self._pretrained(Sam3VideoModel, repo), tokenizer
+            needed = self.weights()[-1]
+            tokenizer = load_processor(AutoTokenizer, fetch(needed, offline=self.offline))
+            self._video = self._pretrained(Sam3VideoModel, needed), tokenizer
         return self._video
 
     def _load(self) -> HfTrackerCore:
         from transformers import Sam3TrackerVideoModel
 
-        model = self._pretrained(Sam3TrackerVideoModel, self.model)
+        model = self._pretrained(Sam3TrackerVideoModel, self.weights()[0])
         return HfTrackerCore(model, self.resampling, _HALF, _HALF)
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from refseg_bench.backbones.lazy_torch import torch
-from refseg_bench.backbones.weights import Weights, choose_device, from_pretrained
+from refseg_bench.backbones.weights import Weights, choose_device, fetch, load_module
 from refseg_bench.config.schema import option
 from refseg_bench.errors import RefsegError
 from refseg_bench.segmenters.base import Prompt, PromptKind, Segmenter, SegmenterCounters
@@ -71,13 +71,16 @@ class Sam(Segmenter):
         """Which precision and code are in effect."""
         return {"precision": self.precision, "implementation": self.implementation}
 
-    def _needs(self, repo: str, file: str | None = None, patterns: Sequence[str] = ()) -> Weights:
-        return Weights(repo, self.revision, file, tuple(patterns), component=f"segmenter={self.name}")
+    def _needs(
+        self, repo: str, file: str | None = None, patterns: Sequence[str] = (), kinds: Sequence[str] = ()
+    ) -> Weights:
+        component = f"segmenter={self.name}"
+        return Weights(repo, self.revision, file, tuple(patterns), component, tuple(kinds))
 
-    def _pretrained(self, kind: Any, repo: str) -> Any:
+    def _pretrained(self, kind: Any, needed: Weights) -> Any:
         """A model of transformers in float32, ready on the device."""
-        needed, device = self._needs(repo), choose_device(self.device)
-        return from_pretrained(kind, needed, device, offline=self.offline, dtype=torch.float32).eval()
+        place = fetch(needed, offline=self.offline)
+        return load_module(kind, place, torch.float32, choose_device(self.device)).eval()
 
 
 # ── frames to model pixels ───────────────────────────────────────────────────

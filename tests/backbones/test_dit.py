@@ -13,7 +13,8 @@ from refseg_bench.backbones.attention_maps import SoftmaxTokens
 from refseg_bench.backbones.dit import TokenRequest
 from refseg_bench.backbones.dit.families import FAMILIES, family, pack
 from refseg_bench.backbones.dit.text import tokenise
-from refseg_bench.errors import ConfigError, DataError, StoreError
+from refseg_bench.backbones.weights import ModelError
+from refseg_bench.errors import ConfigError, DataError
 from tests.backbones import tiny_dits
 from tests.quick import quick_first
 
@@ -28,7 +29,7 @@ def test_a_damaged_file_of_a_checkpoint_is_told_with_what_helps(make_dit, tmp_pa
     dit = make_dit("sd3")
     broken = shutil.copytree(dit.path, tmp_path / "sd3")
     (broken / "model_index.json").write_text('{"transformer": [')
-    with pytest.raises(StoreError, match="model_index.json") as caught:
+    with pytest.raises(ModelError, match="model_index.json") as caught:
         _ = replace(dit, path=str(broken)).tokenizer
     assert "a model's: fetch it again" in caught.value.hint
 

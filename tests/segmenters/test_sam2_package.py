@@ -113,7 +113,7 @@ def test_wrong_checkpoints_are_told(sam2_package_files, tmp_path, clip):
         Sam2(architecture=sam2_package_files["sam2.1"][0], checkpoint=checkpoint).open(clip)
     torn = tmp_path / "torn.pt"
     torn.write_bytes(checkpoint.read_bytes()[:1000])
-    with pytest.raises(ModelError, match="can't be read as tensors"):
+    with pytest.raises(ModelError, match=r"torn\.pt is cut"):
         Sam2(architecture=architecture, checkpoint=torn).open(clip)
     state = torch.load(checkpoint, weights_only=True)
     state["model"]["no_mem_embed"] = torch.zeros(1, 1, 3)
@@ -135,7 +135,7 @@ def test_wrong_checkpoints_are_told(sam2_package_files, tmp_path, clip):
             Sam2(architecture=architecture, checkpoint=tmp_path / name).open(clip)
     for name in ("junk.pt", "junk.safetensors"):
         (tmp_path / name).write_bytes(b"junkjunkjunk")
-        with pytest.raises(ModelError, match="can't be read as tensors"):
+        with pytest.raises(ModelError, match="can't be read as tensors|no safetensors file"):
             Sam2(architecture=architecture, checkpoint=tmp_path / name).open(clip)
     with pytest.raises(ConfigError, match="architecture file is missing"):
         Sam2(architecture=tmp_path / "no.yaml", checkpoint=checkpoint).open(clip)

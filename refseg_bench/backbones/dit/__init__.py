@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib import import_module
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -38,8 +37,6 @@ from refseg_bench.backbones.weights import (
     choose_device,
     content,
     fetch,
-    folder_of,
-    is_local,
     load_module,
 )
 from refseg_bench.config.schema import option
@@ -257,7 +254,8 @@ class DiT(Backbone):
 
     def weights(self) -> tuple[Weights, ...]:
         """What ``refseg models`` lists and fetches."""
-        return (Weights(self.path, self.revision, patterns=_FILES, component=f"backbone ({self.path})"),)
+        kinds, who = (self.adapter.transformer_class,), f"backbone ({self.path})"
+        return (Weights(self.path, self.revision, patterns=_FILES, component=who, kinds=kinds),)
 
     def report(self) -> dict[str, Any]:
         """What this process did, for the run record."""
@@ -502,7 +500,7 @@ class _Loaded:
         require("diffusers", "A diffusion transformer")
         self._dit = dit
         self.family = dit.adapter
-        self.folder = model_folder(dit)
+        self.folder = fetch(dit.weights()[0], offline=dit.offline)
         self.index = read_json(self.folder / "model_index.json")
         self.dtype: torch.dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[
             dit.dtype
@@ -572,8 +570,8 @@ class _Loaded:
                 hint="Set backbone.family to the model's own.",
             )
         cls = getattr(import_module("diffusers"), expected)
-        given = {"by_host": name == "transformer", "local_files_only": True}  # not all of it leaves the host
-        module = load_module(cls, self.folder / name, self.dtype, self.device, **given)
+        by_host = name == "transformer"  # not all of it leaves the host
+        module = load_module(cls, self.folder / name, self.dtype, self.device, by_host=by_host)
         ready: nn.Module = module.eval().requires_grad_(False)
         return ready
 
@@ -590,22 +588,3 @@ def place(model: nn.Module, family: DiTFamily, device: torch.device, last: int) 
         parameter.data = parameter.data.to(device)
     for name, buffer in list(model.named_buffers(recurse=False)):
         setattr(model, name, buffer.to(device))
-
-
-def model_folder(dit: DiT) -> Path:
-    """The folder of a model: shipped, local, or the hub's (fetched if it isn't there, and said so).
-
-    Raises:
-        ConfigError: a local folder that holds no model.
-        ModelError: the hub's model is missing and can't be fetched.
-    """
-    folder = folder_of(dit.path)
-    if folder is not None and (folder / "model_index.json").is_file():
-        return folder
-    if folder is not None or is_local(dit.path):
-        raise ConfigError(
-            "This folder holds no model in diffusers' layout (no model_index.json).",
-            where=folder or Path(dit.path).expanduser(),
-            hint="Save a pipeline there with save_pretrained, or give a hub id.",
-        )
-    return fetch(dit.weights()[0], offline=dit.offline)

@@ -333,12 +333,12 @@ class TextSide:
     def _tokenizer(self, part: str) -> Any:
         if part not in self._tokenizers:
             place = self.folder / part.replace("text_encoder", "tokenizer")
-            self._tokenizers[part] = load_tokenizer(place, "tiny_dit/tokenizer", local_files_only=True)
+            self._tokenizers[part] = load_tokenizer(place, "tiny_dit/tokenizer")
         return self._tokenizers[part]
 
     def _module(self, part: str) -> Any:
         if part not in self._modules:
             cls = getattr(import_module("transformers"), self._classes[part])
-            module = load_module(cls, self.folder / part, self.dtype, self.device, local_files_only=True)
+            module = load_module(cls, self.folder / part, self.dtype, self.device)
             self._modules[part] = module.eval().requires_grad_(False)
         return self._modules[part].to(self.device)

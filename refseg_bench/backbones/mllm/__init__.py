@@ -15,9 +15,10 @@ import inspect
 import json
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -37,16 +38,16 @@ from refseg_bench.backbones.base import (
     shared_pass,
 )
 from refseg_bench.backbones.lazy_torch import Tensor, torch
-from refseg_bench.backbones.mllm.families import MLLMFamily, Piece, Visual, family_of
+from refseg_bench.backbones.mllm.families import FAMILIES, MLLMFamily, Piece, Visual, family_of
 from refseg_bench.backbones.rollout import BLOCK_BYTES, LayerQK, dense_rollout, last_row, shared_rollout
 from refseg_bench.backbones.weights import (
-    ModelError,
     Weights,
     choose_device,
     content,
+    fetch,
     folder_of,
-    here_only,
     load_module,
+    load_processor,
     load_tokenizer,
 )
 from refseg_bench.config.schema import locate, option
@@ -116,18 +117,19 @@ class MLLM(GroundingMLLM):
             elif folder_of(self.path) is not None:
                 source = {"files": content(self.weights()[0], self.cache_root)}
             else:
-                commit = getattr(self.config(), "_commit_hash", None)
-                source = {"id": self.path, "revision": commit or self.revision}
+                self.config()  # now the commit is known, if the hub can be asked
+                source = {"id": self.path, "revision": content(self.weights()[0]) or self.revision}
             chosen = ("family", "dtype", "attention", "max_new_tokens", "positions")
             self._identity = source | {name: getattr(self, name) for name in chosen}
         return self._identity
 
     def weights(self) -> tuple[Weights, ...]:
         """What ``refseg models`` lists and fetches."""
-        folder = folder_of(self.path)
-        if folder is not None:
-            return (Weights(str(folder), patterns=(*_NEEDED, "*.bin", "*.model"), component="backbone"),)
-        return (Weights(self.path, self.revision, patterns=_NEEDED, component="backbone"),)
+        known = tuple(kind for family in FAMILIES for kind in family.model_types)
+        patterns = _NEEDED if folder_of(self.path) is None else (*_NEEDED, "*.bin", "*.model")
+        revision = self.revision if folder_of(self.path) is None else None
+        kinds = known if self.family == "auto" else ()
+        return (Weights(self.path, revision, patterns=patterns, component="backbone", kinds=kinds),)
 
     def layers(self) -> int:
         """Number of language-model layers, from the config."""
@@ -142,13 +144,17 @@ class MLLM(GroundingMLLM):
         if self._config is None:
             from transformers import AutoConfig
 
-            with _found(self.path, self.revision):
-                self._config = AutoConfig.from_pretrained(self._source(), **self._hub())
+            needed = replace(self.weights()[0], file="config.json")
+            self._config = load_processor(AutoConfig, fetch(needed, offline=self.offline).parent)
         return self._config
 
-    def adapter(self) -> MLLMFamily:
-        """The family adapter of the checkpoint."""
-        preprocessing = self._preprocessing()
+    def adapter(self, place: Path) -> MLLMFamily:
+        """The family adapter of the checkpoint in a folder."""
+        from transformers.image_processing_base import ImageProcessingMixin
+
+        preprocessing: dict[str, Any] = {}  # without one a checkpoint runs on its family's mean and deviation
+        with suppress(OSError):
+            preprocessing, _ = ImageProcessingMixin.get_image_processor_dict(place, local_files_only=True)
         if self.family == "auto":
             return family_of(self.config(), preprocessing)
         cls = locate(self.family, "backbone.family")
@@ -161,16 +167,16 @@ class MLLM(GroundingMLLM):
         if self._loaded is None:
             from transformers import AutoModelForImageTextToText
 
-            adapter = self.adapter()
-            with _found(self.path, self.revision), self.timed("load"):
-                tokenizer = load_tokenizer(self._source(), "tiny_mllm", **self._hub())
+            with self.timed("load"):
+                place = fetch(self.weights()[0], offline=self.offline)
+                adapter = self.adapter(place)
+                tokenizer = load_tokenizer(place, "tiny_mllm")
                 model = load_module(
                     AutoModelForImageTextToText,
-                    self._source(),
+                    place,
                     self.dtype if self.dtype == "auto" else getattr(torch, self.dtype),
                     choose_device(self.device),
                     attn_implementation=self.attention,
-                    **self._hub(),
                 )
             self._take(model, tokenizer, adapter)
         assert self._loaded is not None
@@ -219,15 +225,6 @@ class MLLM(GroundingMLLM):
             spent = self.counters.seconds.get(stage, 0.0) + time.perf_counter() - began
             self.counters.seconds[stage] = spent
 
-    def _source(self) -> str:
-        folder = folder_of(self.path)
-        return self.path if folder is None else str(folder)
-
-    def _hub(self) -> dict[str, Any]:
-        if folder_of(self.path) is not None:
-            return {"local_files_only": True}
-        return {"revision": self.revision, "local_files_only": here_only(self.path, offline=self.offline)}
-
     def _budget(self) -> float:
         """Bytes that prefixes and their copies may take now."""
         device = choose_device(self.device)
@@ -236,15 +233,6 @@ class MLLM(GroundingMLLM):
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         # A pass over a prefix and a rollout need room of their own.
         return max(0.0, torch.cuda.mem_get_info(device)[0] + unused - 3 * BLOCK_BYTES["cuda"])
-
-    def _preprocessing(self) -> dict[str, Any]:
-        from transformers.image_processing_base import ImageProcessingMixin
-
-        try:
-            found, _ = ImageProcessingMixin.get_image_processor_dict(self._source(), **self._hub())
-        except OSError:
-            return {}  # a checkpoint without one runs on its family's own mean and deviation
-        return dict(found)
 
 
 @dataclass
@@ -786,17 +774,3 @@ def memory_fingerprint(model: Any) -> str:
         whole.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
         whole.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return whole.hexdigest()
-
-
-@contextmanager
-def _found(path: str, revision: str) -> Iterator[None]:
-    """Tell what transformers raises on a missing model as our error."""
-    try:
-        yield
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"The model '{path}' (revision '{revision}') can't be loaded: {str(error).splitlines()[0]}",
-            where="backbone.path",
-            allowed=["a hub id", "a local folder", "shipped:NAME"],
-            hint="Check the spelling and your access; download it first where the machine has no network.",
-        ) from error

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from refseg_bench.backbones.chat import Conversation, Message, Uint8HWC
 from refseg_bench.backbones.lazy_torch import torch
-from refseg_bench.backbones.weights import Weights, choose_device, from_pretrained
+from refseg_bench.backbones.weights import Weights, choose_device, fetch, load_module, load_processor
 from refseg_bench.config.schema import option
 from refseg_bench.methods.agents.base import (
     Box,
@@ -97,10 +97,9 @@ class ClipScores:
         if self._loaded is None:
             from transformers import AutoProcessor, CLIPModel
 
-            (needed,) = self.weights()
-            model = from_pretrained(CLIPModel, needed, choose_device(self.device), offline=self.offline)
-            processor = from_pretrained(AutoProcessor, needed, offline=self.offline)
-            self._loaded = model.eval(), processor
+            place = fetch(self.weights()[0], offline=self.offline)
+            model = load_module(CLIPModel, place, "auto", choose_device(self.device))
+            self._loaded = model.eval(), load_processor(AutoProcessor, place)
         return self._loaded
 
 
