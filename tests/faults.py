@@ -13,6 +13,7 @@ import io
 import os
 import shutil
 import signal
+import sys
 import tempfile
 import traceback
 from collections.abc import Callable
@@ -47,11 +48,13 @@ class Outcome:
         code: exit code; -9 = killed.
         told: what it printed.
         steps: kinds of the steps it came to, in order.
+        places: for each, the calls in the package that led to it; equal for equal ones.
     """
 
     code: int
     told: str
     steps: tuple[str, ...]
+    places: tuple[str, ...]
 
 
 def command(*words: object, below: Path, fault: Fault | None = None) -> Outcome:
@@ -86,7 +89,15 @@ def command(*words: object, below: Path, fault: Fault | None = None) -> Outcome:
         _, status = os.waitpid(child, 0)
         taken = steps.read_text().split() if steps.exists() else []
         text = told.read_text(errors="replace") if told.exists() else ""
-        return Outcome(os.waitstatus_to_exitcode(status), text, tuple(taken))
+        return Outcome(os.waitstatus_to_exitcode(status), text, tuple(taken[::2]), tuple(taken[1::2]))
+
+
+def _place() -> int:
+    calls, frame = [], sys._getframe(2)
+    while frame := frame.f_back:
+        if "refseg_bench" in frame.f_code.co_filename:
+            calls.append((frame.f_code, frame.f_lineno))
+    return hash(tuple(calls))
 
 
 class _Injector:
@@ -106,7 +117,7 @@ class _Injector:
         if not path.startswith(self.below):
             return
         self.count += 1
-        os.write(self.log, f"{kind}\n".encode())
+        os.write(self.log, f"{kind} {_place()}\n".encode())
         if not self.fault.at or self.count < self.fault.at:
             return
         if not self.fault.number:

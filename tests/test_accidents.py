@@ -120,8 +120,10 @@ class World:
         return out
 
     def every(self, *kinds: str) -> list[int]:
-        """The numbers of the steps of these kinds."""
-        return [at for at, kind in enumerate(self.well.steps, start=1) if kind in kinds]
+        """The numbers of the steps of these kinds, of equal ones the first and the last."""
+        steps = list(enumerate(zip(self.well.places, self.well.steps, strict=True), start=1))
+        found = [(place, at) for at, (place, kind) in steps if kind in kinds]
+        return sorted({*dict(found).values(), *dict(reversed(found)).values()})
 
     def litter(self) -> list[str]:
         return [str(p.relative_to(self.here)) for p in self.here.rglob(".*")]
