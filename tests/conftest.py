@@ -34,9 +34,19 @@ settings.register_profile(
 settings.load_profile("repeatable")
 
 
+#: Files that take minutes, the longest first: what the others take fills up the processes' time.
+LONGEST = ["test_golden.py", "test_slurm.py", "test_training.py", "test_accidents.py", "test_docs.py"]
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Slow tests first, or one process would end minutes after the others with the longest."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+    def rank(item: pytest.Item) -> tuple[bool, int]:
+        name = item.path.name
+        quick = item.get_closest_marker("slow") is None
+        return quick, LONGEST.index(name) if name in LONGEST else len(LONGEST)
+
+    items.sort(key=rank)
 
 
 @pytest.fixture(autouse=True)
