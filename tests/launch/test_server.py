@@ -58,6 +58,7 @@ def _no_server_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
 
 
+@pytest.mark.slow
 def test_it_serves_the_run_and_ends_with_it(tmp_path: Path) -> None:
     assert main(["run", *words(tmp_path, command(tmp_path)), "--no-html"]) == 0
     assert done(tmp_path) == 4
@@ -101,6 +102,7 @@ def test_one_that_ends_at_work_is_started_again(tmp_path: Path) -> None:
     assert gone(tmp_path)
 
 
+@pytest.mark.slow
 def test_kill_9_of_its_supervisor_ends_it_too(tmp_path: Path) -> None:
     cluster = Cluster(server=command(tmp_path))
     known: set[tuple[int, int]] = set()
@@ -116,6 +118,7 @@ def test_kill_9_of_its_supervisor_ends_it_too(tmp_path: Path) -> None:
     assert gone(tmp_path)
 
 
+@pytest.mark.slow
 def test_no_proxy_of_the_machine_stands_between(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     monkeypatch.setenv("no_proxy", "example.org")
@@ -124,6 +127,7 @@ def test_no_proxy_of_the_machine_stands_between(tmp_path: Path, monkeypatch: pyt
     assert os.environ["no_proxy"] == "example.org"
 
 
+@pytest.mark.slow
 def test_nobody_elses_server_is_taken_for_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "_LEAVING", 0.0)
     with reserved() as port:
@@ -151,11 +155,12 @@ def test_an_answer_of_another_kind_is_no_readiness() -> None:
         thread.join()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("serve", "minutes", "told"),
     [
-        (f"{sys.executable} -c \"print('no memory'); raise SystemExit(7)\" {{port}}", 1.0, "no memory"),
-        ("no-such-program {port}", 1.0, "before it was ready"),
+        (f"{sys.executable} -c \"print('no memory'); raise SystemExit(7)\" {{port}}", 10.0, "no memory"),
+        ("no-such-program {port}", 10.0, "before it was ready"),
         ("sleep 600 {port}", 0.02, "not ready after"),
     ],
 )
@@ -168,6 +173,7 @@ def test_one_that_never_answers_is_told(tmp_path: Path, serve: str, minutes: flo
         pass
 
 
+@pytest.mark.slow
 def test_one_that_runs_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     others: list[subprocess.Popen[bytes]] = []
     answers = server._answers
