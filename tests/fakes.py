@@ -28,6 +28,16 @@ if TYPE_CHECKING:
 REPO = Path(__file__).resolve().parents[1]
 
 
+def set_back(path: Path, before: os.stat_result) -> None:
+    """Give a changed file the time of change that it had, as copying tools do: its status alone tells.
+
+    The clock of many kernels and file systems moves every few milliseconds only.
+    """
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    while path.stat().st_ctime_ns == before.st_ctime_ns:
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
 @dataclass
 class FakeDataset(Dataset):
     """Clips of grey frames with one square each, written on first use; never into the repository."""

@@ -36,7 +36,7 @@ from refseg_bench.scoring.runs import score_runs, score_store
 from refseg_bench.scoring.score import Scored
 from refseg_bench.types import Clip, Expression, MaskTrack, Target
 from tests.datasets.conftest import video
-from tests.fakes import FakeDataset, FakeMethod, fake_run, fake_values
+from tests.fakes import FakeDataset, FakeMethod, fake_run, fake_values, set_back
 from tools.writers import write_meta_expressions_set, write_reasonseg_image
 
 
@@ -102,7 +102,7 @@ def repaint(path: Path, **save: object) -> None:
     image[0, 0] += 1
     Image.fromarray(image).save(path)
     path.write_bytes(path.read_bytes()[: before.st_size].ljust(before.st_size, b"\0"))
-    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    set_back(path, before)
 
 
 CHANGES: dict[str, tuple[Callable[[Path], None], int, str]] = {
@@ -347,7 +347,7 @@ def test_a_result_of_other_masks_is_not_shown(
     for old, new in changes.items():
         other = other.replace(old, new)
     file.write_text(other)
-    os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))
+    set_back(file, state)
     assert (file.stat().st_size, other != held) == (state.st_size, True)
     assert not shown()
     assert cli.main([*command, "--no-score"]) == 0

@@ -28,6 +28,7 @@ from refseg_bench.backbones.mllm import MLLM
 from refseg_bench.backbones.weights import ModelError, Weights, fetch, find, needs_of, shipped
 from refseg_bench.errors import ConfigError
 from refseg_bench.files.store_io import sealed_text
+from tests.fakes import set_back
 from tests.launch.runs import HANGS
 from tests.quick import quick_first
 
@@ -120,7 +121,7 @@ def test_weights_are_known_by_their_content_and_read_once(tmp_path, monkeypatch)
     assert read == [str(folder / "config.json")]  # small files are read anyway
     blob[1 << 20] = 1  # neither end, nor length, nor the time that tools copy tells
     tensors.write_bytes(blob)
-    os.utime(tensors, ns=(state.st_atime_ns, state.st_mtime_ns))
+    set_back(tensors, state)
     assert models.content(needed, memory) not in (before, None)
     assert models.content(Weights(str(tmp_path / "none")), memory) is None
 

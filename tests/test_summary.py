@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ from refseg_bench.run.inputs import recorded
 from refseg_bench.run.launch import launch
 from refseg_bench.run.store import RunStore
 from refseg_bench.run.summary import NAME, Summary, summarize
+from tests.fakes import set_back
 from tests.launch.runs import point, quiet, undisturbed
 from tests.quick import quick_first
 
@@ -63,7 +63,7 @@ def rewrite(path: Path) -> None:
     """Other bytes of the same length and time."""
     state, data = path.stat(), path.read_bytes()
     path.write_bytes(data[:-40] + b"?" + data[-39:])
-    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    set_back(path, state)
 
 
 def cut(path: Path) -> None:

@@ -1,7 +1,6 @@
 """The text side: T5 token layouts, filters, noun phrases, captions."""
 
 import json
-import os
 
 import pytest
 
@@ -20,6 +19,7 @@ from refseg_bench.methods.refam.noun_phrases import noun_phrase_parser, parse_by
 from refseg_bench.methods.refam.token_maps import caption_of
 from refseg_bench.types import Clip
 from tests.backbones import tiny_dits
+from tests.fakes import set_back
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +135,7 @@ def rewrite(path, text):
     """In place, as long as before and with its time of change, as ``rsync --inplace -t`` may do it."""
     before = path.stat()
     path.write_text(text)
-    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    set_back(path, before)
     assert path.stat().st_size == before.st_size
 
 

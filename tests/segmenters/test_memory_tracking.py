@@ -10,6 +10,7 @@ from refseg_bench.errors import ConfigError, DataError
 from refseg_bench.segmenters.base import Prompt, shared_by_rows
 from refseg_bench.segmenters.memory_tracking import Heads, Memory, Step, TrackingSession
 from refseg_bench.segmenters.sam2_hf import Sam2Hf
+from tests.fakes import set_back
 
 SIZE = 16  # the model's image size
 SLOTS, POINTERS = 3, 4
@@ -305,7 +306,6 @@ def test_a_track_that_was_left_early_is_not_taken_for_whole(numbered):
 
 
 def test_frames_that_were_replaced_are_encoded_again(numbered, tmp_path):
-    import os
     import shutil
     from dataclasses import replace
 
@@ -318,7 +318,8 @@ def test_frames_that_were_replaced_are_encoded_again(numbered, tmp_path):
         with TrackingSession(clip, core, options) as opened:
             opened.segment(3, [Prompt.click(0.2, 0.5)])
         # Its time is set back, as a copying tool does.
-        os.utime(paths[3], ns=(state.st_atime_ns, state.st_mtime_ns))
+        set_back(paths[3], state)
+        state = paths[3].stat()
     assert core.encoded == [3, 3]
 
 
