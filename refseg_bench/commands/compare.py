@@ -121,7 +121,7 @@ def show(found: Comparison, console: Console) -> None:
                     plain(_line(m.text)),
                     f"{before:.1f}",
                     f"{after:.1f}",
-                    f"{after - before:+.1f}",
+                    f"{after - before:+z.1f}",
                 )
             console.print(listing)
     if found.config:
@@ -148,10 +148,10 @@ def _rows(group: Group, scale: float, corrected: Iterator[float]) -> list[tuple[
             metric,
             _number(d.first * scale),
             _number(d.second * scale),
-            _number(d.value * scale, "+.2f"),
+            _number(d.value * scale, "+z.2f"),
             "one clip: no interval"
             if d.clusters == 1
-            else f"{d.low * scale:+.2f} … {d.high * scale:+.2f}"
+            else f"{d.low * scale:+z.2f} … {d.high * scale:+z.2f}"
             if d.low == d.low
             else "–",
             *_tested(d.p, next(corrected)),

@@ -56,8 +56,8 @@ def main(args: argparse.Namespace) -> int:
     passed = all(one.verdict in well for one in gated)
     print(printable(" against ".join(reversed(found.labels))), found.protocol, sep="\n")
     for one in gated:
-        interval = f"[{one.low:+.2f}, {one.high:+.2f}]" if one.low == one.low else "without an interval"
-        print(f"  {one.metric}: {one.value:+.2f} {interval}, may drop {one.allowed:.2f}: {one.verdict}")
+        interval = f"[{one.low:+z.2f}, {one.high:+z.2f}]" if one.low == one.low else "without an interval"
+        print(f"  {one.metric}: {one.value:+z.2f} {interval}, may drop {one.allowed:.2f}: {one.verdict}")
     print("passed" if passed else "not passed")
     if args.json is not None:
         with output(args.json) as handle:

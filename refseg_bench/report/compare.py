@@ -223,8 +223,8 @@ def verdicts(run: RunStore, others: Iterable[RunStore]) -> list[str]:
         low, value, high = (100 / found.scale * x for x in (gap.low, gap.value, gap.high))
         decided = "ahead" if low > 0 else "behind" if high < 0 else "not decided"
         names = " over ".join(reversed(found.labels))
-        told = f"[{low:+.1f}, {high:+.1f}], {decided}" if low == low else "without an interval"
-        out.append(f"{names}: {value:+.1f} {metric} {told}")
+        told = f"[{low:+z.1f}, {high:+z.1f}], {decided}" if low == low else "without an interval"
+        out.append(f"{names}: {value:+z.1f} {metric} {told}")
     rule = schema.locate(str(frozen(run)["method"][schema.TARGET]), "method").absence_rule
     for name in [*run.results()][:1] if rule else ():
         attrs = ScoreTable.read_parquet(*run.samples(name)).attrs

@@ -481,7 +481,7 @@ def _cell(table: PaperTable, line: TableLine, column: Column, marks: Mapping[str
         other = bool(table.method) and line.labels[0] != table.method
         text = f"{value.value:g}" if value.value % 1 else f"{value.value:.1f}"
         return Cell(text, best=best, mark=_OTHERS if other else "")
-    delta = f"({held.delta:+.1f})" if held.row.value else ""
+    delta = f"({held.delta:+z.1f})" if held.row.value else ""
     mark = marks.get(held.protocol, "") + ("" if held.whole else "*")
     return replace(number_cell(value, 1.0, best), delta=delta, mark=mark)
 

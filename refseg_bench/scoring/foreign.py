@@ -501,7 +501,9 @@ class FolderPredictions(ForeignPredictions):
         there = [file for file in found.masks or () if file is not None]
         for file in there:
             fitting(png.header(file), clip, self.sides, file)
-            if file is there[0] and not png.is_png(file):
+            if file is there[0] and not png.is_png(file) and unit in ("", *SETS):
+                png.read_labels(file)
+            elif file is there[0] and not png.is_png(file):
                 lossless(png.read_mask(file, self.above)[1], self.above, file)
 
     def _read(self, found: _Found, clip: Clip, unit: str, tally: Counter[str]) -> MaskTrack:

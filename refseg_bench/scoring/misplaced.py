@@ -100,6 +100,8 @@ class Names:
             near = self._like.get(words(name))
             if near is None and image and len(numbers(name)) > 1:
                 near = self._numbered.get(numbers(name))
+            if near == f"{wanted}/":
+                return f"nothing is in '{near}'"
             if near is not None:
                 return f"found '{near}' where '{wanted}' is wanted"
         for name in names:

@@ -724,6 +724,29 @@ def test_masks_of_255_are_no_id_maps(davis, tmp_path, capsys):
     assert "masks, not id maps" in capsys.readouterr().err
 
 
+def test_id_maps_stored_with_loss_are_told_what_helps_them(davis, tmp_path, capsys):
+    data = RefDavis17(root=davis)
+    for clip in data.clips():
+        for frame in clip.frame_names:
+            (tmp_path / "p" / clip.id).mkdir(parents=True, exist_ok=True)
+            jpeg = Image.fromarray(np.zeros(clip.size, np.uint8))
+            jpeg.save(tmp_path / "p" / clip.id / f"{frame}.png", format="JPEG")
+    code, _ = run(tmp_path, tmp_path / "p", "ref_davis17", davis, "davis-unsup")
+    said = capsys.readouterr().err
+    assert code == 2
+    assert "An id map must have one 8-bit channel, stored without loss; this JPEG" in said
+    assert "threshold" not in said
+
+
+def test_an_empty_folder_is_called_empty(told):
+    place, _ = told
+    (place / "p" / "v1").mkdir(parents=True)
+    data = open_dataset("mevis", root=place / "mevis")
+    (clip,) = data.clips()
+    states = open_predictions(place / "p").survey(clip, data.expressions(clip)).samples
+    assert states["0"].why == "nothing is in 'v1/'"
+
+
 def test_what_no_sample_has_is_noted(told, capsys):
     place, masks = told
     for e, by in masks.items():
