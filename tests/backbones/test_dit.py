@@ -2,6 +2,7 @@
 
 import math
 import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -17,6 +18,7 @@ from refseg_bench.backbones.weights import ModelError
 from refseg_bench.errors import ConfigError, DataError
 from tests.backbones import tiny_dits
 from tests.quick import quick_first
+from tests.test_elsewhere import THERE, Above, Play
 
 
 def read(dit, picture):
@@ -32,6 +34,26 @@ def test_a_damaged_file_of_a_checkpoint_is_told_with_what_helps(make_dit, tmp_pa
     with pytest.raises(ModelError, match="model_index.json") as caught:
         _ = replace(dit, path=str(broken)).tokenizer
     assert "a model's: fetch it again" in caught.value.hint
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", quick_first(["flux", "sd3", "mochi", "cogvideox", "wan"]))
+def test_on_another_device_nothing_is_mixed_and_no_layer_waits(name, make_dit, picture, monkeypatch):
+    dit = make_dit(name, device="cpu")
+    here, loaded, waits = read(dit, picture), dit._load(), []
+    monkeypatch.setattr(torch, "inference_mode", torch.no_grad)  # see Play
+    monkeypatch.setattr(torch, "autocast", lambda *kind, **options: nullcontext())  # as Mochi's rope is
+    with Play() as play, Above(play):
+        for module in (loaded.transformer, loaded.vae, *loaded.text._modules.values()):
+            module.to(THERE)
+        loaded.device = loaded.text.device = THERE
+        loaded.text._memory.clear()
+        loaded.transformer.register_forward_pre_hook(lambda *given: waits.append(-play.waits))
+        loaded.transformer.register_forward_hook(lambda *given: waits.append(play.waits), always_call=True)
+        there = read(dit, picture)
+    np.testing.assert_allclose(there, here, atol=1e-6)
+    # diffusers itself looks for Mochi's valid text tokens in every layer.
+    assert sum(waits) == (len(dit.wanted()) if name == "mochi" else 0)
 
 
 def test_prompts_are_padded_as_the_checkpoints_pipeline_does():
