@@ -248,11 +248,7 @@ def load_processor(kind: Any, place: Path) -> Any:
 
 
 def load_tokenizer(place: Path, stand_in: str) -> Any:
-    """A tokenizer of transformers; where untrained weights have none, one of this package stands in.
-
-    Raises:
-        ModelError: there is none, or it can't be loaded.
-    """
+    """A tokenizer of transformers; where untrained weights have none, one of this package stands in."""
     from transformers import AutoTokenizer
 
     names = {file.name for file in place.glob("*")}
@@ -569,11 +565,7 @@ def reachable() -> bool:
 
 
 def hub_megabytes(weights: Weights, *, offline: bool = False) -> float | None:
-    """What fetching weights would bring, by the hub's listing; ``None`` where it has no such file.
-
-    Raises:
-        ModelError: as :func:`fetch`, which would fail.
-    """
+    """What :func:`fetch` would bring, by the hub's listing (``None``: no such file); fails where it would."""
     if offline or offline_by_environment() or not reachable():
         raise _absent(weights, offline or offline_by_environment())
     from huggingface_hub import HfApi
