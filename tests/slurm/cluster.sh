@@ -125,7 +125,7 @@ up() {
   running "$dir/slurmctld.pid" || slurmctld -c
   local n
   for n in $(seq 1 "$nodes"); do node "n$n"; done
-  for _ in $(seq 1 120); do
+  for _ in $(seq 1 2400); do  # ten minutes: a busy machine may need some
     if [ "$(sinfo -h -N -p main -t idle,mix,alloc -o %N 2>/dev/null | sort -u | wc -l)" = "$nodes" ]; then
       echo "export SLURM_CONF=$SLURM_CONF"
       return
