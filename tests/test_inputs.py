@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import save_file
 
 from refseg_bench import cli
 from refseg_bench.backbones.weights import Weights
@@ -151,7 +152,7 @@ def a_weighed_run(tmp_path: Path, content: str | None) -> tuple[Planned, list[st
     model = tmp_path / "model"
     model.mkdir(exist_ok=True)
     if content is not None:
-        (model / "model.safetensors").write_text(content)
+        save_file({content: np.zeros(1)}, model / "model.safetensors")
     method = {"_target_": "tests.test_inputs.Weighed", "path": str(model)}
     values = fake_values(tmp_path, method=method)
     said: list[str] = []

@@ -565,9 +565,13 @@ def reachable() -> bool:
 
 
 def hub_megabytes(weights: Weights, *, offline: bool = False) -> float | None:
-    """What :func:`fetch` would bring, by the hub's listing (``None``: no such file); fails where it would."""
+    """What :func:`fetch` would bring, by the hub's listing; ``None`` where it can't be asked.
+
+    Raises:
+        ModelError: the hub refuses what is asked for.
+    """
     if offline or offline_by_environment() or not reachable():
-        raise _absent(weights, offline or offline_by_environment())
+        return None
     from huggingface_hub import HfApi
 
     def ask() -> Any:

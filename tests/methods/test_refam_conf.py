@@ -132,8 +132,8 @@ def test_a_dry_run_tells_cache_hits_and_weights(tmp_path, monkeypatch):
     absent = preview([*config.compose(wan), *config.compose([*wan, "method.threshold=0.6"])])
     (name,) = absent["weights"]  # asked for once
     assert name.startswith("Wan-AI/")
-    assert "offline mode forbids" in absent["weights"][name].pop("problem")
-    assert absent["weights"][name] == {"node": "backbone", "here": False, "megabytes": None}
+    told = {"node": "backbone", "here": False, "megabytes": None, "problem": None}
+    assert absent["weights"][name] == told, "another machine may fetch them"
     assert [run["weights"] for run in absent["runs"]] == [[name], [name]]
     assert (absent["total"]["samples"], absent["total"]["megabytes_to_fetch"]) == (8, None)
     plain = preview(config.compose(["method=lexical", *small]))
