@@ -565,11 +565,7 @@ def reachable() -> bool:
 
 
 def hub_megabytes(weights: Weights, *, offline: bool = False) -> float | None:
-    """What :func:`fetch` would bring, by the hub's listing; ``None`` where it can't be asked.
-
-    Raises:
-        ModelError: the hub refuses what is asked for.
-    """
+    """What :func:`fetch` would bring, by the hub's listing; ``None``: it can't be asked. Refused as there."""
     if offline or offline_by_environment() or not reachable():
         return None
     from huggingface_hub import HfApi
