@@ -348,8 +348,8 @@ def _refuse_folder(place: Path, weights: Weights) -> None:
     if weights.kinds and kind not in weights.kinds:
         if kind is None:
             raise _Lacking("No config.json or model_index.json tells what model this is.", where=place)
-        what = f"A model of type '{kind}' can't be used here."
-        raise ModelError(what, where=place, allowed=weights.kinds)
+        what, hint = f"A model of type '{kind}' can't be used here.", "Set backbone.family, or take another."
+        raise ModelError(what, where=place, allowed=weights.kinds, hint=hint)
     for part in [name for name, made in entries.items() if made] or [""]:
         if part and patterns and not any(fnmatch(f"{part}/_", p) for p in patterns):
             continue

@@ -493,9 +493,9 @@ def test_presets_and_wrong_options(make_dit):
     assert make_dit("flux", layers="all_double").wanted() == (0, 1)
     assert make_dit("flux", layers="single").wanted() == (2, 3)
     assert make_dit("flux", layers="late_half").wanted() == (1,)
-    with pytest.raises(ConfigError, match="family 'flux' works with"):
+    with pytest.raises(ConfigError, match=r"type 'SD3Transformer2DModel'(.*\n)*.*Set backbone\.family"):
         DiT(dit.path, "flux").wanted()
-    with pytest.raises(ConfigError, match="no model in diffusers' layout"):
+    with pytest.raises(ConfigError, match="not there"):
         DiT("./nowhere", "flux").wanted()
     with pytest.raises(ConfigError, match="no CLIP text encoder"):
         list(refam(make_dit("sd3", pooled="expression")).predict(a_clip_here(dit), THREE[:1]))
