@@ -320,12 +320,12 @@ def _refuse_unfit(place: Path, weights: Weights) -> None:
     if untrained:
         return
     try:
-        if place.is_dir():
+        if not place.is_dir():
+            _refuse_torn(place)
+            if weights.patterns and weights.file is None:
+                raise ModelError("This is a file; the folder of a model is wanted.", where=place)
+        elif weights.patterns:  # else it is in a form of its component's own
             _refuse_folder(place, weights)
-            return
-        _refuse_torn(place)
-        if weights.patterns and weights.file is None:
-            raise ModelError("This is a file; the folder of a model is wanted.", where=place)
     except StoreError as error:
         raise ModelError(error.what, where=error.where, hint=error.hint) from error
     except OSError as error:
