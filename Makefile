@@ -14,6 +14,8 @@ INSTALL := $(UV) pip install -q --python $(VENV) $(CONSTRAINTS)
 
 # Tests of a file share a process, and with it what they import, their fixtures, a SLURM cluster, a browser.
 PYTEST_ARGS ?= -n auto --dist loadfile --no-loadscope-reorder
+# There is a process a core: threads of their own only stand in each other's way.
+test quick oldest: export OMP_NUM_THREADS := 1
 
 # What `make gpu-check` measures: any components with their options, as in `refseg doctor --help`.
 CHECK ?= backbone=tiny_mllm backbone=tiny_dit
