@@ -439,6 +439,7 @@ def test_a_folder_that_cannot_be_loaded_is_told_before_it_is(fault, tmp_path, ca
     assert words in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["run", "dry", "doctor"])
 def test_every_command_ends_alike_and_before_a_sample(command, tmp_path, capsys):
     folder = shutil.copytree(shipped("tiny_mllm"), tmp_path / "model")
@@ -582,7 +583,7 @@ def hub(tmp_path, monkeypatch):
     place = shipped("tiny_mllm")
     monkeypatch.setattr(Hub, "files", {path.name: path.read_bytes() for path in place.iterdir()})
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
     url = f"http://127.0.0.1:{server.server_port}"
     monkeypatch.setenv("HF_ENDPOINT", url)
     monkeypatch.setenv("NO_PROXY", "*")

@@ -170,6 +170,7 @@ def test_output_space_is_the_inner_product_of_outputs():
     assert found.text_TT is None
 
 
+@pytest.mark.slow
 def test_nothing_dense_is_ever_made():
     """The largest tensor of a reading is heads × image × tokens, or the chunk; never image × image."""
     from torch.utils._python_dispatch import TorchDispatchMode

@@ -35,7 +35,7 @@ from refseg_bench.segmenters.grabcut import GrabCut
 from refseg_bench.types import Expression
 from tests.fakes import FakeDataset
 from tests.launch.runs import HANGS, reserved, wait_for
-from tests.quick import needs, quick_first
+from tests.quick import needs
 
 pytestmark = needs("openai")
 PICTURE = np.random.default_rng(0).integers(0, 255, (28, 56, 3)).astype(np.uint8)
@@ -375,6 +375,7 @@ def test_what_was_said_is_kept_whatever_fails_after_it(serve, tmp_path):
     assert failed.pictures.keys() == {failed.details["conversation"][0]["messages"][0]["parts"][0]["image"]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "most"), [(1, 1), (3, 3), (50, 12)])
 def test_as_many_conversations_go_on_as_asked_for(serve, tmp_path, size, most):
     def slow(body):
@@ -437,7 +438,8 @@ def test_a_model_in_this_process_talks_and_is_replayed(tmp_path):
     assert talk(deaf, (picture, "What is the red disc?"))[0] == said
 
 
-@pytest.mark.parametrize("fault", quick_first(["control token", "are NaN", "context is 3"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["control token", "are NaN", "context is 3"])
 def test_a_model_in_this_process_says_nothing_rather_than_nonsense(tmp_path, fault):
     model = ChatLocal(model="shipped:tiny_mllm", max_tokens=6, dtype="float32", device="cpu")
     model.cache_root = tmp_path

@@ -27,6 +27,7 @@ def read(dit, picture):
     return dit.attend(dit.open(picture), [query])[0]["all"].maps_TN
 
 
+@pytest.mark.slow
 def test_a_damaged_file_of_a_checkpoint_is_told_with_what_helps(make_dit, tmp_path):
     dit = make_dit("sd3")
     broken = shutil.copytree(dit.path, tmp_path / "sd3")

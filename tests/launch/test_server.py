@@ -231,6 +231,7 @@ def test_no_command_that_a_folder_names_is_run(tmp_path: Path, capsys: pytest.Ca
     assert started(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_nothing_is_sent_to_a_server_that_only_a_folder_names(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

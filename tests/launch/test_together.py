@@ -78,6 +78,7 @@ def test_processes_share_all_rows(tmp_path: Path, two_processes: None) -> None:
     assert os.getpid() not in at_work
 
 
+@pytest.mark.slow
 def test_rows_beside_a_run_that_is_complete_are_made(tmp_path: Path, two_processes: None) -> None:
     first, second = rows(tmp_path)
     launch([first], quiet)
