@@ -26,9 +26,9 @@ WIDTH = 96
 #: Name of a picture → the view's address.
 VIEWS = {
     "overview": "#/",
-    "samples": "#/samples?order=moved&b=3",
+    "samples": "#/samples?order=moved&b=2",
     "sample": "#/sample?g=0&n=1",
-    "compare": "#/compare?a=0&b=3",
+    "compare": "#/compare?a=0&b=2",
 }
 #: The template without the fonts that it would fetch from elsewhere.
 _SVG = re.sub(r"@font-face \{\{.*?\}\}\s*", "", CONSOLE_SVG_FORMAT, flags=re.S)
