@@ -333,10 +333,10 @@ def _refuse_unfit(place: Path, weights: Weights) -> None:
 
 
 def _refuse_folder(place: Path, weights: Weights) -> None:
-    patterns = weights.patterns and (*weights.patterns, *(f"*{end}" for end in _TENSORS if weights.local))
+    patterns = (*weights.patterns, *(f"*{end}" for end in _TENSORS if weights.local))
     paths = sorted(path for path in place.rglob("*") if path.is_file())
     names = {path.relative_to(place).as_posix(): path for path in paths}
-    names = {name: names[name] for name in names if not patterns or any(fnmatch(name, p) for p in patterns)}
+    names = {name: names[name] for name in names if any(fnmatch(name, p) for p in patterns)}
     if "adapter_config.json" in names:
         base = read_json(names["adapter_config.json"]).get("base_model_name_or_path")
         hint = "Merge it into the model first (peft: merge_and_unload, save_pretrained)."
@@ -351,7 +351,7 @@ def _refuse_folder(place: Path, weights: Weights) -> None:
         what, hint = f"A model of type '{kind}' can't be used here.", "Set backbone.family, or take another."
         raise ModelError(what, where=place, allowed=weights.kinds, hint=hint)
     for part in [name for name, made in entries.items() if made] or [""]:
-        if part and patterns and not any(fnmatch(f"{part}/_", p) for p in patterns):
+        if part and not any(fnmatch(f"{part}/_", p) for p in patterns):
             continue
         own = {name: path for name, path in names.items() if not part or name.startswith(f"{part}/")}
         if not own:

@@ -10,7 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from refseg_bench.files.store_io import add_json, printable, put_json
+from refseg_bench.errors import printable
+from refseg_bench.files.store_io import add_json, put_json
 from refseg_bench.run.store import find_runs
 from refseg_bench.run.submissions import living
 from refseg_bench.run.workers import Census, Owner, cancel, describe, records, runs_command

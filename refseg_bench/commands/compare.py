@@ -17,8 +17,8 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from refseg_bench.config.components import open_dataset
-from refseg_bench.errors import ConfigError, shown
-from refseg_bench.files.store_io import add_json, printable, put_json
+from refseg_bench.errors import ConfigError, printable, shown
+from refseg_bench.files.store_io import add_json, put_json
 from refseg_bench.report.compare import Comparison, Group, compare, compare_truths
 from refseg_bench.report.html import home, write_report
 from refseg_bench.report.tables import leave_out_outdated

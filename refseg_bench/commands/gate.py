@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from refseg_bench.config import schema
-from refseg_bench.errors import ConfigError, StoreError
-from refseg_bench.files.store_io import check_output, output, printable, read_yaml, without_nan
+from refseg_bench.errors import ConfigError, StoreError, printable
+from refseg_bench.files.store_io import check_output, output, read_yaml, without_nan
 from refseg_bench.report.compare import Gated, Policy, gate, options_of
 from refseg_bench.report.tables import leave_out_outdated, records_of, rows_of
 from refseg_bench.run.build import lasting_of

@@ -11,8 +11,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Column, Table
 
-from refseg_bench.errors import ConfigError, RefsegError, StoreError
-from refseg_bench.files.store_io import add_json, printable, put_json
+from refseg_bench.errors import ConfigError, RefsegError, StoreError, printable
+from refseg_bench.files.store_io import add_json, put_json
 from refseg_bench.run.build import frozen
 from refseg_bench.run.inputs import Present, recorded
 from refseg_bench.run.progress import log_path

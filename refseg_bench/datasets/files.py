@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from refseg_bench.errors import DataError
+from refseg_bench.errors import DataError, printable
 from refseg_bench.files import store_io
-from refseg_bench.files.store_io import leads_out, look, open_regular, printable
+from refseg_bench.files.store_io import leads_out, look, open_regular
 
 # ── what is wrong ────────────────────────────────────────────────────────────
 

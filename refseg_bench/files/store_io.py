@@ -36,8 +36,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from refseg_bench.errors import StoreError
-from refseg_bench.errors import printable as printable
+from refseg_bench.errors import StoreError, printable
 
 T = TypeVar("T")
 

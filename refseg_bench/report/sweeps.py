@@ -14,8 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from refseg_bench.errors import ScoreError, require
-from refseg_bench.files.store_io import printable
+from refseg_bench.errors import ScoreError, printable, require
 from refseg_bench.report.compare import differing, options_of, said, shared_protocol
 from refseg_bench.report.tables import Cell, ResultTable, in_percent, number_cell
 from refseg_bench.run.build import lasting_of

@@ -26,8 +26,8 @@ from rich.text import Text
 
 from refseg_bench.config.components import protocol_of
 from refseg_bench.datasets.verify import manifest
-from refseg_bench.errors import StoreError, shown
-from refseg_bench.files.store_io import parse_json, printable, without_nan
+from refseg_bench.errors import StoreError, printable, shown
+from refseg_bench.files.store_io import parse_json, without_nan
 from refseg_bench.report.compare import titles
 from refseg_bench.run.inputs import Present, recorded
 from refseg_bench.run.store import RunInfo, RunStore

@@ -234,15 +234,14 @@ def _weights(
             except RefsegError as error:
                 say(f"weights of {need.node}: {weights}: can't tell: {error.what}")
                 continue
-            told["here"] = status.path is not None
-            size: float | None = status.megabytes
+            size, problem = None if status.path is None else status.megabytes, status.problem
+            offline = bool((values.get(need.node) or {}).get("offline"))
             try:
-                if status.problem is not None:
-                    raise status.problem
-                if status.path is None:
-                    size = hub_megabytes(weights, offline=bool((values.get(need.node) or {}).get("offline")))
+                if size is None and problem is None:
+                    size = hub_megabytes(weights, offline=offline)
             except ModelError as error:
-                told["problem"], size = str(error), None
+                problem = error
+            told |= {"here": status.path is not None, "problem": problem and str(problem)}
             told["megabytes"] = None if size is None else round(size, 1)
     return names
 

@@ -27,7 +27,7 @@ from rich.progress import (
 from rich.progress import Progress as RichProgress
 from rich.text import Text
 
-from refseg_bench.files.store_io import printable
+from refseg_bench.errors import printable
 from refseg_bench.types import Clip
 
 #: Seconds between two lines of a log.

@@ -13,8 +13,8 @@ from typing import Any
 from refseg_bench import env
 from refseg_bench.config import searchpath
 from refseg_bench.config.compose import Cluster
-from refseg_bench.errors import MissingExtra, RefsegError
-from refseg_bench.files.store_io import printable, write_atomic, writing
+from refseg_bench.errors import MissingExtra, RefsegError, printable
+from refseg_bench.files.store_io import write_atomic, writing
 from refseg_bench.run.shards import Planned
 from refseg_bench.run.worker import Command, Shard
 

@@ -23,9 +23,9 @@ import numpy as np
 
 from refseg_bench.datasets.base import Dataset
 from refseg_bench.datasets.files import Place, bad_name, is_litter, unreadable
-from refseg_bench.errors import ConfigError, DataError, RefsegError, ScoreError
+from refseg_bench.errors import ConfigError, DataError, RefsegError, ScoreError, printable
 from refseg_bench.files import png
-from refseg_bench.files.store_io import parse_json, printable, read_bytes
+from refseg_bench.files.store_io import parse_json, read_bytes
 from refseg_bench.scoring.labels import FolderLabels, GreyMasks, LabelMaps
 from refseg_bench.scoring.misplaced import (
     Names,
@@ -501,9 +501,11 @@ class FolderPredictions(ForeignPredictions):
         there = [file for file in found.masks or () if file is not None]
         for file in there:
             fitting(png.header(file), clip, self.sides, file)
-            if file is there[0] and not png.is_png(file) and unit in ("", *SETS):
+            if file is not there[0] or png.is_png(file):
+                continue
+            if unit in ("", *SETS):  # of id maps, which know no threshold
                 png.read_labels(file)
-            elif file is there[0] and not png.is_png(file):
+            else:
                 lossless(png.read_mask(file, self.above)[1], self.above, file)
 
     def _read(self, found: _Found, clip: Clip, unit: str, tally: Counter[str]) -> MaskTrack:

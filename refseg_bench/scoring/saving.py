@@ -24,9 +24,8 @@ import yaml
 from refseg_bench.config import schema
 from refseg_bench.config.compose import Config, digest_of
 from refseg_bench.datasets.base import Dataset
-from refseg_bench.errors import ConfigError
+from refseg_bench.errors import ConfigError, printable
 from refseg_bench.files.store_io import (
-    printable,
     replacing,
     safe_name,
     sealed,

@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from refseg_bench.datasets.base import Dataset
-from refseg_bench.errors import ScoreError
-from refseg_bench.files.store_io import printable
+from refseg_bench.errors import ScoreError, printable
 from refseg_bench.scoring.labels import GreyMasks, LabelMaps
 from refseg_bench.scoring.protocols.base import ScoringProtocol
 from refseg_bench.types import Clip, Expression, Prediction, Status, sample_id

@@ -26,13 +26,12 @@ from numpy.typing import NDArray
 from refseg_bench.config import components
 from refseg_bench.datasets.base import Dataset
 from refseg_bench.datasets.files import bad_name, is_litter
-from refseg_bench.errors import ConfigError, DataError, ScoreError
+from refseg_bench.errors import ConfigError, DataError, ScoreError, printable
 from refseg_bench.files import png
 from refseg_bench.files.store_io import (
     MOST_PIXELS,
     check_output,
     open_regular,
-    printable,
     replacing,
     sweep,
     write_error,
