@@ -72,14 +72,10 @@ def fingerprint(paths: Iterable[Path], *, upright: bool = False) -> str:
 
 @dataclass
 class Cache:
-    """Get and put entries under a folder; ``root=None`` remembers nothing.
+    """Get and put entries under a folder; ``root=None`` remembers nothing."""
 
-    Attributes:
-        root: the folder, made on the first write.
-        hits, misses: lookups so far that found, or didn't find, an entry. A damaged file is a miss.
-    """
-
-    root: Path | None
+    root: Path | None  #: the folder, made on the first write
+    #: hits, misses: lookups so far that found, or didn't find, an entry. A damaged file is a miss.
     hits: int = field(default=0, init=False, compare=False)
     misses: int = field(default=0, init=False, compare=False)
     _swept: bool = field(default=False, init=False, compare=False, repr=False)

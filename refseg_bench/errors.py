@@ -23,16 +23,11 @@ class RefsegError(Exception):
         where: the file, key or sample it is about.
         allowed: the values that would be accepted.
         hint: what the user can do about it.
-
-    Attributes:
-        details: JSON facts to keep with the sample that failed.
-        pictures: JPEG files that they name, by digest.
-        code: what a command that it ends exits with.
     """
 
-    details: Mapping[str, Any] = {}
-    pictures: Mapping[str, bytes] = {}
-    code = 2
+    details: Mapping[str, Any] = {}  #: JSON facts to keep with the sample that failed
+    pictures: Mapping[str, bytes] = {}  #: JPEG files that they name, by digest
+    code = 2  #: what a command that it ends exits with
 
     def __init__(
         self,

@@ -118,14 +118,10 @@ class MaskTrack:
 
     ``None`` at a frame means *not predicted* (or, in a target, *not annotated*); an RLE without
     foreground means *the object is absent*. The two are never mixed.
-
-    Attributes:
-        size: (height, width) in pixels, the same for all frames.
-        rles: compressed COCO counts per frame, in the order of ``Clip.frame_names``.
     """
 
-    size: tuple[int, int]
-    rles: tuple[bytes | None, ...]
+    size: tuple[int, int]  #: (height, width) in pixels, the same for all frames
+    rles: tuple[bytes | None, ...]  #: compressed COCO counts per frame, in the order of ``Clip.frame_names``
 
     def __len__(self) -> int:
         return len(self.rles)
@@ -240,23 +236,16 @@ def union_rle(counts: Sequence[bytes], size: tuple[int, int]) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """A video clip, or an image (a clip of one frame).
+    """A video clip, or an image (a clip of one frame)."""
 
-    Attributes:
-        id: unique in its dataset; may contain slashes (ReVOS).
-        frame_paths: one readable image file per frame.
-        frame_names: the frames' names as the dataset spells them (``"00005"``).
-        size: (height, width) of the original frames in pixels.
-        attrs: facts of the clip worth keeping (source, COCO image id …).
-        upright: files are turned as their headers ask for (EXIF orientation); ``size`` is the size
-            after that. Frames of video sets stay as they are stored.
-    """
-
-    id: str
-    frame_paths: tuple[Path, ...]
-    frame_names: tuple[str, ...]
-    size: tuple[int, int]
+    id: str  #: unique in its dataset; may contain slashes (ReVOS)
+    frame_paths: tuple[Path, ...]  #: one readable image file per frame
+    frame_names: tuple[str, ...]  #: the frames' names as the dataset spells them (``"00005"``)
+    size: tuple[int, int]  #: (height, width) of the original frames in pixels
+    #: Facts of the clip worth keeping (source, COCO image id …).
     attrs: Mapping[str, Any] = field(default_factory=dict)
+    #: Files are turned as their headers ask for (EXIF orientation); ``size`` is the size after that. Frames
+    #: of video sets stay as they are stored.
     upright: bool = False
 
     def __len__(self) -> int:
@@ -288,16 +277,11 @@ class Clip:
 
 @dataclass(frozen=True, slots=True)
 class Expression:
-    """A referring expression about one clip.
+    """A referring expression about one clip."""
 
-    Attributes:
-        id: unique in its clip, as the dataset spells it.
-        text: the words, untouched.
-        attrs: type, annotator, object ids … whatever protocols or breakdowns need. JSON values.
-    """
-
-    id: str
-    text: str
+    id: str  #: unique in its clip, as the dataset spells it
+    text: str  #: the words, untouched
+    #: Type, annotator, object ids … whatever protocols or breakdowns need. JSON values.
     attrs: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -314,23 +298,18 @@ def sample_id(clip_id: str, expression_id: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The annotated truth of one sample; only protocols and the oracle bound ever see it.
-
-    Attributes:
-        objects: one track per annotated object the expression means; empty = the target is absent.
-        object_ids: the dataset's name of each object, same order.
-        void: pixels no protocol with ``void=ignore`` counts, or ``None``.
-        overlap: doubly covered pixels per object part where the format has them (polygons that
-            overlap within one COCO annotation), or ``None``.
-        deeper: pixels covered three times or more, four times or more … where there are any.
-    """
+    """The annotated truth of one sample; only protocols and the oracle bound ever see it."""
 
     size: tuple[int, int]
     length: int
+    #: One track per annotated object the expression means; empty = the target is absent.
     objects: tuple[MaskTrack, ...]
-    object_ids: tuple[str, ...] = ()
-    void: MaskTrack | None = None
+    object_ids: tuple[str, ...] = ()  #: the dataset's name of each object, same order
+    void: MaskTrack | None = None  #: pixels no protocol with ``void=ignore`` counts, or ``None``
+    #: Doubly covered pixels per object part where the format has them (polygons that overlap within one COCO
+    #: annotation), or ``None``.
     overlap: MaskTrack | None = None
+    #: Pixels covered three times or more, four times or more … where there are any.
     deeper: tuple[MaskTrack, ...] = ()
 
     def union(self) -> MaskTrack:
@@ -343,19 +322,14 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class HeatPoint:
-    """Where a grounding method would click: the peak of its map.
+    """Where a grounding method would click: the peak of its map."""
 
-    Attributes:
-        frame: index into the clip's frames.
-        y, x: position in [0, 1], measured at pixel centres: pixel row r is ``(r + 0.5) / height``.
-            What lies outside, as pixels do, is a ``ValueError``.
-        value: the map's value there, in the method's own unit.
-    """
-
-    frame: int
+    frame: int  #: index into the clip's frames
+    #: y, x: position in [0, 1], measured at pixel centres: pixel row r is ``(r + 0.5) / height``. What lies
+    #: outside, as pixels do, is a ``ValueError``.
     y: float
     x: float
-    value: float = 0.0
+    value: float = 0.0  #: the map's value there, in the method's own unit
 
     def __post_init__(self) -> None:
         if not (self.frame >= 0 and 0 <= self.y <= 1 and 0 <= self.x <= 1):
@@ -364,30 +338,25 @@ class HeatPoint:
 
 @dataclass(frozen=True)
 class Grounding:
-    """A method's answer for one expression.
+    """A method's answer for one expression."""
 
-    Attributes:
-        expression: the expression it answers.
-        track: one mask per frame of the clip.
-        point: peak of the heat map, for point accuracy; ``None`` where the method has no map.
-        no_target: True if the method *flags* that nothing is meant, the answer "absent" (its masks are
-            then best empty, as most tools see nothing else); ``None`` = it can't.
-        maps: named grey volumes ``(T, h, w)`` in [0, 1] worth showing in a report, with the frame
-            indices they belong to under the same name in ``map_frames``.
-        map_frames: frame indices (length T) per map.
-        details: anything JSON a reader may want (object word, tracklet scores, candidate points).
-        seconds: seconds per stage spent for this expression, by stage name.
-        pictures: what a chat model was shown, as JPEG files by the digest that ``details`` name it by.
-    """
-
-    expression: Expression
-    track: MaskTrack
+    expression: Expression  #: the expression it answers
+    track: MaskTrack  #: one mask per frame of the clip
+    #: Peak of the heat map, for point accuracy; ``None`` where the method has no map.
     point: HeatPoint | None = None
+    #: True if the method *flags* that nothing is meant, the answer "absent" (its masks are then best empty,
+    #: as most tools see nothing else); ``None`` = it can't.
     no_target: bool | None = None
+    #: Named grey volumes ``(T, h, w)`` in [0, 1] worth showing in a report, with the frame indices they
+    #: belong to under the same name in ``map_frames``.
     maps: Mapping[str, FloatTHW] = field(default_factory=dict)
+    #: Frame indices (length T) per map.
     map_frames: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    #: Anything JSON a reader may want (object word, tracklet scores, candidate points).
     details: Mapping[str, Any] = field(default_factory=dict)
+    #: Seconds per stage spent for this expression, by stage name.
     seconds: Mapping[str, float] = field(default_factory=dict)
+    #: What a chat model was shown, as JPEG files by the digest that ``details`` name it by.
     pictures: Mapping[str, bytes] = field(default_factory=dict)
 
 
@@ -402,28 +371,18 @@ class SampleFailure:
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """What one sample was predicted on.
+    """What one sample was predicted on."""
 
-    Attributes:
-        text: the expression's words.
-        frames: how many frames, and the names of the first and the last.
-        size: (height, width) of the clip.
-        facts: digest of the words, all frame names and the size.
-        files: digest of the bytes of all frames; empty where they couldn't be read.
-        state: digest of the frame files' sizes and times, by which the same files are known without
-            reading them.
-        truth: digest of the target, where the method saw it (bounds do); else empty.
-        weights: digest of the content of all weights that the method used; empty where it has none, or
-            they couldn't be told.
-    """
-
-    text: str
-    frames: tuple[int, str, str]
-    size: tuple[int, int]
-    facts: str
-    files: str
+    text: str  #: the expression's words
+    frames: tuple[int, str, str]  #: how many frames, and the names of the first and the last
+    size: tuple[int, int]  #: (height, width) of the clip
+    facts: str  #: digest of the words, all frame names and the size
+    files: str  #: digest of the bytes of all frames; empty where they couldn't be read
+    #: Digest of the frame files' sizes and times, by which the same files are known without reading them.
     state: str
-    truth: str = ""
+    truth: str = ""  #: digest of the target, where the method saw it (bounds do); else empty
+    #: Digest of the content of all weights that the method used; empty where it has none, or they couldn't be
+    #: told.
     weights: str = ""
 
 
@@ -433,13 +392,7 @@ Answer = Literal["absent", "empty", "masks"]
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the store keeps of one sample: a track or a failure, never both.
-
-    Attributes:
-        inputs: what it was predicted on; ``None`` = not known (a record of an older version).
-        turn: how often the sample had been predicted before, on other data.
-        pictures: as in :class:`Grounding`; they lie beside the record, which doesn't hold them.
-    """
+    """What the store keeps of one sample: a track or a failure, never both."""
 
     sample: str
     clip: str
@@ -451,8 +404,10 @@ class Prediction:
     details: Mapping[str, Any] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     peak_mb: float = 0.0
+    #: What it was predicted on; ``None`` = not known (a record of an older version).
     inputs: Inputs | None = None
-    turn: int = 0
+    turn: int = 0  #: how often the sample had been predicted before, on other data
+    #: As in :class:`Grounding`; they lie beside the record, which doesn't hold them.
     pictures: Mapping[str, bytes] = field(default_factory=dict, compare=False)
 
     @property
@@ -477,19 +432,12 @@ Status = Literal["ok", "failed", "missing"]
 
 @dataclass(frozen=True)
 class Score:
-    """The values of one scored unit (a sample, an object, an annotator's object …).
+    """The values of one scored unit (a sample, an object, an annotator's object …)."""
 
-    Attributes:
-        unit: id of the unit under the protocol; a sample id where the unit is the expression.
-        cluster: what intervals cluster by: the clip's id.
-        values: metric name → value, in the protocol's own unit.
-        attrs: attributes for breakdowns.
-    """
-
-    unit: str
-    cluster: str
-    values: Mapping[str, float]
-    attrs: Mapping[str, Any] = field(default_factory=dict)
+    unit: str  #: id of the unit under the protocol; a sample id where the unit is the expression
+    cluster: str  #: what intervals cluster by: the clip's id
+    values: Mapping[str, float]  #: metric name → value, in the protocol's own unit
+    attrs: Mapping[str, Any] = field(default_factory=dict)  #: attributes for breakdowns
 
 
 @dataclass(frozen=True, slots=True)
@@ -503,22 +451,16 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Result:
-    """One row of a results table: all metrics of a run under one protocol, and their coverage.
+    """One row of a results table: all metrics of a run under one protocol, and their coverage."""
 
-    Attributes:
-        protocol: ``id@version``, with the options that differ from their defaults (``:option=value``).
-        metrics: name → estimate, in the protocol's own unit (see ``scale``).
-        n: units scored.  failed, missing: samples without a prediction, by reason.
-        scale: 1.0 where the metrics are fractions, 100.0 where percent.
-    """
-
-    protocol: str
-    metrics: Mapping[str, Estimate]
-    n: int
+    protocol: str  #: ``id@version``, with the options that differ from their defaults (``:option=value``)
+    metrics: Mapping[str, Estimate]  #: name → estimate, in the protocol's own unit (see ``scale``)
+    n: int  #: units scored
     expected: int
+    #: failed, missing: samples without a prediction, by reason.
     failed: int
     missing: int
-    scale: float = 1.0
+    scale: float = 1.0  #: 1.0 where the metrics are fractions, 100.0 where percent
     details: Mapping[str, Any] = field(default_factory=dict)
 
     @property

@@ -43,22 +43,18 @@ class AttentionError(RefsegError):
 
 @dataclass(frozen=True)
 class MapOptions:
-    """How logits become maps.
+    """How logits become maps."""
 
-    Attributes:
-        head_agg: probabilities averaged over heads and layers; or logits averaged, then one softmax;
-            or the joint softmax over all keys, its text slice averaged and re-normalised.
-        direction: image queries over text keys, or text queries over image keys.
-        softmax_axis: over the extraction tokens at each location; over the locations of each token;
-            or over all keys of the query (``joint``).
-        heads: heads to read, or all.
-        space: query–key logits, or inner products of the attention's outputs (all heads as one).
-    """
-
+    #: Probabilities averaged over heads and layers; or logits averaged, then one softmax; or the joint
+    #: softmax over all keys, its text slice averaged and re-normalised.
     head_agg: HeadAgg = "softmax_then_mean"
+    #: Image queries over text keys, or text queries over image keys.
     direction: AttentionDirection = "img2txt"
+    #: Over the extraction tokens at each location; over the locations of each token; or over all keys of the
+    #: query (``joint``).
     softmax_axis: SoftmaxAxis = "tokens"
-    heads: tuple[int, ...] | None = None
+    heads: tuple[int, ...] | None = None  #: heads to read, or all
+    #: query–key logits, or inner products of the attention's outputs (all heads as one).
     space: Space = "attention"
 
     def __post_init__(self) -> None:
@@ -83,34 +79,24 @@ class MapOptions:
 
 @dataclass(frozen=True)
 class SoftmaxTokens:
-    """Which of a set's tokens take part in a softmax; one set may be read in several ways.
+    """Which of a set's tokens take part in a softmax; one set may be read in several ways."""
 
-    Attributes:
-        tokens: indices into the set.
-        exclude: tokens whose logits count as −∞ (sinks), as indices into the set.
-    """
-
-    tokens: tuple[int, ...]
-    exclude: tuple[int, ...] = ()
+    tokens: tuple[int, ...]  #: indices into the set
+    exclude: tuple[int, ...] = ()  #: tokens whose logits count as −∞ (sinks), as indices into the set
 
 
 @dataclass(frozen=True, eq=False)
 class _LayerLogits:
-    """The logits of one layer (or of some heads of it) for one set of tokens, scaled.
+    """The logits of one layer (or of some heads of it) for one set of tokens, scaled."""
 
-    Attributes:
-        image_HNT: image × token logits in the direction read.
-        query_HTD, key_HTD: the tokens' own queries (scaled) and keys, from which their logits among
-            each other follow; ``None`` where text never attends (Wan).
-        rest_HN: log-sum-exp over the image queries' other keys (image and prompt), if asked for.
-        rest_HT: log-sum-exp over the text queries' image keys, if asked for.
-    """
-
-    image_HNT: Tensor
+    image_HNT: Tensor  #: image × token logits in the direction read
+    #: query_HTD, key_HTD: the tokens' own queries (scaled) and keys, from which their logits among each other
+    #: follow; ``None`` where text never attends (Wan).
     query_HTD: Tensor | None = None
     key_HTD: Tensor | None = None
+    #: log-sum-exp over the image queries' other keys (image and prompt), if asked for.
     rest_HN: Tensor | None = None
-    rest_HT: Tensor | None = None
+    rest_HT: Tensor | None = None  #: log-sum-exp over the text queries' image keys, if asked for
 
     def text_HTT(self) -> Tensor | None:
         """Token (query) × token (key) logits."""
@@ -136,23 +122,15 @@ class _LayerLogits:
 
 @dataclass(frozen=True, eq=False)
 class TokenMaps:
-    """What attention says of a set of tokens, averaged over layers and heads.
+    """What attention says of a set of tokens, averaged over layers and heads."""
 
-    Attributes:
-        maps_TN: ``A``, one map per token over the image tokens, row-major.
-        text_TT: ``B``, row = query token, column = key token, rows sum to 1; ``None`` without
-            text-to-text attention.
-        layer_stats_L3T: per layer and token: T × column mean of B (NaN without B), T × mean of the
-            map, std / mean of the map.
-        layers: the layers averaged.
-        grid: (rows, columns) of the image tokens.
-    """
-
-    maps_TN: FloatTN
+    maps_TN: FloatTN  #: ``A``, one map per token over the image tokens, row-major
+    #: ``B``, row = query token, column = key token, rows sum to 1; ``None`` without text-to-text attention.
     text_TT: FloatTT | None
+    #: Per layer and token: T × column mean of B (NaN without B), T × mean of the map, std / mean of the map.
     layer_stats_L3T: NDArray[np.float32]
-    layers: tuple[int, ...]
-    grid: tuple[int, int]
+    layers: tuple[int, ...]  #: the layers averaged
+    grid: tuple[int, int]  #: (rows, columns) of the image tokens
 
     @property
     def maps_THW(self) -> NDArray[np.float32]:
@@ -309,35 +287,23 @@ def sink_statistics(maps_TN: FloatTN, text_TT: FloatTT | None) -> NDArray[np.flo
 
 @dataclass(frozen=True, eq=False)
 class TokenLayout:
-    """Where the tokens of one forward pass stand in its attention.
+    """Where the tokens of one forward pass stand in its attention."""
 
-    Attributes:
-        image: positions of the image tokens among the queries.
-        prompt: positions of the prompt tokens (empty in prompt mode).
-        sets: positions of each set's extraction tokens.
-        cross: True where the keys are text alone (Wan): text positions then count among the keys
-            and there are no text queries.
-    """
-
-    image: slice
-    prompt: tuple[int, ...]
-    sets: tuple[tuple[int, ...], ...]
+    image: slice  #: positions of the image tokens among the queries
+    prompt: tuple[int, ...]  #: positions of the prompt tokens (empty in prompt mode)
+    sets: tuple[tuple[int, ...], ...]  #: positions of each set's extraction tokens
+    #: True where the keys are text alone (Wan): text positions then count among the keys and there are no
+    #: text queries.
     cross: bool = False
 
 
 @dataclass
 class MapObserver:
-    """The tap's observer: reads every wanted layer into the reducers of every set.
+    """The tap's observer: reads every wanted layer into the reducers of every set."""
 
-    Attributes:
-        layout: the token layout of the pass.
-        options: how to read.
-        readings: per set, name → reading.
-    """
-
-    layout: TokenLayout
-    options: MapOptions
-    readings: Sequence[Mapping[str, SoftmaxTokens]]
+    layout: TokenLayout  #: the token layout of the pass
+    options: MapOptions  #: how to read
+    readings: Sequence[Mapping[str, SoftmaxTokens]]  #: per set, name → reading
     _reducers: list[dict[str, _MapReducer]] = field(init=False)
     _finite: list[tuple[int, Tensor]] = field(default_factory=list, init=False)
 

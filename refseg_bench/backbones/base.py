@@ -69,56 +69,35 @@ def layer_range(start: int, end: int, n_layers: int) -> range:
 
 @dataclass(frozen=True)
 class VisualSettings:
-    """How frames become visual tokens. Part of every cache key.
+    """How frames become visual tokens. Part of every cache key."""
 
-    Attributes:
-        video_tokens: most tokens per frame of the video branch (Qwen families).
-        frame_scale: size of a frame's token grid over the video's, per axis (Qwen families).
-        frame_tokens: most tokens of a single frame instead of ``frame_scale``; -1 = off (Qwen).
-        max_tiles: most tiles of a single frame (InternVL).
-        multiscale: False gives single frames the video branch's resolution: scale 1, one tile.
-    """
-
-    video_tokens: int = 400
-    frame_scale: int = 2
-    frame_tokens: int = -1
-    max_tiles: int = 12
-    multiscale: bool = True
+    video_tokens: int = 400  #: most tokens per frame of the video branch (Qwen families)
+    frame_scale: int = 2  #: size of a frame's token grid over the video's, per axis (Qwen families)
+    frame_tokens: int = -1  #: most tokens of a single frame instead of ``frame_scale``; -1 = off (Qwen)
+    max_tiles: int = 12  #: most tiles of a single frame (InternVL)
+    multiscale: bool = True  #: False gives single frames the video branch's resolution: scale 1, one tile
 
 
 @dataclass(frozen=True)
 class RolloutSettings:
-    """Which attention is read and how it is rolled out. Part of every cache key.
+    """Which attention is read and how it is rolled out. Part of every cache key."""
 
-    Attributes:
-        mode: head weighting, see :data:`HeadWeights`.
-        start: first layer; -1 = the middle one.
-        end: one past the last layer; ≤ 0 = all of the rest.
-        residual: share of the identity in each layer.
-        precision: of scores, products and the row.
-        dense: build every matrix (small inputs only).
-    """
-
-    mode: HeadWeights = "v_max"
-    start: int = -1
-    end: int = -1
-    residual: float = 0.5
-    precision: Literal["float32", "float64", "bfloat16"] = "float32"
-    dense: bool = False
+    mode: HeadWeights = "v_max"  #: head weighting, see :data:`HeadWeights`
+    start: int = -1  #: first layer; -1 = the middle one
+    end: int = -1  #: one past the last layer; ≤ 0 = all of the rest
+    residual: float = 0.5  #: share of the identity in each layer
+    precision: Literal["float32", "float64", "bfloat16"] = "float32"  #: of scores, products and the row
+    dense: bool = False  #: build every matrix (small inputs only)
 
 
 @dataclass(frozen=True, eq=False)
 class PromptAttention:
-    """What one prompt gave at one place.
+    """What one prompt gave at one place."""
 
-    Attributes:
-        map_Thw: attention of the prompt's last token to each visual token, on the native grid
-            (T = 1 for a frame), float32, raw scale.
-        answer: the decoded answer, or ``None`` if none was asked for.
-    """
-
+    #: Attention of the prompt's last token to each visual token, on the native grid (T = 1 for a frame),
+    #: float32, raw scale.
     map_Thw: FloatTHW
-    answer: str | None
+    answer: str | None  #: the decoded answer, or ``None`` if none was asked for
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,41 +106,25 @@ class TokenActivations:
 
     A token's score at a place is its logit there (the place's last hidden state through the output layer),
     cut at 0. Axis ``N``: all text tokens behind the visual block, in order.
-
-    Attributes:
-        maps_NThw: each token's score at every visual token.
-        scores_NN: each token's (column) score at every text token (row).
-        ids: the token ids.
-        answer: where the answer's own tokens are.
-        text: the decoded answer.
     """
 
-    maps_NThw: FloatTHW
-    scores_NN: FloatTHW
-    ids: tuple[int, ...]
-    answer: slice
-    text: str
+    maps_NThw: FloatTHW  #: each token's score at every visual token
+    scores_NN: FloatTHW  #: each token's (column) score at every text token (row)
+    ids: tuple[int, ...]  #: the token ids
+    answer: slice  #: where the answer's own tokens are
+    text: str  #: the decoded answer
 
 
 @dataclass
 class MLLMCounters:
-    """What a model has done so far; goes into the run record.
+    """What a model has done so far; goes into the run record."""
 
-    Attributes:
-        passes: of the language model, over whatever many prompts.
-        visual_prefixes: visual blocks run through vision tower and language model.
-        prompts: prompts run on top of a prefix (or alone).
-        prompt_tokens: their tokens, the prefix not counted.
-        generated_tokens: tokens decoded.
-        seconds: wall time by stage.
-    """
-
-    passes: int = 0
-    visual_prefixes: int = 0
-    prompts: int = 0
-    prompt_tokens: int = 0
-    generated_tokens: int = 0
-    seconds: dict[str, float] = field(default_factory=dict)
+    passes: int = 0  #: of the language model, over whatever many prompts
+    visual_prefixes: int = 0  #: visual blocks run through vision tower and language model
+    prompts: int = 0  #: prompts run on top of a prefix (or alone)
+    prompt_tokens: int = 0  #: their tokens, the prefix not counted
+    generated_tokens: int = 0  #: tokens decoded
+    seconds: dict[str, float] = field(default_factory=dict)  #: wall time by stage
 
     @property
     def calls(self) -> int:

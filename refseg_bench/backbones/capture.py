@@ -28,19 +28,14 @@ class _Enough(Exception):
 
 @dataclass
 class PassCapture:
-    """What one forward pass left behind.
+    """What one forward pass left behind."""
 
-    Attributes:
-        layers: which layers to keep.
-        stop_at: end the pass in this layer's attention, before its output is computed.
-        kept: queries and keys per layer, as the attention function got them, ``(B, heads, tokens, D)``;
-            keys of earlier passes in the cache are left out.
-        checked: kinds of attention (mask, window, causality) that were found causal.
-    """
-
-    layers: range
-    stop_at: int | None = None
+    layers: range  #: which layers to keep
+    stop_at: int | None = None  #: end the pass in this layer's attention, before its output is computed
+    #: Queries and keys per layer, as the attention function got them, ``(B, heads, tokens, D)``; keys of
+    #: earlier passes in the cache are left out.
     kept: dict[int, LayerQK] = field(default_factory=dict)
+    #: Kinds of attention (mask, window, causality) that were found causal.
     checked: list[tuple[Tensor | None, tuple[Any, ...]]] = field(default_factory=list)
 
     def found(self) -> list[LayerQK]:

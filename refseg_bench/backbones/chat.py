@@ -50,15 +50,10 @@ _LONGEST = 1 << 20
 
 @dataclass(frozen=True, eq=False)
 class Message:
-    """One turn of a conversation.
+    """One turn of a conversation."""
 
-    Attributes:
-        role: who speaks.
-        parts: texts and images (uint8 RGB ``(H, W, 3)``), in order.
-    """
-
-    role: Literal["system", "user", "assistant"]
-    parts: tuple[str | Uint8HWC, ...]
+    role: Literal["system", "user", "assistant"]  #: who speaks
+    parts: tuple[str | Uint8HWC, ...]  #: texts and images (uint8 RGB ``(H, W, 3)``), in order
 
     def told(self) -> dict[str, Any]:
         """The message as JSON values; an image is told by its size and the digest of its pixels."""
@@ -67,20 +62,14 @@ class Message:
 
 @dataclass(frozen=True)
 class Reply:
-    """What the model said.
+    """What the model said."""
 
-    Attributes:
-        text: its words.
-        finish: why it stopped: ``stop``, ``length`` (cut at ``max_tokens``), or the server's own word.
-        prompt_tokens, answer_tokens: as the model counts them; ``None`` where it doesn't say.
-        seconds: until the reply was there, when it was asked.
-    """
-
-    text: str
-    finish: str
+    text: str  #: its words
+    finish: str  #: why it stopped: ``stop``, ``length`` (cut at ``max_tokens``), or the server's own word
+    #: prompt_tokens, answer_tokens: as the model counts them; ``None`` where it doesn't say.
     prompt_tokens: int | None
     answer_tokens: int | None
-    seconds: float
+    seconds: float  #: until the reply was there, when it was asked
 
 
 class ChatError(RefsegError):
@@ -89,34 +78,23 @@ class ChatError(RefsegError):
 
 @dataclass
 class ChatModel(Backbone):
-    """Options of every chat model.
+    """Options of every chat model."""
 
-    Attributes:
-        model: the model's id.
-        revision: of its weights; part of what a reply is kept under.
-        system: words put before every conversation; empty = none.
-        temperature: 0 = the likeliest word each time. Above, draws go by the run's ``seed``.
-        max_tokens: longest reply.
-        boxes: how it writes positions: ``pixels`` of the image it was sent, or ``thousandths`` of its sides.
-        side_multiple: images are sent with sides that are multiples of this, so that the model resizes
-            them no more and its pixels are ours.
-        max_pixels: larger images are sent smaller.
-        offline: take kept replies only; a conversation that isn't kept is an error.
-        batch_size: most conversations at a time.
-        label: what published tables call the model, to find its rows.
-    """
-
-    model: str = ""
-    revision: str = ""
-    system: str = ""
-    temperature: float = 0.0
-    max_tokens: int = 1024
+    model: str = ""  #: the model's id
+    revision: str = ""  #: of its weights; part of what a reply is kept under
+    system: str = ""  #: words put before every conversation; empty = none
+    temperature: float = 0.0  #: 0 = the likeliest word each time. Above, draws go by the run's ``seed``.
+    max_tokens: int = 1024  #: longest reply
+    #: How it writes positions: ``pixels`` of the image it was sent, or ``thousandths`` of its sides.
     boxes: Literal["pixels", "thousandths"] = "thousandths"
+    #: Images are sent with sides that are multiples of this, so that the model resizes them no more and its
+    #: pixels are ours.
     side_multiple: int = 1
-    max_pixels: int = 1280 * 28 * 28
+    max_pixels: int = 1280 * 28 * 28  #: larger images are sent smaller
+    #: Take kept replies only; a conversation that isn't kept is an error.
     offline: bool = option(False, transient=True)
-    batch_size: int = option(8, transient=True)
-    label: str = option("", transient=True)
+    batch_size: int = option(8, transient=True)  #: most conversations at a time
+    label: str = option("", transient=True)  #: what published tables call the model, to find its rows
 
     #: Options that a reply depends on.
     asks_with: ClassVar[tuple[str, ...]] = ("model", "revision", "system", "temperature", "max_tokens")
@@ -219,20 +197,16 @@ class ChatModel(Backbone):
 
 @dataclass
 class ChatEndpoint(ChatModel):
-    """A model behind a server that speaks OpenAI's protocol (vLLM, SGLang, ``transformers serve``, a vendor).
+    """A model behind a server that speaks OpenAI's protocol (vLLM, SGLang, transformers, a vendor)."""
 
-    Attributes:
-        url: the server's address up to ``/v1``; by default what ``OPENAI_BASE_URL`` says.
-        key_variable: environment variable that holds the secret key; it may be unset for one's own server.
-        timeout: seconds to wait for a reply.
-        retries: how often a request is repeated, with growing pauses, after 429, 5xx, or no answer in time.
-        extra: more fields of the request (``top_p``, ``chat_template_kwargs`` …).
-    """
-
+    #: The server's address up to ``/v1``; by default what ``OPENAI_BASE_URL`` says.
     url: str = option("", transient=True)
+    #: Environment variable that holds the secret key; it may be unset for one's own server.
     key_variable: str = option("OPENAI_API_KEY", transient=True)
-    timeout: float = option(600.0, transient=True)
+    timeout: float = option(600.0, transient=True)  #: seconds to wait for a reply
+    #: How often a request is repeated, with growing pauses, after 429, 5xx, or no answer in time.
     retries: int = option(5, transient=True)
+    #: More fields of the request (``top_p``, ``chat_template_kwargs`` …).
     extra: dict[str, Any] = field(default_factory=dict)
 
     asks_with: ClassVar[tuple[str, ...]] = (*ChatModel.asks_with, "extra")
@@ -344,18 +318,12 @@ class ChatEndpoint(ChatModel):
 
 @dataclass
 class ChatLocal(ChatModel):
-    """A chat model of transformers in this process.
+    """A chat model of transformers in this process; ``model`` is a hub id or local folder."""
 
-    Attributes:
-        model: hub id or local folder.
-        dtype: of the weights; ``auto`` = the checkpoint's own.
-        attention: kernel.
-        device: ``auto`` = the first GPU, else the CPU.
-    """
-
+    #: Of the weights; ``auto`` = the checkpoint's own.
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "bfloat16"
-    attention: Literal["sdpa", "flash_attention_2", "flash_attention_3", "eager"] = "sdpa"
-    device: str = option("auto", transient=True)
+    attention: Literal["sdpa", "flash_attention_2", "flash_attention_3", "eager"] = "sdpa"  #: kernel
+    device: str = option("auto", transient=True)  #: ``auto`` = the first GPU, else the CPU
 
     asks_with: ClassVar[tuple[str, ...]] = (*ChatModel.asks_with, "dtype", "attention")
     packages: ClassVar[tuple[str, ...]] = ("torch", "transformers")
@@ -513,21 +481,15 @@ def _local(part: str | Uint8HWC) -> dict[str, Any]:
 
 @dataclass
 class Cost:
-    """What a sample's conversations took. Replayed calls count as they did when they were made.
+    """What a sample's conversations took. Replayed calls count as they did when they were made."""
 
-    Attributes:
-        calls: requests, of which ``replayed`` needed no model.
-        prompt_tokens, answer_tokens: ``None`` where the model doesn't count them.
-        images: sent.
-        seconds: waited for replies.
-    """
-
-    calls: int = 0
+    calls: int = 0  #: requests, of which ``replayed`` needed no model
     replayed: int = 0
+    #: prompt_tokens, answer_tokens: ``None`` where the model doesn't count them.
     prompt_tokens: int | None = 0
     answer_tokens: int | None = 0
-    images: int = 0
-    seconds: float = 0.0
+    images: int = 0  #: sent
+    seconds: float = 0.0  #: waited for replies
 
 
 class Conversation:

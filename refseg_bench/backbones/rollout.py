@@ -30,17 +30,11 @@ BLOCK_BYTES = {"cpu": 16 * 2**20, "cuda": 512 * 2**20}
 
 @dataclass(frozen=True, eq=False)
 class LayerQK:
-    """Queries and keys of one layer and one sequence (or of one stretch of it), after RoPE.
+    """Queries and keys of one layer and one sequence (or of one stretch of it), after RoPE."""
 
-    Attributes:
-        q_HND: queries; with an axis ``K`` before them where several prompts go together.
-        k_GND: keys, not repeated over the query heads of a group.
-        scale: factor on the scores, usually ``D**-0.5``.
-    """
-
-    q_HND: Tensor
-    k_GND: Tensor
-    scale: float
+    q_HND: Tensor  #: queries; with an axis ``K`` before them where several prompts go together
+    k_GND: Tensor  #: keys, not repeated over the query heads of a group
+    scale: float  #: factor on the scores, usually ``D**-0.5``
 
     def __getitem__(self, place: Any) -> LayerQK:
         """Both tensors at an index of the axes that they share (all but heads and groups)."""

@@ -25,20 +25,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, eq=False)
 class SdpaCall:
-    """One attention call as the model makes it.
+    """One attention call as the model makes it."""
 
-    Attributes:
-        layer: layer number by the family's schedule.
-        query, key: ``(batch, heads, tokens, channels)``, after the model's own norms and rotation.
-        output: what the call returned, same layout as ``query``.
-        scale: factor on ⟨q, k⟩.
-    """
-
-    layer: int
+    layer: int  #: layer number by the family's schedule
+    #: query, key: ``(batch, heads, tokens, channels)``, after the model's own norms and rotation.
     query: Tensor
     key: Tensor
-    output: Tensor
-    scale: float
+    output: Tensor  #: what the call returned, same layout as ``query``
+    scale: float  #: factor on ⟨q, k⟩
 
 
 class _Enough(Exception):

@@ -57,22 +57,14 @@ class _Lacking(ModelError):
 
 @dataclass(frozen=True)
 class Weights:
-    """The weights one component needs.
+    """The weights one component needs."""
 
-    Attributes:
-        repo: hub id (``owner/name``), a local file or folder, or ``shipped:NAME``.
-        revision: commit, tag or branch of the hub repository; ``None`` = its main branch.
-        file: the one file needed, or ``None`` for a whole snapshot.
-        patterns: which files of a snapshot are needed; empty = all.
-        component: who needs them, as the config names it.
-        kinds: ``model_type`` of its config, or class of a pipeline's transformer, that will do; empty = any.
-    """
-
-    repo: str
-    revision: str | None = None
-    file: str | None = None
-    patterns: tuple[str, ...] = ()
-    component: str = ""
+    repo: str  #: hub id (``owner/name``), a local file or folder, or ``shipped:NAME``
+    revision: str | None = None  #: commit, tag or branch of the hub repository; ``None`` = its main branch
+    file: str | None = None  #: the one file needed, or ``None`` for a whole snapshot
+    patterns: tuple[str, ...] = ()  #: which files of a snapshot are needed; empty = all
+    component: str = ""  #: who needs them, as the config names it
+    #: ``model_type`` of its config, or class of a pipeline's transformer, that will do; empty = any.
     kinds: tuple[str, ...] = ()
 
     def __str__(self) -> str:

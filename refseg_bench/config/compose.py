@@ -35,181 +35,127 @@ COMPONENTS = ("dataset", "backbone", "segmenter", "method")
 
 @dataclass
 class Limit:
-    """Run a part of the split only. Part of the run's identity: a part is not the whole.
+    """Run a part of the split only. Part of the run's identity: a part is not the whole."""
 
-    Attributes:
-        clips: the first N clips.
-        expressions: the first N expressions of each clip.
-        samples: only these sample ids (applied before the counts).
-    """
-
-    clips: int | None = None
-    expressions: int | None = None
-    samples: list[str] = field(default_factory=list)
+    clips: int | None = None  #: the first N clips
+    expressions: int | None = None  #: the first N expressions of each clip
+    samples: list[str] = field(default_factory=list)  #: only these sample ids (applied before the counts)
 
 
 @dataclass
 class ScoreSettings:
-    """How scores are summarised.
+    """How scores are summarised."""
 
-    Attributes:
-        partial: leave out samples that failed or are missing, under every protocol.
-        bootstrap: resamples of the interval.
-        confidence: its level, in (0, 1).
-        seed: of the resampling; not moved by the run's, so that every run draws the same clips.
-        jobs: processes; 0 = the cores this process may use.
-    """
-
-    partial: bool = False
-    bootstrap: int = 2000
-    confidence: float = 0.95
-    seed: int = 0
-    jobs: int = 0
+    partial: bool = False  #: leave out samples that failed or are missing, under every protocol
+    bootstrap: int = 2000  #: resamples of the interval
+    confidence: float = 0.95  #: its level, in (0, 1)
+    seed: int = 0  #: of the resampling; not moved by the run's, so that every run draws the same clips
+    jobs: int = 0  #: processes; 0 = the cores this process may use
 
 
 @dataclass
 class Paths:
-    """Where things are written.
+    """Where things are written."""
 
-    Attributes:
-        runs: parent of the run folders.
-        cache: content-addressed caches shared by runs.
-    """
-
-    runs: Path = Path("runs")
-    cache: Path = Path("cache")
+    runs: Path = Path("runs")  #: parent of the run folders
+    cache: Path = Path("cache")  #: content-addressed caches shared by runs
 
 
 @dataclass
 class Cluster:
-    """Where and how a run is spread. Nothing here can change a prediction.
+    """Where and how a run is spread. Nothing here can change a prediction."""
 
-    Attributes:
-        kind: ``debug`` in this process, ``local`` in processes of this machine, ``ray``, ``slurm``.
-        shards: parts the clips are split into; ``auto`` = as many as ``target_minutes`` needs by the
-            measured seconds per sample; ``None`` = as many as work at once (``debug``: one, or with models
-            that ship with the package one per core).
-        target_minutes: wall time ``shards=auto`` aims at.
-        gpus: ``ray``, ``slurm``: of each shard. ``local``: of this machine, one per process.
-        parallel: most shards at work at once (the array's throttle); ``None`` = no limit on Ray and SLURM,
-            one per GPU or core here.
-        steal: a shard that is through takes clips of others that nobody has started.
-        join: work on a run although another submission of it is alive.
-        retry_failed: take only samples that have failed, beside another submission, too.
-        allow_dirty: submit although the code has changes that no commit holds.
-        snapshot: run from a copy of the checkout's tracked files made at submission.
-        partition, account, qos, constraint, nodelist, exclude: handed to sbatch.
-        minutes: time limit of a shard; it is re-queued when it hits it.
-        signal_seconds: how long before the limit it is told.
-        requeues: how often at most a time limit re-queues it, or Ray starts an actor again.
-        cpus, mem_gb: of each shard.
-        extra: any other sbatch options, by long name.
-        setup: shell lines before a job's program.
-        conda: environment to activate (name or path).
-        container: command that runs a program inside the container, e.g. ``apptainer exec --nv x.sif``.
-        python: interpreter on the nodes; by default the one that submits (``python`` under ``conda``
-            and ``container``).
-        finish: score and report in dependent jobs without a GPU.
-        cpu_partition: partition of those; by default ``partition``.
-        cpu_minutes: their time limit.
-        server: who serves the chat model of ``backbone=chat…`` to the workers: a command that starts it
-            beside them, with ``{port}`` and ``{model}`` in it, or the address of one that runs.
-        server_per: one for each worker (``job``) or for all of a submission on a machine (``node``).
-        server_port: what it listens on; 0 = a free one.
-        server_health: path that answers 200 once it is ready.
-        server_minutes: time it has for that.
-    """
-
+    #: ``debug`` in this process, ``local`` in processes of this machine, ``ray``, ``slurm``.
     kind: Literal["debug", "local", "ray", "slurm"] = "debug"
+    #: Parts the clips are split into; ``auto`` = as many as ``target_minutes`` needs by the measured seconds
+    #: per sample; ``None`` = as many as work at once (``debug``: one, or with models that ship with the
+    #: package one per core).
     shards: int | Literal["auto"] | None = None
-    target_minutes: float = 60.0
-    gpus: int = 0
+    target_minutes: float = 60.0  #: wall time ``shards=auto`` aims at
+    gpus: int = 0  #: ``ray``, ``slurm``: of each shard. ``local``: of this machine, one per process.
+    #: Most shards at work at once (the array's throttle); ``None`` = no limit on Ray and SLURM, one per GPU
+    #: or core here.
     parallel: int | None = None
-    steal: bool = True
-    join: bool = False
-    retry_failed: bool = False
-    allow_dirty: bool = False
-    snapshot: bool = False
+    steal: bool = True  #: a shard that is through takes clips of others that nobody has started
+    join: bool = False  #: work on a run although another submission of it is alive
+    retry_failed: bool = False  #: take only samples that have failed, beside another submission, too
+    allow_dirty: bool = False  #: submit although the code has changes that no commit holds
+    snapshot: bool = False  #: run from a copy of the checkout's tracked files made at submission
+    #: partition, account, qos, constraint, nodelist, exclude: handed to sbatch.
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
     constraint: str | None = None
     nodelist: str | None = None
     exclude: str | None = None
-    minutes: int = 240
-    signal_seconds: int = 120
-    requeues: int = 20
+    minutes: int = 240  #: time limit of a shard; it is re-queued when it hits it
+    signal_seconds: int = 120  #: how long before the limit it is told
+    requeues: int = 20  #: how often at most a time limit re-queues it, or Ray starts an actor again
+    #: cpus, mem_gb: of each shard.
     cpus: int = 4
     mem_gb: float | None = None
-    extra: dict[str, str] = field(default_factory=dict)
-    setup: list[str] = field(default_factory=list)
-    conda: str | None = None
+    extra: dict[str, str] = field(default_factory=dict)  #: any other sbatch options, by long name
+    setup: list[str] = field(default_factory=list)  #: shell lines before a job's program
+    conda: str | None = None  #: environment to activate (name or path)
+    #: Command that runs a program inside the container, e.g. ``apptainer exec --nv x.sif``.
     container: str | None = None
+    #: Interpreter on the nodes; by default the one that submits (``python`` under ``conda`` and
+    #: ``container``).
     python: str | None = None
-    finish: bool = True
-    cpu_partition: str | None = None
-    cpu_minutes: int = 60
+    finish: bool = True  #: score and report in dependent jobs without a GPU
+    cpu_partition: str | None = None  #: partition of those; by default ``partition``
+    cpu_minutes: int = 60  #: their time limit
+    #: Who serves the chat model of ``backbone=chat…`` to the workers: a command that starts it beside them,
+    #: with ``{port}`` and ``{model}`` in it, or the address of one that runs.
     server: str | None = None
+    #: One for each worker (``job``) or for all of a submission on a machine (``node``).
     server_per: Literal["job", "node"] = "job"
-    server_port: int = 0
-    server_health: str = "/v1/models"
-    server_minutes: float = 30.0
+    server_port: int = 0  #: what it listens on; 0 = a free one
+    server_health: str = "/v1/models"  #: path that answers 200 once it is ready
+    server_minutes: float = 30.0  #: time it has for that
 
 
 @dataclass
 class Config:
-    """The root of a composed config; components are mappings with ``_target_``.
+    """The root of a composed config; components are mappings with ``_target_``."""
 
-    Attributes:
-        dataset, method, backbone, segmenter: component nodes.
-        protocols: ids to score under; empty = the dataset's own.
-        name: leading part of the run folder's name; by default ``METHOD-DATASET``.
-        seed: moves every random draw of the prediction. A component with a draw of its own has an option
-            ``seed`` whose YAML says ``${seed}``.
-        limit: which part of the split.
-        max_failures: stop the run when more samples than this failed; ``None`` = never.
-        keep_maps: store the methods' maps for the report.
-        score, paths, cluster: see their classes.
-        reference: which published rows a run is held against.
-        sweep: override key → values; expanded before anything else.
-        baselines: what is run beside a single run of an attention method; see :func:`baselines_of`.
-    """
-
+    #: dataset, method, backbone, segmenter: component nodes.
     dataset: dict[str, Any]
     method: dict[str, Any]
     backbone: dict[str, Any] | None = option(None)
     segmenter: dict[str, Any] | None = option(None)
+    #: Ids to score under; empty = the dataset's own.
     protocols: list[str] = option(factory=list, transient=True)
+    #: Leading part of the run folder's name; by default ``METHOD-DATASET``.
     name: str | None = option(None, transient=True)
+    #: Moves every random draw of the prediction. A component with a draw of its own has an option ``seed``
+    #: whose YAML says ``${seed}``.
     seed: int = 0
-    limit: Limit = field(default_factory=Limit)
+    limit: Limit = field(default_factory=Limit)  #: which part of the split
+    #: Stop the run when more samples than this failed; ``None`` = never.
     max_failures: int | None = option(None, transient=True)
-    keep_maps: bool = option(False, transient=True)
+    keep_maps: bool = option(False, transient=True)  #: store the methods' maps for the report
+    #: score, paths, cluster: see their classes.
     score: ScoreSettings = option(factory=ScoreSettings, transient=True)
     paths: Paths = option(factory=Paths, transient=True)
     cluster: Cluster = option(factory=Cluster, transient=True)
+    #: Which published rows a run is held against.
     reference: dict[str, Any] | None = option(None, transient=True)
+    #: Override key → values; expanded before anything else.
     sweep: dict[str, list[Any]] = option(factory=dict, transient=True)
+    #: What is run beside a single run of an attention method; see :func:`baselines_of`.
     baselines: list[str] = option(factory=list, transient=True)
 
 
 @dataclass(frozen=True)
 class Composed:
-    """One point of an experiment, ready to freeze.
+    """One point of an experiment, ready to freeze."""
 
-    Attributes:
-        values: the whole config as plain values, every option filled in.
-        name: the run folder's name without its digest.
-        digest: 8 hex digits of what can change a prediction.
-        overrides: the command line that made it.
-        choices: the group members chosen.
-    """
-
-    values: dict[str, Any]
-    name: str
-    digest: str
-    overrides: tuple[str, ...]
-    choices: dict[str, str]
+    values: dict[str, Any]  #: the whole config as plain values, every option filled in
+    name: str  #: the run folder's name without its digest
+    digest: str  #: 8 hex digits of what can change a prediction
+    overrides: tuple[str, ...]  #: the command line that made it
+    choices: dict[str, str]  #: the group members chosen
 
     @property
     def folder(self) -> str:

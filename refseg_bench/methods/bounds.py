@@ -193,13 +193,10 @@ class RandomPoint(_OnePoint):
     """Click anywhere, uniformly; the click depends on the seed and the sample's id alone.
 
     So neither the order of the samples nor the number of shards changes it.
-
-    Attributes:
-        seed: another seed, another set of clicks.
     """
 
     knows: ClassVar[str] = "nothing: a click anywhere"
-    seed: int = 0
+    seed: int = 0  #: another seed, another set of clicks
 
     def place(self, clip: Clip, expression: Expression) -> tuple[float, float]:
         """Two uniform numbers from a hash of the seed and the sample id."""

@@ -27,15 +27,7 @@ CONTRAST = ("background", "sky", "grass", "floor", "wall", "tree", "road")
 
 @dataclass
 class ConceptAttention(AttentionMethod):
-    """Referring segmentation by concept maps.
-
-    Attributes:
-        space: compare attention outputs, or queries and keys.
-        concept: the expression's head noun, or the whole expression.
-        contrast: concepts that compete with it.
-        parser: finds the head noun (see ``noun_phrases``).
-        prompt_mode, captions, missing_caption: what the transformer is prompted with.
-    """
+    """Referring segmentation by concept maps."""
 
     knows: ClassVar[str] = "which concept a diffusion transformer finds in each patch"
     cache_folder: ClassVar[str] = "concept_attention"
@@ -43,10 +35,12 @@ class ConceptAttention(AttentionMethod):
 
     backbone: DiT
     segmenter: Segmenter
-    space: Literal["output", "attention"] = "output"
+    space: Literal["output", "attention"] = "output"  #: compare attention outputs, or queries and keys
+    #: The expression's head noun, or the whole expression.
     concept: Literal["head_noun", "expression"] = "head_noun"
-    contrast: list[str] = field(default_factory=lambda: list(CONTRAST))
-    parser: str = "auto"
+    contrast: list[str] = field(default_factory=lambda: list(CONTRAST))  #: concepts that compete with it
+    parser: str = "auto"  #: finds the head noun (see ``noun_phrases``)
+    #: prompt_mode, captions, missing_caption: what the transformer is prompted with.
     prompt_mode: PromptMode = "caption"
     captions: Path | None = None
     missing_caption: MissingCaption = "error"

@@ -29,35 +29,23 @@ from refseg_bench.types import Clip, Expression, FloatTHW, Grounding, MaskTrack
 
 @dataclass
 class HeatMethod(AttentionMethod):
-    """A heat map per frame; the frame whose map peaks highest prompts the segmenter.
-
-    Attributes:
-        backbone: the multimodal language model.
-        segmenter: what turns the prompt into masks.
-        question: what is asked about a frame, with ``{sent}`` (not stated).
-        n_frames: frames looked at, the middles of equal parts of a clip (not stated).
-        frame_tokens: most tokens of a frame (Qwen; not stated).
-        max_tiles: most tiles of a frame (InternVL; not stated).
-        prompt: the box of what lies around the peak at ``level`` and above, or a click on the peak (not
-            stated).
-        level: for ``prompt=box``: share of the map's range (not stated).
-        use_cache: read and write the cache of maps.
-    """
+    """A heat map per frame; the frame whose map peaks highest prompts the segmenter."""
 
     #: Part of every cache key: bump when a map changes.
     version: ClassVar[int] = 1
     #: Options of the method itself that a map depends on before :meth:`heat`.
     read_with: ClassVar[tuple[str, ...]]
 
-    backbone: GroundingMLLM
-    segmenter: Segmenter
-    question: str = "{sent}"
-    n_frames: int = 1
-    frame_tokens: int = 1600
-    max_tiles: int = 12
+    backbone: GroundingMLLM  #: the multimodal language model
+    segmenter: Segmenter  #: what turns the prompt into masks
+    question: str = "{sent}"  #: what is asked about a frame, with ``{sent}`` (not stated)
+    n_frames: int = 1  #: frames looked at, the middles of equal parts of a clip (not stated)
+    frame_tokens: int = 1600  #: most tokens of a frame (Qwen; not stated)
+    max_tiles: int = 12  #: most tiles of a frame (InternVL; not stated)
+    #: The box of what lies around the peak at ``level`` and above, or a click on the peak (not stated).
     prompt: Literal["box", "click"] = "box"
-    level: float = 0.5
-    use_cache: bool = option(True, transient=True)
+    level: float = 0.5  #: for ``prompt=box``: share of the map's range (not stated)
+    use_cache: bool = option(True, transient=True)  #: read and write the cache of maps
 
     def __post_init__(self) -> None:
         refuse_below_1(self, "n_frames")

@@ -27,21 +27,16 @@ from refseg_bench.types import Clip, Expression, FloatTHW
 
 @dataclass
 class LocHead(HeatMethod):
-    """The summed maps of a model's localization heads.
-
-    Attributes:
-        heads: (layer, head) pairs; by default those of the backbone's YAML.
-        n_heads: how many of them, from the first (3 in the paper, as others cite it).
-        sigma: Gaussian smoothing of each head's map, in cells; 0 = none (not stated).
-    """
+    """The summed maps of a model's localization heads."""
 
     knows: ClassVar[str] = "where a few heads of a multimodal language model look"
     cache_folder: ClassVar[str] = "loc_head"
     read_with: ClassVar[tuple[str, ...]] = ("chosen",)
 
+    #: (layer, head) pairs; by default those of the backbone's YAML.
     heads: list[list[int]] = field(default_factory=list)
-    n_heads: int = 3
-    sigma: float = 1.0
+    n_heads: int = 3  #: how many of them, from the first (3 in the paper, as others cite it)
+    sigma: float = 1.0  #: Gaussian smoothing of each head's map, in cells; 0 = none (not stated)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -113,19 +108,13 @@ Rule = Literal["sum", "flat_index"]
 
 @dataclass(frozen=True)
 class Head:
-    """One head that passed criterion 1, by what was measured.
-
-    Attributes:
-        sum: attention to the picture, 0 … 1.
-        entropy: of its places; less is more concentrated.
-        bottom: share of its mass in the picture's bottom row.
-    """
+    """One head that passed criterion 1, by what was measured."""
 
     layer: int
     head: int
-    sum: float
-    entropy: float
-    bottom: float
+    sum: float  #: attention to the picture, 0 … 1
+    entropy: float  #: of its places; less is more concentrated
+    bottom: float  #: share of its mass in the picture's bottom row
 
     @property
     def flagged(self) -> bool:

@@ -16,13 +16,9 @@ from refseg_bench.types import Clip, Expression, Grounding, MaskTrack
 
 @dataclass
 class Phrase(Method):
-    """Every instance that the segmenter finds for the expression's words, tracked; their union answers.
+    """Every instance that the segmenter finds for the expression's words, tracked; their union answers."""
 
-    Attributes:
-        segmenter: one that takes words.
-    """
-
-    segmenter: Segmenter
+    segmenter: Segmenter  #: one that takes words
 
     def predict(self, clip: Clip, expressions: Sequence[Expression]) -> Iterator[Grounding]:
         """One grounding per expression, in the order given."""

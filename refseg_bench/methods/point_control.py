@@ -20,16 +20,11 @@ from refseg_bench.types import Clip, Expression, Grounding
 
 @dataclass
 class PointControl(Method):
-    """One click at the source's peak.
+    """One click at the source's peak."""
 
-    Attributes:
-        source: the method that points: a node with ``_target_``, as in ``conf/method``.
-        backbone, segmenter: handed to the source, and the segmenter used for the click.
-    """
-
-    source: Method  # as a config node: what the config layer checks and completes
-    segmenter: Segmenter
-    backbone: Any = None
+    source: Method  #: the method that points, as a config node: what the config layer checks and completes
+    segmenter: Segmenter  #: handed to the source, and used for the click
+    backbone: Any = None  #: handed to the source
 
     def predict(self, clip: Clip, expressions: Sequence[Expression]) -> Iterator[Grounding]:
         """The source's groundings, each with its track replaced by the click's.

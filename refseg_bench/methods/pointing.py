@@ -124,18 +124,13 @@ def contrast(mask_HW: BoolHW, heat_HW: FloatHW) -> float:
 
 @dataclass(frozen=True)
 class PointOptions:
-    """How a point becomes masks.
+    """How a point becomes masks."""
 
-    Attributes:
-        multimask: which candidate to take on the prompted frame. ``best_iou`` leaves it to the
-            segmenter's own tracking in a video; the others prompt the video with the mask chosen.
-        index: for ``multimask=index``.
-        both_ways: propagate backwards from the prompted frame, too.
-    """
-
+    #: Which candidate to take on the prompted frame. ``best_iou`` leaves it to the segmenter's own tracking
+    #: in a video; the others prompt the video with the mask chosen.
     multimask: Multimask = "best_iou"
-    index: int = 2
-    both_ways: bool = False
+    index: int = 2  #: for ``multimask=index``
+    both_ways: bool = False  #: propagate backwards from the prompted frame, too
 
 
 def track_point(

@@ -43,19 +43,12 @@ _PLACES = word_set("side corner edge part half end area of and hand")
 
 @dataclass
 class SpatialBias:
-    """Options of the rule.
+    """Options of the rule."""
 
-    Attributes:
-        floor: least weight; w becomes floor + (1 - floor) * w.
-        axes: which words count: all, left/right/middle only, or top/bottom only.
-        parse: skip a direction word that belongs to another object ("behind the left chair").
-        half: a half-plane instead of a ramp: 1 on the named half, 0 on the other.
-    """
-
-    floor: float = 0.0
-    axes: Axes = "both"
-    parse: bool = False
-    half: bool = False
+    floor: float = 0.0  #: least weight; w becomes floor + (1 - floor) * w
+    axes: Axes = "both"  #: which words count: all, left/right/middle only, or top/bottom only
+    parse: bool = False  #: skip a direction word that belongs to another object ("behind the left chair")
+    half: bool = False  #: a half-plane instead of a ramp: 1 on the named half, 0 on the other
 
 
 def directions(text: str, *, axes: Axes = "both", parse: bool = False) -> tuple[Side, ...]:

@@ -29,16 +29,13 @@ _TINY = 1e-12
 
 @dataclass
 class TokenActivationMaps(HeatMethod):
-    """The mean map of the tokens of the model's answer (which tokens: not stated).
-
-    Attributes:
-        question: asks for the name of what is meant (not stated).
-    """
+    """The mean map of the tokens of the model's answer (which tokens: not stated)."""
 
     knows: ClassVar[str] = "what a multimodal language model's answer sees, less what its context sees"
     cache_folder: ClassVar[str] = "tam"
     read_with: ClassVar[tuple[str, ...]] = ()
 
+    #: Asks for the name of what is meant (not stated).
     question: str = 'What in the picture is meant by "{sent}"? Answer with a single word.'
 
     def read(self, clip: Clip, frames: Sequence[int], prompts: Sequence[str]) -> list[Entry]:

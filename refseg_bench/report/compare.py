@@ -37,48 +37,34 @@ class Moved:
 
 @dataclass(frozen=True)
 class Group:
-    """The paired difference on the units that share an attribute's value.
+    """The paired difference on the units that share an attribute's value."""
 
-    Attributes:
-        attribute, value: what they share; both empty for all units.
-        differences: metric → difference (second − first), in the protocol's own unit.
-    """
-
+    #: attribute, value: what they share; both empty for all units.
     attribute: str
     value: str
-    differences: Mapping[str, Difference]
+    differences: Mapping[str, Difference]  #: metric → difference (second − first), in the protocol's own unit
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What changed between two runs under one protocol.
+    """What changed between two runs under one protocol."""
 
-    Attributes:
-        first, second: names of the runs.
-        labels: what the two are called beside each other.
-        protocol: ``id@version``.
-        scale: 1 where metrics are fractions, 100 where percent.
-        level: of the intervals; 0 where there are none.
-        overall: differences on all paired units.
-        groups: differences per attribute value.
-        gained, lost: the units that moved most, best or worst first.
-        config: option, or part of the data → (first, second), where they differ in what can change a
-            prediction; of data the digests.
-        unpaired: units that only one of the runs has.
-    """
-
+    #: first, second: names of the runs.
     first: str
     second: str
-    labels: tuple[str, str]
-    protocol: str
-    scale: float
-    level: float
-    overall: Group
-    groups: tuple[Group, ...]
+    labels: tuple[str, str]  #: what the two are called beside each other
+    protocol: str  #: ``id@version``
+    scale: float  #: 1 where metrics are fractions, 100 where percent
+    level: float  #: of the intervals; 0 where there are none
+    overall: Group  #: differences on all paired units
+    groups: tuple[Group, ...]  #: differences per attribute value
+    #: gained, lost: the units that moved most, best or worst first.
     gained: tuple[Moved, ...]
     lost: tuple[Moved, ...]
+    #: Option, or part of the data → (first, second), where they differ in what can change a prediction; of
+    #: data the digests.
     config: Mapping[str, tuple[Any, Any]]
-    unpaired: int
+    unpaired: int  #: units that only one of the runs has
 
 
 def compare(
@@ -237,32 +223,23 @@ def verdicts(run: RunStore, others: Iterable[RunStore]) -> list[str]:
 
 @dataclass(frozen=True)
 class Policy:
-    """What :func:`gate` allows.
+    """What :func:`gate` allows."""
 
-    Attributes:
-        max_drop: percent points that a run may be worse than its baseline: in the protocol's headline metric,
-            or in each that is named.
-        protocol: ``id@version`` or id; by default the first both are scored under.
-        undecided: what becomes of a run whose interval holds the allowed drop.
-    """
-
+    #: Percent points that a run may be worse than its baseline: in the protocol's headline metric, or in each
+    #: that is named.
     max_drop: float | dict[str, float] = 0.0
-    protocol: str | None = None
+    protocol: str | None = None  #: ``id@version`` or id; by default the first both are scored under
+    #: What becomes of a run whose interval holds the allowed drop.
     undecided: Literal["fail", "pass"] = "fail"
 
 
 @dataclass(frozen=True)
 class Gated:
-    """What a gate found under one metric, in percent points.
+    """What a gate found under one metric, in percent points."""
 
-    Attributes:
-        metric: its name.
-        allowed: how far it may drop.
-        value, low, high: the paired difference, run − baseline, and its interval (NaN: there is none).
-    """
-
-    metric: str
-    allowed: float
+    metric: str  #: its name
+    allowed: float  #: how far it may drop
+    #: value, low, high: the paired difference, run − baseline, and its interval (NaN: there is none).
     value: float
     low: float
     high: float

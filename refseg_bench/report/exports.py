@@ -100,17 +100,12 @@ def write_coco(store: RunStore, path: Path) -> None:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What a tracker gets of a run.
+    """What a tracker gets of a run."""
 
-    Attributes:
-        name: the run folder's name, unique by its digest.
-        config: dotted option → plain value.
-        metrics: ``PROTOCOL/METRIC`` → value in percent, with ``…_low`` and ``…_high``, and the coverage as
-            ``PROTOCOL/n``, ``…/failed``, ``…/missing``.
-    """
-
-    name: str
-    config: Mapping[str, Any]
+    name: str  #: the run folder's name, unique by its digest
+    config: Mapping[str, Any]  #: dotted option → plain value
+    #: ``PROTOCOL/METRIC`` → value in percent, with ``…_low`` and ``…_high``, and the coverage as
+    #: ``PROTOCOL/n``, ``…/failed``, ``…/missing``.
     metrics: Mapping[str, float]
 
 

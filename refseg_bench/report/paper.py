@@ -42,31 +42,24 @@ TOLERANCE = 1.0
 
 @dataclass(frozen=True)
 class PaperRow:
-    """One printed number, with the columns of the CSV.
+    """One printed number, with the columns of the CSV."""
 
-    Attributes:
-        paper, table, row: where it is printed; ``row`` is the row's number in its table.
-        method, backbone, segmenter, kind: what it belongs to; empty = not printed.
-        dataset, split: what it was measured on.
-        setting: ``key=value`` pairs joined by ``;``.
-        metric: its name.
-        value: in percent, as printed.
-        source: where a third party printed it.
-    """
-
+    #: paper, table, row: where it is printed; ``row`` is the row's number in its table.
     paper: str
     table: str
     row: str
+    #: method, backbone, segmenter, kind: what it belongs to; empty = not printed.
     method: str
     backbone: str
     segmenter: str
     kind: str
+    #: dataset, split: what it was measured on.
     dataset: str
     split: str
-    setting: str
-    metric: str
-    value: str
-    source: str = ""
+    setting: str  #: ``key=value`` pairs joined by ``;``
+    metric: str  #: its name
+    value: str  #: in percent, as printed
+    source: str = ""  #: where a third party printed it
 
     @property
     def pairs(self) -> dict[str, str]:
@@ -114,23 +107,18 @@ def paper_rows(file: str) -> list[PaperRow]:
 
 @dataclass(frozen=True)
 class Reference:
-    """Which published rows a run is held against, from ``reference:`` of its experiment.
+    """Which published rows a run is held against, from ``reference:`` of its experiment."""
 
-    Attributes:
-        file, table: the table.
-        method, backbone, dataset, split: what rows must say; ``None`` = anything.
-        setting: pairs that rows must hold among theirs.
-        tolerance: how far in points the run may be off and still count as reproduced.
-    """
-
+    #: file, table: the table.
     file: str
     table: str
+    #: method, backbone, dataset, split: what rows must say; ``None`` = anything.
     method: str | None = None
     backbone: str | None = None
     dataset: str | None = None
     split: str | None = None
-    setting: str = ""
-    tolerance: float = TOLERANCE
+    setting: str = ""  #: pairs that rows must hold among theirs
+    tolerance: float = TOLERANCE  #: how far in points the run may be off and still count as reproduced
 
     @classmethod
     def of(cls, node: Mapping[str, Any]) -> Reference:
@@ -174,25 +162,16 @@ class Reference:
 
 @dataclass(frozen=True)
 class Held:
-    """One number of a run beside the published one.
+    """One number of a run beside the published one."""
 
-    Attributes:
-        row: the published number; of predictions of other code, which repeat none, the same without a value.
-        run: the run's name.
-        protocol: what the run was scored under.
-        estimate: the run's number, in percent.
-        result: the whole result row, for its coverage.
-        tolerance: how far it may be off.
-        part: which part of the split the run was limited to; empty = the whole.
-    """
-
+    #: The published number; of predictions of other code, which repeat none, the same without a value.
     row: PaperRow
-    run: str
-    protocol: str
-    estimate: Estimate
-    result: Result
-    tolerance: float
-    part: str = ""
+    run: str  #: the run's name
+    protocol: str  #: what the run was scored under
+    estimate: Estimate  #: the run's number, in percent
+    result: Result  #: the whole result row, for its coverage
+    tolerance: float  #: how far it may be off
+    part: str = ""  #: which part of the split the run was limited to; empty = the whole
 
     @property
     def delta(self) -> float:
@@ -296,39 +275,27 @@ Column = tuple[str, str, str]
 
 @dataclass
 class TableLine:
-    """One line of a table.
+    """One line of a table."""
 
-    Attributes:
-        kind: group it stands in.
-        labels: method, backbone, setting.
-        cells: column → value in percent, with its interval where it is ours.
-        held: column → ours beside the published number; empty for a printed line.
-    """
-
-    kind: str
-    labels: tuple[str, str, str]
+    kind: str  #: group it stands in
+    labels: tuple[str, str, str]  #: method, backbone, setting
+    #: Column → value in percent, with its interval where it is ours.
     cells: dict[Column, Estimate] = field(default_factory=dict)
+    #: Column → ours beside the published number; empty for a printed line.
     held: dict[Column, Held] = field(default_factory=dict)
 
 
 @dataclass
 class PaperTable:
-    """A published table and the runs held against it.
+    """A published table and the runs held against it."""
 
-    Attributes:
-        paper, table: what it is.
-        method: the method whose table it is; rows of others were scored by rules the paper doesn't state.
-        columns: data set, split, metric, in order of appearance.
-        lines: grouped, printed lines each followed by ours.
-        notes: about our runs.
-    """
-
+    #: paper, table: what it is.
     paper: str
     table: str
-    method: str
-    columns: list[Column]
-    lines: list[TableLine]
-    notes: list[str]
+    method: str  #: the method whose table it is; rows of others were scored by rules the paper doesn't state
+    columns: list[Column]  #: data set, split, metric, in order of appearance
+    lines: list[TableLine]  #: grouped, printed lines each followed by ours
+    notes: list[str]  #: about our runs
 
 
 def experiment_table(name: str) -> tuple[str, str, str]:

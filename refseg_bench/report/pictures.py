@@ -61,16 +61,11 @@ _RAMP = ((0, 0, 4), (66, 10, 104), (147, 38, 103), (221, 81, 58), (252, 165, 10)
 
 @dataclass(frozen=True)
 class MediaFolder:
-    """Where the pictures go.
+    """Where the pictures go."""
 
-    Attributes:
-        root: the report's folder.
-        side: longest side of a frame, in pixels.
-        used: names of the pictures that the report shows, by kind.
-    """
-
-    root: Path
-    side: int = 480
+    root: Path  #: the report's folder
+    side: int = 480  #: longest side of a frame, in pixels
+    #: Names of the pictures that the report shows, by kind.
     used: dict[str, set[str]] = field(
         default_factory=lambda: {"frames": set(), "thumbs": set(), "maps": set(), "sent": set()}
     )

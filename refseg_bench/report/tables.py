@@ -61,30 +61,20 @@ _FOLDED = 20
 
 @dataclass(frozen=True)
 class Row:
-    """One run under one protocol.
+    """One run under one protocol."""
 
-    Attributes:
-        run, method, dataset, split: what was run, by their names.
-        result: its numbers.
-        label: what the run is called beside the others.
-        sees_targets: True if its method is shown the truth.
-        part: which part of the split it was limited to; empty = the whole.
-        knows: what its method answers from.
-        place: of the protocol among those of the data set.
-        root: the run's folder: two of them may have one name.
-        cost: what a sample took on average, see :meth:`~refseg_bench.run.store.RunStore.cost`.
-    """
-
+    #: run, method, dataset: what was run, by their names.
     run: str
     method: str
     dataset: str
-    result: Result
-    label: str = ""
-    sees_targets: bool = False
-    part: str = ""
-    knows: str = ""
-    place: int = 0
-    root: Path = Path()
+    result: Result  #: its numbers
+    label: str = ""  #: what the run is called beside the others
+    sees_targets: bool = False  #: True if its method is shown the truth
+    part: str = ""  #: which part of the split it was limited to; empty = the whole
+    knows: str = ""  #: what its method answers from
+    place: int = 0  #: of the protocol among those of the data set
+    root: Path = Path()  #: the run's folder: two of them may have one name
+    #: What a sample took on average, see :meth:`~refseg_bench.run.store.RunStore.cost`.
     cost: Mapping[str, float] = field(default_factory=dict)
     split: str = ""
 
@@ -102,42 +92,25 @@ class Row:
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell: its number in print, or plain text.
+    """One cell: its number in print, or plain text."""
 
-    Attributes:
-        text: the number or words.
-        interval: printed small below or beside it.
-        delta: difference to a published number.
-        mark: letters that refer to the table's notes.
-        best: the best of its column.
-    """
-
-    text: str
-    interval: str = ""
-    best: bool = False
-    delta: str = ""
-    mark: str = ""
+    text: str  #: the number or words
+    interval: str = ""  #: printed small below or beside it
+    best: bool = False  #: the best of its column
+    delta: str = ""  #: difference to a published number
+    mark: str = ""  #: letters that refer to the table's notes
 
 
 @dataclass(frozen=True)
 class ResultTable:
-    """A rectangle of cells with a caption.
+    """A rectangle of cells with a caption."""
 
-    Attributes:
-        caption: data set, protocol, unit of the numbers.
-        header: column titles.
-        rows: cells, one row per run.
-        sections: row number → title printed above it.
-        notes: what the marks mean, and anything else to be said below.
-        names: how many leading columns hold words rather than numbers.
-    """
-
-    caption: str
-    header: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
-    sections: Mapping[int, str] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-    names: int = 1
+    caption: str  #: data set, protocol, unit of the numbers
+    header: tuple[str, ...]  #: column titles
+    rows: tuple[tuple[Cell, ...], ...]  #: cells, one row per run
+    sections: Mapping[int, str] = field(default_factory=dict)  #: row number → title printed above it
+    notes: tuple[str, ...] = ()  #: what the marks mean, and anything else to be said below
+    names: int = 1  #: how many leading columns hold words rather than numbers
 
 
 def rows_of(stores: Iterable[RunStore]) -> list[Row]:

@@ -324,19 +324,16 @@ NAME = "data.json"
 
 @dataclass
 class RecordedDataset(Dataset):
-    """A data set as a command found it last.
+    """A data set as a command found it last."""
 
-    Attributes:
-        work: its clips with their expressions; of both only what a record holds.
-        files: each of its own files (expressions) that was read → size and time of change.
-        truth: a clip whose frames are all files that scoring read of it last; none = unknown.
-        seen: clip id → state and digest of its frames' files, as :class:`~refseg_bench.run.inputs.Present`
-            takes them.
-    """
-
+    #: Its clips with their expressions; of both only what a record holds.
     work: list[tuple[Clip, tuple[Expression, ...]]]
+    #: Each of its own files (expressions) that was read → size and time of change.
     files: Mapping[str, tuple[int, int]]
+    #: Clip id → state and digest of its frames' files, as :class:`~refseg_bench.run.inputs.Present` takes
+    #: them.
     seen: Mapping[str, tuple[str, str]]
+    #: A clip whose frames are all files that scoring read of it last; none = unknown.
     truth: Sequence[Clip] = ()
     name: str = ""
     split: str = ""

@@ -87,17 +87,11 @@ def without_outcome(
 
 @dataclass
 class Tally:
-    """What one process did.
+    """What one process did."""
 
-    Attributes:
-        done: samples it predicted.
-        failed: samples that failed, here or in its part.
-        elsewhere: samples of its part that are left; other living processes have them.
-    """
-
-    done: int = 0
-    failed: int = 0
-    elsewhere: int = 0
+    done: int = 0  #: samples it predicted
+    failed: int = 0  #: samples that failed, here or in its part
+    elsewhere: int = 0  #: samples of its part that are left; other living processes have them
 
     def add(self, ok: bool) -> None:
         """Count a sample that was predicted, or failed."""
@@ -113,35 +107,21 @@ class Tally:
 
 @dataclass
 class Planned:
-    """One run of a submission: what is asked for, and what became of it.
+    """One run of a submission: what is asked for, and what became of it."""
 
-    Attributes:
-        store: its folder.
-        values: what this submission asks for.
-        config: the same, typed.
-        work: what is left of it.
-        clips: clips of the whole run.
-        say: takes lines for the user.
-        shards: parts it is split into.
-        aside: samples that are left and that this submission doesn't take.
-        capture: digest of the attention capture it shares with other runs of the submission.
-        submission: the record of this submission; ``None`` where nothing was left to predict.
-        tally: what was done here; ``None`` where it was submitted, stood back or failed.
-        error: why it could not be worked on.
-    """
-
-    store: RunStore
-    values: dict[str, Any]
-    config: Config
-    work: Work
-    clips: int
-    say: Callable[[str], None]
-    shards: int = 1
-    aside: int = 0
-    capture: str | None = None
+    store: RunStore  #: its folder
+    values: dict[str, Any]  #: what this submission asks for
+    config: Config  #: the same, typed
+    work: Work  #: what is left of it
+    clips: int  #: clips of the whole run
+    say: Callable[[str], None]  #: takes lines for the user
+    shards: int = 1  #: parts it is split into
+    aside: int = 0  #: samples that are left and that this submission doesn't take
+    capture: str | None = None  #: digest of the attention capture it shares with other runs of the submission
+    #: The record of this submission; ``None`` where nothing was left to predict.
     submission: Submission | None = None
-    tally: Tally | None = None
-    error: RefsegError | None = None
+    tally: Tally | None = None  #: what was done here; ``None`` where it was submitted, stood back or failed
+    error: RefsegError | None = None  #: why it could not be worked on
 
     @property
     def cluster(self) -> Cluster:

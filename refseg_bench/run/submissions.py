@@ -28,28 +28,18 @@ _DROP = "Remove its folder: it only tells of one `refseg run`."
 
 @dataclass
 class Submission:
-    """One `refseg run` of one run.
+    """One `refseg run` of one run."""
 
-    Attributes:
-        id: its folder's name below ``launches/`` and ``log/``.
-        kind: ``debug``, ``local``, ``ray`` or ``slurm``; ``frozen`` for workers that others start.
-        created: seconds since the epoch.
-        user: who.
-        command: the command line.
-        owner: the submitting process.
-        shards: parts.
-        jobs: role (``capture``, ``work``, ``score``, ``report``) → SLURM job id.
-        state: ``open``, ``over``, ``refused`` when it made way for another, ``frozen`` for workers to join.
-    """
-
-    id: str
-    kind: str
-    created: float
-    user: str
-    command: str
-    owner: Owner
-    shards: int = 1
+    id: str  #: its folder's name below ``launches/`` and ``log/``
+    kind: str  #: ``debug``, ``local``, ``ray`` or ``slurm``; ``frozen`` for workers that others start
+    created: float  #: seconds since the epoch
+    user: str  #: who
+    command: str  #: the command line
+    owner: Owner  #: the submitting process
+    shards: int = 1  #: parts
+    #: Role (``capture``, ``work``, ``score``, ``report``) → SLURM job id.
     jobs: dict[str, str] = field(default_factory=dict)
+    #: ``open``, ``over``, ``refused`` when it made way for another, ``frozen`` for workers to join.
     state: str = "open"
 
     def write(self, store: RunStore) -> None:

@@ -41,25 +41,19 @@ class _Failed:
 
 @dataclass
 class Summary:
-    """What there is of a run.
+    """What there is of a run."""
 
-    Attributes:
-        done, failed: samples.
-        left: samples; ``None`` = unknown.
-        rate, peak: mean seconds and highest MiB of some predicted samples; ``None`` = there are none.
-        stages: stage → highest MiB of any process that worked on the run.
-        failures: the first failed samples.
-        notes: what else there is to say.
-    """
-
+    #: done, failed: samples.
     done: int
     failed: int
-    left: int | None = None
+    left: int | None = None  #: samples; ``None`` = unknown
+    #: rate, peak: mean seconds and highest MiB of some predicted samples; ``None`` = there are none.
     rate: float | None = None
     peak: float | None = None
+    #: Stage → highest MiB of any process that worked on the run.
     stages: dict[str, float] = field(default_factory=dict)
-    failures: list[_Failed] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    failures: list[_Failed] = field(default_factory=list)  #: the first failed samples
+    notes: list[str] = field(default_factory=list)  #: what else there is to say
 
 
 Work = Sequence[tuple[Clip, Sequence[Expression]]]

@@ -52,22 +52,16 @@ class _Job:
 
 @dataclass(frozen=True)
 class Shard(_Job):
-    """One part of a run, callable wherever the run folder is mounted.
+    """One part of a run, callable wherever the run folder is mounted."""
 
-    Attributes:
-        root: the run folder.
-        launch: the submission's id; ``None`` = one of its own.
-        shard, shards: which part of how many; ``None`` = all, beside others.
-        capture: fill the attention cache only.
-        serve: start or use the server that the submission names. Not of a run folder that somebody may
-            have received: its words would be run here.
-    """
-
-    root: str
-    launch: str | None
+    root: str  #: the run folder
+    launch: str | None  #: the submission's id; ``None`` = one of its own
+    #: shard, shards: which part of how many; ``None`` = all, beside others.
     shard: int | None
     shards: int
-    capture: bool = False
+    capture: bool = False  #: fill the attention cache only
+    #: Start or use the server that the submission names. Not of a run folder that somebody may have received:
+    #: its words would be run here.
     serve: bool = True
 
     def __call__(self, progress: Progress | None = None) -> Tally:
@@ -98,13 +92,9 @@ class Shard(_Job):
 
 @dataclass(frozen=True)
 class Command(_Job):
-    """A command line of this program as a job.
+    """A command line of this program as a job."""
 
-    Attributes:
-        arguments: after ``refseg``.
-    """
-
-    arguments: tuple[str, ...]
+    arguments: tuple[str, ...]  #: after ``refseg``
 
     def __call__(self) -> None:
         """Run it.

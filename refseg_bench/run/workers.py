@@ -72,37 +72,24 @@ _DROP = "Delete the file: it only tells who worked on the run, and since when."
 
 @dataclass(frozen=True)
 class Owner:
-    """One process that works on a run, told apart from every other.
+    """One process that works on a run, told apart from every other."""
 
-    Attributes:
-        job: name of its files in the run folder.
-        launch: the submission it belongs to.
-        host: the node's name (SLURM's own where there is one).
-        boot: the host's boot id; a reboot ends all of its processes.
-        space: the process-id namespace; a pid means nothing outside its container.
-        pid, born: process id and its start time in the kernel's clock ticks.
-        slurm: raw SLURM job id, or ``None``.
-        restarts: how often SLURM had re-queued that job.
-        shard, shards: its part of the run.
-        gpus: accelerators it holds.
-        started: seconds since the epoch.
-        task: what the one who starts it again calls it, else empty.
-    """
-
-    job: str
-    launch: str
-    host: str
-    boot: str
-    space: str
+    job: str  #: name of its files in the run folder
+    launch: str  #: the submission it belongs to
+    host: str  #: the node's name (SLURM's own where there is one)
+    boot: str  #: the host's boot id; a reboot ends all of its processes
+    space: str  #: the process-id namespace; a pid means nothing outside its container
+    #: pid, born: process id and its start time in the kernel's clock ticks.
     pid: int
     born: int
-    slurm: str | None
-    restarts: int
+    slurm: str | None  #: raw SLURM job id, or ``None``
+    restarts: int  #: how often SLURM had re-queued that job
+    #: shard, shards: its part of the run.
     shard: int
     shards: int
-    gpus: int
-    started: float
-    task: str = ""
+    gpus: int  #: accelerators it holds
+    started: float  #: seconds since the epoch
+    task: str = ""  #: what the one who starts it again calls it, else empty
 
     @classmethod
     def here(cls, job: str, launch: str, *, shard: int = 0, shards: int = 1) -> Owner:
@@ -138,17 +125,11 @@ class Owner:
 
 @dataclass(frozen=True)
 class Answer:
-    """What SLURM said.
+    """What SLURM said."""
 
-    Attributes:
-        when: seconds since the epoch when it was asked.
-        asked: the jobs asked about.
-        states: those that are not over; ``None`` where SLURM couldn't be asked.
-    """
-
-    when: float
-    asked: list[str]
-    states: dict[str, JobState] | None
+    when: float  #: seconds since the epoch when it was asked
+    asked: list[str]  #: the jobs asked about
+    states: dict[str, JobState] | None  #: those that are not over; ``None`` where SLURM couldn't be asked
 
     def fresh(self) -> bool:
         """Whether it is still good; one from the future (another node's clock) isn't."""
@@ -409,20 +390,13 @@ def cancel(job_ids: Iterable[str]) -> None:
 
 @dataclass
 class End:
-    """The line that a process ends its record with.
+    """The line that a process ends its record with."""
 
-    Attributes:
-        seconds: wall time it worked.
-        well: False where an exception ended it.
-        error: that exception.
-        gpus: accelerators it held; ``None`` = as many as its owner says.
-        done, failed: samples.
-    """
-
-    seconds: float = 0.0
-    well: bool = False
-    error: str = ""
-    gpus: int | None = None
+    seconds: float = 0.0  #: wall time it worked
+    well: bool = False  #: False where an exception ended it
+    error: str = ""  #: that exception
+    gpus: int | None = None  #: accelerators it held; ``None`` = as many as its owner says
+    #: done, failed: samples.
     done: int = 0
     failed: int = 0
 

@@ -33,14 +33,10 @@ from refseg_bench.types import Clip, Expression, sample_id
 
 @dataclass(frozen=True)
 class StoreSource:
-    """The predictions of a run folder; each process opens its own index.
+    """The predictions of a run folder; each process opens its own index."""
 
-    Attributes:
-        root: the folder.
-        stale: samples that were predicted on other data → in which field. They count as failed.
-    """
-
-    root: Path
+    root: Path  #: the folder
+    #: Samples that were predicted on other data → in which field. They count as failed.
     stale: Mapping[str, str] = field(default_factory=dict)
 
     @property

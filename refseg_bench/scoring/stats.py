@@ -25,17 +25,11 @@ _BLOCK = 2_000_000
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """How intervals are made.
+    """How intervals are made."""
 
-    Attributes:
-        resamples: how many times the clips are drawn with replacement; 0 = no intervals.
-        level: coverage of the percentile interval.
-        seed: of the generator.
-    """
-
-    resamples: int = 2000
-    level: float = 0.95
-    seed: int = 0
+    resamples: int = 2000  #: how many times the clips are drawn with replacement; 0 = no intervals
+    level: float = 0.95  #: coverage of the percentile interval
+    seed: int = 0  #: of the generator
 
     @classmethod
     def of(cls, result: Result) -> Self:
@@ -46,20 +40,16 @@ class Bootstrap:
 
 @dataclass(frozen=True)
 class Difference:
-    """How a run differs from another under one metric, on the units both have.
+    """How a run differs from another under one metric, on the units both have."""
 
-    Attributes:
-        first, second: metric of either run.
-        low, high: percentile interval of the cluster bootstrap.
-        p: two-sided p-value of a randomisation test that swaps the runs clip by clip.
-        units, clusters: how many units and clips were paired.
-    """
-
+    #: first, second: metric of either run.
     first: float
     second: float
+    #: low, high: percentile interval of the cluster bootstrap.
     low: float
     high: float
-    p: float
+    p: float  #: two-sided p-value of a randomisation test that swaps the runs clip by clip
+    #: units, clusters: how many units and clips were paired.
     units: int
     clusters: int
 

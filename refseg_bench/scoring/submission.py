@@ -181,19 +181,13 @@ def _lacking(dataset: Dataset, clip: Clip, found: Mapping[str, Prediction]) -> I
 
 @dataclass
 class ZipCheck:
-    """What is wrong with a zip, by kind of problem.
+    """What is wrong with a zip, by kind of problem."""
 
-    Attributes:
-        problems: kind → what is affected.
-        masks: PNG files looked at.
-        videos: videos found.
-        against: what the zip was held against.
-    """
-
+    #: Kind → what is affected.
     problems: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
-    masks: int = 0
-    videos: int = 0
-    against: str = ""
+    masks: int = 0  #: PNG files looked at
+    videos: int = 0  #: videos found
+    against: str = ""  #: what the zip was held against
 
     @property
     def ok(self) -> bool:

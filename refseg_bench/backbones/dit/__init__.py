@@ -51,33 +51,22 @@ _FILES = ("model_index.json", "transformer/*", "vae/*", "scheduler/*", "text_enc
 
 @dataclass(frozen=True, eq=False)
 class LatentImage:
-    """One image as the transformer sees it, before noise.
+    """One image as the transformer sees it, before noise."""
 
-    Attributes:
-        latents: clean latents, float32, in the family's layout.
-        grid: (rows, columns) of image tokens.
-        content: share of the canvas the image covers, (height, width), from the top left corner;
-            (1, 1) unless the image was padded.
-    """
-
-    latents: Tensor
-    grid: tuple[int, int]
+    latents: Tensor  #: clean latents, float32, in the family's layout
+    grid: tuple[int, int]  #: (rows, columns) of image tokens
+    #: Share of the canvas the image covers, (height, width), from the top left corner; (1, 1) unless the
+    #: image was padded.
     content: tuple[float, float]
 
 
 @dataclass(frozen=True, eq=False)
 class TokenRequest:
-    """What is asked of one scene: a set of tokens, read in one or several ways.
+    """What is asked of one scene: a set of tokens, read in one or several ways."""
 
-    Attributes:
-        tokens: the extraction tokens.
-        prompt: the text the transformer is prompted with (concept stream only).
-        readings: name → which tokens share a softmax.
-    """
-
-    tokens: TokenSet
-    prompt: str
-    readings: Mapping[str, SoftmaxTokens]
+    tokens: TokenSet  #: the extraction tokens
+    prompt: str  #: the text the transformer is prompted with (concept stream only)
+    readings: Mapping[str, SoftmaxTokens]  #: name → which tokens share a softmax
 
 
 @dataclass
@@ -91,70 +80,53 @@ class Counters:
 
 @dataclass
 class DiT(Backbone):
-    """A text-to-image or text-to-video transformer.
-
-    Attributes:
-        path: hub id, folder in diffusers' layout, or ``shipped:NAME``.
-        revision: commit, branch or tag of the hub id.
-        family: ``flux``, ``sd3``, ``mochi``, ``cogvideox``, ``wan``, or a class path.
-        height, width: of the input in pixels; ``None`` = the family's.
-        resize: ``squash`` to that size, or keep the aspect ratio and ``pad`` at right and bottom.
-        sigma: noise level(s) in [0, 1]; maps are averaged over them.
-        n_noise: noise samples per level, averaged.
-        seed: of the noise; the same noise for every image.
-        shift: ``none``: σ as given; ``model``: mapped by the model's schedule shift.
-        guidance: guidance embedding; ``None`` = the family's (1.0 for FLUX dev).
-        layers: layer numbers, or ``all``, ``late_half``, and for FLUX ``all_double``, ``single``.
-        heads: ``all`` or head numbers; always averaged.
-        head_agg, direction, softmax_axis: see ``attention_maps.MapOptions``.
-        text_mode: ``concept_stream``: prompt for the model, extraction tokens as silent watchers;
-            ``prompt``: the extraction tokens are the prompt.
-        concept_self_attention: in a concept stream, whether the strings of an expression (the
-            expression, each magnet) see each other.
-        pooled: text of the pooled CLIP vector (``prompt``: in prompt mode the expression; zeros if
-            empty), or ``zeros``.
-        clip_tokens: SD3's 77 CLIP positions: left out or zeros.
-        t5_padding: extraction strings encoded alone, or behind padding to the full length and then
-            stripped.
-        prompt_padding: pad the prompt as the family's pipeline does, or not.
-        dtype: of the weights; softmax is float32 always.
-        device: ``auto`` = the GPU if there is one.
-        text_encoders: ``keep`` on the device, wait on the ``cpu``, ``free`` after each clip.
-        offload: ``blocks`` streams the transformer's blocks through the device one by one.
-        batch_size: how many expressions share a pass in a concept stream, on an accelerator.
-        offline: never fetch weights from the hub.
-    """
+    """A text-to-image or text-to-video transformer."""
 
     packages: ClassVar[tuple[str, ...]] = ("torch",)
 
-    path: str
-    family: str
-    revision: str | None = None
+    path: str  #: hub id, folder in diffusers' layout, or ``shipped:NAME``
+    family: str  #: ``flux``, ``sd3``, ``mochi``, ``cogvideox``, ``wan``, or a class path
+    revision: str | None = None  #: commit, branch or tag of the hub id
+    #: height, width: of the input in pixels; ``None`` = the family's.
     height: int | None = None
     width: int | None = None
+    #: ``squash`` to that size, or keep the aspect ratio and ``pad`` at right and bottom.
     resize: Literal["squash", "pad"] = "squash"
-    sigma: float | list[float] = 0.5
-    n_noise: int = 1
-    seed: int = 0
+    sigma: float | list[float] = 0.5  #: noise level(s) in [0, 1]; maps are averaged over them
+    n_noise: int = 1  #: noise samples per level, averaged
+    seed: int = 0  #: of the noise; the same noise for every image
+    #: ``none``: σ as given; ``model``: mapped by the model's schedule shift.
     shift: Literal["none", "model"] = "none"
-    guidance: float | None = None
+    guidance: float | None = None  #: guidance embedding; ``None`` = the family's (1.0 for FLUX dev)
+    #: Layer numbers, or ``all``, ``late_half``, and for FLUX ``all_double``, ``single``.
     layers: list[int] | str = "late_half"
-    heads: list[int] | Literal["all"] = "all"
+    heads: list[int] | Literal["all"] = "all"  #: ``all`` or head numbers; always averaged
+    #: head_agg, direction, softmax_axis: see ``attention_maps.MapOptions``.
     head_agg: Literal["softmax_then_mean", "mean_logits_then_softmax", "joint_renorm"] = "softmax_then_mean"
     direction: Literal["img2txt", "txt2img"] = "img2txt"
     softmax_axis: Literal["tokens", "image", "joint"] = "tokens"
+    #: ``concept_stream``: prompt for the model, extraction tokens as silent watchers; ``prompt``: the
+    #: extraction tokens are the prompt.
     text_mode: TextMode = "concept_stream"
+    #: In a concept stream, whether the strings of an expression (the expression, each magnet) see each other.
     concept_self_attention: bool = True
+    #: Text of the pooled CLIP vector (``prompt``: in prompt mode the expression; zeros if empty), or
+    #: ``zeros``.
     pooled: Literal["prompt", "expression", "zeros"] = "prompt"
-    clip_tokens: Literal["omit", "zeros"] = "omit"
+    clip_tokens: Literal["omit", "zeros"] = "omit"  #: SD3's 77 CLIP positions: left out or zeros
+    #: Extraction strings encoded alone, or behind padding to the full length and then stripped.
     t5_padding: Literal["none", "max_length_strip"] = "none"
+    #: Pad the prompt as the family's pipeline does, or not.
     prompt_padding: Literal["pipeline", "none"] = "pipeline"
-    dtype: Literal["bf16", "fp16", "fp32"] = "bf16"
-    device: str = option("auto", transient=True)
+    dtype: Literal["bf16", "fp16", "fp32"] = "bf16"  #: of the weights; softmax is float32 always
+    device: str = option("auto", transient=True)  #: ``auto`` = the GPU if there is one
+    #: ``keep`` on the device, wait on the ``cpu``, ``free`` after each clip.
     text_encoders: Literal["keep", "cpu", "free"] = option("keep", transient=True)
+    #: ``blocks`` streams the transformer's blocks through the device one by one.
     offload: Literal["none", "blocks"] = option("none", transient=True)
+    #: How many expressions share a pass in a concept stream, on an accelerator.
     batch_size: int = option(8, transient=True)
-    offline: bool = option(False, transient=True)
+    offline: bool = option(False, transient=True)  #: never fetch weights from the hub
     counters: Counters = field(default_factory=Counters, init=False, repr=False, compare=False)
     _loaded: _Loaded | None = field(default=None, init=False, repr=False, compare=False)
 
@@ -412,21 +384,13 @@ def resolve_layers(layers: Sequence[int] | str, groups: Mapping[str, tuple[int, 
 
 @dataclass(frozen=True, eq=False)
 class _AssembledText:
-    """The text of one forward pass and who its tokens are.
+    """The text of one forward pass and who its tokens are."""
 
-    Attributes:
-        embeddings: ``(tokens, channels)``.
-        roles: per token, as ``attention_maps.one_way_mask`` has them.
-        sets: positions of each set's tokens.
-        prompt_tokens: prompt tokens; they come first.
-        masked: whether the roles must be enforced by a mask.
-    """
-
-    embeddings: Tensor
-    roles: tuple[int, ...]
-    sets: tuple[tuple[int, ...], ...]
-    prompt_tokens: int
-    masked: bool
+    embeddings: Tensor  #: ``(tokens, channels)``
+    roles: tuple[int, ...]  #: per token, as ``attention_maps.one_way_mask`` has them
+    sets: tuple[tuple[int, ...], ...]  #: positions of each set's tokens
+    prompt_tokens: int  #: prompt tokens; they come first
+    masked: bool  #: whether the roles must be enforced by a mask
 
     def mask(self, image: int, family: DiTFamily) -> Tensor | None:
         """The attention mask, or ``None`` if the plain attention already does it."""

@@ -22,23 +22,14 @@ from refseg_bench.errors import ConfigError
 
 @dataclass(frozen=True, eq=False)
 class ForwardInputs:
-    """One forward pass, in terms every family understands.
+    """One forward pass, in terms every family understands."""
 
-    Attributes:
-        latents: noised latents, batch of one, in the family's own layout.
-        text: ``(1, tokens, channels)`` embeddings of prompt and extraction tokens.
-        pooled: ``(1, channels)`` pooled text vector, or ``None`` where the family takes none.
-        sigma: noise level in [0, 1].
-        guidance: guidance embedding, or ``None``.
-        prompt_tokens: how many of ``text`` belong to the prompt (they come first).
-    """
-
-    latents: Tensor
-    text: Tensor
-    pooled: Tensor | None
-    sigma: float
-    guidance: float | None
-    prompt_tokens: int
+    latents: Tensor  #: noised latents, batch of one, in the family's own layout
+    text: Tensor  #: ``(1, tokens, channels)`` embeddings of prompt and extraction tokens
+    pooled: Tensor | None  #: ``(1, channels)`` pooled text vector, or ``None`` where the family takes none
+    sigma: float  #: noise level in [0, 1]
+    guidance: float | None  #: guidance embedding, or ``None``
+    prompt_tokens: int  #: how many of ``text`` belong to the prompt (they come first)
 
 
 class DiTFamily(ABC):

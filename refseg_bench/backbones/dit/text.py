@@ -43,42 +43,25 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TextToken:
-    """One extraction token.
+    """One extraction token."""
 
-    Attributes:
-        id: in the text encoder's vocabulary.
-        piece: as the tokenizer spells it.
-        string: 0 = expression, 1 … = the magnets in order.
-        word: index of the whitespace-separated word within that string; −1 for the end token.
-        kind: ``space`` is a lone word mark, ``punctuation`` a piece without letters or digits.
-    """
-
-    id: int
-    piece: str
-    string: int
-    word: int
-    kind: TokenKind
+    id: int  #: in the text encoder's vocabulary
+    piece: str  #: as the tokenizer spells it
+    string: int  #: 0 = expression, 1 … = the magnets in order
+    word: int  #: index of the whitespace-separated word within that string; −1 for the end token
+    kind: TokenKind  #: ``space`` is a lone word mark, ``punctuation`` a piece without letters or digits
 
 
 @dataclass(frozen=True)
 class TokenSet:
-    """The extraction tokens of one expression: its own, then its magnets'.
+    """The extraction tokens of one expression: its own, then its magnets'."""
 
-    Attributes:
-        strings: what the text encoder is given, in order.
-        tokens: all tokens in order, end tokens included, no padding.
-        expression: the expression as encoded (lower-cased if asked for).
-        magnets: the magnets in order.
-        truncated: tokens cut from an overlong expression.
-        first_only: True if each string's first token alone stands for it.
-    """
-
-    strings: tuple[tuple[int, ...], ...]
-    tokens: tuple[TextToken, ...]
-    expression: str
-    magnets: tuple[str, ...] = ()
-    truncated: int = 0
-    first_only: bool = False
+    strings: tuple[tuple[int, ...], ...]  #: what the text encoder is given, in order
+    tokens: tuple[TextToken, ...]  #: all tokens in order, end tokens included, no padding
+    expression: str  #: the expression as encoded (lower-cased if asked for)
+    magnets: tuple[str, ...] = ()  #: the magnets in order
+    truncated: int = 0  #: tokens cut from an overlong expression
+    first_only: bool = False  #: True if each string's first token alone stands for it
 
     def __len__(self) -> int:
         return len(self.tokens)

@@ -25,28 +25,20 @@ TEXT = texts(__file__)
 
 @dataclass
 class AgentRvos(ChatMethod):
-    """A chat model sorts the tracks of a concept segmenter.
-
-    Attributes:
-        concept: ``query`` = the chat model names what to look for; ``sentence`` = the raw expression is
-            looked for, and all that is found answers (the paper's floor).
-        concepts: most attempts at a name that finds anything; 1 = no second attempt.
-        appearance: describe each candidate where the query needs colour or texture.
-        rounds: most rounds of sorting; 1 = no iteration.
-        temporal: take the frames of a round from where its candidates are in view; else of the whole clip.
-        n_frames: frames shown at a time.
-        opacity: of the candidates' colours (not stated in the paper).
-    """
+    """A chat model sorts the tracks of a concept segmenter."""
 
     counts: ClassVar[tuple[str, ...]] = ("concepts", "rounds", "n_frames", "tries")
 
+    #: ``query`` = the chat model names what to look for; ``sentence`` = the raw expression is looked for, and
+    #: all that is found answers (the paper's floor).
     concept: Literal["query", "sentence"] = "query"
-    concepts: int = 3
-    appearance: bool = True
-    rounds: int = 3
+    concepts: int = 3  #: most attempts at a name that finds anything; 1 = no second attempt
+    appearance: bool = True  #: describe each candidate where the query needs colour or texture
+    rounds: int = 3  #: most rounds of sorting; 1 = no iteration
+    #: Take the frames of a round from where its candidates are in view; else of the whole clip.
     temporal: bool = True
-    n_frames: int = 16
-    opacity: float = 0.4
+    n_frames: int = 16  #: frames shown at a time
+    opacity: float = 0.4  #: of the candidates' colours (not stated in the paper)
 
     async def ground(
         self, talk: Conversation, session: SegmenterSession, expression: Expression

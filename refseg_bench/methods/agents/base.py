@@ -40,9 +40,6 @@ class ChatMethod(Method):
 
     Up to ``backbone.batch_size`` conversations of a clip go on at a time: while one waits for the chat
     model, another segments. One that fails takes no other with it.
-
-    Attributes:
-        tries: most calls where a reply can't be read.
     """
 
     #: Options that count something, of which there must be one at least.
@@ -50,7 +47,7 @@ class ChatMethod(Method):
 
     backbone: ChatModel
     segmenter: Segmenter
-    tries: int = 3
+    tries: int = 3  #: most calls where a reply can't be read
     _found: dict[str, list[Instance]] = field(default_factory=dict, init=False, repr=False, compare=False)
     _clip: str = field(default="", init=False, repr=False, compare=False)
 

@@ -53,42 +53,28 @@ class _Candidate:
 
 @dataclass
 class EvolSam3(ChatMethod):
-    """Phrases that evolve, and a box.
+    """Phrases that evolve, and a box."""
 
-    Attributes:
-        style: ``reason`` (ReasonSeg) or ``refcoco``: subject first, superlatives for comparatives, the
-            expression itself joins the phrases, boxes count only where the mask fills them, and the box wins
-            where the last verdict is inconsistent.
-        population: most phrases at a time.
-        generations: rounds of duels.
-        duels: most in a round, by rank: first against second, third against fourth … (not stated).
-        refinements: most new attempts at a target phrase that the gate lets through.
-        step: what a duel moves both ratings, which begin at 0 (not stated).
-        least_pixels: smaller instances don't count.
-        fail_below: a mask of a lower score is dropped.
-        pass_above: one of a higher score is kept; between both the chat model must say 1.0. (The source also
-            names 0.85 as sure, which decides nothing beside this.)
-        settled_spread: no more duels where ratings differ by at most this …
-        settled_iou: … and the best three masks overlap at least so much on average.
-        same_iou: no duel between masks that overlap more.
-        box_iou: ``refcoco``: what a mask's own box must have in common with the box that was asked for.
-        opacity: of the colours (not stated).
-    """
-
+    #: ``reason`` (ReasonSeg) or ``refcoco``: subject first, superlatives for comparatives, the expression
+    #: itself joins the phrases, boxes count only where the mask fills them, and the box wins where the last
+    #: verdict is inconsistent.
     style: Literal["reason", "refcoco"] = "reason"
-    population: int = 4
-    generations: int = 2
-    duels: int = 2
-    refinements: int = 3
-    step: float = 16.0
-    least_pixels: int = 50
-    fail_below: float = 0.35
+    population: int = 4  #: most phrases at a time
+    generations: int = 2  #: rounds of duels
+    duels: int = 2  #: most in a round, by rank: first against second, third against fourth … (not stated)
+    refinements: int = 3  #: most new attempts at a target phrase that the gate lets through
+    step: float = 16.0  #: what a duel moves both ratings, which begin at 0 (not stated)
+    least_pixels: int = 50  #: smaller instances don't count
+    fail_below: float = 0.35  #: a mask of a lower score is dropped
+    #: One of a higher score is kept; between both the chat model must say 1.0. (The source also names 0.85 as
+    #: sure, which decides nothing beside this.)
     pass_above: float = 0.679
-    settled_spread: float = 3.0
-    settled_iou: float = 0.95
-    same_iou: float = 0.85
+    settled_spread: float = 3.0  #: no more duels where ratings differ by at most this …
+    settled_iou: float = 0.95  #: … and the best three masks overlap at least so much on average
+    same_iou: float = 0.85  #: no duel between masks that overlap more
+    #: ``refcoco``: what a mask's own box must have in common with the box that was asked for.
     box_iou: float = 0.7
-    opacity: float = 0.4
+    opacity: float = 0.4  #: of the colours (not stated)
 
     async def ground(
         self, talk: Conversation, session: SegmenterSession, expression: Expression

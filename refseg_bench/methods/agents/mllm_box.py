@@ -18,16 +18,12 @@ from refseg_bench.types import Expression, Grounding, MaskTrack
 
 @dataclass
 class MllmBox(ChatMethod):
-    """Boxes of what is meant, asked for on each key frame and tracked both ways; their union answers.
-
-    Attributes:
-        n_frames: key frames, the middles of equal parts of the clip.
-        prompt: the question, with ``{sent}``.
-    """
+    """Boxes of what is meant, asked for on each key frame and tracked both ways; their union answers."""
 
     counts: ClassVar[tuple[str, ...]] = ("n_frames", "tries")
 
-    n_frames: int = 1
+    n_frames: int = 1  #: key frames, the middles of equal parts of the clip
+    #: The question, with ``{sent}``.
     prompt: str = (
         "Locate every object that this describes: {sent}. Answer with the boxes as JSON, "
         '[{"bbox_2d": [x1, y1, x2, y2], "label": "..."}], or [] if nothing in the picture fits.'

@@ -47,19 +47,13 @@ WRONG = dict(absent="a target is absent", clearer_elsewhere="it is clearer elsew
 
 @dataclass
 class ClipScores:
-    """CLIP of transformers.
+    """CLIP of transformers."""
 
-    Attributes:
-        model: hub id or local folder; ``null`` = no CLIP, all frames are alike (not in the paper).
-        revision: commit, tag or branch of the hub repository.
-        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        offline: never ask the hub.
-    """
-
+    #: Hub id or local folder; ``null`` = no CLIP, all frames are alike (not in the paper).
     model: str | None = "openai/clip-vit-base-patch32"
-    revision: str | None = None
-    device: str = option("auto", transient=True)
-    offline: bool = option(False, transient=True)
+    revision: str | None = None  #: commit, tag or branch of the hub repository
+    device: str = option("auto", transient=True)  #: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``
+    offline: bool = option(False, transient=True)  #: never ask the hub
     _loaded: tuple[Any, Any] | None = field(default=None, init=False, repr=False, compare=False)
     _seen: tuple[str, Any] = field(default=("", None), init=False, repr=False, compare=False)
 
@@ -120,27 +114,18 @@ class _Target:
 
 @dataclass
 class ReferAgent(ChatMethod):
-    """Key frame, descriptions, boxes and points, with two loops of self-checks.
-
-    Attributes:
-        clip: grades the frames.
-        parts: equal parts of the clip, of which CLIP's best frame is shown.
-        best: how many of those are kept.
-        frame_rounds: most choices of a key frame.
-        description_rounds: most times that the boxes are questioned.
-        clip_share: of CLIP's grade in a frame's; the rest is the chat model's (not stated).
-    """
+    """Key frame, descriptions, boxes and points, with two loops of self-checks."""
 
     packages: ClassVar[tuple[str, ...]] = ("torch", "transformers")  # of CLIP
     weights_alone: ClassVar[bool] = True
     counts: ClassVar[tuple[str, ...]] = ("parts", "best", "frame_rounds", "tries")
 
-    clip: ClipScores = field(default_factory=ClipScores)
-    parts: int = 10
-    best: int = 5
-    frame_rounds: int = 2
-    description_rounds: int = 2
-    clip_share: float = 0.5
+    clip: ClipScores = field(default_factory=ClipScores)  #: grades the frames
+    parts: int = 10  #: equal parts of the clip, of which CLIP's best frame is shown
+    best: int = 5  #: how many of those are kept
+    frame_rounds: int = 2  #: most choices of a key frame
+    description_rounds: int = 2  #: most times that the boxes are questioned
+    clip_share: float = 0.5  #: of CLIP's grade in a frame's; the rest is the chat model's (not stated)
 
     def weights(self) -> Sequence[Any]:
         """CLIP's."""

@@ -47,32 +47,21 @@ class _Masks:
 
 @dataclass
 class Sam3Agent(ChatMethod):
-    """The image form on an image, the video form on a clip.
-
-    Attributes:
-        generations: most replies of one picture's conversation.
-        most_masks: most masks of a phrase; the best by score.
-        overlap: a mask is dropped where its intersection with a better one, over the smaller of both areas,
-            is more.
-        opacity: of the masks' colours.
-        images: most pictures in a request; the first and the latest stay.
-        tries: as everywhere; the original raises at the first reply that can't be read.
-        bad_iou: of two instances whose tracks overlap more, one is described anew.
-        again: how often an instance without a mask, or doubled, is described anew (not stated).
-        verify: look again at the instances of expressions with left, right or without; one that doesn't
-            match is dropped (not stated).
-    """
+    """The image form on an image, the video form on a clip."""
 
     counts: ClassVar[tuple[str, ...]] = ("generations", "most_masks", "images", "tries")
 
-    generations: int = 100
-    most_masks: int = 100
+    generations: int = 100  #: most replies of one picture's conversation
+    most_masks: int = 100  #: most masks of a phrase; the best by score
+    #: A mask is dropped where its intersection with a better one, over the smaller of both areas, is more.
     overlap: float = 0.3
-    opacity: float = 0.15
-    images: int = 2
-    tries: int = 1
-    bad_iou: float = 0.7
-    again: int = 1
+    opacity: float = 0.15  #: of the masks' colours
+    images: int = 2  #: most pictures in a request; the first and the latest stay
+    tries: int = 1  #: as everywhere; the original raises at the first reply that can't be read
+    bad_iou: float = 0.7  #: of two instances whose tracks overlap more, one is described anew
+    again: int = 1  #: how often an instance without a mask, or doubled, is described anew (not stated)
+    #: Look again at the instances of expressions with left, right or without; one that doesn't match is
+    #: dropped (not stated).
     verify: bool = True
 
     async def ground(

@@ -45,42 +45,24 @@ _AHEAD = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0), "top"
 
 @dataclass
 class Lexical(Method):
-    """Score tracked regions by the expression's words.
-
-    Attributes:
-        segmenter: tracks the regions.
-        working_size: longest side of the frames that are measured, in pixels.
-        frames: evenly spaced frames that are measured, at most; things are tracked through all.
-        seed_frames: evenly spaced ones of these, on which things are looked for.
-        max_things: most things tracked per clip.
-        min_area: smallest thing, as a share of the frame.
-        closing: gaps (stripes, dots) bridged, as a share of the longest side.
-        salient: least Lab distance (8-bit units) from the border's colours.
-        colour_spread: softness of colour names, in Lab units.
-        plain_energy: gradient energy below which a surface is plain.
-        still_path: a path shorter than this share of the frame's diagonal is no motion.
-        absent_below: if the best score is lower, the answer is "absent".
-        plural_share: with a plural, every thing that scores this share of the best is meant.
-        alike: a superlative compares the things that score this share of the best without it.
-        spatial: the direction rule applied to the heat map.
-    """
+    """Score tracked regions by the expression's words."""
 
     knows: ClassVar[str] = "colours, sizes, places and motion that the words name; no model"
-    segmenter: Segmenter
-    working_size: int = 256
-    frames: int = 128
-    seed_frames: int = 5
-    max_things: int = 10
-    min_area: float = 0.004
-    closing: float = 0.022
-    salient: float = 30.0
-    colour_spread: float = 22.0
-    plain_energy: float = 0.1
-    still_path: float = 0.08
-    absent_below: float = 0.25
-    plural_share: float = 0.5
-    alike: float = 0.3
-    spatial: SpatialBias = field(default_factory=SpatialBias)
+    segmenter: Segmenter  #: tracks the regions
+    working_size: int = 256  #: longest side of the frames that are measured, in pixels
+    frames: int = 128  #: evenly spaced frames that are measured, at most; things are tracked through all
+    seed_frames: int = 5  #: evenly spaced ones of these, on which things are looked for
+    max_things: int = 10  #: most things tracked per clip
+    min_area: float = 0.004  #: smallest thing, as a share of the frame
+    closing: float = 0.022  #: gaps (stripes, dots) bridged, as a share of the longest side
+    salient: float = 30.0  #: least Lab distance (8-bit units) from the border's colours
+    colour_spread: float = 22.0  #: softness of colour names, in Lab units
+    plain_energy: float = 0.1  #: gradient energy below which a surface is plain
+    still_path: float = 0.08  #: a path shorter than this share of the frame's diagonal is no motion
+    absent_below: float = 0.25  #: if the best score is lower, the answer is "absent"
+    plural_share: float = 0.5  #: with a plural, every thing that scores this share of the best is meant
+    alike: float = 0.3  #: a superlative compares the things that score this share of the best without it
+    spatial: SpatialBias = field(default_factory=SpatialBias)  #: the direction rule applied to the heat map
 
     def predict(self, clip: Clip, expressions: Sequence[Expression]) -> Iterator[Grounding]:
         """Find and measure the things once, then answer each expression."""

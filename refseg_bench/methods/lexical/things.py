@@ -26,28 +26,19 @@ ACHROMATIC = tuple(COLOURS.index(name) for name in ("black", "white", "grey"))
 
 @dataclass(frozen=True, eq=False)
 class Region:
-    """A tracked region and what can be measured of it.
+    """A tracked region and what can be measured of it."""
 
-    Attributes:
-        track: its masks at the clip's size, on all frames; masks_THW: at working size.
-        colours: share of each colour name among its pixels with a hue (grey tones: among all pixels).
-        textures: how plain, striped, dotted, checked its surface is, each in [0, 1].
-        area: its usual area as a share of the frame.
-        seen_T: its area over its usual area, per frame.
-        centre: mean (y, x) in [0, 1] over the frames where it is seen.
-        path: (y, x) displacement from first to last sight, camera removed, in frame diagonals.
-        at_border_T: whether it touches the frame's border.
-    """
-
-    track: MaskTrack
-    masks_THW: NDArray[np.bool_]
+    track: MaskTrack  #: its masks at the clip's size, on all frames
+    masks_THW: NDArray[np.bool_]  #: the same at working size
+    #: Share of each colour name among its pixels with a hue (grey tones: among all pixels).
     colours: dict[str, float]
-    textures: dict[str, float]
-    area: float
-    seen_T: NDArray[np.float64]
-    centre: tuple[float, float]
+    textures: dict[str, float]  #: how plain, striped, dotted, checked its surface is, each in [0, 1]
+    area: float  #: its usual area as a share of the frame
+    seen_T: NDArray[np.float64]  #: its area over its usual area, per frame
+    centre: tuple[float, float]  #: mean (y, x) in [0, 1] over the frames where it is seen
+    #: (y, x) displacement from first to last sight, camera removed, in frame diagonals.
     path: tuple[float, float]
-    at_border_T: NDArray[np.bool_]
+    at_border_T: NDArray[np.bool_]  #: whether it touches the frame's border
 
 
 @dataclass(frozen=True, eq=False)

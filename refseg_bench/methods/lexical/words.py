@@ -30,32 +30,22 @@ _RELATION = re.compile(
 
 @dataclass(frozen=True)
 class Query:
-    """One thing, or one kind of thing, asked for.
+    """One thing, or one kind of thing, asked for."""
 
-    Attributes:
-        colours, textures: names of :data:`COLOURS`, :data:`TEXTURES` (any of them will do).
-        not_colours, not_textures: names that a negation precedes.
-        size: +1 big, -1 small, 0 unsaid.
-        sides: places in the picture.
-        heading: left, right, up, down, ``still``, ``moving`` or "".
-        event: returns, hidden, covers, leaves, enters or "".
-        odd: ``colour`` or ``texture`` if the thing is the one that differs in it.
-        plural: several are meant.
-        number: how many, if a number word says so.
-        relation: the side of another thing on which this one is, and that thing.
-    """
-
+    #: colours, textures: names of :data:`COLOURS`, :data:`TEXTURES` (any of them will do).
     colours: tuple[str, ...] = ()
     textures: tuple[str, ...] = ()
+    #: not_colours, not_textures: names that a negation precedes.
     not_colours: tuple[str, ...] = ()
     not_textures: tuple[str, ...] = ()
-    size: int = 0
-    sides: tuple[Side, ...] = ()
-    heading: str = ""
-    event: str = ""
-    odd: str = ""
-    plural: bool = False
-    number: int | None = None
+    size: int = 0  #: +1 big, -1 small, 0 unsaid
+    sides: tuple[Side, ...] = ()  #: places in the picture
+    heading: str = ""  #: left, right, up, down, ``still``, ``moving`` or ""
+    event: str = ""  #: returns, hidden, covers, leaves, enters or ""
+    odd: str = ""  #: ``colour`` or ``texture`` if the thing is the one that differs in it
+    plural: bool = False  #: several are meant
+    number: int | None = None  #: how many, if a number word says so
+    #: The side of another thing on which this one is, and that thing.
     relation: tuple[Side, Query] | None = None
 
 

@@ -65,94 +65,40 @@ MAGNETS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class NounPhraseFilter:
-    """Which tokens the noun phrase lets through.
+    """Which tokens the noun phrase lets through."""
 
-    Attributes:
-        mode: ``off``; ``root_chunk``: K ∩ root noun chunk; ``head_noun``: K ∩ its head;
-            ``weighted``: weight · sentence map + (1 − weight) · noun-chunk map.
-        parser: ``auto``, ``rules`` or the name of a spaCy model.
-        weight: share of the sentence map.
-    """
-
+    #: ``off``; ``root_chunk``: K ∩ root noun chunk; ``head_noun``: K ∩ its head; ``weighted``: weight ·
+    #: sentence map + (1 − weight) · noun-chunk map.
     mode: Literal["off", "root_chunk", "head_noun", "weighted"] = "root_chunk"
-    parser: str = "auto"
-    weight: float = 0.5
+    parser: str = "auto"  #: ``auto``, ``rules`` or the name of a spaCy model
+    weight: float = 0.5  #: share of the sentence map
 
 
 @dataclass(frozen=True)
 class DirectionRule:
-    """The spatial bias (see ``spatial.SpatialBias``).
+    """The spatial bias (see ``spatial.SpatialBias``)."""
 
-    Attributes:
-        mode: ``off``, linear ``ramp`` or ``half`` plane.
-        axes: which direction words count.
-        floor: least weight.
-        parse: skip a direction word about another object.
-    """
-
-    mode: Literal["off", "ramp", "half"] = "ramp"
-    axes: Axes = "both"
-    floor: float = 0.0
-    parse: bool = False
+    mode: Literal["off", "ramp", "half"] = "ramp"  #: ``off``, linear ``ramp`` or ``half`` plane
+    axes: Axes = "both"  #: which direction words count
+    floor: float = 0.0  #: least weight
+    parse: bool = False  #: skip a direction word about another object
 
 
 @dataclass(frozen=True, eq=False)
 class Heat:
-    """What one frame says of one expression.
+    """What one frame says of one expression."""
 
-    Attributes:
-        frame: index into the clip.
-        maps: the token maps as read.
-        grid_hw: the aggregated map on the model's grid, before the spatial bias.
-        point: the peak after the bias.
-        full_HW: the map at the clip's size, before the bias.
-        details: kept tokens, sinks, parser … as JSON.
-    """
-
-    frame: int
-    maps: TokenMaps
-    grid_hw: FloatHW
-    point: HeatPoint
-    full_HW: FloatHW
-    details: Mapping[str, Any]
+    frame: int  #: index into the clip
+    maps: TokenMaps  #: the token maps as read
+    grid_hw: FloatHW  #: the aggregated map on the model's grid, before the spatial bias
+    point: HeatPoint  #: the peak after the bias
+    full_HW: FloatHW  #: the map at the clip's size, before the bias
+    details: Mapping[str, Any]  #: kept tokens, sinks, parser … as JSON
 
 
 @dataclass
 class RefAM(AttentionMethod):
-    """Referring segmentation by attention magnets.
-
-    Attributes:
-        backbone: where attention is read.
-        segmenter: what turns the point into a mask; needed with ``mask: segmenter``.
-        magnets: preset ``teaser``, ``page``, ``pipeline``, ``none``, or the words themselves.
-        magnet_encoding: each magnet by itself with its own end token, or all in one string.
-        lowercase: lower-case the expression before tokenising.
-        overlong: cut an expression that exceeds the model's text length, or fail its sample.
-        prompt_mode: what a concept stream is prompted with (no effect in prompt mode).
-        captions: JSON file of captions by clip or image id.
-        missing_caption: fail the sample, or prompt with the expression or nothing.
-        stopwords: ``nltk``, ``spacy``, or a file with one word a line.
-        filter_stopwords: drop stop words of the expression.
-        drop_direction_words: drop "left", "top" … too.
-        gas: attention sinks.
-        np: noun-phrase filter.
-        sb: spatial bias.
-        aggregate: of the kept tokens' maps; mean and sum have the same peak.
-        upsample: before the peak is looked for; ``none`` takes the best cell.
-        mask: from the segmenter; ``threshold``: the map itself above ``threshold`` of its range (then
-            every frame of a clip is read); ``none``: no masks, for point accuracy alone.
-        threshold: for ``mask=threshold``, in [0, 1].
-        multimask: which of the segmenter's candidates (see ``pointing.PointOptions``).
-        multimask_index: for ``multimask=index``; 2 is SAM's whole object.
-        prompt_frame: first frame (as published), or the frame of ``frame_candidates`` uniform ones
-            whose peak is highest; that one propagates both ways.
-        frame_candidates: how many frames compete.
-        bidirectional: propagate backwards as well.
-        absent_below: an expression whose peak is lower (in the map's own unit, after the spatial bias: with
-            ``aggregate: mean`` a token's share of attention) is answered as absent; not in the paper,
-            ``null`` = off.
-        keep_token_maps: hand every token's map to the report.
-    """
+    """Referring segmentation by attention magnets."""
 
     knows: ClassVar[str] = "where a diffusion transformer's attention to the words falls"
     cache_folder: ClassVar[str] = "refam"
@@ -170,32 +116,41 @@ class RefAM(AttentionMethod):
         "absent_below": None,
     }
 
-    backbone: DiT
-    segmenter: Segmenter | None = None
+    backbone: DiT  #: where attention is read
+    segmenter: Segmenter | None = None  #: what turns the point into a mask; needed with ``mask: segmenter``
+    #: Preset ``teaser``, ``page``, ``pipeline``, ``none``, or the words themselves.
     magnets: list[str] | str = "teaser"
+    #: Each magnet by itself with its own end token, or all in one string.
     magnet_encoding: Literal["separate", "joined"] = "separate"
-    lowercase: bool = True
+    lowercase: bool = True  #: lower-case the expression before tokenising
+    #: Cut an expression that exceeds the model's text length, or fail its sample.
     overlong: Literal["truncate", "error"] = "truncate"
-    prompt_mode: PromptMode = "caption"
-    captions: Path | None = None
-    missing_caption: MissingCaption = "error"
-    stopwords: str = "nltk"
-    filter_stopwords: bool = True
-    drop_direction_words: bool = False
-    gas: Gas = field(default_factory=Gas)
-    np: NounPhraseFilter = field(default_factory=NounPhraseFilter)
-    sb: DirectionRule = field(default_factory=DirectionRule)
-    aggregate: Aggregate = "mean"
-    upsample: Upsample = "bilinear"
+    prompt_mode: PromptMode = "caption"  #: what a concept stream is prompted with (no effect in prompt mode)
+    captions: Path | None = None  #: JSON file of captions by clip or image id
+    missing_caption: MissingCaption = "error"  #: fail the sample, or prompt with the expression or nothing
+    stopwords: str = "nltk"  #: ``nltk``, ``spacy``, or a file with one word a line
+    filter_stopwords: bool = True  #: drop stop words of the expression
+    drop_direction_words: bool = False  #: drop "left", "top" … too
+    gas: Gas = field(default_factory=Gas)  #: attention sinks
+    np: NounPhraseFilter = field(default_factory=NounPhraseFilter)  #: noun-phrase filter
+    sb: DirectionRule = field(default_factory=DirectionRule)  #: spatial bias
+    aggregate: Aggregate = "mean"  #: of the kept tokens' maps; mean and sum have the same peak
+    upsample: Upsample = "bilinear"  #: before the peak is looked for; ``none`` takes the best cell
+    #: From the segmenter; ``threshold``: the map itself above ``threshold`` of its range (then every frame of
+    #: a clip is read); ``none``: no masks, for point accuracy alone.
     mask: Literal["segmenter", "threshold", "none"] = "segmenter"
-    threshold: float = 0.5
-    multimask: Multimask = "best_iou"
-    multimask_index: int = 2
+    threshold: float = 0.5  #: for ``mask=threshold``, in [0, 1]
+    multimask: Multimask = "best_iou"  #: which of the segmenter's candidates (see ``pointing.PointOptions``)
+    multimask_index: int = 2  #: for ``multimask=index``; 2 is SAM's whole object
+    #: First frame (as published), or the frame of ``frame_candidates`` uniform ones whose peak is highest;
+    #: that one propagates both ways.
     prompt_frame: Literal["first", "best_of_uniform_k"] = "first"
-    frame_candidates: int = 5
-    bidirectional: bool = False
+    frame_candidates: int = 5  #: how many frames compete
+    bidirectional: bool = False  #: propagate backwards as well
+    #: An expression whose peak is lower (in the map's own unit, after the spatial bias: with ``aggregate:
+    #: mean`` a token's share of attention) is answered as absent; not in the paper, ``null`` = off.
     absent_below: float | None = option(None, newer=True)
-    keep_token_maps: bool = option(False, transient=True)
+    keep_token_maps: bool = option(False, transient=True)  #: hand every token's map to the report
 
     weights_alone: ClassVar[bool] = True
 

@@ -128,25 +128,17 @@ def intersect(kept: Sequence[int], phrase: Collection[int]) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Gas:
-    """The sink rule and its consequence.
+    """The sink rule and its consequence."""
 
-    Attributes:
-        enabled: look for sinks at all.
-        action: ``drop``: sink tokens leave the kept set; ``redistribute``: and the other maps are
-            divided by what the sinks leave at each location; ``mask_logits``: the same per layer and
-            head, before averaging (reads attention a second time); ``keep_content``: like
-            redistribute, but a sink that is a content word stays.
-        tau_text: least text-side mass g, in multiples of a uniform share.
-        tau_image: least image-side mass u, likewise.
-        cv_max: greatest std / mean of the map.
-        per_layer: ask the rule in each layer and go by the majority, instead of once on the averages.
-    """
-
-    enabled: bool = True
+    enabled: bool = True  #: look for sinks at all
+    #: ``drop``: sink tokens leave the kept set; ``redistribute``: and the other maps are divided by what the
+    #: sinks leave at each location; ``mask_logits``: the same per layer and head, before averaging (reads
+    #: attention a second time); ``keep_content``: like redistribute, but a sink that is a content word stays.
     action: Action = "drop"
-    tau_text: float = 2.0
-    tau_image: float = 1.5
-    cv_max: float = 0.2
+    tau_text: float = 2.0  #: least text-side mass g, in multiples of a uniform share
+    tau_image: float = 1.5  #: least image-side mass u, likewise
+    cv_max: float = 0.2  #: greatest std / mean of the map
+    #: Ask the rule in each layer and go by the majority, instead of once on the averages.
     per_layer: bool = False
 
 

@@ -38,17 +38,11 @@ _PLACES, _MODIFIERS = (DIRECTION_WORDS | word_set(WORDS[name]) for name in ("pla
 
 @dataclass(frozen=True)
 class Phrase:
-    """A noun phrase by word index.
+    """A noun phrase by word index."""
 
-    Attributes:
-        words: indices of its words.
-        head: index of its head noun.
-        parser: who found it.
-    """
-
-    words: tuple[int, ...]
-    head: int
-    parser: str
+    words: tuple[int, ...]  #: indices of its words
+    head: int  #: index of its head noun
+    parser: str  #: who found it
 
 
 Parser = Callable[[Sequence[str]], Phrase | None]

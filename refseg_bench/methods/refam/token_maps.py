@@ -30,17 +30,11 @@ MissingCaption = Literal["error", "expression", "empty"]
 
 @dataclass(frozen=True)
 class Ask:
-    """One expression's tokens, to be read against one frame.
+    """One expression's tokens, to be read against one frame."""
 
-    Attributes:
-        tokens: the extraction tokens.
-        prompt: what the transformer is prompted with (ignored in prompt mode).
-        exclude: tokens whose logits count as −∞.
-    """
-
-    tokens: TokenSet
-    prompt: str
-    exclude: tuple[int, ...] = ()
+    tokens: TokenSet  #: the extraction tokens
+    prompt: str  #: what the transformer is prompted with (ignored in prompt mode)
+    exclude: tuple[int, ...] = ()  #: tokens whose logits count as −∞
 
     @property
     def reading(self) -> SoftmaxTokens:
@@ -50,18 +44,12 @@ class Ask:
 
 @dataclass
 class TokenMapReader:
-    """Reads token maps of one clip.
+    """Reads token maps of one clip."""
 
-    Attributes:
-        backbone: the transformer.
-        cache: where entries are kept.
-        clip: whose frames are read.
-        space: query–key attention, or inner products of the attention's outputs.
-    """
-
-    backbone: DiT
-    cache: Cache
-    clip: Clip
+    backbone: DiT  #: the transformer
+    cache: Cache  #: where entries are kept
+    clip: Clip  #: whose frames are read
+    #: query–key attention, or inner products of the attention's outputs.
     space: Literal["attention", "output"] = "attention"
     _scenes: dict[int, LatentImage] = field(default_factory=dict, init=False)
     _frames: dict[int, str] = field(default_factory=dict, init=False)
