@@ -218,7 +218,7 @@ def main(words: Sequence[str] | None = None) -> int:
     args = parser.parse_args(words)
     try:
         stores = find_runs(args.runs)
-        leave_out_outdated(stores, lambda line: print(line, file=sys.stderr))
+        leave_out_outdated(stores)
         for path, count in publish(stores, args.to, args.note).items():
             print(f"{path}: {count} rows")
     except RefsegError as error:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
-import io
 import json
 import math
 import os
@@ -36,6 +35,7 @@ from refseg_bench.backbones.weights import Weights, choose_device, content, fetc
 from refseg_bench.cache import Cache, digest
 from refseg_bench.config.schema import option
 from refseg_bench.errors import ConfigError, RefsegError, require
+from refseg_bench.files.images import encoded
 
 T = TypeVar("T")
 E = TypeVar("E", bound=Exception)
@@ -407,11 +407,9 @@ class ChatLocal(ChatModel):
         inputs = processor.apply_chat_template(
             talk, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
         ).to(model.device)
-        drawn: dict[str, Any] = (
-            {"do_sample": True, "temperature": self.temperature}
-            if self.temperature > 0
-            else {"do_sample": False}
-        )
+        drawn: dict[str, Any] = {"do_sample": self.temperature > 0}
+        if self.temperature > 0:
+            drawn["temperature"] = self.temperature
         given = int(inputs["input_ids"].shape[1])
         context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         if context is not None and given > int(context):
@@ -449,10 +447,9 @@ def _told(image_HWC: Uint8HWC) -> dict[str, Any]:
 
 def _small(image_HWC: Uint8HWC) -> bytes:
     """A picture as the report shows it."""
-    picture, held = Image.fromarray(image_HWC), io.BytesIO()
+    picture = Image.fromarray(image_HWC)
     picture.thumbnail((_SHOWN, _SHOWN))
-    picture.save(held, "JPEG", quality=80)
-    return held.getvalue()
+    return encoded(picture, "JPEG", quality=80)
 
 
 def _wire(message: Message) -> dict[str, Any]:
@@ -462,9 +459,8 @@ def _wire(message: Message) -> dict[str, Any]:
         if isinstance(part, str):
             content.append({"type": "text", "text": part})
             continue
-        held = io.BytesIO()
-        Image.fromarray(part).save(held, "PNG", compress_level=1)
-        data = base64.b64encode(held.getvalue()).decode("ascii")
+        png = encoded(Image.fromarray(part), "PNG", compress_level=1)
+        data = base64.b64encode(png).decode("ascii")
         content.append({"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}})
     plain = len(content) == 1 and content[0]["type"] == "text"
     return {"role": message.role, "content": content[0]["text"] if plain else content}
@@ -538,11 +534,9 @@ class Conversation:
         self._sent[name] += 1
         turn |= {"reply": reply.text, "finish": reply.finish}
         cost = self.cost
-        cost.calls, cost.replayed, cost.seconds = (
-            cost.calls + 1,
-            cost.replayed + replayed,
-            cost.seconds + reply.seconds,
-        )
+        cost.calls += 1
+        cost.replayed += replayed
+        cost.seconds += reply.seconds
         cost.images += sum(not isinstance(part, str) for message in messages for part in message.parts)
         cost.prompt_tokens = _sum(cost.prompt_tokens, reply.prompt_tokens)
         cost.answer_tokens = _sum(cost.answer_tokens, reply.answer_tokens)

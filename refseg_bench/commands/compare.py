@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -70,7 +69,7 @@ def main(args: argparse.Namespace) -> int:
     if args.truth is not None and args.html is not None:
         raise ConfigError("--html opens the comparison of two runs; --truth has none.")
     stores = [RunStore.open(path) for path in (args.run_a, args.run_b) if path is not None]
-    leave_out_outdated(stores, lambda line: print(line, file=sys.stderr))
+    leave_out_outdated(stores)
     more = {"attributes": args.by, "most": args.most}
     if args.truth is None:
         found = compare(stores[0], stores[1], args.protocol, **more)

@@ -18,6 +18,7 @@ from refseg_bench.datasets.prepare import prepare
 from refseg_bench.datasets.verify import Verdict, manifest, verify
 from refseg_bench.env import resource
 from refseg_bench.errors import ConfigError, DataError
+from refseg_bench.files.images import encoded
 from refseg_bench.files.store_io import add_json, output, put_json, safe_name, writing
 from refseg_bench.report.pictures import find_sample, show_target
 
@@ -203,8 +204,6 @@ def _report(console: Console, name: str, split: str, verdict: Verdict, first: in
 
 def show_sample(args: argparse.Namespace) -> int:
     """``refseg data show``."""
-    from refseg_bench.report.pictures import encoded
-
     if args.frames < 1:
         raise ConfigError("No frame would be shown.", where=f"--frames {args.frames}", allowed=["1 and more"])
     name = find("dataset", args.name)

@@ -19,8 +19,9 @@ from refseg_bench.backbones.chat import ChatModel
 from refseg_bench.config import components, schema
 from refseg_bench.config import compose as configs
 from refseg_bench.errors import ConfigError, printable
+from refseg_bench.files.images import encoded
 from refseg_bench.files.store_io import add_json, check_output, output, put_json, writing
-from refseg_bench.report.pictures import encoded, open_clip, overlay_video, show_stages
+from refseg_bench.report.pictures import open_clip, overlay_video, show_stages
 from refseg_bench.run.build import build_method, check_parts, dataset_of
 from refseg_bench.types import Expression
 

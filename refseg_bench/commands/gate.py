@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 from refseg_bench.config import schema
 from refseg_bench.errors import ConfigError, StoreError, printable
-from refseg_bench.files.store_io import check_output, output, read_yaml, without_nan
+from refseg_bench.files.store_io import add_json, check_output, put_json, read_yaml
 from refseg_bench.report.compare import Gated, Policy, gate, options_of
 from refseg_bench.report.tables import leave_out_outdated, records_of, rows_of
 from refseg_bench.run.build import lasting_of
@@ -40,7 +38,7 @@ def add(commands: Any) -> None:
         "--policy", type=Path, metavar="YAML", help="max_drop (a number, or one for each metric), protocol, "
         "and undecided: pass or fail, for an interval that holds the allowed drop",
     )  # fmt: skip
-    p.add_argument("--json", type=Path, metavar="OUT", help="write the run's result row with what was found")
+    add_json(p, "the run's result row with what was found")
     p.set_defaults(main=main)
 
 
@@ -50,7 +48,7 @@ def main(args: argparse.Namespace) -> int:
         check_output(args.json)
     policy = _policy(args)
     run, baseline = RunStore.open(args.run), RunStore.open(args.against)
-    leave_out_outdated([run, baseline], lambda line: print(line, file=sys.stderr))
+    leave_out_outdated([run, baseline])
     found, gated = gate(run, baseline, policy)
     well = {"held", "not decided"} if policy.undecided == "pass" else {"held"}
     passed = all(one.verdict in well for one in gated)
@@ -59,11 +57,7 @@ def main(args: argparse.Namespace) -> int:
         interval = f"[{one.low:+z.2f}, {one.high:+z.2f}]" if one.low == one.low else "without an interval"
         print(f"  {one.metric}: {one.value:+z.2f} {interval}, may drop {one.allowed:.2f}: {one.verdict}")
     print("passed" if passed else "not passed")
-    if args.json is not None:
-        with output(args.json) as handle:
-            handle.write(
-                (json.dumps(_row(run, baseline, found.protocol, gated, passed), indent=2) + "\n").encode()
-            )
+    put_json(args.json, _row(run, baseline, found.protocol, gated, passed))
     return int(not passed)
 
 
@@ -83,7 +77,7 @@ def _row(run: RunStore, baseline: RunStore, protocol: str, gated: list[Gated], p
     info = run.info()
     row = next(row for row in records_of(rows_of([run])) if row["protocol"] == protocol)
     found = [{**asdict(each), "verdict": each.verdict} for each in gated]
-    return without_nan({
+    return {
         **row,
         "split": lasting_of(run)["dataset"].get("split"),
         "choices": info.choices,
@@ -92,4 +86,4 @@ def _row(run: RunStore, baseline: RunStore, protocol: str, gated: list[Gated], p
         "command": info.command,
         "gate": {"against": baseline.root.name, "digest": baseline.info().digest, "passed": passed,
                  "percent_points": found},
-    })  # fmt: skip
+    }  # fmt: skip

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
@@ -11,7 +10,7 @@ from typing import Any, get_args
 from refseg_bench import env
 from refseg_bench.config import compose as configs
 from refseg_bench.errors import ConfigError
-from refseg_bench.files.store_io import check_output, output
+from refseg_bench.files.store_io import check_output, put_json
 from refseg_bench.methods.agents.base import spread
 from refseg_bench.methods.loc_head import LocHead, Rule, find_heads
 from refseg_bench.run.build import build_method, dataset_of
@@ -68,13 +67,6 @@ def main(args: argparse.Namespace) -> int:
         print(f"{one.layer:5} {one.head:4} {one.sum:7.4f} {one.entropy:8.4f} {one.bottom:10.3f}{flag}")
     best = [[one.layer, one.head] for one in found[: args.best]]
     print(f"backbone.loc_heads={best}".replace(" ", ""))
-    if args.output is not None:
-        record = {
-            "model": dict(method.backbone.identity()),
-            "rule": args.rule,
-            "pairs": len(pairs),
-            "heads": [asdict(one) for one in found],
-        }
-        with output(args.output) as handle:
-            handle.write(json.dumps(record, indent=1).encode())
+    told = {"model": method.backbone.identity(), "rule": args.rule, "pairs": len(pairs)}
+    put_json(args.output, {**told, "heads": [asdict(one) for one in found]})
     return 0

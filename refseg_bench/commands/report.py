@@ -146,7 +146,7 @@ def _whole(stores: Sequence[RunStore], *, configs: bool) -> list[RunStore]:
             store.info()
             if configs:
                 frozen(store)
-            leave_out_outdated([store], _say, shared)
+            leave_out_outdated([store], shared=shared)
         except RefsegError as error:
             if len(stores) == 1:
                 raise

@@ -152,6 +152,13 @@ def stored_upright(path: Path) -> bool:
         return image.format == "JPEG" and image.mode in ("L", "RGB") and orientation(image) == 1
 
 
+def encoded(picture: Image.Image, kind: str, **options: Any) -> bytes:
+    """A picture as the bytes of its file, in memory: Pillow tells nothing of why a file can't be written."""
+    out = io.BytesIO()
+    picture.save(out, kind, **options)
+    return out.getvalue()
+
+
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
         # Pillow would cut 16-bit values at 255: all white.

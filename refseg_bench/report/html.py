@@ -18,7 +18,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from itertools import combinations
+from itertools import combinations, islice
 from pathlib import Path
 from typing import Any
 
@@ -330,11 +330,10 @@ def _sweeps(group: Sequence[_Run], runs: list[_Run]) -> Iterator[dict[str, Any]]
 
 
 def _comparisons(group: Sequence[_Run], runs: list[_Run]) -> list[dict[str, Any]]:
-    pairs = [(i, j) for i in range(len(group)) for j in range(i + 1, len(group))]
     out = []
-    for i, j in pairs[:_PAIRS]:
+    for first, second in islice(combinations(group, 2), _PAIRS):
         try:
-            found = compare(group[i].store, group[j].store, most=0)
+            found = compare(first.store, second.store, most=0)
         except RefsegError:
             # Not scored, or under no common protocol: the page says so where the pair is chosen.
             continue
@@ -352,8 +351,8 @@ def _comparisons(group: Sequence[_Run], runs: list[_Run]) -> list[dict[str, Any]
             for metric, d in part.differences.items()
         ]
         config = [[key, said(a), said(b)] for key, (a, b) in found.config.items()]
-        a, b = runs.index(group[i]), runs.index(group[j])
-        out.append({"a": a, "b": b, "protocol": found.protocol, "rows": rows, "config": config})
+        told = {"protocol": found.protocol, "rows": rows, "config": config}
+        out.append({"a": runs.index(first), "b": runs.index(second), **told})
     return out
 
 
@@ -364,12 +363,8 @@ def _finite(value: float, digits: int = 4) -> float | None:
 # ── samples ──────────────────────────────────────────────────────────────────
 
 
-@dataclass
-class _Measure:
-    """A number every sample has in every run: a protocol's headline, by sample id."""
-
-    name: str
-    columns: list[dict[str, float]]
+#: Numbers that samples have in every run, such as a protocol's headline: name → by run, by sample id.
+_Measures = dict[str, list[dict[str, float]]]
 
 
 class _GroupWriter:
@@ -390,17 +385,13 @@ class _GroupWriter:
 
     def write(self) -> dict[str, Any]:
         """All files of the group; what the overview needs to know of it."""
-        measures = self._measures()
         clips = 0
         for number, (dataset, clip, expressions) in enumerate(self._clips()):
             clips += 1
             self._clip(f"clip-{self.index}-{number}", dataset, clip, expressions)
-        if not measures:
-            measures = [_Measure("mean IoU of the shown frames", [{} for _ in self.runs])]
-            for row in self.rows:
-                for column, value in zip(measures[0].columns, row["iou"], strict=True):
-                    if value is not None:
-                        column[row["id"]] = value
+        ious = ({row["id"]: row["iou"][n] for row in self.rows} for n in range(len(self.runs)))
+        shown = [{name: iou for name, iou in column.items() if iou is not None} for column in ious]
+        measures = self._measures() or {"mean IoU of the shown frames": shown}
         for place, run in enumerate(self.runs):
             seconds = [row["seconds"][place] for row in self.rows if row["seconds"][place] is not None]
             run.seconds = float(np.mean(seconds)) if seconds else None
@@ -419,7 +410,7 @@ class _GroupWriter:
             "clips": clips,
             "note": self.note,
             "chunks": chunks,
-            "measures": [{"name": measure.name} for measure in measures],
+            "measures": [{"name": name} for name in measures],
             "attrs": [{"name": n, "title": n.replace("_", " "), "values": v} for n, v in attrs.items()],
             "scores": list(self._scores()),
         }
@@ -469,9 +460,9 @@ class _GroupWriter:
             ends = (_finite(end * percent) for end in (gap.value, gap.low, gap.high))
             yield [self.first_run + i, self.first_run + j, *ends]
 
-    def _measures(self) -> list[_Measure]:
+    def _measures(self) -> _Measures:
         """Headlines of the protocols whose units are samples."""
-        measures = []
+        measures: _Measures = {}
         for protocol in self._protocols():
             rules = next(protocol_of(run.results[protocol]) for run in self.runs if protocol in run.tables)
             columns: list[dict[str, float]] = []
@@ -487,7 +478,7 @@ class _GroupWriter:
                     column = {u: float(v) for u, v in zip(units, percent, strict=True) if u in stored}
                 columns.append(column)
             if any(columns):
-                measures.append(_Measure(f"{metric}, {protocol}", columns))
+                measures[f"{metric}, {protocol}"] = columns
         return measures
 
     # ── which samples ──
@@ -697,7 +688,7 @@ class _GroupWriter:
         }
 
     def _chunk(
-        self, rows: Sequence[Mapping[str, Any]], measures: Sequence[_Measure], attrs: Mapping[str, list[str]]
+        self, rows: Sequence[Mapping[str, Any]], measures: _Measures, attrs: Mapping[str, list[str]]
     ) -> dict[str, Any]:
         codes = {name: {value: code for code, value in enumerate(values)} for name, values in attrs.items()}
         return {
@@ -705,8 +696,8 @@ class _GroupWriter:
             "attrs": [[codes[name].get(row["kinds"].get(name), -1) for row in rows] for name in attrs],
             "status": [[row["status"][place] for row in rows] for place in range(len(self.runs))],
             "score": [
-                [[_finite(column.get(row["id"], math.nan), 2) for row in rows] for column in m.columns]
-                for m in measures
+                [[_finite(column.get(row["id"], math.nan), 2) for row in rows] for column in columns]
+                for columns in measures.values()
             ],
         }
 

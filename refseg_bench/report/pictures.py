@@ -7,7 +7,6 @@ frames with the target, or with the maps and masks of one prediction. A video of
 from __future__ import annotations
 
 import hashlib
-import io
 import shutil
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -23,7 +22,7 @@ from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 from refseg_bench.datasets.base import Dataset
 from refseg_bench.datasets.files import frame_key
 from refseg_bench.errors import ConfigError, DataError, require
-from refseg_bench.files.images import image_size, read_rgb, stored_upright
+from refseg_bench.files.images import encoded, image_size, read_rgb, stored_upright
 from refseg_bench.files.store_io import (
     is_temporary,
     output,
@@ -160,13 +159,6 @@ def spread(length: int, count: int, wanted: Sequence[int]) -> list[int]:
 def _whole(target: Path) -> bool:
     """Whether a picture is there. An empty one is what a machine that died left."""
     return target.is_file() and target.stat().st_size > 0
-
-
-def encoded(picture: Image.Image, kind: str, **options: Any) -> bytes:
-    """A picture as the bytes of its file, in memory: Pillow tells nothing of why a file can't be written."""
-    out = io.BytesIO()
-    picture.save(out, kind, **options)
-    return out.getvalue()
 
 
 def _put(target: Path, data: bytes) -> None:

@@ -162,7 +162,9 @@ def headlines(store: RunStore) -> Iterator[str]:
 
 
 def leave_out_outdated(
-    stores: Sequence[RunStore], say: Callable[[str], None], shared: dict[int, Present] | None = None
+    stores: Sequence[RunStore],
+    say: Callable[[str], None] = lambda line: print(line, file=sys.stderr),
+    shared: dict[int, Present] | None = None,
 ) -> None:
     """Take results out of sight that were made from other predictions or data than there are now.
 
@@ -173,7 +175,7 @@ def leave_out_outdated(
 
     Args:
         stores: the runs; their ``outdated`` is added to.
-        say: takes a line for each result.
+        say: takes a line for each result; by default to standard error.
         shared: a command's own, whose runs of one set look at the files once.
     """
     shared = {} if shared is None else shared
@@ -414,7 +416,7 @@ def to_terminal(table: ResultTable, console: Console) -> None:
 
 def show_tables(stores: Sequence[RunStore], console: Console | None = None) -> None:
     """Print :func:`tables_of` of the results that stand; the others are told on standard error."""
-    leave_out_outdated(stores, lambda line: print(line, file=sys.stderr))
+    leave_out_outdated(stores)
     for table in tables_of(stores):
         to_terminal(table, console or Console())
 
@@ -642,7 +644,7 @@ def to_frame(stores: Sequence[RunStore]) -> pandas.DataFrame:
     """
     import pandas  # half a second that no command needs
 
-    leave_out_outdated(stores, lambda line: print(line, file=sys.stderr))
+    leave_out_outdated(stores)
     return pandas.DataFrame.from_records(list(lines_of(rows_of(stores))))
 
 

@@ -182,7 +182,7 @@ def test_a_gate_is_of_the_same_data(
                 "made_from",
                 lambda store, name, part=part: {**made_from(store, name), part: store.root.name},
             )
-            patch.setattr("refseg_bench.commands.gate.leave_out_outdated", lambda stores, say: None)
+            patch.setattr("refseg_bench.commands.gate.leave_out_outdated", lambda stores: None)
             code, text = gated(capsys, oracle, "--against", empty)
         assert (code, "of different data" in text) == (2, True), text
 
