@@ -78,7 +78,7 @@ def _info(point: Composed) -> RunInfo:
 
 def launch(
     points: Sequence[Composed],
-    say: Callable[[str], None] | None = None,
+    say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
     *,
     score: bool = True,
     done: Callable[[Planned], None] = lambda run: None,
@@ -98,7 +98,6 @@ def launch(
     Raises:
         RefsegError: a point can't be frozen or planned, or nothing of this may be submitted.
     """
-    say = say or (lambda line: print(line, file=sys.stderr, flush=True))
     for cluster in (load(point.values).cluster for point in points):
         if cluster.kind == "slurm":
             slurm.check(cluster)
@@ -363,8 +362,7 @@ def _work_here(
 
     def look() -> bool:
         for run in (run for run in runs if run.tally is None):
-            found = tally_of(run, before[run.store.root])
-            progress.count(str(run.store.root), found.done + found.failed, found.failed)
+            found = tally_of(run, before[run.store.root], progress)
             # A process that has stored its last sample still writes what it worked with.
             if not (found.elsewhere or _refused(run) or _at_work(run)):
                 run.say(f"{run.store.root}")

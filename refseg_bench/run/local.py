@@ -64,9 +64,7 @@ def work(run: Planned, progress: Progress | None = None, *, capture: bool = Fals
     before = dict(run.store.index())
 
     def look() -> bool:
-        if progress is not None:
-            found = tally_of(run, before)
-            progress.count(str(run.store.root), found.done + found.failed, found.failed)
+        tally_of(run, before, progress)
         return True
 
     bad = together([run], look, capture=capture)

@@ -85,10 +85,7 @@ def work(run: Planned, progress: Progress | None = None, *, capture: bool = Fals
     before = dict(run.store.index())
 
     def left() -> int:
-        found = tally_of(run, before)
-        if progress is not None:
-            progress.count(str(run.store.root), found.done + found.failed, found.failed)
-        return found.elsewhere
+        return tally_of(run, before, progress).elsewhere
 
     def ending() -> bool:
         # One that has stored its last sample still writes what it worked with. A lost one never ends.

@@ -19,6 +19,7 @@ from refseg_bench.datasets.files import files_read
 from refseg_bench.errors import RefsegError
 from refseg_bench.run.build import dataset_of, frozen, weights_of
 from refseg_bench.run.inputs import Present, keep_record, seen_before, stale, told
+from refseg_bench.run.progress import Progress
 from refseg_bench.run.store import RunStore, StoredLine, runs_in
 from refseg_bench.run.submissions import Submission
 from refseg_bench.types import Clip, Expression, sample_id
@@ -197,30 +198,18 @@ def _tell_of_data(store: RunStore, whole: Work, present: Present, say: Callable[
         say(f"{store.root}\n  {unknown} samples don't tell their weights: taken to be of the present ones")
 
 
-def outcomes(run: Planned, before: Mapping[str, StoredLine]) -> dict[str, bool | None]:
-    """What became of the samples that were left, whoever worked on them.
+def tally_of(run: Planned, before: Mapping[str, StoredLine], progress: Progress | None = None) -> Tally:
+    """What became of the samples that were left, whoever worked on them; ``progress`` shows it.
 
-    Args:
-        run: the run, with what was left of it.
-        before: the store's index at that time.
-
-    Returns:
-        Sample id → predicted, failed (False), or not done (``None``).
+    ``before``: the store's index at the time when they were left.
     """
     index = run.store.index()
-    found: dict[str, bool | None] = {}
-    for clip, expressions in run.work:
-        for expression in expressions:
-            sample = sample_id(clip.id, expression.id)
-            line = index.get(sample)
-            found[sample] = None if line is None or line == before.get(sample) else line.ok
-    return found
-
-
-def tally_of(run: Planned, before: Mapping[str, StoredLine]) -> Tally:
-    """The same, counted."""
-    found = list(outcomes(run, before).values())
-    return Tally(found.count(True), found.count(False), found.count(None))
+    asked = [sample_id(clip.id, e.id) for clip, expressions in run.work for e in expressions]
+    lines = [line for name in asked if (line := index.get(name)) is not None and line != before.get(name)]
+    done = sum(line.ok for line in lines)
+    if progress is not None:
+        progress.count(str(run.store.root), len(lines), len(lines) - done)
+    return Tally(done, len(lines) - done, len(asked) - len(lines))
 
 
 def _wanted(run: Planned) -> int:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property
 from importlib import import_module
 from typing import Any, ClassVar, Literal
 
@@ -32,13 +33,7 @@ from refseg_bench.backbones.base import Backbone, shared_pass
 from refseg_bench.backbones.dit.families import DiTFamily, ForwardInputs, config, family
 from refseg_bench.backbones.dit.text import TextSide, Tokenizer, TokenSet
 from refseg_bench.backbones.lazy_torch import F, Tensor, nn, torch
-from refseg_bench.backbones.weights import (
-    Weights,
-    choose_device,
-    content,
-    fetch,
-    load_module,
-)
+from refseg_bench.backbones.weights import Weights, choose_device, content, fetch, load_module
 from refseg_bench.config.schema import option
 from refseg_bench.errors import ConfigError, DataError, require
 from refseg_bench.files.store_io import read_json
@@ -472,34 +467,27 @@ class _Loaded:
         self.device = choose_device(dit.device)
         self.scheduler = read_json(self.folder / "scheduler" / "scheduler_config.json")
         self.text: TextSide = TextSide(self.folder, self.index, self.dtype, self.device, dit.text_encoders)
-        self._transformer: nn.Module | None = None
-        self._vae: nn.Module | None = None
-        self._fingerprint: str | None = None
 
-    @property
+    @cached_property
     def transformer(self) -> nn.Module:
         """The transformer; blocks after the last wanted layer stay on the CPU, for none of them runs."""
-        if self._transformer is None:
-            from refseg_bench.backbones.sdpa_tap import refuse_bypass
+        from refseg_bench.backbones.sdpa_tap import refuse_bypass
 
-            model = self._part("transformer", self.family.transformer_class)
-            refuse_bypass(model)
-            self._transformer = model
-            wanted = resolve_layers(self._dit.layers, self.family.layer_groups(model))
-            if self._dit.offload == "blocks":
-                model.enable_group_offload(  # type: ignore[operator]
-                    onload_device=self.device, offload_type="block_level", num_blocks_per_group=1
-                )
-            else:
-                place(model, self.family, self.device, max(wanted))
-        return self._transformer
+        model = self._part("transformer", self.family.transformer_class)
+        refuse_bypass(model)
+        wanted = resolve_layers(self._dit.layers, self.family.layer_groups(model))
+        if self._dit.offload == "blocks":
+            model.enable_group_offload(  # type: ignore[operator]
+                onload_device=self.device, offload_type="block_level", num_blocks_per_group=1
+            )
+        else:
+            place(model, self.family, self.device, max(wanted))
+        return model
 
-    @property
+    @cached_property
     def vae(self) -> nn.Module:
         """The image encoder."""
-        if self._vae is None:
-            self._vae = self._part("vae", self.family.vae_class)
-        return self._vae
+        return self._part("vae", self.family.vae_class)
 
     @property
     def text_width(self) -> int:
@@ -507,13 +495,10 @@ class _Loaded:
         config = read_json(self.folder / str(self.text.t5_part) / "config.json")
         return int(config["d_model"])
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
-        """Names the weights' content."""
-        if self._fingerprint is None:
-            # A snapshot of the hub is named by its commit.
-            self._fingerprint = content(self._dit.weights()[0], self._dit.cache_root) or self.folder.name
-        return self._fingerprint
+        """Names the weights' content; a snapshot of the hub is named by its commit."""
+        return content(self._dit.weights()[0], self._dit.cache_root) or self.folder.name
 
     def prompt_states(self, prompt: str, *, padded: bool) -> Tensor:
         """T5 states of the prompt as the family's pipeline makes them."""

@@ -10,10 +10,10 @@ To add a family, write a subclass of :class:`DiTFamily` and name it in a backbon
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, ClassVar
 
 from refseg_bench.backbones.lazy_torch import Tensor, nn, torch
@@ -32,7 +32,7 @@ class ForwardInputs:
     prompt_tokens: int  #: how many of ``text`` belong to the prompt (they come first)
 
 
-class DiTFamily(ABC):
+class DiTFamily:
     """Adapter of one family."""
 
     name: ClassVar[str]
@@ -72,9 +72,12 @@ class DiTFamily(ABC):
 
     # ── latents ──
 
-    @abstractmethod
     def encode(self, vae: nn.Module, pixels_1CHW: Tensor) -> Tensor:
-        """Clean latents of an image in [−1, 1], scaled as the transformer expects them."""
+        """Clean latents of an image in [−1, 1], scaled as the transformer expects them.
+
+        By default ``(1, channels, height, width)``, as image VAEs make them.
+        """
+        return scaled(vae, mode(vae, pixels_1CHW))
 
     def grid(self, latents: Tensor, transformer: nn.Module) -> tuple[int, int]:
         """(rows, columns) of the image tokens: patches of one latent frame."""
@@ -191,10 +194,6 @@ class Flux(DiTFamily):
             "single": every[len(double) :],
         }
 
-    def encode(self, vae: nn.Module, pixels_1CHW: Tensor) -> Tensor:
-        """``(1, channels, height, width)``, not yet packed."""
-        return scaled(vae, mode(vae, pixels_1CHW))
-
     def grid(self, latents: Tensor, transformer: nn.Module) -> tuple[int, int]:
         """2 × 2 latents make a token."""
         return latents.shape[-2] // 2, latents.shape[-1] // 2
@@ -246,14 +245,8 @@ class SD3(DiTFamily):
     def schedule(self, transformer: nn.Module) -> tuple[int | None, ...]:
         """One call per block, and one to ignore after it in a dual layer."""
         dual = set(config(transformer, "dual_attention_layers", ()))
-        calls: list[int | None] = []
-        for layer in range(len(self.blocks(transformer))):
-            calls += [layer, None] if layer in dual else [layer]
-        return tuple(calls)
-
-    def encode(self, vae: nn.Module, pixels_1CHW: Tensor) -> Tensor:
-        """``(1, channels, height, width)``."""
-        return scaled(vae, mode(vae, pixels_1CHW))
+        calls = ([layer, None][: 1 + (layer in dual)] for layer in range(len(self.blocks(transformer))))
+        return tuple(chain.from_iterable(calls))
 
     def arguments(self, transformer: nn.Module, inputs: ForwardInputs) -> dict[str, Any]:
         """With the pooled text."""
@@ -394,10 +387,7 @@ class Wan(DiTFamily):
 
     def schedule(self, transformer: nn.Module) -> tuple[int | None, ...]:
         """Self-attention to ignore, cross-attention to read, per block."""
-        calls: list[int | None] = []
-        for layer in range(len(self.blocks(transformer))):
-            calls += [None, layer]
-        return tuple(calls)
+        return tuple(call for layer in range(len(self.blocks(transformer))) for call in (None, layer))
 
     def blocks(self, transformer: nn.Module) -> list[nn.Module]:
         """The blocks."""
