@@ -144,17 +144,15 @@ class _MapReducer:
     def __init__(self, options: MapOptions, reading: SoftmaxTokens) -> None:
         if not reading.tokens:
             raise AttentionError("A reading without tokens.")
-        self.options = options
-        self.reading = reading
+        self.options, self.reading = options, reading
         self._image_TN: Tensor | None = None
         self._text_TT: Tensor | None = None
-        self._heads = 0
+        self._layer_image_TN: Tensor | None = None
+        self._layer_text_TT: Tensor | None = None
+        self._heads = self._layer_heads = 0
         self._stats: list[NDArray[np.float32]] = []
         self._layers: list[int] = []
         self._pending: list[tuple[Tensor, Tensor | None]] = []
-        self._layer_image_TN: Tensor | None = None
-        self._layer_text_TT: Tensor | None = None
-        self._layer_heads = 0
 
     def add_heads(self, chunk: _LayerLogits) -> None:
         """Add some heads of a layer; :meth:`end_layer` closes it."""

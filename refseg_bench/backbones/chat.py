@@ -327,7 +327,6 @@ class ChatLocal(ChatModel):
 
     asks_with: ClassVar[tuple[str, ...]] = (*ChatModel.asks_with, "dtype", "attention")
     packages: ClassVar[tuple[str, ...]] = ("torch", "transformers")
-    _loaded: Any = field(default=None, init=False, repr=False, compare=False)
 
     def weights(self) -> tuple[Weights, ...]:
         """What ``refseg models`` lists and fetches."""
@@ -394,7 +393,7 @@ class ChatLocal(ChatModel):
                 return scores
 
         where = self.model
-        processor, model = self._model()
+        processor, model = self._model
         added = getattr(processor, "tokenizer", processor).added_tokens_decoder.values()
         words = "\n".join(p for m in messages if m.role == "user" for p in m.parts if isinstance(p, str))
         if control := next((token for token in added if token.special and token.content in words), None):
@@ -426,18 +425,15 @@ class ChatLocal(ChatModel):
         finish = "length" if len(ids) >= self.max_tokens else "stop"
         return Reply(text.strip(), finish, given, len(ids), 0.0)
 
+    @cached_property
     def _model(self) -> tuple[Any, Any]:
-        if self._loaded is None:
-            from transformers import AutoModelForImageTextToText, AutoProcessor
+        from transformers import AutoModelForImageTextToText, AutoProcessor
 
-            place = fetch(self._pinned, offline=self.offline)
-            dtype = self.dtype if self.dtype == "auto" else getattr(torch, self.dtype)
-            kind, device = AutoModelForImageTextToText, choose_device(self.device)
-            model = load_module(kind, place, dtype, device, attn_implementation=self.attention)
-            processor = load_processor(AutoProcessor, place)
-            self._loaded = processor, model.eval()
-        found: tuple[Any, Any] = self._loaded
-        return found
+        place = fetch(self._pinned, offline=self.offline)
+        dtype = self.dtype if self.dtype == "auto" else getattr(torch, self.dtype)
+        kind, device = AutoModelForImageTextToText, choose_device(self.device)
+        model = load_module(kind, place, dtype, device, attn_implementation=self.attention)
+        return load_processor(AutoProcessor, place), model.eval()
 
 
 def _told(image_HWC: Uint8HWC) -> dict[str, Any]:
@@ -488,21 +484,18 @@ class Cost:
     seconds: float = 0.0  #: waited for replies
 
 
+@dataclass(eq=False)
 class Conversation:
-    """All that is said for one sample, its transcript and its cost.
+    """All that is said for one sample, its transcript and its cost."""
 
-    Args:
-        model: who answers.
-        tries: most calls where a reply can't be read.
-    """
-
-    def __init__(self, model: ChatModel, tries: int = 3) -> None:
-        self.model, self.tries, self.cost = model, tries, Cost()
-        self.transcript: list[dict[str, Any]] = []
-        #: What it was shown, small, by the digests that the transcript names.
-        self.pictures: dict[str, bytes] = {}
-        self._sent: Counter[str] = Counter()
-        self._before: list[dict[str, Any]] = []
+    model: ChatModel  #: who answers
+    tries: int = 3  #: most calls where a reply can't be read
+    cost: Cost = field(default_factory=Cost, init=False)
+    transcript: list[dict[str, Any]] = field(default_factory=list, init=False)
+    #: What it was shown, small, by the digests that the transcript names.
+    pictures: dict[str, bytes] = field(default_factory=dict, init=False)
+    _sent: Counter[str] = field(default_factory=Counter, init=False)
+    _before: list[dict[str, Any]] = field(default_factory=list, init=False)
 
     async def ask(self, messages: Sequence[Message], step: str) -> str:
         """The model's answer: its words less what it thought aloud, which the transcript keeps.

@@ -18,7 +18,6 @@ from refseg_bench.run.workers import Census, Owner, cancel, describe, records, r
 
 
 def add(commands: Any) -> None:
-    """Declare the options."""
     p = commands.add_parser("cancel")
     p.add_argument("runs", nargs="+", type=Path, help="run folders, or a folder of them")
     add_json(p, "what was ended")
@@ -26,7 +25,6 @@ def add(commands: Any) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Run the command."""
     stores = {store.root: store for store in find_runs(args.runs)}
     here = Owner.here("", "")
     left = 0

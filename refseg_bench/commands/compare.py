@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-from rich import box
 from rich.console import Console
-from rich.table import Column, Table
 from rich.text import Text
 
 from refseg_bench.config.components import open_dataset
@@ -20,7 +18,7 @@ from refseg_bench.errors import ConfigError, printable, shown
 from refseg_bench.files.store_io import add_json, put_json
 from refseg_bench.report.compare import Comparison, Group, compare, compare_truths
 from refseg_bench.report.html import home, write_report
-from refseg_bench.report.tables import leave_out_outdated
+from refseg_bench.report.tables import Cell, ResultTable, leave_out_outdated, to_terminal
 from refseg_bench.run.store import RunStore
 from refseg_bench.scoring.stats import holm
 
@@ -29,7 +27,6 @@ _LONGEST = 100
 
 
 def add(commands: Any) -> None:
-    """Declare the options."""
     p = commands.add_parser(
         "compare",
         description="Differences are RUN_B − RUN_A in percent points, with an interval from resampling "
@@ -61,7 +58,6 @@ def add(commands: Any) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Run the command."""
     if (args.run_b is None) == (args.truth is None):
         raise ConfigError("Give a second run or --truth, one of the two.")
     if args.truth is None and (args.root or args.split):
@@ -89,46 +85,30 @@ def main(args: argparse.Namespace) -> int:
 def show(found: Comparison, console: Console) -> None:
     """Print a comparison."""
 
-    def plain(text: str) -> Text:
-        # Names and options may hold brackets, which rich would take for its own.
-        return Text(shown(text), overflow="fold")
+    def table(
+        title: str, header: tuple[str, ...], names: int, rows: Iterable[Sequence[str]], *notes: str
+    ) -> None:
+        cells = tuple(tuple(map(Cell, row)) for row in rows)
+        to_terminal(ResultTable(title, header, cells, notes=notes, names=names), console)
 
     (first, second), folders = found.labels, (found.first, found.second)
-    console.print(plain(f"A = {first} ({folders[0]})\nB = {second} ({folders[1]})\n{found.protocol}"))
+    about = f"A = {first} ({folders[0]})\nB = {second} ({folders[1]})\n{found.protocol}"
+    console.print(Text(shown(about), overflow="fold"))
     level = f", {100 * found.level:g} % intervals" if found.level else ""
-    table = Table(
-        Column("", overflow="fold"), "metric", "A", "B", "B − A", "interval", "p", "Holm", "n", "clips",
-        title=f"B − A, percent points{level}", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0),
-    )  # fmt: skip
-    groups = (found.overall, *found.groups)
+    groups, scale = (found.overall, *found.groups), 100.0 / found.scale
     corrected = iter(holm([d.p for group in groups for d in group.differences.values()]))
-    for group in groups:
-        for row in _rows(group, 100.0 / found.scale, corrected):
-            table.add_row(*map(plain, row))
-    console.print(table)
-    console.print("Holm: p corrected for all tests of this table; * below 0.05")
+    header = ("", "metric", "A", "B", "B − A", "interval", "p", "Holm", "n", "clips")
+    holm_note = "Holm: p corrected for all tests of this table; * below 0.05"
+    rows = (row for group in groups for row in _rows(group, scale, corrected))
+    table(f"B − A, percent points{level}", header, 2, rows, holm_note)
     for title, moved in (("B is better", found.gained), ("B is worse", found.lost)):
-        if moved:
-            listing = Table(
-                Column("sample", overflow="fold"), Column("expression", overflow="fold"), "A", "B", "B − A",
-                title=title, box=box.SIMPLE_HEAD,
-            )  # fmt: skip
-            for m in moved:
-                before, after = (value * 100.0 / found.scale for value in (m.first, m.second))
-                listing.add_row(
-                    plain(m.unit),
-                    plain(_line(m.text)),
-                    f"{before:.1f}",
-                    f"{after:.1f}",
-                    f"{after - before:+z.1f}",
-                )
-            console.print(listing)
+        ends = ((m, m.first * scale, m.second * scale) for m in moved)
+        told = [(m.unit, _line(m.text), f"{a:.1f}", f"{b:.1f}", f"{b - a:+z.1f}") for m, a, b in ends]
+        if told:
+            table(title, ("sample", "expression", "A", "B", "B − A"), 2, told)
     if found.config:
-        columns = [Column(name, overflow="fold") for name in ("option", "A", "B")]
-        options = Table(*columns, title="options that differ", box=box.SIMPLE_HEAD)
-        for key, (first, second) in found.config.items():
-            options.add_row(plain(key), plain(str(first)), plain(str(second)))
-        console.print(options)
+        options = [(key, str(one), str(other)) for key, (one, other) in found.config.items()]
+        table("options that differ", ("option", "A", "B"), 3, options)
     if found.unpaired:
         console.print(f"{found.unpaired} units are in one of the runs only and are left out")
 

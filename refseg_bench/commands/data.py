@@ -24,7 +24,6 @@ from refseg_bench.report.pictures import find_sample, show_target
 
 
 def add(commands: Any) -> None:
-    """Declare the options."""
     top = commands.add_parser("data")
     actions = top.add_subparsers(dest="action", required=True, metavar="ACTION")
 

@@ -27,7 +27,6 @@ from refseg_bench.types import Expression
 
 
 def add(commands: Any) -> None:
-    """Declare the options."""
     p = commands.add_parser(
         "demo",
         description="Nothing is scored and no run folder is made.",
@@ -51,7 +50,6 @@ def add(commands: Any) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Run the command."""
     if not args.expression.strip():
         raise ConfigError("The expression is empty.", hint='refseg demo CLIP "the thing to find"')
     if args.json is not None:

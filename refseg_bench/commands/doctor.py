@@ -49,7 +49,6 @@ Rows = dict[str, Any]
 
 
 def add(commands: Any) -> None:
-    """Declare the options."""
     p = commands.add_parser(
         "doctor",
         description="Measure components on a rendered clip. Exit code 1: one failed; 2: one can't work here.",
@@ -77,7 +76,6 @@ def add(commands: Any) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Run the command."""
     require("torch", "Measuring models")
     if (least := min(args.frames, *args.size, *args.expressions)) < 1:
         raise ConfigError(f"{least} is no number of frames, pixels or expressions.", allowed=["1, 2, 3 …"])

@@ -17,7 +17,6 @@ from refseg_bench.run.store import RunStore
 
 
 def add(commands: Any) -> None:
-    """Declare the options."""
     p = commands.add_parser(
         "gate",
         description="Hold a run against a baseline on the same samples: passed (0) when all of the interval "
@@ -43,7 +42,6 @@ def add(commands: Any) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Run the command."""
     if args.json is not None:
         check_output(args.json)
     policy = _policy(args)

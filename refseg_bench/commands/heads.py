@@ -17,7 +17,6 @@ from refseg_bench.run.build import build_method, dataset_of
 
 
 def add(commands: Any) -> None:
-    """Declare the options."""
     p = commands.add_parser(
         "heads",
         description="Rank the heads that look at few places, over pairs of picture and expression.",
@@ -41,7 +40,6 @@ def add(commands: Any) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Run the command."""
     if min(args.pairs, args.best) < 1:
         raise ConfigError(
             f"{min(args.pairs, args.best)} is no number of pairs or heads.", allowed=["1, 2, 3 …"]

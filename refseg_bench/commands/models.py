@@ -22,7 +22,6 @@ _GROUPS = ("backbone", "segmenter")
 
 
 def add(commands: Any) -> None:
-    """Declare the options."""
     p = commands.add_parser("models")
     actions = p.add_subparsers(dest="action", required=True, metavar="ACTION")
     asked = (

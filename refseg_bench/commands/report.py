@@ -25,7 +25,6 @@ _EXPERIMENT = "experiment="
 
 
 def add(commands: Any) -> None:
-    """Declare the options."""
     p = commands.add_parser(
         "report",
         epilog="Examples: refseg report · refseg report experiment=decaf/table2 --format latex · "
@@ -80,7 +79,6 @@ def add(commands: Any) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Run the command."""
     if args.json is not None:
         # It says in one word what those say, or is about what they don't make.
         if args.output or args.format != "term" or args.html is not None or args.video or args.coco:

@@ -29,7 +29,6 @@ from refseg_bench.scoring.runs import score_runs
 
 
 def add(commands: Any) -> None:
-    """Declare the options."""
     p = commands.add_parser(
         "run",
         description="Compose the choices and overrides, freeze them into a run folder, predict what is left.",
@@ -59,7 +58,6 @@ def add(commands: Any) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Run the command."""
     if args.retry_failed:
         args.overrides.append("cluster.retry_failed=true")
     if args.json is not None:

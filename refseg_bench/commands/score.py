@@ -22,7 +22,6 @@ from refseg_bench.scoring.score import HiddenTruthError, Options, Scored, under_
 
 
 def add(commands: Any) -> None:
-    """Declare the options."""
     p = commands.add_parser(
         "score",
         description="Score run folders under their own protocols or others; with --predictions, score "

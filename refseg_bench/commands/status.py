@@ -23,7 +23,6 @@ from refseg_bench.run.workers import BEAT, describe, records
 
 
 def add(commands: Any) -> None:
-    """Declare the options."""
     p = commands.add_parser("status")
     p.add_argument("runs", nargs="*", type=Path, help="run folders, or a folder of them (default: runs)")
     p.add_argument("--failures", type=int, default=FEW, metavar="N", help="failed samples to name per run")
@@ -40,7 +39,6 @@ def add(commands: Any) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Run the command."""
     if args.watch is not None and not 0 < args.watch < 86_400:
         raise ConfigError(f"--watch is {args.watch:g}.", allowed=["more than 0 seconds, less than a day"])
     console = Console()

@@ -29,7 +29,6 @@ _WRITE = "Write what is missing; docs/scoring.md lists the layouts."
 
 
 def add(commands: Any) -> None:
-    """Declare the options."""
     p = commands.add_parser(
         "submission",
         description="Write the zip of a run, or of other people's predictions, for the Ref-YouTube-VOS or "

@@ -17,7 +17,6 @@ from refseg_bench.segmenters.base import shared_by_rows
 
 
 def add(commands: Any) -> None:
-    """Declare the options."""
     p = commands.add_parser(
         "work",
         description="Work on a run that `refseg run` (or `refseg run --freeze`) has frozen, beside any "
@@ -39,7 +38,6 @@ def add(commands: Any) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Run the command."""
     if args.parent is not None:
         die_with(args.parent)
     asked = args.launch or [None] * len(args.run)

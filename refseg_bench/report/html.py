@@ -367,21 +367,21 @@ def _finite(value: float, digits: int = 4) -> float | None:
 _Measures = dict[str, list[dict[str, float]]]
 
 
+@dataclass
 class _GroupWriter:
     """Writes index and clip files of the runs on one data set."""
 
-    def __init__(
-        self, index: int, first_run: int, runs: Sequence[_Run], media: MediaFolder, frames: int
-    ) -> None:
-        self.index = index
-        self.first_run = first_run
-        self.runs = runs
-        self.media = media
-        self.frames = frames
-        self.rows: list[dict[str, Any]] = []
-        self.note = ""
+    index: int
+    first_run: int
+    runs: Sequence[_Run]
+    media: MediaFolder
+    frames: int
+    rows: list[dict[str, Any]] = field(default_factory=list, init=False)
+    note: str = field(default="", init=False)
+
+    def __post_init__(self) -> None:
         #: Per run, its samples that were predicted on other data than there are now.
-        self.stale: list[dict[str, str]] = [{} for _ in runs]
+        self.stale: list[dict[str, str]] = [{} for _ in self.runs]
 
     def write(self) -> dict[str, Any]:
         """All files of the group; what the overview needs to know of it."""

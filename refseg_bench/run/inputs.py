@@ -45,30 +45,24 @@ class StaleError(ScoreError):
     """Samples of a run were predicted on other data than the data set holds now, or with other weights."""
 
 
+@dataclass(eq=False)
 class Present:
     """A data set's clips as they are now; each clip's files are looked at once.
 
     Files are known again by their sizes and times. Where those differ (a copy, a new download), their
     content is read and decides.
-
-    Args:
-        dataset: the data set; only its targets are asked for here, where a method saw them.
-        seen: clip id → state and digest of its files as an earlier command found them: files of the same
-            state are not read again.
-        weights: digest of the method's weights; ``None`` = not known, empty = it has none.
     """
 
-    def __init__(
-        self, dataset: Dataset, seen: Mapping[str, tuple[str, str]] | None = None, weights: str | None = None
-    ) -> None:
-        self.weights = weights
-        self._dataset = dataset
-        self._seen = seen or {}
-        self._facts: dict[str, bytes] = {}
-        self._told: dict[tuple[str, str], str] = {}
-        self._states: dict[str, str] = {}
-        self._files: dict[str, str] = {}
-        self._marked: list[tuple[Any, int, dict[str, str]]] = []
+    dataset: Dataset  #: only its targets are asked for here, where a method saw them
+    #: Clip id → state and digest of its files as an earlier command found them: files of the same state are
+    #: not read again.
+    seen: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    weights: str | None = None  #: digest of the method's weights; ``None`` = not known, empty = it has none
+    _facts: dict[str, bytes] = field(default_factory=dict, init=False)
+    _told: dict[tuple[str, str], str] = field(default_factory=dict, init=False)
+    _states: dict[str, str] = field(default_factory=dict, init=False)
+    _files: dict[str, str] = field(default_factory=dict, init=False)
+    _marked: list[tuple[Any, int, dict[str, str]]] = field(default_factory=list, init=False)
 
     def inputs(self, clip: Clip, expression: Expression, *, seen: bool = False) -> Inputs:
         """What a sample would be predicted on; ``seen``: by a method that sees the targets."""
@@ -122,7 +116,7 @@ class Present:
     def known(self, clip: Clip) -> str:
         """The same, where it is known without reading them; else empty."""
         if clip.id not in self._files:
-            state, files = self._seen.get(clip.id, ("", ""))
+            state, files = self.seen.get(clip.id, ("", ""))
             if state and files and state == self.state(clip):
                 self._files[clip.id] = files
         return self._files.get(clip.id, "")
@@ -131,7 +125,7 @@ class Present:
         """Digest of a sample's target; empty where it is hidden or can't be read."""
         target = None
         with suppress(DataError):
-            target = self._dataset.target(clip, expression)
+            target = self.dataset.target(clip, expression)
         if target is None:
             return ""
         tracks = (*target.objects, *(track for track in (target.void,) if track is not None))

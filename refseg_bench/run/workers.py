@@ -24,7 +24,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -153,20 +153,16 @@ class Answer:
         return None
 
 
+@dataclass(eq=False)
 class Census:
-    """Answers whether owners live; SLURM's answers are kept for a while, deaths for ever.
+    """Answers whether owners live; SLURM's answers are kept for a while, deaths for ever."""
 
-    Args:
-        peers: gives the owners of the run that have not ended; SLURM is asked about all in one call.
-        shared: a file for SLURM's answer, which all processes of a submission then have in common.
-    """
-
-    def __init__(self, peers: Callable[[], Iterable[Owner]] = tuple, shared: Path | None = None) -> None:
-        self._dead: set[str] = set()
-        self._peers = peers
-        self._answer: Answer | None = None
-        self._shared = shared
-        self._here = (_host(), _boot(), _space())
+    #: Gives the owners of the run that have not ended; SLURM is asked about all in one call.
+    peers: Callable[[], Iterable[Owner]] = tuple
+    shared: Path | None = None  #: a file for SLURM's answer, for all processes of a submission
+    _dead: set[str] = field(default_factory=set, init=False)
+    _answer: Answer | None = field(default=None, init=False)
+    _here: tuple[str, str, str] = field(default_factory=lambda: (_host(), _boot(), _space()), init=False)
 
     def alive(self, owner: Owner, silent: float = 0.0) -> bool:
         """Whether the process still runs; in doubt, yes. ``silent``: seconds since its last sign of life."""
@@ -192,7 +188,7 @@ class Census:
     def _slurm(self, owner: Owner) -> bool:
         assert owner.slurm is not None
         if self._answer is None or not self._answer.tells_of(owner):
-            self._answer = self._ask(owner) if self._shared is None else self._ask_together(owner)
+            self._answer = self._ask(owner) if self.shared is None else self._ask_together(owner)
         answer = self._answer
         # An answer says nothing of a process that came after it, or that it was not asked about.
         if answer is None or not answer.tells_of(owner) or owner.started > answer.when:
@@ -204,18 +200,18 @@ class Census:
         return state is not None and state.active and state.restarts == owner.restarts
 
     def _ask(self, owner: Owner) -> Answer:
-        ids = {o.slurm for o in (owner, *self._peers()) if o.slurm is not None}
+        ids = {o.slurm for o in (owner, *self.peers()) if o.slurm is not None}
         when = time.time()
         return Answer(when, sorted(ids), queued(ids))
 
     def _ask_together(self, owner: Owner) -> Answer | None:
         """The answer that a process of the submission has, or one to be had by all; ``None`` = not now."""
-        assert self._shared is not None
-        found = Answer.read(self._shared)
+        assert self.shared is not None
+        found = Answer.read(self.shared)
         if found is not None:
             return found
         # One process asks within a minute; a lock that a killed one leaves counts for its minute only.
-        lock = self._shared.with_name(f"{self._shared.stem}-{int(time.time() // _FRESH)}.lock")
+        lock = self.shared.with_name(f"{self.shared.stem}-{int(time.time() // _FRESH)}.lock")
         try:
             os.close(os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666))
         except FileExistsError:
@@ -223,10 +219,10 @@ class Census:
         except OSError:
             return self._ask(owner)
         try:
-            found = Answer.read(self._shared) or self._ask(owner)
-            found.write(self._shared)
+            found = Answer.read(self.shared) or self._ask(owner)
+            found.write(self.shared)
         finally:
-            for old in self._shared.parent.glob(f"{self._shared.stem}-*.lock"):
+            for old in self.shared.parent.glob(f"{self.shared.stem}-*.lock"):
                 with suppress(OSError):
                     old.unlink()
         return found

@@ -376,53 +376,48 @@ def _check_files(
     archive: zipfile.ZipFile, inside: Mapping[str, str], sizes: Mapping[str, tuple[int, int]], found: ZipCheck
 ) -> None:
     seen: dict[str, tuple[int, int]] = {}
-    for short, name in inside.items():
-        if not short.endswith(".png"):
-            continue
+    for short, name in ((short, name) for short, name in inside.items() if short.endswith(".png")):
         found.masks += 1
-        info = archive.getinfo(name)
-        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            found.problems["packed by a method that not every server can unpack (stored, deflated)"].append(
-                f"{name}: {_METHODS.get(info.compress_type, f'method {info.compress_type}')}"
-            )
-            continue
-        if info.flag_bits & 0x1 or stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG):
-            found.problems["encrypted, a link or a device"].append(name)
-            continue
+
+        def wanted(size: tuple[int, int], short: str = short) -> tuple[int, int]:
+            # Without a data set the first mask of a video tells the size of the others.
+            return sizes.get(short) or seen.setdefault("/".join(short.split("/")[:-2]), size)
+
         try:
-            with archive.open(info) as handle:
-                start = handle.read(33)
-                height, width, depth, colour = png.parse_header(start, name)
-                wanted = sizes.get(short) or seen.setdefault("/".join(short.split("/")[:-2]), (height, width))
-                if (height, width) != wanted:
-                    found.problems["wrong size"].append(
-                        f"{name}: {height} x {width} instead of {wanted[0]} x {wanted[1]} (height x width)"
-                    )
-                    continue
-                if not 0 < height * width <= MOST_PIXELS:
-                    found.problems["no sensible size"].append(f"{name}: {height} x {width} (height x width)")
-                    continue
-                if colour != 0 or depth != 8:
-                    found.problems["not one 8-bit grey channel"].append(
-                        f"{name}: {_COLOURS.get(colour, colour)}"
-                    )
-                    continue
-                # The header bounds what a whole file can hold, so a bomb is never inflated. Read to the
-                # end, because only there zipfile compares the checksum.
-                data = start + handle.read(2 * height * width + 65536)
-                fault = "it is longer than its pixels need" if handle.read(1) else _fault(data, height, width)
-            if fault is not None:
-                found.problems["unreadable file"].append(f"{name}: {fault}")
-                continue
-            values = png.values_of(data, name)
+            problem = _problem(archive, name, wanted)
         except (*_UNREADABLE, DataError) as error:
-            told = str(error).splitlines() or [type(error).__name__]
-            found.problems["unreadable file"].append(f"{name}: {told[0]}")
-            continue
-        if not set(values) <= {0, 255}:
-            found.problems["values other than 0 and 255"].append(
-                f"{name}: {', '.join(map(str, sorted(set(values) - {0, 255})[:5]))}"
-            )
+            problem = "unreadable file", (str(error).splitlines() or [type(error).__name__])[0]
+        if problem is not None:
+            found.problems[problem[0]].append(f"{name}: {problem[1]}" if problem[1] else name)
+
+
+def _problem(
+    archive: zipfile.ZipFile, name: str, wanted: Callable[[tuple[int, int]], tuple[int, int]]
+) -> tuple[str, str] | None:
+    """What is wrong with a mask, its kind first; ``wanted``: the size that is wanted of one of its own."""
+    info = archive.getinfo(name)
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        method = _METHODS.get(info.compress_type, f"method {info.compress_type}")
+        return "packed by a method that not every server can unpack (stored, deflated)", method
+    if info.flag_bits & 0x1 or stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG):
+        return "encrypted, a link or a device", ""
+    with archive.open(info) as handle:
+        start = handle.read(33)
+        height, width, depth, colour = png.parse_header(start, name)
+        if (size := wanted((height, width))) != (height, width):
+            return "wrong size", f"{height} x {width} instead of {size[0]} x {size[1]} (height x width)"
+        if not 0 < height * width <= MOST_PIXELS:
+            return "no sensible size", f"{height} x {width} (height x width)"
+        if colour != 0 or depth != 8:
+            return "not one 8-bit grey channel", str(_COLOURS.get(colour, colour))
+        # The header bounds what a whole file can hold, so a bomb is never inflated. Read to the end, because
+        # only there zipfile compares the checksum.
+        data = start + handle.read(2 * height * width + 65536)
+        fault = "it is longer than its pixels need" if handle.read(1) else _fault(data, height, width)
+    if fault is not None:
+        return "unreadable file", fault
+    others = sorted(set(png.values_of(data, name)) - {0, 255})
+    return ("values other than 0 and 255", ", ".join(map(str, others[:5]))) if others else None
 
 
 def _fault(data: bytes, height: int, width: int) -> str | None:
@@ -442,11 +437,8 @@ def _fault(data: bytes, height: int, width: int) -> str | None:
         return "something follows its end"
     # An interlaced file has up to two rows for each of the picture.
     most = 2 * height * (width + 1)
-    return (
-        "it holds more pixels than it says"
-        if len(zlib.decompressobj().decompress(packed, most + 1)) > most
-        else None
-    )
+    held = len(zlib.decompressobj().decompress(packed, most + 1))
+    return "it holds more pixels than it says" if held > most else None
 
 
 _METHODS = {9: "Deflate64", 12: "bzip2", 14: "LZMA", 93: "zstd", 95: "xz"}

@@ -443,7 +443,7 @@ def test_a_model_in_this_process_talks_and_is_replayed(tmp_path):
 def test_a_model_in_this_process_says_nothing_rather_than_nonsense(tmp_path, fault):
     model = ChatLocal(model="shipped:tiny_mllm", max_tokens=6, dtype="float32", device="cpu")
     model.cache_root = tmp_path
-    loaded = model._model()[1]
+    loaded = model._model[1]
     if fault == "are NaN":
         loaded.get_output_embeddings().weight.data.fill_(float("nan"))
     elif fault == "context is 3":

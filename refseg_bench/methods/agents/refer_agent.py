@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -54,7 +55,6 @@ class ClipScores:
     revision: str | None = None  #: commit, tag or branch of the hub repository
     device: str = option("auto", transient=True)  #: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``
     offline: bool = option(False, transient=True)  #: never ask the hub
-    _loaded: tuple[Any, Any] | None = field(default=None, init=False, repr=False, compare=False)
     _seen: tuple[str, Any] = field(default=("", None), init=False, repr=False, compare=False)
 
     def weights(self) -> tuple[Weights, ...]:
@@ -69,7 +69,7 @@ class ClipScores:
         """CLIP's logit of each frame with the text, ``(T,)``; frames are encoded once per clip."""
         if self.model is None:
             return np.zeros(len(clip))
-        model, processor = self._ready()
+        model, processor = self._ready
         with torch.inference_mode():
             if self._seen[0] != clip.id:
                 # One by one: a frame's digits must not depend on its neighbours.
@@ -83,18 +83,17 @@ class ClipScores:
         return np.asarray(logits_T.double().cpu().numpy())
 
     def _encoded(self, frame_HWC: NDArray[np.uint8]) -> Any:
-        model, processor = self._ready()
+        model, processor = self._ready
         pixels = processor(images=frame_HWC, return_tensors="pt").to(model.device)
         return _unit(model.get_image_features(**pixels))
 
+    @cached_property
     def _ready(self) -> tuple[Any, Any]:
-        if self._loaded is None:
-            from transformers import AutoProcessor, CLIPModel
+        from transformers import AutoProcessor, CLIPModel
 
-            place = fetch(self.weights()[0], offline=self.offline)
-            model = load_module(CLIPModel, place, "auto", choose_device(self.device))
-            self._loaded = model.eval(), load_processor(AutoProcessor, place)
-        return self._loaded
+        place = fetch(self.weights()[0], offline=self.offline)
+        model = load_module(CLIPModel, place, "auto", choose_device(self.device))
+        return model.eval(), load_processor(AutoProcessor, place)
 
 
 def _unit(features: Any) -> Any:
