@@ -522,9 +522,9 @@ class RunInfo:
 
     @property
     def rank(self) -> int:
-        """Its place in a table: floors, methods without a model, methods, what sees the truth."""
-        model = bool(self.source) or self.choices.get("backbone") not in (None, "None")
-        return 3 if self.sees_targets else 0 if self.bound else 1 + model
+        """Its place in a table: floors, methods without a model, methods, what sees the truth, the truth."""
+        net = bool(self.source) or self.choices.get("backbone") not in (None, "None")
+        return 3 + (not self.lasting.get("segmenter")) if self.sees_targets else 0 if self.bound else 1 + net
 
     @property
     def command(self) -> str:

@@ -319,16 +319,19 @@ def test_rows_go_by_what_differs_between_them() -> None:
 
 
 def test_floors_come_first_and_what_sees_the_truth_last(tmp_path: Path) -> None:
-    kinds = [("z", {"sees_targets": True, "bound": True}), ("d", {"backbone": "x"}), ("l", {}),
-             ("d", {"backbone": "x", "name": "d_raw"}), ("e", {"bound": True})]  # fmt: skip
+    truth = {"sees_targets": True, "bound": True}
+    kinds = [("z", {**truth}), ("o", {**truth, "lasting": {"segmenter": {"_target_": "x"}}}),
+             ("d", {"backbone": "x"}), ("l", {}), ("d", {"backbone": "x", "name": "d_raw"}),
+             ("e", {"bound": True})]  # fmt: skip
     stores = []
     for place, (method, more) in enumerate(kinds):
-        flags = {key: more.pop(key) for key in ("sees_targets", "bound") if key in more}
+        flags = {"lasting": {}}
+        flags |= {key: more.pop(key) for key in ("sees_targets", "bound", "lasting") if key in more}
         store = scored_run(tmp_path, 50 + place, name=str(place))
-        record = {**vars(info(store.info().digest, method, **more)), **flags, "lasting": {}}
+        record = {**vars(info(store.info().digest, method, **more)), **flags}
         store.info_path.write_text(sealed(record))
         stores.append(store)
-    assert [row.label for row in tables.rows_of(stores)] == ["e", "l", "d", "d · raw", "z"]
+    assert [row.label for row in tables.rows_of(stores)] == ["e", "l", "d", "d · raw", "o", "z"]
 
 
 def test_a_data_sets_own_protocol_leads_and_options_have_a_row_of_their_own(tmp_path: Path) -> None:
