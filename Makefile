@@ -17,6 +17,9 @@ PYTEST_ARGS ?= -n auto --dist loadfile --no-loadscope-reorder
 # There is a process a core: threads of their own only stand in each other's way.
 test quick oldest: export OMP_NUM_THREADS := 1
 
+# Without byte code every process compiles torch and transformers again: 9 s of each.
+unexport PYTHONDONTWRITEBYTECODE
+
 # What `make gpu-check` measures: any components with their options, as in `refseg doctor --help`.
 CHECK ?= backbone=tiny_mllm backbone=tiny_dit
 
