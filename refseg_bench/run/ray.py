@@ -17,7 +17,7 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppres
 from pathlib import Path
 from typing import Any
 
-from refseg_bench.errors import MissingExtra, RefsegError, StoreError
+from refseg_bench.errors import RefsegError, StoreError, require
 from refseg_bench.files.store_io import writing
 from refseg_bench.run.local import tail
 from refseg_bench.run.progress import Progress
@@ -37,10 +37,9 @@ def check() -> Any:
         MissingExtra: it is not installed.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
-        import ray
-    except ImportError as error:
-        raise MissingExtra("cluster=ray", "ray", "ray") from error
+    require("ray", "cluster=ray")
+    import ray
+
     return ray
 
 

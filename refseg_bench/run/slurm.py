@@ -13,7 +13,7 @@ from typing import Any
 from refseg_bench import env
 from refseg_bench.config import searchpath
 from refseg_bench.config.compose import Cluster
-from refseg_bench.errors import MissingExtra, RefsegError, printable
+from refseg_bench.errors import RefsegError, printable, require
 from refseg_bench.files.store_io import write_atomic, writing
 from refseg_bench.run.shards import Planned
 from refseg_bench.run.worker import Command, Shard
@@ -26,10 +26,7 @@ def check(cluster: Cluster) -> None:
         MissingExtra: submitit is not installed.
         RefsegError: there is no SLURM here, or the code has uncommitted changes.
     """
-    try:
-        import submitit  # noqa: F401
-    except ImportError as error:
-        raise MissingExtra("cluster=slurm", "submitit", "slurm") from error
+    require("submitit", "cluster=slurm")
     if shutil.which("sbatch") is None or shutil.which("srun") is None:
         raise RefsegError(
             "There is no SLURM here: sbatch and srun are not on the PATH.",

@@ -10,6 +10,7 @@ from __future__ import annotations
 from array import array
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,23 +28,17 @@ _NAN = float("nan")
 _MOST_ROWS = 1 << 26
 
 
+@dataclass(eq=False)
 class ScoreTable:
-    """Columns of units, in the order they were scored.
+    """Columns of units, in the order they were scored."""
 
-    Attributes:
-        units: id of every unit.
-        clusters: the clip of every unit.
-        values: value name → float64 column.
-        attrs: attribute name → column (``None`` where a unit doesn't have it).
-        frames: per-frame values of every unit, where they were asked for.
-    """
-
-    def __init__(self) -> None:
-        self.units: list[str] = []
-        self.clusters: list[str] = []
-        self._values: dict[str, array[float]] = {}
-        self.attrs: dict[str, list[Any]] = {}
-        self.frames: list[Mapping[str, Any] | None] = []
+    units: list[str] = field(default_factory=list)  #: id of every unit
+    clusters: list[str] = field(default_factory=list)  #: the clip of every unit
+    #: Attribute name → column (``None`` where a unit doesn't have it).
+    attrs: dict[str, list[Any]] = field(default_factory=dict)
+    #: Per-frame values of every unit, where they were asked for.
+    frames: list[Mapping[str, Any] | None] = field(default_factory=list)
+    _values: dict[str, array[float]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.units)
@@ -65,19 +60,16 @@ class ScoreTable:
 
     @property
     def values(self) -> dict[str, NDArray[np.float64]]:
-        """Value name → column, without copying."""
+        """Value name → float64 column, without copying."""
         return {name: np.frombuffer(column, np.float64) for name, column in self._values.items()}
 
     def select(self, rows: Sequence[int] | NDArray[np.intp]) -> ScoreTable:
         """The given rows as a table of their own."""
-        out = ScoreTable()
         index = np.asarray(rows, np.intp)
-        out.units = [self.units[i] for i in index]
-        out.clusters = [self.clusters[i] for i in index]
-        out._values = {name: array("d", column[index].tobytes()) for name, column in self.values.items()}
-        out.attrs = {name: [column[i] for i in index] for name, column in self.attrs.items()}
-        out.frames = [self.frames[i] for i in index]
-        return out
+        units, clusters, frames = ([c[i] for i in index] for c in (self.units, self.clusters, self.frames))
+        attrs = {name: [column[i] for i in index] for name, column in self.attrs.items()}
+        values = {name: array("d", column[index].tobytes()) for name, column in self.values.items()}
+        return ScoreTable(units, clusters, attrs, frames, values)
 
     def to_arrow(self) -> Any:
         """A ``pyarrow.Table``: unit, cluster, value columns, attribute columns (``attr.NAME``)."""

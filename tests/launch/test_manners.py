@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import builtins
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -66,13 +66,6 @@ def test_no_slurm_and_no_submitit_are_told(monkeypatch) -> None:
     monkeypatch.setattr(slurm.shutil, "which", lambda name: None)
     with pytest.raises(RefsegError, match="no SLURM here"):
         slurm.check(Cluster(kind="slurm"))
-    real = builtins.__import__
-
-    def without(name: str, *rest):
-        if name == "submitit":
-            raise ImportError(name)
-        return real(name, *rest)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(MissingExtra, match=r"refseg-bench\[slurm\]"):
         slurm.check(Cluster(kind="slurm"))

@@ -173,15 +173,18 @@ class ReferAgent(ChatMethod):
         )
 
 
+@dataclass
 class _Query:
     """One expression on a clip: what was made of it, and all that is asked."""
 
-    def __init__(self, method: ReferAgent, talk: Conversation, clip: Clip) -> None:
-        self.method, self.talk, self.clip = method, talk, clip
-        self.statement, self.kind = "", 3
-        self.questions: list[str] = []
-        self.frames: list[int] = []
-        self.key = 0
+    method: ReferAgent
+    talk: Conversation
+    clip: Clip
+    statement: str = ""
+    kind: int = 3
+    questions: list[str] = field(default_factory=list)
+    frames: list[int] = field(default_factory=list)
+    key: int = 0
 
     async def begin(self, text: str) -> None:
         """Grades by CLIP (of the expression as it is: not stated), the statement, and the questions."""
