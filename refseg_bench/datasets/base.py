@@ -208,19 +208,12 @@ _OF_WHOLE = (
 
 @dataclass
 class LimitedDataset(Dataset):
-    """The first clips, the first expressions of each, or named samples only.
+    """The first clips, the first expressions of each, or named samples only."""
 
-    Attributes:
-        inner: the whole dataset.
-        clips_limit: the first N clips that have an expression left.
-        expressions_limit: the first N expressions of each clip.
-        samples: only these sample ids (applied before the counts); empty = all.
-    """
-
-    inner: Dataset
-    clips_limit: int | None = None
-    expressions_limit: int | None = None
-    samples: Sequence[str] = ()
+    inner: Dataset  #: the whole dataset
+    clips_limit: int | None = None  #: the first N clips that have an expression left
+    expressions_limit: int | None = None  #: the first N expressions of each clip
+    samples: Sequence[str] = ()  #: only these sample ids (applied before the counts); empty = all
     _clips: list[Clip] | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:

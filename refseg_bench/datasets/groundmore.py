@@ -41,13 +41,6 @@ class GroundMore(MetaExpressions):
 
     The truth is empty outside of the question's action. How its times are to be read is told by the authors'
     script alone, so that it is an option here; what is in force stands beside every score.
-
-    Attributes:
-        clock: ``source`` = times count from the begin of the video that the clip was cut from, at the minute
-            and second in the clip's name (0 if there are none), ``clip`` = from the begin of the clip.
-        action_end: ``exclusive`` = the action's last frame is the one before its end, as in the authors'
-            script; ``inclusive`` = the frame at its end.
-        fps: frames per second.
     """
 
     entries: ClassVar[str] = "questions"
@@ -63,9 +56,13 @@ class GroundMore(MetaExpressions):
     hidden: list[str] = option([])
     protocols: list[str] = option(["groundmore"], transient=True)
     every_frame_listed: bool = option(False, transient=True)
+    #: ``source`` = times count from the begin of the video that the clip was cut from, at the minute and
+    #: second in the clip's name (0 if there are none), ``clip`` = from the begin of the clip.
     clock: Literal["source", "clip"] = "source"
+    #: ``exclusive`` = the action's last frame is the one before its end, as in the authors' script;
+    #: ``inclusive`` = the frame at its end.
     action_end: Literal["exclusive", "inclusive"] = "exclusive"
-    fps: float = 6.0
+    fps: float = 6.0  #: frames per second
 
     def attributes(self, video: str, key: str, raw: Mapping[str, Any], at: Place) -> dict[str, Any] | None:
         """The fields as they are, ``type``, and ``action``: first and last frame of the action."""

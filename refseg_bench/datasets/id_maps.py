@@ -35,19 +35,14 @@ ALL = "all"
 
 @dataclass
 class IdMaps(Dataset):
-    """``<root>/<video>/<frame>.png``, pixel value = object id; ``Annotations/`` above it is fine.
+    """``<root>/<video>/<frame>.png``, pixel value = object id; ``Annotations/`` above it is fine."""
 
-    Attributes:
-        root: the folder of the videos, or a DAVIS tree.
-        split: ``all``, or the name of a list of videos: ``<root>/<split>.txt`` or
-            ``<root>/ImageSets/2017/<split>.txt``.
-        name: name of the set.
-        protocols: ids scored under unless the command says otherwise.
-    """
-
-    root: Path | None = option(None, transient=True)
+    root: Path | None = option(None, transient=True)  #: the folder of the videos, or a DAVIS tree
+    #: ``all``, or the name of a list of videos: ``<root>/<split>.txt`` or
+    #: ``<root>/ImageSets/2017/<split>.txt``.
     split: str = ALL
-    name: str = "id_maps"
+    name: str = "id_maps"  #: name of the set
+    #: Ids scored under unless the command says otherwise.
     protocols: list[str] = option(["vosb"], transient=True)
 
     _clips: list[Clip] | None = field(default=None, init=False, repr=False, compare=False)

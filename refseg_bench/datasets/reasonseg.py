@@ -59,25 +59,18 @@ def label_map(shapes: Sequence[Mapping[str, Any]], size: tuple[int, int]) -> NDA
 
 @dataclass
 class ReasonSeg(Dataset):
-    """ReasonSeg. A clip is one image, its expressions are the ``text`` entries of its JSON.
+    """ReasonSeg. A clip is one image, its expressions are the ``text`` entries of its JSON."""
 
-    Attributes:
-        name: name of the set.
-        split: ``train``, ``val`` or ``test``.
-        root: the set's folder; ``None`` = it is looked for.
-        folders: folder names its archives unpack to, looked for below ``root`` too.
-        texts: ``first`` = ``text[0]`` only, which is what LISA evaluates; ``all``.
-        protocols: ids a run is scored under unless it says otherwise.
-        follow_links: read symbolic links that lead out of ``root``.
-    """
-
-    name: str = "reasonseg"
-    split: str = "val"
-    root: Path | None = option(None, transient=True)
+    name: str = "reasonseg"  #: name of the set
+    split: str = "val"  #: ``train``, ``val`` or ``test``
+    root: Path | None = option(None, transient=True)  #: the set's folder; ``None`` = it is looked for
+    #: Folder names its archives unpack to, looked for below ``root`` too.
     folders: list[str] = option(["ReasonSeg", "reason_seg/ReasonSeg", "reason_seg"], transient=True)
+    #: ``first`` = ``text[0]`` only, which is what LISA evaluates; ``all``.
     texts: Literal["first", "all"] = "first"
+    #: Ids a run is scored under unless it says otherwise.
     protocols: list[str] = option(["reasonseg-lisa"], transient=True)
-    follow_links: bool = option(False, transient=True)
+    follow_links: bool = option(False, transient=True)  #: read symbolic links that lead out of ``root``
 
     _last: tuple[str, dict[str, Any]] = field(default=("", {}), init=False, repr=False, compare=False)
 

@@ -51,30 +51,23 @@ _MIXED = "Use refs and instances.json of one release."
 
 @dataclass
 class RefCoco(Dataset):
-    """An image set in RefCOCO's layout.
+    """An image set in RefCOCO's layout."""
 
-    Attributes:
-        name: name of the set; ends in its split author.
-        split: ``train``, ``val``, ``testA``, ``testB`` (unc), ``test`` (umd, google).
-        root: the set's folder or the one above it; ``None`` = it is looked for.
-        cache: folder of the joined stores; ``None`` = ``$REFSEG_CACHE`` or ``cache``.
-        folders: folder names of the set, looked for below ``root`` too.
-        split_by: who made the splits. Splits of different authors share images: never mix them.
-        text: ``sent`` (cleaned), ``sent_lower`` (as LISA), ``raw`` (as typed; LAVT, ReLA).
-        refs: the sentence file; ``{split_by}`` stands for the author.
-        images: folders of the images, relative to the set's folder.
-        protocols: ids a run is scored under unless it says otherwise.
-        follow_links: read symbolic links that lead out of ``root``.
-    """
-
-    name: str = "refcoco_unc"
-    split: str = "val"
+    name: str = "refcoco_unc"  #: name of the set; ends in its split author
+    split: str = "val"  #: ``train``, ``val``, ``testA``, ``testB`` (unc), ``test`` (umd, google)
+    #: The set's folder or the one above it; ``None`` = it is looked for.
     root: Path | None = option(None, transient=True)
+    #: Folder of the joined stores; ``None`` = ``$REFSEG_CACHE`` or ``cache``.
     cache: Path | None = option(None, transient=True)
+    #: Folder names of the set, looked for below ``root`` too.
     folders: list[str] = option(["refcoco", "refer_seg/refcoco"], transient=True)
+    #: Who made the splits. Splits of different authors share images: never mix them.
     split_by: Literal["unc", "google", "umd"] = "unc"
+    #: ``sent`` (cleaned), ``sent_lower`` (as LISA), ``raw`` (as typed; LAVT, ReLA).
     text: Literal["sent", "sent_lower", "raw"] = "sent"
+    #: The sentence file; ``{split_by}`` stands for the author.
     refs: list[str] = option(["refs({split_by}).p"])
+    #: Folders of the images, relative to the set's folder.
     images: list[str] = option(
         [
             "../images/mscoco/images/train2014",
@@ -85,8 +78,9 @@ class RefCoco(Dataset):
             "../train2014",
         ]
     )
+    #: Ids a run is scored under unless it says otherwise.
     protocols: list[str] = option(["refcoco-oiou"], transient=True)
-    follow_links: bool = option(False, transient=True)
+    follow_links: bool = option(False, transient=True)  #: read symbolic links that lead out of ``root``
 
     #: What was read last, because the sentences about an image are read one after the other.
     _image: tuple[str, dict[str, Any]] = field(default=("", {}), init=False, repr=False, compare=False)

@@ -20,11 +20,7 @@ TYPES = ("referring", "reasoning", "absent")
 
 @dataclass
 class Revos(MetaExpressions):
-    """ReVOS. Expressions carry ``type_id`` and ``type``: referring, reasoning or absent.
-
-    Attributes:
-        foreground_masks: union of all annotated instances per video, for the robustness score.
-    """
+    """ReVOS. Expressions carry ``type_id`` and ``type``: referring, reasoning or absent."""
 
     name: str = "revos"
     split: str = "valid"
@@ -35,6 +31,7 @@ class Revos(MetaExpressions):
     hidden: list[str] = option([])
     protocols: list[str] = option(["revos-binary"], transient=True)
     every_frame_listed: bool = option(False, transient=True)
+    #: Union of all annotated instances per video, for the robustness score.
     foreground_masks: list[str] = option(["mask_dict_foreground.json"])
 
     def attributes(self, video: str, key: str, raw: Mapping[str, Any], at: Place) -> dict[str, Any] | None:

@@ -134,33 +134,22 @@ def inside_dataset(path: Path, dataset: Dataset) -> str:
 
 @dataclass(frozen=True)
 class _Found:
-    """What a source holds of one sample, or of one set of id maps.
+    """What a source holds of one sample, or of one set of id maps."""
 
-    Attributes:
-        masks: file or run lengths of every frame, ``None`` where there is none; no masks = of no frame.
-        record: the JSON object they stand in.
-        surplus: names beside them that no frame has.
-        why: what is known of what lacks, in words.
-        absent: True if there is no mask because the sample is flagged as absent.
-    """
-
+    #: File or run lengths of every frame, ``None`` where there is none; no masks = of no frame.
     masks: tuple[Any, ...] | None = None
-    record: Mapping[str, Any] = field(default_factory=dict)
-    surplus: tuple[str, ...] = ()
-    why: str = ""
-    absent: bool = False
+    record: Mapping[str, Any] = field(default_factory=dict)  #: the JSON object they stand in
+    surplus: tuple[str, ...] = ()  #: names beside them that no frame has
+    why: str = ""  #: what is known of what lacks, in words
+    absent: bool = False  #: True if there is no mask because the sample is flagged as absent
 
 
 @dataclass(frozen=True)
 class ForeignPredictions(ABC):
-    """Masks in a tree of names, in any layout of docs/scoring.md.
+    """Masks in a tree of names, in any layout of docs/scoring.md."""
 
-    Attributes:
-        root: the folder or file.
-        above, sides: see :func:`open_predictions`.
-    """
-
-    root: Path
+    root: Path  #: the folder or file
+    #: above, sides: see :func:`open_predictions`.
     above: int = 0
     sides: tuple[int, ...] = ()
 

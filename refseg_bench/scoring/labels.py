@@ -48,20 +48,13 @@ class LabelMaps(ABC):
 
 @dataclass(frozen=True)
 class FolderLabels(LabelMaps):
-    """Id maps read from PNG files, one at a time.
+    """Id maps read from PNG files, one at a time."""
 
-    Attributes:
-        files: one file per frame; ``None`` where there is none.
-        names: the frames' names.
-        size: (height, width) the maps must have.
-        surplus: names of files that belong to no frame.
-        encodings: frame read so far → how its file is stored, in words.
-    """
-
-    files: tuple[Path | None, ...]
-    names: tuple[str, ...]
-    size: tuple[int, int]
-    surplus: tuple[str, ...] = ()
+    files: tuple[Path | None, ...]  #: one file per frame; ``None`` where there is none
+    names: tuple[str, ...]  #: the frames' names
+    size: tuple[int, int]  #: (height, width) the maps must have
+    surplus: tuple[str, ...] = ()  #: names of files that belong to no frame
+    #: Frame read so far → how its file is stored, in words.
     encodings: dict[int, str] = field(default_factory=dict, init=False, compare=False)
 
     def missing(self) -> Sequence[str]:
@@ -98,21 +91,13 @@ class FolderLabels(LabelMaps):
 
 @dataclass(frozen=True)
 class TrackLabels(LabelMaps):
-    """Id maps put together from one track per object; the first of two that overlap wins.
+    """Id maps put together from one track per object; the first of two that overlap wins."""
 
-    Attributes:
-        size: (height, width).
-        names: the frames' names.
-        tracks: (id, track) in the order of precedence.
-        void: pixels set to 255, or ``None``.
-        whole: False if an object's masks are missing, so that no frame has a map.
-    """
-
-    size: tuple[int, int]
-    names: tuple[str, ...]
-    tracks: tuple[tuple[int, MaskTrack], ...]
-    void: MaskTrack | None = None
-    whole: bool = True
+    size: tuple[int, int]  #: (height, width)
+    names: tuple[str, ...]  #: the frames' names
+    tracks: tuple[tuple[int, MaskTrack], ...]  #: (id, track) in the order of precedence
+    void: MaskTrack | None = None  #: pixels set to 255, or ``None``
+    whole: bool = True  #: False if an object's masks are missing, so that no frame has a map
 
     def missing(self) -> Sequence[str]:
         """Names of frames that a track doesn't cover."""
@@ -138,17 +123,12 @@ class TrackLabels(LabelMaps):
 
 @dataclass
 class GreyMasks:
-    """Grey values of one expression's masks: as OpenCV reads its files, 0 and 1 of run lengths.
+    """Grey values of one expression's masks: as OpenCV reads its files, 0 and 1 of run lengths."""
 
-    Attributes:
-        track: the masks.
-        files: their files, ``None`` where a frame has none; ``None`` = they came as run lengths.
-        above: the highest grey level that is background.
-    """
-
-    track: MaskTrack
+    track: MaskTrack  #: the masks
+    #: Their files, ``None`` where a frame has none; ``None`` = they came as run lengths.
     files: tuple[Path | None, ...] | None = None
-    above: int = 0
+    above: int = 0  #: the highest grey level that is background
     _seen: set[int] = field(default_factory=set, init=False, repr=False)
 
     def frame(self, index: int) -> NDArray[np.uint8]:

@@ -74,23 +74,17 @@ class Scored:
 
 @dataclass(frozen=True)
 class Options:
-    """How to score; none of it changes a value.
+    """How to score; none of it changes a value."""
 
-    Attributes:
-        jobs: processes; ``None`` = the cores given to this process.
-        detail: keep per-frame values.
-        partial: leave out every sample without a whole prediction, whatever the protocol's own rule is
-            (refuse, count as 0, or drop).
-        strict: refuse incomplete work also under protocols whose tool would drop it (for runs of
-            this harness, whose failures are known).
-        bootstrap: how intervals are made.
-    """
-
-    jobs: int | None = None
-    detail: bool = False
+    jobs: int | None = None  #: processes; ``None`` = the cores given to this process
+    detail: bool = False  #: keep per-frame values
+    #: Leave out every sample without a whole prediction, whatever the protocol's own rule is (refuse, count
+    #: as 0, or drop).
     partial: bool = False
+    #: Refuse incomplete work also under protocols whose tool would drop it (for runs of this harness, whose
+    #: failures are known).
     strict: bool = False
-    bootstrap: Bootstrap = field(default_factory=Bootstrap)
+    bootstrap: Bootstrap = field(default_factory=Bootstrap)  #: how intervals are made
 
 
 def score(

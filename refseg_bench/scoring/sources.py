@@ -19,50 +19,36 @@ from refseg_bench.types import Clip, Expression, Prediction, Status, sample_id
 
 @dataclass(frozen=True)
 class State:
-    """What is known of one sample's prediction before it is read.
+    """What is known of one sample's prediction before it is read."""
 
-    Attributes:
-        status: ``ok``, ``failed`` or ``missing``.
-        gaps: names of frames that have no prediction.
-        why: the failure, or what is known of the gaps, in words.
-    """
-
-    status: Status
-    gaps: tuple[str, ...] = ()
-    why: str = ""
+    status: Status  #: ``ok``, ``failed`` or ``missing``
+    gaps: tuple[str, ...] = ()  #: names of frames that have no prediction
+    why: str = ""  #: the failure, or what is known of the gaps, in words
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What is known of one clip's predictions before they are read.
+    """What is known of one clip's predictions before they are read."""
 
-    Attributes:
-        samples: expression id → state.
-        labels: set of merged id maps → state; ``None`` where the predictions are not merged.
-    """
-
-    samples: Mapping[str, State] = field(default_factory=dict)
+    samples: Mapping[str, State] = field(default_factory=dict)  #: expression id → state
+    #: Set of merged id maps → state; ``None`` where the predictions are not merged.
     labels: Mapping[str, State] | None = None
 
 
 @dataclass(frozen=True)
 class ClipPredictions:
-    """What a source holds of one clip.
+    """What a source holds of one clip."""
 
-    Attributes:
-        samples: expression id → prediction (a failed one has ``failure`` set); absent = missing.
-        greys: expression id → raw grey values, for predictions that came as PNG files.
-        labels: merged id maps by set, for predictions that came as such; ``None`` = put them
-            together from ``samples`` where a protocol wants them.
-        encodings: how the mask files read are stored, in words → number of files.
-        clip_missing: True if there is nothing at all for this clip; ``None`` = nothing if no
-            sample is ok.
-    """
-
+    #: Expression id → prediction (a failed one has ``failure`` set); absent = missing.
     samples: Mapping[str, Prediction] = field(default_factory=dict)
+    #: Expression id → raw grey values, for predictions that came as PNG files.
     greys: Mapping[str, GreyMasks] = field(default_factory=dict)
+    #: Merged id maps by set, for predictions that came as such; ``None`` = put them together from ``samples``
+    #: where a protocol wants them.
     labels: Mapping[str, LabelMaps] | None = None
+    #: True if there is nothing at all for this clip; ``None`` = nothing if no sample is ok.
     clip_missing: bool | None = None
+    #: How the mask files read are stored, in words → number of files.
     encodings: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -101,23 +87,18 @@ SHOWN = 5
 
 @dataclass
 class Coverage:
-    """What there is to score, and what of it is not there.
+    """What there is to score, and what of it is not there."""
 
-    Attributes:
-        expected: samples of the dataset (clips, where id maps are compared).
-        failed, missing: names of samples without a prediction, by reason.
-        gaps: sample → names of frames without a prediction.
-        why: sample → reason, where more is known than that it lacks.
-        units: units that would be scored if nothing lacked.
-        left_out: clip or sample in which the protocol counts nothing → why.
-    """
-
-    expected: int = 0
+    expected: int = 0  #: samples of the dataset (clips, where id maps are compared)
+    #: failed, missing: names of samples without a prediction, by reason.
     failed: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
+    #: Sample → names of frames without a prediction.
     gaps: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    #: Sample → reason, where more is known than that it lacks.
     why: dict[str, str] = field(default_factory=dict)
-    units: int = 0
+    units: int = 0  #: units that would be scored if nothing lacked
+    #: Clip or sample in which the protocol counts nothing → why.
     left_out: dict[str, str] = field(default_factory=dict)
 
     def enter(self, name: str, state: State) -> None:

@@ -50,21 +50,13 @@ def shared_by_rows() -> Iterator[None]:
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
-    """What points at one object on one frame.
+    """What points at one object on one frame."""
 
-    Attributes:
-        points: (x, y) pairs in [0, 1].
-        labels: 1 = on the object, 0 = off it; one per point.
-        box: (x0, y0, x1, y1) in [0, 1].
-        mask: boolean mask at the clip's size.
-        text: a concept in words; only segmenters that say so accept it.
-    """
-
-    points: tuple[tuple[float, float], ...] = ()
-    labels: tuple[int, ...] = ()
-    box: tuple[float, float, float, float] | None = None
-    mask: BoolHW | None = None
-    text: str | None = None
+    points: tuple[tuple[float, float], ...] = ()  #: (x, y) pairs in [0, 1]
+    labels: tuple[int, ...] = ()  #: 1 = on the object, 0 = off it; one per point
+    box: tuple[float, float, float, float] | None = None  #: (x0, y0, x1, y1) in [0, 1]
+    mask: BoolHW | None = None  #: boolean mask at the clip's size
+    text: str | None = None  #: a concept in words; only segmenters that say so accept it
 
     @classmethod
     def click(cls, x: float, y: float) -> Self:
@@ -108,15 +100,10 @@ class Prompt:
 
 @dataclass(frozen=True, eq=False)
 class Candidates:
-    """The masks a segmenter offers for one prompt, in the model's own order; none where it sees nothing.
+    """The masks a segmenter offers for one prompt, in the model's own order; none where it sees nothing."""
 
-    Attributes:
-        masks_KHW: boolean masks at the clip's size.
-        ious_K: the model's predicted IoU of each, float32.
-    """
-
-    masks_KHW: NDArray[np.bool_]
-    ious_K: NDArray[np.float32]
+    masks_KHW: NDArray[np.bool_]  #: boolean masks at the clip's size
+    ious_K: NDArray[np.float32]  #: the model's predicted IoU of each, float32
 
     def __len__(self) -> int:
         return len(self.ious_K)
@@ -135,34 +122,22 @@ class Candidates:
 
 @dataclass(frozen=True, eq=False)
 class Instance:
-    """One object that words were found to mean.
+    """One object that words were found to mean."""
 
-    Attributes:
-        track: its masks over the clip; empty where it isn't in view.
-        score: how sure the segmenter is, 0 … 1.
-    """
-
-    track: MaskTrack
-    score: float
+    track: MaskTrack  #: its masks over the clip; empty where it isn't in view
+    score: float  #: how sure the segmenter is, 0 … 1
 
 
 @dataclass
 class SegmenterCounters:
-    """What a session has done so far; goes into the run record.
+    """What a session has done so far; goes into the run record."""
 
-    Attributes:
-        frame_encodings: passes of the image encoder, recomputations included.
-        recomputed_frames: passes for frames encoded before, whose features the memory budget had
-            not kept; 0 means every frame was encoded once at most.
-        decoder_calls: passes of prompt encoder and mask decoder, each over a batch of prompts.
-        propagated_frames: frames yielded by propagation.
-        seconds: seconds per stage.
-    """
-
-    frame_encodings: int = 0
-    decoder_calls: int = 0
-    propagated_frames: int = 0
-    seconds: dict[str, float] = field(default_factory=dict)
+    frame_encodings: int = 0  #: passes of the image encoder, recomputations included
+    decoder_calls: int = 0  #: passes of prompt encoder and mask decoder, each over a batch of prompts
+    propagated_frames: int = 0  #: frames yielded by propagation
+    seconds: dict[str, float] = field(default_factory=dict)  #: seconds per stage
+    #: Passes for frames encoded before, whose features the memory budget had not kept; 0 means every frame
+    #: was encoded once at most.
     recomputed_frames: int = 0
 
     @contextmanager

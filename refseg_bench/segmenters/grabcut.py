@@ -36,33 +36,22 @@ _MOST_CUTS = 4096
 
 @dataclass
 class GrabCut(Segmenter):
-    """Segments by colour, edges and optical flow.
+    """Segments by colour, edges and optical flow."""
 
-    Attributes:
-        working_size: longest side, in pixels, frames are shrunk to; masks come back at full size.
-        smoothing: blur (pixels at working size) before a click's region is grown, one per candidate.
-        tolerances: largest Lab distance (8-bit units) from the clicked colour, one per candidate.
-        iterations: GrabCut rounds on a prompted frame (one on every tracked frame).
-        margin: how far beyond its region an object may reach, as a share of the region's extent.
-        band: pixels (working size) on either side of a tracked edge that are cut again.
-        lost_area: below this share of its usual area a tracked object is absent.
-        found_area: an absent object is back where its colours fill this share of its usual area.
-        likely: share of object over object-plus-background colours that a pixel of it must have.
-        cut_pixels: larger areas are cut at a coarser scale: GrabCut's time grows faster than its area.
-        seed: GrabCut starts its colour models from a random clustering; this fixes it.
-    """
-
-    working_size: int = 320
+    working_size: int = 320  #: longest side, in pixels, frames are shrunk to; masks come back at full size
+    #: Blur (pixels at working size) before a click's region is grown, one per candidate.
     smoothing: tuple[float, ...] = (1.0, 1.0, 4.0)
+    #: Largest Lab distance (8-bit units) from the clicked colour, one per candidate.
     tolerances: tuple[float, ...] = (14.0, 32.0, 40.0)
-    iterations: int = 3
-    margin: float = 0.3
-    band: int = 4
-    lost_area: float = 0.12
-    found_area: float = 0.35
-    likely: float = 0.5
+    iterations: int = 3  #: GrabCut rounds on a prompted frame (one on every tracked frame)
+    margin: float = 0.3  #: how far beyond its region an object may reach, as a share of the region's extent
+    band: int = 4  #: pixels (working size) on either side of a tracked edge that are cut again
+    lost_area: float = 0.12  #: below this share of its usual area a tracked object is absent
+    found_area: float = 0.35  #: an absent object is back where its colours fill this share of its usual area
+    likely: float = 0.5  #: share of object over object-plus-background colours that a pixel of it must have
+    #: Larger areas are cut at a coarser scale: GrabCut's time grows faster than its area.
     cut_pixels: int = 16000
-    seed: int = 0
+    seed: int = 0  #: GrabCut starts its colour models from a random clustering; this fixes it
 
     def __post_init__(self) -> None:
         if len(self.smoothing) != len(self.tolerances) or not self.tolerances:

@@ -33,25 +33,17 @@ Box = tuple[float, float, float, float]
 
 @dataclass
 class GroundingDino(Segmenter):
-    """Grounding-DINO of transformers before another segmenter.
-
-    Attributes:
-        masks: what makes masks of its boxes: a node with ``_target_``, as in ``conf/segmenter``.
-        model: hub id or local folder.
-        revision: commit, tag or branch of the hub repository.
-        box_threshold: a box counts above this score; the model's own demo takes 0.35 to 0.4.
-        offline: never ask the hub, only the cache.
-        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-    """
+    """Grounding-DINO of transformers before another segmenter."""
 
     packages: ClassVar[tuple[str, ...]] = ("torch", "transformers")
 
+    #: What makes masks of its boxes: a node with ``_target_``, as in ``conf/segmenter``.
     masks: Segmenter  # as a config node: what the config layer checks and completes
-    model: str = "IDEA-Research/grounding-dino-base"
-    revision: str | None = None
-    box_threshold: float = 0.35
-    offline: bool = option(False, transient=True)
-    device: str = option("auto", transient=True)
+    model: str = "IDEA-Research/grounding-dino-base"  #: hub id or local folder
+    revision: str | None = None  #: commit, tag or branch of the hub repository
+    box_threshold: float = 0.35  #: a box counts above this score; the model's own demo takes 0.35 to 0.4
+    offline: bool = option(False, transient=True)  #: never ask the hub, only the cache
+    device: str = option("auto", transient=True)  #: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``
     _loaded: tuple[Any, Any] | None = field(default=None, init=False, repr=False, compare=False)
 
     def open(self, clip: Clip) -> _GroundingDinoSession:

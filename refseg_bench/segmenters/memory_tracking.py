@@ -57,38 +57,23 @@ _CORNERS = (2, 3)
 
 @dataclass(frozen=True, eq=False)
 class Heads:
-    """What prompt encoder and mask decoder give for a batch of objects.
+    """What prompt encoder and mask decoder give for a batch of objects."""
 
-    Attributes:
-        logits_NKhw: mask logits of every candidate.
-        ious_NK: predicted IoUs.
-        best_N1hw: logits of the candidate with the highest predicted IoU.
-        pointer_NC: object pointer of that candidate.
-        presence_N1: logit of "the object is in this frame".
-    """
-
-    logits_NKhw: torch.Tensor
-    ious_NK: torch.Tensor
-    best_N1hw: torch.Tensor
-    pointer_NC: torch.Tensor
-    presence_N1: torch.Tensor
+    logits_NKhw: torch.Tensor  #: mask logits of every candidate
+    ious_NK: torch.Tensor  #: predicted IoUs
+    best_N1hw: torch.Tensor  #: logits of the candidate with the highest predicted IoU
+    pointer_NC: torch.Tensor  #: object pointer of that candidate
+    presence_N1: torch.Tensor  #: logit of "the object is in this frame"
 
 
 @dataclass(eq=False)
 class Step:
-    """What is kept of one frame for a batch of objects.
+    """What is kept of one frame for a batch of objects."""
 
-    Attributes:
-        logits_N1hw: the mask to show, holes filled.
-        memory: encoded memory, or what encodes it.
-        pointer_NC: object pointer.
-        presence_N1: logit of "the object is in this frame".
-    """
-
-    logits_N1hw: torch.Tensor
-    memory: torch.Tensor | Callable[[], torch.Tensor]
-    pointer_NC: torch.Tensor
-    presence_N1: torch.Tensor
+    logits_N1hw: torch.Tensor  #: the mask to show, holes filled
+    memory: torch.Tensor | Callable[[], torch.Tensor]  #: encoded memory, or what encodes it
+    pointer_NC: torch.Tensor  #: object pointer
+    presence_N1: torch.Tensor  #: logit of "the object is in this frame"
 
     @property
     def memory_NChw(self) -> torch.Tensor:
@@ -100,17 +85,11 @@ class Step:
 
 @dataclass(eq=False)
 class Memory:
-    """What the tracker remembers of a batch of objects that were prompted on one frame.
+    """What the tracker remembers of a batch of objects that were prompted on one frame."""
 
-    Attributes:
-        start: position of the prompted frame in the video.
-        prompted: its step.
-        followed: steps of tracked frames, by position.
-    """
-
-    start: int
-    prompted: Step
-    followed: dict[int, Step] = field(default_factory=dict)
+    start: int  #: position of the prompted frame in the video
+    prompted: Step  #: its step
+    followed: dict[int, Step] = field(default_factory=dict)  #: steps of tracked frames, by position
 
     def spatial(self, position: int, *, reverse: bool, slots: int) -> list[tuple[int, Step]]:
         """Steps whose spatial memory the frame attends to, with their temporal slot.
@@ -160,17 +139,12 @@ class Memory:
 
 @dataclass(eq=False)
 class _Seen:
-    """What a session leaves of a clip to the next one on it: rows of one command segment the same frames.
+    """What a session leaves of a clip to the next one on it: rows of one command segment the same frames."""
 
-    Attributes:
-        features: by frame.
-        tracks: masks of :meth:`SegmenterSession.propagate` by all that it was asked, as bits.
-        track_mb: what the tracks take.
-    """
-
-    features: dict[int, Features] = field(default_factory=dict)
+    features: dict[int, Features] = field(default_factory=dict)  #: by frame
+    #: Masks of :meth:`SegmenterSession.propagate` by all that it was asked, as bits.
     tracks: dict[Any, list[tuple[int, NDArray[np.uint8]]]] = field(default_factory=dict)
-    track_mb: float = 0.0
+    track_mb: float = 0.0  #: what the tracks take
 
     @property
     def megabytes(self) -> float:
@@ -458,18 +432,14 @@ class TrackingSession(SegmenterSession):
 
 @dataclass
 class SamTracker(Sam):
-    """Options of every SAM that tracks with a memory.
+    """Options of every SAM that tracks with a memory."""
 
-    Attributes:
-        resampling: filter that squashes a frame to the model's square. ``bicubic`` is what the
-            official video predictor of SAM 2 does, ``bilinear`` what the processors of transformers do.
-        fill_holes: ``own``: as Meta's package does by its compiled kernel, without the kernel; or ``off``.
-        hole_area: largest hole to fill, in pixels of the low-resolution mask.
-    """
-
+    #: Filter that squashes a frame to the model's square. ``bicubic`` is what the official video predictor of
+    #: SAM 2 does, ``bilinear`` what the processors of transformers do.
     resampling: Resampling = "bicubic"
+    #: ``own``: as Meta's package does by its compiled kernel, without the kernel; or ``off``.
     fill_holes: HoleFilling = "own"
-    hole_area: int = 8
+    hole_area: int = 8  #: largest hole to fill, in pixels of the low-resolution mask
     _core: TrackerCore | None = field(default=None, init=False, repr=False, compare=False)
     #: Digests of the weights that the model left to the next row was made from.
     _made: list[str | None] = field(default_factory=list, init=False, repr=False, compare=False)

@@ -30,16 +30,12 @@ from refseg_bench.types import Clip
 
 @dataclass
 class Sam1(Sam):
-    """SAM for images.
-
-    Attributes:
-        model: hub id or local folder.
-    """
+    """SAM for images."""
 
     name: ClassVar[str] = "sam1"
     implementation: ClassVar[str] = "transformers SamModel"
 
-    model: str = "facebook/sam-vit-huge"
+    model: str = "facebook/sam-vit-huge"  #: hub id or local folder
     feature_device_mb: float = option(1000.0, transient=True)
     feature_host_mb: float = option(4000.0, transient=True)
     _model: Any = field(default=None, init=False, repr=False, compare=False)

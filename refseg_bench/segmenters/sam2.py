@@ -42,25 +42,17 @@ _LETTER = {"tiny": "t", "small": "s", "base_plus": "b+", "large": "l"}
 
 @dataclass
 class Sam2(SamTracker):
-    """SAM 2 / 2.1 by Meta's package.
-
-    Attributes:
-        release: ``sam2`` (DecAF's) or ``sam2.1``.
-        size: Hiera size.
-        checkpoint: local ``.pt`` file; ``None`` = from the hub.
-        repo: hub id to fetch from; ``None`` = the published one of this release and size.
-        architecture: YAML of another architecture than the published ones.
-    """
+    """SAM 2 / 2.1 by Meta's package."""
 
     name: ClassVar[str] = "sam2"
     implementation: ClassVar[str] = "sam2 package"
     packages: ClassVar[tuple[str, ...]] = ("torch", "sam2")
 
-    release: Release = "sam2"
-    size: ModelSize = "large"
-    checkpoint: Path | None = None
-    repo: str | None = None
-    architecture: Path | None = None
+    release: Release = "sam2"  #: ``sam2`` (DecAF's) or ``sam2.1``
+    size: ModelSize = "large"  #: Hiera size
+    checkpoint: Path | None = None  #: local ``.pt`` file; ``None`` = from the hub
+    repo: str | None = None  #: hub id to fetch from; ``None`` = the published one of this release and size
+    architecture: Path | None = None  #: YAML of another architecture than the published ones
 
     def weights(self) -> tuple[Weights, ...]:
         """What ``refseg models`` lists and fetches."""

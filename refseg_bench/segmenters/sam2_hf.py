@@ -28,16 +28,12 @@ _MASK_LOGIT = 10.0
 
 @dataclass
 class Sam2Hf(SamTracker):
-    """SAM 2 / 2.1 by the transformers port.
-
-    Attributes:
-        model: hub id, local folder or ``shipped:NAME``.
-    """
+    """SAM 2 / 2.1 by the transformers port."""
 
     name: ClassVar[str] = "sam2_hf"
     implementation: ClassVar[str] = "transformers Sam2VideoModel"
 
-    model: str = "facebook/sam2-hiera-large"
+    model: str = "facebook/sam2-hiera-large"  #: hub id, local folder or ``shipped:NAME``
 
     def weights(self) -> tuple[Weights, ...]:
         """What ``refseg models`` lists and fetches."""

@@ -52,21 +52,16 @@ _TEXT_TOKENS = 32
 
 @dataclass
 class Sam3(SamTracker):
-    """SAM 3. The feature budgets count for detector and tracker each.
-
-    Attributes:
-        model: hub id or local folder of the tracker.
-        detector: hub id or local folder of the concept detector and its tokenizer; ``None`` = the
-            same as ``model``, as published.
-        text_threshold: an instance of the concept counts above this score.
-    """
+    """SAM 3. The feature budgets count for detector and tracker each."""
 
     name: ClassVar[str] = "sam3"
     implementation: ClassVar[str] = "transformers Sam3TrackerVideoModel, Sam3Model"
 
-    model: str = "facebook/sam3"
+    model: str = "facebook/sam3"  #: hub id or local folder of the tracker
+    #: Hub id or local folder of the concept detector and its tokenizer; ``None`` = the same as ``model``, as
+    #: published.
     detector: str | None = None
-    text_threshold: float = 0.5
+    text_threshold: float = 0.5  #: an instance of the concept counts above this score
     resampling: Resampling = "bilinear"
     fill_holes: HoleFilling = "off"
     _detector: tuple[Any, Any] | None = field(default=None, init=False, repr=False, compare=False)

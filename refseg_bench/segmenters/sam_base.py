@@ -36,18 +36,7 @@ _FILLED = 0.1
 
 @dataclass
 class Sam(Segmenter):
-    """Options of every SAM.
-
-    Attributes:
-        revision: commit, tag or branch of the hub repository.
-        offline: never ask the hub, only the cache.
-        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        precision: ``fp32``, or ``bf16`` autocast.
-        batch_size: objects, or clicks of a frame, in one pass of the model.
-        feature_device_mb: frame features kept on an accelerator; then in host memory …
-        feature_host_mb: … up to this (``None`` = 12000 beside an accelerator, 250 where there is none);
-            beyond both they are computed again.
-    """
+    """Options of every SAM."""
 
     #: Name of the segmenter on the command line, for errors.
     name: ClassVar[str]
@@ -55,12 +44,15 @@ class Sam(Segmenter):
     implementation: ClassVar[str]
     packages: ClassVar[tuple[str, ...]] = ("torch", "transformers")
 
-    revision: str | None = None
-    offline: bool = option(False, transient=True)
-    device: str = option("auto", transient=True)
-    precision: Precision = "fp32"
-    batch_size: int = option(64, transient=True)
+    revision: str | None = None  #: commit, tag or branch of the hub repository
+    offline: bool = option(False, transient=True)  #: never ask the hub, only the cache
+    device: str = option("auto", transient=True)  #: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``
+    precision: Precision = "fp32"  #: ``fp32``, or ``bf16`` autocast
+    batch_size: int = option(64, transient=True)  #: objects, or clicks of a frame, in one pass of the model
+    #: Frame features kept on an accelerator; then in host memory …
     feature_device_mb: float = option(6000.0, transient=True)
+    #: … up to this (``None`` = 12000 beside an accelerator, 250 where there is none); beyond both they are
+    #: computed again.
     feature_host_mb: float | None = option(None, transient=True)
 
     @abstractmethod

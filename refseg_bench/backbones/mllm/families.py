@@ -35,40 +35,27 @@ _END = "<|im_end|>\n<|im_start|>assistant\n"
 
 @dataclass(frozen=True, eq=False)
 class Visual:
-    """A visual block, ready for the model.
+    """A visual block, ready for the model."""
 
-    Attributes:
-        inputs: pixel tensors and grids by the model's own argument names.
-        head: the prompt up to and including the last visual token.
-        tail: (before, after) the prompt's text.
-        token: id of the visual tokens in ``head``.
-        grid: (T, h, w) of the map that the visual tokens make.
-        tiles: (rows, columns) of an image cut into tiles.
-    """
-
-    inputs: dict[str, Tensor]
-    head: tuple[Piece, ...]
-    tail: tuple[str, str]
-    token: int
-    grid: tuple[int, int, int]
-    tiles: tuple[int, int] = (1, 1)
+    inputs: dict[str, Tensor]  #: pixel tensors and grids by the model's own argument names
+    head: tuple[Piece, ...]  #: the prompt up to and including the last visual token
+    tail: tuple[str, str]  #: (before, after) the prompt's text
+    token: int  #: id of the visual tokens in ``head``
+    grid: tuple[int, int, int]  #: (T, h, w) of the map that the visual tokens make
+    tiles: tuple[int, int] = (1, 1)  #: (rows, columns) of an image cut into tiles
 
 
 @dataclass
 class MLLMFamily(ABC):
-    """One family of models.
+    """One family of models."""
 
-    Attributes:
-        config: the checkpoint's config.
-        preprocessing: the checkpoint's image-processor settings (mean, deviation); may be empty.
-        positions: whose rule numbers the tokens, where transformers has changed its own: ``fixed`` (the
-            one written here) or ``transformers`` (that of the installed version).
-        device: where pixels are normalised and cut into patches; resized they are on the CPU.
-    """
-
-    config: Any
+    config: Any  #: the checkpoint's config
+    #: The checkpoint's image-processor settings (mean, deviation); may be empty.
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
+    #: Whose rule numbers the tokens, where transformers has changed its own: ``fixed`` (the one written here)
+    #: or ``transformers`` (that of the installed version).
     positions: Literal["fixed", "transformers"] = "fixed"
+    #: Where pixels are normalised and cut into patches; resized they are on the CPU.
     device: torch.device | str = "cpu"
 
     #: ``model_type`` of the configs this adapter serves.

@@ -27,23 +27,15 @@ Branch = Literal["both", "video", "frame"]
 
 @dataclass
 class Fusion:
-    """How attention maps become one volume.
+    """How attention maps become one volume."""
 
-    Attributes:
-        contrast: subtract the background map, or use the object map alone (Table 4a).
-        branch: which branches count (Table 4b).
-        video_kernel: smoothing of video maps, in cells (odd; 1 = off).
-        frame_kernel: smoothing of frame maps, in cells (odd; 1 = off).
-        sigma: of the Gaussian, in cells.
-        final_minmax: the official code's last min–max, absent from the paper.
-    """
-
+    #: Subtract the background map, or use the object map alone (Table 4a).
     contrast: Contrast = "obj_minus_bg"
-    branch: Branch = "both"
-    video_kernel: int = 3
-    frame_kernel: int = 7
-    sigma: float = 1.0
-    final_minmax: bool = True
+    branch: Branch = "both"  #: which branches count (Table 4b)
+    video_kernel: int = 3  #: smoothing of video maps, in cells (odd; 1 = off)
+    frame_kernel: int = 7  #: smoothing of frame maps, in cells (odd; 1 = off)
+    sigma: float = 1.0  #: of the Gaussian, in cells
+    final_minmax: bool = True  #: the official code's last min–max, absent from the paper
 
 
 @dataclass(frozen=True, eq=False)

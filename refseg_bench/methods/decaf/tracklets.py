@@ -36,21 +36,13 @@ _EPSILON = 1e-8
 
 @dataclass(frozen=True, eq=False)
 class Tracklet:
-    """One object found by a click; tracked as far as someone looks, for most are suppressed soon.
+    """One object found by a click; tracked as far as someone looks, for most are suppressed soon."""
 
-    Attributes:
-        frame: clip frame index of the click.
-        score: ``s_obj`` = predicted IoU of the clicked mask + attention value at the click, 0 … 2.
-        row: its place among the objects of ``steps``.
-        steps: the tracking of all objects kept on the frame, as the segmenter gives it.
-        seen: their masks on the frames tracked so far, run-length encoded.
-    """
-
-    frame: int
-    score: float
-    row: int
-    steps: TrackedMasks
-    seen: dict[int, list[bytes]]
+    frame: int  #: clip frame index of the click
+    score: float  #: ``s_obj`` = predicted IoU of the clicked mask + attention value at the click, 0 … 2
+    row: int  #: its place among the objects of ``steps``
+    steps: TrackedMasks  #: the tracking of all objects kept on the frame, as the segmenter gives it
+    seen: dict[int, list[bytes]]  #: their masks on the frames tracked so far, run-length encoded
 
     def mask(self, frame: int, size: tuple[int, int]) -> BoolHW:
         """Its mask on a sampled frame, at the clip's size."""
