@@ -197,8 +197,8 @@ def test_the_two_releases_share_no_column_and_the_report_says_why(
         "mevis\\_v2 · rvos-expr@1",
         "mine · rvos-expr@1",
     ]
-    assert told.count("Not comparable with mevis\\_v2: the same videos, other sentences.") == 2
-    assert told.count("Not comparable with mevis: the same videos, other sentences.") == 1
+    assert told.count("Not comparable with mevis\\_v2: the same clips, other sentences.") == 2
+    assert told.count("Not comparable with mevis: the same clips, other sentences.") == 1
 
 
 @pytest.mark.slow

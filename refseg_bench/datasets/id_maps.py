@@ -107,12 +107,8 @@ class IdMaps(Dataset):
         for folder in (self.root, *list(self.root.resolve().parents)[:1]):
             if folder.name.startswith("Annotations"):
                 bases.append(folder.parent)
-        found = [
-            p
-            for base in bases
-            for name in reversed(LIST_FOLDERS)
-            for p in sorted((base / name).glob("*.txt"))
-        ]
+        folders = [base / name for base in bases for name in reversed(LIST_FOLDERS)]
+        found = [p for folder in folders for p in sorted(folder.glob("*.txt"))]
         return {p.stem: p for p in found if p.is_file() and not p.name.startswith(".")}
 
     def _folders(self) -> list[Path]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -240,6 +241,8 @@ class RunLengthMasks(MaskSource):
 
 _Pixels = TypeVar("_Pixels", bound=NDArray[Any])
 _KINDS = {"missing": "missing mask", "torn": "torn mask"}
+#: What a picture's name has in it, be it in capitals, or of a file that is not all there.
+_PICTURE = re.compile(r"\.(png|jpe?g|webp|bmp|tiff?)", re.IGNORECASE)
 
 
 def read_labels(path: Path, tally: Counter[str] | None = None) -> NDArray[np.uint8]:
@@ -261,12 +264,16 @@ def read_binary(path: Path, tally: Counter[str] | None = None) -> NDArray[np.boo
 
     def read(path: Path) -> tuple[NDArray[np.bool_], str]:
         try:
-            return png.read_mask(path)
+            mask, encoding = png.read_mask(path)
         except png.MaskFault as fault:
             if fault.kind != "flat":
                 raise
             labels, encoding = png.read_labels(path)
             return labels != 0, f"{encoding}, all nonzero"
+        if png.lossy(encoding):
+            told = "The mask is stored with loss: the blur around its outline is no object."
+            raise Damage("mask of another mode", told, path, hint="Use the masks of the release, as PNG.")
+        return mask, encoding
 
     return _read(read, path, tally)
 
@@ -330,7 +337,7 @@ class _Folders(MaskSource):
         """See :class:`MaskSource`."""
         from refseg_bench.files.images import image_size
 
-        for path in self._pngs(video, names, anno_ids):
+        for path in self.pngs(video, names, anno_ids):
             with contextlib.suppress(DataError):
                 return image_size(path)
         return None
@@ -339,14 +346,15 @@ class _Folders(MaskSource):
         """Tell the masks of a folder that belong to no frame of the clip."""
         there = set(present)
         extra = there - {self.mask_name(clip, index, there) for index in range(len(clip))}
-        # An object that shows nowhere has no file: files of another ending don't say that.
-        others = file_names(folder)[:1] if self.sparse and not there else []
+        # A frame without a PNG has no mask, or an empty one: a picture of another ending doesn't say that.
+        others = [n for n in file_names(folder) if not n.endswith(".png") and n.split(".")[0] not in there]
+        others = others if self.sparse and not there else [n for n in others if _PICTURE.search(n)]
         for name in [*others, *(f"{name}.png" for name in sorted(extra))]:
             told = f"'{name}' belongs to no frame of '{clip.id}', as '{clip.frame_names[0]}.png' would."
             tell(Damage("extra mask", told, folder / name))
 
     @abstractmethod
-    def _pngs(self, video: str, names: Sequence[str], anno_ids: Iterable[str]) -> Iterator[Path]:
+    def pngs(self, video: str, names: Sequence[str], anno_ids: Iterable[str]) -> Iterator[Path]:
         """Mask files of a video, any of which tells its size."""
 
     def _read(self, path: Path, tally: Counter[str]) -> NDArray[Any]:
@@ -396,7 +404,8 @@ class LabelMapMasks(_Folders):
         """The folder of a clip's maps."""
         return safe_join(self.path, clip.id, Place(self.path, clip.id))
 
-    def _pngs(self, video: str, names: Sequence[str], anno_ids: Iterable[str]) -> Iterator[Path]:
+    def pngs(self, video: str, names: Sequence[str], anno_ids: Iterable[str]) -> Iterator[Path]:
+        """The first frame's map."""
         yield from (self.path / video / f"{name}.png" for name in names[:1])
 
     def _labels(self, clip: Clip, tell: Tell) -> dict[int, MaskTrack]:
@@ -429,9 +438,10 @@ class ObjectFolders(_Folders):
     PNGs are ``sparse``, it doesn't show the object (Long-RVOS): its mask is empty.
     """
 
-    def _pngs(self, video: str, names: Sequence[str], anno_ids: Iterable[str]) -> Iterator[Path]:
+    def pngs(self, video: str, names: Sequence[str], anno_ids: Iterable[str]) -> Iterator[Path]:
+        """All masks of the objects."""
         for folder in (safe_join(self.path, i, Place(self.path, i)) for i in anno_ids):
-            yield from (folder / f"{name}.png" for name in png_names(folder)[:1])
+            yield from (folder / f"{name}.png" for name in png_names(folder))
 
     def _track(self, clip: Clip, wanted: Wanted, tell: Tell) -> MaskTrack:
         anno_id = wanted.anno_id

@@ -184,6 +184,10 @@ def _arrange(
                 images.rmdir()
         if base != place:
             say(f"  found {base.relative_to(place)}")
+        for other in (f for f in _folders_below(place) if not f.is_relative_to(base)):
+            alike = other.name.lower() in own or base.name.lower() not in own
+            if alike and any((other / mark).exists() for mark in marks):
+                say(f"  not taken: {other.relative_to(place)}, which holds the set, too")
         move(base, home)
 
 

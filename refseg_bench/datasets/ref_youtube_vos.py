@@ -13,7 +13,9 @@ from typing import Any
 
 from refseg_bench.config.schema import option
 from refseg_bench.datasets.files import Damage, Place, read_json, read_text
+from refseg_bench.datasets.masks import RunLengthMasks, Wanted
 from refseg_bench.datasets.meta_expressions import MetaExpressions
+from refseg_bench.types import Expression
 
 VALID_VIDEOS = 202
 
@@ -42,6 +44,8 @@ class RunningNumbers(MetaExpressions):
     meta: list[str] = option(["meta_expressions/{split}/meta_expressions.json"])
     masks: list[str] = option(["{split}/Annotations", "{split}/mask_dict.pkl", "{split}/mask_dict.json"])
 
+    _numbered = False  # any expression, by its running number
+
     def read_videos(self) -> dict[str, dict[str, Any]]:
         """The videos of the expression file; numbers are given before any are left out."""
         videos = super().read_videos()
@@ -51,9 +55,20 @@ class RunningNumbers(MetaExpressions):
     def attributes(self, video: str, key: str, raw: Mapping[str, Any], at: Place) -> dict[str, Any] | None:
         """The common attributes; ``anno_ids`` is the running number where the file has none."""
         attrs = super().attributes(video, key, raw, at)
-        if attrs is not None and "obj_ids" in attrs:
-            attrs.setdefault("anno_ids", [self._numbers[video, key]])
+        if attrs is not None and "obj_ids" in attrs and "anno_ids" not in attrs:
+            attrs["anno_ids"] = [self._numbers[video, key]]
+            self._numbered = True
         return attrs
+
+    def wanted(self, expression: Expression) -> list[Wanted] | None:
+        """The common objects; a dictionary of more masks than there are expressions has other numbers."""
+        source = self._source
+        if self._numbered and isinstance(source, RunLengthMasks) and len(source.entries) > len(self._numbers):
+            told = (
+                f"It has {len(source.entries)} entries, one per expression; the file, {len(self._numbers)}."
+            )
+            self.tell(Damage("mask count differs", told, source.path))
+        return super().wanted(expression)
 
 
 @dataclass
@@ -74,12 +89,7 @@ class RefYoutubeVos(RunningNumbers):
     every_frame_listed: bool = option(False, transient=True)
     test: list[str] = option(["meta_expressions/test/meta_expressions.json"])
     valid_list: list[str] = option(
-        [
-            "meta_expressions/valid/valid_202.txt",
-            "meta_expressions/valid/valid_202.json",
-            "valid_202.txt",
-            "valid_202.json",
-        ]
+        [f"{place}valid_202.{end}" for place in ("meta_expressions/valid/", "") for end in ("txt", "json")]
     )
 
     def layout(self) -> list[str]:
@@ -115,9 +125,7 @@ class RefYoutubeVos(RunningNumbers):
             return videos
         kept = {video: record for video, record in videos.items() if video in chosen}
         if len(videos) > VALID_VIDEOS and len(kept) != VALID_VIDEOS:
-            told = (
-                f"{source.name} leaves {len(kept)} of {len(videos)} valid videos, there are {VALID_VIDEOS}."
-            )
+            told = f"{source.name} leaves {len(kept)} of {len(videos)} videos, {VALID_VIDEOS} are valid."
             hint = "Use the test list of the same release as the valid file."
             raise Damage("valid split unknown", told, source, hint=hint)
         return kept

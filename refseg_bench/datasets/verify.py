@@ -117,13 +117,17 @@ def _facts(record: Mapping[str, Any]) -> SplitFacts:
 def lacking(dataset: Dataset, clips: int, expressions: int, refs: int = 0) -> str:
     """In words, where clips, refs or expressions are not as many as the release has; empty if they are.
 
-    More of them are another set's: of RefCOCO, say, in the place of RefCOCO+.
+    More of them, or as many as ``unlike`` has, are another set's: of RefCOCO, say, in the place of RefCOCO+.
     """
     facts = manifest(dataset.name)
     split = facts.splits.get(dataset.split) if facts is not None else None
+    other = manifest(facts.unlike) if facts is not None and facts.unlike else None
+    its = other.splits[dataset.split].counts if other and dataset.split in other.splits else {}
     told = {"videos": clips, "images": clips, "refs": refs, "expressions": expressions}
     for key, count in split.counts.items() if split else ():
-        if split and key not in split.unchecked and (found := told.get(key)) and found != count:
+        if (found := told.get(key)) and found != count and other and found == its.get(key):
+            return f"{found} {key}, as {other.title} has"
+        if split and key not in split.unchecked and found and found != count:
             more = f"{found} {key}, {found - count} more than the release has"
             return more if found > count else f"{found} of the {count} {key} that the release has"
     return ""

@@ -333,7 +333,7 @@ def _table(dataset: str, protocol: str, rows: list[Row], sets: Collection[str]) 
     notes = [f"{row.label or row.run}: only {row.result.part}" for row in rows if row.result.part]
     facts = manifest(rows[0].dataset)
     if facts is not None and facts.unlike in sets:
-        notes.append(f"Not comparable with {facts.unlike}: the same videos, other sentences.")
+        notes.append(f"Not comparable with {facts.unlike}: the same clips, other sentences.")
     if replaced:
         notes.append("the rows were scored against different masks: refseg score RUNS makes them comparable")
     said = "each row its own way, as noted" if mixed else rules[0]

@@ -368,6 +368,7 @@ CASES = [
     Case("v2: frame missing", mevis_v2, remove(f"{FRAMES}/00002.jpg"), "missing frame", "00002.jpg"),
     Case("v2: frame listed twice", mevis_v2, edit(META, lambda m: m["videos"][A]["frames"].append("00001")), "duplicate id", "meta_expressions.json", f"{A}.frames"),
     Case("pickled mask with a callable", ytvos_pickle, overwrite("train/mask_dict.pkl", pickle.dumps({"0": Evil()}, protocol=2)), "pickle with a callable", "mask_dict.pkl", "print"),
+    Case("fewer expressions than masks", ytvos_pickle, edit("meta_expressions/train/meta_expressions.json", lambda m: m["videos"][A]["expressions"].pop("0") and None), "mask count differs", "mask_dict.pkl"),
     Case("pickled masks torn", ytvos_pickle, cut("train/mask_dict.pkl"), "torn pickle", "mask_dict.pkl"),
     Case("pickled mask is a number", ytvos_pickle, repickle("train/mask_dict.pkl", lambda m: m["1"].__setitem__(2, 7)), "malformed mask", "mask_dict.pkl", "anno_id 1[2]"),
     # masks in PNGs
@@ -378,6 +379,9 @@ CASES = [
     Case("mask PNG of another size", ytvos, image(f"train/Annotations/{A}/00001.png", (24, 32)), "mask of another size", "00001.png"),
     Case("object in no map", ytvos, replace("meta_expressions/train/meta_expressions.json", b'"obj_id": "2"', b'"obj_id": "7"'), "object without a pixel", A, "object 7"),
     Case("object folder missing", reasonvos, remove("Annotations/mose_v1_0"), "missing mask", "mose_v1_0"),
+    Case("mask with a capital ending", reasonvos, lambda r: (r / "Annotations/mose_v1_0/00001.png").rename(r / "Annotations/mose_v1_0/00001.PNG"), "extra mask", "00001.PNG"),
+    Case("mask not all there", long_rvos, lambda r: (r / f"valid/Annotations/{A}/1/00002.png").rename(r / f"valid/Annotations/{A}/1/00002.png.part"), "extra mask", "00002.png.part"),
+    Case("mask is a JPEG", reasonvos, lambda r: Image.open(r / "Annotations/mose_v1_0/00001.png").convert("L").save(r / "Annotations/mose_v1_0/00001.png", "JPEG"), "mask of another mode", "00001.png"),
     Case("extra mask", reasonvos, lambda r: shutil.copy(r / "Annotations/mose_v1_0/00001.png", r / "Annotations/mose_v1_0/00044.png"), "extra mask", "00044.png"),
     # RefCOCO
     Case("pickle with a callable", refcoco, overwrite("refs(unc).p", pickle.dumps([Evil()], protocol=2)), "pickle with a callable", "refs(unc).p", "print"),

@@ -119,6 +119,15 @@ def test_prepare_adds_split_after_split_and_overwrites_nothing(tmp_path, capsys)
     assert len(open_dataset("mevis", split="train").clips()) == 1
 
 
+def test_prepare_says_which_of_two_copies_it_takes(tmp_path, capsys):
+    for name in ("MeViS", "old/MeViS", "v1"):
+        write_meta_expressions_set(tmp_path / "src" / name, "valid_u", [video()])
+    zipped(tmp_path / "src", ".", tmp_path / "all.zip")
+    assert run("prepare", "mevis", "--from", tmp_path / "all.zip") == 0
+    said = [line.strip() for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
+    assert said[1:] == ["found MeViS", "not taken: old/MeViS, which holds the set, too"]
+
+
 def test_prepare_other_sets(tmp_path):
     src = tmp_path / "src"
     write_revos_set(src / "ReVOS", "valid", [video("UVO/all/x")])

@@ -439,8 +439,10 @@ def test_a_figure_that_nobody_counted_makes_no_part(monkeypatch: pytest.MonkeyPa
     assert verify.lacking(data, 4, 9) == "4 of the 6 images that the release has"
     assert verify.lacking(data, 7, 9) == "7 images, 1 more than the release has"
     plus = FakeDataset(name="refcoco_plus_unc", split="val")
-    assert verify.lacking(plus, 1500, 10834, refs=3811) == "3811 refs, 6 more than the release has"
+    assert verify.lacking(plus, 1500, 10834, refs=3811) == "3811 refs, as RefCOCO (UNC splits) has"
     assert verify.lacking(plus, 1500, 10750, refs=3805) == ""
+    plus.split = "testA"
+    assert verify.lacking(plus, 750, 5657, refs=1975) == "5657 expressions, as RefCOCO (UNC splits) has"
     facts = verify.manifest("photos")
     assert facts is not None
     splits = {name: replace(split, unchecked=frozenset(split.counts)) for name, split in facts.splits.items()}
