@@ -21,7 +21,7 @@ from refseg_bench.config.compose import Composed, digest
 from refseg_bench.config.schema import option
 from refseg_bench.datasets.files import read_json
 from refseg_bench.errors import DataError, ScoreError, StoreError
-from refseg_bench.files.store_io import checksum
+from refseg_bench.files.store_io import checksum, writing
 from refseg_bench.report import tables
 from refseg_bench.report.exports import to_coco
 from refseg_bench.report.html import write_report
@@ -355,6 +355,36 @@ def test_a_result_of_other_masks_is_not_shown(
     assert not shown()
     assert cli.main(["score", "runs"]) == 0
     assert shown()
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.ENOSPC])
+def test_the_scores_of_a_run_of_somebody_else_are_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int
+) -> None:
+    store = a_run(tmp_path)[0].store
+    for name in ("keep", "write_result"):
+
+        def refused(*_: object) -> None:
+            with writing(store.root):
+                raise OSError(number, "no")
+
+        monkeypatch.setattr(RunStore, name, refused)
+        if number == errno.ENOSPC:
+            with pytest.raises(StoreError):
+                score_store(store)
+            continue
+        ((_, outcome),) = score_store(store)
+        assert isinstance(outcome, Scored)
+        assert outcome.result.n
+        assert f"{store.root}: scored, not kept" in capsys.readouterr().err
+
+
+def test_a_folder_that_no_config_can_name_is_refused(
+    in_tmp: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["run", "method=full_frame", "limit.clips=1", "paths.runs=r\udcff"]) == 2
+    assert "no UTF-8" in capsys.readouterr().err
+    assert not list(in_tmp.glob("r*"))
 
 
 def test_a_result_of_fewer_predictions_is_not_shown(

@@ -35,6 +35,7 @@ from refseg_bench.datasets.masks import (
     MOST_SIDE,
     LabelMapMasks,
     MaskSource,
+    ObjectFolders,
     RunLengthMasks,
     Wanted,
     id_list,
@@ -167,8 +168,12 @@ class MetaExpressions(Dataset):
         return self._source.files(clip) if isinstance(self._source, LabelMapMasks) else None
 
     def truth_files(self, clip: Clip) -> list[Path | None] | None:
-        """The clip's id maps; none beside a run-length dictionary."""
-        return [] if isinstance(self._source, RunLengthMasks) else self.annotation_files(clip)
+        """The clip's id maps, or its objects' masks; none beside a run-length dictionary."""
+        source = self._source
+        if isinstance(source, ObjectFolders):
+            ids = dict.fromkeys(i for e in self._expressions(clip.id) for i in e.attrs.get("anno_ids", ()))
+            return list(source.pngs(clip.id, (), ids))
+        return [] if isinstance(source, RunLengthMasks) else self.annotation_files(clip)
 
     def encodings(self) -> Counter[str]:
         """How the mask files read since the last call are stored, in words → number of files."""

@@ -328,7 +328,10 @@ _CHECK = re.compile(r"(?m)^# check: ([0-9a-f]{16})\n\Z")
 
 
 def sealed_text(text: str) -> str:
-    """YAML with its checksum as a comment at the end."""
+    """YAML with its checksum as a comment at the end; a ``StoreError`` if nobody could read it back."""
+    for line in filter(_HALF.search, text.splitlines()):
+        hint = "Rename the file or folder, or give a link to it whose name is UTF-8."
+        raise StoreError("An option holds bytes that are no UTF-8.", where=line.strip(), hint=hint)
     return f"{text}# check: {checksum(text.encode())}\n"
 
 

@@ -23,15 +23,7 @@ from refseg_bench.datasets.base import Dataset
 from refseg_bench.datasets.files import frame_key
 from refseg_bench.errors import ConfigError, DataError, require
 from refseg_bench.files.images import encoded, image_size, read_rgb, stored_upright
-from refseg_bench.files.store_io import (
-    is_temporary,
-    output,
-    read_bytes,
-    replacing,
-    sweep,
-    within,
-    writing,
-)
+from refseg_bench.files.store_io import is_temporary, output, read_bytes, replacing, sweep, within, writing
 from refseg_bench.run.build import dataset_of, received
 from refseg_bench.run.inputs import Present, stale, without
 from refseg_bench.run.store import RunStore

@@ -201,7 +201,10 @@ class Present:
         if now["facts"] != marks.get("facts"):
             return "samples, texts, frame names or sizes"
         if told and dataset.truth:
-            if "".join(map(self.files, dataset.truth)) not in ("", told):
+            read = "".join(map(self.files, dataset.truth))
+            # Nothing is known of a set that is not here; one that lacks a file is here.
+            here = not read and any(_stat(path) for clip in dataset.truth for path in clip.frame_paths)
+            if here or read not in ("", told):
                 return "the annotations"
         elif changed := dataset.changed():
             return changed

@@ -626,7 +626,7 @@ class RunStore:
         Raises:
             StoreError: the folder holds a run of another config, or can't be written.
         """
-        store = cls(root)
+        store, frozen = cls(root), sealed_text(config_yaml)
         store.sweep()
         with writing(root):
             if store.info_path.is_file():
@@ -646,7 +646,7 @@ class RunStore:
                 )
             for part in _PARTS:
                 store.place(part).mkdir(parents=True, exist_ok=True)
-            write_atomic(root / "config.yaml", sealed_text(config_yaml))
+            write_atomic(root / "config.yaml", frozen)
             # Written last: a run folder without run.json was never completely frozen.
             write_atomic(store.info_path, sealed(to_plain(asdict(info)), 2))
         return store

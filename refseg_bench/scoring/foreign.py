@@ -286,16 +286,9 @@ class ForeignPredictions(ABC):
                         wanted[name] = frames.union(wanted[name] or ()) if name in wanted else frames
         told, twice = surplus(self._entries, self._tops(), wanted)
         told = [*(name for name in told if not is_litter(name)), *self._strangers(samples)]
-        out = []
-        if told:
-            out.append(
-                f"note: names in the {self.what} that no sample has, not read ({len(told)}): {few(told)}"
-            )
-        if twice:
-            out.append(
-                f"note: samples that lie in two places, the first is read ({len(twice)}): {few(twice)}"
-            )
-        return [printable(line) for line in out]
+        notes = {f"names in the {self.what} that no sample has, not read": told}
+        notes["samples that lie in two places, the first is read"] = twice
+        return [printable(f"note: {what} ({len(n)}): {few(n)}") for what, n in notes.items() if n]
 
     def _names(self, clip: Clip, e: Expression) -> list[str]:
         return list(names_of(clip, e, self.signs))

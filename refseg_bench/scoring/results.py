@@ -44,20 +44,14 @@ def document(
     """What ``--json`` holds: protocol as typed → metrics, units, n, failed, missing and more."""
     out: dict[str, Any] = {}
     for word, outcome in outcomes:
+        coverage = outcome.coverage if isinstance(outcome, Scored | LackingError) else Coverage()
+        missing = [*coverage.missing, *coverage.gaps]
+        lacks = {"failed": coverage.failed, "missing": missing, "why": coverage.why}
+        lacks["left_out"] = coverage.left_out
         if isinstance(outcome, ScoreError):
-            coverage = outcome.coverage if isinstance(outcome, LackingError) else Coverage()
-            out[word] = {
-                "error": str(outcome),
-                "metrics": None,
-                "units": [],
-                "n": 0,
-                "failed": coverage.failed,
-                "missing": [*coverage.missing, *coverage.gaps],
-                "why": coverage.why,
-                "left_out": coverage.left_out,
-            }
+            out[word] = {"error": str(outcome), "metrics": None, "units": [], "n": 0, **lacks}
             continue
-        result, table, coverage = outcome.result, outcome.table, outcome.coverage
+        result, table = outcome.result, outcome.table
         columns = table.values
         out[word] = {
             "protocol": result.protocol,
@@ -67,11 +61,8 @@ def document(
             "scale": result.scale,
             "n": result.n,
             "expected": result.expected,
-            "failed": coverage.failed,
-            "missing": [*coverage.missing, *coverage.gaps],
+            **lacks,
             "missing_frames": coverage.gaps,
-            "why": coverage.why,
-            "left_out": coverage.left_out,
             "by": {
                 attribute: {group: {"n": n, **_metrics(found)} for group, (n, found) in groups.items()}
                 for attribute, groups in (by or {}).get(word, {}).items()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shlex
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
+from functools import partial as given
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from refseg_bench.config.components import open_protocol
 from refseg_bench.config.schema import TARGET
 from refseg_bench.datasets.base import Dataset
 from refseg_bench.datasets.files import files_read
-from refseg_bench.errors import RefsegError, ScoreError
+from refseg_bench.errors import RefsegError, ScoreError, StoreError
 from refseg_bench.run import inputs
 from refseg_bench.run.build import dataset_of, received
 from refseg_bench.run.inputs import keep_record, seen_before, without
@@ -131,7 +133,7 @@ def score_store(
     annotations = _annotations(dataset, work, files) if _ours(str(values["dataset"][TARGET])) else []
     made_from["annotations"] = "".join(map(present.files, annotations))
     differing = inputs.stale(store, work, present)
-    keep_record(store, work, files, present, annotations)
+    ours = _written(store, given(keep_record, store, work, files, present, annotations))
     if not options.partial:
         refuse_damage(store, work)
     if differing and not options.partial:
@@ -143,9 +145,22 @@ def score_store(
         words = [word for word in words if not _stands(store, word, made_from)]
     outcomes = under_each(dataset, StoreSource(store.root, differing), words, options)
     for _, outcome in outcomes:
-        if isinstance(outcome, Scored):
-            store.write_result(outcome.result, outcome.table.write_parquet, made_from)
+        if isinstance(outcome, Scored) and ours:
+            write = given(store.write_result, outcome.result, outcome.table.write_parquet, made_from)
+            ours = _written(store, write)
     return outcomes
+
+
+def _written(store: RunStore, write: Callable[[], None]) -> bool:
+    """Write to a run's folder; False, and told, where this user may not: the scores of others can be seen."""
+    try:
+        write()
+    except StoreError as error:
+        if getattr(error.__cause__, "errno", None) not in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise
+        print(f"{store.root}: scored, not kept. {error.what} (--json keeps it elsewhere)", file=sys.stderr)
+        return False
+    return True
 
 
 def _annotations(dataset: Dataset, work: Work, read: Iterable[Path]) -> list[Clip]:

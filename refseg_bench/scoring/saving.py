@@ -25,15 +25,7 @@ from refseg_bench.config import schema
 from refseg_bench.config.compose import Config, digest_of
 from refseg_bench.datasets.base import Dataset
 from refseg_bench.errors import ConfigError, printable
-from refseg_bench.files.store_io import (
-    replacing,
-    safe_name,
-    sealed,
-    sealed_text,
-    sweep,
-    to_plain,
-    writing,
-)
+from refseg_bench.files.store_io import replacing, safe_name, sealed, sealed_text, sweep, to_plain, writing
 from refseg_bench.run.inputs import Present, seen_before
 from refseg_bench.run.store import RunInfo, RunStore, line_of
 from refseg_bench.scoring.foreign import ForeignPredictions, inside_dataset
@@ -73,14 +65,12 @@ def save(
         StoreError: the folder can't be written.
     """
     if not name.strip() or not name.isprintable():
-        raise ConfigError(
-            f"--name is '{printable(name)}'.", allowed=["one line of characters that a table can show"]
-        )
+        allowed = ["one line of characters that a table can show"]
+        raise ConfigError(f"--name is '{printable(name)}'.", allowed=allowed)
     dataset: Dataset = schema.build(node, "dataset")
     path = str(source.root.resolve())
     kind = {schema.TARGET: _NO_METHOD, "name": name, "threshold": source.above}
-    method = {**kind, "path": path}
-    values = schema.conform(Config, {"dataset": node, "method": method}, "")
+    values = schema.conform(Config, {"dataset": node, "method": {**kind, "path": path}}, "")
     lasting = {**schema.lasting(Config, {**values, "method": None}), "method": kind}
     info = RunInfo(
         digest=digest_of(lasting),
@@ -91,6 +81,7 @@ def save(
         protocols=list(dataset.protocols),
         source=path,
     )
+    frozen = sealed_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
     store = RunStore(runs / f"{info.name}-{info.digest}")
     known = store.info() if store.info_path.is_file() else None
     store.sweep()
@@ -111,7 +102,7 @@ def save(
             with suppress(OSError):
                 folder.rmdir()
                 store.root.rmdir()
-    store.keep(sealed_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True)), "config.yaml")
+    store.keep(frozen, "config.yaml")
     # Written last, as for any run: a folder without it is none.
     store.keep(sealed(to_plain(dataclasses.asdict(info)), 2), "run.json")
     notes = [*source.notes(dataset), *reading.coverage.shown()]

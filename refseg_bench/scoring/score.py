@@ -447,13 +447,10 @@ def _encodings(read: Mapping[str, int], *maps: LabelMaps | None) -> dict[str, in
 
 def _checked(prediction: Prediction | None, clip: Clip, side: int | None = None) -> Prediction | None:
     """A prediction whose masks don't fit its clip (or, for an image, ``side``) is a failure, told as such."""
-    if prediction is None or prediction.track is None:
+    if prediction is None or (track := prediction.track) is None:
         return prediction
-    if len(clip) == len(prediction.track) == 1 and prediction.track.size == (side, side):
-        return prediction
-    if side == ANY_SIZE and len(clip) == len(prediction.track):
-        return prediction
-    why = prediction.track.misfit(clip.size, len(clip))
+    fits = side == ANY_SIZE or (len(clip) == 1 and track.size == (side, side))
+    why = "" if fits and len(clip) == len(track) else track.misfit(clip.size, len(clip))
     if not why:
         return prediction
     failure = SampleFailure("DataError", f"The prediction doesn't fit its clip: {why}.", "")
@@ -463,8 +460,4 @@ def _checked(prediction: Prediction | None, clip: Clip, side: int | None = None)
 def _short(attrs: Mapping[str, Any]) -> dict[str, Any]:
     """Attributes worth a column of a million rows: no texts, no lists."""
     texts = ("sent", "raw", "exp", "exp_text", "file_name")
-    return {
-        name: value
-        for name, value in attrs.items()
-        if name not in texts and isinstance(value, (bool, int, float, str))
-    }
+    return {n: v for n, v in attrs.items() if n not in texts and isinstance(v, (bool, int, float, str))}

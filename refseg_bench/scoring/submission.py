@@ -28,14 +28,7 @@ from refseg_bench.datasets.base import Dataset
 from refseg_bench.datasets.files import bad_name, is_litter
 from refseg_bench.errors import ConfigError, DataError, ScoreError, printable
 from refseg_bench.files import png
-from refseg_bench.files.store_io import (
-    MOST_PIXELS,
-    check_output,
-    open_regular,
-    replacing,
-    sweep,
-    write_error,
-)
+from refseg_bench.files.store_io import MOST_PIXELS, check_output, open_regular, replacing, sweep, write_error
 from refseg_bench.types import Clip, MaskTrack, Prediction, rle_fault, sample_id
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)
@@ -167,8 +160,7 @@ def _lacking(dataset: Dataset, clip: Clip, found: Mapping[str, Prediction]) -> I
                 yield f"failed  {name}: {why}"
                 continue
             named = list(zip(clip.frame_names, track.rles, strict=True))
-            gaps = [n for n, c in named if c is None]
-            if gaps:
+            if gaps := [n for n, c in named if c is None]:
                 yield f"missing {name}: frames {', '.join(gaps)}"
             faults = ((n, rle_fault(c, track.size)) for n, c in named if c is not None)
             fault = next((f"frame {n}: {why}" for n, why in faults if why is not None), None)

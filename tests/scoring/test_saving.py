@@ -24,6 +24,7 @@ from tools.publish import publish, read_published
 from tools.writers import (
     write_davis_source,
     write_groundmore_set,
+    write_long_rvos_set,
     write_meta_expressions_set,
     write_reasonseg_image,
 )
@@ -365,10 +366,17 @@ def groundmore_like() -> Path:
     return next(Path("data/groundmore").rglob("masks/*.png"))
 
 
+def long_rvos_like() -> Path:
+    one = replace(video("0123456789ab"), expressions=[("it", [0], {"type": "dynamic"})])
+    write_long_rvos_set(Path("data/long_rvos"), "valid", [one])
+    return next(Path("data/long_rvos").rglob("Annotations/*/1/*.png"))
+
+
 @pytest.mark.parametrize(
-    ("dataset", "write"), [("reasonseg", reasonseg_like), ("groundmore", groundmore_like)]
+    ("dataset", "write"),
+    [("reasonseg", reasonseg_like), ("groundmore", groundmore_like), ("long_rvos", long_rvos_like)],
 )
-def test_truth_of_every_kind_of_set_is_known(monkeypatch, dataset, write):
+def test_truth_of_every_kind_of_set_is_known(monkeypatch, capsys, dataset, write):
     """A complete run is scored again only after its truth was written anew with another content."""
     truth = write()
     asked: list[list[str]] = []
@@ -389,3 +397,14 @@ def test_truth_of_every_kind_of_set_is_known(monkeypatch, dataset, write):
     else:
         truth.write_text(truth.read_text() + " ")
     assert [again(), again()] == [True, False]
+    # A set that lacks a file is no set that isn't here.
+    truth.unlink()
+    assert main(["report"]) == (2 if truth.suffix == ".png" else 0)
+    assert ("the annotations have changed" in capsys.readouterr().err) == (truth.suffix == ".png")
+
+
+def test_a_source_that_no_config_can_name_is_refused(capsys):
+    write_masks("a\udcff", mevis_like())
+    assert save("a\udcff", "--name", "mine") == 2
+    assert "no UTF-8" in capsys.readouterr().err
+    assert not Path("runs").exists()
