@@ -496,11 +496,7 @@ def _snapshot(weights: Weights) -> Path | None:
 
 
 def _megabytes(path: Path) -> float:
-    if path.is_file():
-        return path.stat().st_size / 1e6
-    if path.is_dir():
-        return sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) / 1e6
-    return 0.0
+    return sum(file.stat().st_size for file in (path, *path.rglob("*")) if file.is_file()) / 1e6
 
 
 # ── from the hub ─────────────────────────────────────────────────────────────
@@ -687,10 +683,9 @@ def need_of(node: Mapping[str, Any], where: str) -> Need:
         cls = schema.locate(target, where)
         values = schema.complete(node, where)
         parts = schema.injected(cls)
-        alone = not parts or getattr(cls, "weights_alone", False)
-        if isinstance(cls, type) and callable(getattr(cls, "weights", None)) and alone:
-            said = schema.construct(cls, values, where, **dict.fromkeys(parts, object())).weights()
-            return Need(where, target, tuple(said or ()))
+        if parts and not cls.weights_alone:
+            return Need(where, target)
+        said = schema.construct(cls, values, where, **dict.fromkeys(parts, object())).weights()
+        return Need(where, target, tuple(said or ()))
     except RefsegError as error:
         return Need(where, target, (), str(error))
-    return Need(where, target)

@@ -116,8 +116,8 @@ def _tell(
     alive = [job for job in alive if job.owner.started >= over.get(job.owner.launch, 0.0)]
     eta = None if rate is None or not alive or not left else left * rate / len(alive)
     row: dict[str, Any] = {"run": store.root.name, "done": found.done, "failed": found.failed, "left": left}
-    row["seconds_per_sample"] = rate
-    row |= {"eta_seconds": eta, "gpu_hours": sum(job.gpu_hours for job in jobs), "peak_mib": peak}
+    row |= {"seconds_per_sample": rate, "eta_seconds": eta, "gpu_hours": sum(job.gpu_hours for job in jobs)}
+    row |= {"peak_mib": peak, "stages_mib": found.stages, "working": bool(alive or busy)}
     table.add_row(
         printable(store.root.name),
         str(found.done),
@@ -128,9 +128,8 @@ def _tell(
         f"{row['gpu_hours']:.2f}",
         "–" if peak is None else f"{peak:.0f}",
     )
-    row["stages_mib"] = found.stages
-    if row["stages_mib"]:
-        note("peak MiB by stage: " + ", ".join(f"{n} {peak:.0f}" for n, peak in row["stages_mib"].items()))
+    if found.stages:
+        note("peak MiB by stage: " + ", ".join(f"{n} {peak:.0f}" for n, peak in found.stages.items()))
     if left and not alive and not busy:
         note(f"nobody works on it; this goes on: {store.info().command}")
     for job in alive:
@@ -151,7 +150,7 @@ def _tell(
         note(f"{failed.sample}: {failed.why}")
         if (log := log_path(store.root, failed.job)).is_file():
             notes.append(f"  log: {log}")
-    return {**row, "working": bool(alive or busy)}
+    return row
 
 
 def duration(seconds: float) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont
 
 from refseg_bench.datasets.base import Dataset
 from refseg_bench.datasets.files import frame_key
@@ -38,8 +38,8 @@ _IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 _VIDEOS = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".gif")
 #: A cell of a picture: what stands below it, and its pixels.
 Cell = tuple[str, NDArray[np.uint8]]
-#: What Pillow raises on a picture it can't read.
-_UNREADABLE = (OSError, UnidentifiedImageError, SyntaxError, ValueError, DataError)
+#: Pictures of a report, a folder each: of clips, of attention, and what a chat model was sent.
+_KINDS = ("frames", "thumbs", "maps", "sent")
 
 #: Longest sides of an attention map and of a thumbnail, in pixels.
 _MAP_SIDE, _THUMB_SIDE = 128, 240
@@ -57,9 +57,7 @@ class MediaFolder:
     root: Path  #: the report's folder
     side: int = 480  #: longest side of a frame, in pixels
     #: Names of the pictures that the report shows, by kind.
-    used: dict[str, set[str]] = field(
-        default_factory=lambda: {"frames": set(), "thumbs": set(), "maps": set(), "sent": set()}
-    )
+    used: dict[str, set[str]] = field(default_factory=lambda: {kind: set() for kind in _KINDS})
 
     def frame(self, clip: Clip, index: int) -> str | None:
         """Name of the picture of one frame, ``None`` where the frame can't be read."""
@@ -94,7 +92,7 @@ class MediaFolder:
                     picture = Image.fromarray(read_rgb(path, upright=upright))
                     picture.thumbnail((side, side))
                     kept = encoded(picture, "JPEG", quality=80)
-            except _UNREADABLE:
+            except (OSError, ValueError, DataError):
                 return None
             _put(target, kept)
         self.used[kind].add(name)

@@ -51,7 +51,7 @@ from refseg_bench.methods.refam.filters import (
 )
 from refseg_bench.methods.refam.noun_phrases import needed, noun_phrase_parser
 from refseg_bench.methods.refam.token_maps import Ask, MissingCaption, PromptMode, TokenMapReader, prompt_of
-from refseg_bench.methods.spatial import Axes, SpatialBias, bias_map, directions
+from refseg_bench.methods.spatial import Axes, SpatialBias, biased, directions
 from refseg_bench.segmenters.base import Segmenter, SegmenterSession
 from refseg_bench.types import Clip, Expression, Grounding, HeatPoint, MaskTrack
 
@@ -299,7 +299,7 @@ class RefAM(AttentionMethod):
         if self.sb.mode != "off":
             bias = SpatialBias(self.sb.floor, self.sb.axes, self.sb.parse, self.sb.mode == "half")
             sides = directions(text, axes=self.sb.axes, parse=self.sb.parse)
-            sought_hw = sought_hw * bias_map(text, (sought_hw.shape[0], sought_hw.shape[1]), bias)
+            sought_hw = biased(sought_hw, text, bias)
         point = self._peak(sought_hw, frame, grid_hw, content_share)
         full_HW = resized(grid_hw, clip.size, "bilinear", content_share)
         details = {
