@@ -93,17 +93,11 @@ _NAMES = {dict: "an object", list: "a list", str: "text", int: "a whole number",
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A place in a data file, with checks of what stands there.
+    """A place in a data file, with checks of what stands there."""
 
-    Attributes:
-        file: the file.
-        part: where in it; ``None`` = the whole.
-        told: receives what is wrong.
-    """
-
-    file: Path
-    part: str | None = None
-    told: Tell = refuse
+    file: Path  #: the file
+    part: str | None = None  #: where in it; ``None`` = the whole
+    told: Tell = refuse  #: receives what is wrong
 
     def at(self, part: str) -> Place:
         """A place within this one: a key, or an index in brackets.

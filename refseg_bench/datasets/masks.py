@@ -151,15 +151,10 @@ def checked_track(entries: Any, clip: Clip, at: Place) -> MaskTrack:
 
 @dataclass(frozen=True)
 class Wanted:
-    """One object whose masks are asked for.
+    """One object whose masks are asked for."""
 
-    Attributes:
-        object_id: the object's name within its video.
-        anno_id: its name in a mask dictionary or among annotation folders.
-    """
-
-    object_id: str
-    anno_id: str
+    object_id: str  #: the object's name within its video
+    anno_id: str  #: its name in a mask dictionary or among annotation folders
 
 
 @dataclass
@@ -167,13 +162,10 @@ class MaskSource(ABC):
     """Gives the annotated tracks of a clip's objects.
 
     Those of the last clip are kept, because its expressions are read one after the other and share them.
-
-    Attributes:
-        path: where they are.
-        encodings: how mask files read so far are stored, in words → number of files.
     """
 
-    path: Path
+    path: Path  #: where they are
+    #: How mask files read so far are stored, in words → number of files.
     encodings: Counter[str] = field(default_factory=Counter, init=False, repr=False)
     _clip: str | None = field(default=None, init=False, repr=False)
     _tracks: dict[Wanted, MaskTrack] = field(default_factory=dict, init=False, repr=False)
@@ -292,16 +284,11 @@ def _read(read: Callable[[Path], tuple[_Pixels, str]], path: Path, tally: Counte
 
 @dataclass
 class _Folders(MaskSource):
-    """Folders of one PNG per frame.
+    """Folders of one PNG per frame."""
 
-    Attributes:
-        home: the data set's folder, which links must not leave.
-        follow_links: read links that lead out of ``home``.
-        sparse: there is no PNG of frames that show nothing, and an object may show in none.
-    """
-
-    home: Path
-    follow_links: bool = field(default=False, kw_only=True)
+    home: Path  #: the data set's folder, which links must not leave
+    follow_links: bool = field(default=False, kw_only=True)  #: read links that lead out of ``home``
+    #: There is no PNG of frames that show nothing, and an object may show in none.
     sparse: bool = field(default=False, kw_only=True)
 
     def mask_name(self, clip: Clip, index: int, there: Collection[str]) -> str:

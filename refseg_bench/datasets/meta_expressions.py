@@ -59,41 +59,31 @@ class MetaExpressions(Dataset):
 
     Paths are relative to the set's folder; ``{split}`` stands for the split. Where several are
     given, the first that exists is used.
-
-    Attributes:
-        name: name of the set.
-        split: name of the split.
-        root: the set's folder; ``None`` = it is looked for.
-        cache: folder of the indices; ``None`` = ``$REFSEG_CACHE`` or ``cache``.
-        folders: folder names its archives unpack to, looked for below ``root`` too.
-        meta: the expression file.
-        frames: the folder of the videos' folders.
-        masks: run-length dictionary (``.json``, ``.pkl``) or folder of PNGs; the order is the preference.
-        hidden: splits whose masks only an evaluation server has.
-        videos: only these videos; empty = all.
-        protocols: ids a run is scored under unless it says otherwise.
-        every_frame_listed: a frame file that the expression file doesn't list is a problem to
-            ``verify`` (some releases ship more frames than they use).
-        follow_links: read symbolic links that lead out of ``root``.
     """
 
     #: Keys of a video's expressions and of an expression's text in the file.
     entries: ClassVar[str] = "expressions"
     words: ClassVar[str] = "exp"
 
-    name: str = "mevis"
-    split: str = "valid_u"
-    root: Path | None = option(None, transient=True)
+    name: str = "mevis"  #: name of the set
+    split: str = "valid_u"  #: name of the split
+    root: Path | None = option(None, transient=True)  #: the set's folder; ``None`` = it is looked for
+    #: Folder of the indices; ``None`` = ``$REFSEG_CACHE`` or ``cache``.
     cache: Path | None = option(None, transient=True)
+    #: Folder names its archives unpack to, looked for below ``root`` too.
     folders: list[str] = option(["mevis", "MeViS", "MeViS_release"], transient=True)
-    meta: list[str] = option(["{split}/meta_expressions.json"])
-    frames: list[str] = option(["{split}/JPEGImages", "{split}"])
+    meta: list[str] = option(["{split}/meta_expressions.json"])  #: the expression file
+    frames: list[str] = option(["{split}/JPEGImages", "{split}"])  #: the folder of the videos' folders
+    #: run-length dictionary (``.json``, ``.pkl``) or folder of PNGs; the order is the preference.
     masks: list[str] = option(["{split}/mask_dict.json", "{split}/mask_dict.pkl"])
-    hidden: list[str] = option(["valid", "test"])
-    videos: list[str] = option([])
+    hidden: list[str] = option(["valid", "test"])  #: splits whose masks only an evaluation server has
+    videos: list[str] = option([])  #: only these videos; empty = all
+    #: Ids a run is scored under unless it says otherwise.
     protocols: list[str] = option(["rvos-expr"], transient=True)
+    #: A frame file that the expression file doesn't list is a problem to ``verify`` (some releases ship more
+    #: frames than they use).
     every_frame_listed: bool = option(True, transient=True)
-    follow_links: bool = option(False, transient=True)
+    follow_links: bool = option(False, transient=True)  #: read symbolic links that lead out of ``root``
 
     def __post_init__(self) -> None:
         # Papers say "val", the folders say "valid".

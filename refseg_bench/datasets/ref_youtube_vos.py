@@ -78,16 +78,14 @@ class RefYoutubeVos(RunningNumbers):
     ``valid`` keeps the 202 videos that are not in the test split. Which those are is read from the
     test expression file, or from a list of names; a ``valid`` file that holds no more than 202
     videos is taken as it is.
-
-    Attributes:
-        test: test expression files, looked for in this order.
-        valid_list: lists of the valid videos (text, one a line, or a JSON list).
     """
 
     name: str = "ref_youtube_vos"
     folders: list[str] = option(["ref-youtube-vos", "refer-youtube-vos", "refytvos", "rvos"], transient=True)
     every_frame_listed: bool = option(False, transient=True)
+    #: Test expression files, looked for in this order.
     test: list[str] = option(["meta_expressions/test/meta_expressions.json"])
+    #: Lists of the valid videos (text, one a line, or a JSON list).
     valid_list: list[str] = option(
         [f"{place}valid_202.{end}" for place in ("meta_expressions/valid/", "") for end in ("txt", "json")]
     )

@@ -29,43 +29,29 @@ _TAIL = 512
 
 @dataclass(frozen=True)
 class SplitFacts:
-    """What a manifest says of one split.
+    """What a manifest says of one split."""
 
-    Attributes:
-        counts: ``videos``, ``images``, ``frames``, ``expressions``, ``objects``, ``refs`` → number.
-        public: whether the masks are public.
-        unchecked: counts that come from a paper and were never counted in the files.
-    """
-
+    #: ``videos``, ``images``, ``frames``, ``expressions``, ``objects``, ``refs`` → number.
     counts: Mapping[str, int]
-    public: bool
+    public: bool  #: whether the masks are public
+    #: Counts that come from a paper and were never counted in the files.
     unchecked: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """The facts of one set, from ``datasets/NAME/manifest.yaml``.
+    """The facts of one set, from ``datasets/NAME/manifest.yaml``."""
 
-    Attributes:
-        name: name of the set.
-        title: as the field writes it.
-        kind: ``video`` or ``image``.
-        splits: by name.
-        total: counts of the whole release, for the reader.
-        printed_as: what papers' tables call the set; by default its title.
-        protocols: ids of those its papers use, where they use others than a run is scored under by default.
-        unlike: the set of the same layout and video ids that it must not be taken for.
-        brought: what its expressions may have and those of ``unlike`` never do: fields, ``no target``.
-    """
-
-    name: str
-    title: str
-    kind: str
-    splits: Mapping[str, SplitFacts]
-    total: Mapping[str, int] = field(default_factory=dict)
-    printed_as: str = ""
+    name: str  #: name of the set
+    title: str  #: as the field writes it
+    kind: str  #: ``video`` or ``image``
+    splits: Mapping[str, SplitFacts]  #: by name
+    total: Mapping[str, int] = field(default_factory=dict)  #: counts of the whole release, for the reader
+    printed_as: str = ""  #: what papers' tables call the set; by default its title
+    #: Ids of those its papers use, where they use others than a run is scored under by default.
     protocols: Sequence[str] = ()
-    unlike: str = ""
+    unlike: str = ""  #: the set of the same layout and video ids that it must not be taken for
+    #: What its expressions may have and those of ``unlike`` never do: fields, ``no target``.
     brought: tuple[str, ...] = ()
 
     def taken_for(self, split: str, expressions: Sequence[Mapping[str, Any]]) -> str:
@@ -138,17 +124,11 @@ def lacking(dataset: Dataset, clips: int, expressions: int, refs: int = 0) -> st
 
 @dataclass
 class Verdict:
-    """What was found.
+    """What was found."""
 
-    Attributes:
-        counts: what the split holds.
-        problems: everything that is wrong, in the order found.
-        notes: differences that are no problem of the copy.
-    """
-
-    counts: dict[str, int] = field(default_factory=dict)
-    problems: list[Damage] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=dict)  #: what the split holds
+    problems: list[Damage] = field(default_factory=list)  #: everything that is wrong, in the order found
+    notes: list[str] = field(default_factory=list)  #: differences that are no problem of the copy
 
     @property
     def ok(self) -> bool:

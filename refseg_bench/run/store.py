@@ -108,13 +108,7 @@ _LONGEST = 256 << 20
 
 @dataclass(frozen=True, slots=True)
 class StoredLine:
-    """Where one stored sample lies.
-
-    Attributes:
-        inputs: ``facts``, ``files``, ``state``, ``truth`` and ``weights`` of its
-            :class:`~refseg_bench.types.Inputs`; ``None`` = not known.
-        turn: as in its :class:`~refseg_bench.types.Prediction`.
-    """
+    """Where one stored sample lies."""
 
     sample: str
     clip: str
@@ -122,8 +116,10 @@ class StoredLine:
     path: Path
     offset: int
     length: int
+    #: ``facts``, ``files``, ``state``, ``truth`` and ``weights`` of its :class:`~refseg_bench.types.Inputs`;
+    #: ``None`` = not known.
     inputs: tuple[str, str, str, str, str] | None = None
-    turn: int = 0
+    turn: int = 0  #: as in its :class:`~refseg_bench.types.Prediction`
 
 
 def job_name() -> str:
@@ -451,37 +447,23 @@ SAMPLES, RESULT, MADE_FROM = "samples.parquet", "result.json", "made_from.json"
 
 @dataclass
 class RunInfo:
-    """What ``run.json`` holds: all that reading commands need to know of a run's config.
+    """What ``run.json`` holds: all that reading commands need to know of a run's config."""
 
-    Attributes:
-        digest: of what can change a prediction.
-        name: the folder's name without it.
-        overrides: the command line.
-        choices: group → member.
-        created: when it was frozen.
-        lasting: the options that the digest is made of.
-        bound: True if the method is a bound (its class says so), not a grounding method.
-        sees_targets: True if the method is shown the truth.
-        knows: what the method answers from, in words.
-        printed: component → what published tables call it, where its config says so.
-        protocols: what its data set is scored under by default; those lead.
-        source: of predictions of other code the folder or file they were read from, else empty.
-        content: digest of those predictions.
-    """
-
-    digest: str
-    name: str | None = None
-    overrides: list[str] = field(default_factory=list)
-    choices: dict[str, str] = field(default_factory=dict)
-    created: str = ""
-    lasting: dict[str, Any] = field(default_factory=dict)
-    bound: bool = False
-    sees_targets: bool = False
-    knows: str = ""
+    digest: str  #: of what can change a prediction
+    name: str | None = None  #: the folder's name without it
+    overrides: list[str] = field(default_factory=list)  #: the command line
+    choices: dict[str, str] = field(default_factory=dict)  #: group → member
+    created: str = ""  #: when it was frozen
+    lasting: dict[str, Any] = field(default_factory=dict)  #: the options that the digest is made of
+    bound: bool = False  #: True if the method is a bound (its class says so), not a grounding method
+    sees_targets: bool = False  #: True if the method is shown the truth
+    knows: str = ""  #: what the method answers from, in words
+    #: Component → what published tables call it, where its config says so.
     printed: dict[str, str] = field(default_factory=dict)
+    #: What its data set is scored under by default; those lead.
     protocols: list[str] = field(default_factory=list)
-    source: str = ""
-    content: str = ""
+    source: str = ""  #: of predictions of other code the folder or file they were read from, else empty
+    content: str = ""  #: digest of those predictions
 
     @property
     def label(self) -> str:
@@ -601,14 +583,10 @@ def record_of(kind: type[T], record: Mapping[str, Any], path: Path, hint: str = 
 
 @dataclass
 class RunStore:
-    """One run folder.
+    """One run folder."""
 
-    Attributes:
-        root: the folder.
-        outdated: protocols whose stored result is not to be shown.
-    """
-
-    root: Path
+    root: Path  #: the folder
+    #: Protocols whose stored result is not to be shown.
     outdated: set[str] = field(default_factory=set, init=False, repr=False)
     _index: dict[str, StoredLine] = field(default_factory=dict, init=False, repr=False)
     _seen: dict[Path, int] = field(default_factory=dict, init=False, repr=False)
