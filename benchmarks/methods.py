@@ -18,8 +18,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from refseg_bench.backbones.dit import model as dit
-from refseg_bench.backbones.mllm import model as mllm
+from refseg_bench.backbones import dit, mllm
 from refseg_bench.config.compose import compose
 from refseg_bench.run.build import build_method, dataset_of
 from refseg_bench.run.loop import predict_clip

@@ -26,15 +26,15 @@ def streamed_rollout(layers, visual_N, mode="v_max", residual=0.5, dtype=None, b
     """
     at = visual_N.shape[0] - 1
     return shared_rollout(
-        [layer[:, :at] for layer in layers],
-        [layer[:, at:][None] for layer in layers],
-        [1],
+        [[layer[:, :at] for layer in layers]],
+        [[layer[:, at:][None] for layer in layers]],
+        [[1]],
         visual_N[:at],
         mode,
         residual,
         dtype,
         block_bytes,
-    )[0]
+    )[0, 0]
 
 
 def form(layers, shape, tokens, prompts, dtype, device, *, together):
@@ -47,7 +47,7 @@ def form(layers, shape, tokens, prompts, dtype, device, *, together):
         prompts: how many.
         dtype: of queries and keys.
         device: where the call runs.
-        together: see :func:`~refseg_bench.backbones.rollout.shared_rollout`.
+        together: one pass of all prompts, padded, or a pass of each, as on a CPU.
     """
     heads, groups, depth = shape
     generator = torch.Generator().manual_seed(0)
@@ -62,11 +62,14 @@ def form(layers, shape, tokens, prompts, dtype, device, *, together):
     visual = torch.ones(tokens[0], dtype=torch.bool)
 
     def on(device, together):
-        there = [
+        first, own = (
             [LayerQK(one.q_HND.to(device), one.k_GND.to(device), one.scale) for one in part]
             for part in (prefix, tails)
-        ]
-        return lambda: shared_rollout(*there, lengths, visual, together=together)
+        )
+        if together:
+            return lambda: shared_rollout([first], [own], [lengths], visual)[0]
+        parts = [[one[k : k + 1, :, :size] for one in own] for k, size in enumerate(lengths)]
+        return lambda: shared_rollout([first], parts, [[size] for size in lengths], visual)[0]
 
     return on(device, together), on(torch.device("cpu"), False)
 

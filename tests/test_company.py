@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from refseg_bench import env
-from refseg_bench.backbones.mllm import MLLM
+from refseg_bench.backbones.mllm import MLLM, Session
 from refseg_bench.config.compose import compose
 from refseg_bench.errors import ConfigError
 from refseg_bench.methods.base import Method
@@ -80,25 +81,62 @@ def check(make: Callable[[], Method], clip: Clip, asked: Sequence[Expression]) -
     for way, (groups, threads) in ways.items():
         other = predicted(make, clip, groups, threads)
         assert list(other) == [expression.id for group in groups for expression in group]
-        for name, one in whole.items():
-            two = other[name]
-            assert one.track == two.track, way
-            assert (one.point, one.no_target) == (two.point, two.no_target), way
-            assert one.details == two.details, way
-            assert one.maps.keys() == two.maps.keys()
-            for kind, volume in one.maps.items():
-                np.testing.assert_array_equal(volume, two.maps[kind], err_msg=f"{kind} map, {way}")
+        hold(whole, other, way)
+
+
+def hold(whole: dict[str, Grounding], other: dict[str, Grounding], way: str) -> None:
+    """Hold two predictions of the same expressions against each other, bit by bit."""
+    for name, one in whole.items():
+        two = other[name]
+        assert one.track == two.track, way
+        assert (one.point, one.no_target) == (two.point, two.no_target), way
+        assert one.details == two.details, way
+        assert one.maps.keys() == two.maps.keys()
+        for kind, volume in one.maps.items():
+            np.testing.assert_array_equal(volume, two.maps[kind], err_msg=f"{kind} map, {way}")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", tiny_mllm.FAMILIES)
-def test_every_mllm(name: str, make_clip: Callable[..., Clip]) -> None:  # noqa: F811
-    options: dict[str, Any] = {"video_tokens": 12, "n_frames": 3, "keypoints": 9}
-    check(
-        lambda: DecAF(tiny_mllm.backbone(name, max_new_tokens=3), mask="attention", **options),
-        make_clip(4),
-        FOUR,
-    )
+def test_every_mllm(
+    name: str,
+    make_clip: Callable[..., Clip],  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows: list[int] = []
+    run = Session._tails
+    monkeypatch.setattr(Session, "_tails", lambda *asked: (rows.append(len(asked[2])), run(*asked))[1])
+
+    def make(**other: Any) -> Method:
+        options: dict[str, Any] = {"video_tokens": 12, "n_frames": 3, "keypoints": 9}
+        return DecAF(tiny_mllm.backbone(name, max_new_tokens=3, **other), mask="attention", **options)
+
+    clip = make_clip(4)
+    check(make, clip, FOUR)
+    assert set(rows) == {1, 3}  # a prompt on the video, or words alone; a prompt on all its frames
+    whole = predicted(make, clip, [FOUR])
+    # What an option allows, or memory that others have left, has no say.
+    for other in ({"batch_size": 1}, {"batch_size": 3}, {"memory_budget_gb": 0.0}, {"share_prefix": False}):
+        hold(whole, predicted(partial(make, **other), clip, [FOUR]), str(other))
+
+
+@pytest.mark.slow
+def test_what_others_left_in_the_cache(make_clip: Callable[..., Clip], tmp_path: Path) -> None:  # noqa: F811
+    """Expressions that are read beside others known from before, at the same words' frames and video."""
+
+    def make(*, known: bool) -> Method:
+        method = DecAF(
+            tiny_mllm.backbone("qwen2_5_vl", max_new_tokens=3), mask="attention", video_tokens=12, n_frames=3
+        )
+        object.__setattr__(method, "cache_root", tmp_path if known else None)
+        return method
+
+    clip = make_clip(4)
+    whole = predicted(partial(make, known=False), clip, [FOUR])
+    hold(whole, predicted(partial(make, known=True), clip, [FOUR[1:2], FOUR[3:], FOUR]), "beside known ones")
+    method = make(known=True)
+    assert isinstance(method, DecAF)
+    assert method.cached(clip, [expression.text for expression in FOUR]) == 4
 
 
 @pytest.mark.slow

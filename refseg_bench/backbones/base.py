@@ -32,8 +32,8 @@ def weighting(name: HeadWeights) -> str:
 def shared_pass(device: str, size: int) -> int:
     """How many of ``size`` prompts may go through a model together.
 
-    On a CPU each goes alone: the last digits of a row's sums depend there on the rows computed with it,
-    and a prediction must depend on its sample alone.
+    On a CPU each goes alone, at most in all its frames at once: the last digits of a row's sums depend there
+    on the rows computed with it, and a prediction must depend on its sample alone.
 
     Args:
         device: its type, as torch names it.

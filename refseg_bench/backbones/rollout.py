@@ -17,10 +17,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from refseg_bench.backbones.base import HeadWeights, weighting
-from refseg_bench.backbones.lazy_torch import Tensor, torch
+from refseg_bench.backbones.lazy_torch import Tensor, nn, torch
 from refseg_bench.errors import RefsegError
 
 #: Scratch memory of one row block of scores, in bytes, by kind of device: what a CPU's cache likes, and
@@ -130,17 +131,16 @@ def no_visual_tokens() -> RefsegError:
 
 
 def shared_rollout(
-    prefix: Sequence[LayerQK],
-    tails: Sequence[LayerQK],
-    lengths: Sequence[int],
+    prefixes: Sequence[Sequence[LayerQK]],
+    tails: Sequence[Sequence[LayerQK]],
+    lengths: Sequence[Sequence[int]],
     visual_P: Tensor,
     mode: HeadWeights = "v_max",
     residual: float = 0.5,
     dtype: torch.dtype | None = None,
     block_bytes: int | None = None,
-    together: bool | None = None,
 ) -> Tensor:
-    """Rollout rows of K prompts that begin with one prefix (DecAF, spec of the row-vector form).
+    """Rollout rows of K prompts on each of B prefixes (DecAF, spec of the row-vector form).
 
     With ``r = [r_P, r_T]`` of a prompt, both read before either is written::
 
@@ -148,96 +148,84 @@ def shared_rollout(
         r_T ← ρ·r_T + (1-ρ)/H · Σ_h ŵ_h  r_Tᵀ A_TT,h
 
     The scores of the prefix rows are computed once per layer for all K prompts, and in that one
-    pass give both the head weights' statistic and ``rᵀA`` per head: ŵ is applied afterwards.
+    pass give both the head weights' statistic and ``rᵀA`` per head: ŵ is applied afterwards. All else
+    is computed pass by pass, so that a row's bits depend on the prompts of its own pass alone.
 
     Args:
-        prefix: queries and keys of the prefix, layers first to last; P may be 0.
-        tails: those of the prompts' own tokens, same layers: ``(K, H, T, D)`` and ``(K, G, T, D)``,
-            padded at the end.
-        lengths: tokens of each prompt, at least one.
-        visual_P: True at the prefix's visual tokens; best on the CPU, where it is read.
+        prefixes: of each, queries and keys, layers first to last; all of one size P, which may be 0.
+        tails: of each pass, those of its prompts' own tokens, same layers: ``(B·k, H, T, D)`` and
+            ``(B·k, G, T, D)``, all k prompts on the first prefix first, padded at the end.
+        lengths: of each pass, the tokens of its k prompts, at least one.
+        visual_P: True at the prefixes' visual tokens; best on the CPU, where it is read.
         mode: head weighting.
         residual: share ρ of the identity.
         dtype: of everything that is computed; by default float32.
         block_bytes: scratch memory a block of score rows may take; see :data:`BLOCK_BYTES`.
-        together: compute all prompts' own rows in one go, as is best on a GPU, where every kernel's
-            launch costs; or one prompt after the other, unpadded. By default as the device likes it.
 
     Returns:
-        Per prompt the row over its ``P + T`` tokens: ``(K, P + T)``, zero at padding.
+        Per prefix and prompt the row over its ``P + T`` tokens: ``(B, K, P + T)``, zero at padding.
 
     Raises:
         RefsegError: no layer, or ``v_max`` without a visual token.
     """
-    if not prefix:
+    if not prefixes[0]:
         raise RefsegError("Rollout over no layer.", hint="Choose start_layer below end_layer.")
-    device, dtype = prefix[0].q_HND.device, dtype or torch.float32
-    heads, size_P = prefix[0].q_HND.shape[:2]
-    count, longest = len(lengths), max(lengths)
+    device, dtype = prefixes[0][0].q_HND.device, dtype or torch.float32
+    (heads, size_P), count_B = prefixes[0][0].q_HND.shape[:2], len(prefixes)
+    longest = max(map(max, lengths))
     runs = _peak_runs(visual_P, size_P + longest, mode)
     block_bytes = block_bytes or BLOCK_BYTES.get(device.type, BLOCK_BYTES["cpu"])
-    if together is None:
-        together = device.type == "cuda"
-    groups = [slice(0, count)] if together else [slice(k, k + 1) for k in range(count)]
 
-    ends_K1 = torch.tensor(lengths)[:, None]
-    place_T = torch.arange(longest)
-    row_KT = (place_T == ends_K1 - 1).to(device, dtype)
-    own_KT = (place_T < ends_K1).to(device, dtype)
-    tokens_K1 = (size_P + ends_K1).to(device, dtype)
-    row_KP = torch.zeros(count, size_P, dtype=dtype, device=device)
-    for index in reversed(range(len(prefix))):
-        first, own = prefix[index], tails[index]
-        keys_P = first.k_GND.to(dtype)
-        # Before the last layer is taken off, the row lies on the prompts' own tokens alone.
-        needed = index + 1 < len(prefix)
-        sums_PH, pulled_HKP = _pull(
-            first.q_HND[None], keys_P[None], 0, row_KP[None], first.scale, runs, block_bytes, needed=needed
-        )
-        new_KP = torch.empty_like(row_KP)
-        for group in groups:
-            size_T = max(lengths[group])
-            ours = own[group, :, :size_T]
-            keys_KN = torch.cat([keys_P.expand(len(ours.k_GND), -1, -1, -1), ours.k_GND.to(dtype)], dim=2)
-            sums_KH, pulled_KH1N = _pull(
-                ours.q_HND,
-                keys_KN,
-                size_P,
-                row_KT[group, None, :size_T],
-                own.scale,
-                runs,
-                block_bytes,
-                own_KT[group, :size_T] if together else None,
-            )
-            weights_KH = head_weights((sums_PH + sums_KH) / tokens_K1[group], mode) * (
-                (1.0 - residual) / heads
-            )
-            pulled_KN = torch.einsum("kh,khn->kn", weights_KH, pulled_KH1N[:, :, 0])
-            pulled_KP = torch.einsum("kh,hkp->kp", weights_KH, pulled_HKP[0, :, group])
-            new_KP[group] = residual * row_KP[group] + pulled_KN[:, :size_P] + pulled_KP
-            row_KT[group, :size_T] = residual * row_KT[group, :size_T] + pulled_KN[:, size_P:]
-        row_KP = new_KP
-    return torch.cat([row_KP, row_KT], dim=1)
+    rows_BkP, rows_RT, owns_RT, tokens_R1 = [], [], [], []
+    for ends in lengths:
+        ends_R1 = torch.tensor(ends).repeat(count_B)[:, None]
+        place_T = torch.arange(max(ends))
+        rows_BkP.append(torch.zeros(count_B, len(ends), size_P, dtype=dtype, device=device))
+        rows_RT.append((place_T == ends_R1 - 1).to(device, dtype))
+        owns_RT.append((place_T < ends_R1).to(device, dtype) if min(ends) < max(ends) else None)
+        tokens_R1.append((size_P + ends_R1).to(device, dtype))
+    for index in reversed(range(len(prefixes[0]))):
+        pull = partial(_pull, scale=prefixes[0][index].scale, runs=runs, block_bytes=block_bytes)
+        q_BHPD = torch.stack([prefix[index].q_HND for prefix in prefixes])
+        k_BGPD = torch.stack([prefix[index].k_GND for prefix in prefixes]).to(dtype)
+        # Before the last layer is taken off, the rows lie on the prompts' own tokens alone.
+        sums_BH, pulled = pull(q_BHPD, k_BGPD, 0, rows_BkP, needed=index + 1 < len(prefixes[0]))
+        for part, own in enumerate(tail[index] for tail in tails):
+            size = len(lengths[part])
+            k_RGPD = k_BGPD[:, None].expand(-1, size, -1, -1, -1).flatten(0, 1)
+            keys_RN = torch.cat([k_RGPD, own.k_GND.to(dtype)], dim=2)
+            rows_R1T, counted_RT = rows_RT[part][:, None], owns_RT[part]
+            own_RH, (pulled_RH1N,) = pull(own.q_HND, keys_RN, size_P, [rows_R1T], counted_BR=counted_RT)
+            sums_RH = sums_BH.repeat_interleave(size, 0) + own_RH
+            weights_RH = head_weights(sums_RH / tokens_R1[part], mode) * ((1.0 - residual) / heads)
+            pulled_RN = torch.einsum("rh,rhn->rn", weights_RH, pulled_RH1N[:, :, 0])
+            pulled_RHP = pulled[part].transpose(1, 2).flatten(0, 1)
+            pulled_RP = torch.einsum("rh,rhp->rp", weights_RH, pulled_RHP) + pulled_RN[:, :size_P]
+            rows_BkP[part] = residual * rows_BkP[part] + pulled_RP.view_as(rows_BkP[part])
+            rows_RT[part] = residual * rows_RT[part] + pulled_RN[:, size_P:]
+    padded = [nn.functional.pad(row_RT, (0, longest - row_RT.shape[1])) for row_RT in rows_RT]
+    rows_BkT = [row_RT.view(count_B, -1, longest) for row_RT in padded]
+    return torch.cat([torch.cat(rows_BkP, 1), torch.cat(rows_BkT, 1)], dim=2)
 
 
 def _pull(
     q_BHRD: Tensor,
     k_BGLD: Tensor,
     offset: int,
-    row_BKR: Tensor,
+    rows_BKR: Sequence[Tensor],
     scale: float,
     runs: Sequence[tuple[int, int]],
     block_bytes: int,
     counted_BR: Tensor | None = None,
     needed: bool = True,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, list[Tensor]]:
     """One pass over the attention of query rows ``offset … offset+R-1`` to keys ``0 … L-1``.
 
     Args:
         q_BHRD: queries of ``B`` sequences.
         k_BGLD: keys, in the type that is computed in.
         offset: how many keys come before the first query's own.
-        row_BKR: K row vectors per sequence.
+        rows_BKR: row vectors per sequence, in parts whose products don't touch each other.
         scale: factor on the scores.
         runs: the keys whose largest attention counts.
         block_bytes: see :func:`shared_rollout`.
@@ -246,15 +234,15 @@ def _pull(
 
     Returns:
         ``(B, H)``: sum over the rows of the largest attention to the keys in ``runs``;
-        ``(B, H, K, L)``: ``rᵀ A_h`` for each of the row vectors.
+        of each part ``(B, H, K, L)``: ``rᵀ A_h`` for each of its row vectors.
     """
     batch, heads, rows, depth = q_BHRD.shape
     groups, length = k_BGLD.shape[1:3]
     like: dict[str, Any] = {"dtype": k_BGLD.dtype, "device": k_BGLD.device}
     sums_BH = torch.zeros(batch, heads, **like)
-    pulled_BHKL = torch.zeros(batch, heads, row_BKR.shape[1], length, **like)
+    pulled = [torch.zeros(batch, heads, row_BKR.shape[1], length, **like) for row_BKR in rows_BKR]
     if rows == 0:
-        return sums_BH, pulled_BHKL
+        return sums_BH, pulled
     step = min(rows, max(1, block_bytes // (batch * heads * length * k_BGLD.element_size())))
     corner = torch.full((step, step), float("-inf"), **like).triu_(1)
     for first in range(0, rows, step):
@@ -271,9 +259,10 @@ def _pull(
             if counted_BR is not None:
                 peak_BHR = peak_BHR * counted_BR[:, None, first:last]
             sums_BH += peak_BHR.sum(-1)
-        if needed:
-            pulled_BHKL[..., :seen] += torch.matmul(row_BKR[:, None, :, first:last], probs)
-    return sums_BH, pulled_BHKL
+        for row_BKR, pulled_BHKL in zip(rows_BKR, pulled, strict=True):
+            if needed:
+                pulled_BHKL[..., :seen] += torch.matmul(row_BKR[:, None, :, first:last], probs)
+    return sums_BH, pulled
 
 
 def _peak_over(probs_BHRL: Tensor, runs: Sequence[tuple[int, int]]) -> Tensor | None:

@@ -112,23 +112,39 @@ def test_prompts_on_one_prefix_equal_prompts_alone(mode, dtype, size_P, together
             tail.k_GND[k, :, length:] = 50
     if mode == "v_max" and size_P == 0:
         with pytest.raises(RefsegError, match="no visual tokens"):
-            shared_rollout(base, tails, lengths, visual_P, mode)
+            shared_rollout([base], [tails], [lengths], visual_P, mode)
         return
-    found = shared_rollout(base, tails, lengths, visual_P, mode, 0.5, dtype, block, together)
-    assert found.shape == (3, size_P + 9)
-    for k, length in enumerate(lengths):
-        whole = [
+    cuts = [slice(0, 3)] if together else [slice(k, k + 1) for k in range(3)]
+    # On a second prefix the prompts' own tokens are twice as strong.
+    bases, own = [base, stack(size_P, seed=2)], (1, 2)
+    passes = [
+        [
             LayerQK(
-                torch.cat([a.q_HND, b.q_HND[k, :, :length]], 1),
-                torch.cat([a.k_GND, b.k_GND[k, :, :length]], 1),
-                a.scale,
+                torch.cat([one.q_HND[cut, :, : max(lengths[cut])] * strong for strong in own]),
+                torch.cat([one.k_GND[cut, :, : max(lengths[cut])]] * 2),
+                one.scale,
             )
-            for a, b in zip(base, tails, strict=True)
+            for one in tails
         ]
-        visual = torch.cat([visual_P, torch.zeros(length, dtype=torch.bool)])
-        expected = dense_rollout(whole, visual, mode, 0.5, torch.float64)
-        close(found[k, : size_P + length], expected, dtype)
-        assert not found[k, size_P + length :].any()
+        for cut in cuts
+    ]
+    ends = [lengths[cut] for cut in cuts]
+    rows = shared_rollout(bases, passes, ends, visual_P, mode, 0.5, dtype, block)
+    assert rows.shape == (2, 3, size_P + 9)
+    for first, strong, found in zip(bases, own, rows, strict=True):
+        for k, length in enumerate(lengths):
+            whole = [
+                LayerQK(
+                    torch.cat([a.q_HND, b.q_HND[k, :, :length] * strong], 1),
+                    torch.cat([a.k_GND, b.k_GND[k, :, :length]], 1),
+                    a.scale,
+                )
+                for a, b in zip(first, tails, strict=True)
+            ]
+            visual = torch.cat([visual_P, torch.zeros(length, dtype=torch.bool)])
+            expected = dense_rollout(whole, visual, mode, 0.5, torch.float64)
+            close(found[k, : size_P + length], expected, dtype)
+            assert not found[k, size_P + length :].any()
 
 
 def test_the_scale_of_the_rows_is_kept():
@@ -179,7 +195,7 @@ def test_no_visual_token_is_an_error():
     with pytest.raises(RefsegError, match="no visual tokens"):
         dense_rollout(stack(5), torch.zeros(5, dtype=torch.bool))
     with pytest.raises(RefsegError, match="no layer"):
-        shared_rollout([], [], [1], torch.ones(5, dtype=torch.bool))
+        shared_rollout([[]], [[]], [[1]], torch.ones(5, dtype=torch.bool))
 
 
 def test_prompts_together_take_fewer_operations_and_no_sync():

@@ -56,6 +56,9 @@ from refseg_bench.types import FloatTHW, Uint8THWC
 
 #: Files of a hub repository that a model is loaded from.
 _NEEDED = ("*.json", "*.safetensors", "*.txt", "*.jinja")
+#: What a prompt's copies of its frames' prefixes may take in a pass on a CPU, in bytes. Which frames go
+#: together there is up to the clip and the model: no option of one run alone, no free memory has a say.
+_FRAMES_BYTES = 2**30
 
 
 @dataclass
@@ -343,14 +346,13 @@ class Session(MLLMSession):
         self.range = layer_range(self.rollout.start, self.rollout.end, total)
         self.dtype: torch.dtype = getattr(torch, self.rollout.precision)
         self.budget = self.owner._budget()
+        self._batch = shared_pass(self.loaded.device.type, self.owner.batch_size)
+        # Whether no two prompts share a pass, whatever was asked for; one prompt's frames do.
+        self._alone = shared_pass(self.loaded.device.type, 2) == 1
 
     def close(self) -> None:
         """Free the kept prefixes."""
         self._kept.clear()
-
-    @property
-    def _batch(self) -> int:
-        return shared_pass(self.loaded.device.type, self.owner.batch_size)
 
     @property
     def kept_bytes(self) -> int:
@@ -366,6 +368,8 @@ class Session(MLLMSession):
     ) -> list[list[PromptAttention]]:
         """See the interface. Prompts, then frames, run together as ``batch_size`` and the budget allow.
 
+        On a CPU the frames of one prompt run together, whatever these allow, and no two prompts.
+
         Raises:
             RefsegError: no visual tokens, a prompt longer than the model's context, or attention
                 that isn't causal.
@@ -373,22 +377,16 @@ class Session(MLLMSession):
         found: list[list[PromptAttention]] = []
         if not prompts:
             return [[] for _ in places]
+        if not self.owner.share_prefix and len(prompts) > 1:
+            alone = [self.read_places(places, [prompt], answer=answer) for prompt in prompts]
+            return [[reading for (reading,) in place] for place in zip(*alone, strict=True)]
         while len(found) < len(places):
-            found += self._read_first(places[len(found) :], prompts, answer)
+            prefixes, size = self._prefixes(places[len(found) :], len(prompts))
+            cuts = (slice(first, first + size) for first in range(0, len(prompts), size))
+            parts = [self._read(prefixes, prompts[cut], answer) for cut in cuts]
+            del prefixes  # before the next are run
+            found += [[reading for part in place for reading in part] for place in zip(*parts, strict=True)]
         return found
-
-    def _read_first(
-        self, places: Sequence[Where], prompts: Sequence[str], answer: bool
-    ) -> list[list[PromptAttention]]:
-        """The first of the places and those that go together with it; lets go of their prefixes."""
-        if not self.owner.share_prefix:
-            return [[self._read([self._run_head(places[0])], [prompt], answer)[0][0] for prompt in prompts]]
-        prefixes, size = self._prefixes(places, len(prompts))
-        parts = [
-            self._read(prefixes, prompts[first : first + size], answer)
-            for first in range(0, len(prompts), size)
-        ]
-        return [[reading for part in parts for reading in part[row]] for row in range(len(prefixes))]
 
     def ask(self, prompts: Sequence[str]) -> list[str]:
         """See the interface."""
@@ -491,16 +489,20 @@ class Session(MLLMSession):
         rows = min(self._batch, count)
         each = one.nbytes + rows * one.copy_bytes
         # Frames have one size, so their prefixes are alike; the video's isn't.
-        alike = places[: max(1, min(self._batch // rows, int(self.budget // each)))]
+        fit = min(self._batch // rows, int(self.budget // each))
+        alike = places[: max(1, _FRAMES_BYTES // one.copy_bytes if self._alone else fit)]
         alike = alike[:1] if "video" in alike else alike
         held = {where: self._kept.pop(where) for where in alike if where in self._kept}
         while self._kept and self.kept_bytes + len(alike) * each > self.budget:
             self._kept.popitem()
         rows = max(1, min(rows, int((self.budget - one.nbytes) // one.copy_bytes)))
         found = [one, *(held.get(where) or self._run_head(where) for where in alike[1:])]
-        if self.kept_bytes + len(found) * (one.nbytes + rows * one.copy_bytes) <= self.budget:
+        if (
+            self.owner.share_prefix
+            and self.kept_bytes + len(found) * (one.nbytes + rows * one.copy_bytes) <= self.budget
+        ):
             self._kept.update(zip(alike, found, strict=True))
-        return found, rows
+        return found, self.owner.batch_size if self._alone else rows
 
     def _run_head(self, where: Where, *, whole: bool = False) -> _Prefix:
         """Vision tower and language model over system message and visual block; ``whole`` = to its end."""
@@ -551,30 +553,33 @@ class Session(MLLMSession):
     def _read(
         self, prefixes: Sequence[_Prefix], prompts: Sequence[str], answer: bool
     ) -> list[list[PromptAttention]]:
-        """Every prompt on every prefix (which are alike), in one batch: first all prompts of the first."""
-        first, many = prefixes[0], len(prompts)
+        """Every prompt on every prefix (which are alike): in one pass, or on a CPU in one for each prompt."""
+        first, many = prefixes[0], shared_pass(self.loaded.device.type, len(prompts))
         assert first.visual is not None
         own = [self.loaded.prompt(prompt, first.visual.tail) for prompt in prompts]
-        tails = own * len(prefixes)
+        parts = [own[row : row + many] for row in range(0, len(own), many)]
+        layers: list[list[LayerQK]] = []
+        said: list[list[str | None]] = [[] for _ in prefixes]
         with torch.inference_mode():
             stop_at = None if answer else self.range[-1]
-            with self.owner.timed("prompts"), capture.recording(self.range, stop_at) as seen:
-                logits = cache = None
-                logits, cache = self._tails(prefixes, tails)
+            for part in parts:
+                tails = part * len(prefixes)
+                with self.owner.timed("prompts"), capture.recording(self.range, stop_at) as seen:
+                    logits = cache = None
+                    logits, cache = self._tails(prefixes, tails)
+                # Keys as they are seen are a view of the whole cache.
+                layers.append([LayerQK(one.q_HND, one.k_GND.clone(), one.scale) for one in seen.found()])
+                del seen
+                texts: list[str] | list[None] = [None] * len(tails)
+                if answer:
+                    with self.owner.timed("decode"):
+                        texts = [self.loaded.text(ids) for ids in self._decode(first, tails, logits, cache)]
+                for row, place in enumerate(said):
+                    place += texts[row * len(part) : (row + 1) * len(part)]
             with self.owner.timed("rollout"):
-                layers = seen.found()
-                rows_KN = [
-                    self._roll(prefix, [layer[row : row + many] for layer in layers], [len(t) for t in own])
-                    for row, prefix in zip(range(0, len(tails), many), prefixes, strict=True)
-                ]
-                maps = self._maps(first, torch.cat(rows_KN))
-            del seen, layers
-            answers: list[str] | list[None] = [None] * len(tails)
-            if answer:
-                with self.owner.timed("decode"):
-                    answers = [self.loaded.text(said) for said in self._decode(first, tails, logits, cache)]
-        found = [PromptAttention(*reading) for reading in zip(maps, answers, strict=True)]
-        return [found[row : row + many] for row in range(0, len(tails), many)]
+                rows_BKN = self._roll(prefixes, layers, [[len(tail) for tail in part] for part in parts])
+                maps = iter(self._maps(first, rows_BKN.flatten(0, 1)))
+        return [[PromptAttention(next(maps), text) for text in place] for place in said]
 
     def _forward(self, cache: Any, **inputs: Any) -> Any:
         self.owner.counters.passes += 1
@@ -589,9 +594,8 @@ class Session(MLLMSession):
         for tail in tails:
             self._check_length(len(first.ids) + len(tail), "a prompt")
         longest = max(len(tail) for tail in tails)
-        ids = torch.full((len(tails), longest), loaded.tokenizer.pad_token_id or 0, dtype=torch.long)
-        for row, tail in enumerate(tails):
-            ids[row, : len(tail)] = torch.tensor(tail)
+        pad = loaded.tokenizer.pad_token_id or 0
+        ids = torch.tensor([[*tail, *[pad] * (longest - len(tail))] for tail in tails])
         cache = self._cache()
         shape = (len(tails) // len(prefixes), -1, -1, -1)
         for index in range(len(first.keys_values)):
@@ -613,24 +617,29 @@ class Session(MLLMSession):
         rows = torch.tensor([ends.index(len(tail) - 1) for tail in tails], device=loaded.device)
         return out.logits[torch.arange(len(tails), device=loaded.device), rows], cache
 
-    def _roll(self, prefix: _Prefix, tails: list[LayerQK], lengths: Sequence[int]) -> Tensor:
-        """Rollout rows of prompts on a prefix: at least the ``(K, P)`` of the prefix' own tokens."""
+    def _roll(
+        self, prefixes: Sequence[_Prefix], tails: Sequence[list[LayerQK]], lengths: Sequence[list[int]]
+    ) -> Tensor:
+        """Rollout rows of prompts on prefixes: at least the ``(B, K, P)`` of the prefixes' own tokens."""
         settings = (self.rollout.mode, self.rollout.residual, self.dtype)
+        visual_P, size = prefixes[0].visual_P, len(prefixes[0].ids)
         if not self.rollout.dense:
-            return shared_rollout(prefix.layers, tails, lengths, prefix.visual_P, *settings)
+            return shared_rollout([one.layers for one in prefixes], tails, lengths, visual_P, *settings)
         rows = []
-        for row, length in enumerate(lengths):
-            whole = [
-                LayerQK(
-                    torch.cat([head.q_HND, tail.q_HND[row, :, :length]], 1),
-                    torch.cat([head.k_GND, tail.k_GND[row, :, :length]], 1),
-                    head.scale,
-                )
-                for head, tail in zip(prefix.layers, tails, strict=True)
-            ]
-            visual = torch.nn.functional.pad(prefix.visual_P, (0, length))
-            rows.append(dense_rollout(whole, visual, *settings)[: len(prefix.ids)])
-        return torch.stack(rows)
+        for place, prefix in enumerate(prefixes):
+            for part, ends in zip(tails, lengths, strict=True):
+                for row, length in enumerate(ends, place * len(ends)):
+                    whole = [
+                        LayerQK(
+                            torch.cat([head.q_HND, tail.q_HND[row, :, :length]], 1),
+                            torch.cat([head.k_GND, tail.k_GND[row, :, :length]], 1),
+                            head.scale,
+                        )
+                        for head, tail in zip(prefix.layers, part, strict=True)
+                    ]
+                    visual_N = torch.nn.functional.pad(visual_P, (0, length))
+                    rows.append(dense_rollout(whole, visual_N, *settings)[:size])
+        return torch.stack(rows).view(len(prefixes), -1, size)
 
     def _maps(self, prefix: _Prefix, rows_KN: Tensor) -> list[FloatTHW]:
         """The maps of rollout rows, fetched from the device in one go."""
