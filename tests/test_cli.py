@@ -95,7 +95,7 @@ def test_run_score_report_then_a_no_op(in_tmp: Path, capsys: pytest.CaptureFixtu
         "run",
         "-m",
         "method=oracle,empty,full_frame",
-        "limit.clips=3",
+        "limit.clips=2",
         "score.bootstrap=50",
         "score.confidence=0.8",
         "score.jobs=1",
@@ -108,10 +108,10 @@ def test_run_score_report_then_a_no_op(in_tmp: Path, capsys: pytest.CaptureFixtu
     kinds = next(line.split() for line in by_type if "method" in line)[1:]
     shown = {line.split()[0]: line.split()[1:] for line in by_type if line.split()}
     for method in ("oracle", "empty", "full_frame"):
-        assert shown[method].pop(0) == "(limit.clips=3)"
+        assert shown[method].pop(0) == "(limit.clips=2)"
     assert "oracle: the truth" in told.out
     data = open_dataset("shapes")
-    assert sum(map(int, shown["n"])) == sum(len(data.expressions(clip)) for clip in data.clips()[:3])
+    assert sum(map(int, shown["n"])) == sum(len(data.expressions(clip)) for clip in data.clips()[:2])
     assert set(shown["oracle"]) == {"100.0"}
     assert max(map(float, shown["empty"])) < 50  # right where nothing of the target is in sight
     assert len(kinds) == len(shown["full_frame"]) > 2
@@ -119,14 +119,14 @@ def test_run_score_report_then_a_no_op(in_tmp: Path, capsys: pytest.CaptureFixtu
     # What sees the truth is held against nothing; the interval of a decided line leaves out 0.
     (line,) = verdicts(stores["full_frame"], [stores["oracle"], stores["empty"]])
     assert re.fullmatch(
-        r"full_frame \(limit.clips=3\) over empty \(limit.clips=3\): "
+        r"full_frame \(limit.clips=2\) over empty \(limit.clips=2\): "
         r"[+-]\d+\.\d J&F \[.+, .+\], (ahead|behind|not decided)",
         line,
     )
     low, high = (float(end) for end in re.findall(r"\[(.+), (.+)\]", line)[0])
     assert line.endswith("ahead" if low > 0 else "behind" if high < 0 else "not decided")
     assert verdicts(stores["empty"], [stores["full_frame"]])[0].startswith(
-        "empty (limit.clips=3) over full_frame "
+        "empty (limit.clips=2) over full_frame "
     )
     # All intervals of a command are made alike, and say how.
     compared = compare(stores["empty"], stores["full_frame"])

@@ -321,4 +321,4 @@ def test_a_method_written_from_contributing_alone_works_in_every_command(
     said("work", frozen)
     assert "J&F" in said("score", frozen)
     said("cancel", frozen)
-    assert "16 frames" in said("demo", "sample.mp4", "what is dark", "method=darkest")
+    assert "8 frames" in said("demo", "sample.mp4", "what is dark", "method=darkest")

@@ -1,4 +1,4 @@
-"""Write the ``photos`` sample set: ``python tools/make_photos.py [--root datasets/photos]``.
+"""Write the ``photos`` sample set: ``python -m tools.make_photos [--root datasets/photos]``.
 
 Photographs from scikit-image's wheel (only those whose licence lets anyone copy them; nothing is
 downloaded), hand-drawn polygons and sentences from ``polygons.json``; the result has RefCOCO's

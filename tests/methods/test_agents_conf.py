@@ -85,7 +85,7 @@ def _said(body: dict) -> str:
         "how well does": '{"score": 1.0}',
         "rewrite this query": '{"statement": "a disc", "type": 3}',
         "yes-or-no": '{"questions": ["Is it red?"]}',
-        "how well can it be told": '{"scores": [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]}',
+        "how well can it be told": '{"scores": [1, 2, 3, 4, 5, 6, 7, 8]}',
         "describe each target": '{"count": 1, "descriptions": ["the disc"]}',
         "give one point": '{"point": [400, 400]}',
         "left: the key frame; right": '{"absent": false, "clearer_elsewhere": false, "occluded": false}',

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from tools.shapes_world import World
 
-#: Disjoint ranges of scene seeds. The shipped set starts at 9,000,000 (tools/make_shapes.py).
+#: Disjoint ranges of scene seeds. Shipped sets start at 9,000,000 (tools/make_shapes.py).
 TRAIN_SEEDS = 1_000_000
 SEEDS_PER_RUN = 1_000_000  # a run's scenes depend on its seed, too
 WATCH_SEEDS = 7_000_000  # looked at during training: curve, choice of settings

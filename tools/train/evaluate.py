@@ -42,13 +42,18 @@ PER_SCENE = {
 Row = dict[str, Any]
 
 
-def held_out(root: Path, what: str, n: int, first_seed: int) -> MetaExpressions:
+def world_of(seed: int, frames: int | None) -> World:
+    """A scene's world: 16 to 18 frames where no number is given."""
+    return World(n_frames=frames or 16 + seed % 3, difficulty=float(seed % 7 + 2) / 10)
+
+
+def held_out(root: Path, what: str, n: int, first_seed: int, frames: int | None) -> MetaExpressions:
     """Write scenes with ``n`` expressions in all and open them."""
 
     def records() -> Iterator[VideoRecord]:
         seed, left = first_seed, n
         while left > 0:
-            world = World(n_frames=16 + seed % 3, difficulty=float(seed % 7 + 2) / 10)
+            world = world_of(seed, frames)
             scene = sample_scene(seed, world)
             seed += 1
             footage = render(scene)
@@ -198,7 +203,7 @@ def refam_rows(model: str, dataset: MetaExpressions, sigma: float) -> Iterator[R
 # ── SAM 2 ────────────────────────────────────────────────────────────────────
 
 
-def sam2_rows(model: str, n: int, first_seed: int, folder: Path) -> Iterator[Row]:
+def sam2_rows(model: str, n: int, first_seed: int, folder: Path, frames: int | None) -> Iterator[Row]:
     """A click on every object where it is best seen, tracked both ways; a click on the ground beside it.
 
     A click lands on a random visible pixel. An object's kind is ``hides`` if it is out of sight in some frame
@@ -211,7 +216,7 @@ def sam2_rows(model: str, n: int, first_seed: int, folder: Path) -> Iterator[Row
     seed, left = first_seed, n
     while left > 0:
         rng = np.random.default_rng([seed, 5])
-        world = World(n_frames=16 + seed % 3, difficulty=float(seed % 7 + 2) / 10)
+        world = world_of(seed, frames)
         scene = sample_scene(seed, world)
         footage = render(scene)
         paths = [folder / f"{seed}_{t:02d}.jpg" for t in range(world.n_frames)]
@@ -349,6 +354,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=["decaf", "refam", "sam2"])
     parser.add_argument("--n", type=int, default=500, help="expressions, or objects (sam2)")
+    parser.add_argument("--frames", type=int, help="of a clip (16 to 18 where not given)")
     parser.add_argument("--model", help="model folder; the shipped one by default")
     parser.add_argument("--sigma", type=float, default=0.1, help="noise level (refam)")
     parser.add_argument(
@@ -360,9 +366,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         first = WATCH_SEEDS + 100_000 if args.watch else TEST_SEEDS
         if args.what == "sam2":
-            rows = list(sam2_rows(args.model or "shipped:tiny_sam2", args.n, first, Path(folder)))
+            rows = list(
+                sam2_rows(args.model or "shipped:tiny_sam2", args.n, first, Path(folder), args.frames)
+            )
         else:
-            dataset = held_out(Path(folder), args.what, args.n, first)
+            dataset = held_out(Path(folder), args.what, args.n, first, args.frames)
             if args.what == "decaf":
                 rows = list(decaf_rows(args.model or "shipped:tiny_mllm", dataset))
             else:
