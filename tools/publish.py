@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from refseg_bench.errors import RefsegError, ScoreError, StoreError
-from refseg_bench.files.store_io import output, write_error
+from refseg_bench.files.store_io import PUT_BACK, output, read_text, reading, write_error
 from refseg_bench.report.paper import COLUMNS, Held, held_against, printed_name
 from refseg_bench.report.tables import csv_cells, csv_of, in_percent, leave_out_outdated
 from refseg_bench.run.build import frozen
@@ -170,13 +171,17 @@ def read_published(path: Path) -> list[dict[str, str]]:
     """The rows of a file that :func:`publish` wrote.
 
     Raises:
-        StoreError: the file has other columns.
+        StoreError: the file has other columns, or can't be read.
     """
-    with path.open(encoding="utf-8", newline="") as handle:
-        reader = csv.DictReader(handle)
+    with reading(path, csv.Error):
+        reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
         rows = list(reader)
     if tuple(reader.fieldnames or ()) != HEADER:
         raise StoreError("The file has other columns than published rows.", where=path, allowed=HEADER)
+    for number, row in enumerate(rows, start=1):
+        # A row of more or fewer cells has None for what is missing or has no name.
+        if row.keys() != set(HEADER) or None in row.values() or not row["expected"].isdecimal():
+            raise StoreError(f"Row {number} is damaged.", where=path, hint=PUT_BACK)
     return rows
 
 
@@ -204,7 +209,7 @@ def _merge(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
 
 
 def _row_number(row: Mapping[str, str]) -> tuple[int, str]:
-    return (int(row["row"]) if row["row"].isdigit() else 0, row["row"])
+    return (int(row["row"]) if row["row"].isdecimal() else 0, row["row"])
 
 
 def main(words: Sequence[str] | None = None) -> int:

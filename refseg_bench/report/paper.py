@@ -8,6 +8,7 @@ Our numbers stand in lines of their own below the row they repeat, with interval
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ from refseg_bench.config.components import read
 from refseg_bench.datasets.verify import manifest
 from refseg_bench.env import resource
 from refseg_bench.errors import ConfigError, StoreError
-from refseg_bench.files.store_io import without_nan
+from refseg_bench.files.store_io import read_text, without_nan
 from refseg_bench.report.compare import means
 from refseg_bench.report.tables import (
     Cell,
@@ -98,11 +99,10 @@ def paper_rows(file: str) -> list[PaperRow]:
     if Path(file).name != file or not path.is_file():
         have = sorted(p.name for p in path.parent.glob("*.csv"))
         raise ConfigError(f"No file '{file}' of published numbers.", where=path.parent, allowed=have)
-    with path.open(encoding="utf-8", newline="") as handle:
-        try:
-            return [PaperRow(**row) for row in csv.DictReader(handle)]
-        except TypeError as error:
-            raise StoreError(f"A row has other columns than expected ({error}).", where=path) from error
+    try:
+        return [PaperRow(**row) for row in csv.DictReader(io.StringIO(read_text(path), newline=""))]
+    except TypeError as error:
+        raise StoreError(f"A row has other columns than expected ({error}).", where=path) from error
 
 
 @dataclass(frozen=True)

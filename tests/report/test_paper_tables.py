@@ -27,7 +27,7 @@ from refseg_bench.config import compose as configs
 from refseg_bench.config.components import names, options
 from refseg_bench.datasets import verify
 from refseg_bench.env import resource
-from refseg_bench.errors import ConfigError, ScoreError
+from refseg_bench.errors import ConfigError, ScoreError, StoreError
 from refseg_bench.files.store_io import sealed, sealed_text
 from refseg_bench.report import paper, tables
 from refseg_bench.report.compare import Comparison, Group, compare, means, only_protocol, titles
@@ -448,6 +448,20 @@ def test_a_figure_that_nobody_counted_makes_no_part(monkeypatch: pytest.MonkeyPa
     splits = {name: replace(split, unchecked=frozenset(split.counts)) for name, split in facts.splits.items()}
     monkeypatch.setattr(verify, "manifest", lambda name: replace(facts, splits=splits))
     assert verify.lacking(data, 4, 9) == ""
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [(b",", b""), (b",", b",,"), (b"DecAF", b"\xff"), (b"244", b"many"), (b"DecAF", b'"')]
+)
+def test_damaged_published_rows_are_told_and_stay(tmp_path: Path, old: bytes, new: bytes) -> None:
+    store = scored_run(tmp_path, 74.9)
+    ((path, _),) = publish([store], tmp_path / "out").items()
+    header, rows = path.read_bytes().split(b"\n", 1)
+    damaged = header + b"\n" + rows.replace(old, new, 1)
+    path.write_bytes(damaged)
+    with pytest.raises(StoreError):
+        publish([store], tmp_path / "out")
+    assert path.read_bytes() == damaged
 
 
 def test_a_limited_run_is_published_as_such(tmp_path: Path) -> None:
