@@ -43,7 +43,9 @@ def add(commands: Any) -> None:
     p.add_argument("--root", type=Path, metavar="DIR", help="where that data set is")
     p.add_argument("--split", metavar="S", help="its split (default: its own)")
     p.add_argument("--protocol", metavar="ID", help="default: the first both are scored under")
-    p.add_argument("--by", action="append", default=[], metavar="ATTRIBUTE", help="break down by it")
+    p.add_argument(
+        "--by", default="", metavar="ATTR[,ATTR]", help="also by attribute: type, objects, size, motion …"
+    )
     p.add_argument("--most", type=int, default=10, metavar="N", help="samples that moved most to list")
     p.add_argument(
         "--html",
@@ -66,7 +68,7 @@ def main(args: argparse.Namespace) -> int:
         raise ConfigError("--html opens the comparison of two runs; --truth has none.")
     stores = [RunStore.open(path) for path in (args.run_a, args.run_b) if path is not None]
     leave_out_outdated(stores)
-    more = {"attributes": args.by, "most": args.most}
+    more = {"attributes": list(filter(None, map(str.strip, args.by.split(",")))), "most": args.most}
     if args.truth is None:
         found = compare(stores[0], stores[1], args.protocol, **more)
     else:

@@ -116,7 +116,7 @@ def main(args: argparse.Namespace) -> int:
         folder = home(stores) if args.html == Path() else args.html
         print(write_report(stores, folder, frames=max(1, args.frames), side=max(16, args.side)))
         return 0
-    scored = any(store.results() for store in stores)
+    scored = [store for store in stores if store.results()]
     if not scored and args.after_run:
         _say("nothing is scored: the masks are hidden, or `refseg score` tells why")
         return 0
@@ -126,6 +126,8 @@ def main(args: argparse.Namespace) -> int:
             where=", ".join(str(s.root) for s in stores[:5]),
             hint="refseg score RUN",
         )
+    if lacking := ", ".join(store.root.name for store in stores if store not in scored):
+        _say(f"without a score, and not shown (`refseg status` tells why): {lacking}")
     if args.format == "term":
         with _console(args.output) as console:
             for table in tables.tables_of(stores):

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 
@@ -46,7 +47,7 @@ def main(args: argparse.Namespace) -> int:
         table, notes, rows, code = _look(args)
         if args.watch is not None:
             console.clear()
-        console.print(table)
+        console.print(table, width=max(80, console.width), crop=False)
         for note in notes:
             for line in note.split("\n"):
                 console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
@@ -58,9 +59,9 @@ def main(args: argparse.Namespace) -> int:
 
 def _look(args: argparse.Namespace) -> tuple[Table, list[str], list[dict[str, Any]], int]:
     """The table of all runs, what stands below it, the same as JSON values, and the exit code."""
-    table = Table(
-        Column("run", overflow="fold"), "done", "failed", "left", "s/sample", "ETA", "GPU h", "peak MiB"
-    )
+    run = Column("run", no_wrap=True, overflow="ignore")  # to be copied
+    heads = ("done", "failed", "left", "s per sample", "ETA", "GPU h", "peak MiB")
+    table = Table(run, *heads, box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     notes: list[str] = []
     rows: list[dict[str, Any]] = []
     stores = find_runs(args.runs)

@@ -72,7 +72,7 @@ def compare(
     second: RunStore,
     protocol: str | None = None,
     *,
-    attributes: Sequence[str] = (),
+    attributes: Sequence[str] | None = None,
     most: int = 10,
     settings: Bootstrap | None = None,
 ) -> Comparison:
@@ -122,7 +122,7 @@ def compare_truths(
     other: Dataset,
     protocol: str | None = None,
     *,
-    attributes: Sequence[str] = (),
+    attributes: Sequence[str] | None = None,
     most: int = 10,
 ) -> Comparison:
     """Hold a run's scores against those of the same predictions under another release's truth.
@@ -154,7 +154,7 @@ def _compared(
     called: Sequence[str],
     name: str,
     tables: Sequence[ScoreTable],
-    attributes: Sequence[str],
+    attributes: Sequence[str] | None,
     most: int,
     settings: Bootstrap | None = None,
     other_truth: bool = False,
@@ -170,7 +170,7 @@ def _compared(
 
     groups = [
         group(attribute, value, rows)
-        for attribute in attributes or splitting([a])
+        for attribute in (splitting([a]) if attributes is None else attributes)
         for value, rows in groups_of(a, attribute).items()
     ]
     # A number of the whole alone (oIoU, Final) moves no unit.
@@ -202,7 +202,7 @@ def verdicts(run: RunStore, others: Iterable[RunStore]) -> list[str]:
         if other.info().sees_targets or not run.results().keys() & other.results().keys():
             continue
         result = run.results()[shared_protocol((other, run), None)]
-        found = compare(other, run, settings=Bootstrap.of(result))
+        found = compare(other, run, attributes=(), settings=Bootstrap.of(result))
         gaps = found.overall.differences
         metric = next((name for name, gap in gaps.items() if math.isfinite(gap.value)), next(iter(gaps)))
         gap = gaps[metric]
@@ -262,7 +262,7 @@ def gate(run: RunStore, baseline: RunStore, policy: Policy) -> tuple[Comparison,
         ScoreError: the runs can't be compared; or not on equal terms, for the run lacks units or has more
             failures; or a metric has no value.
     """
-    found = compare(baseline, run, policy.protocol)
+    found = compare(baseline, run, policy.protocol, attributes=())
     before, after = (store.results()[found.protocol] for store in (baseline, run))
     lacking = after.failed + after.missing - before.failed - before.missing
     if found.unpaired or lacking > 0:
@@ -408,6 +408,8 @@ def _moved(a: ScoreTable, b: ScoreTable, headline: str) -> list[Moved]:
 
 # ── what tells runs apart ────────────────────────────────────────────────────
 
+#: What is chosen by a name.
+PARTS = ("dataset", "method", "backbone", "segmenter")
 #: Most options that a label names.
 _MOST = 3
 
@@ -421,7 +423,7 @@ def flatten(value: Any, path: str = "") -> list[tuple[str, Any]]:
 
 def options_of(choices: Mapping[str, str], lasting: Mapping[str, Any]) -> dict[str, Any]:
     """The options that can change a prediction; a component chosen by name goes by that name first."""
-    named = {part: choices.get(part) for part in ("dataset", "method", "backbone", "segmenter")}
+    named = {part: choices.get(part) for part in PARTS}
     return {**{k: v for k, v in named.items() if v not in (None, "None")}, **dict(flatten(lasting))}
 
 
@@ -433,6 +435,8 @@ def differing(options: Sequence[Mapping[str, Any]]) -> list[str]:
     keys = list(dict.fromkeys(key for known in options for key in known))
     found = [k for k in keys if len({said(known.get(k)) for known in options}) > 1]
     parts = {k for k in found if "." not in k}
+    if "seed" in parts:  # a component's follows it
+        found = [k for k in found if not k.endswith(".seed") or any(o.get(k) != o["seed"] for o in options)]
     return [k for k in found if "." not in k or k.partition(".")[0] not in parts]
 
 
@@ -463,7 +467,7 @@ def titles(runs: Sequence[RunInfo]) -> list[str]:
         names = [key if short.count(end) > 1 else end for key, end in zip(keys, short, strict=True)]
         words_of = [
             ", ".join(
-                said(known.get(key)) if "." not in key else f"{name}={said(known.get(key))}"
+                said(known.get(key)) if key in PARTS else f"{name}={said(known.get(key))}"
                 for key, name in zip(keys, names, strict=True)
             )
             for known in options

@@ -42,7 +42,7 @@ def test_failed_samples_are_named_with_their_first_line_and_log(tmp_path: Path, 
     assert "Traceback" in log.read_text()
     assert "told to fail on clip1/2" in log.read_text()
     row = next(line for line in told.splitlines() if answer.store.root.name in line)
-    assert [cell.strip() for cell in row.split("│")[2:5]] == ["17", "1", "0"]
+    assert row.split()[1:4] == ["17", "1", "0"]
 
 
 def test_a_worker_that_could_not_work_is_told(tmp_path: Path, capsys) -> None:
@@ -60,7 +60,7 @@ def test_gpu_hours_are_summed_over_all_tries(tmp_path: Path, capsys, monkeypatch
     record.path.write_text(owner + sealed({**asdict(record.end), "seconds": 5400}))
     main(["status", str(answer.store.root)])
     row = next(line for line in capsys.readouterr().out.splitlines() if answer.store.root.name in line)
-    assert row.split("│")[7].strip() == "3.00"
+    assert row.split()[6] == "3.00"
 
 
 def test_a_run_without_its_dataset_still_has_a_status(tmp_path: Path, capsys) -> None:
@@ -137,7 +137,7 @@ def test_what_was_cancelled_has_no_eta_and_nobody_at_work(tmp_path: Path, capsys
         assert main(["status", str(store.root), *words]) == 0
         out = capsys.readouterr().out
         row = next(line for line in out.splitlines() if store.root.name in line)
-        return row.split("│")[6].strip(), out
+        return row.split()[5], out
 
     submission = register(store, asked_for.values, "debug", 1)
     with Desk(store.root, Owner.here("job", submission.id)):

@@ -195,7 +195,7 @@ def test_a_gate_takes_the_headline_of_the_baseline_and_no_decay(
     gap = whole.overall.differences["J&F"]
     gaps = {"J&F": replace(gap, second=float("nan")), "J": gap, "J-Decay": gap}
     found = replace(whole, overall=replace(whole.overall, differences=gaps))
-    monkeypatch.setattr("refseg_bench.report.compare.compare", lambda *args: found)
+    monkeypatch.setattr("refseg_bench.report.compare.compare", lambda *args, **more: found)
     for policy in (Policy(), Policy({"J-Decay": 1.0})):
         with pytest.raises(ScoreError, match="no value in both"):
             gate(oracle, empty, policy)

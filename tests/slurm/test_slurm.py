@@ -503,7 +503,7 @@ def test_a_papers_table_from_the_dry_run_to_the_report(slurm: Slurm, tmp_path: P
     found = stores(tmp_path)
     assert len(found) == 3
     slurm.wait(lambda: list(tmp_path.glob("runs/*/log/*/report.md")))
-    assert len(re.findall(r"│ 8 +│ 0 +│ 0 +│", told("status"))) == 3
+    assert len(re.findall(r" 8 +0 +0 ", told("status"))) == 3
     ours = json.loads(told("report", "runs", "--format", "json"))
     assert [row["n"] for row in ours] == [8] * 3
     # Each point stands beside the paper's number of its own setting.
