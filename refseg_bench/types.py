@@ -128,7 +128,11 @@ class MaskTrack:
 
     @classmethod
     def from_masks(cls, masks: Iterable[NDArray[Any] | None], size: tuple[int, int]) -> MaskTrack:
-        """Encode one mask (or ``None``) per frame; every mask must have ``size``."""
+        """Encode one mask (or ``None``) per frame: booleans or integers, nonzero = foreground.
+
+        Raises:
+            DataError: a mask of another size than ``size``, or of fractions.
+        """
         rles: list[bytes | None] = []
         for index, mask in enumerate(masks):
             if mask is None:
@@ -138,6 +142,12 @@ class MaskTrack:
                 raise DataError(
                     f"The mask of frame {index} is {mask.shape}, the clip is {size} (height, width).",
                     hint="Resize the mask to the clip's size before making a MaskTrack.",
+                )
+            if (mask := np.asarray(mask)).dtype.kind not in "biu":
+                # Any probability, logit or NaN would count as foreground.
+                raise DataError(
+                    f"The mask of frame {index} holds {mask.dtype} values, not booleans or integers.",
+                    hint="Compare it with your threshold before making a MaskTrack: mask > 0.5",
                 )
             rles.append(encode_rle(mask))
         return cls(size, tuple(rles))

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -166,8 +167,8 @@ def test_samples_of_replaced_weights_are_predicted_again(tmp_path: Path) -> None
     again, said = a_weighed_run(tmp_path, "latter")
     assert again.store.root == first.store.root
     assert again.tally == Tally(done=12)
-    assert "12 samples were predicted on other data or weights and are predicted again" in said[0]
-    assert "clip0/0: weights were " in said[0]
+    assert "12 samples were predicted on other data, weights or code and are predicted again" in said[0]
+    assert "clip0/0: weights or code were " in said[0]
     assert "complete" in a_weighed_run(tmp_path, None)[1][-1]
     # Put back: the former samples count no more, for they aren't of the last turn.
     assert a_weighed_run(tmp_path, "former")[0].tally == Tally(done=12)
@@ -186,13 +187,45 @@ def test_two_models_are_never_one_result(tmp_path: Path, capsys: pytest.CaptureF
     store = RunStore(former.store.root)
     ((_, refusal),) = score_store(store)
     assert isinstance(refusal, StaleError)
-    assert "9 samples were predicted on other data or weights" in str(refusal)
-    assert "clip1/0: weights were " in str(refusal)
+    assert "9 samples were predicted on other data, weights or code" in str(refusal)
+    assert "clip1/0: weights or code were " in str(refusal)
     assert cli.main(["status", str(store.root)]) == 0
-    assert "9 samples were predicted on other data or weights and are left" in capsys.readouterr().out
+    assert "9 samples were predicted on other data, weights or code and are left" in capsys.readouterr().out
     ((_, scored),) = score_store(store, partial=True)
     assert isinstance(scored, Scored)
     assert (scored.result.n, scored.result.failed) == (3, 9)
+
+
+def test_samples_of_edited_code_are_predicted_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("REFSEG_SEARCHPATH", "pkg://theirs,pkg://tests")
+    mine = (
+        "import dataclasses\nfrom theirs import helper\nfrom .helper import Fake\n"
+        "@dataclasses.dataclass\nclass Mine(Fake):\n    "
+    )
+    helper = "from tests.fakes import FakeMethod as Fake\n"
+    texts = {"__init__": "", "mine": f"{mine}pass", "helper": helper, "other": ""}
+
+    def run(**changed: str) -> tuple[int, list[str]]:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "theirs"]:
+            del sys.modules[name]
+        for name, text in {**texts, **changed}.items():
+            (folder / f"{name}.py").write_text(text)
+        values = fake_values(tmp_path, method={"_target_": "theirs.mine.Mine"})
+        said: list[str] = []
+        (done,) = launch([Composed(values, "fake", digest(values), (), {})], said.append)
+        return done.tally.done, said
+
+    assert run()[0] == 12
+    done, said = run(mine=f'{mine}"""Words."""\n    pass  # and more', other="x = 1\n")
+    assert (done, "complete" in said[-1]) == (0, True)
+    done, said = run(helper=f"{helper}x = 1")
+    assert (done, "12 samples were predicted on other data, weights or code" in said[0]) == (12, True)
+    named = f'{mine}code_version = "1"'
+    assert run(mine=named)[0] == 12
+    assert run(mine=named, helper=f"{helper}x = 1")[0] == 0
 
 
 def rewritten(run: RunStore, *without: str) -> None:
@@ -208,7 +241,7 @@ def test_samples_that_tell_no_weights_are_taken_to_be_of_the_present_ones(tmp_pa
     run, _ = a_weighed_run(tmp_path, "former")
     rewritten(run.store, "weights")
     _, said = a_weighed_run(tmp_path, "latter")
-    assert "12 samples don't tell their weights: taken to be of the present ones" in said[0]
+    assert "12 samples don't tell their weights or code: taken to be of the present" in said[0]
     assert "complete" in said[-1]
 
 
@@ -314,7 +347,7 @@ def test_a_result_of_other_data_is_not_shown(tmp_path: Path, kind: str) -> None:
     # The pages come to an end, and say of each sample what differs.
     write_report([store], tmp_path / "report")
     texts = [path.read_text() for path in (tmp_path / "report/data").glob("clip-*.js")]
-    assert sum(text.count("Predicted on other data or weights: ") for text in texts) == CHANGES[kind][1]
+    assert sum(text.count("Predicted on other data, weights or code: ") for text in texts) == CHANGES[kind][1]
 
 
 @pytest.mark.parametrize("dataset", ["mevis", "reasonseg"])
@@ -446,10 +479,10 @@ def test_status_counts_what_the_data_set_asks_for_now(
     assert cli.main(["status", str(store.root)]) == 0
     said = capsys.readouterr().out
     assert "facts.json" not in said
-    assert "3 samples were predicted on other data or weights and are left: clip1/0: text was" in said
+    assert "3 samples were predicted on other data, weights or code and are left: clip1/0: text was" in said
     assert "3 samples are not in the data set and don't count: clip3/0, clip3/1, clip3/2" in said
-    cells = [word.strip() for word in said.partition(store.root.name[:8])[2].split("│")]
-    assert cells[1:4] == ["6", "0", "3"]
+    cells = said.partition(store.root.name)[2].split()
+    assert cells[:3] == ["6", "0", "3"]
 
 
 def test_masks_of_another_size_never_meet(tmp_path: Path) -> None:

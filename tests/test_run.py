@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from refseg_bench import env
 from refseg_bench.config.compose import compose
 from refseg_bench.datasets.base import LimitedDataset
 from refseg_bench.errors import ConfigError, DataError, RefsegError
+from refseg_bench.methods.base import Method
 from refseg_bench.methods.decaf import DecAF
 from refseg_bench.run.build import build_method, check_parts, dataset_of, frozen
 from refseg_bench.run.launch import freeze, launch
@@ -143,12 +145,42 @@ class Stubborn(FakeMethod):
             size = (3, 3) if self.wrong == "size" else clip.size
             length = len(clip) + (self.wrong == "length")
             answer = Expression("x", "") if self.wrong == "unasked" else expression
-            yield Grounding(answer, MaskTrack.empty(size, length))
+            track = [] if self.wrong == "list" else MaskTrack.empty(size, length)
+            os.chdir("/" if self.wrong == "folder" else ".")
+            yield expression if self.wrong == "expression" else Grounding(answer, track)
+            if self.wrong == "twice":
+                yield Grounding(answer, track)
+
+
+class Silent(FakeMethod):
+    """Returns nothing at all."""
+
+    def predict(self, clip: Clip, expressions: Sequence[Expression]) -> None:
+        """Forget to yield."""
+
+
+@pytest.mark.parametrize(
+    ("method", "told"),
+    [
+        (Silent(), "Silent.predict yields a NoneType in place of a Grounding"),
+        (Stubborn("expression"), "yields a Expression in place of a Grounding"),
+        (Stubborn("list"), "yields a list in place of a MaskTrack"),
+        (Stubborn("folder"), "changes the working folder"),
+        (Stubborn("unasked"), "answers expression 'x' of clip clip0 twice or unasked"),
+        (Stubborn("twice"), "answers expression '0' of clip clip0 twice or unasked"),
+    ],
+)
+def test_a_method_that_is_written_wrongly_ends_the_run(tmp_path: Path, method: Method, told: str) -> None:
+    data, place = FakeDataset(root=tmp_path), Path.cwd()
+    clip = data.clips()[0]
+    with pytest.raises(ConfigError, match=told):
+        list(predict_clip(method, clip, data.expressions(clip)))
+    assert Path.cwd() == place
 
 
 @pytest.mark.parametrize(
     ("wrong", "told"),
-    [("nothing", "nothing"), ("size", "(3, 3)"), ("length", "3 masks"), ("unasked", "unasked")],
+    [("nothing", "nothing"), ("size", "(3, 3)"), ("length", "3 masks")],
 )
 def test_a_method_that_breaks_the_contract_fails_its_samples(tmp_path: Path, wrong: str, told: str) -> None:
     data = FakeDataset(root=tmp_path)

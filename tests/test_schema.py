@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -11,6 +12,7 @@ from refseg_bench.config import schema
 from refseg_bench.config.schema import adopt
 from refseg_bench.datasets.base import Dataset
 from refseg_bench.errors import ConfigError
+from refseg_bench.types import Clip
 from tests.fakes import FakeDataset, FakeMethod, Options
 
 
@@ -74,7 +76,7 @@ class Bare(Dataset):
     name: str = "bare"
     split: str = "all"
     every_frame_listed = True
-    clips = expressions = target = FakeDataset.expressions
+    clips, expressions, target = FakeDataset.clips, FakeDataset.expressions, FakeDataset.target
 
 
 @dataclass
@@ -106,7 +108,7 @@ class Alone:
 
     name: str
     split: str = "all"
-    clips = expressions = target = FakeDataset.expressions
+    clips, expressions, target = FakeDataset.clips, FakeDataset.expressions, FakeDataset.target
 
 
 @dataclass
@@ -131,7 +133,29 @@ class Slotted:
 
     name: str = "slotted"
     split: str = "all"
-    clips = expressions = target = FakeDataset.expressions
+    clips, expressions, target = FakeDataset.clips, FakeDataset.expressions, FakeDataset.target
+
+
+@dataclass
+class Occupied(Slotted):
+    """Has an option where the harness asks a question."""
+
+    weights: str = "model.pt"
+
+
+@dataclass
+class Misspelt(FakeDataset):
+    """Has a hook that nobody asks for."""
+
+    landmark: ClassVar[list] = []
+
+
+@dataclass
+class Curt(FakeDataset):
+    """Can't be called as a data set is."""
+
+    def target(self, clip: Clip) -> None:
+        """Nothing."""
 
 
 def test_a_class_that_inherits_nothing_is_given_the_hooks() -> None:
@@ -150,6 +174,14 @@ def test_a_class_that_inherits_nothing_is_given_the_hooks() -> None:
             Slotted,
             "'tests.test_schema.Slotted' has slots, and no room for what a run hands to a Dataset.",
             "Leave out slots=True, or inherit refseg_bench.datasets.base.Dataset.",
+        ),
+        (Occupied, "'tests.test_schema.Occupied' has an option 'weights', which is a hook.", "another name"),
+        (Misspelt, "'tests.test_schema.Misspelt.landmark' is no hook: nobody asks for it.", "'landmarks'? "),
+        (
+            Curt,
+            "'tests.test_schema.Curt.target' can't be called with (self, clip, expression): "
+            "too many positional arguments.",
+            "See refseg_bench.datasets.base.Dataset.",
         ),
     ],
 )

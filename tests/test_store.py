@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refseg_bench.errors import StoreError
+from refseg_bench.errors import DataError, StoreError
 from refseg_bench.files.store_io import checksum, read_sealed_yaml, safe_name, to_plain, write_atomic
 from refseg_bench.run.store import RunInfo, RunStore, line_of
 from refseg_bench.types import (
@@ -340,3 +340,10 @@ def test_nothing_is_written_through_a_link_out_of_the_folder(tmp_path: Path, par
             refused += 1
     assert refused == 1
     assert not list((tmp_path / "elsewhere").iterdir())
+
+
+@pytest.mark.parametrize("value", [0.3, -3.0, np.nan])
+def test_a_mask_of_fractions_is_refused(value: float) -> None:
+    """Each of them would be foreground."""
+    with pytest.raises(DataError, match="frame 1 holds float32 values"):
+        MaskTrack.from_masks([np.ones((2, 3), np.uint8), np.full((2, 3), value, np.float32)], (2, 3))

@@ -13,11 +13,13 @@ after runs were made, with ``option(None, newer=True)``, stays out of it at its 
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import dataclasses
 import functools
 import importlib
 import inspect
+import traceback
 import types as pytypes
 import typing
 from abc import ABC
@@ -28,7 +30,8 @@ from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin
 
 from refseg_bench.config import searchpath
 from refseg_bench.config.searchpath import TARGET as TARGET
-from refseg_bench.errors import ConfigError, missing_package, require
+from refseg_bench.errors import ConfigError, RefsegError, missing_package, require
+from refseg_bench.files.store_io import checksum
 
 #: Kind → its base class. This package's own classes of a kind live beside it.
 BASES = {
@@ -55,6 +58,9 @@ class Component(ABC):  # noqa: B024 (what is abstract differs by kind)
     cache_root: Path | None = None
     #: Packages it can't do without, none of which its module imports.
     packages: ClassVar[tuple[str, ...]] = ()
+    #: Stands for the code of a class outside this package, in place of its source: samples of other code are
+    #: predicted again, and a version that stays keeps them.
+    code_version: ClassVar[str] = ""
     #: Whether it tells its weights without the parts that it is handed.
     weights_alone: ClassVar[bool] = False
 
@@ -122,6 +128,11 @@ def adopt(cls: type[Any], base: type[Component], where: str) -> None:
             where=where,
             hint=f"Write what {base.__module__}.{base.__name__} describes.",
         )
+    hooks = {
+        name: hook for owner in (Component, base) for name, hook in vars(owner).items() if name[0] != "_"
+    }
+    if not _ours(cls):
+        _check_hooks(cls, base, hooks, where)
     if issubclass(cls, base):
         return
     if not cls.__dictoffset__:
@@ -130,11 +141,34 @@ def adopt(cls: type[Any], base: type[Component], where: str) -> None:
             where=where,
             hint=f"Leave out slots=True, or inherit {base.__module__}.{base.__name__}.",
         )
-    for owner in (base, Component):
-        for name, hook in vars(owner).items():
-            if not name.startswith("_") and not hasattr(cls, name):
-                setattr(cls, name, hook)
+    for name, hook in hooks.items():
+        if not hasattr(cls, name):
+            setattr(cls, name, hook)
     base.register(cls)
+
+
+def _check_hooks(cls: type[Any], base: type[Component], hooks: Mapping[str, Any], where: str) -> None:
+    """Refuse a class of other code that could not be called, or would be asked where it has an option."""
+    named = f"{cls.__module__}.{cls.__qualname__}"
+    for name in sorted(base.__abstractmethods__):
+        asked = inspect.signature(getattr(base, name)).parameters
+        try:
+            inspect.signature(getattr(cls, name)).bind(*asked)
+        except TypeError as error:
+            told = f"'{named}.{name}' can't be called with ({', '.join(asked)}): {error}."
+            raise ConfigError(told, where=where, hint=f"See {base.__module__}.{base.__name__}.") from error
+    fields = {field.name for field in dataclasses.fields(cls)}
+    for name in sorted(fields):
+        if name == "cache_root" or isinstance(hooks.get(name), pytypes.FunctionType | property | classmethod):
+            raise ConfigError(
+                f"'{named}' has an option '{name}', which is a hook.",
+                where=where,
+                hint="Give it another name.",
+            )
+    for name in sorted(vars(cls).keys() - hooks.keys() - fields):
+        if name[0] != "_" and (hint := did_you_mean(name, hooks, 0.8)):
+            told = f"'{named}.{name}' is no hook: nobody asks for it."
+            raise ConfigError(told, where=where, hint=f"{hint} If it is your own, begin its name with _.")
 
 
 #: Fields of a method that are handed in ready-made, not read from its YAML.
@@ -178,11 +212,48 @@ def _ours(cls: type) -> bool:
     return cls.__module__.partition(".")[0] == _OWN
 
 
+_DOCUMENTED = ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef
+
+
+@functools.cache  # what a process has loaded stays as it was, whatever is edited meanwhile
+def code(cls: type) -> str:
+    """Digest of a class's source and of all it imports from the same place; empty for one of this package.
+
+    Comments and docstrings don't count. In a folder of installed packages only its own package does.
+    """
+    named = str(getattr(cls, "code_version", ""))
+    if _ours(cls) or named:
+        return named and checksum(named.encode())
+    home = Path(inspect.getfile(cls))
+    top = home.parents[cls.__module__.count(".") + (home.name == "__init__.py")]
+    own = f"{cls.__module__.partition('.')[0]}." if top.name.endswith("-packages") else ""
+    names, found = [cls.__module__], dict[str, str]()
+    while names:
+        name = names.pop()
+        place = top.joinpath(*name.split("."))
+        file = next(filter(Path.is_file, (place / "__init__.py", Path(f"{place}.py"))), None)
+        if file is None or {name, name.partition(".")[0]} & {*found, _OWN} or not f"{name}.".startswith(own):
+            continue
+        tree = ast.parse(file.read_bytes())
+        package = name.split(".") if file.parent == place else name.split(".")[:-1]
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                names += [one.name for one in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                start = package[: 1 - node.level or None] if node.level else []
+                base = ".".join([*start, *filter(None, [node.module])])
+                names += [base, *(f"{base}.{one.name}" for one in node.names)]
+            elif isinstance(node, _DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
+                del node.body[0]
+        found[name] = ast.dump(tree)
+    return checksum("\n".join(f"{name} {found[name]}" for name in sorted(found)).encode())
+
+
 def _trusted(package: str) -> bool:
     return package == _OWN or searchpath.trusts(package)
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str | None:
+def did_you_mean(word: str, known: Iterable[str], alike: float = 0.6) -> str | None:
     """A hint at what was mistyped.
 
     >>> did_you_mean("refam_", ["decaf", "refam"])
@@ -190,7 +261,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str | None:
     """
     from difflib import get_close_matches
 
-    close = get_close_matches(word, list(known), n=1)
+    close = get_close_matches(word, list(known), n=1, cutoff=alike)
     return f"Did you mean '{close[0]}'?" if close else None
 
 
@@ -234,6 +305,15 @@ def locate(target: str, where: str, kind: str | None = None) -> type[Any]:
         raise refused(
             f": there is no module '{error.name}'.",
             hint="Correct the path, or install the package that holds it.",
+        ) from error
+    except RefsegError:
+        raise
+    except Exception as error:
+        lines = [one for one in traceback.extract_tb(error.__traceback__) if one.name == "<module>"]
+        raise ConfigError(
+            f"The module of '{target}' can't be imported: {type(error).__name__}: {error}.",
+            where=f"{lines[-1].filename}, line {lines[-1].lineno}" if lines else where,
+            hint="Correct the code.",
         ) from error
     found, base = getattr(module, class_name, None), base_of(kind)
     if found is None:

@@ -86,9 +86,11 @@ class AttentionMethod(Method):
 
     @cached_property
     def cache(self) -> Cache:
-        """Where attention is kept; one without a folder remembers nothing."""
+        """Where attention is kept, apart for other code; without a folder nothing is remembered."""
         root = self.cache_root if self.use_cache else None
-        return Cache(None if root is None else root / self.cache_folder)
+        makers: Iterable[schema.Component] = filter(None, (self, schema.parts(self).get("backbone")))
+        code = "".join(schema.code(type(part)) for part in makers)
+        return Cache(None if root is None else root / self.cache_folder / code)
 
     @classmethod
     def capture_digest(cls, values: Mapping[str, Any]) -> str | None:

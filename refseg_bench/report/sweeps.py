@@ -211,12 +211,12 @@ def _parallel(sweep: Sweep, axes: Any) -> None:
             linewidth=3 if best else 1.2,
             alpha=0.25 + 0.75 * rank / len(points),
         )
-    said = [
+    labels = [
         *((printable(t), x, _share(place, len(places[key]) - 1))
           for x, key in enumerate(sweep.keys) for t, place in places[key].items()),
         *((f"{value:.1f}", len(sweep.keys), _share(value - low, high - low)) for value in (low, high)),
     ]  # fmt: skip
-    for text, x, y in said:
+    for text, x, y in labels:
         axes.annotate(text, (x, y), (4, 2), textcoords="offset points")
     for x in range(len(sweep.keys)):
         axes.axvline(x, color="0.8", zorder=0)

@@ -118,7 +118,7 @@ def check_part(part: schema.Component) -> None:
 
 
 def weights_of(values: Mapping[str, Any], dataset: Dataset) -> str | None:
-    """Digest of the content of all weights that a config's method and its parts use, wherever they lie.
+    """Digest of all weights that a config's method and its parts use, and of their code outside this package.
 
     Returns:
         Empty where there are none; ``None`` where they are not all on this machine, or can't be asked for.
@@ -127,6 +127,7 @@ def weights_of(values: Mapping[str, Any], dataset: Dataset) -> str | None:
         method = build_method(values, dataset)
         parts: list[schema.Component] = [method, *schema.parts(method).values()]
         found = [content(one, part.cache_root) for part in parts for one in part.weights() or ()]
+        found += filter(None, (schema.code(type(part)) for part in parts))
     except ConfigError:
         return None  # who needs them tells of it
     known = [each for each in found if each is not None]

@@ -4,7 +4,7 @@ A run folder outlives its data: a set is fixed and unpacked again, or the same c
 another root. Each stored sample tells the words, the frame names, the size and the frames' content it
 was made from; :class:`Present` holds that against the data set as it is now. The truth is part of it only
 where the method saw it: else other masks ask for scoring again, not for predicting again. The same goes for
-the weights that a path names.
+the weights that a path names, and for code outside this package.
 """
 
 from __future__ import annotations
@@ -221,7 +221,7 @@ class Present:
             return ""
         unlike = self._unlike(clip, expression, made.facts, made.files, made.state, made.truth, made.weights)
         if unlike == "weights":
-            return f"weights were {made.weights}, are {self.weights} (digests)"
+            return f"weights or code were {made.weights}, are {self.weights} (digests)"
         if unlike == "files":
             return f"pixels: the files of its frames were {made.files}, are {self.files(clip)} (digests)"
         if unlike == "truth":
@@ -270,7 +270,9 @@ def without(
             continue
         why = differing.get(prediction.sample) or prediction.track.misfit(clip.size, len(clip))
         if why:
-            failure = SampleFailure("StaleError", f"Predicted on other data or weights: {why}. {HINT}", "")
+            failure = SampleFailure(
+                "StaleError", f"Predicted on other data, weights or code: {why}. {HINT}", ""
+            )
             out[name] = replace(prediction, track=None, point=None, no_target=None, failure=failure)
     return out
 
@@ -278,7 +280,7 @@ def without(
 def refusal(differing: Mapping[str, str], where: Path) -> StaleError:
     """The error of a run that has samples of other data."""
     return StaleError(
-        f"{len(differing)} samples were predicted on other data or weights than there are now: "
+        f"{len(differing)} samples were predicted on other data, weights or code than there are now: "
         f"{told(differing, first=20)}.",
         where=where,
         hint=HINT,

@@ -6,11 +6,12 @@ import contextlib
 import gc
 import logging
 import math
+import os
 import sys
 import time
 import traceback
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -28,7 +29,7 @@ from refseg_bench.run.shards import Tally, Work, failed_by, left, plan, queue, s
 from refseg_bench.run.store import RunStore, job_name
 from refseg_bench.run.summary import summarize
 from refseg_bench.run.workers import Desk, Owner, forget, leave
-from refseg_bench.types import Clip, Expression, Grounding, Prediction, SampleFailure, sample_id
+from refseg_bench.types import Clip, Expression, Grounding, MaskTrack, Prediction, SampleFailure, sample_id
 
 log = logging.getLogger(__name__)
 #: Seconds between two looks at what other processes have stored; each asks about every file of predictions.
@@ -272,12 +273,19 @@ def _timed(
     memory.start()
     wanted = {e.id for e in expressions}
     began = time.perf_counter()
-    for grounding in method.predict(clip, expressions):
+    place, found = os.getcwd(), method.predict(clip, expressions)
+    for grounding in found if isinstance(found, Iterable) else [found]:
+        for part, kind in ((grounding, Grounding), (getattr(grounding, "track", None), MaskTrack)):
+            if not isinstance(part, kind):
+                raise _misbehaved(method, f"yields a {type(part).__name__} in place of a {kind.__name__}")
+        if os.getcwd() != place:
+            os.chdir(place)
+            raise _misbehaved(method, "changes the working folder, from which the run's paths are taken")
         seconds = {**grounding.seconds, "total": time.perf_counter() - began}
         expression = grounding.expression
         if expression.id not in wanted:
-            raise RefsegError(
-                f"The method answered expression '{expression.id}' twice or unasked.", where=clip.id
+            raise _misbehaved(
+                method, f"answers expression '{expression.id}' of clip {clip.id} twice or unasked"
             )
         wanted.remove(expression.id)
         track = grounding.track
@@ -304,6 +312,15 @@ def _timed(
         )
         memory.start()
         began = time.perf_counter()
+
+
+def _misbehaved(method: Method, what: str) -> ConfigError:
+    """The error of a method that is written in another way than :class:`Method` says."""
+    return ConfigError(
+        f"{type(method).__name__}.predict {what}.",
+        hint="It has to yield one Grounding(expression, MaskTrack.from_masks(masks, clip.size)) for each "
+        "of the expressions, and to leave the process as it is.",
+    )
 
 
 def _failed(clip: Clip, expression: Expression, error: Exception) -> Prediction:

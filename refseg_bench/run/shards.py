@@ -186,16 +186,16 @@ def planned(
 
 
 def _tell_of_data(store: RunStore, whole: Work, present: Present, say: Callable[[str], None]) -> None:
-    """Say what was predicted on other data or weights, or with such as nobody knows."""
+    """Say what was predicted on other data, weights or code, or with such as nobody knows."""
     found = stale(store, whole, present)
     if found:
         say(
-            f"{store.root}\n  {len(found)} samples were predicted on other data or weights and are predicted "
-            f"again: {told(found)}"
+            f"{store.root}\n  {len(found)} samples were predicted on other data, weights or code and are "
+            f"predicted again: {told(found)}"
         )
     unknown = sum(line.ok and not (line.inputs and line.inputs[4]) for line in store.index().values())
     if unknown and present.weights:
-        say(f"{store.root}\n  {unknown} samples don't tell their weights: taken to be of the present ones")
+        say(f"{store.root}\n  {unknown} samples don't tell their weights or code: taken to be of the present")
 
 
 def tally_of(run: Planned, before: Mapping[str, StoredLine], progress: Progress | None = None) -> Tally:

@@ -120,7 +120,9 @@ def _look(run: RunStore, work: Work | None, present: inputs.Present | None, few:
         notes.append(str(damage))
     if differing:
         told = inputs.told(differing)
-        notes.append(f"{len(differing)} samples were predicted on other data or weights and are left: {told}")
+        notes.append(
+            f"{len(differing)} samples were predicted on other data, weights or code and are left: {told}"
+        )
     good = sum(line.ok for line in index.values())
     found = Summary(good - len(differing), len(index) - good, stages=_stages(run), notes=notes)
     if expected is not None:
