@@ -142,7 +142,7 @@ def too_deep(value: Any) -> bool:
 
 
 #: An escaped surrogate: half of a character, or a half that lacks the other.
-_HALF = re.compile(r"\\u[dD][89a-fA-F]")
+_HALF = re.compile(r"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
 
 
 def parse_json(text: str, pairs: Callable[[list[tuple[str, Any]]], dict[str, Any]] | None = None) -> Any:
