@@ -486,3 +486,13 @@ def test_a_protocol_that_is_not_there_is_told_once(in_tmp, capsys):
     capsys.readouterr()
     assert main(["score", "runs", "--protocol", "refcoco-ciou"]) == 2
     assert capsys.readouterr().err.count("No protocol 'refcoco-ciou'") == 1
+
+
+def test_a_dry_run_tells_the_points_of_a_sweep_apart(
+    capsys: pytest.CaptureFixture[str], in_tmp: Path
+) -> None:
+    sweep = ["method=empty,full_frame", "dataset=shapes", "limit.clips=1,2"]
+    assert main(["run", "-m", *sweep, "--dry", "--json", "dry.json"]) == 0
+    capsys.readouterr()
+    rows = json.loads(Path("dry.json").read_text())["runs"]
+    assert [row["options"] for row in rows] == ["limit.clips=1", "limit.clips=2"] * 2

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
 
@@ -651,3 +652,13 @@ def test_a_full_disk_is_no_hub_out_of_reach(tmp_path):
 
     with pytest.raises(ModelError, match="can't be kept: No space left"):
         models.told(fail, Weights("some/model"))
+
+
+def test_the_models_of_a_sweep_are_listed_once_with_what_fetches_them(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    assert cli.main(["models", "list", "experiment=decaf/table2"]) == 1
+    out = capsys.readouterr().out
+    assert out.count("OpenGVLab/InternVL3-8B-hf") == out.count("sam2_hiera_large.pt") == 1
+    assert out.count("missing; fetch it: refseg models get experiment=decaf/table2") == 5

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -59,15 +60,14 @@ def _list(what: Sequence[str], out: Path | None) -> int:
     offline = " (offline mode)" if models.offline_by_environment() else ""
     print(f"cache: {where}{offline}")
     for need in _needs(what):
-        record = {"node": need.node, "problem": need.problem, "weights": [*map(str, need.weights)]}
-        records.append(record | {"here": []})
+        told = [*map(str, need.weights)]
+        records.append({"node": need.node, "problem": need.problem, "weights": told, "here": []})
+        print(need.node)
         if need.problem is not None:
             code = max(code, 1)
-            print(f"{need.node}\n  can't tell: {need.problem}")
+            print(f"  can't tell: {need.problem}")
         elif not need.weights:
-            print(f"{need.node}\n  no weights")
-        else:
-            print(need.node)
+            print("  no weights")
         for weights in need.weights:
             status = find(weights)
             records[-1]["here"].append(status.path)
@@ -77,7 +77,7 @@ def _list(what: Sequence[str], out: Path | None) -> int:
                 print(indent(str(status.problem), "    "))
             elif status.path is None:
                 code = max(code, 1)
-                print(f"    missing; fetch it: refseg models get {need.node}")
+                print(f"    missing; fetch it: refseg models get {shlex.join(what) or need.node}")
             else:
                 commit = f", commit {status.commit}" if status.commit else ""
                 print(f"    here, {status.megabytes:,.0f} MB{commit}: {status.path}")
@@ -134,8 +134,8 @@ def _needs(what: Sequence[str]) -> Iterator[Need]:
                 allowed=[f"{group}={name}" for group in _GROUPS for name in names(group)],
             )
     if any(item.partition("=")[0].partition(".")[0] not in _GROUPS for item in overrides):
-        for point in compose(overrides):
-            yield from needs_of(point.values)
+        # The points of a sweep share most of theirs.
+        yield from dict.fromkeys(need for point in compose(overrides) for need in needs_of(point.values))
         return
     # Components, and options of theirs (segmenter.size=tiny), without a method that would bring the rest.
     for told, group, name, given in nodes(overrides):

@@ -143,12 +143,15 @@ def _show(found: Mapping[str, Any], overrides: Sequence[str]) -> None:
     weights, total = found["weights"], found["total"]
     lacking = {name for name, told in weights.items() if told["here"] is False}
     rows = []
-    for of in (*found["runs"], {"run": "all", "cached": None, "shards": "", "weights": weights, **total}):
+    for of in (
+        *found["runs"],
+        {"run": "all", "options": "", "cached": None, "shards": "", "weights": weights, **total},
+    ):
         cached = "–" if of["cached"] is None else f"{of['cached']} of {of['asked']}"
         missing = len(lacking.intersection(of["weights"]))
         state = "–" if not of["weights"] else f"{missing} missing" if missing else "here"
         counts = ("?" if of[key] is None else str(of[key]) for key in ("samples", "clips", "shards"))
-        rows.append(tuple(map(Cell, (Path(of["run"]).name, *counts, cached, state))))
+        rows.append(tuple(map(Cell, (Path(of["run"]).name, of["options"], *counts, cached, state))))
     notes = [f"weights of {told['node']}: {name}: {_size(told)}" for name, told in weights.items()]
     if any(not weights[name]["problem"] for name in lacking):
         size = total["megabytes_to_fetch"]
@@ -158,7 +161,7 @@ def _show(found: Mapping[str, Any], overrides: Sequence[str]) -> None:
         notes.append(f"{total['jobs']} jobs on SLURM")
     if any(of["cached"] is not None for of in found["runs"]):
         notes.append("cached: expressions of the first clips that need no model call")
-    header = ("run", "samples", "clips", "shards", "cached", "weights")
+    header = ("run", "options", "samples", "clips", "shards", "cached", "weights")
     known = [k for k in range(len(header)) if any(row[k].text not in ("?", "–", "") for row in rows[:-1])]
     caption = f"What is left to predict in {Path(found['runs'][0]['run']).parent}"
     names, body = tuple(header[k] for k in known), tuple(tuple(row[k] for k in known) for row in rows)

@@ -160,11 +160,8 @@ def _check_hooks(cls: type[Any], base: type[Component], hooks: Mapping[str, Any]
     fields = {field.name for field in dataclasses.fields(cls)}
     for name in sorted(fields):
         if name == "cache_root" or isinstance(hooks.get(name), pytypes.FunctionType | property | classmethod):
-            raise ConfigError(
-                f"'{named}' has an option '{name}', which is a hook.",
-                where=where,
-                hint="Give it another name.",
-            )
+            told = f"'{named}' has an option '{name}', which is a hook."
+            raise ConfigError(told, where=where, hint="Give it another name.")
     for name in sorted(vars(cls).keys() - hooks.keys() - fields):
         if name[0] != "_" and (hint := did_you_mean(name, hooks, 0.8)):
             told = f"'{named}.{name}' is no hook: nobody asks for it."
@@ -217,9 +214,9 @@ _DOCUMENTED = ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef
 
 @functools.cache  # what a process has loaded stays as it was, whatever is edited meanwhile
 def code(cls: type) -> str:
-    """Digest of a class's source and of all it imports from the same place; empty for one of this package.
+    """Digest of a class's source (without comments and docstrings) and of all it imports from beside it.
 
-    Comments and docstrings don't count. In a folder of installed packages only its own package does.
+    Of what lies in a folder of installed packages only its own package counts. Empty for one of this package.
     """
     named = str(getattr(cls, "code_version", ""))
     if _ours(cls) or named:

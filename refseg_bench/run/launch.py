@@ -154,20 +154,24 @@ def preview(points: Sequence[Composed]) -> dict[str, Any]:
     """What :func:`launch` would do. Nothing is written, and no weights are loaded.
 
     Returns:
-        JSON values. ``runs``: per point its folder, the samples left and their clips (``None``: its data set
-        is not here), how many of the first ``asked`` expressions are ``cached`` (``None``: its method keeps
-        no cache), shards, jobs on SLURM and the names of its weights. ``weights``: name → who needs them,
-        ``here``, their megabytes (``None`` = not known), and the ``problem`` of those that can't be had.
-        ``notes``: what could not be told. ``total``.
+        JSON values. ``runs``: per point its folder, what else tells it apart (``options``), the samples left
+        and their clips (``None``: its data set is not here), how many of the first ``asked`` expressions are
+        ``cached`` (``None``: its method keeps no cache), shards, jobs on SLURM and the names of its weights.
+        ``weights``: name → who needs them, ``here``, their megabytes (``None`` = not known), and the
+        ``problem`` of those that can't be had. ``notes``: what could not be told. ``total``.
     """
     runs: list[dict[str, Any]] = []
-    left: list[Planned] = []
-    notes: list[str] = []
+    left, notes = list[Planned](), list[str]()
     asked: dict[str, dict[str, Any]] = {}
     untold: dict[str, list[str]] = {}
+    shared = set[str]().union(*(p.overrides for p in points)).intersection(*(p.overrides for p in points))
     for point in points:
         row: dict[str, Any] = {"run": str(point.path), "cached": None, "asked": 0, "jobs": 0, "weights": []}
         row |= dict.fromkeys(("samples", "clips", "shards"))
+        named = shared.union(
+            f"{group}={name}" for group, name in point.choices.items()
+        )  # by the folder's name
+        row["options"] = ", ".join(word for word in point.overrides if word not in named)
         runs.append(row)
         try:
             run = planned(RunStore(point.path), point, notes.append)

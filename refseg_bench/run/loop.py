@@ -316,11 +316,8 @@ def _timed(
 
 def _misbehaved(method: Method, what: str) -> ConfigError:
     """The error of a method that is written in another way than :class:`Method` says."""
-    return ConfigError(
-        f"{type(method).__name__}.predict {what}.",
-        hint="It has to yield one Grounding(expression, MaskTrack.from_masks(masks, clip.size)) for each "
-        "of the expressions, and to leave the process as it is.",
-    )
+    hint = "Yield one Grounding(expression, MaskTrack.from_masks(masks, clip.size)) for each expression."
+    return ConfigError(f"{type(method).__name__}.predict {what}.", hint=hint)
 
 
 def _failed(clip: Clip, expression: Expression, error: Exception) -> Prediction:

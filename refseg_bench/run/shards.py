@@ -187,12 +187,9 @@ def planned(
 
 def _tell_of_data(store: RunStore, whole: Work, present: Present, say: Callable[[str], None]) -> None:
     """Say what was predicted on other data, weights or code, or with such as nobody knows."""
-    found = stale(store, whole, present)
-    if found:
-        say(
-            f"{store.root}\n  {len(found)} samples were predicted on other data, weights or code and are "
-            f"predicted again: {told(found)}"
-        )
+    if found := stale(store, whole, present):
+        again = f"{len(found)} samples were predicted on other data, weights or code and are predicted again"
+        say(f"{store.root}\n  {again}: {told(found)}")
     unknown = sum(line.ok and not (line.inputs and line.inputs[4]) for line in store.index().values())
     if unknown and present.weights:
         say(f"{store.root}\n  {unknown} samples don't tell their weights or code: taken to be of the present")
