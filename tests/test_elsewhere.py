@@ -12,16 +12,23 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from refseg_bench.backbones import weights
 from refseg_bench.backbones.attention_maps import MapObserver, MapOptions, SoftmaxTokens
 from refseg_bench.backbones.base import RolloutSettings, VisualSettings
 from refseg_bench.backbones.mllm import MLLM
 from refseg_bench.backbones.sdpa_tap import SdpaCall
 from refseg_bench.commands.doctor import moving_disc
+from refseg_bench.segmenters import sam2
 from refseg_bench.segmenters.base import Prompt
+from refseg_bench.segmenters.grounding_dino import GroundingDino
+from refseg_bench.segmenters.sam1 import Sam1
+from refseg_bench.segmenters.sam2 import Sam2
 from refseg_bench.segmenters.sam2_hf import HfTrackerCore, Sam2Hf
+from refseg_bench.segmenters.sam3 import Sam3
 from tests.backbones.test_attention_maps import LAYOUT, T, calls
+from tests.segmenters.conftest import sam2_folder, sam2_package_files  # noqa: F401
 from tests.tiny_mllm import FAMILIES, backbone, build, clip_frames, tokenizer
-from tools.tiny_sam import sam2_config, scatter
+from tools.tiny_sam import sam2_config, scatter, write_grounding_dino, write_sam1, write_sam2, write_sam3
 
 THERE = torch.device("meta")
 
@@ -157,3 +164,72 @@ def test_a_segmenter_tracks(tmp_path, play):
             prompts = [Prompt(mask=offer.best()[0]), Prompt.click(0.6, 0.4)]
             tracks.append([masks.copy() for prompt in prompts for _, masks in session.propagate(0, [prompt])])
     assert all(np.mean(one != other) < 0.01 for one, other in zip(*tracks, strict=True))
+
+
+@pytest.fixture
+def loads_there(monkeypatch):
+    """Weights come to the pretended device as to a real one: from their files, whose values it holds then."""
+
+    def sent(load):
+        def loading(kind, place, dtype, device, **options):
+            return load(kind, place, dtype, torch.device("cpu"), **options).to(device)
+
+        return loading
+
+    for name in ("sam_base", "grounding_dino"):
+        monkeypatch.setattr(f"refseg_bench.segmenters.{name}.load_module", sent(weights.load_module))
+
+
+@pytest.mark.slow
+def test_sam2_of_the_package_goes_straight_there(sam2_package_files, tmp_path, play, monkeypatch):  # noqa: F811
+    architecture, checkpoint = sam2_package_files["sam2.1"]
+    load, fill, held = torch.load, sam2.load_checkpoint, []
+
+    def loading(path, *, map_location, weights_only):
+        here = load(path, map_location="cpu", weights_only=weights_only)
+        return tree_map(lambda tensor: tensor.to(map_location), here)
+
+    def filling(model, path):
+        held.extend(tensor.device for tensor in model.parameters())
+        fill(model, path)
+
+    clip, tracks = moving_disc(tmp_path, 4, (60, 90)), []
+    for device in ("cpu", str(THERE)):
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, "load", loading)
+            patch.setattr(sam2, "load_checkpoint", filling)
+            made = Sam2(architecture=architecture, checkpoint=checkpoint, device=device)
+            with made.open(clip) as session:
+                (offer,) = session.segment(0, [Prompt.click(0.4, 0.5)])
+                prompts = [Prompt(mask=offer.best()[0]), Prompt.click(0.6, 0.4)]
+                tracks.append([masks.copy() for _, masks in session.propagate(0, prompts[:1])])
+                tracks[-1] += [masks.copy() for _, masks in session.propagate(0, prompts[1:])]
+    assert set(held[len(held) // 2 :]) == {THERE}  # before a weight is read
+    assert all(np.mean(one != other) < 0.01 for one, other in zip(*tracks, strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sam1", "sam3", "grounding_dino"])
+def test_instances_wait_for_no_query(name, tmp_path, play, loads_there):
+    """What is fetched of an answer comes at once, not candidate by candidate."""
+    clip, found = moving_disc(tmp_path, 1, (60, 90)), []
+    prompt = Prompt.click(0.4, 0.5) if name == "sam1" else Prompt(text="a red disc")
+    for device in ("cpu", str(THERE)):
+        if name == "sam1":
+            made = Sam1(model=str(write_sam1(tmp_path / "sam1")), device=device)
+        elif name == "sam3":
+            made = Sam3(model=str(write_sam3(tmp_path / "sam3", seed=2) / "video"), device=device)
+        else:
+            masks = {"_target_": "refseg_bench.segmenters.sam2_hf.Sam2Hf", "device": device}
+            masks["model"] = str(write_sam2(tmp_path / "sam2"))
+            folder = write_grounding_dino(tmp_path / "dino", seed=2)
+            made = GroundingDino(masks=masks, model=str(folder), device=device, box_threshold=0.99)
+        with made.open(clip) as session:
+            session.segment(0, [prompt])
+            before = play.waits
+            (offer,) = session.segment(0, [prompt])
+            found.append((np.asarray(offer.masks_KHW), np.asarray(offer.ious_K), play.waits - before))
+    (masks, scores, idle), (others, others_scores, waits) = found
+    np.testing.assert_allclose(others_scores, scores, atol=1e-5)
+    assert np.mean(masks != others) < 0.01
+    assert idle == 0 < waits < 12

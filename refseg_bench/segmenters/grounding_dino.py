@@ -147,12 +147,12 @@ class _GroundingDinoSession(SegmenterSession):
             )
             output = model(**inputs)
         score_Q = output.logits[0].sigmoid().max(dim=-1).values.float().cpu()
-        require_finite(self.name, score_Q, output.pred_boxes)
-        order = [int(q) for q in score_Q.argsort(descending=True, stable=True)]
+        boxes_Q4 = output.pred_boxes[0].float().cpu()
+        require_finite(self.name, score_Q, boxes_Q4)
         boxes: list[Box] = []
         scores: list[float] = []
-        for query in order:
-            cx, cy, w, h = output.pred_boxes[0, query].float().cpu().tolist()
+        for query in score_Q.argsort(descending=True, stable=True).tolist():
+            cx, cy, w, h = boxes_Q4[query].tolist()
             x0, y0, x1, y1 = (min(1.0, max(0.0, v)) for v in (cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2))
             if float(score_Q[query]) > self._options.box_threshold and x0 < x1 and y0 < y1:
                 boxes.append((x0, y0, x1, y1))

@@ -243,11 +243,11 @@ class LazyCandidates(Candidates):
 @inference()
 def at_clip_size(logits_N1hw: torch.Tensor, size: tuple[int, int]) -> NDArray[np.bool_]:
     """Logits enlarged bilinearly to the clip's size, then thresholded at 0: ``(N, H, W)``."""
-    out_NHW = np.empty((len(logits_N1hw), *size), np.bool_)
+    out_NHW = torch.empty((len(logits_N1hw), *size), dtype=torch.bool, device=logits_N1hw.device)
     for row, logits_1hw in enumerate(logits_N1hw):
         enlarged = F.interpolate(logits_1hw[None].float(), size=size, mode="bilinear", align_corners=False)
-        out_NHW[row] = (enlarged[0, 0] > 0).cpu().numpy()
-    return out_NHW
+        out_NHW[row] = enlarged[0, 0] > 0
+    return np.asarray(out_NHW.cpu())
 
 
 class TrackingSession(SegmenterSession):

@@ -128,10 +128,8 @@ class Sam1Session(SegmenterSession):
         with self._autocast():
             output = self._model(image_embeddings=features[0], multimask_output=several, **arguments)
         require_finite(self.name, output.pred_masks, output.iou_scores)
-        return [
-            Candidates(self._at_clip_size(logits_Khw.float()), ious_K.float().cpu().numpy())
-            for logits_Khw, ious_K in zip(output.pred_masks[0], output.iou_scores[0], strict=True)
-        ]
+        logits, ious = output.pred_masks[0].float(), output.iou_scores[0].float().cpu().numpy()
+        return [Candidates(self._at_clip_size(one), iou_K) for one, iou_K in zip(logits, ious, strict=True)]
 
     def _at_clip_size(self, logits_Khw: torch.Tensor) -> NDArray[np.bool_]:
         """To the model's square, without the padding, to the clip: two bilinear steps, as SAM does."""

@@ -69,9 +69,10 @@ class Sam2(SamTracker):
         import_sam2()
         device = choose_device(self.device)
         path = fetch(self.weights()[0], offline=self.offline)
-        model = build(self.architecture or architecture_file(self.release, self.size))
-        load_checkpoint(model, path)
-        return _PackageCore(model.to(device), self.resampling)
+        with device:  # the host never holds the model
+            model = build(self.architecture or architecture_file(self.release, self.size))
+        load_checkpoint(model.to(device), path)
+        return _PackageCore(model, self.resampling)
 
 
 class _PackageCore(TrackerCore):
@@ -238,7 +239,7 @@ def build(architecture: Path, image_size: int | None = None) -> Any:
     """An untrained model from a YAML of the package's form, with the video predictor's post-processing.
 
     Returns:
-        A ``SAM2Base`` in evaluation mode, on the CPU.
+        A ``SAM2Base`` in evaluation mode, on torch's default device.
 
     Raises:
         ConfigError: no such file, or it has no ``model`` node.
@@ -284,9 +285,9 @@ def load_checkpoint(model: Any, path: Path) -> None:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            state: Any = load_file(path)
+            state: Any = load_file(path, str(model.device))
         else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            state = torch.load(path, map_location=model.device, weights_only=True)
         state = state.get("model", state)
         given = set(dict(**state))  # what takes no names but text
     except ImportError:

@@ -329,6 +329,7 @@ class _Concepts:
         # An instance's score is its own times "the concept is in the picture at all".
         score_Q = (output.pred_logits[0].sigmoid() * output.presence_logits[0].sigmoid()).float()
         require_finite("sam3", score_Q, output.pred_masks)
+        score_Q = score_Q.cpu()
         kept = [int(q) for q in score_Q.argsort(descending=True, stable=True)]
         kept = [q for q in kept if float(score_Q[q]) > self._options.text_threshold]
         masks_KHW = np.zeros((max(len(kept), 1), *self._clip.size), np.bool_)
@@ -338,7 +339,7 @@ class _Concepts:
             enlarged = F.interpolate(share, self._clip.size, mode="bilinear", align_corners=False)
             masks_KHW[row] = (enlarged[0, 0] > 0.5).cpu().numpy()
         scores_K = score_Q[kept] if kept else score_Q.max()[None]
-        return Candidates(masks_KHW, scores_K.cpu().numpy())
+        return Candidates(masks_KHW, scores_K.numpy())
 
     @inference()
     def _encode(self, frame: int) -> Features:
