@@ -1,7 +1,7 @@
 /* Counts of mask pairs on packed bits: the compiled twin of boundary.py, with the same integers.
 
    A region is one mask in its bounding box: 64 pixels a word, aligned to the frame's word grid, with
-   its boundary map beside it. Only the box of each mask is ever touched. Matching asks, for each
+   its boundary map beside it. An id map is looked at once, word by word; then only the boxes are touched. Matching asks, for each
    boundary pixel, whether the other boundary has a bit in any row of the disk's window, nearest rows
    first. No floating point is used. */
 
@@ -14,7 +14,7 @@
 #include <malloc.h>
 #endif
 #if defined(__SSE2__)
-#include <emmintrin.h>
+#include <immintrin.h>
 #endif
 
 typedef uint64_t word;
@@ -22,9 +22,11 @@ typedef uint64_t word;
 #if defined(__GNUC__) || defined(__clang__)
 #define POPCOUNT(x) ((int64_t)__builtin_popcountll(x))
 #define LOWEST(x) ((int)__builtin_ctzll(x))
+#define HIGHEST(x) (63 - (int)__builtin_clzll(x))
 #else
 static int64_t POPCOUNT(word x) { int64_t n = 0; while (x) { x &= x - 1; n++; } return n; }
 static int LOWEST(word x) { int n = 0; while (!(x & 1)) { x >>= 1; n++; } return n; }
+static int HIGHEST(word x) { int n = 0; while (x >>= 1) n++; return n; }
 #endif
 
 /* Bit counting is one instruction on any processor of the last fifteen years, but the compiler may
@@ -36,11 +38,18 @@ static int LOWEST(word x) { int n = 0; while (!(x & 1)) { x >>= 1; n++; } return
 #define COUNTING
 #define WIDE
 #endif
+#if defined(__SSE2__) && defined(__GNUC__)
+#define AVX2 __attribute__((target("avx2")))
+#define INLINE static inline __attribute__((always_inline))
+#else
+#define INLINE static inline
+#endif
 
 typedef struct {
     PyObject_HEAD
     Py_ssize_t rows, columns;   /* of the full frame */
     Py_ssize_t top, bottom;     /* rows of the box, half open */
+    Py_ssize_t left, right;     /* columns of the box */
     Py_ssize_t first, words;    /* first word and number of words per row */
     int64_t area, edges;
     word *mask, *edge;          /* (bottom - top) * words each, in one block */
@@ -73,6 +82,8 @@ static Region *region_new(Py_ssize_t rows, Py_ssize_t columns, Py_ssize_t top, P
     if (left > 0) left--;
     r->top = top;
     r->bottom = bottom;
+    r->left = left;
+    r->right = right;
     r->first = left / 64;
     r->words = (right - 1) / 64 - r->first + 1;
     size_t count = (size_t)(bottom - top) * (size_t)r->words;
@@ -114,55 +125,17 @@ COUNTING static void region_finish(Region *r) {
 
 /* 64 pixels as bits: which of them hold the id. */
 static word pack64(const uint8_t *p, uint8_t id) {
+    word out = 0;
 #if defined(__SSE2__)
     __m128i want = _mm_set1_epi8((char)id);
-    word out = 0;
     for (int k = 0; k < 4; k++) {
         __m128i v = _mm_loadu_si128((const __m128i *)(p + 16 * k));
         out |= (word)(uint16_t)_mm_movemask_epi8(_mm_cmpeq_epi8(v, want)) << (16 * k);
     }
-    return out;
 #else
-    word out = 0;
     for (int k = 0; k < 64; k++) out |= (word)(p[k] == id) << k;
-    return out;
 #endif
-}
-
-static void region_pack(Region *r, const Py_buffer *map, uint8_t id) {
-    for (Py_ssize_t y = r->top; y < r->bottom; y++) {
-        const uint8_t *row = (const uint8_t *)map->buf + y * map->strides[0];
-        word *out = r->mask + (y - r->top) * r->words;
-        for (Py_ssize_t i = 0; i < r->words; i++) {
-            Py_ssize_t x = (r->first + i) * 64, left = r->columns - x;
-            if (left >= 64) {
-                out[i] = pack64(row + x, id);
-            } else {
-                uint8_t tail[64] = {0};
-                memcpy(tail, row + x, (size_t)left);
-                out[i] = pack64(tail, id);
-            }
-        }
-    }
-    region_finish(r);
-}
-
-typedef struct { Py_ssize_t top, left, bottom, right; } Box;
-
-static void box_add(Box *b, Py_ssize_t y, Py_ssize_t x, Py_ssize_t end) {
-    if (!b->bottom) { b->top = y; b->left = x; b->right = end; }
-    b->bottom = y + 1;
-    if (x < b->left) b->left = x;
-    if (end > b->right) b->right = end;
-}
-
-/* How many of n bytes, from the first on, hold the id. */
-static Py_ssize_t run_of(const uint8_t *p, Py_ssize_t n, uint8_t id) {
-    Py_ssize_t x = 0;
-    for (word other; x + 64 <= n; x += 64)
-        if ((other = ~pack64(p + x, id))) return x + LOWEST(other);
-    while (x < n && p[x] == id) x++;
-    return x;
+    return out;
 }
 
 /* Is there anything but 0 in 128 bytes? */
@@ -178,21 +151,91 @@ static int any128(const uint8_t *p) {
 #endif
 }
 
-/* Bounding boxes of all nonzero ids; a box with bottom 0 is of an id that doesn't occur. */
-static void find_boxes(const Py_buffer *map, Box *boxes) {
-    Py_ssize_t rows = map->shape[0], columns = map->shape[1];
-    memset(boxes, 0, 256 * sizeof(Box));
+typedef struct {
+    Py_ssize_t top, left, bottom, right;
+    word *plane;    /* which pixels of the frame hold the id, each row from a word on */
+} Box;
+
+static void box_add(Box *b, Py_ssize_t y, Py_ssize_t x, Py_ssize_t end) {
+    if (!b->bottom) { b->top = y; b->left = x; b->right = end; }
+    b->bottom = y + 1;
+    if (x < b->left) b->left = x;
+    if (end > b->right) b->right = end;
+}
+
+/* Fill the boxes of all nonzero ids; 0 without memory. */
+INLINE int scan_by(const Py_buffer *map, Box *boxes, word (*pack)(const uint8_t *, uint8_t),
+                   int (*any)(const uint8_t *)) {
+    Py_ssize_t rows = map->shape[0], columns = map->shape[1], words = (columns + 63) / 64;
     for (Py_ssize_t y = 0; y < rows; y++) {
         const uint8_t *row = (const uint8_t *)map->buf + y * map->strides[0];
-        for (Py_ssize_t x = 0; x < columns;) {
-            while (x + 128 <= columns && !any128(row + x)) x += 128;
-            x += run_of(row + x, columns - x, 0);
-            if (x == columns) break;
-            Py_ssize_t start = x;
-            x += run_of(row + x, columns - x, row[start]);
-            box_add(&boxes[row[start]], y, start, x);
+        for (Py_ssize_t x = 0; x < columns; x += 64) {
+            while (x + 128 <= columns && !any(row + x)) x += 128;
+            if (x >= columns) break;
+            /* The last word of a row is that of its last 64 pixels without those looked at before. */
+            int known = columns - x < 64 && columns > 64 ? (int)(x + 64 - columns) : 0;
+            const uint8_t *p = row + x - known;
+            uint8_t tail[64];
+            if (columns < 64) p = memcpy(memset(tail, 0, 64), p, (size_t)columns);
+            for (word here, left = ~pack(p, 0) >> known; left; left &= ~here) {
+                uint8_t id = p[known + LOWEST(left)];
+                Box *b = &boxes[id];
+                if (!b->plane && !(b->plane = PyMem_RawCalloc((size_t)(rows * words), sizeof(word)))) return 0;
+                here = pack(p, id) >> known;
+                b->plane[y * words + x / 64] = here;
+                box_add(b, y, x + LOWEST(here), x + HIGHEST(here) + 1);
+            }
         }
     }
+    return 1;
+}
+
+#if defined(AVX2)
+AVX2 static word pack64_avx2(const uint8_t *p, uint8_t id) {
+    __m256i want = _mm256_set1_epi8((char)id), low = _mm256_loadu_si256((const __m256i *)p),
+            high = _mm256_loadu_si256((const __m256i *)(p + 32));
+    return (uint32_t)_mm256_movemask_epi8(_mm256_cmpeq_epi8(low, want)) |
+           (word)(uint32_t)_mm256_movemask_epi8(_mm256_cmpeq_epi8(high, want)) << 32;
+}
+
+AVX2 static int any128_avx2(const uint8_t *p) {
+    __m256i any = _mm256_setzero_si256();
+    for (int k = 0; k < 4; k++) any = _mm256_or_si256(any, _mm256_loadu_si256((const __m256i *)(p + 32 * k)));
+    return !_mm256_testz_si256(any, any);
+}
+
+AVX2 static int scan_avx2(const Py_buffer *map, Box *boxes) {
+    return scan_by(map, boxes, pack64_avx2, any128_avx2);
+}
+#endif
+
+static void free_planes(Box *boxes) {
+    for (int id = 0; id < 256; id++) PyMem_RawFree(boxes[id].plane);
+}
+
+/* Bounding boxes and bits of all nonzero ids, by id: 256 that free_planes frees; a box with bottom 0 is of an
+   id that doesn't occur. 0 with an exception set. */
+static int scan(const Py_buffer *map, Box *boxes) {
+    memset(boxes, 0, 256 * sizeof(Box));
+#if defined(AVX2)
+    if (__builtin_cpu_supports("avx2") ? scan_avx2(map, boxes) : scan_by(map, boxes, pack64, any128)) return 1;
+#else
+    if (scan_by(map, boxes, pack64, any128)) return 1;
+#endif
+    free_planes(boxes);
+    PyErr_NoMemory();
+    return 0;
+}
+
+/* The region of what a scan has found. */
+static Region *region_of(const Py_buffer *map, const Box *b) {
+    Py_ssize_t words = (map->shape[1] + 63) / 64;
+    Region *r = region_new(map->shape[0], map->shape[1], b->top, b->left, b->bottom, b->right);
+    if (!r || !r->mask) return r;
+    for (Py_ssize_t y = r->top; y < r->bottom; y++)
+        memcpy(r->mask + (y - r->top) * r->words, b->plane + y * words + r->first, (size_t)r->words * sizeof(word));
+    region_finish(r);
+    return r;
 }
 
 /* Each row of `in` with its bits spread by `step` to both sides; rows end in room for what is spread. */
@@ -224,14 +267,15 @@ static void lay(const Region *r, word *grid, Py_ssize_t top, Py_ssize_t bottom, 
 
 /* Boundary pixels of a with a boundary pixel of b within the disk; -1 without memory.
 
-   Both lie on one grid, b's words and enough beside them. From the disk's outermost rows inwards b is
+   Both lie on one grid, b's box and enough beside it. From the disk's outermost rows inwards b is
    spread to the width that the disk has there, and takes from a what it meets at that distance. */
 static int64_t count_hits(const Region *a, const Region *b, Py_ssize_t radius) {
     Py_ssize_t high = radius < b->rows ? radius : b->rows, wide = radius < b->columns ? radius : b->columns;
     Py_ssize_t top = a->top > b->top - high ? a->top : b->top - high;
     Py_ssize_t bottom = a->bottom < b->bottom + high ? a->bottom : b->bottom + high;
     if (top >= bottom) return 0;
-    Py_ssize_t beside = wide / 64 + 1, n = b->words + 2 * beside, first = b->first - beside;
+    Py_ssize_t first = (b->left + 64 * b->columns - wide) / 64 - b->columns;
+    Py_ssize_t n = (b->right + wide - 1) / 64 - first + 1;
     Py_ssize_t own = (bottom - top) * n, count = own + 2 * high * n;
     word *block = PyMem_RawCalloc((size_t)(own + 2 * (count + 2)), sizeof(word));
     if (!block) return -1;
@@ -311,18 +355,19 @@ static int pixels_of(PyObject *object, Py_buffer *view, int flags) {
 /* Regions of all nonzero ids of an id map, by id. */
 static PyObject *regions_of(const Py_buffer *map) {
     Box boxes[256];
-    find_boxes(map, boxes);
+    if (!scan(map, boxes)) return NULL;
     PyObject *out = PyDict_New();
     for (int id = 1; out && id < 256; id++) {
-        Box *b = &boxes[id];
-        if (!b->bottom) continue;
-        Region *r = region_new(map->shape[0], map->shape[1], b->top, b->left, b->bottom, b->right);
+        if (!boxes[id].bottom) continue;
+        Region *r = region_of(map, &boxes[id]);
+        PyMem_RawFree(boxes[id].plane);
+        boxes[id].plane = NULL;
         PyObject *key = PyLong_FromLong(id);
-        if (r) region_pack(r, map, (uint8_t)id);
         if (!r || !key || PyDict_SetItem(out, key, (PyObject *)r)) Py_CLEAR(out);
         Py_XDECREF(key);
         Py_XDECREF(r);
     }
+    free_planes(boxes);
     return out;
 }
 
@@ -344,11 +389,11 @@ static PyObject *from_mask(PyObject *self, PyObject *object) {
     Box boxes[256];
     (void)self;
     if (pixels_of(object, &view, PyBUF_STRIDES)) return NULL;
-    Py_ssize_t rows = view.shape[0], columns = view.shape[1];
-    find_boxes(&view, boxes);
-    Box *b = &boxes[1];
-    Region *r = region_new(rows, columns, b->top, b->left, b->bottom, b->right);
-    if (r && r->mask) region_pack(r, &view, 1);
+    Region *r = NULL;
+    if (scan(&view, boxes)) {
+        r = region_of(&view, &boxes[1]);
+        free_planes(boxes);
+    }
     PyBuffer_Release(&view);
     return (PyObject *)r;
 }
@@ -419,7 +464,7 @@ static PyObject *from_rle(PyObject *self, PyObject *args) {
         PyErr_SetString(PyExc_ValueError, "the run lengths are damaged or of another size");
         return NULL;
     }
-    Box box = {0, 0, 0, 0};
+    Box box = {0};
     int64_t at = 0;
     for (Py_ssize_t i = 0; i < n; at += runs[i++]) {
         if (!(i & 1) || !runs[i]) continue;
@@ -461,7 +506,7 @@ static PyObject *encode(PyObject *self, PyObject *object) {
     if (pixels_of(object, &view, PyBUF_C_CONTIGUOUS)) return NULL;
     Py_ssize_t rows = view.shape[0], columns = view.shape[1];
     const uint8_t *pixels = view.buf;
-    find_boxes(&view, boxes);
+    if (!scan(&view, boxes)) { PyBuffer_Release(&view); return NULL; }
     Box b = boxes[1];
     Py_ssize_t height = b.bottom - b.top, width = b.right - b.left;
     /* At most one run begins at every pixel of the box, and one after it. */
@@ -510,6 +555,7 @@ static PyObject *encode(PyObject *self, PyObject *object) {
 done:
     PyMem_RawFree(text);
     PyMem_RawFree(runs);
+    free_planes(boxes);
     PyBuffer_Release(&view);
     return out;
 }
@@ -519,34 +565,38 @@ static uint8_t paeth(int a, int b, int c) {
     return (uint8_t)(pa <= pb && pa <= pc ? a : pb <= pc ? b : c);
 }
 
+/* Undo filter 1, 3 or 4 of a row below another. Where 8 bytes are 0 and what stands above doesn't change, as in
+   most of a mask, the pixel before them is repeated. */
+static void unfilter_row(int kind, const uint8_t *in, const uint8_t *up, uint8_t *row, Py_ssize_t n) {
+    const word each = ~(word)0 / 255;
+    uint8_t a = 0, c = 0;
+    for (Py_ssize_t x = 0; x < n;) {
+        word eight, above;
+        if (n - x >= 8 && (memcpy(&eight, in + x, 8), !eight) &&
+            (kind == 1 || (memcpy(&above, up + x, 8), above == each * (kind == 3 ? a : c)))) {
+            memset(row + x, a, 8);
+            x += 8;
+            continue;
+        }
+        uint8_t b = up[x];
+        a = (uint8_t)(in[x] + (kind == 1 ? a : kind == 3 ? (a + b) / 2 : paeth(a, b, c)));
+        row[x++] = a;
+        c = b;
+    }
+}
+
 /* Undo the row filters of an 8-bit one-channel PNG of n columns; 0 if one is of no known kind. */
 static int unfilter_rows(const uint8_t *raw, uint8_t *pixels, Py_ssize_t rows, Py_ssize_t n) {
+    /* Above the first row lies background, which its own pixels are until they are written. */
+    const uint8_t *up = memset(pixels, 0, (size_t)n);
     for (Py_ssize_t y = 0; y < rows; y++) {
         const uint8_t *in = raw + y * (n + 1) + 1;
         uint8_t *row = pixels + y * n;
-        const uint8_t *up = y ? row - n : NULL;
-        switch (in[-1]) {
-        case 0:
-            memcpy(row, in, (size_t)n);
-            break;
-        case 1:
-            row[0] = in[0];
-            for (Py_ssize_t x = 1; x < n; x++) row[x] = (uint8_t)(in[x] + row[x - 1]);
-            break;
-        case 2:
-            for (Py_ssize_t x = 0; x < n; x++) row[x] = (uint8_t)(in[x] + (up ? up[x] : 0));
-            break;
-        case 3:
-            for (Py_ssize_t x = 0; x < n; x++)
-                row[x] = (uint8_t)(in[x] + ((x ? row[x - 1] : 0) + (up ? up[x] : 0)) / 2);
-            break;
-        case 4:
-            for (Py_ssize_t x = 0; x < n; x++)
-                row[x] = (uint8_t)(in[x] + paeth(x ? row[x - 1] : 0, up ? up[x] : 0, x && up ? up[x - 1] : 0));
-            break;
-        default:
-            return 0;
-        }
+        if (in[-1] > 4) return 0;
+        if (!in[-1]) memcpy(row, in, (size_t)n);
+        else if (in[-1] != 2) unfilter_row(in[-1], in, up, row, n);
+        else for (Py_ssize_t x = 0; x < n; x++) row[x] = (uint8_t)(in[x] + up[x]);
+        up = row;
     }
     return 1;
 }

@@ -51,15 +51,8 @@ def boundary_map(mask_HW: BoolHW) -> BoolHW:
     therefore sit up and left of the edge, an object cut by the frame has no boundary along the
     frame, and a full mask has none at all.
     """
-    right = mask_HW.copy()
-    right[:, :-1] = mask_HW[:, 1:]
-    edge = mask_HW ^ right
-    below = edge.copy()
-    below[:-1] = edge[1:]
-    vertical = np.zeros_like(mask_HW)
-    vertical[:-1] = mask_HW[:-1] ^ mask_HW[1:]
-    found: BoolHW = edge | below | vertical
-    return found
+    more = np.pad(mask_HW, ((0, 1), (0, 1)), "edge")
+    return (mask_HW ^ more[:-1, 1:]) | (mask_HW ^ more[1:, :-1]) | (mask_HW ^ more[1:, 1:])
 
 
 def jaccard(counts_NC: NDArray[np.int64]) -> NDArray[np.float64]:
