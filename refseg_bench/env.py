@@ -8,8 +8,8 @@ import json
 import os
 import platform
 import random
+import re
 import resource as rlimits
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -71,6 +71,8 @@ def resource(name: Literal["conf", "datasets", "results"]) -> Path:
 
 def git(*words: str) -> str | None:
     """What git says of :data:`HOME`; ``None`` where there is no git or no checkout."""
+    import subprocess
+
     with suppress(OSError, subprocess.SubprocessError):
         done = subprocess.run(["git", "-C", str(HOME), *words], capture_output=True, timeout=60, check=True)
         return os.fsdecode(done.stdout)
@@ -103,7 +105,9 @@ def packages() -> dict[str, str]:
     found: dict[str, str] = {}
     for name in _WATCHED:
         with suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
+            # Not by metadata.version, which parses every package's whole description.
+            told = re.search("(?m)^Version: *(.+)", metadata.distribution(name).read_text("METADATA") or "")
+            found[name] = told[1] if told else metadata.version(name)
     return found
 
 

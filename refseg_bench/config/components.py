@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import glob
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,11 +33,12 @@ def names(group: str) -> list[str]:
     return sorted(_files(group))
 
 
-def _files(group: str) -> dict[str, Path]:
-    found: dict[str, Path] = {}
+def _files(group: str) -> dict[str, str]:
+    found: dict[str, str] = {}
     for folder in searchpath.folders():
-        for name in glob.iglob("**/*.yaml", root_dir=folder / group, recursive=True):
-            found.setdefault(name.removesuffix(".yaml"), folder / group / name)
+        top = os.path.join(folder, group)
+        for name in glob.iglob("**/*.yaml", root_dir=top, recursive=True):
+            found.setdefault(name.removesuffix(".yaml"), os.path.join(top, name))
     return found
 
 
@@ -49,12 +51,13 @@ def find(group: str, word: str) -> str:
     Raises:
         ConfigError: there is no such member.
     """
-    known = names(group)
-    if word in known:
+    files = _files(group)
+    if word in files:
         return word
+    known = sorted(files)
     plain = _plain(word)
     for name in known:
-        if plain in map(_plain, (name, *aliases(group, name))):
+        if plain in map(_plain, (name, *aliases(group, name, files))):
             return name
     if is_class(word):
         return word
@@ -77,24 +80,26 @@ def is_class(word: str) -> bool:
     return "." in word and all(part.isidentifier() for part in word.split("."))
 
 
-def aliases(group: str, name: str) -> list[str]:
+def aliases(group: str, name: str, files: Mapping[str, str] | None = None) -> list[str]:
     """What else a member is called."""
-    return [str(word) for word in read(group, name).get("aliases", [])]
+    return [str(word) for word in read(group, name, files).get("aliases", [])]
 
 
-def read(group: str, name: str) -> dict[str, Any]:
+def read(group: str, name: str, files: Mapping[str, str] | None = None) -> dict[str, Any]:
     """A member's YAML as it stands, upon the members of its group that its ``defaults`` build on.
+
+    ``files``: those of the group, where they are known.
 
     Raises:
         ConfigError: there is no such member.
     """
-    files = _files(group)
+    files = _files(group) if files is None else files
     # The name is compared, never joined: it may come from a file.
     if name not in files:
         raise ConfigError(f"No {group} '{name}'.", allowed=sorted(files), hint=did_you_mean(name, files))
-    own = read_yaml(files[name])
+    own = read_yaml(Path(files[name]))
     bases = [base for base in own.get("defaults", []) if isinstance(base, str) and base != "_self_"]
-    below = [{key: v for key, v in read(group, base).items() if key not in ABOUT} for base in bases]
+    below = [{key: v for key, v in read(group, base, files).items() if key not in ABOUT} for base in bases]
     for entry in (entry for entry in own.get("defaults", []) if isinstance(entry, dict)):
         for key, base in entry.items():  # `/segmenter@masks: sam2` is a component within this one
             inner, _, place = str(key).partition("@")
@@ -129,7 +134,7 @@ def options(group: str, word: str, values: Mapping[str, Any] | None = None) -> d
         ConfigError: no such component or option, or a wrong type.
     """
     name = find(group, word)
-    configured = name in names(group)
+    configured = not is_class(name) or name in names(group)
     node = read(group, name) if configured else {TARGET: name}
     node = {key: value for key, value in node.items() if key not in ABOUT}
     if "${" in str(node):

@@ -7,40 +7,35 @@ Nothing is written or deleted through a symbolic link that leads out of the fold
 
 from __future__ import annotations
 
-import base64
+import binascii
 import contextlib
 import errno
 import hashlib
 import io
 import json
-import logging
 import math
 import os
 import re
-import secrets
 import shutil
 import stat
 import struct
 import sys
 import tempfile
 import time
-import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from tokenize import TokenError
 from typing import IO, Any, TypeVar
 from urllib.parse import quote
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from refseg_bench.errors import StoreError, printable
 
 T = TypeVar("T")
-
-_log = logging.getLogger(__name__)
 
 #: Most bytes of one record, config or list.
 MOST_BYTES = 64 << 20
@@ -178,17 +173,24 @@ def read_json(path: Path, most: int = MOST_BYTES) -> dict[str, Any]:
     return value
 
 
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+@cache
+def _loader() -> Any:
     """What Hydra's files mean by a plain word: ``1e-4`` is a number, a date is a text."""
+    import yaml
+
+    class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+        yaml_implicit_resolvers = {  # noqa: RUF012
+            first: [(tag, form) for tag, form in known if not tag.endswith(":timestamp")]
+            for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+        }
+
+    number = re.compile(r"^[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+$")
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+0123456789"))
+    return Loader
 
 
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, form) for tag, form in known if not tag.endswith(":timestamp")]
-    for first, known in _Loader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
+#: What most components' files say, and nothing else.
+_CLASS_ALONE = re.compile(r"(?:#[ -~]*\n)*_target_: ([A-Za-z]\w*(?:\.[A-Za-z]\w*)+)\n", re.ASCII)
 
 
 def parse_yaml(text: str) -> Any:
@@ -197,16 +199,21 @@ def parse_yaml(text: str) -> Any:
     Raises:
         ValueError: malformed, nested too deeply, or with an alias.
     """
+    if alone := _CLASS_ALONE.fullmatch(text):
+        # The library takes as long to load as a hundred frames to score.
+        return {"_target_": alone[1]}
+    import yaml
+
     depth = 0
     try:
         # Looked through before anything is built: the builder recurses, in C too.
-        for event in yaml.parse(text, _Loader):
+        for event in yaml.parse(text, _loader()):
             if isinstance(event, yaml.AliasEvent):
                 raise ValueError("it holds an alias (*name), which no file of this package needs")
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > MOST_DEPTH:
                 raise ValueError(f"it is nested more than {MOST_DEPTH} deep")
-        return yaml.load(text, _Loader)
+        return yaml.load(text, _loader())
     except yaml.YAMLError as error:
         raise ValueError(str(error)) from error
 
@@ -234,6 +241,8 @@ def read_npz(path: Path) -> dict[str, NDArray[Any]]:
     Raises:
         StoreError: missing, too large, torn or damaged, or with arrays of objects.
     """
+    import zipfile
+
     most = 1 << 30
     torn = (ValueError, SyntaxError, EOFError, struct.error, zlib.error, TokenError)
     with (
@@ -511,7 +520,7 @@ def is_temporary(name: str) -> bool:
 
 def temporary_name(path: Path) -> Path:
     """A name beside ``path`` for what this process makes; :func:`sweep` removes what a dead one has left."""
-    return path.with_name(f".{path.name[:40]}.{_host()}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    return path.with_name(f".{path.name[:40]}.{_host()}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
 
 
 def sweep(*folders: Path) -> None:
@@ -559,7 +568,10 @@ def tell_unwritten(path: Path, error: OSError) -> None:
     told = error.strerror or type(error).__name__
     if told not in _unwritten:
         _unwritten.add(told)
-        _log.error("the cache can't be written (%s), so this work is done without it: %s", told, path)
+        import logging
+
+        log = logging.getLogger(__name__)
+        log.error("the cache can't be written (%s), so this work is done without it: %s", told, path)
 
 
 def write_error(error: OSError, where: Path) -> StoreError:
@@ -624,7 +636,7 @@ def to_plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, bytes):
-        return base64.b64encode(value).decode("ascii")
+        return binascii.b2a_base64(value, newline=False).decode("ascii")
     if isinstance(value, (str, int, float, bool)) or value is None:
         return value
     if isinstance(value, Iterable):

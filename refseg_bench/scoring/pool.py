@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import logging
 import os
 import signal
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -53,6 +51,8 @@ _worker: tuple[_Portable, Callable[[Any, Clip], Any]]
 
 
 def _start_worker(portable: _Portable, work: Callable[[Any, Clip], Any]) -> None:
+    import logging
+
     global _worker
     _end_with_parent()
     # The parent opens the same files, and says what there is to say about them.
@@ -64,6 +64,7 @@ def _start_worker(portable: _Portable, work: Callable[[Any, Clip], Any]) -> None
 def _end_with_parent() -> None:
     """A pool's process would wait for its next clip for ever once its parent has been killed."""
     import multiprocessing
+    import threading
 
     parent = multiprocessing.parent_process()
     if parent is None:

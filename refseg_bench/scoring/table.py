@@ -7,6 +7,7 @@ a kilobyte; a million expressions fit in a few hundred megabytes as columns.
 
 from __future__ import annotations
 
+import json
 from array import array
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -73,20 +74,13 @@ class ScoreTable:
 
     def to_arrow(self) -> Any:
         """A ``pyarrow.Table``: unit, cluster, value columns, attribute columns (``attr.NAME``)."""
-        import json
-
         import pyarrow as pa
 
-        columns: dict[str, Any] = {"unit": pa.array(self.units), "cluster": pa.array(self.clusters)}
-        for name, column in self.values.items():
-            columns[name] = pa.array(column)
-        for name, cells in self.attrs.items():
-            simple = all(c is None or isinstance(c, (str, bool, int, float)) for c in cells)
-            kinds = {type(c) for c in cells if c is not None}
-            if not simple or len(kinds - {int, float}) > (0 if kinds & {int, float} else 1):
-                cells = [None if c is None else c if isinstance(c, str) else json.dumps(c) for c in cells]
-            columns[f"attr.{name}"] = pa.array(cells)
-        return pa.table(columns)
+        columns = {"unit": _arrow(self.units), "cluster": _arrow(self.clusters)}
+        for name, held in self._values.items():
+            columns[name] = pa.Array.from_buffers(pa.float64(), len(held), [None, pa.py_buffer(held)])
+        columns |= {f"attr.{name}": _arrow(cells) for name, cells in self.attrs.items()}
+        return pa.Table.from_arrays([*columns.values()], [*columns])
 
     def write_parquet(self, file: Path | IO[bytes]) -> None:
         """Write all rows to one Parquet file, or into an open one (not atomic by itself)."""
@@ -134,6 +128,26 @@ class ScoreTable:
             ) from error
         out.frames = [None] * len(out.units)
         return out
+
+
+def _arrow(cells: Sequence[Any]) -> Any:
+    """Numbers, truths or texts, ``None`` among them, as a ``pyarrow.Array``; all else as JSON.
+
+    Made of buffers: from a list pyarrow takes half a second to import pandas.
+    """
+    import pyarrow as pa
+
+    kinds = {type(c) for c in cells if c is not None}
+    if not kinds:
+        return pa.nulls(len(cells))
+    if kinds != {bool} and not all(issubclass(k, int | float) and k is not bool for k in kinds):
+        texts = pa.lib.StringBuilder()
+        texts.append_values([c if c is None or isinstance(c, str) else json.dumps(c) for c in cells])
+        return texts.finish()
+    values = np.array([False if c is None else c for c in cells])
+    held = np.packbits(values, bitorder="little") if kinds == {bool} else values
+    known = pa.py_buffer(np.packbits([c is not None for c in cells], bitorder="little"))
+    return pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), len(cells), [known, pa.py_buffer(held)])
 
 
 # ── by attribute: what a mean over everything hides ──────────────────────────

@@ -6,7 +6,7 @@ import pytest
 from refseg_bench.scoring.protocols.base import ratio
 from refseg_bench.scoring.protocols.image import RefcocoOverall
 from refseg_bench.scoring.protocols.rvos import RvosExpression
-from refseg_bench.scoring.stats import Bootstrap, cluster_sums, codes_of, difference, intervals
+from refseg_bench.scoring.stats import Bootstrap, _quantile, cluster_sums, codes_of, difference, intervals
 
 PROTOCOL = RvosExpression()
 
@@ -34,6 +34,16 @@ def test_the_interval_matches_resampling_written_as_loops():
     low, high = np.quantile(means, [0.025, 0.975])
     assert got.low == pytest.approx(low, abs=0.004)
     assert got.high == pytest.approx(high, abs=0.004)
+
+
+def test_quantiles_are_those_of_numpy_to_the_last_bit():
+    rng = np.random.default_rng(5)
+    for n in (1, 2, 3, 40, 1999, 2000):
+        values = np.sort(
+            np.concatenate([rng.normal(size=n), rng.integers(0, 3, n)]) * 10.0 ** rng.integers(-9, 9)
+        )
+        for share in (0.0, 0.005, 0.025, 0.25, 0.5, 0.975, 1.0, *rng.random(20)):
+            assert _quantile(values, share) == np.quantile(values, share)
 
 
 def test_clusters_widen_the_interval():
