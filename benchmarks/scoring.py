@@ -27,7 +27,7 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[1]
 PALETTE = [v for i in range(256) for v in ((i * 67) % 256, (i * 129) % 256, (i * 31) % 256)]
 #: Times less CPU than vos-benchmark that each way to count must reach.
-TARGETS = {"refseg, no compiled code": 1, "refseg, compiled": 30}
+TARGETS = {"refseg, no compiled code": 1, "refseg, compiled": 60}
 
 VOSB = """
 import sys
