@@ -63,42 +63,34 @@ _FRAMES_BYTES = 2**30
 
 @dataclass
 class MLLM(GroundingMLLM):
-    """A chat model with vision from the Hugging Face hub, a local folder or this package.
-
-    Attributes:
-        path: hub id, folder, or ``shipped:NAME``.
-        revision: commit, tag or branch of the hub repository; pin a commit for a result that lasts.
-        family: adapter by the checkpoint's type (``auto``), or the dotted path of an `MLLMFamily`.
-        dtype: of weights and activations; ``auto`` = the checkpoint's own.
-        attention: kernel of the language model. Greedy answers may differ between kernels.
-        max_new_tokens: longest answer.
-        positions: rule of the Qwen families' token positions: ``fixed`` as in transformers 4.52.1, on
-            which the papers' code ran, or ``transformers`` = that of the installed version.
-        share_prefix: run the visual part once for all prompts; False runs every prompt whole.
-        device: ``auto`` = the first GPU, else the CPU.
-        batch_size: most prompts in one forward pass on an accelerator; one prompt counts at each frame.
-        memory_budget_gb: what visual prefixes, and the prompts' copies of them, may take on the device;
-            by default what is free of a GPU, 8 elsewhere.
-        offline: never ask the hub.
-        label: what published tables call the model, to find its rows.
-        loc_heads: (layer, head) of its localization heads, best first, as ``refseg heads`` finds them.
-    """
+    """A chat model with vision from the Hugging Face hub, a local folder or this package."""
 
     packages: ClassVar[tuple[str, ...]] = ("torch",)
 
-    path: str = "Qwen/Qwen2.5-VL-7B-Instruct"
+    path: str = "Qwen/Qwen2.5-VL-7B-Instruct"  #: hub id, folder, or ``shipped:NAME``
+    #: Commit, tag or branch of the hub repository; pin a commit for a result that lasts.
     revision: str = "main"
+    #: Adapter by the checkpoint's type (``auto``), or the dotted path of an `MLLMFamily`.
     family: str = "auto"
+    #: Of weights and activations; ``auto`` = the checkpoint's own.
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "bfloat16"
+    #: Kernel of the language model. Greedy answers may differ between kernels.
     attention: Literal["sdpa", "flash_attention_2", "flash_attention_3"] = "sdpa"
-    max_new_tokens: int = 128
+    max_new_tokens: int = 128  #: longest answer
+    #: Rule of the Qwen families' token positions: ``fixed`` as in transformers 4.52.1, on which the papers'
+    #: code ran, or ``transformers`` = that of the installed version.
     positions: Literal["fixed", "transformers"] = "fixed"
+    #: Run the visual part once for all prompts; False runs every prompt whole.
     share_prefix: bool = option(True, transient=True)
-    device: str = option("auto", transient=True)
+    device: str = option("auto", transient=True)  #: ``auto`` = the first GPU, else the CPU
+    #: Most prompts in one forward pass on an accelerator; one prompt counts at each frame.
     batch_size: int = option(16, transient=True)
+    #: What visual prefixes, and the prompts' copies of them, may take on the device; by default what is free
+    #: of a GPU, 8 elsewhere.
     memory_budget_gb: float | None = option(None, transient=True)
-    offline: bool = option(False, transient=True)
-    label: str = option("", transient=True)
+    offline: bool = option(False, transient=True)  #: never ask the hub
+    label: str = option("", transient=True)  #: what published tables call the model, to find its rows
+    #: (layer, head) of its localization heads, best first, as ``refseg heads`` finds them.
     loc_heads: list[list[int]] = option([], transient=True)
 
     counters: MLLMCounters = field(default_factory=MLLMCounters, init=False, repr=False, compare=False)
@@ -297,25 +289,15 @@ class _Loaded:
 
 @dataclass(eq=False)
 class _Prefix:
-    """A visual block after its forward pass.
+    """A visual block after its forward pass."""
 
-    Attributes:
-        ids: its token ids.
-        visual_P: True at visual tokens, on the CPU.
-        visual: the block.
-        keys_values: per layer of the whole model, ``(1, G, P, D)`` each.
-        layers: queries and keys of the layers that are rolled out.
-        top: the largest position used in the block.
-        first: position of the first token after it.
-    """
-
-    ids: list[int]
-    visual_P: Tensor
-    visual: Visual | None
-    keys_values: list[tuple[Tensor, Tensor]]
-    layers: list[LayerQK]
-    top: int
-    first: int
+    ids: list[int]  #: its token ids
+    visual_P: Tensor  #: True at visual tokens, on the CPU
+    visual: Visual | None  #: the block
+    keys_values: list[tuple[Tensor, Tensor]]  #: per layer of the whole model, ``(1, G, P, D)`` each
+    layers: list[LayerQK]  #: queries and keys of the layers that are rolled out
+    top: int  #: the largest position used in the block
+    first: int  #: position of the first token after it
 
     @property
     def copy_bytes(self) -> int:

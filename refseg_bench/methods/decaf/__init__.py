@@ -81,50 +81,7 @@ _CLICKS = 32
 
 @dataclass
 class DecAF(AttentionMethod):
-    """Decomposed attention fusion. Defaults are the one setting of all the paper's experiments.
-
-    Attributes:
-        backbone: the multimodal language model.
-        segmenter: needed with ``mask: sam2``.
-        mask: ``sam2`` = attention prompts a segmenter (Table 2); ``attention`` = coarse masks of the
-            sampled frames (Table 1).
-        n_frames: frames sampled uniformly.
-        video_tokens: most tokens per frame of the video branch (Qwen).
-        multiscale: single frames at a higher resolution than the video (Table 4c).
-        frame_scale: that resolution over the video's, per axis (Qwen).
-        frame_tokens: most tokens of a single frame instead of the scale; -1 = off (Qwen).
-        max_tiles: most tiles of a single frame (InternVL).
-        rollout: head weighting (Table 5a): ``v_max``; ``rollout_max`` or ``max_all_keys``; ``rollout``
-            or ``plain``.
-        start_layer: first layer (Table 5b); -1 = the middle one.
-        end_layer: one past the last layer; -1 = all of the rest.
-        residual: share of the identity in each layer.
-        precision: of the rollout.
-        rollout_form: ``streamed``, or ``dense``: every matrix built, the oracle for small inputs.
-        fusion: see :class:`Fusion`.
-        tau_pq: cells of V at or above it are prompts (Table 6).
-        tau_trk: tracklets scoring above it are kept (Table 6).
-        nms_iou: masks overlapping more are one object.
-        ac: consistency score (Table 7).
-        ac_divide_by_max: the official code's division by the largest score, absent from the paper.
-        fallback_argmax: keep the best tracklet where none passes.
-        prompt_obj: object prompt (Table 10).
-        prompt_bg: background prompt (Table 11).
-        prompt_choice: choice prompt (Table 12).
-        prompt_obj_text: an object prompt of your own, with ``{sent}``.
-        prompt_bg_text: a background prompt of your own, with ``{obj_name}`` or ``{sent}``.
-        prompt_choice_text: a choice prompt of your own, with ``{ref_query}`` and ``{obj_cls_list}``.
-        sb: weight V by the side the expression names; off in the paper.
-        keypoints: strongest cells of V to record for PP@K; 0 = none, the paper's metric takes 100.
-        on_constant: what a constant V gives, on which the official code crashes: an ``empty`` answer, as
-            absent, or a recorded ``failure``.
-        absent_words: answers of the object prompt, on the video, that mean "there is no such thing": the
-            expression is then answered as absent. Not in the paper; ``null`` = off, as ``absent_below``.
-        absent_below: so is one whose contrast peaks lower (the smoothed difference of Eq. 4 on the frames,
-            before any normalisation; the share of a token's attention that the object gets more than
-            the background).
-        use_cache: read and write the attention cache.
-    """
+    """Decomposed attention fusion. Defaults are the one setting of all the paper's experiments."""
 
     knows: ClassVar[str] = "where a multimodal language model looks, against background prompts"
     packages: ClassVar[tuple[str, ...]] = ("torch",)
@@ -146,40 +103,51 @@ class DecAF(AttentionMethod):
 
     absence_rule: ClassVar[str] = "method.absent_words=[nothing,none,no]"
 
-    backbone: GroundingMLLM
-    segmenter: Segmenter | None = None
+    backbone: GroundingMLLM  #: the multimodal language model
+    segmenter: Segmenter | None = None  #: needed with ``mask: sam2``
+    #: ``sam2`` = attention prompts a segmenter (Table 2); ``attention`` = coarse masks of the sampled frames
+    #: (Table 1).
     mask: Literal["sam2", "attention"] = "sam2"
-    n_frames: int = 16
-    video_tokens: int = 400
-    multiscale: Literal["on", "off"] = "on"
-    frame_scale: int = 2
-    frame_tokens: int = -1
-    max_tiles: int = 12
+    n_frames: int = 16  #: frames sampled uniformly
+    video_tokens: int = 400  #: most tokens per frame of the video branch (Qwen)
+    multiscale: Literal["on", "off"] = "on"  #: single frames at a higher resolution than the video (Table 4c)
+    frame_scale: int = 2  #: that resolution over the video's, per axis (Qwen)
+    frame_tokens: int = -1  #: most tokens of a single frame instead of the scale; -1 = off (Qwen)
+    max_tiles: int = 12  #: most tiles of a single frame (InternVL)
+    #: Head weighting (Table 5a): ``v_max``; ``rollout_max`` or ``max_all_keys``; ``rollout`` or ``plain``.
     rollout: HeadWeights = "v_max"
-    start_layer: int = -1
-    end_layer: int = -1
-    residual: float = 0.5
-    precision: Literal["float32", "float64", "bfloat16"] = "float32"
+    start_layer: int = -1  #: first layer (Table 5b); -1 = the middle one
+    end_layer: int = -1  #: one past the last layer; -1 = all of the rest
+    residual: float = 0.5  #: share of the identity in each layer
+    precision: Literal["float32", "float64", "bfloat16"] = "float32"  #: of the rollout
+    #: ``streamed``, or ``dense``: every matrix built, the oracle for small inputs.
     rollout_form: Literal["streamed", "dense"] = "streamed"
-    fusion: Fusion = field(default_factory=Fusion)
-    tau_pq: float = 0.8
-    tau_trk: float = 0.8
-    nms_iou: float = 0.7
-    ac: Consistency = "mean_penalty"
-    ac_divide_by_max: bool = True
-    fallback_argmax: bool = True
-    prompt_obj: Version = "default"
-    prompt_bg: Version = "default"
-    prompt_choice: Version = "default"
-    prompt_obj_text: str | None = None
-    prompt_bg_text: str | None = None
+    fusion: Fusion = field(default_factory=Fusion)  #: see :class:`Fusion`
+    tau_pq: float = 0.8  #: cells of V at or above it are prompts (Table 6)
+    tau_trk: float = 0.8  #: tracklets scoring above it are kept (Table 6)
+    nms_iou: float = 0.7  #: masks overlapping more are one object
+    ac: Consistency = "mean_penalty"  #: consistency score (Table 7)
+    ac_divide_by_max: bool = True  #: the official code's division by the largest score, absent from the paper
+    fallback_argmax: bool = True  #: keep the best tracklet where none passes
+    prompt_obj: Version = "default"  #: object prompt (Table 10)
+    prompt_bg: Version = "default"  #: background prompt (Table 11)
+    prompt_choice: Version = "default"  #: choice prompt (Table 12)
+    prompt_obj_text: str | None = None  #: an object prompt of your own, with ``{sent}``
+    prompt_bg_text: str | None = None  #: a background prompt of your own, with ``{obj_name}`` or ``{sent}``
+    #: A choice prompt of your own, with ``{ref_query}`` and ``{obj_cls_list}``.
     prompt_choice_text: str | None = None
-    sb: SpatialBias | None = None
-    keypoints: int = 0
+    sb: SpatialBias | None = None  #: weight V by the side the expression names; off in the paper
+    keypoints: int = 0  #: strongest cells of V to record for PP@K; 0 = none, the paper's metric takes 100
+    #: What a constant V gives, on which the official code crashes: an ``empty`` answer, as absent, or a
+    #: recorded ``failure``.
     on_constant: Literal["empty", "failure"] = option("empty", newer=True)
+    #: Answers of the object prompt, on the video, that mean "there is no such thing": the expression is then
+    #: answered as absent. Not in the paper; ``null`` = off, as ``absent_below``.
     absent_words: list[str] | None = option(None, newer=True)
+    #: So is one whose contrast peaks lower (the smoothed difference of Eq. 4 on the frames, before any
+    #: normalisation; the share of a token's attention that the object gets more than the background).
     absent_below: float | None = option(None, newer=True)
-    use_cache: bool = option(True, transient=True)
+    use_cache: bool = option(True, transient=True)  #: read and write the attention cache
 
     def __post_init__(self) -> None:
         if self.mask == "sam2" and self.segmenter is None:
@@ -477,21 +445,14 @@ class DecAF(AttentionMethod):
 
 @dataclass(frozen=True, eq=False)
 class Attention:
-    """What the model gave for one expression.
+    """What the model gave for one expression."""
 
-    Attributes:
-        object: the object prompt's maps.
-        background: the background prompt's; ``None`` where it isn't subtracted.
-        object_word: the chosen object name.
-        answers: to the object prompt: on the video, then on the frames.
-        prompts: as they were sent: the object prompt, and where background is subtracted the choice and
-            background prompts.
-    """
-
-    object: Maps
-    background: Maps | None
-    object_word: str | None
-    answers: tuple[str, ...]
+    object: Maps  #: the object prompt's maps
+    background: Maps | None  #: the background prompt's; ``None`` where it isn't subtracted
+    object_word: str | None  #: the chosen object name
+    answers: tuple[str, ...]  #: to the object prompt: on the video, then on the frames
+    #: As they were sent: the object prompt, and where background is subtracted the choice and background
+    #: prompts.
     prompts: tuple[str, ...]
 
 
