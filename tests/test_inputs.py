@@ -176,6 +176,14 @@ def test_samples_of_replaced_weights_are_predicted_again(tmp_path: Path) -> None
     assert len(record["method"]["weights"][0]["sha256"]) == 64
 
 
+def test_a_run_without_a_protocol_is_told(tmp_path: Path) -> None:
+    values = fake_values(tmp_path)
+    values["dataset"]["protocols"] = []
+    (run,) = launch([Composed(values, "fake", digest(values), (), {})])
+    with pytest.raises(ScoreError, match="No protocol is chosen, and 'fake' names none"):
+        score_store(run.store)
+
+
 def test_two_models_are_never_one_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     former, _ = a_weighed_run(tmp_path, "former")
     (first,) = (former.store.root / "predictions").glob("*.jsonl")

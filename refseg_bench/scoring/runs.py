@@ -125,6 +125,11 @@ def score_store(
     )
     store.sweep()
     words = list(protocols or config.protocols or dataset.protocols)
+    if not words:
+        hint = "Add protocols=[ID] (`refseg score`: --protocol ID), or give the data set its `protocols`."
+        raise ScoreError(
+            f"No protocol is chosen, and '{dataset.name}' names none.", where=store.root, hint=hint
+        )
     # Before anything is read: what is appended meanwhile makes the result outdated.
     made_from = {**store.mark(), "cost": json.dumps(store.cost())}
     with files_read() as files:
