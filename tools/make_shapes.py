@@ -27,7 +27,7 @@ from tools.writers import VideoRecord, write_meta_expressions_set
 FIRST_SEED = 9_300_000
 SPLIT = "valid_u"
 N_CLIPS = 14
-N_FRAMES = 8  # the most that lets the default run end in a minute: docs/tiny-models.md
+N_FRAMES = 8  # with more the default run takes over a minute: docs/tiny-models.md
 PER_CLIP = 5
 QUOTA = {"motion": 13, "reasoning": 9, "relation": 9, "multi": 9, "absent": 6, "appearance": 14}
 
