@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from refseg_bench.config.components import open_protocol
@@ -11,7 +12,7 @@ from refseg_bench.errors import ScoreError, StoreError
 from refseg_bench.report.compare import differences, paired
 from refseg_bench.scoring.score import Options, score
 from refseg_bench.scoring.stats import Bootstrap
-from refseg_bench.scoring.table import ScoreTable, breakdown, group_of, target_facts
+from refseg_bench.scoring.table import ScoreTable, _arrow, breakdown, group_of, target_facts
 from refseg_bench.types import Clip, Score, Target
 from tests.scoring.worlds import Guesses, LookupSource, World, track
 
@@ -75,6 +76,14 @@ def test_runs_are_paired_by_unit():
     assert differences(first.protocol, *paired(first.table, part), FAST)["J"].units == 6
     with pytest.raises(ScoreError, match="no unit in common"):
         paired(first.table, ScoreTable())
+
+
+def test_columns_are_written_as_pyarrow_would_make_them_of_lists():
+    columns = ["a", None], [1, None, 2], [1, None, 2.5], [True, None, False], [None, None], [1, 2.0], []
+    for cells in map(list, columns):
+        expected = pa.array(cells)
+        assert _arrow(cells).equals(expected), cells
+    assert _arrow([[1], None, "b"]).to_pylist() == ["[1]", None, "b"]
 
 
 def test_tables_survive_parquet(tmp_path):
