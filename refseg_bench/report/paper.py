@@ -378,7 +378,7 @@ def _coverage(store: RunStore, found: Sequence[Held]) -> list[str]:
         return [f"{store.root.name}: the table has no row of its backbone, data set and setting"]
     return [
         f"{store.root.name}: {protocol}, n={r.n} of {r.expected}, failed={r.failed}, missing={r.missing}"
-        + (f"; only a part of the split ({part})" if (part := store.info().part or r.part) else "")
+        + (f"; not the split as released ({part})" if (part := store.info().part or r.part) else "")
         + f"; {store.info().command}"
         for protocol, r in results.items()
     ] or [

@@ -330,7 +330,7 @@ def _table(dataset: str, protocol: str, rows: list[Row], sets: Collection[str]) 
         cells += [Cell(_amount(row.cost.get(name))) for name in costs]
         body.append(tuple(cells))
     level = level_of([row.result for row in rows])
-    notes = [f"{row.label or row.run}: only {row.result.part}" for row in rows if row.result.part]
+    notes = [f"{row.label or row.run}: {row.result.part}" for row in rows if row.result.part]
     facts = manifest(rows[0].dataset)
     if facts is not None and facts.unlike in sets:
         notes.append(f"Not comparable with {facts.unlike}: the same clips, other sentences.")
