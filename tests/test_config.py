@@ -343,8 +343,22 @@ def test_what_hydra_reads_is_left_to_it():
 
 @pytest.mark.parametrize(
     "word",
-    ["score.confidence=2", "score.confidence=0", "score.bootstrap=-1", "score.seed=-1", "score.jobs=-2"],
+    [
+        "score.confidence=2",
+        "score.confidence=0",
+        "score.bootstrap=-1",
+        "score.seed=-1",
+        "score.jobs=-2",
+        "cluster.shards=0",
+        "cluster.parallel=0",
+        "cluster.gpus=-1",
+        "cluster.cpus=0",
+        "cluster.minutes=0",
+        "cluster.target_minutes=0",
+        "cluster.mem_gb=-1",
+        "max_failures=-1",
+    ],
 )
-def test_score_settings_out_of_their_range_are_told(word: str) -> None:
+def test_numbers_out_of_their_range_are_told(word: str) -> None:
     with pytest.raises(ConfigError, match=word.partition("=")[0]):
         configs.compose([word])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -475,6 +476,18 @@ def _told(error: Exception, overrides: Sequence[str]) -> ConfigError:
     )
 
 
+#: Least and most of the numbers outside components.
+_RANGES: Mapping[tuple[float, float], str] = {
+    (1, math.inf): "limit.clips limit.expressions cluster.shards cluster.parallel cluster.cpus"
+    " cluster.minutes cluster.cpu_minutes",
+    (1e-3, math.inf): "cluster.target_minutes cluster.mem_gb",
+    (0, math.inf): "max_failures cluster.gpus cluster.requeues cluster.signal_seconds",
+    (1e-6, 1 - 1e-6): "score.confidence",
+    (0, 1_000_000): "score.bootstrap score.jobs",
+    (0, (1 << 63) - 1): "score.seed",
+}
+
+
 def _finish(composed: DictConfig, choices: dict[str, str], overrides: tuple[str, ...]) -> Composed:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -521,22 +534,17 @@ def _finish(composed: DictConfig, choices: dict[str, str], overrides: tuple[str,
 
 
 def _check_ranges(values: Mapping[str, Any]) -> None:
-    """See to it that samples are left and intervals can be made."""
-    score, limit = values["score"], values["limit"]
-    ranges: dict[str, tuple[list[str], Any, bool]] = {
-        f"limit.{name}": (["null", "1 and more"], limit[name], limit[name] is None or limit[name] > 0)
-        for name in ("clips", "expressions")
-    }
-    allowed, confidence = ["between 0 and 1"], score["confidence"]
-    ranges["score.confidence"] = (allowed, confidence, 0 < confidence < 1)
-    for name, most in (("bootstrap", 1_000_000), ("seed", (1 << 63) - 1), ("jobs", (1 << 20) - 1)):
-        allowed = [f"0 to {most}"]
-        ranges[f"score.{name}"] = (allowed, score[name], 0 <= score[name] <= most)
-    for name, (allowed, value, met) in ranges.items():
-        if not met:
-            raise ConfigError(
-                f"{name} is {value}.", where=f"{name}={value}", allowed=allowed, hint=f"Set {name}=N."
-            )
+    """See to it that samples are left, intervals can be made, and somebody can work."""
+    for (least, most), options in _RANGES.items():
+        for name in options.split():
+            part, _, key = name.rpartition(".")
+            value = (values[part] if part else values)[key]
+            # Words (cluster.shards=auto) and null were looked at with the types.
+            if isinstance(value, (int, float)) and not least <= value <= most:
+                allowed = f"{least} and more" if most == math.inf else f"{least} to {most}"
+                raise ConfigError(
+                    f"{name} is {value}.", where=f"{name}={value}", allowed=[allowed], hint=f"Set {name}=N."
+                )
 
 
 def _node(values: Mapping[str, Any], part: str) -> dict[str, Any]:

@@ -212,8 +212,6 @@ def tally_of(run: Planned, before: Mapping[str, StoredLine], progress: Progress 
 def _wanted(run: Planned) -> int:
     cluster = run.cluster
     if isinstance(cluster.shards, int):
-        if cluster.shards < 1:
-            raise RefsegError(f"cluster.shards is {cluster.shards}.", allowed=["1 or more", "auto"])
         return cluster.shards
     at_once = cluster.parallel or (at_once_here(cluster) if cluster.kind == "local" else 1)
     if cluster.shards is None or not run.work:

@@ -6,7 +6,7 @@ import pytest
 
 from refseg_bench.cli import main
 from refseg_bench.config.compose import Cluster
-from refseg_bench.errors import ConfigError, RefsegError
+from refseg_bench.errors import ConfigError
 from refseg_bench.run import local, slurm
 from refseg_bench.run.launch import freeze, launch, preview, share_captures
 from refseg_bench.run.loop import work_on
@@ -60,12 +60,10 @@ def test_an_idle_shard_takes_the_last_clips_of_the_others() -> None:
         assert {c.id for c, _ in order[len(parts[shard]) :][:2]} == others
 
 
-def test_shards_have_sensible_defaults_and_bounds(tmp_path: Path) -> None:
+def test_shards_have_sensible_defaults(tmp_path: Path) -> None:
     assert plan_of(tmp_path).shards == 1
     assert plan_of(tmp_path, cluster={"kind": "local", "gpus": 4}).shards == 4
     assert plan_of(tmp_path, cluster={"kind": "local", "shards": 99}).shards == 6
-    with pytest.raises(RefsegError, match=r"cluster\.shards is 0"):
-        plan_of(tmp_path, cluster={"shards": 0})
 
 
 def test_each_local_process_gets_a_gpu_of_its_own() -> None:
