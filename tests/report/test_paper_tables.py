@@ -264,7 +264,7 @@ def test_nothing_of_a_table_steers_a_terminal(tmp_path: Path) -> None:
         show(Comparison(*named, Group("", "", {}), (), (), (), {"k": ("d\x1b[2J", 1)}, 0), console)
         file.seek(0)
         said = file.read()
-    assert "only \\x1b[31m1 of 2" in said
+    assert ": \\x1b[31m1 of 2" in said
     assert "set\\x1b[2J" in said
     assert all(name in said for name in ("a\\x1b]0;x", "b\\x1b[2J", "d\\x1b[2J"))
 
