@@ -236,3 +236,7 @@ def test_a_part_of_another_kind_is_refused_before_any_sample() -> None:
             {"_target_": "refseg_bench.methods.refam.RefAM"}, "method", backbone=chat, segmenter=None
         )
     assert told.value.allowed == ["DiT"]
+
+
+def test_code_typed_at_a_prompt_has_no_source() -> None:
+    assert schema.code(type("Mine", (), {"__module__": "prompt"})) == ""

@@ -221,7 +221,10 @@ def code(cls: type) -> str:
     named = str(getattr(cls, "code_version", ""))
     if _ours(cls) or named:
         return named and checksum(named.encode())
-    home = Path(inspect.getfile(cls))
+    try:
+        home = Path(inspect.getfile(cls))
+    except (TypeError, OSError):
+        return ""  # typed at a prompt
     top = home.parents[cls.__module__.count(".") + (home.name == "__init__.py")]
     own = f"{cls.__module__.partition('.')[0]}." if top.name.endswith("-packages") else ""
     names, found = [cls.__module__], dict[str, str]()

@@ -140,7 +140,8 @@ def _arrow(cells: Sequence[Any]) -> Any:
     kinds = {type(c) for c in cells if c is not None}
     if not kinds:
         return pa.nulls(len(cells))
-    if kinds != {bool} and not all(issubclass(k, int | float) and k is not bool for k in kinds):
+    fits = all(-(1 << 63) <= c < 1 << 63 for c in cells if isinstance(c, int))
+    if kinds != {bool} and not (fits and all(issubclass(k, int | float) and k is not bool for k in kinds)):
         texts = pa.lib.StringBuilder()
         texts.append_values([c if c is None or isinstance(c, str) else json.dumps(c) for c in cells])
         return texts.finish()

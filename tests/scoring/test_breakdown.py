@@ -83,6 +83,7 @@ def test_columns_are_written_as_pyarrow_would_make_them_of_lists():
     for cells in map(list, columns):
         expected = pa.array(cells)
         assert _arrow(cells).equals(expected), cells
+    assert _arrow([1 << 63, None, -1]).to_pylist() == ["9223372036854775808", None, "-1"]
     assert _arrow([[1], None, "b"]).to_pylist() == ["[1]", None, "b"]
 
 
