@@ -217,6 +217,40 @@ def test_hostile_words_stay_words(hostile_runs: list[RunStore], browser: Any, tm
     visit.close()
 
 
+def test_the_last_address_is_the_page_that_is_shown(
+    hostile_runs: list[RunStore], browser: Any, tmp_path: Path
+) -> None:
+    write_report(hostile_runs, tmp_path / "report")
+    visit = Visitor(browser, tmp_path / "report")
+    visit.go("#/sample?g=0&n=0")
+    expression = visit.page.locator("blockquote.expression")
+
+    # The page that is left keeps its state a moment too late.
+    visit.page.evaluate("""() => {
+      location.hash = "#/sample?g=0&n=1";
+      replaceState("sample", new URLSearchParams("g=0&n=0&f=1"));
+    }""")
+    expression.get_by_text(HOSTILE[1], exact=True).wait_for()
+    assert visit.page.evaluate("location.hash") == "#/sample?g=0&n=1"
+
+    # What the first address asks for arrives after what the second one asks for.
+    visit.page.evaluate("""() => {
+      const load = refseg.load;
+      refseg.load = async (...asked) => {
+        refseg.load = load;
+        await new Promise((now) => setTimeout(now, 300));
+        const loaded = await load(...asked);
+        setTimeout(() => { document.body.dataset.late = "yes"; }, 50);
+        return loaded;
+      };
+      window.addEventListener("hashchange", () => { location.hash = "#/sample?g=0&n=3"; }, { once: true });
+      location.hash = "#/sample?g=0&n=2";
+    }""")
+    visit.page.locator("body[data-late]").wait_for()
+    expression.get_by_text(HOSTILE[3], exact=True).wait_for()
+    visit.close()
+
+
 #: What must hold of a page at any width: it doesn't scroll sideways, and no text stands letter below letter.
 LAYOUT = """() => {
   const wrong = [];

@@ -117,8 +117,10 @@ function address(path, params, changes) {
   const query = next.toString();
   return `#/${path === "overview" ? "" : path}${query ? "?" + query : ""}`;
 }
-// The same page with another state: the address says it, Back doesn't stop at it.
+// The same page with another state: the address says it, Back doesn't stop at it. A page that is being left,
+// by an address that no event has told yet, has nothing to say any more.
 function replaceState(path, params) {
+  if (location.hash !== here) return;
   history.replaceState(null, "", address(path, params));
   here = location.hash;
 }
@@ -130,7 +132,10 @@ let keysHere = {};
 // Where each view was left, by its address, and the sample looked at last: the list opens there again.
 const places = new Map();
 let here = location.hash, seen = null;
-async function show() {
+let showing = Promise.resolve();
+// One after the other: what an earlier address still loads doesn't replace the page of a later one.
+const show = () => (showing = showing.then(showNext));
+async function showNext() {
   const { path, params } = route();
   leave();
   leave = () => {};
