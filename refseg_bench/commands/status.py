@@ -137,7 +137,7 @@ def _tell(
         if now := job.now:
             note(f"{describe([job.owner])}: {printable(now)}")
     for submission in busy:
-        note(f"at work: {submission.told()}")
+        note(f"{'at work' if alive else 'submitted'}: {submission.told()}")
         notes.append(f"  log: {store.root / 'log' / submission.id}")
     if busy:
         for other in submissions(store.root):

@@ -71,6 +71,8 @@ def _work(args: argparse.Namespace, run: Path, asked: str | None) -> int:
     tally = Shard(str(run), name, shard, shards, args.capture, serve=ours)()
     if args.capture:
         return 0
+    if not (tally.done or tally.failed or tally.elsewhere):
+        print(f"{run}: nothing is left to predict", file=sys.stderr)
     if tally.elsewhere:
         print(
             f"{run}: {tally.elsewhere} samples are with other workers; if none is at work, "

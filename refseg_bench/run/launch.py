@@ -7,6 +7,8 @@ into the run folder, leave a record of the submission, and let workers read noth
 from __future__ import annotations
 
 import json
+import shlex
+import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -54,7 +56,8 @@ def _planned(point: Composed, say: Callable[[str], None]) -> Planned:
     """What is left of a point; a data set that can't be read leaves no new folder behind."""
     info = _info(point)
     if point.path.exists():
-        freeze(point, info)
+        # Another run's folder is refused; what this one holds stays until the data set is read.
+        RunStore.create(point.path, to_yaml(point.values), info)
     return planned(RunStore(point.path), point, say, lambda: freeze(point, info))
 
 
@@ -131,9 +134,12 @@ def launch(
         for run in going:
             if not run.submitted:
                 _close(run)
+                alone = len(submissions(run.store.root)) == 1 and not (run.store.root / "jobs").exists()
+                if run.cluster.kind == "slurm" and alone and not (run.record.jobs or run.store.index()):
+                    shutil.rmtree(run.store.root, ignore_errors=True)  # it was made for jobs that aren't
     submitted = [run for run in going if run.submitted]
     if submitted:
-        _finish(submitted, score)
+        _finish(submitted)
     return runs
 
 
@@ -299,7 +305,8 @@ def _admitted(run: Planned, busy: Sequence[Submission]) -> bool:
 
 
 def _close(run: Planned, state: str = "over") -> None:
-    run.record.state = state
+    # One with jobs is over when they are, whatever came after they were submitted.
+    run.record.state = run.record.state if run.record.jobs else state
     run.record.write(run.store)
 
 
@@ -323,11 +330,23 @@ def _capture(run: Planned) -> str | None:
 
 
 def _submit(run: Planned, after: str | None, score: bool) -> None:
-    root, code = run.store.root, _code(run)
-    work = _keep_job(run, "work", slurm.submit_array(run, code, after=after))
+    root = run.store.root
+    work = _keep_job(run, "work", slurm.submit_array(run, _code(run), after=after))
     if score and run.cluster.finish:
         command = ["score", "--after-run", "--launch", run.record.id, str(root.resolve())]
-        _keep_job(run, "score", slurm.submit_command(run, f"score-{root.name}", command, [work], code))
+        _follow([run], "score", command, [work])
+
+
+def _follow(runs: Sequence[Planned], role: str, command: Sequence[str], after: Sequence[str]) -> None:
+    """Have a command follow the jobs of some runs; the work is submitted also where it can't."""
+    first, *_ = runs
+    try:
+        job = slurm.submit_command(first, f"{role}-{first.store.root.name}", command, after, _code(first))
+    except RefsegError as error:
+        first.say(f"{first.store.root}\n  no {role} job, the work is submitted all the same: {error}")
+    else:
+        for run in runs:
+            _keep_job(run, role, job)
 
 
 def _code(run: Planned) -> Path | None:
@@ -455,27 +474,18 @@ def _tell_of_others(run: Planned, tally: Tally) -> None:
             run.say(f"  also submitted meanwhile: {other.told()}")
 
 
-def _finish(runs: Sequence[Planned], score: bool) -> None:
+def _finish(runs: Sequence[Planned]) -> None:
     """Submit the report over all runs, and say what to look at."""
     first = runs[0]
-    roots = [str(run.store.root) for run in runs]
-    if score and first.cluster.finish:
+    roots = shlex.join(str(run.store.root) for run in runs)
+    after = [run.record.jobs["score"] for run in runs if "score" in run.record.jobs]
+    if after:
         out = (first.log / "report.md").resolve()
         command = ["report", "--after-run", *(str(run.store.root.resolve()) for run in runs)]
-        command += ["--format", "md", "--output", str(out)]
-        after = [run.record.jobs["score"] for run in runs if "score" in run.record.jobs]
-        name = f"report-{first.store.root.name}"
-        try:
-            report = slurm.submit_command(first, name, command, after, _code(first))
-        except RefsegError as error:
-            # The work is submitted all the same.
-            first.say(f"no report job: {error}")
-        else:
-            for run in runs:
-                _keep_job(run, "report", report)
+        _follow(runs, "report", [*command, "--format", "md", "--output", str(out)], after)
     for run in runs:
         jobs = "  ".join(f"{role} {number}" for role, number in run.record.jobs.items())
         run.say(f"{run.store.root}\n  {run.samples} samples in {run.shards} shards; jobs: {jobs}")
         run.say(f"  log: {run.log}")
-    first.say(f"watch:  refseg status {' '.join(roots)}")
-    first.say(f"result: refseg report {' '.join(roots)}")
+    first.say(f"watch:  refseg status {roots}")
+    first.say(f"result: {'' if after else f'refseg score {roots}; '}refseg report {roots}")

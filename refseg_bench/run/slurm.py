@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shlex
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -166,13 +168,14 @@ def _submit(run: Planned, options: Mapping[str, Any], jobs: Sequence[Any]) -> st
         folder, max_num_timeout=run.cluster.requeues, python=_python(run.cluster)
     )
     executor.update_parameters(**{key: value for key, value in options.items() if value is not None})
+    told = io.StringIO()  # submitit prints what sbatch says of a refusal, too
     try:
-        with executor.batch():
+        with redirect_stderr(told), executor.batch():
             submitted = [executor.submit(job) for job in jobs]
         return str(submitted[0].job_id).split("_")[0]
     except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
+        said = "; ".join(str(error).strip().replace("sbatch: error: ", "").splitlines())
         raise RefsegError(
-            f"sbatch refused: {str(error).strip().splitlines()[-1]}",
-            where=folder,
+            f"sbatch refused {options['job_name']}: {said}",
             hint="Check cluster.partition, account, qos, gpus and minutes against `sinfo` and `sacctmgr`.",
         ) from error

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from refseg_bench.cli import main
-from refseg_bench.config.compose import Cluster
-from refseg_bench.errors import ConfigError
+from refseg_bench.config.compose import Cluster, compose
+from refseg_bench.errors import ConfigError, DataError, RefsegError
 from refseg_bench.run import local, slurm
-from refseg_bench.run.launch import freeze, launch, preview, share_captures
+from refseg_bench.run.launch import freeze, freeze_for_workers, launch, preview, share_captures
 from refseg_bench.run.loop import work_on
 from refseg_bench.run.shards import Planned, auto_shards, planned, queue, share
 from refseg_bench.run.store import RunStore
@@ -137,3 +137,39 @@ def test_the_score_job_goes_by_the_present_command(tmp_path: Path, monkeypatch: 
     (result,) = answer.store.results().values()
     assert result.protocol.startswith("sa2va-mevis@")
     assert result.details["interval"]["resamples"] == 7
+
+
+def test_what_sbatch_refuses_leaves_no_folder_and_hides_no_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: object, **options: object) -> str:
+        raise RefsegError("sbatch refused it.")
+
+    monkeypatch.setattr(slurm, "check", lambda cluster: None)
+    monkeypatch.setattr(slurm, "submit_array", refuse)
+    asked = point(tmp_path, cluster={"kind": "slurm"})
+    (answer,) = launch([asked], quiet)
+    assert answer.error is not None
+    assert not asked.path.exists()
+    freeze_for_workers([asked], quiet)
+    launch([asked], quiet)
+    assert asked.path.exists(), "others made it"
+    monkeypatch.setattr(slurm, "submit_array", lambda *args, **options: "7")
+    monkeypatch.setattr(slurm, "submit_command", refuse)
+    told: list[str] = []
+    (answer,) = launch([asked], told.append)
+    assert answer.error is None
+    assert "no score job, the work is submitted all the same: sbatch refused it." in told[0]
+    (last,) = submissions(asked.path)[-1:]
+    assert (last.jobs, last.state) == ({"work": "7"}, "open"), "`refseg cancel` must find it"
+
+
+def test_a_data_set_that_is_not_there_leaves_a_run_as_it_was(tmp_path: Path) -> None:
+    words = ["method=empty", "limit.clips=1", f"paths.runs={tmp_path}"]
+    (answer,) = launch(compose(words), quiet)
+    before = answer.store.config_path.read_bytes()
+    (elsewhere,) = compose([*words, f"dataset.root={tmp_path}/nowhere"])
+    assert elsewhere.path == answer.store.root
+    with pytest.raises(DataError):
+        launch([elsewhere], quiet)
+    assert answer.store.config_path.read_bytes() == before
