@@ -6,7 +6,7 @@ What takes no words goes straight to the other segmenter.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, cast
 
@@ -44,7 +44,6 @@ class GroundingDino(Segmenter):
     box_threshold: float = 0.35  #: a box counts above this score; the model's own demo takes 0.35 to 0.4
     offline: bool = option(False, transient=True)  #: never ask the hub, only the cache
     device: str = option("auto", transient=True)  #: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``
-    _loaded: tuple[Any, Any] | None = field(default=None, init=False, repr=False, compare=False)
 
     def open(self, clip: Clip) -> _GroundingDinoSession:
         """Start a session; the detector loads when words first need it."""
@@ -69,16 +68,15 @@ class GroundingDino(Segmenter):
         made: Segmenter = schema.build(cast(Mapping[str, Any], self.masks), "segmenter.masks", "segmenter")
         return made
 
+    @cached_property
     def loaded(self) -> tuple[Any, Any]:
-        """(model, processor), loaded at the first call."""
-        if self._loaded is None:
-            from transformers import AutoProcessor
-            from transformers import GroundingDinoForObjectDetection as Detector
+        """(model, processor), loaded at the first use."""
+        from transformers import AutoProcessor
+        from transformers import GroundingDinoForObjectDetection as Detector
 
-            place = fetch(self._detector, offline=self.offline)
-            model = load_module(Detector, place, torch.float32, choose_device(self.device))
-            self._loaded = model.eval(), load_processor(AutoProcessor, place)
-        return self._loaded
+        place = fetch(self._detector, offline=self.offline)
+        model = load_module(Detector, place, torch.float32, choose_device(self.device))
+        return model.eval(), load_processor(AutoProcessor, place)
 
     @property
     def _detector(self) -> Weights:
@@ -138,7 +136,7 @@ class _GroundingDinoSession(SegmenterSession):
     @inference()
     def _detect(self, frame: int, phrase: str) -> tuple[list[Box], np.ndarray[Any, np.dtype[np.float32]]]:
         """Boxes in [0, 1] by descending score, and their scores; without any box the best score there was."""
-        model, processor = self._options.loaded()
+        model, processor = self._options.loaded
         # The model was trained on lower case, each phrase ended by a full stop.
         text = phrase.lower().strip().rstrip(".") + "."
         with self.counters.timed("detect"):

@@ -12,7 +12,8 @@ a compiled kernel can't be fetched from the hub; here both are always done, by :
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import cv2
@@ -64,8 +65,6 @@ class Sam3(SamTracker):
     text_threshold: float = 0.5  #: an instance of the concept counts above this score
     resampling: Resampling = "bilinear"
     fill_holes: HoleFilling = "off"
-    _detector: tuple[Any, Any] | None = field(default=None, init=False, repr=False, compare=False)
-    _video: tuple[Any, Any] | None = field(default=None, init=False, repr=False, compare=False)
 
     def open(self, clip: Clip) -> Sam3Session:
         """Start a session; tracker and detector load when a prompt first needs them."""
@@ -76,37 +75,44 @@ class Sam3(SamTracker):
         repos = dict.fromkeys((self.model, self.detector or self.model))
         return tuple(self._needs(repo, patterns=("*.json", "*.safetensors", "*.txt")) for repo in repos)
 
-    def concept_detector(self) -> tuple[Any, Any]:
-        """(concept model, tokenizer), loaded at the first call."""
-        if self._detector is None:
-            from transformers import AutoTokenizer, Sam3Model
+    @cached_property
+    def concept_detector(self) -> Any:
+        """The concept model for a frame, loaded at its first use."""
+        from transformers import Sam3Model
 
-            needed = self.weights()[-1]
-            tokenizer = load_processor(AutoTokenizer, fetch(needed, offline=self.offline))
-            self._detector = self._pretrained(Sam3Model, needed), tokenizer
-        return self._detector
+        return self._pretrained(Sam3Model, self.weights()[-1])
 
-    def concept_tracker(self) -> tuple[Any, Any]:
-        """(concept model for video, tokenizer), loaded at the first call.
+    @cached_property
+    def concept_tracker(self) -> Any:
+        """The concept model for video, loaded at its first use.
 
         Raises:
             ConfigError: this version of transformers computes what its kernel does in another way.
         """
-        if self._video is None:
-            from transformers import AutoTokenizer, Sam3VideoModel
-            from transformers.models.sam3_video import modeling_sam3_video
+        from transformers import Sam3VideoModel
+        from transformers.models.sam3_video import modeling_sam3_video
 
-            if not hasattr(modeling_sam3_video, "cv_utils_kernel"):
-                raise ConfigError(
-                    "This version of transformers has no place for SAM 3's kernel.",
-                    where=self.model,
-                    hint="Install transformers 5.23 … 5.24.",
-                )
-            modeling_sam3_video.cv_utils_kernel = _Kernel()
-            needed = self.weights()[-1]
-            tokenizer = load_processor(AutoTokenizer, fetch(needed, offline=self.offline))
-            self._video = self._pretrained(Sam3VideoModel, needed), tokenizer
-        return self._video
+        if not hasattr(modeling_sam3_video, "cv_utils_kernel"):
+            raise ConfigError(
+                "This version of transformers has no place for SAM 3's kernel.",
+                where=self.model,
+                hint="Install transformers 5.23 … 5.24.",
+            )
+        modeling_sam3_video.cv_utils_kernel = _Kernel()
+        return self._pretrained(Sam3VideoModel, self.weights()[-1])
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The tokenizer of both concept models."""
+        from transformers import AutoTokenizer
+
+        return load_processor(AutoTokenizer, fetch(self.weights()[-1], offline=self.offline))
+
+    def words(self, text: str) -> Any:
+        """The tokens of a concept, as both concept models take them."""
+        return self.tokenizer(
+            text, return_tensors="pt", padding="max_length", max_length=_TEXT_TOKENS, truncation=True
+        )
 
     def _load(self) -> HfTrackerCore:
         from transformers import Sam3TrackerVideoModel
@@ -181,9 +187,9 @@ class Sam3Session(SegmenterSession):
         self.check(0, [Prompt(text=phrase)])
         if len(self.clip) == 1:
             return super().find(phrase)
-        model, tokenizer = self._options.concept_tracker()
+        model = self._options.concept_tracker
         with self.counters.timed("find"):
-            return _find(self.clip, self._options, model, tokenizer, phrase)
+            return _find(self.clip, self._options, model, phrase)
 
     def close(self) -> None:
         """Drop the features."""
@@ -220,7 +226,7 @@ class _Frames(Mapping[int, "torch.Tensor"]):
 
 
 @inference()
-def _find(clip: Clip, options: Sam3, model: Any, tokenizer: Any, phrase: str) -> list[Instance]:
+def _find(clip: Clip, options: Sam3, model: Any, phrase: str) -> list[Instance]:
     """The concept in every frame, forward from the first, by the model's own loop and rules of output."""
     from transformers.models.sam3_video.modeling_sam3_video import Sam3VideoInferenceSession
     from transformers.models.sam3_video.processing_sam3_video import Sam3VideoProcessor
@@ -235,9 +241,7 @@ def _find(clip: Clip, options: Sam3, model: Any, tokenizer: Any, phrase: str) ->
         dtype=torch.float32,
     )
     state.processed_frames = _Frames(clip, int(model.config.image_size), options.resampling, device)
-    tokens = tokenizer(
-        phrase, return_tensors="pt", padding="max_length", max_length=_TEXT_TOKENS, truncation=True
-    ).to(device)
+    tokens = options.words(phrase).to(device)
     number = state.add_prompt(phrase)
     state.prompt_input_ids[number] = tokens["input_ids"]
     state.prompt_attention_masks[number] = tokens["attention_mask"]
@@ -299,7 +303,7 @@ class _Concepts:
         self._clip = clip
         self._options = options
         self._counters = counters
-        self._model, self._tokenizer = options.concept_detector()
+        self._model = options.concept_detector
         self._device = next(self._model.parameters()).device
         self._autocast = autocast_for(options.precision, self._device)
         self._positions: tuple[torch.Tensor, ...] = ()
@@ -316,9 +320,7 @@ class _Concepts:
     def _find(self, features: Features, text: str) -> Candidates:
         from transformers.models.sam3.modeling_sam3 import Sam3VisionEncoderOutput
 
-        tokens = self._tokenizer(
-            text, return_tensors="pt", padding="max_length", max_length=_TEXT_TOKENS, truncation=True
-        )
+        tokens = self._options.words(text)
         vision = Sam3VisionEncoderOutput(fpn_hidden_states=features, fpn_position_encoding=self._positions)
         with self._autocast():
             output = self._model(

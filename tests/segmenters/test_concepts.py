@@ -35,7 +35,7 @@ def test_a_concept_is_tracked_as_by_transformers_with_all_frames_in_memory(sam3,
     from transformers import Sam3VideoInferenceSession
     from transformers.models.sam3_video.processing_sam3_video import Sam3VideoProcessor
 
-    model, tokenizer = sam3.concept_tracker()
+    model, tokenizer = sam3.concept_tracker, sam3.tokenizer
     pixels = [square_pixels(f, 112, "bilinear", torch.device("cpu"), _HALF, _HALF) for f in clip.load()]
     state = Sam3VideoInferenceSession(
         video=torch.cat(pixels), video_height=clip.size[0], video_width=clip.size[1], dtype=torch.float32
@@ -88,7 +88,7 @@ def test_components_are_counted_with_their_corners():
 
 @pytest.mark.slow
 def test_its_boxes_are_the_processors(dino, clip):
-    model, processor = dino.loaded()
+    model, processor = dino.loaded
     inputs = processor(images=clip.load([2])[0], text="a red disc.", return_tensors="pt")
     with torch.inference_mode():
         output = model(**inputs)

@@ -51,8 +51,8 @@ def test_a_tracker(sam2_folder, clip, part):
 @pytest.mark.slow
 def test_words_to_instances(tmp_path, clip):
     sam3 = Sam3(model=str(tiny.write_sam3(tmp_path / "sam3", seed=2) / "video"), device="cpu")
-    spoil(sam3.concept_detector()[0].detr_decoder)
-    spoil(sam3.concept_tracker()[0].detector_model.detr_decoder)
+    spoil(sam3.concept_detector.detr_decoder)
+    spoil(sam3.concept_tracker.detector_model.detr_decoder)
     with sam3.open(clip) as session:
         for look in (lambda: session.segment(0, [Prompt(text="dog")]), lambda: session.find("dog")):
             with pytest.raises(RefsegError, match="NaN"):
@@ -63,7 +63,7 @@ def test_words_to_instances(tmp_path, clip):
     }
     folder = tiny.write_grounding_dino(tmp_path / "dino", seed=2)
     dino = GroundingDino(masks=masks, model=str(folder), device="cpu")
-    spoil(dino.loaded()[0].model.decoder)
+    spoil(dino.loaded[0].model.decoder)
     with dino.open(clip) as session, pytest.raises(RefsegError, match="NaN"):
         session.segment(0, [Prompt(text="dog")])
 
