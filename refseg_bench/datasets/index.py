@@ -15,6 +15,7 @@ import itertools
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -169,32 +170,23 @@ Places = Mapping[str, tuple[int, int]]
 Items = Iterable[tuple[str, bytes]]
 
 
+@dataclass(frozen=True, eq=False)
 class Entries(Mapping[str, Any]):
-    """Keyed JSON values inside one file, in its order, read one at a time.
+    """Keyed JSON values inside one file, in its order, read one at a time."""
 
-    Args:
-        file: the file to name in errors.
-        places: where each value is.
-        path: the file the values are read from, where another was made from ``file``.
-        memory: its bytes, where they are no file at all.
-    """
-
-    def __init__(
-        self, file: Path, places: Places, path: Path | None = None, memory: bytes | None = None
-    ) -> None:
-        self.file = file
-        self._path = path or file
-        self._places = places
-        self._memory = memory
+    file: Path  #: the file to name in errors
+    places: Places  #: where each value is
+    path: Path | None = None  #: the file the values are read from, where another was made from ``file``
+    memory: bytes | None = None  #: its bytes, where they are no file at all
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self.places)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
+        return iter(self.places)
 
     def __contains__(self, key: object) -> bool:
-        return key in self._places
+        return key in self.places
 
     def __getitem__(self, key: str) -> Any:
         """One entry as plain values.
@@ -210,17 +202,18 @@ class Entries(Mapping[str, Any]):
         Raises:
             Damage: no such entry, or the file is shorter than it was.
         """
-        if key not in self._places:
+        if key not in self.places:
             raise Damage("missing entry", f"There is no entry '{key}'.", self.file)
-        start, length = self._places[key]
-        if self._memory is not None:
-            return self._memory[start : start + length]
+        start, length = self.places[key]
+        if self.memory is not None:
+            return self.memory[start : start + length]
+        path = self.path or self.file
         try:
-            with open_regular(self._path) as file:
+            with open_regular(path) as file:
                 file.seek(start)
                 text = file.read(length)
         except OSError as error:
-            raise unreadable(self._path, error) from error
+            raise unreadable(path, error) from error
         if len(text) != length:
             raise Damage("torn JSON", "The file ends early.", self.file, f"byte {start + len(text)}")
         return text

@@ -353,13 +353,9 @@ class LabelMapMasks(_Folders):
     """``<video>/<frame>.png`` with the object's id as pixel value, all objects in one map.
 
     All objects of a clip are read in one pass.
-
-    Attributes:
-        path: folder of the videos.
-        void_label: pixel value that belongs to nobody, or ``None``.
     """
 
-    void_label: int | None = None
+    void_label: int | None = None  #: pixel value that belongs to nobody, or ``None``
     _last: tuple[str | None, dict[int, MaskTrack]] = field(default=(None, {}), init=False, repr=False)
 
     def _track(self, clip: Clip, wanted: Wanted, tell: Tell) -> MaskTrack:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import cv2
@@ -166,6 +166,7 @@ def fill_holes(logits_N1hw: torch.Tensor, max_area: int) -> torch.Tensor:
 # ── features of a clip, computed once ────────────────────────────────────────
 
 
+@dataclass(eq=False)
 class FeatureStore:
     """Features by frame: first on the accelerator, then in host memory, then recomputed.
 
@@ -173,42 +174,31 @@ class FeatureStore:
     where throwing the least recently used frame out would throw out exactly the next one needed.
     Beyond both budgets only the frame in work is held, so memory doesn't grow with the clip. Not for
     attention maps or anything that outlives a clip: that is the cache on disk.
-
-    Args:
-        encode: computes the features of a frame, on ``device``.
-        device: where features are wanted.
-        options: the budgets; on the CPU that of the host alone.
-        counters: counts the encoder's passes.
     """
 
-    def __init__(
-        self,
-        encode: Callable[[int], Features],
-        device: torch.device,
-        options: Sam,
-        counters: SegmenterCounters,
-    ) -> None:
-        self._encode = encode
-        self._device = device
-        alone = device.type == "cpu"
-        self._device_left = 0.0 if alone else options.feature_device_mb * 1e6
-        host_mb = options.feature_host_mb
+    encode: Callable[[int], Features]  #: computes the features of a frame, on ``device``
+    device: torch.device  #: where features are wanted
+    options: Sam  #: the budgets; on the CPU that of the host alone
+    counters: SegmenterCounters  #: counts the encoder's passes
+    _kept: dict[int, Features] = field(default_factory=dict, init=False)
+    _in_work: tuple[int, Features] | None = field(default=None, init=False)
+    _seen: set[int] = field(default_factory=set, init=False)
+
+    def __post_init__(self) -> None:
+        alone, host_mb = self.device.type == "cpu", self.options.feature_host_mb
+        self._device_left = 0.0 if alone else self.options.feature_device_mb * 1e6
         self._host_left = 1e6 * ((250.0 if alone else 12000.0) if host_mb is None else host_mb)
-        self._counters = counters
-        self._kept: dict[int, Features] = {}
-        self._in_work: tuple[int, Features] | None = None
-        self._seen: set[int] = set()
 
     def get(self, frame: int) -> Features:
         """The features of a frame on the device."""
         if self._in_work is not None and self._in_work[0] == frame:
             return self._in_work[1]
         if frame in self._kept:
-            features = tuple(part.to(self._device, non_blocking=True) for part in self._kept[frame])
+            features = tuple(part.to(self.device, non_blocking=True) for part in self._kept[frame])
         else:
-            features = self._encode(frame)
-            self._counters.frame_encodings += 1
-            self._counters.recomputed_frames += frame in self._seen
+            features = self.encode(frame)
+            self.counters.frame_encodings += 1
+            self.counters.recomputed_frames += frame in self._seen
             self._seen.add(frame)
             self._keep(frame, features)
         self._in_work = (frame, features)

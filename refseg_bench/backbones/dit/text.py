@@ -11,7 +11,7 @@ import string
 import unicodedata
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -196,51 +196,39 @@ def kind_of(piece: str) -> TokenKind:
     return "word"
 
 
+@dataclass(eq=False)
 class TextSide:
     """Text encoders and tokenizers of a model folder in diffusers' layout: T5's states, CLIP's vectors.
 
     A T5-XXL weighs as much as half the transformer it serves, so it may stay on the device, wait on the CPU
     between uses, or be freed after use and loaded again when a new text comes. What it returned is
     remembered per process: the magnets of a whole run are encoded once.
-
-    Args:
-        folder: the model folder.
-        index: its ``model_index.json``.
-        dtype, device: of the encoders while they work.
-        residence: ``keep`` on the device, wait on the ``cpu``, or ``free`` after each clip's texts.
-
-    Attributes:
-        encodings: encoder passes so far.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        index: dict[str, Any],
-        dtype: torch.dtype,
-        device: torch.device,
-        residence: Residence = "keep",
-    ) -> None:
-        self.folder = folder
-        self.dtype = dtype
-        self.device = device
-        self.residence = residence
-        self.encodings = 0
-        parts = {
+    folder: Path  #: the model folder
+    index: dict[str, Any]  #: its ``model_index.json``
+    #: dtype, device: of the encoders while they work.
+    dtype: torch.dtype
+    device: torch.device
+    #: ``keep`` on the device, wait on the ``cpu``, or ``free`` after each clip's texts.
+    residence: Residence = "keep"
+    encodings: int = field(default=0, init=False)  #: encoder passes so far
+    _modules: dict[str, Any] = field(default_factory=dict, init=False)
+    _tokenizers: dict[str, Any] = field(default_factory=dict, init=False)
+    _memory: OrderedDict[Any, Tensor] = field(default_factory=OrderedDict, init=False)
+
+    def __post_init__(self) -> None:
+        self._classes = parts = {
             name: entry[1]
-            for name, entry in index.items()
+            for name, entry in self.index.items()
             if name.startswith("text_encoder") and isinstance(entry, list) and entry[1]
         }
         self.t5_part = next((name for name, cls in parts.items() if cls in _T5), None)
         self.clip_parts = [name for name, cls in sorted(parts.items()) if cls in _CLIP]
         if self.t5_part is None:
             raise ConfigError(
-                "The model has no T5 text encoder.", where=folder / "model_index.json", allowed=_T5
+                "The model has no T5 text encoder.", where=self.folder / "model_index.json", allowed=_T5
             )
-        self._classes = parts
-        self._modules: dict[str, Any] = {}
-        self._tokenizers: dict[str, Any] = {}
-        self._memory: OrderedDict[Any, Tensor] = OrderedDict()
 
     @property
     def tokenizer(self) -> Tokenizer:

@@ -34,59 +34,38 @@ ANY_SIZE = 0
 
 @dataclass(frozen=True)
 class Policy:
-    """The choices in which evaluators differ (one row of the table in ``docs/protocols.md``).
+    """The choices in which evaluators differ (one row of the table in ``docs/protocols.md``)."""
 
-    Attributes:
-        unit: what one averaged value belongs to.
-        frames: ``all`` of the clip, ``inner`` (without the first and last), those ``annotated``,
-            or those ``predicted``.
-        match: how predicted objects find annotated ones.
-        void: what happens at pixels marked 255 in the truth.
-        missing: what a missing expression or frame does.
-        missing_clip: what a clip without any prediction does.
-        missing_why: the tool's own behaviour, in words.
-        rounding: ``unit`` = every unit's values are rounded before averaging; ``final`` = only
-            what is printed is rounded.
-        digits: decimals of that rounding.
-        scale: 1 where the tool prints fractions, 100 where percent.
-        overlap: pixels covered twice by the polygon parts of one annotation: foreground (``union``),
-            ``background``, or what pycocotools' ``encode`` makes of the parts' sum (``encode``).
-    """
-
-    unit: Literal["expression", "object"] = "expression"
+    unit: Literal["expression", "object"] = "expression"  #: what one averaged value belongs to
+    #: ``all`` of the clip, ``inner`` (without the first and last), those ``annotated`` or ``predicted``.
     frames: Frames = "all"
+    #: How predicted objects find annotated ones.
     match: Literal["none", "id", "hungarian_j", "hungarian_jf"] = "none"
+    #: What happens at pixels marked 255 in the truth.
     void: Literal["none", "ignore", "background", "object"] = "none"
-    missing: MissingRule = "error"
-    missing_clip: MissingRule = "error"
-    missing_why: str = "refuses to score"
+    missing: MissingRule = "error"  #: what a missing expression or frame does
+    missing_clip: MissingRule = "error"  #: what a clip without any prediction does
+    missing_why: str = "refuses to score"  #: the tool's own behaviour, in words
+    #: ``unit`` = every unit's values are rounded before averaging; ``final`` = only what is printed is.
     rounding: Literal["none", "unit", "final"] = "none"
-    digits: int | None = None
-    scale: float = 1.0
+    digits: int | None = None  #: decimals of that rounding
+    scale: float = 1.0  #: 1 where the tool prints fractions, 100 where percent
+    #: Pixels covered twice by the polygon parts of one annotation: foreground (``union``), ``background``, or
+    #: what pycocotools' ``encode`` makes of the parts' sum (``encode``).
     overlap: Literal["union", "background", "encode"] = "union"
 
 
 @dataclass(frozen=True)
 class Item:
-    """One sample as a protocol sees it.
-
-    Attributes:
-        expression: the expression.
-        target: the truth.
-        prediction: ``None`` when missing.
-        status: ``ok``, ``failed`` (the method raised, a file can't be read) or ``missing``.
-        union: all objects of the target as one track.
-        clip_missing: True if no sample of the clip has a prediction (some tools ask that first).
-        grey: raw grey values, where the prediction came as files.
-    """
+    """One sample as a protocol sees it."""
 
     expression: Expression
-    target: Target
-    prediction: Prediction | None
-    status: Status
-    union: MaskTrack
-    clip_missing: bool = False
-    grey: GreyMasks | None = None
+    target: Target  #: the truth
+    prediction: Prediction | None  #: ``None`` when missing
+    status: Status  #: ``ok``, ``failed`` (the method raised, a file can't be read) or ``missing``
+    union: MaskTrack  #: all objects of the target as one track
+    clip_missing: bool = False  #: True if no sample of the clip has a prediction (some tools ask that first)
+    grey: GreyMasks | None = None  #: raw grey values, where the prediction came as files
 
     @property
     def track(self) -> MaskTrack | None:
@@ -100,34 +79,25 @@ Present = tuple[Item, MaskTrack, Sequence[int]]
 
 @dataclass
 class Case:
-    """One clip with everything a protocol may compare.
-
-    Attributes:
-        clip: the clip.
-        items: its samples, in the dataset's order.
-        book: counts of mask pairs, shared by all protocols and runs of this clip.
-        truth: id maps of *all* annotated objects of the clip, 255 = void; ``None`` = there are none.
-        predicted: its merged id maps, by set (``""``, or ``anno_0`` … ``anno_3``).
-        foreground: union of all annotated instances of the clip (ReVOS), or ``None``.
-        detail: True if scores should carry their per-frame values.
-        partial: True if what is missing is left out under every protocol.
-        instances_known: False if ``foreground`` had to be made from the targets.
-        left_out: clip or sample in which the protocol counts nothing → why; filled while scoring.
-        failed: what turned out unusable only while it was scored (with ``partial``) → why.
-        ignored: predicted ids that a protocol ignored because the truth lacks them.
-    """
+    """One clip with everything a protocol may compare."""
 
     clip: Clip
-    items: Sequence[Item]
-    book: CountBook
-    truth: LabelMaps | None = None
+    items: Sequence[Item]  #: its samples, in the dataset's order
+    book: CountBook  #: counts of mask pairs, shared by all protocols and runs of this clip
+    truth: LabelMaps | None = (
+        None  #: id maps of *all* its annotated objects, 255 = void; ``None`` = there are none
+    )
+    #: Its merged id maps, by set (``""``, or ``anno_0`` … ``anno_3``).
     predicted: Mapping[str, LabelMaps] = field(default_factory=dict)
-    foreground: MaskTrack | None = None
-    detail: bool = False
-    partial: bool = False
-    instances_known: bool = True
+    foreground: MaskTrack | None = None  #: union of all annotated instances of the clip (ReVOS), or ``None``
+    detail: bool = False  #: True if scores should carry their per-frame values
+    partial: bool = False  #: True if what is missing is left out under every protocol
+    instances_known: bool = True  #: False if ``foreground`` had to be made from the targets
+    #: Clip or sample in which the protocol counts nothing → why; filled while scoring.
     left_out: dict[str, str] = field(default_factory=dict)
+    #: What turned out unusable only while it was scored (with ``partial``) → why.
     failed: dict[str, str] = field(default_factory=dict)
+    #: Predicted ids that a protocol ignored because the truth lacks them.
     ignored: set[int] = field(default_factory=set)
 
 
@@ -264,9 +234,7 @@ class ScoringProtocol(Component):
     def terms(self, values: Mapping[str, Column], attrs: Mapping[str, Sequence[Any]]) -> dict[str, Column]:
         """Per-unit summands whose sums determine all metrics (see :meth:`combine`).
 
-        Args:
-            values: one column per value name, units in list order.
-            attrs: one column per attribute.
+        Columns are those of values and of attributes, by name, units in list order.
         """
         return {**values, "n": np.ones(len(next(iter(values.values()), ())))}
 
@@ -304,11 +272,7 @@ def grouped_terms(
 ) -> dict[str, Column]:
     """Summands of means per group of units: ``NAME/GROUP``, 0 outside of the group, and ``n/GROUP``.
 
-    Args:
-        values: one column per value name.
-        names: the values to be averaged.
-        kinds: the kind of every unit.
-        groups: kind → name of its group.
+    ``groups``: kind of unit → name of its group.
     """
     out: dict[str, Column] = {}
     for kind, group in groups.items():
