@@ -139,9 +139,7 @@ _UNPRINTABLE = re.compile(
 def shown(text: str, colours: bool = False) -> str:
     """Text of any number of lines as a terminal may show it: each is :func:`printable`.
 
-    Args:
-        text: what is to be printed.
-        colours: let changes of colour pass, as this program's own tables make.
+    ``colours``: let changes of colour pass, as this program's own tables make.
     """
     if _UNPRINTABLE.search(text.replace("\n", "")) is None:
         return text

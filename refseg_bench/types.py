@@ -158,10 +158,7 @@ class MaskTrack:
     ) -> MaskTrack:
         """Encode masks as they come, in any order of frames, so that only one is held at a time.
 
-        Args:
-            found: frame index and mask.
-            size: (height, width) that every mask must have.
-            rest: what stands in each frame that none comes for.
+        ``rest``: what stands in each frame that none comes for.
 
         Raises:
             DataError: a mask of another size.

@@ -35,10 +35,6 @@ def shared_pass(device: str, size: int) -> int:
     On a CPU each goes alone, at most in all its frames at once: the last digits of a row's sums depend there
     on the rows computed with it, and a prediction must depend on its sample alone.
 
-    Args:
-        device: its type, as torch names it.
-        size: the batch size that was asked for.
-
     >>> shared_pass("cpu", 8), shared_pass("cuda", 8)
     (1, 8)
     """
@@ -46,12 +42,7 @@ def shared_pass(device: str, size: int) -> int:
 
 
 def layer_range(start: int, end: int, n_layers: int) -> range:
-    """Layers ``start ≤ l < end`` of a model.
-
-    Args:
-        start: first layer; -1 = the middle one.
-        end: one past the last; ≤ 0 = all of the rest.
-        n_layers: of the language model.
+    """Layers ``start ≤ l < end`` of a model. ``start`` -1 = the middle one, ``end`` ≤ 0 = all of the rest.
 
     Raises:
         RefsegError: the range is empty or leaves the model.

@@ -78,9 +78,7 @@ def tap_name(kernel: str) -> str:
 def install(model: Any, kernel: str) -> str:
     """Put the tap before the attention of the model's language part.
 
-    Args:
-        model: a transformers model whose config has a ``text_config``.
-        kernel: the kernel it runs on, one of :data:`KERNELS`.
+    ``kernel``: the one that it runs on, of :data:`KERNELS`.
 
     Returns:
         The tap's registered name.

@@ -73,8 +73,8 @@ class Weights:
 
     @property
     def local(self) -> bool:
-        """Whether ``repo`` is a path rather than a hub id."""
-        return is_local(self.repo)
+        """Whether ``repo`` is a path (absolute, with ``.`` or ``~``, or existing) or shipped, no hub id."""
+        return self.repo.startswith((SHIPPED, ".", "/", "~")) or Path(self.repo).exists()
 
     @property
     def place(self) -> Path:
@@ -104,11 +104,6 @@ class Need:
     target: str
     weights: tuple[Weights, ...] = field(default=())
     problem: str | None = None
-
-
-def is_local(repo: str) -> bool:
-    """A path (absolute, relative with ``.`` or ``~``, or existing) or shipped, rather than a hub id."""
-    return repo.startswith((SHIPPED, ".", "/", "~")) or Path(repo).exists()
 
 
 def shipped(name: str) -> Path:

@@ -123,12 +123,8 @@ def upon(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
 def options(group: str, word: str, values: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """A component's class and every option of it, checked, outside of any run.
 
-    What a YAML takes from the run (``${seed}``, ``${paths.cache}``) has its default here.
-
-    Args:
-        group: ``dataset``, ``method``, ``backbone``, ``segmenter`` or ``protocol``.
-        word: a name, an alias or a class.
-        values: options to set.
+    What a YAML takes from the run (``${seed}``, ``${paths.cache}``) has its default here. ``word``: a name,
+    an alias or a class.
 
     Raises:
         ConfigError: no such component or option, or a wrong type.
@@ -174,9 +170,7 @@ def make(group: str, word: str, values: Mapping[str, Any] | None = None) -> Any:
 def open_dataset(word: str, **values: Any) -> Any:
     """Build the data set that a command line names, outside of a run.
 
-    Args:
-        word: a set's name, a common spelling of it, or a class.
-        values: options to set; ``None`` leaves the set's own value.
+    ``word``: a name, a spelling of it, or a class; a value of ``None`` leaves the set's own.
 
     Raises:
         ConfigError: no such set or option.

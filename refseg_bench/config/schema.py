@@ -107,11 +107,6 @@ def adopt(cls: type[Any], base: type[Component], where: str) -> None:
 
     One that doesn't inherit the base is given the base's hooks where it has none of that name.
 
-    Args:
-        cls: the component's class.
-        base: the base class of its kind.
-        where: the component's place in the config, for the error.
-
     Raises:
         ConfigError: it lacks what every component of the kind must have.
     """
@@ -268,10 +263,7 @@ def did_you_mean(word: str, known: Iterable[str], alike: float = 0.6) -> str | N
 def locate(target: str, where: str, kind: str | None = None) -> type[Any]:
     """Import the class a ``_target_`` names, if its package may be.
 
-    Args:
-        target: dotted path of the class.
-        where: the component's place in the config.
-        kind: of component, where it isn't the same word as ``where``.
+    ``kind``: of component, where it isn't the same word as ``where``, its place in the config.
 
     Returns:
         The class, which has every hook of its kind's base.
@@ -380,10 +372,7 @@ def _is_injected(spec: dataclasses.Field[Any]) -> bool:
 def conform(cls: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Check values against a component's options and fill in the defaults.
 
-    Args:
-        cls: the component's dataclass.
-        values: what the YAML and the command line gave (``_target_`` is ignored).
-        where: dotted config path, for the error.
+    ``where``: dotted config path, for the error.
 
     Returns:
         Plain values (JSON types) for every option, in field order.
@@ -514,11 +503,7 @@ def _wrong(path: str, hint: Any, value: Any) -> ConfigError:
 def _checked(hint: Any, value: Any, path: str, made: bool) -> Any:
     """A value that is what the annotation says.
 
-    Args:
-        hint: the annotation.
-        value: plain, as YAML and JSON have it.
-        path: the option, for the error.
-        made: give what the annotation names (paths, tuples, groups), not plain values in their place.
+    ``made``: give what the annotation names (paths, tuples, groups), not plain values in their place.
     """
     origin, arms = get_origin(hint) or hint, get_args(hint)
     if hint is Any:

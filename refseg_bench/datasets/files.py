@@ -298,12 +298,8 @@ def is_litter(name: str) -> bool:
 def check_link(path: Path, *homes: Path, follow: bool, tell: Tell) -> bool:
     """Refuse a symbolic link that leads out of the data set.
 
-    Args:
-        path: file or folder that may be, or lie behind, a link.
-        homes: the data set's folders; links within them are fine, and so is a link that *is* one of
-            them (a frames folder kept on another disk).
-        follow: the user's permission to follow links to anywhere.
-        tell: receives the problem.
+    Links within ``homes``, the data set's folders, are fine, and so is one that *is* one of them (a frames
+    folder kept on another disk). ``follow``: the user's permission to follow links to anywhere.
 
     Returns:
         True if the path may be read.

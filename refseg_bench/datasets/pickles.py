@@ -262,11 +262,7 @@ def _read_apart(
 ) -> Iterator[Any]:
     """What :func:`main` makes of a file in a process of its own: a JSON value per line.
 
-    Args:
-        path: the file.
-        kind: what to make.
-        more: its other arguments.
-        damage: the error of an exit status, with the words that the process, or how it died, says of it.
+    ``damage`` makes the error of an exit status, with the words that the process, or how it died, says of it.
 
     Raises:
         Damage: what ``damage`` makes; the file is missing; an entry is no JSON of the allowed depth.

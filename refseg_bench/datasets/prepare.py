@@ -51,14 +51,9 @@ def prepare(
     """Unpack (and where needed convert) the archives of a set and make its indices.
 
     No file that is there already is overwritten: one with the same bytes is left as it is, so that a call
-    that was cut off can be given again. Archives of further splits, or further parts of one folder, may
-    be added later.
-
-    Args:
-        name: the set.
-        sources: archives, or folders that hold them unpacked.
-        root: the set's folder; ``None`` = ``$REFSEG_DATA/NAME`` or ``data/NAME``.
-        say: receives progress, one line at a time.
+    that was cut off can be given again. Archives of further splits, or further parts of one folder, may be
+    added later. Sources are archives, or folders that hold them unpacked; without a ``root`` it is
+    ``$REFSEG_DATA/NAME`` or ``data/NAME``.
 
     Returns:
         The set's folder, and the splits that load now with their number of clips.

@@ -146,14 +146,7 @@ class Verdict:
 def verify(
     dataset: Dataset, facts: SplitFacts | None = None, *, decode: bool = False, masks: bool = True
 ) -> Verdict:
-    """Check one split.
-
-    Args:
-        dataset: the set, with its split.
-        facts: what its manifest says of the split.
-        decode: decode every frame whole (slow) instead of its header and end mark.
-        masks: read the masks too.
-    """
+    """Check one split. ``decode``: decode every frame whole (slow) instead of its header and end mark."""
     verdict = Verdict()
     seen: set[tuple[str, str]] = set()
     known: set[str] = set()

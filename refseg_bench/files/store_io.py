@@ -84,10 +84,8 @@ def _open(path: Path) -> tuple[int, int]:
 def read_bytes(path: Path, most: int = MOST_BYTES, first: int | None = None) -> bytes:
     """A file's content.
 
-    Args:
-        path: the file.
-        most: bytes above which it is refused.
-        first: read only so many from its begin on, however large it is.
+    ``first``: read only so many from its begin on, however large it is; a file of more than ``most`` is
+    refused.
 
     Raises:
         OSError: as :func:`open_regular`, or larger (``EFBIG``).
@@ -450,13 +448,9 @@ def sync(handle: IO[Any]) -> None:
 def replacing(path: Path, *, durable: bool = True) -> Iterator[IO[bytes]]:
     """An open file that takes the place of ``path`` when the block ends well; it can be read back.
 
-    Its rights are what the umask leaves. A process that is killed meanwhile leaves a temporary file
-    that :func:`sweep` removes.
-
-    Args:
-        path: the file.
-        durable: wait until the disk has it, so that it also outlives the machine; ``False`` for many
-            small files that the next command makes again.
+    Its rights are what the umask leaves. A process that is killed meanwhile leaves a temporary file that
+    :func:`sweep` removes. ``durable``: wait until the disk has it, so that it also outlives the machine; not
+    for many small files that the next command makes again.
     """
     temporary = temporary_name(path)
     try:

@@ -145,13 +145,9 @@ def click(point: HeatPoint) -> Prompt:
 def track_prompts(session: SegmenterSession, frame: int, prompts: Sequence[Prompt]) -> MaskTrack:
     """The union of the prompted objects over the clip.
 
-    A clip of one frame takes each prompt's candidate with the highest predicted IoU; a video leaves
-    the choice to the segmenter's own tracking and propagates both ways from the prompted frame.
-
-    Args:
-        session: an open clip.
-        frame: index of the prompted frame.
-        prompts: one per object; none gives an empty track.
+    A clip of one frame takes each prompt's candidate with the highest predicted IoU; a video leaves the
+    choice to the segmenter's own tracking and propagates both ways from the prompted frame. No prompt gives
+    an empty track.
     """
     clip = session.clip
     if not prompts:

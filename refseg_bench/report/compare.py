@@ -78,13 +78,9 @@ def compare(
 ) -> Comparison:
     """Compare two scored runs on the units both have.
 
-    Args:
-        first: the run that is the base.
-        second: the run that is held against it.
-        protocol: ``id@version`` or id; by default the first both are scored under.
-        attributes: breakdowns; by default every attribute with 2 to 12 values in both runs.
-        most: how many of the units that moved most to list, either way.
-        settings: how intervals are made; by default as those of the first run's result.
+    ``protocol``: by default the first both are scored under; ``attributes``: breakdowns, by default every one
+    with 2 to 12 values in both runs; ``most``: how many of the units that moved most to list, either way;
+    ``settings``: by default as those of the first run's result.
 
     Raises:
         ScoreError: the runs share no protocol or no unit, or are of different data or truth.

@@ -91,11 +91,8 @@ _ALL_PAIRS = 10
 def write_report(stores: Sequence[RunStore], folder: Path, *, frames: int = 32, side: int = 480) -> Path:
     """Write the report of some runs; returns the page to open, ``folder/index.html``.
 
-    Args:
-        stores: the runs, scored or not.
-        folder: where; made anew if it holds an earlier report.
-        frames: of a clip at most, besides those that maps, points and boxes lie on.
-        side: longest side of a frame, in pixels.
+    ``frames``: of a clip at most, besides those that maps, points and boxes lie on; ``side``: their longest,
+    in pixels.
 
     Raises:
         StoreError: the folder holds something else, or can't be written.

@@ -206,11 +206,7 @@ def find_sample(dataset: Dataset, sample: str) -> tuple[Clip, Expression]:
 def show_target(clip: Clip, expression: Expression, target: Target | None, *, frames: int = 6) -> Image.Image:
     """Frames spread over the clip with the target's objects in their colours, under the words.
 
-    Args:
-        clip: the clip.
-        expression: what is asked for.
-        target: the truth; ``None`` where a server keeps it.
-        frames: how many frames of a video are shown, the one with the largest target among them.
+    Of a video so many ``frames`` are shown, the one with the largest target among them.
     """
     layers: list[tuple[MaskTrack, Sequence[int]]] = []
     wanted: list[int] = []
@@ -426,12 +422,8 @@ def _turned(frame: Any, path: Path) -> NDArray[np.uint8]:
 def open_clip(path: Path, scratch: Path, most: int | None = None) -> tuple[Clip, float]:
     """A clip of one's own: a folder of frames in the order of their numbers, a video, or an image.
 
-    Pictures are read upright, as their headers turn them; names that begin with a dot are left out.
-
-    Args:
-        path: the video, folder or image.
-        scratch: where the frames of a video go; emptied before.
-        most: frames to take, spread evenly.
+    Pictures are read upright, as their headers turn them; names that begin with a dot are left out. Frames of
+    a video go to ``scratch``, which is emptied before; ``most`` are taken, spread evenly.
 
     Returns:
         The clip and the frames per second to play it at.

@@ -43,27 +43,17 @@ class Sweep:
     points: tuple[SweepPoint, ...]
 
 
-def sweep_of(
-    stores: Sequence[RunStore],
-    *,
-    metric: str | None = None,
-    protocol: str | None = None,
-    keys: Sequence[str] = (),
-) -> Sweep:
-    """What differs between runs, and their metric.
+def sweep_of(stores: Sequence[RunStore], *, metric: str | None = None, keys: Sequence[str] = ()) -> Sweep:
+    """What differs between runs, and their metric under the first protocol that all are scored under.
 
-    Args:
-        stores: scored runs.
-        metric: by default the protocol's headline.
-        protocol: id or ``id@version``; by default the first that all runs are scored under.
-        keys: options to draw; by default every one that differs. A component that differs (another
-            backbone) counts as one option.
+    ``metric``: by default the protocol's headline; ``keys``: options to draw, by default every one that
+    differs. A component that differs (another backbone) counts as one option.
 
     Raises:
         ScoreError: the runs share no protocol or metric, or differ in nothing.
     """
     results = [store.results() for store in stores]
-    name = shared_protocol(stores, protocol)
+    name = shared_protocol(stores, None)
     metric = metric or next(iter(results[0][name].metrics))
     absent = [
         s.root.name for s, known in zip(stores, results, strict=True) if metric not in known[name].metrics

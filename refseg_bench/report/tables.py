@@ -171,12 +171,7 @@ def leave_out_outdated(
     No data set is opened for it: the frames and the data set's own files are looked for where the last
     command that opened it found them. A result of an older version doesn't tell what it was made from and
     stands; so does one whose data set is not on this machine. What was predicted on other data scoring
-    refuses.
-
-    Args:
-        stores: the runs; their ``outdated`` is added to.
-        say: takes a line for each result; by default to standard error.
-        shared: a command's own, whose runs of one set look at the files once.
+    refuses. ``shared``: a command's own, whose runs of one set look at the files once.
     """
     shared = {} if shared is None else shared
     for store in stores:

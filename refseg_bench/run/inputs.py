@@ -374,12 +374,8 @@ def keep_record(
 ) -> None:
     """Write what was seen of a run's data set; names that no JSON can hold leave no record.
 
-    Args:
-        store: the run.
-        work: clips with their expressions.
-        files: the data set's own files that were read.
-        present: what was found of the frames' files; later commands need not read them again.
-        truth: a clip of the files that scoring reads; none = the former record's.
+    ``files``: the data set's own files that were read; ``truth``: a clip of the files that scoring reads,
+    none = the former record's.
 
     Raises:
         StoreError: it can't be written.

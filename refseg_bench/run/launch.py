@@ -89,14 +89,9 @@ def launch(
 ) -> list[Planned]:
     """Freeze every point, then work on it here or submit it.
 
-    A run that can't be worked on doesn't keep the others from it; its error is in the answer.
-
-    Args:
-        points: composed points of an experiment.
-        say: takes lines for the user; standard error by default.
-        score: on SLURM, score and report in dependent jobs.
-        done: called with each run that was worked on here, once all of it is there.
-        lead: if the first run can't be worked on, the others are not.
+    A run that can't be worked on doesn't keep the others from it; its error is in the answer. ``score``: on
+    SLURM, score and report in dependent jobs. ``done`` is called with each run that was worked on here, once
+    all of it is there. ``lead``: if the first run can't be worked on, the others are not.
 
     Raises:
         RefsegError: a point can't be frozen or planned, or nothing of this may be submitted.

@@ -84,12 +84,9 @@ def together(
 ) -> list[tuple[_Process, int]]:
     """Start a process per shard, each of which works on its part of every run, one run after the other.
 
-    One that dies does not end the others; living ones take over its clips.
-
-    Args:
-        runs: registered runs of one cluster and with equally many shards.
-        look: called a few times a second; where it says no, the processes are ended.
-        capture: fill the attention cache only.
+    One that dies does not end the others; living ones take over its clips. Runs are registered, of one
+    cluster and with equally many shards; ``look`` is called a few times a second: where it says no, the
+    processes are ended. ``capture``: fill the attention cache only.
 
     Returns:
         The processes that did not end well, with their exit codes.

@@ -194,13 +194,8 @@ def _too_many(store: RunStore, config: Config) -> RefsegError:
 def capture_on(store: RunStore, *, shard: int, shards: int, launch: str | None) -> Tally:
     """Fill the attention cache for one shard of a run, and predict nothing.
 
-    A clip that fails is left to the run itself, which meets the same failure and records it.
-
-    Args:
-        store: the run folder.
-        shard: this process's part, from 0.
-        shards: how many parts.
-        launch: the submission this process belongs to; ``None`` = one of its own.
+    A clip that fails is left to the run itself, which meets the same failure and records it. ``launch``: the
+    submission this process belongs to; ``None`` = one of its own.
     """
     values = frozen(store, launch)
     config, dataset = load(values), dataset_of(values)

@@ -46,8 +46,7 @@ class _Row:
 class Progress:
     """Counts the samples of one or more runs: a bar each on a terminal, a line now and then in a log.
 
-    Args:
-        totals: folder of each run → samples to do.
+    ``totals``: folder of each run → samples to do.
     """
 
     def __init__(self, totals: Mapping[str, int]) -> None:

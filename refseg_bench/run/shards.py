@@ -156,11 +156,8 @@ def planned(
 ) -> Planned:
     """Look at what is left of a run and choose its shards.
 
-    Args:
-        store: the run folder, which needn't be there.
-        point: what this submission asks for.
-        say: takes lines for the user.
-        make: makes the folder once the data set is read, for a record of that; ``None`` = write nothing.
+    The folder needn't be there; ``make`` makes it once the data set is read, for a record of that (``None`` =
+    write nothing).
 
     Raises:
         RefsegError: the dataset can't be read, or holds no expression.

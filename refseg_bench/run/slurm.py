@@ -86,11 +86,7 @@ def submit_array(
 ) -> str:
     """Submit all shards of a run as one array; returns its job id.
 
-    Args:
-        run: the run.
-        code: a snapshot to run from.
-        capture: fill the attention cache only.
-        after: id of a job that must have ended first, well or not.
+    ``code``: a snapshot to run from; ``after``: id of a job that must have ended first, well or not.
     """
     cluster, root = run.cluster, run.store.root.resolve()
     options = {

@@ -227,11 +227,8 @@ def better(line: StoredLine, known: StoredLine) -> bool:
 def scan(path: Path, offset: int, damaged: Callable[[int], None], run: str = "") -> Iterator[StoredLine]:
     """The good lines of a predictions file from an offset on.
 
-    Args:
-        path: the file.
-        offset: where a line begins.
-        damaged: receives the offset of every line that is no whole record, or of another run.
-        run: the run's digest; empty = any run's.
+    ``damaged`` receives the offset of every line that is no whole record, or of another run than ``run``
+    (empty = any).
     """
     with reading(path), open_regular(path) as handle:
         handle.seek(offset)
@@ -247,27 +244,6 @@ def scan(path: Path, offset: int, damaged: Callable[[int], None], run: str = "")
             elif not raw.isspace():
                 damaged(offset)
             offset += len(raw)
-
-
-def read_line(line: StoredLine) -> Prediction:
-    """Load one stored sample.
-
-    Raises:
-        StoreError: the file changed under us.
-    """
-    with reading(line.path), open_regular(line.path) as handle:
-        handle.seek(line.offset)
-        raw = handle.read(line.length)
-    try:
-        found = _prediction(parse_json(raw.decode("ascii")))
-        _expect((found.sample, found.clip, found.ok) == (line.sample, line.clip, line.ok), "sample")
-    except ValueError as error:
-        raise StoreError(
-            f"The prediction of '{line.sample}' can't be read ({error}).",
-            where=f"{line.path} at byte {line.offset}",
-            hint="Delete that line and run again: only this sample is predicted anew.",
-        ) from error
-    return found
 
 
 def _stored(raw: bytes, path: Path, offset: int, run: str) -> StoredLine | None:
@@ -772,7 +748,26 @@ class RunStore:
         known = self._index.get(sample)
         return 0 if known is None else known.turn + known.ok
 
-    read = staticmethod(read_line)
+    @staticmethod
+    def read(line: StoredLine) -> Prediction:
+        """Load one stored sample.
+
+        Raises:
+            StoreError: the file changed under us.
+        """
+        with reading(line.path), open_regular(line.path) as handle:
+            handle.seek(line.offset)
+            raw = handle.read(line.length)
+        try:
+            found = _prediction(parse_json(raw.decode("ascii")))
+            _expect((found.sample, found.clip, found.ok) == (line.sample, line.clip, line.ok), "sample")
+        except ValueError as error:
+            raise StoreError(
+                f"The prediction of '{line.sample}' can't be read ({error}).",
+                where=f"{line.path} at byte {line.offset}",
+                hint="Delete that line and run again: only this sample is predicted anew.",
+            ) from error
+        return found
 
     def predictions(self, clip_id: str) -> dict[str, Prediction]:
         """Expression id → prediction or failure, of one clip."""

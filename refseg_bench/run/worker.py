@@ -112,11 +112,7 @@ def part_of(
 ) -> tuple[int | None, int]:
     """A worker's part and of how many: as it was given, else by the variables of :data:`PARTS`.
 
-    Args:
-        number: the part, from 0; ``None`` = not given.
-        of: how many parts; ``None`` = not given.
-        frozen: how many the run was frozen for, which holds where nothing else tells.
-        told: the environment.
+    ``frozen``: how many the run was frozen for, which holds where nothing else tells.
 
     Returns:
         ``None`` for the part where nothing tells one.

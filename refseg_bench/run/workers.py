@@ -197,7 +197,7 @@ class Census:
             return True
         state = answer.states.get(owner.slurm)
         # Pending again, or started again: the process that we knew is gone.
-        return state is not None and state.active and state.restarts == owner.restarts
+        return state is not None and state.state in _ACTIVE and state.restarts == owner.restarts
 
     def _ask(self, owner: Owner) -> Answer:
         ids = {o.slurm for o in (owner, *self.peers()) if o.slurm is not None}
@@ -320,11 +320,6 @@ class JobState:
 
     state: str
     restarts: int
-
-    @property
-    def active(self) -> bool:
-        """True if its processes may be running now."""
-        return self.state in _ACTIVE
 
 
 def _client(*words: str) -> subprocess.CompletedProcess[str]:
@@ -458,10 +453,7 @@ def records(root: Path) -> list[JobRecord]:
 class Desk:
     """A worker's place in a run: its record, its claims, its count of failures.
 
-    Args:
-        root: the run folder.
-        owner: this process.
-        census: who is alive; by default one that asks about all of the run's processes at once.
+    ``census``: who is alive; by default one that asks about all of the run's processes at once.
     """
 
     def __init__(self, root: Path, owner: Owner, census: Census | None = None) -> None:

@@ -72,9 +72,7 @@ def _stem(path: str) -> str:
 class Names:
     """The names below a folder (links not followed), or in a file, to look for what is nearly right.
 
-    Args:
-        paths: of files, and of folders with a ``/`` at the end.
-        alone: what to do about names that lie below others.
+    Paths of folders end in ``/``; ``alone``: what to do about names that lie below others.
     """
 
     def __init__(self, paths: Iterable[str], alone: str) -> None:

@@ -197,9 +197,8 @@ _FRAMES = {
 def explained(scored: Scored, sample: str) -> str:
     """Every number of a sample under one protocol, with the rules that made it.
 
-    Args:
-        scored: outcome with per-frame values (``Options.detail``).
-        sample: a sample id, a unit id, or a clip id (then all its units).
+    ``scored`` has per-frame values (``Options.detail``); a ``sample`` is its id, a unit's, or a clip's (then
+    all its units).
 
     Raises:
         ScoreError: the protocol knows no such sample.

@@ -48,13 +48,8 @@ def save(
 ) -> tuple[RunStore, list[str]]:
     """Keep predictions of other code as a run; the same command again brings it up to date.
 
-    Args:
-        source: the predictions.
-        member: the name of their data set.
-        node: the class and every option of it.
-        name: what tables call them.
-        runs: the folder to make the run folder in.
-        jobs: processes; ``None`` = as many as pay.
+    ``member`` and ``node``: the name of their data set, its class and every option; ``name``: what tables
+    call them; ``jobs``: processes, ``None`` = as many as pay.
 
     Returns:
         The run, and lines for the user: what was kept, or differs from what was there, and what lacks.

@@ -78,11 +78,8 @@ def write(
 ) -> int:
     """Write the zip of a run, which appears under its name only when it is whole; returns the masks written.
 
-    Args:
-        path: the zip.
-        dataset: what was predicted; it names the folder above the videos.
-        lookup: clip id → expression id → prediction.
-        hint: what to do about samples without a complete prediction.
+    ``lookup``: clip id → expression id → prediction; ``hint``: what to do about samples without a complete
+    one.
 
     Raises:
         ScoreError: a sample has no complete prediction (servers refuse incomplete zips).

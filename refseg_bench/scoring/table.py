@@ -207,11 +207,7 @@ def breakdown(
 ) -> dict[str, tuple[int, dict[str, Estimate]]]:
     """The protocol's metrics on each group of units.
 
-    Args:
-        protocol: the rules the table was made under.
-        table: all units.
-        attribute: one of :data:`GROUPS`, or any attribute of the units (``type``, ``annotator`` …).
-        options: how intervals are made.
+    By one of :data:`GROUPS`, or any attribute of the units (``type``, ``annotator`` …).
 
     Returns:
         Group → (units, metrics with intervals); known groups in their order, others by name.

@@ -160,9 +160,7 @@ class SegmenterCounters:
 class SegmenterSession(ABC):
     """A clip opened by a segmenter: a context manager. What it is asked is checked here, once for all.
 
-    Args:
-        clip: the clip.
-        counters: count into these, where a session is part of another.
+    ``counters``: count into these, where a session is part of another.
     """
 
     #: The segmenter's name, for errors, and the kinds of prompts it takes.
@@ -178,10 +176,8 @@ class SegmenterSession(ABC):
     def segment(self, frame: int, prompts: Sequence[Prompt], *, multimask: bool = True) -> list[Candidates]:
         """Mask candidates on one frame, one :class:`Candidates` per prompt, computed in one batch.
 
-        Args:
-            frame: index into the clip's frames.
-            prompts: one per object; objects don't see each other.
-            multimask: ask for several candidates per prompt where the model offers them.
+        Prompts are one per object, and objects don't see each other; ``multimask``: ask for several
+        candidates of each where the model offers them.
 
         Raises:
             ConfigError, DataError: see :meth:`check`.

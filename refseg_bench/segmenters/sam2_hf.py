@@ -48,11 +48,8 @@ class Sam2Hf(SamTracker):
 class HfTrackerCore(TrackerCore):
     """:class:`~refseg_bench.segmenters.memory_tracking.TrackerCore` over a transformers tracker.
 
-    Args:
-        model: a ``Sam2VideoModel`` or ``Sam3TrackerVideoModel`` in evaluation mode, on its device.
-        resampling: filter that squashes a frame to the model's square.
-        mean: mean of each colour channel the pixels are normalised by.
-        std: deviation of each colour channel.
+    The model is a ``Sam2VideoModel`` or ``Sam3TrackerVideoModel`` in evaluation mode, on its device;
+    ``resampling`` squashes a frame to its square; ``mean`` and ``std`` are those of the colour channels.
     """
 
     def __init__(

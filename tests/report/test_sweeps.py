@@ -129,8 +129,6 @@ def test_a_sweep_says_what_is_wrong(tmp_path: Path) -> None:
         sweeps.sweep_of(stores[:1])
     with pytest.raises(ScoreError, match="No metric 'X'"):
         sweeps.sweep_of(stores, metric="X")
-    with pytest.raises(ScoreError, match="not all scored under trackeval"):
-        sweeps.sweep_of(stores, protocol="trackeval")
     with pytest.raises(ScoreError, match="no option 'method.sides'"):
         sweeps.sweep_of(stores, keys=["method.sides"])
 

@@ -180,10 +180,7 @@ class MLLM(GroundingMLLM):
     def use(self, model: Any, tokenizer: Any, adapter: MLLMFamily | None = None) -> None:
         """Take a model that is in memory already instead of loading one.
 
-        Args:
-            model: a conditional-generation model of transformers.
-            tokenizer: its tokenizer.
-            adapter: its family adapter; chosen by its config by default.
+        Its family is told by its config by default.
         """
         self._take(model, tokenizer, adapter if adapter is not None else family_of(model.config, {}))
         self._given, self._identity = True, None

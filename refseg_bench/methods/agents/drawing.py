@@ -30,11 +30,7 @@ def overlay(
 ) -> Uint8HWC:
     """Masks as coloured areas with an outline and their number.
 
-    Args:
-        frame_HWC: the picture.
-        masks: one per object at its size; ``None`` or empty = not in this picture.
-        ids: the number shown on each.
-        opacity: of the colour, 0 … 1.
+    ``masks``: one per object at its size, ``None`` or empty = not in this picture; ``ids``: the numbers.
 
     >>> import numpy as np
     >>> frame = np.zeros((40, 40, 3), np.uint8)

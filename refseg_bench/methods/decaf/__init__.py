@@ -265,15 +265,9 @@ class DecAF(AttentionMethod):
     ) -> dict[str, Attention]:
         """Raw attention maps of each text, from the cache or from the model.
 
-        Every distinct prompt is run once: expressions that name the same object share their
-        background maps.
-
-        Args:
-            clip: where the frames are.
-            frames: the sampled ones.
-            texts: the expressions.
-            background: run the background prompts; by default if they are subtracted.
-            only_cached: give up at the first prompt that would need the model.
+        Every distinct prompt is run once: expressions that name the same object share their background maps.
+        ``background``: run the background prompts, by default if they are subtracted. ``only_cached``: give
+        up at the first prompt that would need the model.
         """
         if background is None:
             background = self.fusion.contrast == "obj_minus_bg"

@@ -172,10 +172,7 @@ def fuse(
 def attention_volume(obj: Maps, bg: Maps | None, options: Fusion) -> FloatTHW:
     """V from the raw maps, all stages in the official order.
 
-    Args:
-        obj: attention of the object prompt.
-        bg: attention of the background prompt, same grids; not needed where it isn't subtracted.
-        options: see there.
+    ``bg``: on the same grids; not needed where it isn't subtracted.
     """
     obj = smoothed(obj, options)
     bg = None if bg is None or options.contrast == "obj_only" else smoothed(bg, options)

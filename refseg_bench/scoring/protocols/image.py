@@ -21,13 +21,9 @@ PRECISIONS = {f"Pr@{x}": x for x in (0.5, 0.6, 0.7, 0.8, 0.9)}
 def encoded_sum(union: bytes, deeper: Sequence[MaskTrack], size: tuple[int, int]) -> bytes:
     """What pycocotools' ``encode`` makes of the uint8 sum of overlapping polygon parts.
 
-    It starts a new run at every change of *value*, so that from a step between 1 and 2 on, foreground
-    and background are swapped, column after column, until the next such step.
-
-    Args:
-        union: pixels that any part covers.
-        deeper: pixels that two or more, three or more … parts cover.
-        size: (height, width).
+    It starts a new run at every change of *value*, so that from a step between 1 and 2 on, foreground and
+    background are swapped, column after column, until the next such step. ``deeper``: pixels that two or
+    more, three or more … parts cover.
     """
     covered = decode_rle(union, size).astype(np.uint8)
     for track in deeper:
