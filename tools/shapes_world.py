@@ -72,6 +72,8 @@ class World:
         height: rows of a frame in pixels.
         width: columns of a frame in pixels.
         n_frames: frames of a clip.
+        path_frames: frames in which an object goes all of its path: a shorter clip shows the middle of it. By
+            default those of the clip.
         difficulty: 0 (few, large, well separated objects, calm camera) to 1 (crowded, small,
             camouflaged, shaking, noisy).
         objects: smallest and largest number of objects in a scene.
@@ -82,6 +84,7 @@ class World:
     n_frames: int = 18
     difficulty: float = 0.5
     objects: tuple[int, int] = (3, 5)
+    path_frames: int | None = None
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.difficulty <= 1.0:
@@ -320,7 +323,9 @@ def _paths(
     One object in some scenes is led behind or before another, some leave, some come back.
     """
     height, width, length = world.height, world.width, world.n_frames
-    time_T = np.linspace(0.0, 1.0, length)
+    whole = world.path_frames or length
+    skipped = (whole - length) / 2
+    time_T = np.linspace(0.0, 1.0, length) if whole == length else (np.arange(length) + skipped) / (whole - 1)
     paths: list[tuple[str, NDArray[np.float64]]] = []
     for index, body in enumerate(bodies):
         radius = body["radius"]

@@ -19,7 +19,7 @@ from refseg_bench.report.pictures import open_clip, read_video, write_video
 from refseg_bench.run.loop import work_on
 from tests.fakes import fake_run
 
-CLIP = resource("datasets") / "shapes" / "valid_u" / "JPEGImages" / "014221cc6b35"
+CLIP = resource("datasets") / "shapes" / "valid_u" / "JPEGImages" / "ee6dd2b201e5"
 
 
 @pytest.mark.slow

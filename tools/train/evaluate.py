@@ -43,8 +43,9 @@ Row = dict[str, Any]
 
 
 def world_of(seed: int, frames: int | None) -> World:
-    """A scene's world: 16 to 18 frames where no number is given."""
-    return World(n_frames=frames or 16 + seed % 3, difficulty=float(seed % 7 + 2) / 10)
+    """A scene's world: clips of 16 to 18 frames, or so many from the middle of them."""
+    whole = 16 + seed % 3
+    return World(n_frames=frames or whole, path_frames=whole, difficulty=float(seed % 7 + 2) / 10)
 
 
 def held_out(root: Path, what: str, n: int, first_seed: int, frames: int | None) -> MetaExpressions:
