@@ -11,9 +11,9 @@ from refseg_bench import env
 from refseg_bench.config import compose as configs
 from refseg_bench.errors import ConfigError
 from refseg_bench.files.store_io import check_output, put_json
-from refseg_bench.methods.agents.base import spread
 from refseg_bench.methods.loc_head import LocHead, Rule, find_heads
 from refseg_bench.run.build import build_method, dataset_of
+from refseg_bench.segmenters.base import middles
 
 
 def add(commands: Any) -> None:
@@ -55,7 +55,7 @@ def main(args: argparse.Namespace) -> int:
     if not isinstance(method, LocHead):
         raise ConfigError(f"{type(method).__name__} reads no heads.", where="method", allowed=["loc_head"])
     pairs = [(clip, one) for clip in dataset.clips() for one in dataset.expressions(clip)]
-    pairs = [pairs[place] for place in spread(len(pairs), args.pairs)]
+    pairs = [pairs[place] for place in middles(len(pairs), args.pairs)]
     env.seed_everything(int(point.values["seed"]), "heads")
     found = find_heads(method, pairs, args.rule)
     print(f"{len(found)} heads pass by their {args.rule}, on {len(pairs)} pairs; the least entropy first")

@@ -162,6 +162,15 @@ def track_prompts(session: SegmenterSession, frame: int, prompts: Sequence[Promp
     return MaskTrack.gather(unions, clip.size, [None] * len(clip))
 
 
+def evenly(length: int, count: int) -> list[int]:
+    """At most ``count`` places from 0 to ``length`` - 1, evenly spaced, both ends among them.
+
+    >>> evenly(9, 4), evenly(3, 5)
+    ([0, 3, 5, 8], [0, 1, 2])
+    """
+    return [int(place) for place in np.linspace(0, length - 1, min(count, length)).round()]
+
+
 def peak(heat_HW: NDArray[np.floating], frame: int) -> HeatPoint:
     """The highest cell of one map (the first in row-major order on ties), as a relative point."""
     height, width = heat_HW.shape

@@ -18,12 +18,11 @@ from refseg_bench.backbones.base import GroundingMLLM, VisualSettings
 from refseg_bench.cache import Entry, fingerprint
 from refseg_bench.config.schema import option
 from refseg_bench.errors import ConfigError
-from refseg_bench.methods.agents.base import spread
 from refseg_bench.methods.agents.drawing import extent
 from refseg_bench.methods.base import AttentionMethod, click, refuse_below_1, track_prompts
 from refseg_bench.methods.decaf.fusion import highest
 from refseg_bench.methods.pointing import FloatHW, threshold, unit_range
-from refseg_bench.segmenters.base import Prompt, Segmenter
+from refseg_bench.segmenters.base import Prompt, Segmenter, middles
 from refseg_bench.types import Clip, Expression, FloatTHW, Grounding, MaskTrack
 
 
@@ -66,7 +65,7 @@ class HeatMethod(AttentionMethod):
 
     def predict(self, clip: Clip, expressions: Sequence[Expression]) -> Iterator[Grounding]:
         """One grounding per expression, in the order given."""
-        frames = spread(len(clip), self.n_frames)
+        frames = middles(len(clip), self.n_frames)
         entries = self._entries(clip, frames, [self.asked(expression.text) for expression in expressions])
         with self.segmenter.open(clip) as session:
             for expression in expressions:

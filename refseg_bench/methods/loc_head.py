@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from refseg_bench.backbones.base import RolloutSettings
 from refseg_bench.cache import Entry, fingerprint
 from refseg_bench.errors import ConfigError
-from refseg_bench.methods.agents.base import spread
 from refseg_bench.methods.base import refuse_below_1
 from refseg_bench.methods.heat import HeatMethod
 from refseg_bench.methods.pointing import FloatHW
+from refseg_bench.segmenters.base import middles
 from refseg_bench.types import Clip, Expression, FloatTHW
 
 
@@ -194,7 +194,7 @@ def measured(
     """
     model = method.backbone
     for clip, expression in pairs:
-        (frame,) = spread(len(clip), 1)
+        (frame,) = middles(len(clip), 1)
         prompt, key = method.asked(expression.text), dict[str, Any]()
 
         def heads(prompts: list[str], clip: Clip = clip, frame: int = frame) -> list[Entry]:

@@ -24,6 +24,7 @@ from refseg_bench.datasets.files import frame_key
 from refseg_bench.errors import ConfigError, DataError, require
 from refseg_bench.files.images import encoded, image_size, read_rgb, stored_upright
 from refseg_bench.files.store_io import is_temporary, output, read_bytes, replacing, sweep, within, writing
+from refseg_bench.methods.base import evenly
 from refseg_bench.run.build import dataset_of, received
 from refseg_bench.run.inputs import Present, stale, without
 from refseg_bench.run.store import RunStore
@@ -140,10 +141,7 @@ class MediaFolder:
 
 def spread(length: int, count: int, wanted: Sequence[int]) -> list[int]:
     """Frames to show: all of a short clip, else ``count`` spread evenly, and those that are wanted."""
-    if length <= count:
-        return list(range(length))
-    even = np.linspace(0, length - 1, count).round().astype(int).tolist()
-    return sorted({*even, *(index for index in wanted if 0 <= index < length)})
+    return sorted({*evenly(length, count), *(index for index in wanted if 0 <= index < length)})
 
 
 def _whole(target: Path) -> bool:
@@ -232,7 +230,7 @@ def show_stages(clip: Clip, grounding: Grounding, *, columns: int = 6) -> Image.
     """Frames side by side, those with a map first; below each its maps, stage by stage, and its mask."""
     mapped = sorted({t for shown in grounding.map_frames.values() for t in shown if 0 <= t < len(clip)})
     pool = mapped if len(mapped) >= columns else list(range(len(clip)))
-    frames = [pool[i] for i in spread(len(pool), columns, ())]
+    frames = [pool[i] for i in evenly(len(pool), columns)]
     pictures = dict(zip(frames, clip.load(frames), strict=True))
     rows: list[list[Cell]] = [[(f"frames · {clip.frame_names[t]}", pictures[t]) for t in frames]]
     for name, volume in grounding.maps.items():
@@ -379,7 +377,7 @@ def read_video(path: Path, folder: Path, *, most: int | None = None) -> tuple[li
                 raise DataError("The file has no video in it.", where=path)
             rate = float(container.streams.video[0].average_rate or 12)
             count = sum(1 for _ in container.decode(video=0))
-        wanted = set(range(count) if most is None else spread(count, most, ())) if count else set()
+        wanted = set(evenly(count, count if most is None else most))
         files = []
         with av.open(source, options=only_files) as container:
             for index, frame in enumerate(container.decode(video=0)):
@@ -455,7 +453,7 @@ def open_clip(path: Path, scratch: Path, most: int | None = None) -> tuple[Clip,
                 allowed=_IMAGES,
                 hint="Give the folder that holds the frames themselves.",
             )
-        files = [files[i] for i in (range(len(files)) if most is None else spread(len(files), most, ()))]
+        files = [files[i] for i in evenly(len(files), len(files) if most is None else most)]
     elif not path.exists():
         raise DataError(
             "There is no such file or folder.",

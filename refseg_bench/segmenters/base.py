@@ -225,9 +225,7 @@ class SegmenterSession(ABC):
         words = [Prompt(text=phrase)]
         self.check(0, words)
         best, most = (0, Candidates(np.zeros((0, *self.clip.size), np.bool_), np.zeros(0, np.float32))), 0.0
-        for frame in sorted(
-            {int((k + 0.5) * len(self.clip) / self.KEY_FRAMES) for k in range(self.KEY_FRAMES)}
-        ):
+        for frame in middles(len(self.clip), self.KEY_FRAMES):
             (seen,) = self.segment(frame, words)
             there = seen.masks_KHW.any(axis=(1, 2))
             total = float(seen.ious_K[there].sum())
@@ -305,6 +303,16 @@ class SegmenterSession(ABC):
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+
+def middles(length: int, count: int) -> list[int]:
+    """``count`` places spread evenly over ``length``: the middles of equal parts, each once.
+
+    >>> middles(10, 2), middles(3, 16), middles(7, 1)
+    ([2, 7], [0, 1, 2], [3])
+    """
+    count = min(count, length)
+    return [int((place + 0.5) * length / count) for place in range(count)]
 
 
 def united(tracks: TrackedMasks, owners: Sequence[int], number: int) -> TrackedMasks:

@@ -28,7 +28,7 @@ from refseg_bench.backbones.chat import ChatEndpoint, ChatError, ChatLocal, Conv
 from refseg_bench.backbones.weights import shipped
 from refseg_bench.cli import main
 from refseg_bench.errors import ConfigError, RefsegError
-from refseg_bench.methods.agents.base import read_boxes
+from refseg_bench.methods.agents import read_boxes
 from refseg_bench.methods.agents.mllm_box import MllmBox
 from refseg_bench.run.loop import predict_clip
 from refseg_bench.segmenters.grabcut import GrabCut

@@ -19,9 +19,8 @@ import pytest
 
 from refseg_bench.backbones.chat import ChatEndpoint, ChatError, ChatModel, Message, Reply
 from refseg_bench.errors import ConfigError
-from refseg_bench.methods.agents import drawing
+from refseg_bench.methods.agents import drawing, read_boxes, read_json
 from refseg_bench.methods.agents.agent_rvos import AgentRvos
-from refseg_bench.methods.agents.base import read_boxes, read_json, spread
 from refseg_bench.methods.agents.evol_sam3 import EvolSam3
 from refseg_bench.methods.agents.mllm_box import MllmBox
 from refseg_bench.methods.agents.refer_agent import ReferAgent
@@ -29,7 +28,7 @@ from refseg_bench.methods.agents.sam3_agent import Sam3Agent
 from refseg_bench.methods.phrase import Phrase
 from refseg_bench.run.loop import predict_clip
 from refseg_bench.run.store import runs_in
-from refseg_bench.segmenters.base import Candidates, Instance, Prompt, Segmenter, SegmenterSession
+from refseg_bench.segmenters.base import Candidates, Instance, Prompt, Segmenter, SegmenterSession, middles
 from refseg_bench.types import Clip, Expression, MaskTrack
 from tests.backbones.test_chat import Server, spoken
 from tests.fakes import FakeDataset
@@ -425,8 +424,8 @@ def test_no_frames_and_no_tries_are_refused(kind, name, value):
 
 
 def test_places_are_spread_evenly():
-    assert spread(160, 16) == list(range(5, 160, 10))
-    assert spread(5, 16) == [0, 1, 2, 3, 4]
+    assert middles(160, 16) == list(range(5, 160, 10))
+    assert middles(5, 16) == [0, 1, 2, 3, 4]
 
 
 def test_drawing_is_pure_and_marks_only_what_it_should():

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from refseg_bench.methods.agents.base import box_iou
+from refseg_bench.methods.agents import box_iou
 from refseg_bench.methods.agents.evol_sam3 import EvolSam3, settled
 from tests.fakes import FakeDataset
 from tests.methods.test_agents import LENGTH, Planted, Scripted, run, same, square

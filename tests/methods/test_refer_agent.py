@@ -11,7 +11,7 @@ import pytest
 from refseg_bench.backbones.chat import ChatEndpoint
 from refseg_bench.backbones.weights import needs_of
 from refseg_bench.config.compose import compose
-from refseg_bench.methods.agents.base import read_boxes, read_point
+from refseg_bench.methods.agents import read_boxes, read_point
 from refseg_bench.methods.agents.refer_agent import (
     ClipScores,
     ReferAgent,

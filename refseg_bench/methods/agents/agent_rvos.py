@@ -15,9 +15,9 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from refseg_bench.backbones.chat import Conversation
-from refseg_bench.methods.agents.base import ChatMethod, read_flag, read_object, spread, texts, user
+from refseg_bench.methods.agents import ChatMethod, read_flag, read_object, texts, user
 from refseg_bench.methods.agents.drawing import beside, crop, extent, frame_box, overlay
-from refseg_bench.segmenters.base import Instance, SegmenterSession
+from refseg_bench.segmenters.base import Instance, SegmenterSession, middles
 from refseg_bench.types import Clip, Expression, Grounding, MaskTrack
 
 TEXT = texts(__file__)
@@ -84,7 +84,7 @@ class AgentRvos(ChatMethod):
             if reasoning or attempt > 1:
                 told = TEXT["failed"].format(nouns=", ".join(failed)) if failed else ""
                 question = TEXT["look"].format(sent=sentence, attempt=attempt, failed=told)
-                shown = self.shown(session.clip, spread(len(session.clip), self.n_frames))
+                shown = self.shown(session.clip, middles(len(session.clip), self.n_frames))
                 _, nouns = await talk.ask_for(user(*shown, question), f"concept, attempt {attempt}", read)
             best, most = (nouns[0], list[Instance]()), 0
             for noun in dict.fromkeys(nouns):
@@ -148,7 +148,7 @@ class AgentRvos(ChatMethod):
             view = [frame for frame in range(len(clip)) if any(areas[one - 1][frame] for one in open_ids)]
             if not self.temporal or not view:
                 view = list(range(len(clip)))
-            frames = [view[place] for place in spread(len(view), self.n_frames)]
+            frames = [view[place] for place in middles(len(view), self.n_frames)]
             shown = []
             for frame, frame_HWC in zip(frames, clip.load(frames), strict=True):
                 masks = [candidates[one - 1].track.mask(frame) for one in open_ids]

@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from refseg_bench.backbones.chat import Conversation, Message, Uint8HWC
-from refseg_bench.methods.agents.base import (
+from refseg_bench.methods.agents import (
     ChatMethod,
     box_iou,
     read_boxes,
@@ -26,13 +26,12 @@ from refseg_bench.methods.agents.base import (
     read_object,
     read_text,
     read_texts,
-    spread,
     texts,
     track_mask,
     user,
 )
 from refseg_bench.methods.agents.drawing import extent, overlay
-from refseg_bench.segmenters.base import Prompt, SegmenterSession
+from refseg_bench.segmenters.base import Prompt, SegmenterSession, middles
 from refseg_bench.segmenters.classic import mask_iou
 from refseg_bench.types import BoolHW, Expression, Grounding
 
@@ -80,7 +79,7 @@ class EvolSam3(ChatMethod):
         self, talk: Conversation, session: SegmenterSession, expression: Expression
     ) -> Grounding:
         """Begin, evolve, and settle with the box."""
-        (frame,) = spread(len(session.clip), 1)
+        (frame,) = middles(len(session.clip), 1)
         one = _Picture(self, talk, session, frame, expression.text)
         alive = await one.begin()
         for generation in range(self.generations):

@@ -10,9 +10,9 @@ from typing import ClassVar
 
 from refseg_bench.backbones.chat import Conversation
 from refseg_bench.errors import ConfigError
-from refseg_bench.methods.agents.base import Box, ChatMethod, read_boxes, spread, user
+from refseg_bench.methods.agents import Box, ChatMethod, read_boxes, user
 from refseg_bench.methods.base import track_prompts
-from refseg_bench.segmenters.base import Prompt, SegmenterSession
+from refseg_bench.segmenters.base import Prompt, SegmenterSession, middles
 from refseg_bench.types import Expression, Grounding, MaskTrack
 
 
@@ -41,7 +41,7 @@ class MllmBox(ChatMethod):
     ) -> Grounding:
         """Ask on each key frame, then track."""
         clip, tracks, told = session.clip, [], {}
-        for frame in spread(len(clip), self.n_frames):
+        for frame in middles(len(clip), self.n_frames):
             picture = self.backbone.fit(clip.load([frame])[0])
             question = user(picture, self.prompt.replace("{sent}", expression.text))
 

@@ -20,7 +20,7 @@ from refseg_bench.backbones.chat import Conversation, Message, Uint8HWC
 from refseg_bench.backbones.lazy_torch import torch
 from refseg_bench.backbones.weights import Weights, choose_device, fetch, load_module, load_processor
 from refseg_bench.config.schema import option
-from refseg_bench.methods.agents.base import (
+from refseg_bench.methods.agents import (
     Box,
     ChatMethod,
     read_boxes,

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from refseg_bench.backbones.chat import ChatError, Conversation, Message, Uint8HWC
-from refseg_bench.methods.agents.base import (
+from refseg_bench.methods.agents import (
     MOST_LISTED,
     ChatMethod,
     read_flag,

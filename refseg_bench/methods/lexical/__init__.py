@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refseg_bench.errors import RefsegError
-from refseg_bench.methods.base import Method
+from refseg_bench.methods.base import Method, evenly
 from refseg_bench.methods.lexical.things import (
     ACHROMATIC,
     Float,
@@ -31,7 +31,6 @@ from refseg_bench.methods.lexical.things import (
     border_contrast,
     camera_path,
     colour_names,
-    evenly,
     measure,
 )
 from refseg_bench.methods.lexical.words import COLOURS, Query, parse
@@ -78,7 +77,7 @@ class Lexical(Method):
 
     def _look(self, clip: Clip, session: SegmenterSession) -> MeasuredClip:
         shape = classic.working_shape(clip.size, self.working_size)
-        measured = evenly(len(clip), self.frames)
+        measured = tuple(evenly(len(clip), self.frames))
         whole = (clip.load([index])[0] for index in measured)
         frames = np.stack([cv2.resize(frame, shape[::-1], interpolation=cv2.INTER_AREA) for frame in whole])
         names_THWK = colour_names(frames, self.colour_spread)

@@ -52,15 +52,6 @@ class MeasuredClip:
     things: list[Region]
 
 
-def evenly(length: int, count: int) -> tuple[int, ...]:
-    """At most ``count`` indices from 0 to ``length`` - 1, evenly spaced, ends included.
-
-    >>> evenly(9, 4), evenly(3, 5)
-    ((0, 3, 5, 8), (0, 1, 2))
-    """
-    return tuple(sorted({round(t) for t in np.linspace(0, length - 1, min(count, length)).tolist()}))
-
-
 def colour_names(frames_THWC: NDArray[np.uint8], spread: float) -> Float:
     """Share of each name of :data:`COLOURS` per pixel: softmax of Lab distances, lightness at half weight."""
     weight = np.array([0.5, 1.0, 1.0], np.float32)

@@ -24,7 +24,7 @@ from refseg_bench.backbones.dit.text import TokenSet, tokenise
 from refseg_bench.backbones.weights import Weights
 from refseg_bench.config.schema import option
 from refseg_bench.errors import ConfigError
-from refseg_bench.methods.base import AttentionMethod, peak
+from refseg_bench.methods.base import AttentionMethod, evenly, peak
 from refseg_bench.methods.pointing import (
     Aggregate,
     FloatHW,
@@ -251,8 +251,7 @@ class RefAM(AttentionMethod):
             return list(range(len(clip)))
         if self.prompt_frame == "first":
             return [0]
-        count = min(self.frame_candidates, len(clip))
-        return [int(i) for i in np.linspace(0, len(clip) - 1, count).round()]
+        return evenly(len(clip), self.frame_candidates)
 
     # ── from token maps to a point ──
 
