@@ -45,8 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        0 done, 1 done but with failures, 2 refused, 75 (``EX_TEMPFAIL``) more to do, 130 interrupted:
-        docs/troubleshooting.md, "Exit codes".
+        0 done, 1 done but with failures, 2 refused, 75 (``EX_TEMPFAIL``) more to do, 130 interrupted,
+        141 not read: docs/troubleshooting.md, "Exit codes".
     """
     import gc
 
@@ -62,9 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("interrupted; what was finished is kept, the same command goes on", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # `refseg … | head` closed the pipe: nothing is wrong.
-        _drop_output()
-        return 0
+        raise _unread(sys.stdout) from None
     finally:
         if argv is None:
             # A second Ctrl-C, while the interpreter takes its leave, ends it without a word.
@@ -143,7 +141,7 @@ def _told(words: Sequence[str]) -> int:
 
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             if not error.filename:
-                _drop_output()
+                _unread(sys.stdout)
             told = write_error(error, Path(error.filename or "standard output"))
         elif error.filename:
             what = f"The file system refuses it ({error.strerror})."
@@ -179,17 +177,30 @@ class _Border:
         """Write a text, its control characters made visible; a terminal gets the colours of our tables."""
         from refseg_bench.errors import shown
 
-        return self._stream.write(shown(text, self._stream.isatty()))
+        try:
+            return self._stream.write(shown(text, self._stream.isatty()))
+        except BrokenPipeError:
+            # Before others (rich) take it for the end of a command that failed.
+            raise _unread(self._stream) from None
+
+    def flush(self) -> None:
+        """Pass on what is held back."""
+        try:
+            self._stream.flush()
+        except BrokenPipeError:
+            raise _unread(self._stream) from None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
 
-def _drop_output() -> None:
-    """Let what is still to be printed go nowhere, or the interpreter would try again at its end."""
-    import os
+def _unread(stream: TextIO) -> SystemExit:
+    """The end of a command that nobody reads (`| head`): that of other programs, for not all may be done.
 
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    What is still to be printed goes nowhere, or the interpreter would try again at its end.
+    """
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    return SystemExit(141)  # 128 + SIGPIPE
 
 
 def _run(words: Sequence[str]) -> int:

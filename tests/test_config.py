@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,23 @@ def test_a_torn_component_is_told_by_its_file(tmp_path: Path) -> None:
     assert "torn.yaml, line" in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("target: my.Own\n", "_target_, which names the class"),
+        ("", "_target_, which names the class"),
+        ("_target_: tests.fakes.FakeMethod\nx: ${nowhere}\n", "'nowhere' not found"),
+        ("_target_: tests.fakes.FakeMethod\nx: ${seed\n", "'${seed'"),
+    ],
+)
+def test_a_component_that_names_nothing_is_told(tmp_path: Path, text: str, told: str) -> None:
+    (tmp_path / "method").mkdir()
+    (tmp_path / "method/mine.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=re.escape(told)) as error:
+        one(f"hydra.searchpath=[file://{tmp_path}]", "method=mine")
+    assert error.value.hint
+
+
 def test_sweeps_expand_in_order() -> None:
     points = configs.compose(["method=empty,full_frame", "seed=1,2"], multirun=True)
     assert [(p.choices["method"], p.values["seed"]) for p in points] == [
@@ -115,6 +133,11 @@ def test_sweeps_expand_in_order() -> None:
         (["method=a,b"], ["method=a,b"]),
         (["method==="], ["method==="]),
         (["dataset=null"], ["dataset=null", "string"]),
+        (["=empty"], ["=empty", "before the '='"]),
+        (["method="], ["No method ''", "lexical"]),
+        (["method=my.Own"], ["my.Own", "_target_: my.Own", "REFSEG_SEARCHPATH"]),
+        (["name=../x"], ["'../x' names no folder", "paths.runs"]),
+        (["method._target_=${seed"], ["${seed"]),
     ],
 )
 def test_wrong_options_are_told_with_what_is_allowed(overrides: list[str], told: list[str]) -> None:

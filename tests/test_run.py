@@ -76,6 +76,8 @@ def test_failures_are_recorded_and_only_they_are_retried(tmp_path: Path) -> None
     assert set(failed) == {"clip1/0", "clip2/2"}
     assert failed["clip1/0"].kind == "ValueError"
     assert "told to fail on clip1/0" in failed["clip1/0"].traceback
+    (log, *_) = (path.read_text() for path in (store.root / "log").glob("*.log"))
+    assert "clip clip1: together its expressions fail, each is tried alone: told to fail on clip1/0" in log
     assert work_on(store).failed == 2
     assert store.done() == {f"clip{c}/{e}" for c in range(4) for e in range(3)} - set(failed)
 

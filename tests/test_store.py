@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shlex
 import shutil
 from pathlib import Path
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from refseg_bench.errors import DataError, StoreError
 from refseg_bench.files.store_io import checksum, read_sealed_yaml, safe_name, to_plain, write_atomic
-from refseg_bench.run.store import RunInfo, RunStore, line_of
+from refseg_bench.run.store import RunInfo, RunStore, find_runs, line_of
 from refseg_bench.types import (
     Estimate,
     Expression,
@@ -347,3 +348,13 @@ def test_a_mask_of_fractions_is_refused(value: float) -> None:
     """Each of them would be foreground."""
     with pytest.raises(DataError, match="frame 1 holds float32 values"):
         MaskTrack.from_masks([np.ones((2, 3), np.uint8), np.full((2, 3), value, np.float32)], (2, 3))
+
+
+def test_a_run_that_may_not_be_read_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = a_store(tmp_path / "runs")
+    (tmp_path / "runs" / "others").mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "others")  # root may read all
+    assert [found.root for found in find_runs([tmp_path / "runs"])] == [store.root]
+    assert "others: left out, for this user may not read it" in capsys.readouterr().err

@@ -22,7 +22,7 @@ import yaml
 from refseg_bench.config import schema, searchpath
 from refseg_bench.config.components import ABOUT, find, is_class, names, open_protocol
 from refseg_bench.config.schema import TARGET, option
-from refseg_bench.errors import ConfigError
+from refseg_bench.errors import ConfigError, printable
 from refseg_bench.files.store_io import short_id
 
 if TYPE_CHECKING:
@@ -440,13 +440,24 @@ def _said(override: str) -> str:
     all; a group can't be set to null, only be taken out.
     """
     key, equals, value = override.partition("=")
+    if equals and not key:
+        raise ConfigError("There is no option before the '='.", where=override)
     if not equals or key.startswith(("+", "~", "hydra.")) or re.search(r"[/@]", key):
         return override
     if not names(key):
         return f"++{override}"
     if value == "null":
         return f"~{key}" if key in schema.INJECTED else override
-    return f"{key}={find(key, value)}" if re.fullmatch(r"[\w.+/ -]+", value) else override
+    if not re.fullmatch(r"[\w.+/ -]*", value):
+        return override
+    if (found := find(key, value)) in names(key):
+        return f"{key}={found}"
+    raise ConfigError(
+        f"'{found}' is a class; a run takes a {key} by the name of its YAML.",
+        where=override,
+        hint=f"Write `_target_: {found}` into {key}/NAME.yaml of a folder, name that folder in "
+        f"{searchpath.SEARCHPATH}, and give {key}=NAME.",
+    )
 
 
 def _told(error: Exception, overrides: Sequence[str]) -> ConfigError:
@@ -460,7 +471,8 @@ def _told(error: Exception, overrides: Sequence[str]) -> ConfigError:
             where=f"{mark.name}, line {mark.line + 1}",
             hint="Correct the file.",
         )
-    text, _, options = str(error).partition("Available options in")
+    told = (str(error) or str(error.__cause__)).partition("Config search path:")[0]
+    text, _, options = told.partition("Available options in")
     if text.startswith("Ambiguous value"):
         return ConfigError(
             "One run takes one value of each option; several values, by commas, are a sweep.",
@@ -495,7 +507,7 @@ def _finish(composed: DictConfig, choices: dict[str, str], overrides: tuple[str,
     try:
         plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        raise ConfigError(str(error).splitlines()[0], where=" ".join(overrides)) from error
+        raise _told(error, overrides) from error
     assert isinstance(plain, dict)
     values = schema.conform(Config, {str(k): v for k, v in plain.items()}, "")
     values["sweep"] = {}
@@ -530,6 +542,8 @@ def _finish(composed: DictConfig, choices: dict[str, str], overrides: tuple[str,
     if not of_one:
         stem = f"{experiment.replace('/', '-')}-{stem}"
     name = values["name"] or stem
+    if "/" in name or printable(name) != name:
+        raise ConfigError(f"'{name}' names no folder.", where="name", hint="paths.runs=DIR says in which.")
     return Composed(values, name, digest(values), overrides, choices)
 
 
@@ -550,7 +564,8 @@ def _check_ranges(values: Mapping[str, Any]) -> None:
 def _node(values: Mapping[str, Any], part: str) -> dict[str, Any]:
     node = values[part]
     if not isinstance(node, dict) or TARGET not in node:
-        raise ConfigError(f"No {part} is chosen.", allowed=names(part), hint=f"Add {part}=NAME")
+        what = f"No {part} is chosen, or its YAML has no {TARGET}, which names the class."
+        raise ConfigError(what, allowed=names(part), hint=f"Add {part}=NAME")
     return node
 
 

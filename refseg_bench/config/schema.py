@@ -229,7 +229,12 @@ def code(cls: type) -> str:
         file = next(filter(Path.is_file, (place / "__init__.py", Path(f"{place}.py"))), None)
         if file is None or {name, name.partition(".")[0]} & {*found, _OWN} or not f"{name}.".startswith(own):
             continue
-        tree = ast.parse(file.read_bytes())
+        source = file.read_bytes()
+        try:
+            tree = ast.parse(source)
+        except (SyntaxError, ValueError):  # nothing that runs has it imported, or it is of a later Python
+            found[name] = checksum(source)
+            continue
         package = name.split(".") if file.parent == place else name.split(".")[:-1]
         for node in ast.walk(tree):
             if isinstance(node, ast.Import):

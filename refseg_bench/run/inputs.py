@@ -288,9 +288,13 @@ def refusal(differing: Mapping[str, str], where: Path) -> StaleError:
 
 
 def told(differences: Mapping[str, str], first: int = 3) -> str:
-    """The first differences in words."""
-    named = [f"{sample}: {what}" for sample, what in list(differences.items())[:first]]
-    more = len(differences) - len(named)
+    """The first differences in words, each with the first sample that has it."""
+    alike: dict[str, list[str]] = {}
+    for sample, what in differences.items():
+        alike.setdefault(what, []).append(sample)
+    groups = list(alike.items())[:first]
+    named = [f"{s}{f' and {len(more)} more' if more else ''}: {what}" for what, (s, *more) in groups]
+    more = len(differences) - sum(len(samples) for _, samples in groups)
     return "; ".join([*named, *([f"and {more} more"] if more else [])])
 
 

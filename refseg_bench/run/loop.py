@@ -254,6 +254,8 @@ def predict_clip(
         return
     # One by one: with a single expression left, or a clip that can't be read, the culprit is known.
     alone = len(expressions) == 1 or isinstance(failure, DataError)
+    if not alone:
+        log.warning("clip %s: together its expressions fail, each is tried alone: %s", clip.id, failure)
     for expression in open_ids.values():
         if alone:
             yield _failed(clip, expression, failure), None

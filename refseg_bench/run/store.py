@@ -982,7 +982,7 @@ def runs_in(folder: Path) -> list[RunStore]:
 
 
 def find_runs(paths: Sequence[Path]) -> list[RunStore]:
-    """The runs the paths name: run folders, or folders that hold them.
+    """The runs the paths name: run folders, or folders that hold them; which can't be read is told.
 
     Raises:
         StoreError: a path names none.
@@ -993,6 +993,10 @@ def find_runs(paths: Sequence[Path]) -> list[RunStore]:
             found.append(RunStore.open(path))
             continue
         inside = runs_in(path)
+        with contextlib.suppress(OSError):
+            for folder in sorted(path.iterdir()):
+                if folder.is_dir() and not os.access(folder, os.X_OK):
+                    print(f"{folder}: left out, for this user may not read it", file=sys.stderr)
         if not inside:
             raise StoreError("No run folder here.", where=path, hint="`refseg run` makes one.")
         found.extend(inside)
