@@ -7,6 +7,8 @@ reading files, models and metrics live elsewhere. Array names carry their axes a
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -236,6 +238,19 @@ def union_rle(counts: Sequence[bytes], size: tuple[int, int]) -> bytes:
         return encode_rle(np.zeros(size, np.uint8))
     merged = coco_mask.merge([{"size": list(size), "counts": c} for c in counts])
     return bytes(merged["counts"])
+
+
+def extents(tracks: Iterable[MaskTrack]) -> Counter[str]:
+    """How many masks are foreground in ``most`` of a picture and in ``less``; all and nothing are neither."""
+    shares = ((area or 0) / math.prod(track.size) for track in tracks for area in track.area())
+    return Counter("most" if share > 0.5 else "less" for share in shares if 0 < share < 1)
+
+
+def wrong_way_round(seen: Mapping[str, int]) -> str:
+    """What is told where nearly all masks are foreground in most of their pictures, else nothing."""
+    most, less = (seen.get(word, 0) for word in ("most", "less"))
+    told = f"{most} of {most + less} masks cover most of their picture: are they the wrong way round?"
+    return told if most > 3 + 3 * less else ""
 
 
 # ── what a dataset yields ────────────────────────────────────────────────────

@@ -260,8 +260,11 @@ def read_binary(path: Path, tally: Counter[str] | None = None) -> NDArray[np.boo
         except png.MaskFault as fault:
             if fault.kind != "flat":
                 raise
-            labels, encoding = png.read_labels(path)
-            return labels != 0, f"{encoding}, all nonzero"
+            with contextlib.suppress(png.MaskFault):
+                labels, encoding = png.read_labels(path)
+                if not labels.all():
+                    return labels != 0, f"{encoding}, all nonzero"
+            raise
         if png.lossy(encoding):
             told = "The mask is stored with loss: the blur around its outline is no object."
             raise Damage("mask of another mode", told, path, hint="Use the masks of the release, as PNG.")

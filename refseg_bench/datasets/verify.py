@@ -20,7 +20,7 @@ from refseg_bench.datasets.files import Damage, bad_name, file_names
 from refseg_bench.env import resource
 from refseg_bench.errors import ConfigError, DataError
 from refseg_bench.files.store_io import open_regular, read_yaml
-from refseg_bench.types import Clip
+from refseg_bench.types import Clip, extents, wrong_way_round
 
 #: Where a JPEG's or PNG's own end mark must stand, counted from the end of the file. Some cameras
 #: and servers append a few bytes.
@@ -169,6 +169,7 @@ def verify(
     clips = frames = sentences = 0
     still = True
     objects: set[tuple[int, str]] = set()
+    seen_extents: Counter[str] = Counter()
     refs: set[object] = set()
     with ThreadPoolExecutor(8) as pool:  # frame files wait for the disk
         for clip, expressions in dataset.survey():
@@ -191,11 +192,21 @@ def verify(
                     tell(damage)
             for expression in [None, *expressions] if masks else ():
                 try:
-                    dataset.target(clip, expression) if expression else dataset.foreground(clip)
+                    if expression is None:
+                        dataset.foreground(clip)
+                    elif (target := dataset.target(clip, expression)) is not None:
+                        seen_extents += extents(target.objects)
                 except DataError as error:
                     tell(damaged(clip, error))
     kind = {"images": clips} if still else {"videos": clips, "frames": frames}
     verdict.counts = {**kind, "expressions": sentences, "objects": len(objects), "refs": len(refs)}
+    if told := wrong_way_round(seen_extents):
+        verdict.notes.append(told)
+    verdict.notes += [
+        f"{number} masks have many levels between 0 and 255: all above 0 is the object."
+        for name, number in dataset.encodings().items()
+        if name.startswith("soft")
+    ]
     if not clips and verdict.ok:
         tell(no_sample(dataset))
     for damage in _other_counts(verdict, facts) if facts is not None and clips else ():

@@ -51,7 +51,7 @@ class MaskFault(DataError):
 
     Attributes:
         kind: ``missing``, ``torn``, of another ``mode`` than the reading allows, or ``flat`` where the
-            tools' reading sees one level though the stored pixels differ.
+            tools' reading sees all background or all foreground though the stored pixels differ.
     """
 
     kind = "torn"
@@ -100,8 +100,9 @@ def read_mask(path: Path, above: int = 0) -> tuple[NDArray[np.bool_], str]:
         grey, above 0"`` where there are many values between.
 
     Raises:
-        MaskFault: the file is missing or torn, or its pixels differ only in what that reading leaves
-            out (alpha channel, palette entries of one luminance, the lower byte of 16 bits).
+        MaskFault: the file is missing or torn, or that reading makes one level of pixels that differ: in
+            what it leaves out (alpha channel, palette entries of one luminance, the lower byte of 16 bits),
+            or since all are above 0.
     """
     stored, levels, kind = _stored(_bytes(path), path)
     mask, value, background = compiled.split(stored)
@@ -112,8 +113,8 @@ def read_mask(path: Path, above: int = 0) -> tuple[NDArray[np.bool_], str]:
         occurs[stored] = True
         present = np.flatnonzero(occurs).tolist()
     seen = [int(levels[v]) for v in present]
-    if len(seen) > 1 and len(set(seen)) == 1:
-        raise _flat(path, kind)
+    if len(seen) > 1 and (len(set(seen)) == 1 or min(seen) > above == 0):
+        raise _flat(path, kind, min(seen) if len(set(seen)) > 1 else 0)
     if any((level > above) != (v > 0) for level, v in zip(seen, present, strict=True)):
         mask = (levels > above)[stored]
     values = sorted(set(seen) - {0})
@@ -214,15 +215,15 @@ def parse_header(start: bytes, path: str | Path) -> tuple[int, int, int, int]:
     return height, width, depth, colour
 
 
-def values_of(data: bytes, path: str | Path) -> list[int]:
-    """The values that occur in an 8-bit grey file, ascending.
+def counts_of(data: bytes, path: str | Path) -> list[int]:
+    """How often each value occurs in an 8-bit grey file.
 
     Raises:
         MaskFault: the file is torn.
     """
     simple = _simple(data, path)
     pixels = _pillow(data, path)[0] if simple is None else simple[0]
-    return [int(v) for v in np.flatnonzero(np.bincount(pixels.ravel(), minlength=256))]
+    return np.bincount(pixels.ravel(), minlength=256).tolist()  # type: ignore[no-any-return]
 
 
 def is_png(path: Path) -> bool:
@@ -356,7 +357,13 @@ def _fault(kind: str, what: str, path: str | Path, hint: str | None = None) -> M
     return fault
 
 
-def _flat(path: Path, kind: str) -> MaskFault:
+def _flat(path: Path, kind: str, lowest: int = 0) -> MaskFault:
+    if lowest:
+        told = (
+            f"Read as the tools read it ({kind}), this mask has no background: its lowest level is {lowest}, "
+        )
+        hint = "Write background as 0; of predictions --threshold N takes levels above N as foreground."
+        return _fault("flat", f"{told}, and all above 0 is foreground.", path, hint)
     return _fault(
         "flat",
         f"Read as the tools read it ({kind}), this mask is one flat level, though its pixels differ.",

@@ -130,20 +130,20 @@ def lines_of(outcome: Scored, seen: set[str]) -> list[str]:
                 lines.append(f"  answers: {', '.join(f'{n} {answer}' for answer, n in value.items())}")
             continue
         counts = isinstance(value, Mapping)
-        line = f"  {name}: {counted(value) if counts else value}"
+        line = f"  {name}: {counted(value, ' file' * name.endswith('read')) if counts else value}"
         if line not in seen or not counts:
             lines.append(line)
             if counts and any(name.startswith("soft") for name in value):
-                lines.append("    soft: many levels between; --threshold N takes those above N as foreground")
+                lines.append("    soft: levels between; of predictions --threshold N takes those above N")
         seen.add(line)
     return lines
 
 
-def counted(files: Mapping[str, int]) -> str:
-    """Encodings, the most frequent first, in the words of a line."""
+def counted(files: Mapping[str, int], unit: str = " file") -> str:
+    """Encodings (or other kinds of a unit), the most frequent first, in the words of a line."""
     ranked = sorted(files.items(), key=lambda item: (-item[1], item[0]))
     more = [f"{len(ranked) - 6} other encodings"] if len(ranked) > 6 else []
-    return "; ".join([f"{name} ({n} file{'s' * (n > 1)})" for name, n in ranked[:6]] + more)
+    return "; ".join([f"{name} ({n}{unit}{'s' * (n > 1 and bool(unit))})" for name, n in ranked[:6]] + more)
 
 
 def losses(outcome: Scored) -> list[str]:

@@ -52,7 +52,9 @@ from refseg_bench.types import (
     SampleFailure,
     Score,
     Target,
+    extents,
     sample_id,
+    wrong_way_round,
 )
 
 
@@ -139,6 +141,9 @@ def score(
         refuse(source, found, options.strict)
     results: list[Scored] = []
     for sheet in sheets:
+        for key in ("extent", "truth_extent"):
+            if told := wrong_way_round(sheet.notes.pop(key, {})):
+                sheet.notes[key] = told
         result = conclude(
             sheet.protocol, dataset, sheet.table, sheet.coverage, options.bootstrap, sheet.notes, less
         )
@@ -341,6 +346,7 @@ def score_one_clip(
         )
     truth_read = dataset.encodings()
     unions = [target.union() for target in targets]
+    truth_extents = extents(track for target in targets for track in target.objects)
     instances = dataset.foreground(clip)
     book = CountBook(clip.size, len(clip))
     facts = {
@@ -350,6 +356,7 @@ def score_one_clip(
     parts: list[_Part] = []
     for source in sources:
         given = source.predictions(clip, expressions, labels=labels, samples=samples)
+        covers: dict[int | None, Counter[str]] = {}
         views: dict[int | None, tuple[dict[str, Prediction | None], dict[str, State], list[Item]]] = {}
         for side in {None, *(protocol.side for protocol in protocols)}:
             found = {e.id: _checked(given.samples.get(e.id), clip, side) for e in expressions}
@@ -362,6 +369,7 @@ def score_one_clip(
                 for e, target, union in zip(expressions, targets, unions, strict=False)
             ]
             views[side] = found, states, items
+            covers[side] = extents(p.track for p in found.values() if p is not None and p.track is not None)
         label_states = None if given.labels is None else _label_states(clip, given.labels)
         merged = given.labels
         if labels and merged is None:
@@ -389,6 +397,7 @@ def score_one_clip(
             read = _encodings(given.encodings, *(given.labels or {}).values())
             said = Counter(a for e in expressions if protocol.wants(e) and (a := answers.get(e.id)))
             notes = {"answers": said, "predictions_read": read, "truth_read": _encodings(truth_read, truth)}
+            notes |= {"extent": covers[protocol.side], "truth_extent": truth_extents}
             notes = {**protocol.notes(case), **{k: v for k, v in notes.items() if v}}
             for name in case.failed:
                 # Maps merged from samples are known by the clip: all its samples fail with them.

@@ -30,7 +30,7 @@ from refseg_bench.datasets.files import bad_name, is_litter
 from refseg_bench.errors import ConfigError, DataError, ScoreError, printable
 from refseg_bench.files import png
 from refseg_bench.files.store_io import MOST_PIXELS, check_output, open_regular, replacing, sweep, write_error
-from refseg_bench.types import Clip, MaskTrack, Prediction, rle_fault, sample_id
+from refseg_bench.types import Clip, MaskTrack, Prediction, rle_fault, sample_id, wrong_way_round
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 # The zip's comment ends in the SHA-256 of all bytes before it: no flipped byte goes unseen.
@@ -170,6 +170,8 @@ class ZipCheck:
     masks: int = 0  #: PNG files looked at
     videos: int = 0  #: videos found
     against: str = ""  #: what the zip was held against
+    #: How many masks are foreground in most of their picture and in less.
+    foreground: Counter[str] = field(default_factory=Counter)
 
     @property
     def ok(self) -> bool:
@@ -184,6 +186,9 @@ class ZipCheck:
             out += [f"  {printable(name)}" for name in names[:5]]
             if len(names) > 5:
                 out.append(f"  … and {len(names) - 5} more")
+        plain = "each mask is all background or all foreground" if self.masks and not self.foreground else ""
+        if told := wrong_way_round(self.foreground) or plain:
+            out.append(f"note: {told}")
         return [*out, "fit to submit" if self.ok else "NOT fit to submit"]
 
 
@@ -366,7 +371,7 @@ def _check_files(
             return sizes.get(short) or seen.setdefault("/".join(short.split("/")[:-2]), size)
 
         try:
-            problem = _problem(archive, name, wanted)
+            problem = _problem(archive, name, wanted, found)
         except (*_UNREADABLE, DataError) as error:
             problem = "unreadable file", (str(error).splitlines() or [type(error).__name__])[0]
         if problem is not None:
@@ -374,7 +379,10 @@ def _check_files(
 
 
 def _problem(
-    archive: zipfile.ZipFile, name: str, wanted: Callable[[tuple[int, int]], tuple[int, int]]
+    archive: zipfile.ZipFile,
+    name: str,
+    wanted: Callable[[tuple[int, int]], tuple[int, int]],
+    found: ZipCheck,
 ) -> tuple[str, str] | None:
     """What is wrong with a mask, its kind first; ``wanted``: the size that is wanted of one of its own."""
     info = archive.getinfo(name)
@@ -398,7 +406,10 @@ def _problem(
         fault = "it is longer than its pixels need" if handle.read(1) else _fault(data, height, width)
     if fault is not None:
         return "unreadable file", fault
-    others = sorted(set(png.values_of(data, name)) - {0, 255})
+    counts = png.counts_of(data, name)
+    if 0 < counts[255] < height * width:
+        found.foreground["most" if 2 * counts[255] > height * width else "less"] += 1
+    others = [value for value, count in enumerate(counts) if count and value not in (0, 255)]
     return ("values other than 0 and 255", ", ".join(map(str, others[:5]))) if others else None
 
 

@@ -21,6 +21,7 @@ from refseg_bench.datasets.verify import verify
 from tools.writers import (
     ImageRecord,
     write_davis_source,
+    write_long_rvos_set,
     write_meta_expressions_set,
     write_reasonseg_image,
     write_ref_youtube_vos_set,
@@ -454,3 +455,14 @@ def test_the_list_tells_where_it_looked(tmp_path, monkeypatch, capsys):
     told = capsys.readouterr().out
     assert f"Looked in {tmp_path / 'nowhere'} ($REFSEG_DATA, no such folder)" in told
     assert "the shipped samples" in told
+
+
+def test_verify_notes_masks_that_are_soft_or_the_wrong_way_round(tmp_path, capsys):
+    write_long_rvos_set(tmp_path, "valid", [video("a", expressions=[("it", [0], {}), ("that", [1], {})])])
+    for path in tmp_path.rglob("*.png"):
+        soft = np.linspace(200, 255, 24 * 32).reshape(24, 32) * (np.asarray(Image.open(path)) == 0)
+        Image.fromarray(soft.astype(np.uint8)).save(path)
+    run("verify", "long_rvos", "--root", tmp_path)
+    told = capsys.readouterr().out
+    assert "note: 8 of 8 masks cover most of their picture: are they the wrong way round?" in told
+    assert "note: 8 masks have many levels between 0 and 255: all above 0 is the object." in told

@@ -64,6 +64,30 @@ def everything(data):
                 yield clip, e, frame, mask_at(target, t)
 
 
+@pytest.mark.parametrize("side", ["predictions", "truth"])
+def test_masks_the_wrong_way_round_are_told(tmp_path, capsys, side):
+    write_meta_expressions_set(tmp_path / "set", "valid_u", [video("a")])
+    data = open_dataset("mevis", root=tmp_path / "set")
+    for clip, e, frame, mask in everything(data):
+        save(tmp_path / "p" / clip.id / e.id / f"{frame}.png", mask ^ (side == "predictions"))
+    n = 12 if side == "truth" else 8  # three tracks of objects are meant, two are predicted
+    told = f"{n} of {n} masks cover most of their picture: are they the wrong way round?"
+    if side == "truth":
+        file = tmp_path / "set/valid_u/mask_dict.json"
+        whole = json.loads(file.read_text())
+        for track in whole.values():
+            for rle in track:
+                counts = run_lengths(rle["counts"].encode()).tolist()
+                rle["counts"] = [0, *counts] if counts[0] else counts[1:]
+        file.write_text(json.dumps(whole))
+    _, found = run(tmp_path, tmp_path / "p", "mevis", tmp_path / "set", "rvos-expr")
+    notes = found["rvos-expr"]["notes"]
+    assert {key: notes.get(key) for key in ("extent", "truth_extent")} == {
+        "extent": told if side == "predictions" else None, "truth_extent": told if side == "truth" else None,
+    }  # fmt: skip
+    assert capsys.readouterr().out.count(told) == 1
+
+
 # ── Ref-DAVIS17 ──────────────────────────────────────────────────────────────
 
 WORDS = [(f"{who} {o}", [o], {}) for o in range(2) for who in "abcd"]
@@ -216,7 +240,15 @@ def test_reasonvos_folders_per_object(tmp_path, capsys):
         assert (found["reasonvos"]["n"], found["reasonvos"]["missing"]) == (3, [])
         keys = {unit["attrs"]["key"] for unit in found["reasonvos"]["units"]}
         assert keys == {"mose_v1_0_0", "mose_v1_1_0", "mose_v1_1_1"}
-        assert "note:" not in capsys.readouterr().err
+        told = capsys.readouterr()
+        assert "note:" not in told.err
+        assert "empty" not in told.out
+    # Frames without a PNG were not annotated: its own tool leaves them out, DecAF's takes them for empty.
+    (tmp_path / "ReasonVOS/Annotations/mose_v1_1/00002.png").unlink()
+    _, found = run(tmp_path, tmp_path / "q", "reasonvos", tmp_path, "reasonvos,decaf")
+    assert "counted_as_empty" not in found["reasonvos"]["notes"]
+    assert found["decaf"]["notes"]["counted_as_empty"] == {"frame without annotation": 2}
+    assert "counted_as_empty: frame without annotation (2)\n" in capsys.readouterr().out
 
 
 # ── images ───────────────────────────────────────────────────────────────────

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from refseg_bench.datasets.files import Damage
+from refseg_bench.datasets.masks import read_binary
 from refseg_bench.files import compiled, png
 
 MASK = np.zeros((20, 33), bool)
@@ -138,6 +140,29 @@ def test_a_mask_that_tools_cannot_see_is_refused(tmp_path: Path, case: str) -> N
     with pytest.raises(png.MaskFault, match="one flat level") as told:
         png.read_mask(path)
     assert told.value.where == str(path)
+
+
+NO_BACKGROUND = {
+    "levels 1 and 255": (Image.fromarray(np.where(MASK, 255, 1).astype(np.uint8)), 1),
+    "colours of a heat map": (palette(MASK, (68, 1, 84), (253, 231, 37)).convert("RGB"), 30),
+    "a palette of two colours": (palette(MASK, (200, 0, 0), WHITE), 59),
+}
+
+
+@pytest.mark.parametrize("case", NO_BACKGROUND)
+def test_a_mask_without_background_is_no_picture_full_of_foreground(tmp_path: Path, case: str) -> None:
+    picture, lowest = NO_BACKGROUND[case]
+    path = tmp_path / "m.png"
+    picture.save(path)
+    with pytest.raises(png.MaskFault, match=f"no background: its lowest level is {lowest}"):
+        png.read_mask(path)
+    assert np.array_equal(png.read_mask(path, above=lowest)[0], MASK != 0)
+    # In a data set's own files the background of a palette is its index 0.
+    if case == "a palette of two colours":
+        assert np.array_equal(read_binary(path), MASK != 0)
+    else:
+        with pytest.raises(Damage, match="no background"):
+            read_binary(path)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from refseg_bench import cli
 from refseg_bench.config.components import open_dataset
 from refseg_bench.errors import ConfigError, DataError, RefsegError, ScoreError, StoreError
 from refseg_bench.scoring import submission
+from refseg_bench.types import MaskTrack
 from tests.datasets.conftest import video
 from tests.scoring.worlds import Guesses, World, answer
 from tools.writers import write_meta_expressions_set
@@ -278,9 +279,17 @@ def test_other_peoples_folder_gives_the_zip_of_a_run(tmp_path, capsys, monkeypat
     assert (tmp_path / "mine-submission.zip").read_bytes() == (tmp_path / "own.zip").read_bytes()
     told = capsys.readouterr()
     assert "fit to submit" in told.out
+    assert "note:" not in told.out
     assert "predictions_read: 0/1 grey" in told.err
     assert cli.main([*words, "--threshold", "1", "-o", str(tmp_path / "none.zip")]) == 0
-    assert "0/1 grey, above 1 (16 files)" in capsys.readouterr().err
+    told = capsys.readouterr()
+    assert "0/1 grey, above 1 (16 files)" in told.err
+    assert "note: each mask is all background or all foreground" in told.out
+    turned = MaskTrack.from_masks([~mask] * 4, mask.shape)
+    made = {clip: {e: replace(p, track=turned) for e, p in own.items()} for clip, own in made.items()}
+    submission.write(tmp_path / "turned.zip", data, made.__getitem__)
+    lines = submission.check(tmp_path / "turned.zip").lines()
+    assert "note: 16 of 16 masks cover most of their picture: are they the wrong way round?" in lines
     assert cli.main([*words, "--threshold", "255"]) == 2
     assert cli.main(["submission", "RUN", "--threshold", "1"]) == 2
     assert "--threshold goes with --predictions" in capsys.readouterr().err

@@ -117,8 +117,9 @@ class RevosVisa(RvosExpression):
     def notes(self, case: Case) -> dict[str, Any]:
         """The encoding found, and where the foreground came from."""
         found = {self.encoding_of(i) for i in case.items if i.status == "ok"}
-        notes = {"encoding": found.pop()} if len(found) == 1 else {"encoding": "mixed"} if found else {}
-        return {**notes, "foreground": "the dataset's" if case.instances_known else "union of the targets"}
+        notes = {"encoding": found.pop() if len(found) == 1 else "mixed"} if found else {}
+        where = "the dataset's" if case.instances_known else "union of the targets"
+        return {**super().notes(case), **notes, "foreground": where}
 
     def values_at(self, item: Item, frame: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         """Truth and prediction of a frame as the 8-bit values the tool compares."""

@@ -72,6 +72,16 @@ class RvosExpression(ScoringProtocol):
         unit = sample_id(case.clip.id, item.expression.id)
         return Score(unit, case.clip.id, self.finish(mean_of(j), mean_of(f)), attrs)
 
+    def notes(self, case: Case) -> dict[str, Any]:
+        """How many of the frames that count nobody annotated."""
+        gaps = sum(
+            item.union.rles[t] is None
+            for item in case.items
+            if self.wants(item.expression)
+            for t in self.scored_frames(case.clip, item)
+        )
+        return {"counted_as_empty": {"frame without annotation": gaps}} if gaps else {}
+
     def finish(self, j: float, f: float) -> dict[str, float]:
         """A unit's values from its mean J and F (fractions)."""
         return jf_values(j, f)
