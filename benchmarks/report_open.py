@@ -9,6 +9,7 @@ drawn, until a filter has been applied, and until one sample's frames are drawn.
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import tempfile
 import time
@@ -90,6 +91,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--samples", type=int, default=10_000)
     asked = parser.parse_args()
+    os.environ["REFSEG_SEARCHPATH"] = "pkg://benchmarks"
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         stores = []
@@ -116,10 +118,10 @@ def main() -> None:
         print(f"written in {time.perf_counter() - began:.1f} s")
         files = [p for p in (folder / "report").rglob("*") if p.is_file()]
         print(f"{len(files)} files, {sum(p.stat().st_size for p in files) / 1e6:.1f} MB")
-        _open(page)
+        _open(page, 4 * max(1, asked.samples // 20))
 
 
-def _open(page: Path) -> None:
+def _open(page: Path, of_a_type: int) -> None:
     from playwright.sync_api import sync_playwright
 
     binary = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
@@ -133,7 +135,7 @@ def _open(page: Path) -> None:
             listed = time.perf_counter()
             tab.select_option("select[name='attr.type']", "t3")
             tab.select_option("select[name=order]", "worst")
-            tab.wait_for_function("document.getElementById('count').textContent.startsWith('2000 of')")
+            tab.wait_for_function(f"document.getElementById('count').innerText.startsWith('{of_a_type} of')")
             filtered = time.perf_counter()
             tab.locator(".card").first.click()
             tab.wait_for_selector(".panels canvas")

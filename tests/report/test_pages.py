@@ -296,6 +296,8 @@ def test_every_page_at_every_size_and_theme(
     before = visit.page.evaluate(back)
     visit.page.click("#theme")
     assert visit.page.evaluate(back) != before
+    visit.page.emulate_media(media="print")
+    assert visit.page.evaluate(back) == "rgb(255, 255, 255)", "dark pages would be light words on paper"
     visit.close()
 
 
