@@ -75,14 +75,8 @@ def tap_name(kernel: str) -> str:
     return f"refseg_{kernel.replace('flash_attention_', 'fa')}"
 
 
-def install(model: Any, kernel: str) -> str:
-    """Put the tap before the attention of the model's language part.
-
-    ``kernel``: the one that it runs on, of :data:`KERNELS`.
-
-    Returns:
-        The tap's registered name.
-    """
+def install(model: Any, kernel: str) -> None:
+    """Put the tap before the attention of a model's language part, which runs on one of :data:`KERNELS`."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -93,7 +87,6 @@ def install(model: Any, kernel: str) -> str:
     AttentionInterface.register(name, _tap(ALL_ATTENTION_FUNCTIONS[kernel], kernel))
     AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[kernel])
     model.set_attn_implementation({"text_config": name})
-    return name
 
 
 def _tap(stock: Callable[..., Any], kernel: str) -> Callable[..., Any]:

@@ -109,10 +109,7 @@ class SdpaTap(TorchFunctionMode):
         return output
 
     def run(self, forward: Callable[[], T]) -> T | None:
-        """Run a forward pass under the tap.
-
-        Returns:
-            What ``forward`` returned, or ``None`` if the pass ended early.
+        """Run a forward pass under the tap; what it returned, or ``None`` where the pass ended early.
 
         Raises:
             AttentionError: the number of calls is not the schedule's.

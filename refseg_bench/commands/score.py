@@ -64,11 +64,7 @@ def add(commands: Any) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Run the command.
-
-    Returns:
-        0 scored, 2 if a protocol refused.
-    """
+    """Run the command: 0 scored, 2 if a protocol refused."""
     if args.json is not None:
         check_output(args.json)
     ids = [word.strip() for word in args.protocol.split(",") if word.strip()] if args.protocol else None

@@ -58,11 +58,7 @@ def add(commands: Any) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Run the command.
-
-    Returns:
-        0 if the zip is fit to submit, 1 if not.
-    """
+    """Run the command: 0 if the zip is fit to submit, 1 if not."""
     if args.run is not None and args.predictions is not None:
         raise ConfigError("Give a run folder or --predictions, not both.")
     if args.threshold is not None and args.predictions is None:

@@ -266,12 +266,9 @@ def did_you_mean(word: str, known: Iterable[str], alike: float = 0.6) -> str | N
 
 
 def locate(target: str, where: str, kind: str | None = None) -> type[Any]:
-    """Import the class a ``_target_`` names, if its package may be.
+    """Import the class a ``_target_`` names, if its package may be; it has every hook of its kind's base.
 
     ``kind``: of component, where it isn't the same word as ``where``, its place in the config.
-
-    Returns:
-        The class, which has every hook of its kind's base.
 
     Raises:
         ConfigError: nobody has named the package, the module or class doesn't exist, is no dataclass, or
@@ -375,12 +372,9 @@ def _is_injected(spec: dataclasses.Field[Any]) -> bool:
 
 
 def conform(cls: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Check values against a component's options and fill in the defaults.
+    """A component's options as plain values (JSON types), checked, with its defaults, in field order.
 
     ``where``: dotted config path, for the error.
-
-    Returns:
-        Plain values (JSON types) for every option, in field order.
 
     Raises:
         ConfigError: unknown key, missing value or wrong type.

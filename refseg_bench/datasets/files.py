@@ -296,13 +296,10 @@ def is_litter(name: str) -> bool:
 
 
 def check_link(path: Path, *homes: Path, follow: bool, tell: Tell) -> bool:
-    """Refuse a symbolic link that leads out of the data set.
+    """Whether a path may be read: where a symbolic link leads out of the data set, that is told.
 
     Links within ``homes``, the data set's folders, are fine, and so is one that *is* one of them (a frames
     folder kept on another disk). ``follow``: the user's permission to follow links to anywhere.
-
-    Returns:
-        True if the path may be read.
     """
     real = None if follow else leads_out(path, *homes)
     if real is None:

@@ -111,10 +111,8 @@ def misses(xs: Sequence[float], ys: Sequence[float], size: Size, at: Place) -> b
 
 
 def id_list(value: Any) -> list[str] | None:
-    """Object ids as texts: ``"1"``, ``1``, ``[1, 2]``, ``["1"]``; ``-1`` alone means nobody.
-
-    Returns:
-        The ids, or ``None`` if the value is something else.
+    """Object ids (``"1"``, ``1``, ``[1, 2]``, ``["1"]``) as texts; -1 alone means nobody; ``None`` of all
+    else.
     """
     items = value if isinstance(value, list) else [value]
     if not all(type(item) in (str, int) and str(item).strip() for item in items):
@@ -129,11 +127,7 @@ def _sizes(mask: Sequence[int], size: Size) -> str:
 
 
 def checked_track(entries: Any, clip: Clip, at: Place) -> MaskTrack:
-    """The masks of one object: one RLE, or null = absent, per frame.
-
-    Returns:
-        The track; a mask that was told as damaged stands as absent.
-    """
+    """The masks of one object: one RLE, or null = absent, per frame; what is told as damaged is absent."""
     out = [blank(clip.size)] * len(clip)
     if not isinstance(entries, list):
         at.tell("malformed mask", "The masks of an object must be a list.")

@@ -48,15 +48,13 @@ _DEPTH = 6
 def prepare(
     name: str, sources: Sequence[Path], root: Path | None, say: Say = print
 ) -> tuple[Path, dict[str, int]]:
-    """Unpack (and where needed convert) the archives of a set and make its indices.
+    """Unpack (and where needed convert) the archives of a set and make its indices; its folder, and the
+    splits that load now with their number of clips.
 
     No file that is there already is overwritten: one with the same bytes is left as it is, so that a call
     that was cut off can be given again. Archives of further splits, or further parts of one folder, may be
     added later. Sources are archives, or folders that hold them unpacked; without a ``root`` it is
     ``$REFSEG_DATA/NAME`` or ``data/NAME``.
-
-    Returns:
-        The set's folder, and the splits that load now with their number of clips.
 
     Raises:
         Damage: an archive is torn or unsafe, lacks the set, or would overwrite another file.

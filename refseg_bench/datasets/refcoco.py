@@ -476,10 +476,8 @@ def _unique(sentences: Sequence[dict[str, Any]], seen: set[int], at: Place) -> I
 def read_instances(
     path: Path, images: set[int], annotations: set[str], tell: Tell
 ) -> tuple[dict[int, tuple[str, int, int]], dict[str, tuple[int, bytes]]]:
-    """Walk through ``instances.json`` and keep what the sentences need.
-
-    Returns:
-        image id → (file name, height, width); annotation id → (image id, JSON text).
+    """What the sentences need of ``instances.json``: image id → (file name, height, width); annotation id →
+    (image id, JSON text).
     """
     found_images: dict[int, tuple[str, int, int]] = {}
     found_annotations: dict[str, tuple[int, bytes]] = {}

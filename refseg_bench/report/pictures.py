@@ -100,10 +100,8 @@ class MediaFolder:
         return name
 
     def map_sprite(self, volume_THW: NDArray[np.uint8]) -> tuple[str, int, int]:
-        """Draw a map's frames below each other, in colours that are clear where the map is low.
-
-        Returns:
-            File name, and height and width of one frame in it.
+        """Draw a map's frames below each other, in colours that are clear where the map is low; the file's
+        name, and height and width of one frame in it.
         """
         height, width = volume_THW.shape[1:]
         shrink = min(1.0, _MAP_SIDE / max(height, width))
@@ -356,10 +354,8 @@ def write_video(path: Path, frames: Iterator[NDArray[np.uint8]], size: tuple[int
 
 
 def read_video(path: Path, folder: Path, *, most: int | None = None) -> tuple[list[Path], float]:
-    """Decode a video into PNG files of a folder, turned as its header asks for: all, or so many at ``most``.
-
-    Returns:
-        The frames' files and the frames per second they play at.
+    """Decode a video into PNG files of a folder, turned as its header asks for: all, or so many at ``most``;
+    and the frames per second they play at.
 
     Raises:
         DataError: no video, or one without frames.
@@ -418,13 +414,11 @@ def _turned(frame: Any, path: Path) -> NDArray[np.uint8]:
 
 
 def open_clip(path: Path, scratch: Path, most: int | None = None) -> tuple[Clip, float]:
-    """A clip of one's own: a folder of frames in the order of their numbers, a video, or an image.
+    """A clip of one's own (a folder of frames in the order of their numbers, a video, or an image), and the
+    frames per second to play it at.
 
     Pictures are read upright, as their headers turn them; names that begin with a dot are left out. Frames of
     a video go to ``scratch``, which is emptied before; ``most`` are taken, spread evenly.
-
-    Returns:
-        The clip and the frames per second to play it at.
 
     Raises:
         DataError: nothing there, nothing readable, two frames of one number, or of different sizes.

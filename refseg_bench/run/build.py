@@ -120,8 +120,7 @@ def check_part(part: schema.Component) -> None:
 def weights_of(values: Mapping[str, Any], dataset: Dataset) -> str | None:
     """Digest of all weights that a config's method and its parts use, and of their code outside this package.
 
-    Returns:
-        Empty where there are none; ``None`` where they are not all on this machine, or can't be asked for.
+    Empty where there are none; ``None`` where they are not all on this machine, or can't be asked for.
     """
     try:
         method = build_method(values, dataset)

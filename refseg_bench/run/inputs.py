@@ -169,8 +169,7 @@ class Present:
     def marks(self, work: Iterable[tuple[Clip, Sequence[Expression]]]) -> dict[str, str]:
         """Digests of all that :meth:`inputs` would tell of some work, without reading a file.
 
-        Returns:
-            ``facts``, ``state``, and ``files`` (empty where the content of a clip's frames isn't known).
+        They are ``facts``, ``state``, and ``files`` (empty where the content of a clip's frames isn't known).
         """
         for same, known, marks in self._marked:
             if same is work and known == len(self._files):
@@ -242,10 +241,8 @@ def stale(
     """The samples of a run that were predicted on other data than the data set holds now.
 
     So are those of other weights than the present ones or, where a command doesn't know the weights, than
-    those of the process that started last: one result never mixes two models.
-
-    Returns:
-        Sample id → in which field, with the former and the present value.
+    those of the process that started last: one result never mixes two models. Each is told with the field,
+    its former and its present value.
     """
     index = store.index()
     present.weights = present.weights or store.weights()

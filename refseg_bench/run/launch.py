@@ -251,14 +251,12 @@ def _weights(
 
 
 def share_captures(runs: Sequence[Planned]) -> dict[str, Planned]:
-    """Find the runs that would capture the same attention.
+    """Shared digest → the run whose config serves the capture of all runs (their ``capture`` is set) of the
+    same attention.
 
     A method class may offer ``capture(clip, expressions)``, which fills a cache, and
     ``capture_digest(values)``, which names what goes into it (``None`` = nothing to share). Runs with
     equal digests over the same samples share one capture.
-
-    Returns:
-        Shared digest → the run whose config the capture uses; the runs' ``capture`` is set.
     """
     groups: dict[str, list[Planned]] = {}
     for run in runs:

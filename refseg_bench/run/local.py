@@ -86,10 +86,8 @@ def together(
 
     One that dies does not end the others; living ones take over its clips. Runs are registered, of one
     cluster and with equally many shards; ``look`` is called a few times a second: where it says no, the
-    processes are ended. ``capture``: fill the attention cache only.
-
-    Returns:
-        The processes that did not end well, with their exit codes.
+    processes are ended. ``capture``: fill the attention cache only. Those that did not end well come back
+    with their exit codes.
     """
     cluster, shards = runs[0].cluster, runs[0].shards
     at_once = at_once_here(cluster)

@@ -23,11 +23,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 def main(lock: str, *command: str) -> int:
-    """Start the command; end it when the lock is free.
-
-    Returns:
-        Its exit code where it ended by itself, else 0.
-    """
+    """Start the command; end it when the lock is free. Its exit code where it ended by itself, else 0."""
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
     try:
         server = subprocess.Popen(

@@ -334,8 +334,7 @@ def is_job(number: str) -> bool:
 def queued(job_ids: Iterable[str]) -> dict[str, JobState] | None:
     """Which of the jobs are not over, asked in one call. An array's id stands for its tasks.
 
-    Returns:
-        Raw job id → state, also of every listed array's tasks; ``None`` where SLURM can't be asked.
+    Raw job id → state, also of every listed array's tasks; ``None`` where SLURM can't be asked.
     """
     wanted = sorted(filter(is_job, set(job_ids)))
     if not wanted:

@@ -46,13 +46,11 @@ def save(
     runs: Path,
     jobs: int | None = None,
 ) -> tuple[RunStore, list[str]]:
-    """Keep predictions of other code as a run; the same command again brings it up to date.
+    """Keep predictions of other code as a run; the same command again brings it up to date. With the run come
+    lines for the user: what was kept, or differs from what was there, and what lacks.
 
     ``member`` and ``node``: the name of their data set, its class and every option; ``name``: what tables
     call them; ``jobs``: processes, ``None`` = as many as pay.
-
-    Returns:
-        The run, and lines for the user: what was kept, or differs from what was there, and what lacks.
 
     Raises:
         ConfigError: the name can't be shown, or stands for masks of another folder or file already.

@@ -204,11 +204,7 @@ class NothingScoredError(LackingError):
 def survey(
     dataset: Dataset, source: PredictionSource, protocols: Sequence[ScoringProtocol] = ()
 ) -> tuple[Coverage, list[Coverage]]:
-    """Completeness of a source against a dataset, before anything is scored.
-
-    Returns:
-        What there is at all, and what each protocol lacks.
-    """
+    """Completeness of a source against a dataset: what there is at all, and what each protocol lacks."""
     whole, each = Coverage(), [Coverage() for _ in protocols]
     for clip in dataset.clips():
         expressions = dataset.expressions(clip)

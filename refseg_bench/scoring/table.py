@@ -205,12 +205,10 @@ def group_of(attribute: str, value: Any) -> str:
 def breakdown(
     protocol: ScoringProtocol, table: ScoreTable, attribute: str, options: Bootstrap
 ) -> dict[str, tuple[int, dict[str, Estimate]]]:
-    """The protocol's metrics on each group of units.
+    """The protocol's metrics on each group of units: group → (units, metrics with intervals); known groups in
+    their order, others by name.
 
     By one of :data:`GROUPS`, or any attribute of the units (``type``, ``annotator`` …).
-
-    Returns:
-        Group → (units, metrics with intervals); known groups in their order, others by name.
 
     Raises:
         ScoreError: the units don't have the attribute.

@@ -236,10 +236,8 @@ def checkpoint_name(release: Release, size: ModelSize) -> str:
 
 
 def build(architecture: Path, image_size: int | None = None) -> Any:
-    """An untrained model from a YAML of the package's form, with the video predictor's post-processing.
-
-    Returns:
-        A ``SAM2Base`` in evaluation mode, on torch's default device.
+    """An untrained ``SAM2Base`` from a YAML of the package's form, with the video predictor's
+    post-processing, in evaluation mode, on torch's default device.
 
     Raises:
         ConfigError: no such file, or it has no ``model`` node.

@@ -190,11 +190,8 @@ class DiT(Backbone):
     ) -> list[dict[str, TokenMaps]]:
         """Read attention between an image, as :meth:`open` gives it, and sets of tokens, one per expression.
 
-        Expressions of a concept stream share forward passes, since none is seen by image, prompt or
-        another expression. In prompt mode each has its own.
-
-        Returns:
-            Of each query the maps by reading.
+        Expressions of a concept stream share forward passes, since none is seen by image, prompt or another
+        expression. In prompt mode each has its own. Of each query there are maps by reading.
 
         Raises:
             AttentionError: attention can't be read, or is NaN.

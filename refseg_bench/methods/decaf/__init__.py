@@ -347,9 +347,8 @@ class DecAF(AttentionMethod):
     ) -> tuple[MaskTrack, dict[str, Any]]:
         """Points → tracklets on the sampled frames → selection → masks of all frames (§3.3).
 
-        Returns:
-            The union of the selected tracklets' masks, and what a reader may want to know of them.
-            A constant volume has no point: the track is then empty.
+        Besides the union of the selected tracklets' masks, empty of a constant volume, what a reader may want
+        to know of them.
         """
         clip = session.clip
         points = candidate_points(volume, frames, self.tau_pq)
