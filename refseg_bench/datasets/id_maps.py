@@ -12,7 +12,7 @@ from pathlib import Path
 
 from refseg_bench.config.schema import option
 from refseg_bench.datasets.base import Dataset
-from refseg_bench.datasets.files import bad_name, png_names, read_text
+from refseg_bench.datasets.files import Damage, bad_name, png_names, read_text
 from refseg_bench.errors import DataError
 from refseg_bench.types import Clip, Expression, Target
 
@@ -115,6 +115,10 @@ class IdMaps(Dataset):
         videos = {folder.name: folder for folder in _videos(self._tops()[0])}
         lists = self._lists()
         if self.split == ALL:
+            for folder in sorted(self._tops()[0].iterdir()):
+                if folder.is_dir() and folder.name[0] != "." and not any(folder.iterdir()):
+                    told = f"'{folder.name}' is empty: it is no video here."
+                    self.tell(Damage("video without frames", told, folder, harmless=True))
             return list(videos.values())
         if self.split not in lists:
             raise DataError(

@@ -45,12 +45,15 @@ from refseg_bench.types import (
     MaskTrack,
     Prediction,
     SampleFailure,
+    decode_rle,
     encode_rle,
     sample_id,
 )
 
 #: Ends of names of files with run lengths.
 JSON = (".json", ".jsonl")
+#: Ends of names of archives.
+PACKED = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z")
 #: Most bytes of such a file; the largest split of the field makes about 1 GB.
 MOST_BYTES = 2 << 30
 #: Folders that archives put above the videos.
@@ -59,6 +62,8 @@ MASK_FOLDERS = ("", "Annotations/", "480p/", "Annotations/480p/")
 MOST_LEVELS = 16
 #: Names of merged sets, one per annotator (ReferFormer's layout).
 SETS = ("anno_0", "anno_1", "anno_2", "anno_3")
+#: Clips whose run lengths are looked at for their direction.
+MOST_LOOKED_AT = 100
 #: Files that may stand beside the masks of a folder.
 BESIDE = ("no_target.json", "points.json")
 #: Keys under which a JSON may hold the masks of an expression.
@@ -104,18 +109,18 @@ def open_predictions(
                 where=path,
                 hint=f"Give it without --predictions and --dataset: {path}",
             )
-        alone = len(inside) == 1 and inside[0].name not in BESIDE
-        if not (alone and inside[0].is_file() and inside[0].suffix.lower() in JSON):
-            return FolderPredictions(path, above or 0, tuple(sides))
         file = inside[0]
+        alone = len(inside) == 1 and file.name not in BESIDE and file.is_file()
+        if not (alone and file.suffix.lower() in (*JSON, *PACKED)):
+            return FolderPredictions(path, above or 0, tuple(sides))
     if file is not None and file.suffix.lower() in JSON:
         if above is not None:
             raise ConfigError("--threshold is for mask files; run lengths have no grey values.")
         return _JsonPredictions(file, sides=tuple(sides))
-    packed = file is not None and path.suffix.lower() in (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z")
+    packed = file is not None and file.suffix.lower() in PACKED
     raise DataError(
         "The predictions are packed." if packed else "There are no predictions here.",
-        where=path,
+        where=file or path,
         allowed=("a folder of PNG files", "a .json or .jsonl file of run lengths"),
         hint="Unpack them and give the folder." if packed else "Check the path behind --predictions.",
     )
@@ -706,6 +711,25 @@ class _JsonPredictions(ForeignPredictions):
         ]
         return MaskTrack(size, tuple(rles))
 
+    def notes(self, dataset: Dataset) -> list[str]:
+        """See :class:`ForeignPredictions`; and which of the first masks seem to be written row by row."""
+        askew = [
+            sample_id(clip.id, e.id)
+            for clip in dataset.clips()[:MOST_LOOKED_AT]
+            for e in dataset.expressions(clip)[:1]
+            if self._goes_row_by_row(clip, e)
+        ]
+        told = f"note: run lengths that seem to go row by row, COCO's go down the columns ({len(askew)})"
+        return super().notes(dataset) + [printable(f"{told}: {few(askew)}") for _ in askew[:1]]
+
+    def _goes_row_by_row(self, clip: Clip, e: Expression) -> bool:
+        try:
+            track = self._read(self._of(clip, e) or _Found(), clip, sample_id(clip.id, e.id), Counter())
+        except RefsegError:
+            return False  # which is told where it is scored
+        shown = next((rle for rle, area in zip(track.rles, track.area(), strict=True) if area), None)
+        return shown is not None and goes_row_by_row(shown, track.size)
+
     def _said(self, found: _Found, clip: Clip, e: Expression) -> dict[str, Any]:
         return self._told(found, clip, sample_id(clip.id, e.id))
 
@@ -948,6 +972,15 @@ def _measured(mask: Any, size: tuple[int, int], file: Path, place: str) -> bytes
             f"{error.what}{_slip(mask, size)}", where=error.where, hint="Write the JSON again."
         ) from None
     return None if found is None else found[0]
+
+
+def goes_row_by_row(counts: bytes, size: tuple[int, int]) -> bool:
+    """Whether run lengths make a far plainer picture along its rows than down its columns, as COCO's go."""
+    flat = decode_rle(counts, size).ravel(order="F")
+    # Columns side by side, or rows: where they are none, neighbours differ nearly everywhere.
+    lines = flat.reshape(size[::-1]), flat.reshape(size)
+    columns, rows = (np.count_nonzero(each[1:] != each[:-1]) for each in lines)
+    return bool(2 * rows < columns)
 
 
 def _whole(value: Any) -> Any:

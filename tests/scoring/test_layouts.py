@@ -13,6 +13,7 @@ from refseg_bench.datasets.reasonvos import ReasonVos
 from refseg_bench.datasets.ref_davis17 import RefDavis17, convert
 from refseg_bench.datasets.refcoco import RefCoco
 from refseg_bench.datasets.revos import Revos
+from refseg_bench.datasets.verify import verify
 from refseg_bench.scoring.foreign import open_predictions
 from refseg_bench.types import encode_rle, run_lengths
 from tests.datasets.conftest import frames, video
@@ -801,6 +802,39 @@ def test_a_run_is_no_folder_of_predictions(told, capsys):
     (place / "r" / "run.json").write_text("{}")
     assert run(place, place / "r", "mevis", place / "mevis", "expression")[0] == 2
     assert "a run of this harness" in capsys.readouterr().err
+
+
+def test_an_archive_alone_in_a_folder_is_told(told, capsys):
+    place = told[0]
+    (place / "packed").mkdir()
+    (place / "packed/masks.zip").write_bytes(b"PK")
+    code, _ = run(place, place / "packed", "mevis", place / "mevis", "rvos-expr")
+    assert code == 2
+    assert "The predictions are packed." in capsys.readouterr().err
+
+
+def test_run_lengths_that_go_row_by_row_are_told(told, capsys):
+    place = told[0]
+    data = open_dataset("mevis", root=place / "mevis")
+    for rows in (True, False):
+        masks = {}
+        for clip, e, _, mask in everything(data):
+            # What encode_rle makes of the columns of this is the rows of the mask.
+            turned = mask.reshape(mask.shape[::-1]).T if rows else mask
+            one = {"size": list(clip.size), "counts": encode_rle(turned).decode("ascii")}
+            masks.setdefault(clip.id, {}).setdefault(e.id, []).append(one)
+        (place / "rows.json").write_text(json.dumps(masks))
+        assert run(place, place / "rows.json", "mevis", place / "mevis", "rvos-expr")[0] == 0
+        note = "note: run lengths that seem to go row by row, COCO's go down the columns (1): "
+        assert (note in capsys.readouterr().err) == rows
+
+
+def test_an_empty_folder_beside_the_videos_of_a_truth_is_noted(tmp_path):
+    write_label_map(tmp_path / "car/00000.png", np.eye(8, dtype=np.uint8))
+    (tmp_path / "cat").mkdir()
+    verdict = verify(open_dataset("id_maps", root=tmp_path))
+    assert verdict.ok
+    assert verdict.notes == [f"{tmp_path / 'cat'}: 'cat' is empty: it is no video here."]
 
 
 def test_litter_of_other_systems_is_passed_over(told, capsys):
