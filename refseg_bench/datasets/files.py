@@ -45,6 +45,7 @@ HINTS = {
     "empty expression": "Restore the original file, or take the entry out.",
     "extra mask": "Use the masks and the frames of one release, as PNG files of the frames' names.",
     "text in another encoding": "Restore the original file, or convert it to UTF-8.",
+    "unreadable file": "Check its permissions, and that it is a plain file.",
     "unsafe archive": "Don't use this archive; fetch it again from the data set's own page.",
     "unsafe name": "Don't use this file: names in a data set are plain relative paths.",
 }
@@ -208,7 +209,7 @@ def rename_that_helps(*paths: Path) -> str | None:
         with contextlib.suppress(OSError):
             there = [n for n in os.listdir(path.parent) if Path(n).suffix.lower() == path.suffix.lower()]
             close = get_close_matches(path.name, there, 1, 0.7)
-            if close:
+            if close and path.name not in there:
                 return f"If {path.parent / close[0]} is that file, rename it to {path.name}."
     return None
 
@@ -361,7 +362,7 @@ def unreadable(path: Path, error: OSError) -> Damage:
     if isinstance(error, FileNotFoundError):
         return missing_file(path)
     told = f"The file can't be read ({error.strerror or error})."
-    return Damage("unreadable file", told, path, hint="Check its permissions, and that it is a plain file.")
+    return Damage("unreadable file", told, path)
 
 
 def read_text(path: Path, encodings: tuple[str, ...] = ("utf-8-sig",)) -> str:

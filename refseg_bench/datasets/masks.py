@@ -226,7 +226,7 @@ class RunLengthMasks(MaskSource):
 # ── folders of PNGs ──────────────────────────────────────────────────────────
 
 _Pixels = TypeVar("_Pixels", bound=NDArray[Any])
-_KINDS = {"missing": "missing mask", "torn": "torn mask"}
+_KINDS = {"missing": "missing mask", "torn": "torn mask", "unreadable": "unreadable file"}
 #: What a picture's name has in it, be it in capitals, or of a file that is not all there.
 _PICTURE = re.compile(r"\.(png|jpe?g|webp|bmp|tiff?)", re.IGNORECASE)
 
@@ -366,8 +366,8 @@ class LabelMapMasks(_Folders):
             return labels[int(label)]
         else:
             told = f"No frame of '{clip.id}' shows object {label}."
-            # All objects at 255 are a map that a viewer or a converter has made black and white.
-            shown = self.sparse and set(labels) != {255}
+            # Objects are counted from 1: high values alone are a map that was made for looking at.
+            shown = self.sparse and min(labels, default=0) < 10
             at.tell("object without a pixel", told, allowed=sorted(labels), harmless=shown)
         return MaskTrack.empty(clip.size, len(clip))
 

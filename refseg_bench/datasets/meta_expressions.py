@@ -29,6 +29,7 @@ from refseg_bench.datasets.files import (
     read_json,
     rename_that_helps,
     safe_join,
+    unreadable,
     wordless,
 )
 from refseg_bench.datasets.masks import (
@@ -122,6 +123,8 @@ class MetaExpressions(Dataset):
             return None
         if source is None:
             paths = [self.fill(path) for path in self.masks]
+            if any((self.home / path).exists() for path in paths):
+                return None  # what is wrong with it was told
             told = f"Split '{self.split}' of '{self.name}' has public masks, but there is none of "
             hint = rename_that_helps(*(self.home / path for path in paths))
             self.tell(Damage("missing file", f"{told}{', '.join(paths)}.", self.home / paths[0], hint=hint))
@@ -395,8 +398,11 @@ class MetaExpressions(Dataset):
         try:
             with os.scandir(folder) as entries:
                 present = {entry.name: entry.is_symlink() for entry in entries}
-        except OSError:
+        except FileNotFoundError:
             self.tell(Damage("missing video", f"The folder of video '{folder.name}' is missing.", folder))
+            return
+        except OSError as error:
+            self.tell(unreadable(folder, error))
             return
         for name in names:
             file = f"{name}.jpg"
@@ -405,7 +411,8 @@ class MetaExpressions(Dataset):
             # One parse of a joined text: a large split has 10^5 frames, and `folder / file` parses twice.
             path = Path(f"{folder}/{file}")
             if file not in present:
-                self.tell(Damage("missing frame", f"Frame '{name}' is missing.", path))
+                hint = f"'{name}' is there: take the ending off the names." if name in present else None
+                self.tell(Damage("missing frame", f"Frame '{name}' is missing.", path, hint=hint))
             elif present[file]:
                 check_link(path, *homes, follow=self.follow_links, tell=self.tell)
             yield path

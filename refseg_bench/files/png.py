@@ -50,8 +50,8 @@ class MaskFault(DataError):
     """A mask file that can't be read.
 
     Attributes:
-        kind: ``missing``, ``torn``, of another ``mode`` than the reading allows, or ``flat`` where the
-            tools' reading sees all background or all foreground though the stored pixels differ.
+        kind: ``missing``, ``unreadable``, ``torn``, of another ``mode`` than the reading allows, or ``flat``
+            where the tools' reading sees all background or all foreground though the stored pixels differ.
     """
 
     kind = "torn"
@@ -263,6 +263,8 @@ def _bytes(path: Path, first: int | None = None) -> bytes:
         return read_bytes(path, first=first)
     except FileNotFoundError:
         raise _fault("missing", "A mask is missing.", path) from None
+    except PermissionError:
+        raise _fault("unreadable", "A mask may not be read.", path, "Check its permissions.") from None
     except OSError as error:
         raise _torn(path, error.strerror or str(error)) from error
 

@@ -240,6 +240,13 @@ def black_and_white(path):
     return damage
 
 
+def brightened(path):
+    return lambda root: [
+        Image.fromarray(np.asarray(Image.open(file)) * np.uint8(50)).save(file)
+        for file in (root / path).iterdir()
+    ]
+
+
 def link(path, target="/etc/hostname"):
     def damage(root):
         (root / path).unlink()
@@ -433,6 +440,7 @@ CASES = [
     Case("second copies of the frames", groundmore, lambda r: shutil.copy(r / A / "images/frame_000001.jpg", r / A / "images/frame_000001 (1).jpg"), "extra frame", f"{A}/images"),
     Case("maps with capital endings", groundmore, renamed(f"{A}/masks", lambda p: p.with_suffix(".PNG")), "extra mask", f"{A}/masks"),
     Case("maps made black and white", groundmore, black_and_white(f"{A}/masks"), "object without a pixel", A, "object 1"),
+    Case("maps made bright for looking at", groundmore, brightened(f"{A}/masks"), "object without a pixel", A, "object 1"),
     Case("map torn", groundmore, cut(f"{A}/masks/frame_000002.png"), "torn mask", "frame_000002.png"),
     Case("map of another size", groundmore, image(f"{A}/masks/frame_000002.png", (24, 32)), "mask of another size", "frame_000002.png"),
     Case("map in colours", groundmore, image(f"{A}/masks/frame_000002.png", (32, 24), "RGB"), "mask of another mode", "frame_000002.png"),
@@ -519,6 +527,33 @@ def test_damage_ends_in_one_error_that_names_everything(case, sound, tmp_path):
     assert case.kind in verdict.kinds(), [str(p) for p in verdict.problems]
     told = next(p for p in verdict.kinds()[case.kind] if case.file in p.where and case.place in p.where)
     assert told.hint
+
+
+def test_a_damage_is_told_once_with_what_helps(tmp_path):
+    build = mevis(tmp_path)
+    meta = json.loads((tmp_path / META).read_text())
+    meta["videos"][A]["frames"] = [f"{i:05d}.jpg" for i in range(4)]
+    (tmp_path / META).write_text(json.dumps(meta))
+    told = verify(build()).kinds()["missing frame"]
+    assert told[0].hint == "'00000.jpg' is there: take the ending off the names."
+    cut(MASKS)(tmp_path)
+    assert "missing file" not in verify(build()).kinds()
+
+
+def test_what_may_not_be_read_is_no_damage(tmp_path, monkeypatch):
+    def denied(path, *rest, **more):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    build = mevis(tmp_path / "mevis")
+    with monkeypatch.context() as patch:
+        patch.setattr("refseg_bench.datasets.meta_expressions.os.scandir", denied)
+        (told,) = verify(build(), masks=False).kinds()["unreadable file"][:1]
+        assert "permissions" in told.hint
+    build = reasonvos(tmp_path / "reasonvos")
+    monkeypatch.setattr("refseg_bench.files.png.read_bytes", denied)
+    with pytest.raises(Damage, match="may not be read") as caught:
+        read_all(build())
+    assert (caught.value.kind, "permissions" in caught.value.hint) == ("unreadable file", True)
 
 
 def test_there_are_forty_kinds_and_more():
