@@ -28,6 +28,7 @@ class Dataset(Component):
     """Yields clips, their expressions and (where public) their targets.
 
     A data set is a dataclass with ``clips``, ``expressions`` and ``target``; the other methods are hooks.
+    They may raise a ``DataError``: the set is not found, or what is read of it is missing or damaged.
     """
 
     kind: ClassVar[str] = "dataset"

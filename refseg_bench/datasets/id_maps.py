@@ -70,11 +70,7 @@ class IdMaps(Dataset):
         return clip.frame_paths
 
     def taken(self) -> str:
-        """Which folder and list stand as the truth, and which others lie beside them.
-
-        Raises:
-            DataError: as :meth:`clips`.
-        """
+        """Which folder and list stand as the truth, and which others lie beside them."""
         top, *others = self._tops()
         number = len(self.clips())
         count = f"{number} video{'s' * (number != 1)}"

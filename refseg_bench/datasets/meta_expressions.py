@@ -92,27 +92,15 @@ class MetaExpressions(Dataset):
             self.split = "valid"
 
     def clips(self) -> Sequence[Clip]:
-        """All clips of the split, in the order of the expression file.
-
-        Raises:
-            DataError: the set is not found, or its files are damaged.
-        """
+        """All clips of the split, in the order of the expression file."""
         return list(self._clips.values())
 
     def expressions(self, clip: Clip) -> list[Expression]:
-        """The expressions of a clip, in the order of the expression file.
-
-        Raises:
-            DataError: an expression is damaged.
-        """
+        """The expressions of a clip, in the order of the expression file."""
         return self._expressions(clip.id)
 
     def target(self, clip: Clip, expression: Expression) -> Target | None:
-        """The annotated objects of an expression; ``None`` where a server keeps the masks.
-
-        Raises:
-            DataError: the masks are missing or damaged.
-        """
+        """The annotated objects of an expression; ``None`` where a server keeps the masks."""
         source, wanted = self._source, self.wanted(expression)
         if self.split in self.hidden and (source is None or wanted is None):
             return None

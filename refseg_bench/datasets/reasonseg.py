@@ -75,11 +75,7 @@ class ReasonSeg(Dataset):
     _last: tuple[str, dict[str, Any]] = field(default=("", {}), init=False, repr=False, compare=False)
 
     def clips(self) -> Sequence[Clip]:
-        """One clip per image, sorted by name.
-
-        Raises:
-            DataError: the set is not found, or an image has no JSON or the reverse.
-        """
+        """One clip per image, sorted by name; none may lack its JSON, or the reverse."""
         files = sorted(p for p in self._folder.iterdir() if p.name[0] != ".")
         images: dict[str, Path] = {}
         for path in files:
@@ -114,11 +110,7 @@ class ReasonSeg(Dataset):
         return clips
 
     def expressions(self, clip: Clip) -> list[Expression]:
-        """The texts of an image, with ``is_sentence`` (long) or not (short).
-
-        Raises:
-            DataError: the image's JSON is damaged.
-        """
+        """The texts of an image, with ``is_sentence`` (long) or not (short)."""
         at, record = self._record(clip)
         found = at.fields(record, text=list, is_sentence=bool)
         if found is None:
@@ -139,11 +131,7 @@ class ReasonSeg(Dataset):
         return out
 
     def target(self, clip: Clip, expression: Expression) -> Target:
-        """What the polygons cover, the same for all texts; no polygon = an empty target.
-
-        Raises:
-            DataError: a polygon is damaged.
-        """
+        """What the polygons cover, the same for all texts; no polygon = an empty target."""
         at, record = self._record(clip)
         shapes = at.field(record, "shapes", list)
         readable = [s for i, s in enumerate(shapes or []) if _is_shape(s, clip.size, at.at(f"shapes[{i}]"))]

@@ -58,11 +58,7 @@ class RefDavis17(RunningNumbers):
         return LabelMapMasks(path, self.home, VOID, follow_links=self.follow_links)
 
     def convert(self, places: Sequence[Path], stage: Path, say: Callable[[str], None]) -> Path:
-        """DAVIS and its texts in this layout; their archives may come in any number and order.
-
-        Raises:
-            Damage: something is missing or damaged.
-        """
+        """DAVIS and its texts in this layout; their archives may come in any number and order."""
         from refseg_bench.datasets.prepare import find, move
 
         # The semantics archive may hold frames too, but not the masks that are needed.

@@ -96,19 +96,11 @@ class RefCoco(Dataset):
             )
 
     def clips(self) -> Sequence[Clip]:
-        """One clip per image, in the order in which the sentence file names them first.
-
-        Raises:
-            DataError: the set is not found, or its files are damaged.
-        """
+        """One clip per image, in the order in which the sentence file names them first."""
         return self._clips
 
     def expressions(self, clip: Clip) -> list[Expression]:
-        """The sentences about an image.
-
-        Raises:
-            DataError: a sentence has no words.
-        """
+        """The sentences about an image."""
         out: list[Expression] = []
         for ref in self._entry(clip)["refs"]:
             shared = {k: v for k, v in ref.items() if k != "sentences"}
@@ -124,11 +116,7 @@ class RefCoco(Dataset):
         return ()
 
     def target(self, clip: Clip, expression: Expression) -> Target | None:
-        """The annotations a sentence means; none of them = nothing in the image is meant.
-
-        Raises:
-            DataError: an annotation is damaged.
-        """
+        """The annotations a sentence means; none of them = nothing in the image is meant."""
         key = clip.id, tuple(expression.attrs["anno_ids"])
         if self._target[0] != key:
             self._target = key, self._read_target(clip, key[1])

@@ -69,11 +69,7 @@ class RefCocoM(RefCoco):
         yield "table:val", json.dumps(table).encode()
 
     def convert(self, places: Sequence[Path], stage: Path, say: Callable[[str], None]) -> Path:
-        """The Parquet files side by side, and their pictures as files.
-
-        Raises:
-            Damage: there is no Parquet file, or one is damaged.
-        """
+        """The Parquet files side by side, and their pictures as files."""
         made = stage / "made"
         found = [file for place in places for file in ([place], place.rglob("*"))[place.is_dir()]]
         files = {file.name: file for file in found if file.match("validation*.parquet")}

@@ -51,11 +51,7 @@ class Revos(MetaExpressions):
         return [*super().layout(), *self.foreground_masks]
 
     def foreground(self, clip: Clip) -> MaskTrack | None:
-        """Union of all annotated instances of a clip; ``None`` where the copy lacks the file.
-
-        Raises:
-            DataError: the clip has no entry, or its masks are damaged.
-        """
+        """Union of all annotated instances of a clip; ``None`` where the copy lacks the file."""
         entries = self._foreground
         if entries is None:
             return None

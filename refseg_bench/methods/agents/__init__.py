@@ -175,13 +175,11 @@ def track_mask(session: SegmenterSession, frame: int, mask_HW: BoolHW | None) ->
 
 # ── reading replies ──────────────────────────────────────────────────────────
 
+# Each raises a ``ValueError`` where a reply isn't so: it tells the model what is wrong, which is asked again.
+
 
 def read_object(words: str) -> dict[str, Any]:
-    """The JSON object in a reply.
-
-    Raises:
-        ValueError: there is none.
-    """
+    """The JSON object in a reply."""
     value = read_json(words)
     if not isinstance(value, dict):
         raise ValueError("the JSON is no object")
@@ -189,11 +187,7 @@ def read_object(words: str) -> dict[str, Any]:
 
 
 def read_text(said: Mapping[str, Any], name: str) -> str:
-    """A text of a reply's object, stripped.
-
-    Raises:
-        ValueError: there is none.
-    """
+    """A text of a reply's object, stripped."""
     value = said.get(name)
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f'"{name}" must be a text')
@@ -201,11 +195,7 @@ def read_text(said: Mapping[str, Any], name: str) -> str:
 
 
 def read_texts(said: Mapping[str, Any], name: str) -> list[str]:
-    """A list of texts of a reply's object, each stripped.
-
-    Raises:
-        ValueError: there is none, or one of them is none, or there are too many.
-    """
+    """A list of texts of a reply's object, each stripped."""
     value = said.get(name)
     if not isinstance(value, list) or not all(isinstance(one, str) and one.strip() for one in value):
         raise ValueError(f'"{name}" must be a list of texts')
@@ -215,11 +205,7 @@ def read_texts(said: Mapping[str, Any], name: str) -> list[str]:
 
 
 def read_flag(said: Mapping[str, Any], name: str) -> bool:
-    """A yes or no of a reply's object.
-
-    Raises:
-        ValueError: there is none.
-    """
+    """A yes or no of a reply's object."""
     value = said.get(name)
     if not isinstance(value, bool):
         raise ValueError(f'"{name}" must be true or false')
@@ -228,9 +214,6 @@ def read_flag(said: Mapping[str, Any], name: str) -> bool:
 
 def read_json(words: str) -> Any:
     r"""The JSON in a reply: in a fence or a tag, or the first value that stands alone in the words.
-
-    Raises:
-        ValueError: there is none.
 
     >>> read_json("Sure: ```json\n[1, 2]\n``` as asked"), read_json("It is {'a': 1}, or {\"a\": 2}.")
     ([1, 2], {'a': 2})
@@ -271,11 +254,7 @@ def _first_json(text: str) -> Any:
 
 
 def read_number(said: Mapping[str, Any], name: str, low: float, high: float) -> float:
-    """A number of a reply's object, from ``low`` to ``high``.
-
-    Raises:
-        ValueError: there is none.
-    """
+    """A number of a reply's object, from ``low`` to ``high``."""
     value = said.get(name)
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
         raise ValueError(f'"{name}" must be a number from {low} to {high}')
@@ -283,11 +262,7 @@ def read_number(said: Mapping[str, Any], name: str, low: float, high: float) -> 
 
 
 def read_choice(said: Mapping[str, Any], name: str, allowed: Sequence[str]) -> str:
-    """One of some words of a reply's object, in any case.
-
-    Raises:
-        ValueError: it is none of them.
-    """
+    """One of some words of a reply's object, in any case."""
     value = str(said.get(name)).strip().lower()
     for one in allowed:
         if value == one.lower():

@@ -242,11 +242,7 @@ def read_call(words: str) -> tuple[str, dict[str, Any]]:
 
 
 def read_verdict(words: str) -> bool:
-    """Whether a mask is accepted.
-
-    Raises:
-        ValueError: there is no verdict.
-    """
+    """Whether a mask is accepted."""
     said = re.findall(r"<verdict>\s*(accept|reject)\s*</verdict>", words, re.I)
     if not said:
         raise ValueError("there is no <verdict>Accept</verdict> or <verdict>Reject</verdict> in it")
