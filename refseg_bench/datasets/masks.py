@@ -102,8 +102,15 @@ def are_coordinates(values: Sequence[Any]) -> bool:
 
 
 def misses(xs: Sequence[float], ys: Sequence[float], size: Size, at: Place) -> bool:
-    """Whether a polygon lies outside of a picture of that (height, width); tells it if so."""
+    """Whether a polygon lies outside of a picture of that (height, width); tells it if so.
+
+    What seems to be drawn on another picture is told as well.
+    """
     if max(xs) >= 0 and max(ys) >= 0 and min(xs) <= size[1] and min(ys) <= size[0]:
+        reach = max(xs), max(ys)
+        if reach[0] > 1.1 * size[1] + 2 or reach[1] > 1.1 * size[0] + 2 or max(reach) <= 1 < min(size):
+            told = f"It reaches to x, y {reach[0]:g}, {reach[1]:g} in a picture of {size[1]} x {size[0]}."
+            at.tell("polygon of another scale", told, harmless=True)
         return False
     told = f"The polygon lies outside of its picture of {size[0]} x {size[1]} pixels (height x width)."
     at.tell("malformed mask", told, "Use annotations and pictures of one release.")

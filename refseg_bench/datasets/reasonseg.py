@@ -134,6 +134,12 @@ class ReasonSeg(Dataset):
         """What the polygons cover, the same for all texts; no polygon = an empty target."""
         at, record = self._record(clip)
         shapes = at.field(record, "shapes", list)
+        drawn_on = record.get("imageHeight"), record.get("imageWidth")
+        if None not in drawn_on and drawn_on not in (clip.size, clip.size[::-1]):
+            told = (
+                f"Its polygons were drawn on {drawn_on} pixels, the picture is {clip.size} (height, width)."
+            )
+            at.tell("frame of another size", told, harmless=True)
         readable = [s for i, s in enumerate(shapes or []) if _is_shape(s, clip.size, at.at(f"shapes[{i}]"))]
         labels = label_map(readable, clip.size)
         drawn = any("ignore" not in s["label"].lower() and s["label"].lower() != "flag" for s in readable)
@@ -179,6 +185,10 @@ def _is_shape(shape: Any, size: Size, at: Place) -> bool:
     if label.lower() == "flag":
         return True
     if points and all(isinstance(p, list) and len(p) == 2 and are_coordinates(p) for p in points):
+        kind = shape.get("shape_type") or "polygon"
+        if kind != "polygon" or len(points) < 3:
+            told = f"A {kind} of {len(points)} points is taken for a polygon of these corners, as LISA does."
+            at.tell("shape that is no polygon", told, harmless=True)
         return not misses([x for x, _ in points], [y for _, y in points], size, at)
     at.at("points").tell("malformed mask", "A polygon must be a list of [x, y] numbers within 10^6.")
     return False

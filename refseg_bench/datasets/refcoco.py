@@ -356,6 +356,8 @@ def checked_refs(path: Path, tell: Tell) -> Iterator[dict[str, Any]]:
         if not at.holds(ref, dict):
             continue
         found = at.fields(ref, ref_id=int, image_id=int, split=str, sentences=list)
+        if found is not None and not found[-1]:
+            at.at("sentences").tell("empty expression", "The ref has no sentence.")
         anno_ids = id_list(ref.get("ann_id"))
         if anno_ids is None or ref["ann_id"] == []:
             told = f"'ann_id' is {ref.get('ann_id')!r}, not an id or a list of ids, of which -1 stands alone."

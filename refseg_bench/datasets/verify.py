@@ -239,7 +239,9 @@ def frame_problems(
     try:
         found = image_size(path, upright=upright)
         if decode:
-            read_rgb(path)
+            pixels = read_rgb(path)
+            if _has_hole(path) and (pixels != pixels[0, 0]).any():
+                yield Damage("torn frame", "Bytes are missing in the middle of the frame's file.", path)
         elif not _ends(path):
             yield Damage("torn frame", "The frame's file is cut off.", path)
             return
@@ -250,6 +252,19 @@ def frame_problems(
         told = f"The frame is {found[0]} x {found[1]}, its clip {size[0]} x {size[1]} (height x width)."
         told += turn_in_words(path, upright=upright)
         yield Damage("frame of another size", told, path)
+
+
+def _has_hole(path: Path) -> bool:
+    """Whether the pixels of a JPEG hold bytes that were never written: decoders pass over them.
+
+    Coders make so many zeros of a picture in one colour alone.
+    """
+    with open_regular(path) as file:
+        data = file.read()
+    at = 2
+    while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] != b"\xda":
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return data.startswith(b"\xff\xd8") and bytes(512) in data[at : data.find(b"\xff\xd9", at)]
 
 
 def _ends(path: Path) -> bool:

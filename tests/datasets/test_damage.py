@@ -405,6 +405,7 @@ CASES = [
     Case("somebody and nobody in a ref", refcoco, repickle("refs(unc).p", lambda refs: refs[0].update(ann_id=[1, -1])), "bad object id", "refs(unc).p", "[0].ann_id"),
     Case("image file missing", refcoco, remove("images/b.jpg"), "missing frame", "b.jpg"),
     Case("sentence without words", refcoco, repickle("refs(unc).p", lambda refs: refs[0]["sentences"][1].update(sent="", raw="")), "empty expression", "refs(unc).p", "[0].sentences[1].sent"),
+    Case("ref without a sentence", refcoco, repickle("refs(unc).p", lambda refs: refs[0].update(sentences=[])), "empty expression", "refs(unc).p", "[0].sentences"),
     Case("duplicate ref", refcoco, repickle("refs(unc).p", lambda refs: refs[1].update(ref_id=0)), "duplicate id", "refs(unc).p", "[1]"),
     Case("duplicate sentence", refcoco, repickle("refs(unc).p", lambda refs: refs[0]["sentences"][1].update(sent_id=0)), "duplicate id", "refs(unc).p", "ref 0"),
     # Long-RVOS
@@ -721,6 +722,27 @@ def test_a_frame_of_another_format_is_whole_or_not(tmp_path, form):
     assert list(frame_problems(path, (20, 30))) == []
     path.write_bytes(path.read_bytes()[:-900])
     assert [p.kind for p in frame_problems(path, (20, 30))] in (["torn frame"], ["unreadable frame"])
+
+
+def test_a_hole_in_a_jpeg_is_told_where_it_is_decoded(tmp_path):
+    file = tmp_path / "a.jpg"
+    noise = np.random.default_rng(0).integers(0, 256, (200, 200, 3), np.uint8)
+    for picture, cut, kinds in (
+        (noise, True, ["torn frame"]),
+        (noise, False, []),
+        (np.zeros_like(noise), True, []),
+    ):
+        # Cameras and editors leave such zeros in the header, and behind the end.
+        exif = Image.Exif()
+        exif[0x010E] = "\0" * 2000 + "."
+        Image.fromarray(np.tile(picture, (5, 5, 1))).save(file, optimize=True, exif=exif)
+        data = bytearray(file.read_bytes())
+        assert (bytes(1000) in data[2500:]) == (not picture.any())
+        if cut and picture.any():
+            data[9000:10000] = bytes(1000)
+        file.write_bytes(data + bytes(400))
+        assert [d.kind for d in frame_problems(file, (1000, 1000), decode=True)] == kinds
+        assert not list(frame_problems(file, (1000, 1000)))
 
 
 def test_images_damaged_anywhere_are_told(tmp_path):

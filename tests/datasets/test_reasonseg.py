@@ -1,5 +1,7 @@
 """Every quirk of ReasonSeg."""
 
+import json
+
 import cv2
 import numpy as np
 import pytest
@@ -89,6 +91,27 @@ def test_an_image_without_polygons_has_an_empty_target(tmp_path):
     target = mask_of(tmp_path)
     assert target.objects == ()
     assert target.union().area() == [0]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"shape_type": "rectangle", "points": [[1, 1], [9, 9]]}, "A rectangle of 2 points is taken for"),
+        ({"points": [[0.1, 0.1], [0.3, 0.1], [0.3, 0.4]]}, "x, y 0.3, 0.4 in a picture of 60 x 40"),
+        ({"points": [[1, 1], [90, 1], [90, 20]]}, "x, y 90, 20 in a picture of 60 x 40"),
+        ({"points": [[1, 1], [62, 1], [62, 41]]}, ""),
+        (None, "drawn on (400, 600) pixels, the picture is (40, 60) (height, width)"),
+    ],
+)
+def test_what_seems_to_be_drawn_on_another_picture_is_noted(tmp_path, change, told):
+    write(tmp_path, [("target", [[1, 1], [9, 1], [9, 9]])])
+    file = tmp_path / "ReasonSeg/val/a.json"
+    record = json.loads(file.read_text())
+    record["shapes"][0].update(change or {})
+    file.write_text(json.dumps(record if change else {**record, "imageHeight": 400, "imageWidth": 600}))
+    verdict = verify(ReasonSeg(root=tmp_path))
+    assert verdict.ok
+    assert [told in note for note in verdict.notes] == ([True] if told else [])
 
 
 def test_only_the_first_text_unless_asked(tmp_path):
