@@ -1,4 +1,5 @@
-"""Write the ``shapes`` sample set: ``python -m tools.make_shapes [--root datasets/shapes]``.
+"""Write the ``shapes`` sample set, or another of its make:
+``python -m tools.make_shapes [--root datasets/shapes] [--clips 12] [--first-seed 9400000]``.
 
 The clips and their expressions come from :mod:`tools.shapes_world` at fixed
 seeds; running this again gives the same masks and the same JSON. Seeds from 9,000,000 on belong
@@ -33,20 +34,20 @@ PER_CLIP = 5
 QUOTA = {"motion": 12, "reasoning": 8, "relation": 8, "multi": 8, "absent": 5, "appearance": 13}
 
 
-def build() -> list[VideoRecord]:
-    """Make the clips of the shipped set, in order."""
-    left = Counter(QUOTA)
+def build(n_clips: int = N_CLIPS, first_seed: int = FIRST_SEED) -> list[VideoRecord]:
+    """Make the clips of the shipped set, or others with the same share of each kind, in order."""
+    left = Counter({kind: round(n * n_clips / N_CLIPS) for kind, n in QUOTA.items()})
     records: list[VideoRecord] = []
-    seed, tries = FIRST_SEED, 0
-    while len(records) < N_CLIPS:
+    seed, tries = first_seed, 0
+    while len(records) < n_clips:
         index, tries = len(records), tries + 1
         picky = tries < 30  # then any clip will do
-        difficulty = 0.25 + 0.5 * index / (N_CLIPS - 1)
+        difficulty = 0.25 + 0.5 * index / max(1, n_clips - 1)
         world = World(n_frames=N_FRAMES, difficulty=difficulty, objects=(3, 5), path_frames=PATH_FRAMES)
         scene = sample_scene(seed, world)
         footage = render(scene)
         utterances = describe(scene, footage)
-        chosen = choose(utterances, left, clips_left=N_CLIPS - index)
+        chosen = choose(utterances, left, clips_left=n_clips - index)
         seed += 1
         over = any(left[kind] < count for kind, count in Counter(u.kind for u in chosen).items())
         if (picky and over) or not interesting(
@@ -106,8 +107,10 @@ def main() -> None:
     """Write the set and say what is in it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--root", type=Path, default=Path("datasets/shapes"), help="folder to write to")
-    root = parser.parse_args().root
-    records = build()
+    parser.add_argument("--clips", type=int, default=N_CLIPS, help="how many")
+    parser.add_argument("--first-seed", type=int, default=FIRST_SEED, help="of the scenes that are tried")
+    args = parser.parse_args()
+    root, records = args.root, build(args.clips, args.first_seed)
     counts = write_meta_expressions_set(root, SPLIT, records, jpeg_quality=84)
     kinds = Counter(str(extra["type"]) for r in records for _, _, extra in r.expressions)
     size = sum(p.stat().st_size for p in root.rglob("*") if p.is_file())
