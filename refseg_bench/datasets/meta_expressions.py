@@ -26,6 +26,7 @@ from refseg_bench.datasets.files import (
     bad_name,
     cache_root,
     check_link,
+    frame_key,
     read_json,
     rename_that_helps,
     safe_join,
@@ -202,6 +203,10 @@ class MetaExpressions(Dataset):
                     at.at(name).tell("bad object id", told)
                     return None
                 attrs[attr] = ids
+        many = [len(attrs[name]) for name in ("obj_ids", "anno_ids") if name in attrs]
+        if len({*many}) > 1:
+            told = f"'obj_id' names {many[0]} objects, 'anno_id' {many[1]}, which are taken."
+            at.tell("bad object id", told, harmless=True)
         return attrs
 
     def png_source(self, path: Path) -> MaskSource:
@@ -372,6 +377,9 @@ class MetaExpressions(Dataset):
         if names is not None and len(set(names)) != len(names):
             repeated = Counter(names).most_common(1)[0][0]
             here.tell("duplicate id", f"Frame '{repeated}' is listed twice.")
+        if names is not None and names != sorted(names, key=frame_key):
+            told = f"The frames of '{video}' are listed in another order than their names'."
+            here.tell("frames out of order", told, harmless=True)
         return list(dict.fromkeys(names or ())) or None
 
     def _frame_paths(self, folder: Path, names: Sequence[str], frames: Path) -> Iterator[Path]:

@@ -129,6 +129,7 @@ class RefCoco(Dataset):
         for anno_id in ids:
             at = Place(self._instances, f"annotation {anno_id}", self.tell)
             mask, *deeper = layers_of(annotations[anno_id]["segmentation"], clip.size, at)
+            _check_box(annotations[anno_id].get("bbox"), mask, clip.size, at)
             tracks.append(MaskTrack(clip.size, (mask,)))
             layers.append(deeper)
         # Layer by layer over the annotations: what is covered twice, three times …
@@ -323,6 +324,17 @@ def layers_of(segmentation: Any, size: Size, at: Place) -> list[bytes]:
     covered = np.asarray(coco_mask.decode(boxes)).sum(axis=2, dtype=np.int32)
     deeper = [encode_rle(covered >= n) for n in range(2, int(covered.max()) + 1)]
     return [union_rle(parts, size), *deeper]
+
+
+def _check_box(box: Any, mask: bytes, size: Size, at: Place) -> None:
+    """Tell a mask that lies elsewhere than its annotation's box says: of another scale, x and y swapped."""
+    if not (isinstance(box, list) and len(box) == 4 and are_coordinates(box)):
+        return
+    x, y, width, height = coco_mask.toBbox({"size": list(size), "counts": mask}).tolist()
+    ends = zip((x, y, x + width, y + height), (*box[:2], box[0] + box[2], box[1] + box[3]), strict=True)
+    if width and any(abs(one - other) > 3 + 0.02 * max(size) for one, other in ends):
+        told = f"Its 'bbox' is {box}, its mask lies in {[x, y, width, height]} (x, y, width, height)."
+        at.tell("mask beside its box", told, harmless=True)
 
 
 def _is_polygon(piece: Any) -> bool:

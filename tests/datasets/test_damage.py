@@ -530,6 +530,24 @@ def test_damage_ends_in_one_error_that_names_everything(case, sound, tmp_path):
     assert told.hint
 
 
+NOTED = {
+    "frames out of order": (mevis, edit(META, lambda m: m["videos"][A]["frames"].reverse()), "in another order than their names'"),
+    "fewer annotations than objects": (mevis, exp(A, "1", anno_id=[0]), "'obj_id' names 2 objects, 'anno_id' 1"),
+    "x and y swapped": (refcoco, edit("instances.json", lambda m: m["annotations"][0].update(segmentation=[[4, 4, 4, 20, 16, 20, 16, 4]])), "'bbox' is [4.0, 4.0, 16.0, 12.0], its mask lies in [4.0, 4.0, 12.0, 16.0]"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", NOTED)
+def test_what_may_be_right_is_noted(tmp_path, case):
+    make, damage, told = NOTED[case]
+    build = make(tmp_path)
+    damage(tmp_path)
+    verdict = verify(build())
+    assert verdict.ok
+    assert [told in note for note in verdict.notes] == [True]
+    read_all(build())
+
+
 def test_a_damage_is_told_once_with_what_helps(tmp_path):
     build = mevis(tmp_path)
     meta = json.loads((tmp_path / META).read_text())

@@ -245,7 +245,7 @@ def test_parts_without_area_are_left_out_and_noted(tmp_path, segmentation, area,
     write_refcoco_set(tmp_path, [record], image_folder="images")
     file = tmp_path / "instances.json"
     whole = json.loads(file.read_text())
-    whole["annotations"][0]["segmentation"] = segmentation
+    whole["annotations"][0].update(segmentation=segmentation, bbox=None)
     file.write_text(json.dumps(whole))
     data = RefCoco(root=tmp_path)
     clip = data.clips()[0]
