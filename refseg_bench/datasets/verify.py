@@ -19,6 +19,7 @@ from refseg_bench.datasets.base import Dataset, damaged, no_sample
 from refseg_bench.datasets.files import Damage, bad_name, file_names
 from refseg_bench.env import resource
 from refseg_bench.errors import ConfigError, DataError
+from refseg_bench.files.png import REORDERED
 from refseg_bench.files.store_io import open_regular, read_yaml
 from refseg_bench.types import Clip, extents, wrong_way_round
 
@@ -202,11 +203,12 @@ def verify(
     verdict.counts = {**kind, "expressions": sentences, "objects": len(objects), "refs": len(refs)}
     if told := wrong_way_round(seen_extents):
         verdict.notes.append(told)
-    verdict.notes += [
-        f"{number} masks have many levels between 0 and 255: all above 0 is the object."
-        for name, number in dataset.encodings().items()
-        if name.startswith("soft")
-    ]
+    for name, number in dataset.encodings().items():
+        if name.startswith("soft"):
+            told = f"{number} masks have many levels between 0 and 255: all above 0 is the object."
+            verdict.notes.append(told)
+        elif name.endswith(REORDERED):
+            verdict.notes.append(f"{number} maps are read as {name}.")
     if not clips and verdict.ok:
         tell(no_sample(dataset))
     for damage in _other_counts(verdict, facts) if facts is not None and clips else ():

@@ -42,6 +42,8 @@ _READ_AS = {
     "RGB": "RGB, luminance",
     "RGBA": "RGB, luminance, alpha ignored",
 }
+#: What is added where the indices of a palette are probably none of the ids that its colours stand for.
+REORDERED = ", though the colours of DAVIS are in another order"
 _IDENTITY = np.arange(256, dtype=np.uint8)
 _ONE_BIT = np.where(_IDENTITY, 255, 0).astype(np.uint8)
 
@@ -66,8 +68,8 @@ def read_labels(path: Path) -> tuple[Uint8HW, str]:
     data = _bytes(path)
     simple = _simple(data, path)
     if simple is not None:
-        return simple[0], _READ_AS_IDS[data[25]]
-    pixels, mode, form, *_ = _pillow(data, path)
+        return simple[0], _ids_in_words(data, simple[1])
+    pixels, mode, form, palette, _ = _pillow(data, path)
     if mode not in ("P", "L", "1", "I;16") or lossy(form) or pixels.max() > 255:
         raise _fault(
             "mode",
@@ -76,7 +78,24 @@ def read_labels(path: Path) -> tuple[Uint8HW, str]:
             "Write object ids as palette indices or grey levels of an 8-bit PNG: colours can't be turned "
             "back into object ids safely.",
         )
-    return pixels.astype(np.uint8), "ids, palette index" if mode == "P" else "ids, grey level"
+    words = _READ_AS_IDS[_PALETTE if mode == "P" else _GREY]
+    return pixels.astype(np.uint8), words + REORDERED * _is_reordered(palette)
+
+
+def _ids_in_words(data: bytes, chunks: _Chunks) -> str:
+    palette = data[slice(*chunks[b"PLTE"])] if data[25] == _PALETTE and b"PLTE" in chunks else b""
+    return _READ_AS_IDS[data[25]] + REORDERED * _is_reordered(palette)
+
+
+@lru_cache(maxsize=64)
+def _is_reordered(palette: bytes) -> bool:
+    """Whether a palette has the colours of DAVIS (VOC's) in another order, as optimisers of PNGs leave it."""
+    bits = [[sum((n >> 3 * b + c & 1) << 7 - b for b in range(3)) for c in range(3)] for n in range(256)]
+    ids = {bytes(colour): n for n, colour in enumerate(bits)}
+    # DAVIS writes 191 for VOC's 192; black at the end is filling.
+    colours = palette.replace(b"\xbf", b"\xc0").rstrip(b"\0")
+    found = [ids.get(colours[at : at + 3].ljust(3, b"\0")) for at in range(0, len(colours), 3)]
+    return None not in found and found != [*range(len(found))]
 
 
 def read_regions(path: Path, size: tuple[int, int]) -> tuple[dict[int, Any], str] | None:
@@ -89,7 +108,7 @@ def read_regions(path: Path, size: tuple[int, int]) -> tuple[dict[int, Any], str
     data = _bytes(path)
     found = _inflated(data, path)
     regions = compiled.KERNEL.from_rows(found[0], *size) if found and found[1] == (*size, 8) else None
-    return None if regions is None else (regions, _READ_AS_IDS[data[25]])
+    return None if regions is None or found is None else (regions, _ids_in_words(data, found[2]))
 
 
 def read_mask(path: Path, above: int = 0) -> tuple[NDArray[np.bool_], str]:

@@ -247,6 +247,19 @@ def brightened(path):
     ]
 
 
+def repainted(path):
+    """Swap the first two objects' indices and colours: viewers show the same."""
+
+    def damage(root):
+        for file in (root / path).iterdir():
+            image = Image.open(file)
+            swapped = Image.fromarray(np.array([0, 2, 1], np.uint8)[np.asarray(image)], "P")
+            swapped.putpalette([0, 0, 0, 0, 128, 0, 128, 0, 0])
+            swapped.save(file)
+
+    return damage
+
+
 def link(path, target="/etc/hostname"):
     def damage(root):
         (root / path).unlink()
@@ -533,6 +546,7 @@ def test_damage_ends_in_one_error_that_names_everything(case, sound, tmp_path):
 NOTED = {
     "frames out of order": (mevis, edit(META, lambda m: m["videos"][A]["frames"].reverse()), "in another order than their names'"),
     "fewer annotations than objects": (mevis, exp(A, "1", anno_id=[0]), "'obj_id' names 2 objects, 'anno_id' 1"),
+    "palette reordered": (ytvos, repainted(f"train/Annotations/{A}"), "4 maps are read as ids, palette index, though the colours of DAVIS are in another order"),
     "x and y swapped": (refcoco, edit("instances.json", lambda m: m["annotations"][0].update(segmentation=[[4, 4, 4, 20, 16, 20, 16, 4]])), "'bbox' is [4.0, 4.0, 16.0, 12.0], its mask lies in [4.0, 4.0, 12.0, 16.0]"),
 }  # fmt: skip
 

@@ -191,6 +191,38 @@ def test_id_maps_keep_their_ids_or_are_refused(
         assert np.array_equal(png.read_labels(path)[0], np.asarray(expected))
 
 
+DAVIS = [(0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0), (0, 0, 128), *[(0, 0, 0)] * 4, (191, 0, 0)]
+
+
+@pytest.mark.parametrize("mode", ["plain", "chosen"])
+@pytest.mark.parametrize(
+    ("colours", "reordered"),
+    [
+        (DAVIS[:5], False),
+        ([*DAVIS[:5], *DAVIS[:1] * 251], False),
+        ([BLACK, WHITE], False),
+        ([WHITE, BLACK], False),
+        ([BLACK, (128, 0, 0), (0, 0, 255)], False),
+        ([BLACK, (0, 128, 0), (128, 0, 0)], True),
+        ([(128, 0, 0), BLACK], True),
+        ([BLACK, (191, 0, 0)], True),
+    ],
+)
+def test_ids_under_a_reordered_palette_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, colours: list, reordered: bool
+) -> None:
+    if mode == "plain":
+        monkeypatch.setattr(compiled, "KERNEL", None)
+    for picture, how in ((palette(MASK, *colours), {}), (palette(MASK, *colours), {"format": "TIFF"})):
+        picture.save(tmp_path / "m.png", **{"format": "PNG", **how})
+        labels, words = png.read_labels(tmp_path / "m.png")
+        assert np.array_equal(labels, MASK)
+        assert words.endswith(png.REORDERED) == reordered
+    palette(MASK, *colours).save(tmp_path / "m.png", bits=8)
+    if (found := png.read_regions(tmp_path / "m.png", MASK.shape)) is not None:
+        assert found[1].endswith(png.REORDERED) == reordered
+
+
 def zeros(size: int) -> bytes:
     """A bomb, made without holding what it stands for: the peak of this process is looked at."""
     packer, block = zlib.compressobj(1), bytes(1 << 20)
