@@ -213,7 +213,7 @@ def _run(words: Sequence[str]) -> int:
     args, rest = top.parse_known_args(words)
     # argparse takes the positional words of a command in one piece only: `run a=1 -m b=2,3` leaves some.
     if rest and (not hasattr(args, "overrides") or any(word.startswith("-") for word in rest)):
-        top.error(f"unrecognized arguments: {' '.join(rest)}")
+        top.error(f"unrecognized arguments: {' '.join(rest)}; see `refseg {args.command} --help`")
     if rest:
         args.overrides += rest
     if args.verbose or "logging" in sys.modules:

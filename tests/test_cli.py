@@ -228,6 +228,31 @@ def test_options_may_stand_between_overrides(in_tmp: Path, capsys: pytest.Captur
     with pytest.raises(SystemExit) as refused:
         main(["run", "method=empty", "--no-such-option"])
     assert refused.value.code == 2
+    assert "see `refseg run --help`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "report --html --frames 0",
+        "report --side=-1",
+        "score -j=-1",
+        "status --failures=-1",
+        "heads --best 0 x=1",
+        "compare a b --most -1",
+        "data verify shapes --first -1",
+        "data show shapes a --frames 0",
+        "demo v x --columns 0",
+        "demo v x --frames 0",
+        "doctor segmenter=grabcut --size 0 3",
+        "doctor segmenter=grabcut --expressions 1e3",
+    ],
+)
+def test_a_number_that_can_not_be_is_refused(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as refused:
+        main(words.split())
+    assert refused.value.code == 2
+    assert "is no whole number from" in capsys.readouterr().err
 
 
 def test_ctrl_c_while_a_command_is_imported_is_one_line(monkeypatch, capsys):

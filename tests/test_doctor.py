@@ -95,13 +95,6 @@ def test_what_cannot_be_measured_is_told(tmp_path, capsys):
     assert main(["doctor", "backbone=tests.test_doctor.Unknown", *SMALL, "-o", str(out)]) == 2
     assert "Unknown can't be measured" in capsys.readouterr().out
     assert out.is_file()
-    for words, number in (
-        (["--frames", "-1"], "-1"),
-        (["--size", "0", "9"], "0"),
-        (["--expressions", "0"], "0"),
-    ):
-        assert main(["doctor", "segmenter=grabcut", *words]) == 2
-        assert f"{number} is no number" in capsys.readouterr().err
 
 
 def test_components_are_told_in_order():

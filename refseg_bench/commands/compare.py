@@ -15,7 +15,7 @@ from rich.text import Text
 
 from refseg_bench.config.components import open_dataset
 from refseg_bench.errors import ConfigError, printable, shown
-from refseg_bench.files.store_io import add_json, put_json
+from refseg_bench.files.store_io import add_json, count, put_json
 from refseg_bench.report.compare import Comparison, Group, compare, compare_truths
 from refseg_bench.report.html import home, write_report
 from refseg_bench.report.tables import Cell, ResultTable, leave_out_outdated, to_terminal
@@ -46,7 +46,7 @@ def add(commands: Any) -> None:
     p.add_argument(
         "--by", default="", metavar="ATTR[,ATTR]", help="also by attribute: type, objects, size, motion …"
     )
-    p.add_argument("--most", type=int, default=10, metavar="N", help="samples that moved most to list")
+    p.add_argument("--most", type=count(0), default=10, metavar="N", help="samples that moved most to list")
     p.add_argument(
         "--html",
         nargs="?",

@@ -19,7 +19,7 @@ from refseg_bench.datasets.verify import Verdict, manifest, verify
 from refseg_bench.env import resource
 from refseg_bench.errors import ConfigError, DataError
 from refseg_bench.files.images import encoded
-from refseg_bench.files.store_io import add_json, output, put_json, safe_name, writing
+from refseg_bench.files.store_io import add_json, count, output, put_json, safe_name, writing
 from refseg_bench.report.pictures import find_sample, show_target
 
 
@@ -57,7 +57,7 @@ def add(commands: Any) -> None:
     p.add_argument("--root", type=Path, metavar="DIR", help="the set's folder")
     p.add_argument("--split", help="default: every split that is there")
     p.add_argument(
-        "--first", type=int, default=5, metavar="N", help="problems to print of each kind (0 = all)"
+        "--first", type=count(0), default=5, metavar="N", help="problems to print of each kind (0 = all)"
     )
     p.add_argument(
         "--decode", action="store_true", help="decode every frame whole, not its header and end only"
@@ -71,7 +71,7 @@ def add(commands: Any) -> None:
     p.add_argument("sample", metavar="SAMPLE", help="CLIP/EXPRESSION, or a clip's id")
     p.add_argument("--root", type=Path, metavar="DIR", help="the set's folder")
     p.add_argument("--split")
-    p.add_argument("--frames", type=int, default=6, help="frames of a video to show")
+    p.add_argument("--frames", type=count(1), default=6, help="frames of a video to show")
     p.add_argument("--out", type=Path, metavar="PNG", help="default: NAME-SAMPLE.png here")
     add_json(p, "the sample's words and attributes, its frames and the picture's path")
     p.set_defaults(main=show_sample)

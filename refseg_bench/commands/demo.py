@@ -20,7 +20,7 @@ from refseg_bench.config import components, schema
 from refseg_bench.config import compose as configs
 from refseg_bench.errors import ConfigError, printable
 from refseg_bench.files.images import encoded
-from refseg_bench.files.store_io import add_json, check_output, output, put_json, writing
+from refseg_bench.files.store_io import add_json, check_output, count, output, put_json, writing
 from refseg_bench.report.pictures import open_clip, overlay_video, show_stages
 from refseg_bench.run.build import build_method, check_parts, dataset_of
 from refseg_bench.types import Expression
@@ -42,9 +42,9 @@ def add(commands: Any) -> None:
         "default: method=lexical",
     )
     p.add_argument("-o", "--output", type=Path, default=Path("demo"), metavar="DIR", help="default: demo")
-    p.add_argument("--frames", type=int, metavar="N", help="use N frames of the clip, spread evenly")
+    p.add_argument("--frames", type=count(1), metavar="N", help="use N frames of the clip, spread evenly")
     p.add_argument("--fps", type=float, help="of the overlay video (default: the clip's, else 12)")
-    p.add_argument("--columns", type=int, default=6, metavar="N", help="frames in the stacked picture")
+    p.add_argument("--columns", type=count(1), default=6, metavar="N", help="frames in the stacked picture")
     add_json(p, "the answer's share of the frames, the seconds and the files")
     p.set_defaults(main=main)
 
@@ -52,6 +52,8 @@ def add(commands: Any) -> None:
 def main(args: argparse.Namespace) -> int:
     if not args.expression.strip():
         raise ConfigError("The expression is empty.", hint='refseg demo CLIP "the thing to find"')
+    if args.fps is not None and not 0 < args.fps < 1000:
+        raise ConfigError(f"--fps is {args.fps:g}.", allowed=["more than 0, less than 1000"])
     if args.json is not None:
         check_output(args.json)
     with _telling() as tell:
@@ -85,7 +87,7 @@ def main(args: argparse.Namespace) -> int:
         seconds = time.perf_counter() - began
         tell("drawing")
         with output(made[0]) as handle:
-            handle.write(encoded(show_stages(clip, grounding, columns=max(1, args.columns)), "PNG"))
+            handle.write(encoded(show_stages(clip, grounding, columns=args.columns), "PNG"))
         if len(clip) > 1:
             made.append(args.output / "overlay.mp4")
             overlay_video(clip, grounding, made[-1], fps=args.fps or rate)

@@ -29,7 +29,7 @@ from refseg_bench.backbones.lazy_torch import torch
 from refseg_bench.config.components import make
 from refseg_bench.config.compose import nodes
 from refseg_bench.errors import ConfigError, RefsegError, require
-from refseg_bench.files.store_io import check_output, put_json
+from refseg_bench.files.store_io import check_output, count, put_json
 from refseg_bench.methods.decaf.prompts import background_prompt, object_prompt, template
 from refseg_bench.run.build import check_part
 from refseg_bench.segmenters.base import Prompt, Segmenter
@@ -63,12 +63,12 @@ def add(commands: Any) -> None:
     p.add_argument(
         "--random", action="store_true", help="backbone.path holds configs alone: measure untrained weights"
     )
-    p.add_argument("--frames", type=int, default=16, metavar="N", help="of the clip (default: 16)")
-    p.add_argument("--size", type=int, nargs=2, default=(480, 854), metavar=("H", "W"), help="of its frames")
+    p.add_argument("--frames", type=count(1), default=16, metavar="N", help="of the clip (default: 16)")
+    p.add_argument("--size", type=count(1), nargs=2, default=(480, 854), metavar=("H", "W"), help="of them")
     p.add_argument(
-        "--expressions", type=int, nargs="+", default=(1, 4, 16), metavar="N", help="on the clip at once"
+        "--expressions", type=count(1), nargs="+", default=(1, 4, 16), metavar="N", help="on the clip at once"
     )
-    p.add_argument("--table", type=int, default=1000, metavar="N", help="expressions to tell the hours for")
+    p.add_argument("--table", type=count(1), default=1000, metavar="N", help="expressions to tell hours of")
     p.add_argument(
         "-o", "--output", "--json", type=Path, metavar="FILE", help="also write what was found as JSON"
     )
@@ -77,8 +77,6 @@ def add(commands: Any) -> None:
 
 def main(args: argparse.Namespace) -> int:
     require("torch", "Measuring models")
-    if (least := min(args.frames, *args.size, *args.expressions)) < 1:
-        raise ConfigError(f"{least} is no number of frames, pixels or expressions.", allowed=["1, 2, 3 …"])
     if args.output is not None:
         check_output(args.output)
     components = list(nodes(args.overrides))

@@ -10,7 +10,7 @@ from typing import Any, get_args
 from refseg_bench import env
 from refseg_bench.config import compose as configs
 from refseg_bench.errors import ConfigError
-from refseg_bench.files.store_io import check_output, put_json
+from refseg_bench.files.store_io import check_output, count, put_json
 from refseg_bench.methods.loc_head import LocHead, Rule, find_heads
 from refseg_bench.run.build import build_method, dataset_of
 from refseg_bench.segmenters.base import middles
@@ -26,9 +26,9 @@ def add(commands: Any) -> None:
         "overrides", nargs="+", metavar="key=value", help="backbone=…, dataset=…, method.question=…"
     )
     p.add_argument(
-        "--pairs", type=int, default=1000, metavar="N", help="spread over the split (default: 1000)"
+        "--pairs", type=count(1), default=1000, metavar="N", help="spread over the split (default: 1000)"
     )
-    p.add_argument("--best", type=int, default=10, metavar="N", help="how many to name (default: 10)")
+    p.add_argument("--best", type=count(1), default=10, metavar="N", help="how many to name (default: 10)")
     p.add_argument(
         "--rule", choices=get_args(Rule), default="sum",
         help="heads that look at the picture: by their sum, or by their number, as the released code has it",
@@ -40,10 +40,6 @@ def add(commands: Any) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    if min(args.pairs, args.best) < 1:
-        raise ConfigError(
-            f"{min(args.pairs, args.best)} is no number of pairs or heads.", allowed=["1, 2, 3 …"]
-        )
     if args.output is not None:
         check_output(args.output)
     chosen = [] if any(word.startswith("method=") for word in args.overrides) else ["method=loc_head"]

@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from refseg_bench.errors import ConfigError, RefsegError, StoreError
-from refseg_bench.files.store_io import add_json, check_output, output
+from refseg_bench.files.store_io import add_json, check_output, count, output
 from refseg_bench.report import tables
 from refseg_bench.report.compare import only_protocol
 from refseg_bench.report.tables import leave_out_outdated
@@ -49,8 +49,8 @@ def add(commands: Any) -> None:
         help="write pages to browse every sample (default: RUN/report of one run, "
         "runs/report-N-runs-ID of several)",
     )
-    p.add_argument("--frames", type=int, default=32, metavar="N", help="--html: frames of a clip to show")
-    p.add_argument("--side", type=int, default=480, metavar="PX", help="--html: longest side of a frame")
+    p.add_argument("--frames", type=count(1), default=32, metavar="N", help="--html: frames of each clip")
+    p.add_argument("--side", type=count(1), default=480, metavar="PX", help="--html: longest side of a frame")
     p.add_argument(
         "--sweep",
         nargs="?",

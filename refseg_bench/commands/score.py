@@ -14,7 +14,7 @@ from typing import Any
 from refseg_bench.config import schema
 from refseg_bench.config.components import find, is_class, open_dataset, open_protocol, options
 from refseg_bench.errors import ConfigError, RefsegError, ScoreError, StoreError
-from refseg_bench.files.store_io import add_json, check_output, put_json
+from refseg_bench.files.store_io import add_json, check_output, count, put_json
 from refseg_bench.scoring import results
 from refseg_bench.scoring.foreign import inside_dataset, open_predictions
 from refseg_bench.scoring.results import Splits
@@ -57,7 +57,7 @@ def add(commands: Any) -> None:
     p.add_argument(
         "--partial", action="store_true", help="leave out what failed or is missing, under every protocol"
     )
-    p.add_argument("-j", "--jobs", type=int, default=0, help="processes (default: the cores given)")
+    p.add_argument("-j", "--jobs", type=count(0), default=0, help="processes (default: the cores given)")
     p.add_argument("--after-run", action="store_true", help=argparse.SUPPRESS)  # as a job of `refseg run`
     p.add_argument("--launch", help=argparse.SUPPRESS)  # the `refseg run` whose protocols and settings hold
     p.set_defaults(main=main)

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from refseg_bench.errors import ConfigError, RefsegError, StoreError, printable
-from refseg_bench.files.store_io import add_json, put_json
+from refseg_bench.files.store_io import add_json, count, put_json
 from refseg_bench.run.build import frozen
 from refseg_bench.run.inputs import Present, recorded
 from refseg_bench.run.progress import log_path
@@ -26,7 +26,7 @@ from refseg_bench.run.workers import BEAT, describe, records
 def add(commands: Any) -> None:
     p = commands.add_parser("status")
     p.add_argument("runs", nargs="*", type=Path, help="run folders, or a folder of them (default: runs)")
-    p.add_argument("--failures", type=int, default=FEW, metavar="N", help="failed samples to name per run")
+    p.add_argument("--failures", type=count(0), default=FEW, metavar="N", help="failed samples named per run")
     p.add_argument(
         "--watch",
         nargs="?",

@@ -7,6 +7,7 @@ Nothing is written or deleted through a symbolic link that leads out of the fold
 
 from __future__ import annotations
 
+import argparse
 import binascii
 import contextlib
 import errno
@@ -656,6 +657,17 @@ def put_json(path: Path | None, value: Any) -> None:
     if path is not None:
         with output(path) as handle:
             handle.write((json.dumps(without_nan(to_plain(value)), indent=1) + "\n").encode())
+
+
+def count(least: int) -> Callable[[str], int]:
+    """How an option's word is read as a whole number of at least ``least``."""
+
+    def read(word: str) -> int:
+        if not (word.isascii() and word.isdecimal() and len(word) < 10 and int(word) >= least):
+            raise argparse.ArgumentTypeError(f"'{word}' is no whole number from {least} on")
+        return int(word)
+
+    return read
 
 
 def add_json(parser: Any, what: str) -> None:

@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from refseg_bench.datasets.base import Dataset
 from refseg_bench.datasets.files import frame_key
-from refseg_bench.errors import ConfigError, DataError, require
+from refseg_bench.errors import DataError, require
 from refseg_bench.files.images import encoded, image_size, read_rgb, stored_upright
 from refseg_bench.files.store_io import is_temporary, output, read_bytes, replacing, sweep, within, writing
 from refseg_bench.methods.base import evenly
@@ -423,8 +423,6 @@ def open_clip(path: Path, scratch: Path, most: int | None = None) -> tuple[Clip,
     Raises:
         DataError: nothing there, nothing readable, two frames of one number, or of different sizes.
     """
-    if most is not None and most < 1:
-        raise ConfigError("--frames must be at least 1.")
     rate = 12.0
     if path.is_dir():
         numbered = sorted(
