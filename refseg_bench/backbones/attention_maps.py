@@ -246,12 +246,10 @@ class _MapReducer:
 
     def _settle(self) -> None:
         """Fetch what is pending from the device."""
-        self._stats += [self._statistics(*layer) for layer in self._pending]
+        for image_TN, text_TT in (self._finish(*layer) for layer in self._pending):
+            text = None if text_TT is None else text_TT.cpu().numpy()
+            self._stats.append(sink_statistics(image_TN.cpu().numpy(), text))
         self._pending.clear()
-
-    def _statistics(self, image_TN: Tensor, text_TT: Tensor | None) -> NDArray[np.float32]:
-        image_TN, text_TT = self._finish(image_TN, text_TT)
-        return sink_statistics(image_TN.cpu().numpy(), None if text_TT is None else text_TT.cpu().numpy())
 
 
 def _plus(total: Tensor | None, more: Tensor) -> Tensor:

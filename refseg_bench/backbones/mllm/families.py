@@ -67,14 +67,6 @@ class MLLMFamily(ABC):
         return self.config.get_text_config()
 
     @abstractmethod
-    def video_grid(self, size: tuple[int, int], frames: int, visual: VisualSettings) -> tuple[int, int, int]:
-        """(T, h, w) of the video branch for frames of (height, width) pixels."""
-
-    @abstractmethod
-    def frame_grid(self, size: tuple[int, int], visual: VisualSettings) -> tuple[int, int]:
-        """(h, w) of the frame branch."""
-
-    @abstractmethod
     def video(self, frames_THWC: Uint8THWC, visual: VisualSettings) -> Visual:
         """The sampled frames as one video."""
 
@@ -383,7 +375,7 @@ class InternVL(MLLMFamily):
             (_INTERNVL_SYSTEM + _USER + "<img>", (token, rows * columns * self.side**2)),
             ("</img>\n", _END),
             token,
-            (1, rows * self.side, columns * self.side),
+            (1, *self.frame_grid(frame_HWC.shape[:2], visual)),
             (rows, columns),
         )
 

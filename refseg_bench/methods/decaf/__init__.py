@@ -203,6 +203,8 @@ class DecAF(AttentionMethod):
                         session = stack.enter_context(self.segmenter.open(clip))
                     track, found = self.prompt_segmenter(session, frames, volume)
                 seconds["segment"] = time.perf_counter() - began
+                if self.keypoints:
+                    found["keypoints"] = keypoints(volume, frames, self.keypoints).round(6).tolist()
                 shown = self._shown(read, volume)
                 yield Grounding(
                     expression=expression,
@@ -224,7 +226,6 @@ class DecAF(AttentionMethod):
                         "constant": not bool(volume.any()),
                         "contrast_peak": self._contrast(read),
                         **found,
-                        **self._keypoints(volume, frames),
                     },
                     seconds=seconds,
                 )
@@ -429,11 +430,6 @@ class DecAF(AttentionMethod):
                 shown[f"background{suffix}"] = minmax(behind)
             shown[f"contrast{suffix}"] = minmax(contrast(seen, behind), per_frame=branch == "frame")
         return {**shown, "fused": volume}
-
-    def _keypoints(self, volume: FloatTHW, frames: tuple[int, ...]) -> dict[str, Any]:
-        if self.keypoints == 0:
-            return {}
-        return {"keypoints": keypoints(volume, frames, self.keypoints).round(6).tolist()}
 
 
 @dataclass(frozen=True, eq=False)
