@@ -349,6 +349,9 @@ def _not_found(data: Dataset, landmarks: Sequence[str]) -> DataError:
         f"Get it as datasets/{data.name}/README.md says, then set dataset.root=FOLDER (`refseg score`: "
         "--root FOLDER) or put it under $REFSEG_DATA; `refseg data list` shows what is found where."
     )
+    above = [p for landmark in landmarks for p in (place / landmark).parents]
+    if barred := next((p for p in above if os.path.isdir(p) and not os.access(p, os.X_OK)), None):
+        hint = f"Check the permissions of {barred}, which may not be entered."
     near = [place / one for one in inside[:1000]] + [place.parent, place.parent.parent]
     for folder in near:
         if any(_there(folder, landmark) for landmark in landmarks):

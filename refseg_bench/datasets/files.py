@@ -9,10 +9,12 @@ There is no second set of checks. Names that come out of JSON, pickles or archiv
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -211,6 +213,15 @@ def rename_that_helps(*paths: Path) -> str | None:
             close = get_close_matches(path.name, there, 1, 0.7)
             if close and path.name not in there:
                 return f"If {path.parent / close[0]} is that file, rename it to {path.name}."
+    return None
+
+
+def other_form(path: Path) -> str | None:
+    """The hint of what is missing where its name is there in another Unicode form, as macOS packs it."""
+    form = functools.partial(unicodedata.normalize, "NFC")
+    with contextlib.suppress(OSError):
+        if form(path.name) in map(form, os.listdir(path.parent)) and not path.name.isascii():
+            return f"Rename it: '{path.name}' is there in another Unicode form (convmv -f utf8 -t utf8 --nfc)."
     return None
 
 

@@ -27,6 +27,7 @@ from refseg_bench.datasets.files import (
     cache_root,
     check_link,
     frame_key,
+    other_form,
     read_json,
     rename_that_helps,
     safe_join,
@@ -395,7 +396,8 @@ class MetaExpressions(Dataset):
             with os.scandir(folder) as entries:
                 present = {entry.name: entry.is_symlink() for entry in entries}
         except FileNotFoundError:
-            self.tell(Damage("missing video", f"The folder of video '{folder.name}' is missing.", folder))
+            told, hint = f"The folder of video '{folder.name}' is missing.", other_form(folder)
+            self.tell(Damage("missing video", told, folder, hint=hint))
             return
         except OSError as error:
             self.tell(unreadable(folder, error))

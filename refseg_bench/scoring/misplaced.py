@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import islice
@@ -23,7 +24,7 @@ def words(name: str) -> tuple[str, ...]:
     >>> words("IMG-042/s0")
     ('img', '42', 's', '0')
     """
-    found = re.findall(r"[0-9]+|[^\W\d_]+", name.casefold())
+    found = re.findall(r"[0-9]+|[^\W\d_]+", unicodedata.normalize("NFKC", name).casefold())
     return tuple(word.lstrip("0") or "0" if word.isdecimal() else word for word in found)
 
 
@@ -101,7 +102,9 @@ class Names:
             if near == f"{wanted}/":
                 return f"nothing is in '{near}'"
             if near is not None:
-                return f"found '{near}' where '{wanted}' is wanted"
+                composed = [unicodedata.is_normalized("NFC", each) for each in (near, wanted)]
+                form = " in another Unicode form" * (len({*composed}) > 1)
+                return f"found '{near}'{form} where '{wanted}' is wanted"
         for name in names:
             for path in self._last.get(name.rpartition("/")[2], []):
                 if path.endswith(f"/{name}"):

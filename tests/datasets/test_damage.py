@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import shutil
+import unicodedata
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from refseg_bench.datasets.refcoco_m import RefCocoM
 from refseg_bench.datasets.revos import Revos
 from refseg_bench.datasets.verify import frame_problems, verify
 from refseg_bench.errors import DataError
+from refseg_bench.scoring.misplaced import Names
 from tests.quick import quick_first
 from tools.writers import (
     ImageRecord,
@@ -571,6 +573,26 @@ def test_a_damage_is_told_once_with_what_helps(tmp_path):
     assert told[0].hint == "'00000.jpg' is there: take the ending off the names."
     cut(MASKS)(tmp_path)
     assert "missing file" not in verify(build()).kinds()
+
+
+def test_a_name_in_another_unicode_form_is_told(tmp_path):
+    composed, split = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
+    write_meta_expressions_set(tmp_path, "valid_u", [video(composed)])
+    (tmp_path / "valid_u/JPEGImages" / composed).rename(tmp_path / "valid_u/JPEGImages" / split)
+    (told,) = verify(MetaExpressions(root=tmp_path)).kinds()["missing video"]
+    assert "is there in another Unicode form" in told.hint
+    told = Names([f"{split}/0/00000.png"], "").instead(f"{composed}/0/00000.png", [f"{composed}/0/00000"])
+    assert "in another Unicode form where" in told
+
+
+def test_a_folder_that_may_not_be_entered_is_named(tmp_path, monkeypatch):
+    (tmp_path / "valid_u").mkdir()
+    monkeypatch.setattr(
+        "refseg_bench.datasets.base.os.access", lambda path, mode: path != tmp_path / "valid_u"
+    )
+    with pytest.raises(DataError, match="is not here") as caught:
+        MetaExpressions(root=tmp_path).clips()
+    assert f"Check the permissions of {tmp_path / 'valid_u'}" in caught.value.hint
 
 
 def test_what_may_not_be_read_is_no_damage(tmp_path, monkeypatch):
