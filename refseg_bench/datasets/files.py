@@ -221,7 +221,7 @@ def other_form(path: Path) -> str | None:
     form = functools.partial(unicodedata.normalize, "NFC")
     with contextlib.suppress(OSError):
         if form(path.name) in map(form, os.listdir(path.parent)) and not path.name.isascii():
-            return f"Rename it: '{path.name}' is there in another Unicode form (convmv -f utf8 -t utf8 --nfc)."
+            return f"Rename it: '{path.name}' is there in another Unicode form (convmv -f utf8 -t utf8 --nfc)"
     return None
 
 

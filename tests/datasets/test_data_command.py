@@ -429,7 +429,6 @@ def test_what_can_t_be_done_is_told(tmp_path, capsys):
     write_meta_expressions_set(tmp_path / "data/mevis", "valid_u", [video()])
     (tmp_path / "a.zip").write_bytes(b"PK")
     for words in (
-        ["show", "mevis", "0123456789ab/0", "--frames", "0"],
         ["prepare", "id_maps", "--from", tmp_path / "a.zip"],
         ["verify", "mevis", "--root", "a" * 300],
     ):
