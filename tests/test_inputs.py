@@ -527,7 +527,8 @@ def test_the_last_of_two_commands_to_finish_sees_that_all_is_there(tmp_path: Pat
     """Both work on the same run; what the other one did is not counted as missing."""
     values = fake_values(tmp_path)
     point = Composed(values, "fake", digest(values), (), {})
-    other = planned(freeze(point), point, lambda line: None, lambda: None)
+    other = planned(freeze(point), point, lambda line: None)
+    other.keep()
     before = dict(other.store.index())
     (answer,) = launch([point], lambda line: None)
     assert answer.tally == Tally(12, 0, 0)

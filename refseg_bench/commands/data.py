@@ -203,8 +203,6 @@ def _report(console: Console, name: str, split: str, verdict: Verdict, first: in
 
 def show_sample(args: argparse.Namespace) -> int:
     """``refseg data show``."""
-    if args.frames < 1:
-        raise ConfigError("No frame would be shown.", where=f"--frames {args.frames}", allowed=["1 and more"])
     name = find("dataset", args.name)
     data = open_dataset(name, root=args.root, split=args.split)
     clip, expression = find_sample(data, args.sample)

@@ -346,8 +346,8 @@ def _not_found(data: Dataset, landmarks: Sequence[str]) -> DataError:
     except OSError as error:
         holds = f" It can't be read as a folder ({error.strerror})."
     hint = (
-        f"Get it as datasets/{data.name}/README.md says, then set dataset.root=FOLDER (`refseg score`: "
-        "--root FOLDER) or put it under $REFSEG_DATA; `refseg data list` shows what is found where."
+        f"Get it as datasets/{data.name}/README.md says, then set dataset.root=FOLDER (where a command "
+        "has it: --root FOLDER) or put it under $REFSEG_DATA; `refseg data list` shows what is found where."
     )
     above = [p for landmark in landmarks for p in (place / landmark).parents]
     if barred := next((p for p in above if os.path.isdir(p) and not os.access(p, os.X_OK)), None):

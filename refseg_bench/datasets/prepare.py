@@ -550,8 +550,9 @@ def _checked(found: Iterator[_Member], archive: Path) -> list[_Member]:
 def _check_space(members: list[_Member], into: Path) -> None:
     total = sum(member.size for member in members)
     into.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(into).free - SPARE
-    if total > free:
-        told = f"The archive unpacks to {total / 1e9:.1f} GB, {max(0, free) / 1e9:.1f} GB are free."
+    free = shutil.disk_usage(into).free
+    if total > free - SPARE:
+        told = f"The archive unpacks to {total / 1e6:,.0f} MB; {free / 1e6:,.0f} MB are free"
+        told += f", of which {SPARE / 1e6:.0f} are to stay so."
         hint = "Free some space, or unpack to another disk with --to."
         raise Damage("disk too small", told, into, hint=hint)

@@ -168,7 +168,7 @@ def _clear(folder: Path) -> None:
     filled = folder.is_dir() and not all(is_temporary(p.name) for p in folder.iterdir())
     if filled and not (page.is_file() and _MARK.encode() in read_bytes(page)):
         raise StoreError(
-            "The folder holds something that is no report.", where=folder, hint="Choose another folder."
+            "The folder holds something that is no report.", where=folder, hint="Choose another: --html DIR."
         )
     folder.mkdir(parents=True, exist_ok=True)
     # First of all, so that a report that is killed is known as one, and not shown, or taken, as whole.

@@ -52,13 +52,17 @@ def freeze(point: Composed, info: RunInfo | None = None) -> RunStore:
     return store
 
 
-def _planned(point: Composed, say: Callable[[str], None]) -> Planned:
-    """What is left of a point; a data set that can't be read leaves no new folder behind."""
-    info = _info(point)
-    if point.path.exists():
-        # Another run's folder is refused; what this one holds stays until the data set is read.
-        RunStore.create(point.path, to_yaml(point.values), info)
-    return planned(RunStore(point.path), point, say, lambda: freeze(point, info))
+def _planned(points: Sequence[Composed], say: Callable[[str], None]) -> list[Planned]:
+    """What is left of points, whose folders are made; if a data set can't be read, none is, nor changed."""
+    infos, runs = list(map(_info, points)), list[Planned]()
+    for point, info in zip(points, infos, strict=True):
+        if point.path.exists():
+            RunStore.create(point.path, to_yaml(point.values), info)  # another run's folder is refused
+        runs.append(planned(RunStore(point.path), point, say))
+    for point, info, run in zip(points, infos, runs, strict=True):
+        freeze(point, info)
+        run.keep()
+    return runs
 
 
 def _info(point: Composed) -> RunInfo:
@@ -101,7 +105,7 @@ def launch(
             slurm.check(cluster)
         elif cluster.kind == "ray":
             ray.check()
-    runs = [_planned(point, say) for point in points]
+    runs = _planned(points, say)
     busy = living([run.store for run in runs])
     open_runs = [run for run in runs if run.work]
     if processes := _processes(open_runs):
@@ -144,7 +148,7 @@ def freeze_for_workers(points: Sequence[Composed], say: Callable[[str], None]) -
     Raises:
         RefsegError: a point can't be frozen or planned.
     """
-    runs = [_planned(point, say) for point in points]
+    runs = _planned(points, say)
     for run in runs:
         run.submission = register(run.store, run.values, "frozen", run.shards)
         _close(run, "frozen")

@@ -123,6 +123,7 @@ class Planned:
     submission: Submission | None = None
     tally: Tally | None = None  #: what was done here; ``None`` where it was submitted, stood back or failed
     error: RefsegError | None = None  #: why it could not be worked on
+    keep: Callable[[], None] = lambda: None  #: writes what was seen of its data set into its folder
 
     @property
     def cluster(self) -> Cluster:
@@ -151,13 +152,8 @@ class Planned:
         return sum(len(es) for _, es in self.work)
 
 
-def planned(
-    store: RunStore, point: Composed, say: Callable[[str], None], make: Callable[[], object] | None = None
-) -> Planned:
-    """Look at what is left of a run and choose its shards.
-
-    The folder needn't be there; ``make`` makes it once the data set is read, for a record of that (``None`` =
-    write nothing).
+def planned(store: RunStore, point: Composed, say: Callable[[str], None]) -> Planned:
+    """Look at what is left of a run, whose folder needn't be there, and choose its shards; write nothing.
 
     Raises:
         RefsegError: the dataset can't be read, or holds no expression.
@@ -173,10 +169,8 @@ def planned(
     open_work = left(whole, store.index(), present)
     work = wanted(open_work, store.index(), config.cluster)
     _tell_of_data(store, whole, present, say)
-    if make is not None:
-        make()
-        keep_record(store, whole, files, present)
     run = Planned(store, point.values, config, work, len(whole), say)
+    run.keep = lambda: keep_record(store, whole, files, present)
     run.aside = sum(len(es) for _, es in open_work) - run.samples
     run.shards = max(1, min(_wanted(run), run.clips))
     return run

@@ -170,6 +170,8 @@ def test_a_data_set_that_is_not_there_leaves_a_run_as_it_was(tmp_path: Path) -> 
     before = answer.store.config_path.read_bytes()
     (elsewhere,) = compose([*words, f"dataset.root={tmp_path}/nowhere"])
     assert elsewhere.path == answer.store.root
+    (other,) = compose(["method=full_frame", *words[1:]])
     with pytest.raises(DataError):
-        launch([elsewhere], quiet)
+        launch([other, elsewhere], quiet)
     assert answer.store.config_path.read_bytes() == before
+    assert not other.path.exists()
