@@ -47,6 +47,7 @@ from refseg_bench.types import (
     SampleFailure,
     decode_rle,
     encode_rle,
+    extents,
     sample_id,
 )
 
@@ -261,6 +262,7 @@ class ForeignPredictions(ABC):
         there = {key: p for key, p in read.items() if p is not None}
         files = {key: each.masks if self.end else None for key, each in found.items()}
         tracks = {key: p.track for key, p in there.items() if p.track is not None}
+        tally.update(_repeated([(tracks[e.id], e) for e in expressions if e.id in tracks]))
         greys = {key: GreyMasks(track, files[key], self.above) for key, track in tracks.items()}
         if held and samples:
             there = _split(held, clip, expressions)
@@ -416,6 +418,16 @@ def names_of(clip: Clip, e: Expression, signs: str = "/") -> Iterator[str]:
         yield str(e.attrs["sent_id"])
     elif image and str(e.attrs.get("text_index", e.id)) == "0":
         yield from dict.fromkeys([clip.id, clip.frame_names[0]])
+
+
+def _repeated(found: Sequence[tuple[MaskTrack, Expression]]) -> dict[str, int]:
+    """How many masks of a clip stand for all expressions or all frames alike: a slip of what wrote them."""
+    shown = [track for track, _ in found if extents([track])]
+    still = sum(len(track) for track in shown if len(track) > 2 and len({*track.rles}) == 1)
+    told = {"the same in all frames of a clip": still}
+    if len({str(e.attrs.get("obj_ids")) for _, e in found}) > 1 and len({track.rles for track in shown}) == 1:
+        told["the same for expressions of several objects"] = sum(map(len, shown))
+    return {name: masks for name, masks in told.items() if masks}
 
 
 def _list(value: Any) -> list[Any]:

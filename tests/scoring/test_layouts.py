@@ -804,6 +804,23 @@ def test_a_run_is_no_folder_of_predictions(told, capsys):
     assert "a run of this harness" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("per", "words"),
+    [
+        (lambda e, frame: frame, {"the same for expressions of several objects": 8}),
+        (lambda e, frame: e.id, {"the same in all frames of a clip": 8}),
+        (lambda e, frame: (e.id, frame), {}),
+    ],
+    ids=["one for all expressions", "one for all frames", "each its own"],
+)
+def test_masks_written_more_than_once_are_told(told, per, words):
+    place, first = told[0], {}
+    for clip, e, frame, mask in everything(open_dataset("mevis", root=place / "mevis")):
+        save(place / "p" / clip.id / e.id / f"{frame}.png", first.setdefault(per(e, frame), mask))
+    _, found = run(place, place / "p", "mevis", place / "mevis", "rvos-expr")
+    assert found["rvos-expr"]["notes"]["predictions_read"] == {"0/255 grey": 8, **words}
+
+
 def test_an_archive_alone_in_a_folder_is_told(told, capsys):
     place = told[0]
     (place / "packed").mkdir()
