@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +143,7 @@ def prepare_set(args: argparse.Namespace) -> int:
     root, ready = prepare(name, args.sources, args.to, say)
     for split, clips in ready.items():
         say(f"{name} {split}: {clips} clips")
-    say(f"ready in {root}; check it with: refseg data verify {name} --root {root}")
+    say(f"ready in {root}; check it with: refseg data verify {name} --root {shlex.quote(str(root))}")
     if not ready:
         say("but no split of it loads yet: more archives are needed")
     put_json(args.json, {"set": name, "root": str(root), "clips": ready})

@@ -12,6 +12,7 @@ import json
 import math
 import os
 import re
+import shlex
 import shutil
 import time
 from collections import defaultdict
@@ -133,8 +134,9 @@ def pages(stores: Sequence[RunStore]) -> str:
     """
     samples = sum(len(store.index()) for store in stores)
     if samples > _AT_ONCE:
-        where = " ".join(str(s.root) for s in stores) if len(stores) <= 3 else stores[0].root.parent
-        return f"pages to browse the {samples} samples: refseg report --html {where}"
+        where = [s.root for s in stores] if len(stores) <= 3 else [stores[0].root.parent]
+        command = shlex.join(["refseg", "report", *map(str, where), "--html"])
+        return f"pages to browse the {samples} samples: {command}"
     folder, mark = home(stores), _mark(stores)
     kept = ""
     with suppress(OSError, ValueError):
@@ -168,7 +170,9 @@ def _clear(folder: Path) -> None:
     filled = folder.is_dir() and not all(is_temporary(p.name) for p in folder.iterdir())
     if filled and not (page.is_file() and _MARK.encode() in read_bytes(page)):
         raise StoreError(
-            "The folder holds something that is no report.", where=folder, hint="Choose another: --html DIR."
+            "The folder holds something that is no report.",
+            where=folder,
+            hint="refseg report RUNS --html DIR",
         )
     folder.mkdir(parents=True, exist_ok=True)
     # First of all, so that a report that is killed is known as one, and not shown, or taken, as whole.

@@ -289,11 +289,12 @@ def _admitted(run: Planned, busy: Sequence[Submission]) -> bool:
         run.say(f"{root}\n  also submitted: {other.told()}")
     if kind == "slurm" and older and not (run.cluster.join or run.cluster.retry_failed):
         _close(run, "refused")
+        named = shlex.quote(str(root))
         run.error = RefsegError(
             f"The run is already being worked on: {older[0].told()}.",
             where=root,
-            hint=f"Watch it with `refseg status {root}`, end it with `refseg cancel {root}`, or add workers "
-            "to it with cluster.join=true.",
+            hint=f"Watch it with `refseg status {named}`, end it with `refseg cancel {named}`, or add "
+            "workers to it with cluster.join=true.",
         )
         return False
     if others and kind != "slurm":

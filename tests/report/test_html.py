@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from PIL import Image
 from refseg_bench.cli import main
 from refseg_bench.errors import DataError, StoreError
 from refseg_bench.files.store_io import sealed_text
+from refseg_bench.report import html
 from refseg_bench.report.html import write_report
 from refseg_bench.report.pictures import spread
 from refseg_bench.run.loop import work_on
@@ -165,3 +167,13 @@ def test_long_clips_show_some_frames(tmp_path: Path) -> None:
     assert clip["length"] == 9
     with Image.open(page.parent / "frames" / clip["frames"][0]["source"]) as frame:
         assert max(frame.size) == 16
+
+
+def test_the_command_for_the_pages_of_many_samples_can_be_pasted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(html, "_AT_ONCE", 1)
+    store = stages(tmp_path / "my runs")
+    _, _, command = html.pages([store]).partition(": ")
+    assert main(shlex.split(command)[1:]) == 0
+    assert (store.root / "report/index.html").is_file()
