@@ -249,6 +249,15 @@ def brightened(path):
     ]
 
 
+def smoothed(path):
+    def damage(root):
+        for file in (root / path).iterdir():
+            grey, smooth = Image.fromarray(np.asarray(Image.open(file))), Image.Resampling.BILINEAR
+            grey.resize((64, 48), smooth).resize((32, 24), smooth).save(file)
+
+    return damage
+
+
 def repainted(path):
     """Swap the first two objects' indices and colours: viewers show the same."""
 
@@ -549,6 +558,7 @@ NOTED = {
     "frames out of order": (mevis, edit(META, lambda m: m["videos"][A]["frames"].reverse()), "in another order than their names'"),
     "fewer annotations than objects": (mevis, exp(A, "1", anno_id=[0]), "'obj_id' names 2 objects, 'anno_id' 1"),
     "palette reordered": (ytvos, repainted(f"train/Annotations/{A}"), "4 maps are read as ids, palette index, though the colours of DAVIS are in another order"),
+    "maps resized with smoothing": (ytvos, smoothed(f"train/Annotations/{A}"), "change in steps, as in resized maps"),
     "x and y swapped": (refcoco, edit("instances.json", lambda m: m["annotations"][0].update(segmentation=[[4, 4, 4, 20, 16, 20, 16, 4]])), "'bbox' is [4.0, 4.0, 16.0, 12.0], its mask lies in [4.0, 4.0, 12.0, 16.0]"),
 }  # fmt: skip
 
