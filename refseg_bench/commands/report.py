@@ -84,6 +84,8 @@ def main(args: argparse.Namespace) -> int:
         if args.output or args.format != "term" or args.html is not None or args.video or args.coco:
             raise ConfigError("--json is --format json -o OUT, and goes with no --html, --video or --coco.")
         args.format, args.output = "json", args.json
+    if args.metric is not None and args.sweep is None:
+        raise ConfigError("--metric goes with --sweep.")
     for path in filter(None, (args.output or (args.video and Path("sample.mp4")), args.coco)):
         check_output(path)
     paths = [Path(word) for word in args.runs if not word.startswith(_EXPERIMENT)]

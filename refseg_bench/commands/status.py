@@ -20,7 +20,7 @@ from refseg_bench.run.progress import log_path
 from refseg_bench.run.store import RunStore, find_runs
 from refseg_bench.run.submissions import Submission, living, submissions
 from refseg_bench.run.summary import FEW, summarize
-from refseg_bench.run.workers import BEAT, describe, records
+from refseg_bench.run.workers import BEAT, Census, describe, records
 
 
 def add(commands: Any) -> None:
@@ -109,7 +109,10 @@ def _tell(
         note(text)
     left, rate, peak = found.left, found.rate, found.peak
     jobs = records(store.root)
-    quiet = [job for job in jobs if not job.end and time.time() - job.beat >= 2 * BEAT]
+    census = Census()
+    silent = ((job, time.time() - job.beat) for job in jobs if not job.end)
+    # SLURM is asked about submissions alone: of its processes the sign of life tells.
+    quiet = [j for j, s in silent if s >= 2 * BEAT or not (j.owner.slurm or census.alive(j.owner, s))]
     # What was cancelled may still be ending; a worker may have joined since.
     told_over = (s for s in submissions(store.root) if s.state == "over")
     over = {s.id: (store.root / "launches" / s.id / "launch.json").stat().st_mtime for s in told_over}

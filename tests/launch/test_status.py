@@ -154,4 +154,11 @@ def test_what_was_cancelled_has_no_eta_and_nobody_at_work(tmp_path: Path, capsys
     eta, out = told("--watch", "0.01")  # ends, for nobody works
     assert eta == "–"
     assert f"nobody works on it; this goes on: {store.info().command}" in out
+    with Desk(store.root, Owner.here("killed", submission.id)) as desk:
+        kept = desk.record.read_text()
+    desk.record.write_text(kept)
+    eta, out = told()
+    assert eta == "–", "a process of this machine is known to be dead at once"
+    assert "nobody works on it" in out
+    assert "no sign of life" in out
     assert main(["status", "--watch", "0"]) == 2
