@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import platform
-import random
 import re
 import resource as rlimits
 import sys
@@ -157,6 +156,8 @@ def seed_everything(seed: int, scope: str) -> None:
     functions that are computed in vectors, differ in the last digits with the number of threads, which
     would else be that of the machine or of the other shards on it.
     """
+    import random
+
     global _run_seed
     _run_seed = seed
     mixed = int.from_bytes(hashlib.sha256(f"{seed}:{scope}".encode()).digest()[:4], "little")

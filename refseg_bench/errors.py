@@ -131,9 +131,7 @@ def require(package: str, capability: str) -> None:
 # ── texts ────────────────────────────────────────────────────────────────────
 
 #: Controls (also C1), marks that turn the direction of text, separators that break lines.
-_UNPRINTABLE = re.compile(
-    "[\x00-\x08\x0a-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
-)
+_UNPRINTABLE = "[\x00-\x08\x0a-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
 
 
 def shown(text: str, colours: bool = False) -> str:
@@ -141,7 +139,7 @@ def shown(text: str, colours: bool = False) -> str:
 
     ``colours``: let changes of colour pass, as this program's own tables make.
     """
-    if _UNPRINTABLE.search(text.replace("\n", "")) is None:
+    if text.replace("\n", "").isprintable():
         return text
     pieces = re.split("(\n|\x1b\\[[0-9;]*m)" if colours else "(\n)", text)
     return "".join(piece if place % 2 else printable(piece) for place, piece in enumerate(pieces))
@@ -155,6 +153,8 @@ def printable(text: str) -> str:
     >>> printable("a\x1b[2Jb")
     'a\\x1b[2Jb'
     """
-    return _UNPRINTABLE.sub(
-        lambda found: found[0].encode("unicode_escape", "surrogatepass").decode("ascii"), text
+    if text.isprintable():
+        return text
+    return re.sub(
+        _UNPRINTABLE, lambda found: found[0].encode("unicode_escape", "surrogatepass").decode("ascii"), text
     )

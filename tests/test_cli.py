@@ -358,13 +358,46 @@ def test_scoring_id_maps_loads_no_more_than_it_needs(tmp_path: Path, monkeypatch
     left_out = {"PIL", "cv2", "hydra", "omegaconf", "pandas", "rich", "scipy", "tomllib"}
     left_out |= {f"refseg_bench.{name}" for name in ("datasets.masks", "report", "run")}
     left_out |= {f"refseg_bench.scoring.protocols.{name}" for name in ("image", "rvos", "revos")}
-    code = (
-        "import sys\nfrom refseg_bench.cli import main\n"
-        "words = 'score --dataset id_maps --root maps --predictions maps --protocol vosb'\n"
-        f"assert main(words.split()) == 0\nprint(*{left_out!r} & set(sys.modules))"
-    )
-    told = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
-    assert told.stdout.splitlines()[-1] == "", told.stderr
+    words = "score --dataset id_maps --root maps --predictions maps --protocol vosb"
+    assert loaded(words, left_out, tmp_path) == ""
+
+
+def loaded(words: str, among: set[str], folder: Path) -> str:
+    """Which of some modules a command loads."""
+    code = f"assert main({words.split()!r}) == 0\nprint(*{among!r} & set(sys.modules))"
+    code = f"import sys\nfrom refseg_bench.cli import main\n{code}"
+    told = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
+    assert told.returncode == 0, told.stderr
+    return told.stdout.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_scoring_run_lengths_loads_no_more_than_it_needs(
+    in_tmp: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("REFSEG_SEARCHPATH")
+    write_meta_expressions_set(Path("data/mevis"), "valid_u", [video()])
+    masks = json.loads(Path("data/mevis/valid_u/mask_dict.json").read_text())
+    answers = [{"video_id": video().name, "expressions": dict.fromkeys("01", masks["0"])}]
+    Path("answers.json").write_text(json.dumps(answers))
+    words = "score --dataset mevis --predictions answers.json --protocol rvos-expr"
+    assert main([*words.split(), "--save"]) == 0
+    (store,) = runs_in(Path("runs"))
+    left_out = {
+        "antlr4",
+        "attr",
+        "concurrent.futures",
+        "cv2",
+        "hydra",
+        "omegaconf",
+        "pandas",
+        "scipy",
+        "torch",
+    }
+    left_out |= {f"refseg_bench.{name}" for name in ("backbones", "methods", "segmenters", "report")}
+    left_out |= {"rich", "safetensors", "refseg_bench.scoring.protocols.image"}
+    assert loaded(words, left_out | {"pyarrow", "refseg_bench.run"}, in_tmp) == ""
+    assert loaded(f"score {store.root}", left_out, in_tmp) == ""
 
 
 def test_help_tells_of_every_command_that_people_start(capsys: pytest.CaptureFixture[str]) -> None:

@@ -146,7 +146,7 @@ def test_pictures_read_ahead_are_the_same_and_their_errors_come_when_they_are_as
     monkeypatch.setattr(images, "_decoded", lambda path, up: (decoded.append(path), plain(path, up))[1])
 
     def done() -> None:
-        images._decoder.submit(int).result()
+        images._decoder().submit(int).result()
 
     images.read_ahead([*paths[:2], tmp_path / "missing.png"])
     done()

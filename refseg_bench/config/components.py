@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 #: Keys of a component's YAML that are no options of its class. ``submission`` is a data set's: the folder
 #: above the videos in the zip that its evaluation server takes, empty for none.
 ABOUT = ("defaults", "aliases", "submission")
+#: What a YAML takes from a run → what it has outside of one.
+OUTSIDE = {"${seed}": 0, "${paths.cache}": None}
 
 
 def names(group: str) -> list[str]:
@@ -132,7 +134,7 @@ def options(group: str, word: str, values: Mapping[str, Any] | None = None) -> d
     name = find(group, word)
     configured = not is_class(name) or name in names(group)
     node = read(group, name) if configured else {TARGET: name}
-    node = {key: value for key, value in node.items() if key not in ABOUT}
+    node = {k: OUTSIDE.get(v, v) if isinstance(v, str) else v for k, v in node.items() if k not in ABOUT}
     if "${" in str(node):
         node = _resolved(group, name, node)
     if TARGET not in node:

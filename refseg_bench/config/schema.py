@@ -19,7 +19,6 @@ import dataclasses
 import functools
 import importlib
 import inspect
-import traceback
 import types as pytypes
 import typing
 from abc import ABC
@@ -303,6 +302,8 @@ def locate(target: str, where: str, kind: str | None = None) -> type[Any]:
     except RefsegError:
         raise
     except Exception as error:
+        import traceback
+
         lines = [one for one in traceback.extract_tb(error.__traceback__) if one.name == "<module>"]
         raise ConfigError(
             f"The module of '{target}' can't be imported: {type(error).__name__}: {error}.",

@@ -17,9 +17,8 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from refseg_bench.errors import DataError, printable
 from refseg_bench.files import store_io
@@ -94,8 +93,7 @@ def refuse(damage: Damage) -> None:
 _NAMES = {dict: "an object", list: "a list", str: "text", int: "a whole number", bool: "true or false"}
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """A place in a data file, with checks of what stands there."""
 
     file: Path  #: the file
@@ -264,12 +262,12 @@ def safe_join(base: Path, name: object, at: Place) -> Path:
 
 
 #: Spaces and what a screen shows nothing of: controls, joiners, marks of direction, the byte order mark.
-_UNSEEN = re.compile(r"[\s\x00-\x1f\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]*")
+_UNSEEN = r"[\s\x00-\x1f\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]*"
 
 
 def wordless(text: str) -> bool:
     """Whether a text shows nothing."""
-    return _UNSEEN.fullmatch(text) is not None
+    return re.fullmatch(_UNSEEN, text) is not None
 
 
 def frame_key(name: str) -> tuple[tuple[str, int], ...]:

@@ -23,7 +23,6 @@ _CUT = re.compile(r"([0-9]{2})([0-9]{2})_[0-9]{4}$")
 _TIME = re.compile(r"(?:(?:([0-9]{1,4}):)?([0-9]{1,4}):)?([0-9]{1,6}(?:\.[0-9]{1,6})?)")
 
 
-@dataclass
 class _Maps(LabelMapMasks):
     """``<video>/masks/frame_<index>.png``, or as the frame is named; none where no object shows."""
 

@@ -426,7 +426,6 @@ class LabelMapMasks(_Folders):
         return read_labels(path, tally)
 
 
-@dataclass
 class ObjectFolders(_Folders):
     """``<anno_id>/<frame>.png``, one folder per object, any nonzero pixel = the object (ReasonVOS).
 

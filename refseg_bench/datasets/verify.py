@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from refseg_bench.datasets.base import Dataset, damaged, no_sample
 from refseg_bench.datasets.files import Damage, bad_name, file_names
@@ -28,8 +28,7 @@ from refseg_bench.types import Clip, extents, wrong_way_round
 _TAIL = 512
 
 
-@dataclass(frozen=True)
-class SplitFacts:
+class SplitFacts(NamedTuple):
     """What a manifest says of one split."""
 
     #: ``videos``, ``images``, ``frames``, ``expressions``, ``objects``, ``refs`` → number.

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import struct
 import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,9 @@ from PIL import Image, UnidentifiedImageError
 
 from refseg_bench.errors import DataError
 from refseg_bench.files.store_io import MOST_PIXELS, look, open_regular
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future, ThreadPoolExecutor
 
 #: What is decoded, whatever a file is called. Other formats never reach their decoder: that of
 #: PostScript would run a program.
@@ -89,7 +92,13 @@ def image_size(path: Path, *, upright: bool = False) -> tuple[int, int]:
 
 #: Pictures of the last two calls of :func:`read_ahead`, by file and its state.
 _ahead: deque[dict[tuple[Any, ...], Future[NDArray[np.uint8]]]] = deque(maxlen=2)
-_decoder = ThreadPoolExecutor(1)
+
+
+@functools.cache
+def _decoder() -> ThreadPoolExecutor:
+    from concurrent.futures import ThreadPoolExecutor
+
+    return ThreadPoolExecutor(1)
 
 
 def read_ahead(paths: Iterable[Path], *, upright: bool = False) -> None:
@@ -100,7 +109,7 @@ def read_ahead(paths: Iterable[Path], *, upright: bool = False) -> None:
     """
     for future in _ahead[0].values() if len(_ahead) == 2 else ():
         future.cancel()
-    _ahead.append({_state(path, upright): _decoder.submit(_decoded, path, upright) for path in paths})
+    _ahead.append({_state(path, upright): _decoder().submit(_decoded, path, upright) for path in paths})
 
 
 def _state(path: Path, upright: bool) -> tuple[Any, ...]:

@@ -21,7 +21,6 @@ import shutil
 import stat
 import struct
 import sys
-import tempfile
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -497,6 +496,8 @@ def check_output(path: Path) -> None:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         if not _in_place(path):
+            import tempfile
+
             # Leaves no name behind, even if the process dies here.
             with tempfile.TemporaryFile(dir=path.parent) as probe:
                 probe.write(bytes(1))

@@ -47,7 +47,6 @@ def innermost(track: MaskTrack) -> HeatPoint | None:
     return peak(distance_transform_edt(np.pad(mask_HW, 1))[1:-1, 1:-1], frame)
 
 
-@dataclass
 class _SeesTargets(PerExpression):
     """The lookup into the truth, handed in by the run loop."""
 
@@ -75,7 +74,6 @@ class _SeesTargets(PerExpression):
         return target
 
 
-@dataclass
 class Oracle(_SeesTargets):
     """The truth itself: the upper bound of every protocol.
 
@@ -124,7 +122,6 @@ class OraclePoint(_SeesTargets):
         )
 
 
-@dataclass
 class Empty(PerExpression):
     """Always "absent"."""
 
@@ -136,7 +133,6 @@ class Empty(PerExpression):
         return Grounding(expression, MaskTrack.empty(clip.size, len(clip)), no_target=True)
 
 
-@dataclass
 class FullFrame(PerExpression):
     """Always "everything"."""
 
@@ -177,7 +173,6 @@ class _OnePoint(Method):
                 yield Grounding(expression, tracks[x, y], point=point, seconds=seconds)
 
 
-@dataclass
 class CentrePoint(_OnePoint):
     """Click the middle of the frame."""
 

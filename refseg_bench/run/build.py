@@ -6,19 +6,20 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from refseg_bench import env
-from refseg_bench.backbones.weights import content, find, identity
 from refseg_bench.config import schema
 from refseg_bench.config.compose import Limit, checked, covers, digest_of, lasting, load
 from refseg_bench.datasets.base import Dataset, LimitedDataset
 from refseg_bench.datasets.files import cache_root
 from refseg_bench.errors import ConfigError, StoreError
 from refseg_bench.files.store_io import checksum, read_sealed_yaml
-from refseg_bench.methods.base import Method
 from refseg_bench.run.store import RunStore
-from refseg_bench.segmenters.base import Segmenter, count_sessions
+
+if TYPE_CHECKING:
+    from refseg_bench.methods.base import Method
+    from refseg_bench.segmenters.base import Segmenter
 
 
 def frozen(store: RunStore, launch: str | None = None) -> dict[str, Any]:
@@ -76,6 +77,8 @@ def assemble(values: Mapping[str, Any]) -> Method:
 
 def build_method(values: Mapping[str, Any], dataset: Dataset) -> Method:
     """The same, ready for work on a data set."""
+    from refseg_bench.segmenters.base import count_sessions
+
     method = assemble(values)
     parts = schema.parts(method)
     if "segmenter" in parts:
@@ -111,6 +114,8 @@ def check_part(part: schema.Component) -> None:
     Raises:
         ConfigError: as for all.
     """
+    from refseg_bench.backbones.weights import find
+
     part.check()
     for one in part.weights() or ():
         if (problem := find(one).problem) is not None:
@@ -122,6 +127,8 @@ def weights_of(values: Mapping[str, Any], dataset: Dataset) -> str | None:
 
     Empty where there are none; ``None`` where they are not all on this machine, or can't be asked for.
     """
+    from refseg_bench.backbones.weights import content
+
     try:
         method = build_method(values, dataset)
         parts: list[schema.Component] = [method, *schema.parts(method).values()]
@@ -137,6 +144,8 @@ def weights_of(values: Mapping[str, Any], dataset: Dataset) -> str | None:
 
 def method_record(method: Method) -> dict[str, Any]:
     """What is remembered of a method and its parts: their weights, counters, kernels in effect."""
+    from refseg_bench.backbones.weights import identity
+
     parts: dict[str, schema.Component] = {"method": method, **schema.parts(method)}
     record: dict[str, dict[str, Any]] = {name: dict(part.report()) for name, part in parts.items()}
     for name, part in parts.items():

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from refseg_bench import env
 from refseg_bench.config.compose import Cluster, Composed, Config, load
@@ -19,10 +19,12 @@ from refseg_bench.datasets.files import files_read
 from refseg_bench.errors import RefsegError
 from refseg_bench.run.build import dataset_of, frozen, weights_of
 from refseg_bench.run.inputs import Present, keep_record, seen_before, stale, told
-from refseg_bench.run.progress import Progress
 from refseg_bench.run.store import RunStore, StoredLine, runs_in
 from refseg_bench.run.submissions import Submission
 from refseg_bench.types import Clip, Expression, sample_id
+
+if TYPE_CHECKING:
+    from refseg_bench.run.progress import Progress
 
 Work = list[tuple[Clip, tuple[Expression, ...]]]
 

@@ -34,7 +34,6 @@ import re
 import shlex
 import sys
 import time
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -127,7 +126,7 @@ def job_name() -> str:
     number = os.environ.get("SLURM_JOB_ID", "")
     slurm = f"slurm{number}-" if re.fullmatch("[0-9]{1,18}", number) else ""
     host = os.uname().nodename.split(".")[0]
-    return f"{time.strftime('%Y%m%d-%H%M%S')}-{slurm}{host}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
+    return f"{time.strftime('%Y%m%d-%H%M%S')}-{slurm}{host}-{os.getpid()}-{os.urandom(3).hex()}"
 
 
 class PredictionWriter:

@@ -7,10 +7,10 @@ so that of two at the same time at least the later one sees the earlier.
 from __future__ import annotations
 
 import getpass
+import os
 import shlex
 import sys
 import time
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -56,7 +56,7 @@ class Submission:
 
 def register(store: RunStore, values: Mapping[str, Any], kind: str, shards: int) -> Submission:
     """Freeze what this submission asks for and leave its record."""
-    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
+    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(3).hex()}"
     submission = Submission(
         id=name,
         kind=kind,

@@ -442,7 +442,6 @@ def _failure(error: RefsegError) -> SampleFailure:
 # ── folders of PNG files ─────────────────────────────────────────────────────
 
 
-@dataclass(frozen=True)
 class FolderPredictions(ForeignPredictions):
     """A folder of PNG files."""
 
@@ -675,7 +674,6 @@ def _tracks_of(maps: LabelMaps, clip: Clip, ids: Mapping[str, Sequence[int]]) ->
 # ── JSON of run lengths ──────────────────────────────────────────────────────
 
 
-@dataclass(frozen=True)
 class _JsonPredictions(ForeignPredictions):
     """One JSON file of COCO run lengths, as Sa2VA writes it or in a near form."""
 

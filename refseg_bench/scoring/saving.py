@@ -171,7 +171,7 @@ def _read(dataset: Dataset, clip: Clip, source: ForeignPredictions) -> _Read:
         prediction, state = given.samples.get(e.id), known[e.id]
         if prediction is not None:
             found = state_of(prediction, clip)
-            state = dataclasses.replace(found, why=found.why or state.why)
+            state = found._replace(why=found.why or state.why)
         samples[e.id] = prediction, state
     return _Read(samples, given.encodings)
 

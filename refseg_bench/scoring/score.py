@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from refseg_bench.config import schema
 from refseg_bench.config.components import open_protocol
@@ -286,15 +286,14 @@ def _node(protocol: ScoringProtocol) -> dict[str, Any]:
 # ── one clip ─────────────────────────────────────────────────────────────────
 
 
-@dataclass(frozen=True)
-class _Part:
+class _Part(NamedTuple):
     """What a worker returns for one clip, one source and one protocol."""
 
     states: list[tuple[str, State]]
     scores: list[Score]
     notes: dict[str, Any]
-    units: int = 0
-    left_out: Mapping[str, str] = field(default_factory=dict)
+    units: int
+    left_out: Mapping[str, str]
 
 
 @dataclass
@@ -312,7 +311,7 @@ class _Sheet:
         for name, state in part.states:
             if not state.why and state.status != "failed":
                 # What the listing told of gaps, the masks themselves don't.
-                state = dataclasses.replace(state, why=self.before.why.get(name, ""))
+                state = state._replace(why=self.before.why.get(name, ""))
             self.coverage.enter(name, state)
         self.coverage.units += part.units
         self.coverage.left_out.update(part.left_out)
@@ -383,7 +382,7 @@ def score_one_clip(
             known = list(asked_states(protocol, clip, expressions, Survey(here, label_states)))
             if not (options.partial or acceptable(protocol, known, options.strict)):
                 # Refused once all clips are read, so that the refusal names everything.
-                parts.append(_Part(known, [], {}))
+                parts.append(_Part(known, [], {}, 0, {}))
                 continue
             case = Case(clip, items, book, truth, merged or {}, instances, options.detail, options.partial)
             answers = {e.id: p.answer for e in expressions if (p := found[e.id]) is not None}

@@ -5,10 +5,9 @@ Predictions that other people's code wrote to files are read in :mod:`refseg_ben
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from refseg_bench.datasets.base import Dataset
 from refseg_bench.errors import ScoreError, printable
@@ -17,8 +16,7 @@ from refseg_bench.scoring.protocols.base import ScoringProtocol
 from refseg_bench.types import Clip, Expression, Prediction, Status, sample_id
 
 
-@dataclass(frozen=True)
-class State:
+class State(NamedTuple):
     """What is known of one sample's prediction before it is read."""
 
     status: Status  #: ``ok``, ``failed`` or ``missing``
@@ -251,7 +249,7 @@ def only(state: State, counted: set[str] | None) -> State:
     """A state without the gaps that don't count."""
     if counted is None or not state.gaps:
         return state
-    return dataclasses.replace(state, gaps=tuple(name for name in state.gaps if name in counted))
+    return state._replace(gaps=tuple(name for name in state.gaps if name in counted))
 
 
 def refuse(source: PredictionSource, pairs: Iterable[tuple[ScoringProtocol, Coverage]], strict: bool) -> None:

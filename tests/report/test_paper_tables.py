@@ -445,7 +445,7 @@ def test_a_figure_that_nobody_counted_makes_no_part(monkeypatch: pytest.MonkeyPa
     assert verify.lacking(plus, 750, 5657, refs=1975) == "5657 expressions, as RefCOCO (UNC splits) has"
     facts = verify.manifest("photos")
     assert facts is not None
-    splits = {name: replace(split, unchecked=frozenset(split.counts)) for name, split in facts.splits.items()}
+    splits = {n: split._replace(unchecked=frozenset(split.counts)) for n, split in facts.splits.items()}
     monkeypatch.setattr(verify, "manifest", lambda name: replace(facts, splits=splits))
     assert verify.lacking(data, 4, 9) == ""
 

@@ -129,7 +129,6 @@ _MAX_TOKENS = 16384
 _QWEN_SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
 
 
-@dataclass
 class QwenVL(MLLMFamily):
     """Qwen2-VL. The default system message is the one its template inserts."""
 
@@ -266,7 +265,6 @@ class QwenVL(MLLMFamily):
         )
 
 
-@dataclass
 class Qwen25VL(QwenVL):
     """Qwen2.5-VL: the frame rate is never passed, so a temporal cell counts as one second."""
 
@@ -278,7 +276,6 @@ class Qwen25VL(QwenVL):
         return float(self.config.vision_config.tokens_per_second)
 
 
-@dataclass
 class Qwen3VL(QwenVL):
     """Qwen3-VL (beyond the paper): no default system message, a time stamp before each temporal cell.
 
@@ -312,7 +309,6 @@ _INTERNVL_SYSTEM = (
 )
 
 
-@dataclass
 class InternVL(MLLMFamily):
     """InternVL3-hf."""
 
@@ -401,7 +397,6 @@ _LLAVA_HEAD = "<|im_start|>system \nYou are a helpful assistant.<|im_end|><|im_s
 _LLAVA_END = "<|im_end|><|im_start|>assistant\n"
 
 
-@dataclass
 class LlavaOnevision(MLLMFamily):
     """llava-onevision-*-ov-hf."""
 

@@ -93,7 +93,6 @@ class ImageProtocol(ScoringProtocol):
         return inter / union if union else 0.0
 
 
-@dataclass
 class RefcocoOverall(ImageProtocol):
     """The harness' default for images: oIoU = ΣI / ΣU at the original size.
 
@@ -147,7 +146,6 @@ class RefcocoLavt(RefcocoOverall):
         return self.resolution
 
 
-@dataclass
 class RefcocoCris(RefcocoOverall):
     """CRIS: mean of I / (U + 1e-6) and Pr@X with >, at the original size; polygon parts are united.
 
@@ -168,7 +166,6 @@ class RefcocoCris(RefcocoOverall):
         return inter / (union + 1e-6)
 
 
-@dataclass
 class RefcocoLisa(ImageProtocol):
     """LISA: gIoU and cIoU at the original size; doubly covered pixels are background, 255 is void.
 
@@ -197,7 +194,6 @@ class RefcocoLisa(ImageProtocol):
         }
 
 
-@dataclass
 class ReasonSegLisa(RefcocoLisa):
     """LISA on ReasonSeg: as ``refcoco-lisa``; only the first text of an image is scored."""
 
@@ -216,7 +212,6 @@ class ReasonSegLisa(RefcocoLisa):
         return not index.isdecimal() or int(index) == 0
 
 
-@dataclass
 class RefcocoSa2va(RefcocoLisa):
     """Sa2VA: as ``refcoco-lisa`` with the plain count under gIoU, and with other doubly covered pixels.
 

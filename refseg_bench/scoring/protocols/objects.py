@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,8 +57,7 @@ class _UnusableError(ScoreError):
     """Predicted id maps of one clip can't be scored under a protocol."""
 
 
-@dataclass(frozen=True)
-class _Pair:
+class _Pair(NamedTuple):
     """Annotated id maps of one clip and a named set of predicted ones, with the frames that count."""
 
     case: Case
@@ -329,7 +328,6 @@ class DavisUnsupervised(LabelProtocol):
         return (j_PGT.mean(axis=2) + f_PGT.mean(axis=2)) / 2  # type: ignore[no-any-return]
 
 
-@dataclass
 class RefDavisAnnotators(DavisUnsupervised):
     """Ref-DAVIS17 as ReferFormer and VideoLISA score it: four annotator runs, mean of the four.
 

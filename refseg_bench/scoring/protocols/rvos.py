@@ -87,7 +87,6 @@ class RvosExpression(ScoringProtocol):
         return jf_values(j, f)
 
 
-@dataclass
 class ExpressionStrict(RvosExpression):
     """``rvos-expr`` that refuses incomplete work instead of dropping it."""
 
@@ -96,7 +95,6 @@ class ExpressionStrict(RvosExpression):
     policy: ClassVar[Policy] = Policy()
 
 
-@dataclass
 class MevisVideoLisa(RvosExpression):
     """VideoLISA's copy of the MeViS evaluator: a video without predictions is dropped, not zero."""
 
@@ -170,7 +168,6 @@ class MevisV2(RvosExpression):
         return {name: out[name] for name in self.metrics}
 
 
-@dataclass
 class MevisVisa(RvosExpression):
     """VISA's copy of the MeViS evaluator: in percent, printed with 2 decimals after averaging."""
 
@@ -184,7 +181,6 @@ class MevisVisa(RvosExpression):
         return jf_values(100 * j, 100 * f)
 
 
-@dataclass
 class RefDavisVisa(MevisVisa):
     """VISA's evaluator on Ref-DAVIS17: each expression alone, no void, no matching, all frames.
 
@@ -195,7 +191,6 @@ class RefDavisVisa(MevisVisa):
     imitates: ClassVar[str] = "VISA on Ref-DAVIS17"
 
 
-@dataclass
 class Decaf(RvosExpression):
     """DecAF's evaluator: in percent, every expression rounded to 2 decimals before averaging.
 
@@ -221,7 +216,6 @@ class Decaf(RvosExpression):
         return {name: percent(value) for name, value in jf_values(j, f).items()}
 
 
-@dataclass
 class DecafCoarse(Decaf):
     """DecAF's evaluator for coarse masks: only the frames that have a prediction count (Table 1)."""
 
@@ -232,7 +226,6 @@ class DecafCoarse(Decaf):
     )
 
 
-@dataclass
 class Sa2vaMevis(MevisVisa):
     """Sa2VA on MeViS: VISA's arithmetic, predictions from one JSON of run lengths, none may be missing."""
 
@@ -242,7 +235,6 @@ class Sa2vaMevis(MevisVisa):
     policy: ClassVar[Policy] = Policy(missing_why="KeyError, crash", rounding="final", digits=2, scale=100.0)
 
 
-@dataclass
 class Sa2vaRefDavis(Sa2vaMevis):
     """Sa2VA on Ref-DAVIS17: as ``refdavis-visa``, predictions from one JSON, none may be missing."""
 
@@ -250,7 +242,6 @@ class Sa2vaRefDavis(Sa2vaMevis):
     imitates: ClassVar[str] = "Sa2VA on Ref-DAVIS17"
 
 
-@dataclass
 class ReasonVosVideoLisa(RvosExpression):
     """VideoLISA's ReasonVOS evaluator: frames are the PNG files of the truth's folder.
 
