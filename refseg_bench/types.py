@@ -47,8 +47,20 @@ def encode_rle(mask_HW: NDArray[Any]) -> bytes:
 
 def decode_rle(counts: bytes, size: tuple[int, int]) -> BoolHW:
     """Undo :func:`encode_rle`: a boolean mask of ``size`` (height, width)."""
+    if compiled.KERNEL is not None:
+        canvas_HW = np.zeros(size, np.uint8)
+        compiled.KERNEL.paint(counts, 1, canvas_HW)
+        return canvas_HW.view(np.bool_)
     decoded = coco_mask.decode({"size": [size[0], size[1]], "counts": counts})
     return np.asarray(decoded, dtype=np.uint8).view(np.bool_)
+
+
+def paint_rle(counts: bytes, value: int, canvas_HW: NDArray[np.uint8]) -> None:
+    """Give the pixels of a mask a value, on a canvas of the mask's size."""
+    if compiled.KERNEL is not None:
+        compiled.KERNEL.paint(counts, value, canvas_HW)
+    else:
+        canvas_HW[decode_rle(counts, canvas_HW.shape)] = value
 
 
 def run_lengths(counts: bytes) -> NDArray[np.int64]:

@@ -398,7 +398,7 @@ static PyObject *from_mask(PyObject *self, PyObject *object) {
     return (PyObject *)r;
 }
 
-/* Run lengths of compressed COCO counts, background first; -1 if they are damaged. */
+/* Run lengths of compressed COCO counts, background first, into room for one per byte; -1 if they are damaged. */
 static Py_ssize_t runs_of(const char *text, Py_ssize_t length, int64_t total, int64_t *runs) {
     Py_ssize_t n = 0, at = 0;
     int64_t sum = 0;
@@ -419,6 +419,17 @@ static Py_ssize_t runs_of(const char *text, Py_ssize_t length, int64_t total, in
         runs[n++] = value;
     }
     return sum == total ? n : -1;
+}
+
+/* The same in memory of their own, to be freed; NULL with an exception set. */
+static int64_t *runs_in(const char *text, Py_ssize_t length, int64_t total, Py_ssize_t *n) {
+    int64_t *runs = PyMem_RawMalloc((size_t)(length + 1) * sizeof *runs);
+    if (!runs) return (int64_t *)PyErr_NoMemory();
+    *n = runs_of(text, length, total, runs);
+    if (*n >= 0) return runs;
+    PyMem_RawFree(runs);
+    PyErr_SetString(PyExc_ValueError, "the run lengths are damaged or of another size");
+    return NULL;
 }
 
 PyDoc_STRVAR(sound_doc, "sound(counts, pixels): whether COCO run lengths are whole and cover so many pixels.");
@@ -456,14 +467,9 @@ static PyObject *from_rle(PyObject *self, PyObject *args) {
         PyErr_SetString(PyExc_ValueError, "no frame has this size");
         return NULL;
     }
-    int64_t *runs = PyMem_RawMalloc((size_t)(length + 1) * sizeof *runs);
-    if (!runs) return PyErr_NoMemory();
-    Py_ssize_t n = runs_of(text, length, (int64_t)rows * columns, runs);
-    if (n < 0) {
-        PyMem_RawFree(runs);
-        PyErr_SetString(PyExc_ValueError, "the run lengths are damaged or of another size");
-        return NULL;
-    }
+    Py_ssize_t n;
+    int64_t *runs = runs_in(text, length, (int64_t)rows * columns, &n);
+    if (!runs) return NULL;
     Box box = {0};
     int64_t at = 0;
     for (Py_ssize_t i = 0; i < n; at += runs[i++]) {
@@ -495,6 +501,33 @@ static PyObject *from_rle(PyObject *self, PyObject *args) {
     }
     PyMem_RawFree(runs);
     return (PyObject *)r;
+}
+
+PyDoc_STRVAR(paint_doc, "paint(counts, value, out): give the pixels of COCO run lengths a value.");
+
+static PyObject *paint(PyObject *self, PyObject *args) {
+    const char *text;
+    Py_ssize_t length, n;
+    unsigned char value;
+    PyObject *target;
+    Py_buffer out;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "y#bO", &text, &length, &value, &target)) return NULL;
+    if (pixels_of(target, &out, PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE)) return NULL;
+    Py_ssize_t rows = out.shape[0], columns = out.shape[1];
+    uint8_t *pixels = out.buf;
+    int64_t *runs = runs_in(text, length, (int64_t)rows * columns, &n);
+    for (Py_ssize_t i = 0, at = 0; runs && i < n; at += runs[i++]) {
+        for (Py_ssize_t from = at, end = at + runs[i]; (i & 1) && from < end;) {
+            Py_ssize_t y = from % rows, count = end - from < rows - y ? end - from : rows - y;
+            Py_ssize_t place = y * columns + from / rows;
+            for (from += count; count--; place += columns) pixels[place] = value;
+        }
+    }
+    PyBuffer_Release(&out);
+    if (!runs) return NULL;
+    PyMem_RawFree(runs);
+    Py_RETURN_NONE;
 }
 
 PyDoc_STRVAR(encode_doc, "encode(mask): COCO run lengths of a mask of 0 and 1.");
@@ -706,6 +739,7 @@ static PyMethodDef methods[] = {
     {"from_rle", from_rle, METH_VARARGS, from_rle_doc},
     {"from_rows", from_rows, METH_VARARGS, from_rows_doc},
     {"encode", encode, METH_O, encode_doc},
+    {"paint", paint, METH_VARARGS, paint_doc},
     {"keep_pages", keep_pages, METH_NOARGS, keep_pages_doc},
     {"sound", sound, METH_VARARGS, sound_doc},
     {"split", split, METH_VARARGS, split_doc},
@@ -721,6 +755,6 @@ PyMODINIT_FUNC PyInit__kernel(void) {
     if (PyType_Ready(&RegionType) < 0) return NULL;
     PyObject *made = PyModule_Create(&module);
     /* To be raised with that of compiled.py wherever a function changes. */
-    if (made && PyModule_AddIntConstant(made, "REVISION", 3)) Py_CLEAR(made);
+    if (made && PyModule_AddIntConstant(made, "REVISION", 4)) Py_CLEAR(made);
     return made;
 }

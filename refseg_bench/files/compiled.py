@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from refseg_bench.errors import ConfigError
 
 #: Of the extension's functions: one that was built from other sources is none.
-REVISION = 3
+REVISION = 4
 
 
 def _choose() -> ModuleType | None:

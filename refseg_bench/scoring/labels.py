@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from refseg_bench.errors import ScoreError
 from refseg_bench.files.png import read_grey, read_labels, read_regions
 from refseg_bench.scoring.counts import Region, label_regions
-from refseg_bench.types import Clip, Expression, MaskTrack, Prediction, Target
+from refseg_bench.types import Clip, Expression, MaskTrack, Prediction, Target, paint_rle
 
 #: Pixels that belong to nobody, in DAVIS' truth.
 VOID = 255
@@ -110,14 +110,10 @@ class TrackLabels(LabelMaps):
     def frame(self, index: int) -> NDArray[np.uint8]:
         """The id map of one frame; a track without a mask there shows nothing."""
         labels = np.zeros(self.size, np.uint8)
-        for number, track in reversed(self.tracks):
-            mask = track.mask(index)
-            if mask is not None:
-                labels[mask] = number
-        if self.void is not None:
-            mask = self.void.mask(index)
-            if mask is not None:
-                labels[mask] = VOID
+        void = () if self.void is None else ((VOID, self.void),)
+        for number, track in (*reversed(self.tracks), *void):
+            if (counts := track.rles[index]) is not None:
+                paint_rle(counts, number, labels)
         return labels
 
 

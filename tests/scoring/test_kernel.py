@@ -19,8 +19,8 @@ from refseg_bench.files import compiled as pixelwise
 from refseg_bench.files import png
 from refseg_bench.scoring import boundary
 from refseg_bench.scoring import counts as kernel
-from refseg_bench.scoring.labels import FolderLabels
-from refseg_bench.types import encode_rle
+from refseg_bench.scoring.labels import FolderLabels, TrackLabels
+from refseg_bench.types import MaskTrack, encode_rle
 from tests.scoring.test_boundary import draw_mask, mask_pairs
 
 
@@ -94,8 +94,14 @@ def test_id_maps_give_the_same_objects(compiled, seed, width):
 @given(pair=mask_pairs())
 @settings(max_examples=150, deadline=None, derandomize=True)
 def test_run_lengths_equal_pycocotools(compiled, pair):
-    for mask in pair:
-        assert compiled.encode(bytes_of(mask)) == encode_rle(mask)
+    canvas = np.zeros(pair[0].shape, np.uint8)
+    expected = canvas.copy()
+    for value, mask in enumerate(pair, start=254):
+        coded = coco_mask.encode(np.asfortranarray(mask).view(np.uint8))
+        assert compiled.encode(bytes_of(mask)) == coded["counts"]
+        compiled.paint(coded["counts"], value, canvas)
+        expected[coco_mask.decode(coded) == 1] = value
+        assert (canvas == expected).all()
 
 
 @given(seed=st.integers(0, 2**32 - 1))
@@ -106,19 +112,27 @@ def test_damaged_run_lengths_are_refused(compiled, seed):
     counts = bytearray(encode_rle(mask))
     for _ in range(rng.integers(1, 4)):
         counts[rng.integers(len(counts))] = rng.integers(0, 256)
+    canvas = np.zeros((17, 23), np.uint8)
     try:
         region = compiled.from_rle(bytes(counts), 23, 17)
     except ValueError:
+        assert not compiled.sound(bytes(counts), 17 * 23)
+        with pytest.raises(ValueError, match="damaged"):
+            compiled.paint(bytes(counts), 1, canvas)
+        assert not canvas.any()
         return
     # What is accepted really is a mask of that size.
     area = compiled.compare(region, region, 1)[1]
-    assert area == int(coco_mask.area({"size": [17, 23], "counts": bytes(counts)}))
+    compiled.paint(bytes(counts), 1, canvas)
+    assert area == canvas.sum() == int(coco_mask.area({"size": [17, 23], "counts": bytes(counts)}))
 
 
 @pytest.mark.parametrize("counts", [b"", b"\xff", b"P", encode_rle(np.ones((5, 5), bool)), b"o" * 40])
 def test_run_lengths_of_another_size_are_refused(compiled, counts):
     with pytest.raises(ValueError, match="damaged"):
         compiled.from_rle(counts, 9, 9)
+    with pytest.raises(ValueError, match="damaged"):
+        compiled.paint(counts, 1, np.zeros((9, 9), np.uint8))
 
 
 def test_wrong_arrays_are_refused(compiled):
@@ -126,6 +140,15 @@ def test_wrong_arrays_are_refused(compiled):
         compiled.from_labels(np.zeros(4, np.uint8))
     with pytest.raises((ValueError, BufferError)):
         compiled.from_labels(np.zeros((4, 6), np.uint8)[:, ::2])
+    whole = encode_rle(np.ones((4, 3), bool))
+    fixed = np.zeros((4, 3), np.uint8)
+    fixed.flags.writeable = False
+    for canvas in (fixed, np.zeros((4, 6), np.uint8)[:, ::2], np.zeros((3, 4), np.uint8).T, np.zeros(12)):
+        with pytest.raises((ValueError, BufferError)):
+            compiled.paint(whole, 1, canvas)
+    for value in (-1, 256):
+        with pytest.raises(OverflowError):
+            compiled.paint(whole, value, np.zeros((4, 3), np.uint8))
     small, large = (compiled.from_mask(np.zeros(s, np.uint8)) for s in ((3, 3), (4, 4)))
     with pytest.raises(ValueError, match="one frame"):
         compiled.compare(small, large, 1)
@@ -301,3 +324,15 @@ def test_both_kernels_serve_the_same_interface(compiled, monkeypatch, mode):
     expected = coco_mask.encode(np.asfortranarray(masks[0]).view(np.uint8))["counts"]
     assert encode_rle(masks[0]) == encode_rle(masks[0] * np.uint8(7)) == expected
     assert kernel.compare(kernel.region(np.zeros((40, 70))), kernel.region(masks[1]), 3)[0] == 0
+
+
+@pytest.mark.parametrize("mode", ["plain", "compiled"])
+def test_the_first_of_two_tracks_wins_and_void_wins_over_both(compiled, monkeypatch, mode):
+    monkeypatch.setattr(pixelwise, "KERNEL", None if mode == "plain" else compiled)
+    rng, size = np.random.default_rng(2), (40, 70)
+    for kind in ("blob", "noise", "full", "empty"):
+        first, second, void = (draw_mask(rng, size, k) for k in ("blob", kind, "edge"))
+        tracks = [MaskTrack(size, (encode_rle(mask), None)) for mask in (first, second, void)]
+        merged = TrackLabels(size, ("0", "1"), ((7, tracks[0]), (3, tracks[1])), tracks[2])
+        assert (merged.frame(0) == np.select([void, first, second], [255, 7, 3])).all()
+        assert not merged.frame(1).any()
