@@ -5,7 +5,8 @@
 
 Every tool runs as a process of its own, start-up included, with one worker and one thread; CPU
 seconds are what to trust, wall seconds depend on who else uses the machine. The harness is the
-command `refseg score`. The exit code is 1 if results differ or a target is missed.
+command `refseg score`, on id maps in PNG files and on the same masks as run lengths (a MeViS set and a
+JSON file). The exit code is 1 if results differ or a target is missed.
 """
 
 from __future__ import annotations
@@ -23,11 +24,12 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from pycocotools import mask as coco_mask
 
 ROOT = Path(__file__).resolve().parents[1]
 PALETTE = [v for i in range(256) for v in ((i * 67) % 256, (i * 129) % 256, (i * 31) % 256)]
 #: Times less CPU than vos-benchmark that each way to count must reach.
-TARGETS = {"refseg, no compiled code": 1, "refseg, compiled": 60}
+TARGETS = {"refseg, no compiled code": 1, "refseg, compiled": 60, "refseg, compiled, run lengths": 40}
 
 VOSB = """
 import sys
@@ -82,6 +84,7 @@ def make_case(folder, sequences, frames, size):
     """Truth and predictions as id maps; about 6.6 % of the frame per object, J about 0.88."""
     height, width = size
     radius = math.sqrt(0.066 * height * width / math.pi)
+    coded = {"gt": {}, "pred": {}}
     for s in range(sequences):
         rng = np.random.default_rng(s)
         starts = np.array([[0.5 * height, 0.27 * width], [0.5 * height, 0.73 * width]])
@@ -101,6 +104,35 @@ def make_case(folder, sequences, frames, size):
                 image = Image.fromarray(labels)
                 image.putpalette(PALETTE)
                 image.save(place / f"{t:05d}.png")
+                for k in range(2):
+                    coded[name].setdefault((place.name, k), []).append(run_lengths(labels == k + 1))
+    write_run_lengths(folder, size, coded["gt"], coded["pred"])
+
+
+def run_lengths(mask):
+    found = coco_mask.encode(np.asfortranarray(mask, np.uint8))
+    return {"size": list(mask.shape), "counts": found["counts"].decode()}
+
+
+def write_run_lengths(folder, size, truth, answer):
+    """The same masks as a MeViS set with one expression per object, and as a JSON file of answers."""
+    split = folder / "mevis" / "valid_u"
+    split.mkdir(parents=True)
+    Image.new("RGB", size[::-1]).save(split / "frame.jpg")
+    videos = {}
+    for (video, k), masks in truth.items():
+        names = [f"{t:05d}" for t in range(len(masks))]
+        if k == 0:
+            (split / "JPEGImages" / video).mkdir(parents=True)
+            for name in names:
+                os.link(split / "frame.jpg", split / "JPEGImages" / video / f"{name}.jpg")
+            videos[video] = {"vid_id": len(videos), "frames": names, "expressions": {}}
+        meant = {"exp": f"object {k}", "obj_id": [k + 1], "anno_id": [f"{video}/{k}"]}
+        videos[video]["expressions"][str(k)] = meant
+    (split / "meta_expressions.json").write_text(json.dumps({"videos": videos}))
+    (split / "mask_dict.json").write_text(json.dumps({f"{v}/{k}": m for (v, k), m in truth.items()}))
+    records = [{"video_id": v, "exp_id": str(k), "masks": m} for (v, k), m in answer.items()]
+    (folder / "pred.json").write_text(json.dumps(records))
 
 
 def run(tool, command, read, **env):
@@ -124,10 +156,12 @@ def run(tool, command, read, **env):
     return Measured(tool, used.ru_utime + used.ru_stime, wall, used.ru_maxrss / 1024, *read(said))
 
 
-def ours(tool, truth, answer, out, protocol, scale, jobs=1, **env):
+def ours(tool, folder, protocol, scale, coded=False, **env):
+    out = folder / "out.json"
+    answer, dataset, truth = ("pred.json", "mevis", "mevis") if coded else ("pred", "id_maps", "gt")
     command = [
-        sys.executable, "-m", "refseg_bench", "score", "--predictions", answer, "--dataset", "id_maps",
-        "--root", truth, "--protocol", protocol, "--json", out, "-j", str(jobs),
+        sys.executable, "-m", "refseg_bench", "score", "--predictions", folder / answer, "--dataset", dataset,
+        "--root", folder / truth, "--protocol", protocol, "--json", out, "-j", "1",
     ]  # fmt: skip
 
     def read(said):
@@ -144,37 +178,32 @@ def theirs(tool, code, *folders):
 
 
 def measure(folder):
-    truth, answer, out = folder / "gt", folder / "pred", folder / "out.json"
+    truth, answer = folder / "gt", folder / "pred"
+    plain, compiled = {"REFSEG_KERNEL": "plain"}, {"REFSEG_KERNEL": "compiled"}
     rows = [
         theirs("vos-benchmark -n 1", VOSB, truth, answer),
-        ours("refseg, no compiled code", truth, answer, out, "vosb", 1, REFSEG_KERNEL="plain"),
-        ours("refseg, compiled", truth, answer, out, "vosb", 1, REFSEG_KERNEL="compiled"),
+        ours("refseg, no compiled code", folder, "vosb", 1, **plain),
+        ours("refseg, compiled", folder, "vosb", 1, **compiled),
+        ours("refseg, no compiled code, run lengths", folder, "vosb", 1, coded=True, **plain),
+        ours("refseg, compiled, run lengths", folder, "vosb", 1, coded=True, **compiled),
     ]
     # vos-benchmark leaves a results.csv among the predictions.
     (answer / "results.csv").unlink(missing_ok=True)
-    rows += [
+    return [
+        *rows,
         theirs("TrackEval, 1 process", TRACKEVAL, truth, answer),
-        ours(
-            "refseg, no compiled code (trackeval)",
-            truth,
-            answer,
-            out,
-            "trackeval",
-            100,
-            REFSEG_KERNEL="plain",
-        ),
-        ours("refseg, compiled (trackeval)", truth, answer, out, "trackeval", 100, REFSEG_KERNEL="compiled"),
+        ours("refseg, no compiled code (trackeval)", folder, "trackeval", 100, **plain),
+        ours("refseg, compiled (trackeval)", folder, "trackeval", 100, **compiled),
     ]
-    return rows
 
 
 def report(rows):
     """Print the table; True if results agree and targets are met."""
     fine = True
-    vosb = rows[0]
+    vosb, trackeval = (row for row in rows if "refseg" not in row.tool)
     print(f"{'tool':<38}{'CPU s':>8}{'wall s':>8}{'MiB':>6}{'times less CPU':>16}   J        F")
     for row in rows:
-        base = vosb if "trackeval" not in row.tool.lower() else rows[3]
+        base = trackeval if "trackeval" in row.tool.lower() else vosb
         times = base.cpu / row.cpu
         same = abs(row.j - base.j) < 1e-9 and abs(row.f - base.f) < 1e-9
         target = TARGETS.get(row.tool)
