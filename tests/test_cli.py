@@ -559,3 +559,15 @@ def test_a_dry_run_tells_the_points_of_a_sweep_apart(
     capsys.readouterr()
     rows = json.loads(Path("dry.json").read_text())["runs"]
     assert [row["options"] for row in rows] == ["limit.clips=1", "limit.clips=2"] * 2
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["--html --coco c.json", "--html -o x.md", "--html --format md", "--sweep --video a/b", "--metric J"],
+)
+def test_a_report_leaves_out_nothing_that_was_asked_for(
+    words: str, in_tmp: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["report", *words.split()]) == 2
+    told = capsys.readouterr().err
+    assert "go in commands of their own" in told or "goes with --sweep" in told

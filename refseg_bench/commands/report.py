@@ -50,7 +50,9 @@ def add(commands: Any) -> None:
         "runs/report-N-runs-ID of several)",
     )
     p.add_argument("--frames", type=count(1), default=32, metavar="N", help="--html: frames of each clip")
-    p.add_argument("--side", type=count(1), default=480, metavar="PX", help="--html: longest side of a frame")
+    p.add_argument(
+        "--side", type=count(16), default=480, metavar="PX", help="--html: longest side of a frame"
+    )
     p.add_argument(
         "--sweep",
         nargs="?",
@@ -86,6 +88,11 @@ def main(args: argparse.Namespace) -> int:
         args.format, args.output = "json", args.json
     if args.metric is not None and args.sweep is None:
         raise ConfigError("--metric goes with --sweep.")
+    made = [name for name in ("html", "video", "coco", "sweep") if getattr(args, name) is not None]
+    if args.html is not None and (args.output or args.format != "term"):
+        made.append("output" if args.output else "format")
+    if len(made) > 1:
+        raise ConfigError(f"{' and '.join(f'--{name}' for name in made)} go in commands of their own.")
     for path in filter(None, (args.output or (args.video and Path("sample.mp4")), args.coco)):
         check_output(path)
     paths = [Path(word) for word in args.runs if not word.startswith(_EXPERIMENT)]
@@ -116,7 +123,7 @@ def main(args: argparse.Namespace) -> int:
         from refseg_bench.report.html import home, write_report
 
         folder = home(stores) if args.html == Path() else args.html
-        print(write_report(stores, folder, frames=max(1, args.frames), side=max(16, args.side)))
+        print(write_report(stores, folder, frames=args.frames, side=args.side))
         return 0
     scored = [store for store in stores if store.results()]
     if not scored and args.after_run:
