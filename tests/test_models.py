@@ -335,6 +335,7 @@ def test_run_folders_and_overrides_tell_their_needs(capsys, tmp_path):
     [
         (("get",), "fetches what it is told"),
         (("get", "segmenter=sam2", "--revision", "v1"), "belong to --repo"),
+        (("get", "segmenter=sam2", "--repo", "a/b"), "not both"),
         (("list", "banana"), "neither GROUP=NAME"),
         (("list", "segmenter=banana"), "No segmenter 'banana'"),
         (("list", "segmenter.size=tiny"), "no segmenter is chosen"),

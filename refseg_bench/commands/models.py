@@ -86,6 +86,8 @@ def _list(what: Sequence[str], out: Path | None) -> int:
 
 
 def _get(args: argparse.Namespace) -> int:
+    if args.repo is not None and args.overrides:
+        raise ConfigError("Give --repo or what a config needs, not both.", where=" ".join(args.overrides))
     if args.repo is not None:
         wanted = [Weights(args.repo, args.revision, args.file)]
     else:
