@@ -68,8 +68,7 @@ def find(group: str, word: str) -> str:
         where=f"conf/{group}",
         allowed=known,
         hint=did_you_mean(word, known)
-        or f"One of your own goes by package.module.Class, or as "
-        f"{group}/NAME.yaml in a folder on the search path ({searchpath.SEARCHPATH}).",
+        or f"One of your own is {group}/NAME.yaml in a folder on the search path ({searchpath.SEARCHPATH}).",
     )
 
 
