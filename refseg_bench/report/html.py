@@ -122,8 +122,9 @@ def home(stores: Sequence[RunStore]) -> Path:
     """Where the pages of some runs go: inside the run, or beside several, in a folder of these runs' own."""
     if len(stores) == 1:
         return stores[0].place("report")
-    names = sorted(str(store.root.resolve()) for store in stores)
-    return stores[0].root.parent / f"report-{len(stores)}-runs-{short_id(chr(0).join(names), 6)}"
+    beside = stores[0].root.parent
+    names = chr(0).join(sorted(os.path.relpath(store.root.resolve(), beside.resolve()) for store in stores))
+    return beside / f"report-{len(stores)}-runs-{short_id(names, 6)}"
 
 
 def pages(stores: Sequence[RunStore]) -> str:

@@ -67,13 +67,16 @@ def test_tests_are_corrected_together() -> None:
     assert found[2] == 0.02
 
 
-def test_pages_of_other_runs_lie_in_another_folder(pair: dict[int, list[str]]) -> None:
+def test_pages_of_other_runs_lie_in_another_folder(pair: dict[int, list[str]], tmp_path: Path) -> None:
     first, second = (RunStore.open(Path(root)) for root in pair[4])
     assert home([first]) == first.root / "report"
     both = home([first, second])
     assert both == home([second, first])
     assert both != home([first, first])
     assert both.parent == first.root.parent
+    # The same runs elsewhere: the name is that which the documentation shows.
+    moved = [RunStore(tmp_path / store.root.relative_to(both.parent)) for store in (first, second)]
+    assert home(moved) == tmp_path / both.name
 
 
 def test_what_has_no_value_was_not_tested(
