@@ -240,8 +240,8 @@ def frame_problems(
     try:
         found = image_size(path, upright=upright)
         if decode:
-            pixels = read_rgb(path)
-            if _has_hole(path) and (pixels != pixels[0, 0]).any():
+            read_rgb(path)
+            if _has_hole(path):
                 yield Damage("torn frame", "Bytes are missing in the middle of the frame's file.", path)
         elif not _ends(path):
             yield Damage("torn frame", "The frame's file is cut off.", path)
@@ -258,14 +258,19 @@ def frame_problems(
 def _has_hole(path: Path) -> bool:
     """Whether the pixels of a JPEG hold bytes that were never written: decoders pass over them.
 
-    Coders make so many zeros of a picture in one colour alone.
+    A coder makes so many of a large plain area where the code of zeros alone means "as before" in all tables,
+    and may in a progressive file: neither is judged.
     """
     with open_regular(path) as file:
         data = file.read()
-    at = 2
-    while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] != b"\xda":
-        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    return data.startswith(b"\xff\xd8") and bytes(512) in data[at : data.find(b"\xff\xd9", at)]
+    at, first = 2, set[int]()
+    while data[at : at + 1] == b"\xff" and (kind := data[at + 1 : at + 2]) not in (b"\xda", b"\xc2"):
+        table, at = at + 4, at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        while kind == b"\xc4" and table < at:
+            first.update(data[table + 17 : table + 18])
+            table += 17 + sum(data[table + 1 : table + 17])
+    judged = data.startswith(b"\xff\xd8") and data.startswith(b"\xff\xda", at) and first != {0}
+    return judged and bytes(512) in data[at : data.find(b"\xff\xd9", at)]
 
 
 def _ends(path: Path) -> bool:
