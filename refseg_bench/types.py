@@ -254,7 +254,9 @@ def union_rle(counts: Sequence[bytes], size: tuple[int, int]) -> bytes:
 
 def extents(tracks: Iterable[MaskTrack]) -> Counter[str]:
     """How many masks are foreground in ``most`` of a picture and in ``less``; all and nothing are neither."""
-    shares = ((area or 0) / math.prod(track.size) for track in tracks for area in track.area())
+    # Of a long track eight or so: all would be a tenth of the time that scoring takes.
+    some = (MaskTrack(track.size, track.rles[:: 1 + len(track) // 8]) for track in tracks)
+    shares = ((area or 0) / math.prod(track.size) for track in some for area in track.area())
     return Counter("most" if share > 0.5 else "less" for share in shares if 0 < share < 1)
 
 

@@ -422,11 +422,12 @@ def names_of(clip: Clip, e: Expression, signs: str = "/") -> Iterator[str]:
 
 def _repeated(found: Sequence[tuple[MaskTrack, Expression]]) -> dict[str, int]:
     """How many masks of a clip stand for all expressions or all frames alike: a slip of what wrote them."""
-    shown = [track for track, _ in found if extents([track])]
-    still = sum(len(track) for track in shown if len(track) > 2 and len({*track.rles}) == 1)
+    shown = {e.id: t for t, e in found if any(extents([MaskTrack(t.size, (rle,))]) for rle in t.rles)}
+    still = sum(len(track) for track in shown.values() if len(track) > 2 and len({*track.rles}) == 1)
     told = {"the same in all frames of a clip": still}
-    if len({str(e.attrs.get("obj_ids")) for _, e in found}) > 1 and len({track.rles for track in shown}) == 1:
-        told["the same for expressions of several objects"] = sum(map(len, shown))
+    meant = {str(e.attrs.get("obj_ids")) for _, e in found if e.id in shown}
+    if len(meant) > 1 and len({track.rles for track in shown.values()}) == 1:
+        told["the same for expressions of several objects"] = sum(map(len, shown.values()))
     return {name: masks for name, masks in told.items() if masks}
 
 

@@ -407,8 +407,8 @@ def _problem(
     if fault is not None:
         return "unreadable file", fault
     counts = png.counts_of(data, name)
-    if 0 < counts[255] < height * width:
-        found.foreground["most" if 2 * counts[255] > height * width else "less"] += 1
+    if counts[0] and (shown := height * width - counts[0]):
+        found.foreground["most" if shown > counts[0] else "less"] += 1
     others = [value for value, count in enumerate(counts) if count and value not in (0, 255)]
     return ("values other than 0 and 255", ", ".join(map(str, others[:5]))) if others else None
 

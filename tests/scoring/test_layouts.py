@@ -821,6 +821,14 @@ def test_masks_written_more_than_once_are_told(told, per, words):
     assert found["rvos-expr"]["notes"]["predictions_read"] == {"0/255 grey": 8, **words}
 
 
+def test_a_mask_beside_empty_ones_is_no_repetition(told):
+    place = told[0]
+    for clip, e, frame, mask in everything(open_dataset("mevis", root=place / "mevis")):
+        save(place / "p" / clip.id / e.id / f"{frame}.png", mask & (e.id == "0"))
+    _, found = run(place, place / "p", "mevis", place / "mevis", "rvos-expr")
+    assert found["rvos-expr"]["notes"]["predictions_read"] == {"0/255 grey": 4, "empty grey": 4}
+
+
 def test_an_archive_alone_in_a_folder_is_told(told, capsys):
     place = told[0]
     (place / "packed").mkdir()

@@ -152,6 +152,15 @@ def test_a_zip_alone_is_held_against_itself(tmp_path, fault):
     assert [kind for kind in report.problems if kind.startswith(fault)], report.lines()
 
 
+def test_masks_of_another_value_are_not_called_plain(tmp_path):
+    _, path = packed(tmp_path)
+    half = np.tile(np.uint8([0, 1]), (40, 28))
+    changed(path, lambda n, d: {n: picture(half)})
+    report = submission.check(path)
+    assert list(report.problems) == ["values other than 0 and 255"]
+    assert not [line for line in report.lines() if line.startswith("note:")]
+
+
 def test_a_missing_top_folder_is_found(tmp_path):
     world, path = packed(tmp_path, "ref_youtube_vos")
     changed(path, lambda n, d: {n.removeprefix("Annotations/"): d})
