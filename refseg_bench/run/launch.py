@@ -60,6 +60,7 @@ def _planned(points: Sequence[Composed], say: Callable[[str], None]) -> list[Pla
             RunStore.create(point.path, to_yaml(point.values), info)  # another run's folder is refused
         runs.append(planned(RunStore(point.path), point, say))
     for point, info, run in zip(points, infos, runs, strict=True):
+        run.made = not point.path.exists()
         freeze(point, info)
         run.keep()
     return runs
@@ -134,7 +135,7 @@ def launch(
             if not run.submitted:
                 _close(run)
                 alone = len(submissions(run.store.root)) == 1 and not (run.store.root / "jobs").exists()
-                if run.cluster.kind == "slurm" and alone and not (run.record.jobs or run.store.index()):
+                if run.cluster.kind == "slurm" and run.made and alone and not run.record.jobs:
                     shutil.rmtree(run.store.root, ignore_errors=True)  # it was made for jobs that aren't
     submitted = [run for run in going if run.submitted]
     if submitted:

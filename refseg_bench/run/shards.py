@@ -125,6 +125,7 @@ class Planned:
     submission: Submission | None = None
     tally: Tally | None = None  #: what was done here; ``None`` where it was submitted, stood back or failed
     error: RefsegError | None = None  #: why it could not be worked on
+    made: bool = False  #: whether its folder was made for this submission
     keep: Callable[[], None] = lambda: None  #: writes what was seen of its data set into its folder
 
     @property

@@ -151,6 +151,10 @@ def test_what_sbatch_refuses_leaves_no_folder_and_hides_no_job(
     (answer,) = launch([asked], quiet)
     assert answer.error is not None
     assert not asked.path.exists()
+    freeze(asked)
+    (asked.path / "notes.txt").write_text("mine")
+    launch([asked], quiet)
+    assert (asked.path / "notes.txt").exists(), "it was there before"
     freeze_for_workers([asked], quiet)
     launch([asked], quiet)
     assert asked.path.exists(), "others made it"
