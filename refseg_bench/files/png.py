@@ -121,7 +121,7 @@ def read_mask(path: Path, above: int = 0) -> tuple[NDArray[np.bool_], str]:
     Raises:
         MaskFault: the file is missing or torn, or that reading makes one level of pixels that differ: in
             what it leaves out (alpha channel, palette entries of one luminance, the lower byte of 16 bits),
-            or since all are above 0.
+            or since all are above 0, from 128 or less on.
     """
     stored, levels, kind = _stored(_bytes(path), path)
     mask, value, background = compiled.split(stored)
@@ -132,7 +132,8 @@ def read_mask(path: Path, above: int = 0) -> tuple[NDArray[np.bool_], str]:
         occurs[stored] = True
         present = np.flatnonzero(occurs).tolist()
     seen = [int(levels[v]) for v in present]
-    if len(seen) > 1 and (len(set(seen)) == 1 or min(seen) > above == 0):
+    # What fills a picture, saved as soft levels, has high ones alone: no background stands at those.
+    if len(seen) > 1 and (len(set(seen)) == 1 or 128 >= min(seen) > above == 0):
         raise _flat(path, kind, min(seen) if len(set(seen)) > 1 else 0)
     if any((level > above) != (v > 0) for level, v in zip(seen, present, strict=True)):
         mask = (levels > above)[stored]
@@ -381,7 +382,7 @@ def _fault(kind: str, what: str, path: str | Path, hint: str | None = None) -> M
 def _flat(path: Path, kind: str, lowest: int = 0) -> MaskFault:
     if lowest:
         told = (
-            f"Read as the tools read it ({kind}), this mask has no background: its lowest level is {lowest}, "
+            f"Read as the tools read it ({kind}), this mask has no background: its lowest level is {lowest}"
         )
         hint = "Write background as 0; of predictions --threshold N takes levels above N as foreground."
         return _fault("flat", f"{told}, and all above 0 is foreground.", path, hint)

@@ -149,12 +149,17 @@ NO_BACKGROUND = {
 }
 
 
+def test_what_fills_its_picture_in_high_levels_is_all_foreground(tmp_path: Path) -> None:
+    Image.fromarray(np.where(MASK, 255, 230).astype(np.uint8)).save(tmp_path / "m.png")
+    assert png.read_mask(tmp_path / "m.png")[0].all()
+
+
 @pytest.mark.parametrize("case", NO_BACKGROUND)
 def test_a_mask_without_background_is_no_picture_full_of_foreground(tmp_path: Path, case: str) -> None:
     picture, lowest = NO_BACKGROUND[case]
     path = tmp_path / "m.png"
     picture.save(path)
-    with pytest.raises(png.MaskFault, match=f"no background: its lowest level is {lowest}"):
+    with pytest.raises(png.MaskFault, match=f"no background: its lowest level is {lowest}, and"):
         png.read_mask(path)
     assert np.array_equal(png.read_mask(path, above=lowest)[0], MASK != 0)
     # In a data set's own files the background of a palette is its index 0.
