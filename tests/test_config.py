@@ -170,6 +170,10 @@ def test_an_outside_package_adds_a_method_with_a_searchpath(
     point = one(f"hydra.searchpath=[file://{tmp_path}/theirs]", "method=mine", "method.side=4")
     assert point.values["method"]["side"] == 4
     assert point.name == "mine-shapes"
+    (tmp_path / "theirs/method").rename(tmp_path / "theirs/lab")
+    (tmp_path / "theirs/method").mkdir()
+    (tmp_path / "theirs/lab").rename(tmp_path / "theirs/method/lab")
+    assert one(f"hydra.searchpath=[file://{tmp_path}/theirs]", "method=lab/mine").name == "lab-mine-shapes"
 
 
 @pytest.mark.slow

@@ -540,8 +540,8 @@ def _finish(composed: DictConfig, choices: dict[str, str], overrides: tuple[str,
     )
     stem = "-".join(str(choices.get(p, p)) for p in parts)
     if not of_one:
-        stem = f"{experiment.replace('/', '-')}-{stem}"
-    name = values["name"] or stem
+        stem = f"{experiment}-{stem}"
+    name = values["name"] or stem.replace("/", "-")
     if "/" in name or printable(name) != name:
         raise ConfigError(f"'{name}' names no folder.", where="name", hint="paths.runs=DIR says in which.")
     return Composed(values, name, digest(values), overrides, choices)
