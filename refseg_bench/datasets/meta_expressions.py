@@ -113,7 +113,7 @@ class MetaExpressions(Dataset):
             return None
         if source is None:
             paths = [self.fill(path) for path in self.masks]
-            if any((self.home / path).exists() for path in paths):
+            if any(path.endswith((".json", ".pkl")) and (self.home / path).is_file() for path in paths):
                 return None  # what is wrong with it was told
             told = f"Split '{self.split}' of '{self.name}' has public masks, but there is none of "
             hint = rename_that_helps(*(self.home / path for path in paths))

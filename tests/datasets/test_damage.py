@@ -377,6 +377,7 @@ CASES = [
     Case("no foreground of a video", revos, edit("mask_dict_foreground.json", lambda m: m.pop("UVO/a") and None), "missing entry", "mask_dict_foreground.json", verify_only=True),
     # masks in run lengths
     Case("mask file missing", mevis, remove(MASKS), "missing file", "mask_dict.json"),
+    Case("a folder of the mask file's name", mevis, lambda root: [remove(MASKS)(root), (root / MASKS).mkdir()], "missing file", "mask_dict.json"),
     Case("mask file torn", mevis, cut(MASKS), "torn JSON", "mask_dict.json", "byte"),
     Case("duplicate annotation", mevis, replace(MASKS, b'"1":', b'"0":'), "duplicate id", "mask_dict.json", "'0'"),
     Case("annotation missing", mevis, edit(MASKS, lambda m: m.pop("1") and None), "missing entry", "mask_dict.json"),
