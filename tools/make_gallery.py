@@ -81,7 +81,9 @@ def pages(runs: str) -> None:
             page.wait_for_selector("main h1")
             page.wait_for_timeout(800)
             shot = Image.open(io.BytesIO(page.screenshot(full_page=name != "samples")))
-            shot.convert("RGB").quantize(256).save(PICTURES / f"{name}.png", optimize=True)
+            # Without k-means the colours that the runs are known by, a few pixels each, become others.
+            few = shot.convert("RGB").quantize(256, kmeans=10, dither=Image.Dither.NONE)
+            few.save(PICTURES / f"{name}.png", optimize=True)
         browser.close()
 
 
