@@ -190,10 +190,12 @@ class Held:
         return self.result.whole and not (self.part or self.result.part)
 
 
-def metric_name(row: PaperRow) -> str:
-    """How our protocols call a row's metric: ReVOS prints the parts of its split as splits."""
+def counterpart(result: Result, row: PaperRow) -> Estimate | None:
+    """What a result has for a printed number; ReVOS prints parts of its split, and their mean, as splits."""
     part = row.split.partition("/")[2]
-    return row.metric if part in ("", "overall") else f"{part}/{row.metric}"
+    if part == "overall" and not any(name.startswith(f"{row.metric}/") for name in result.metrics):
+        return None  # a mean over all expressions is not the mean of the parts
+    return result.metrics.get(row.metric if part in ("", "overall") else f"{row.metric}/{part}")
 
 
 def is_of(split: str, printed: str) -> bool:
@@ -223,7 +225,7 @@ def _beside_rows(store: RunStore, rows: Iterable[PaperRow], tolerance: float) ->
     results, part = _in_order(store), store.info().part
     for row in rows:
         for result in results:
-            estimate = result.metrics.get(metric_name(row))
+            estimate = counterpart(result, row)
             if estimate is not None and math.isfinite(estimate.value):
                 ours = in_percent(result, estimate)
                 yield Held(row, store.root.name, result.protocol, ours, result, tolerance, part)

@@ -158,6 +158,21 @@ def test_a_run_of_another_split_stands_beside_no_printed_number(tmp_path: Path, 
     assert any("none is of its split (train)" in note for note in laid.notes) is (split == "train")
 
 
+def test_the_parts_of_a_split_are_held_against_their_own_columns(tmp_path: Path) -> None:
+    """ReVOS prints referring, reasoning, and the mean of the two, which no mean over all expressions is."""
+    reference = {"file": "decaf.csv", "table": "2", "method": "DecAF", "backbone": "Qwen2.5-VL-7B"}
+    store = fake_run(tmp_path / "run", reference={**reference, "dataset": "revos"})
+    parts = {"J&F": 3.0, "J&F/referring": 1.0, "J&F/reasoning": 5.0}
+    result = Result("revos-visa@1", {n: Estimate(v) for n, v in parts.items()}, 4, 4, 0, 0, 100.0)
+    pooled = Result("decaf@1", {"J&F": Estimate(2.0)}, 4, 4, 0, 0, 100.0)
+    store.write_result(pooled, ScoreTable().write_parquet)
+    assert held_against(store) == []
+    store.write_result(result, ScoreTable().write_parquet)
+    assert {held.row.split: held.estimate.value for held in held_against(store)} == {
+        "valid/overall": 3.0, "valid/referring": 1.0, "valid/reasoning": 5.0,
+    }  # fmt: skip
+
+
 def test_the_runs_own_protocol_is_held_against_print_with_its_options(tmp_path: Path) -> None:
     store = scored_run(tmp_path, 70.0, protocol="aaa@1", protocols=["decaf:x=1", "aaa"])
     result = replace(store.results()["aaa@1"], protocol="decaf@1:x=1")

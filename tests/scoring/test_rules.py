@@ -329,6 +329,16 @@ def test_revos_columns_by_hand():
     assert got["R/absent"] == percent(1 - 16 / (120 + 1e-6))
 
 
+def test_coarse_masks_on_revos_average_by_type():
+    """As DecAF's tool does; the mean over all expressions is another number."""
+    gap = MaskTrack(A.shape, (None, encode_rle(B)))
+    rows = [({"type_id": k}, [tall(A, A)], made) for k, made in ((0, tall(A, A)), (0, tall(A, A)), (1, gap))]
+    hand = Hand([*rows, ({"type_id": 2}, [], tall(B, B))])
+    got = hand.metrics("revos-coarse")
+    assert (got["J/referring"], got["J/reasoning"], got["J"]) == (100, 33.33, (100 + 33.33) / 2)
+    assert hand.metrics("decaf-coarse")["J"] == (100 + 100 + 33.33 + 0) / 4
+
+
 def test_revos_raw_grey():
     """0/255 files, and a target of two overlapping objects whose sum wraps."""
     whole = tall(box(0, 0, 10, 12))

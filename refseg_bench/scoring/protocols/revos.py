@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -175,6 +175,19 @@ class RevosBinary(RevosVisa):
     def encoding_of(self, item: Item) -> str:
         """Always 0/1."""
         return "0/1"
+
+
+class RevosCoarse(RevosVisa):
+    """DecAF's evaluator on ReVOS for coarse masks: only the frames that have a prediction count (Table 1)."""
+
+    id: ClassVar[str] = "revos-coarse"
+    imitates: ClassVar[str] = "DecAF on ReVOS, coarse masks"
+    citation: ClassVar[str] = "HYUNJS/DecAF @ 6c9766c"
+    policy: ClassVar[Policy] = replace(
+        RevosVisa.policy,
+        frames="predicted",
+        missing_why="frame missing: not counted; any other error: 0 in all four metrics",
+    )
 
 
 @dataclass
