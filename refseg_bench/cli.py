@@ -1,4 +1,4 @@
-"""The command line: ``refseg run | score | report | data | submission | status``.
+"""The command line: ``refseg COMMAND …``.
 
 Each command is a module of :mod:`refseg_bench.commands` with ``add(subparsers)`` and ``main(args)``.
 Bad input is told in one message on standard error with exit code 2; a bug keeps its traceback.

@@ -47,7 +47,7 @@ def add(commands: Any) -> None:
         const=Path(),
         metavar="DIR",
         help="write pages to browse every sample (default: RUN/report of one run, "
-        "runs/report-N-runs-ID of several)",
+        "report-N-runs-ID beside several)",
     )
     p.add_argument("--frames", type=count(1), default=32, metavar="N", help="--html: frames of each clip")
     p.add_argument(
