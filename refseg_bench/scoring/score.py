@@ -387,7 +387,9 @@ def score_one_clip(
             case = Case(clip, items, book, truth, merged or {}, instances, options.detail, options.partial)
             answers = {e.id: p.answer for e in expressions if (p := found[e.id]) is not None}
             told = {
-                unit: {**fact, "answer": answers.get(unit.rpartition("/")[2])} for unit, fact in facts.items()
+                # The unit of an id map is an object, whose number may be another's expression.
+                unit: {**fact, "answer": answers.get(unit.rpartition("/")[2])}
+                for unit, fact in (facts.items() if protocol.compares != "labels" else ())
             }
             scores = [
                 dataclasses.replace(s, attrs={**told.get(s.unit, {}), **s.attrs})

@@ -583,6 +583,16 @@ def test_refdavis_anno_is_the_mean_of_four():
     assert got.table.clusters == ["v"] * 8
 
 
+def test_an_object_has_no_facts_of_the_expression_of_its_number():
+    hand = Hand(
+        [({"obj_ids": ["1"]}, [tall(A)], tall(A)), ({"obj_ids": ["2"]}, [tall(B & ~A)], tall(B & ~A))]
+    )
+    hand.rows[1] = (hand.rows[1][0], dataclasses.replace(hand.rows[1][1], object_ids=("2",)), hand.rows[1][2])
+    got = hand.scored("davis-unsup").table
+    assert got.units == ["v/1", "v/2"]
+    assert not got.attrs.keys() & {"objects", "size", "answer"}
+
+
 def test_the_first_of_two_masks_wins_a_pixel():
     overlap = tall(A | B, A | B)
     hand, _ = annotators([[overlap, tall(B, B)]] * 4)
