@@ -242,6 +242,10 @@ class LimitedDataset(Dataset):
             expressions = [e for e in expressions if sample_id(clip.id, e.id) in chosen]
         return expressions[: self.expressions_limit]
 
+    def cuts(self, clip: Clip) -> bool:
+        """Whether the part lacks some of the clip's expressions."""
+        return len(self.expressions(clip)) < len(self.inner.expressions(clip))
+
     def target(self, clip: Clip, expression: Expression) -> Target | None:
         """The truth of a sample."""
         return self.inner.target(clip, expression)

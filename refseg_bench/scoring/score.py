@@ -210,7 +210,7 @@ def check_fit(protocol: ScoringProtocol, dataset: Dataset) -> None:
     """
     why = protocol.unfit(dataset)
     if why is not None:
-        own = [word for word in dataset.protocols if word != protocol.id]
+        own = [word for word in dataset.protocols if open_protocol(word).unfit(dataset) is None]
         raise ScoreError(
             f"{protocol.name} can't be applied to {dataset.name}: {why}.",
             hint=f"The data set's own: --protocol {','.join(own)}" if own else None,

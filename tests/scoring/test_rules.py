@@ -10,7 +10,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from refseg_bench.config.components import aliases, make, names, open_protocol
-from refseg_bench.datasets.base import Dataset
+from refseg_bench.datasets.base import Dataset, LimitedDataset
 from refseg_bench.errors import ConfigError, ScoreError
 from refseg_bench.scoring.counts import resized_rle
 from refseg_bench.scoring.labels import GreyMasks, encoding_of, merged_labels
@@ -591,6 +591,16 @@ def test_an_object_has_no_facts_of_the_expression_of_its_number():
     got = hand.scored("davis-unsup").table
     assert got.units == ["v/1", "v/2"]
     assert not got.attrs.keys() & {"objects", "size", "answer"}
+
+
+def test_objects_are_not_scored_on_some_of_the_expressions():
+    """Those of the others would count as not found; whole clips may be left out."""
+    hand = Hand([({"obj_ids": ["1"]}, [tall(A)], tall(A)), ({"obj_ids": ["1"]}, [tall(A)], tall(A))])
+    for options in ({"expressions_limit": 1}, {"samples": ["v/1"]}):
+        why = open_protocol("davis-unsup").unfit(LimitedDataset(hand, **options))
+        assert why is not None
+        assert "some of their expressions" in why
+    assert open_protocol("davis-unsup").unfit(LimitedDataset(hand, 1, 2)) is None
 
 
 def test_the_first_of_two_masks_wins_a_pixel():

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from refseg_bench.datasets.base import Dataset, LimitedDataset
 from refseg_bench.errors import RefsegError, ScoreError
 from refseg_bench.scoring.boundary import JF, boundary_f, boundary_radius, jaccard, jf_values, mean_of
 from refseg_bench.scoring.counts import Region, compare, label_regions, region, stack
@@ -116,6 +117,15 @@ class LabelProtocol(ScoringProtocol):
     """Base of the protocols that compare id maps. Not a protocol by itself."""
 
     compares: ClassVar[Literal["expressions", "labels", "points"]] = "labels"
+
+    def unfit(self, dataset: Dataset) -> str | None:
+        """Some expressions of a clip: the objects of the others would count as not found."""
+        if isinstance(dataset, LimitedDataset) and any(map(dataset.cuts, dataset.clips())):
+            return (
+                "it counts all objects of a clip, and the run is limited to some of their expressions "
+                "(rvos-expr scores each alone)"
+            )
+        return super().unfit(dataset)
 
     def score_clip(self, case: Case) -> list[Score]:
         """Scores of all objects in all sets of id maps."""
