@@ -24,7 +24,8 @@ from rich.console import Console
 from refseg_bench.cli import main
 from refseg_bench.commands.compare import show
 from refseg_bench.config import compose as configs
-from refseg_bench.config.components import names, options
+from refseg_bench.config.components import names, open_protocol, options
+from refseg_bench.config.schema import TARGET, locate
 from refseg_bench.datasets import verify
 from refseg_bench.env import resource
 from refseg_bench.errors import ConfigError, ScoreError, StoreError
@@ -44,8 +45,8 @@ from tools.publish import HEADER, publish, read_published
 EXPERIMENTS = names("experiment")
 
 
-def references(experiment: str) -> list[tuple[dict[str, str], dict[str, Any]]]:
-    """The `reference` of every point of an experiment, its swept options replaced one by one."""
+def references(experiment: str) -> list[tuple[dict[str, str], dict[str, Any], list[str]]]:
+    """The `reference` and the protocols of every point of an experiment, its swept options replaced."""
     node, _ = configs._hydra([f"experiment={experiment}"])
     grid = OmegaConf.to_container(node.sweep) if node.get("sweep") else {}
     assert isinstance(grid, dict)
@@ -63,19 +64,35 @@ def references(experiment: str) -> list[tuple[dict[str, str], dict[str, Any]]]:
                 else:
                     OmegaConf.update(point, name, value)
         if point.get("reference") is not None:
-            out.append((said, OmegaConf.to_container(point.reference, resolve=True)))
+            chosen = [list(where.get("protocols") or ()) for where in (point, point.dataset)]
+            default = locate(str(point.dataset[TARGET]), "dataset").protocols
+            reference = OmegaConf.to_container(point.reference, resolve=True)
+            out.append((said, reference, chosen[0] or chosen[1] or list(default)))
     return out
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_reference_resolves_to_rows(experiment: str) -> None:
-    for said, node in references(experiment):
+    for said, node, protocols in references(experiment):
         rows = Reference.of(node).rows()
+        results = [
+            Result(word, dict.fromkeys(open_protocol(word).metrics, Estimate(0)), 1, 1, 0, 0)
+            for word in protocols
+        ]
+        lost = [row for row in rows if not any(paper.counterpart(result, row) for result in results)]
+        assert not lost, f"{experiment} at {said} is scored under {protocols}, none of which gives {lost}"
         assert rows, f"{experiment} at {said} is held against no row: {node}"
         # One row of the table for each number: nothing is compared with two settings at once.
         numbers = [(r.dataset, r.split, r.metric) for r in rows]
         assert len(numbers) == len(set(numbers)), (experiment, said, rows)
+
+
+@pytest.mark.parametrize("mask", ["sam2", "attention"])
+def test_masks_of_some_frames_are_scored_on_these(mask: str) -> None:
+    """`decaf` counts an expression that lacks a frame as 0, which masks straight from attention all do."""
+    node, _ = configs._hydra(["experiment=decaf/table4a", "dataset=reasonvos", f"method.mask={mask}"])
+    assert list(node.protocols) == ["decaf" if mask == "sam2" else "decaf-coarse"]
 
 
 def test_published_numbers_are_complete() -> None:
