@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,16 +121,20 @@ def record_of(store: RunStore) -> RunRecord:
     """What a tracker gets of a scored run."""
     metrics: dict[str, float] = {}
     for protocol, result in store.results().items():
-        # Trackers build paths of names: '@' and '&' are not allowed everywhere, no name is another's folder.
-        head = protocol.replace("@", "-v")
+        # Trackers build paths of names: few signs are allowed everywhere, no name is another's folder.
+        head = _plainly(protocol.replace("@", "-v"))
         for name, estimate in result.metrics.items():
-            plain = name.replace("&", "and").replace("@", "_at_")
+            plain = _plainly(name.replace("&", "and").replace("@", "_at_"))
             shown = in_percent(result, estimate)
             for end, value in (("", shown.value), ("_low", shown.low), ("_high", shown.high)):
                 if math.isfinite(value):
                     metrics[f"{head}/{plain}{end}"] = value
         metrics |= {f"{head}/n": result.n, f"{head}/failed": result.failed, f"{head}/missing": result.missing}
     return RunRecord(store.root.name, dict(flatten(frozen(store))), metrics)
+
+
+def _plainly(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", name)
 
 
 def _load(package: str) -> Any:

@@ -366,7 +366,7 @@ def equal_in_print(one: float, other: float) -> bool:
     >>> equal_in_print(45.04, 44.96), equal_in_print(45.06, 44.96)
     (True, False)
     """
-    return f"{one:.1f}" == f"{other:.1f}"
+    return f"{one:z.1f}" == f"{other:z.1f}"
 
 
 def number_cell(estimate: Estimate | None, percent: float, best: bool = False) -> Cell:
@@ -375,8 +375,8 @@ def number_cell(estimate: Estimate | None, percent: float, best: bool = False) -
         return Cell("–")
     interval = ""
     if math.isfinite(estimate.low) and math.isfinite(estimate.high):
-        interval = f"{estimate.low * percent:.1f}–{estimate.high * percent:.1f}"
-    return Cell(f"{estimate.value * percent:.1f}", interval, best)
+        interval = f"{estimate.low * percent:z.1f}–{estimate.high * percent:z.1f}"
+    return Cell(f"{estimate.value * percent:z.1f}", interval, best)
 
 
 # ── the same table in every form ─────────────────────────────────────────────
@@ -579,7 +579,9 @@ def to_latex(table: ResultTable) -> str:
             if number:
                 body.append(r"\midrule")
             body.append(rf"\multicolumn{{{width}}}{{l}}{{\textit{{{tex(table.sections[number])}}}}} \\")
-        body.append(" & ".join(cell(c) for c in row) + r" \\")
+        line = " & ".join(cell(c) for c in row)
+        # What begins with these would be taken for an argument of the row before.
+        body.append("{}" * line.startswith(("[", "*")) + line + r" \\")
     lines = [
         r"\begin{table}[t]",
         r"\centering",

@@ -116,7 +116,7 @@ def lines_of(outcome: Scored, seen: set[str]) -> list[str]:
         f"missing={result.missing}  percent" + (f", {level} intervals" if level else ""),
         *(f"  {line}" for line in losses(outcome)),
         *(
-            f"  {name:<16} {printed[name] * percent:.2f}{_interval(estimate, percent)}"
+            f"  {name:<16} {printed[name] * percent:z.2f}{_interval(estimate, percent)}"
             for name, estimate in result.metrics.items()
             if name not in absent
         ),
@@ -159,7 +159,7 @@ def losses(outcome: Scored) -> list[str]:
 
 def _interval(estimate: Estimate, percent: float) -> str:
     low, high = estimate.low * percent, estimate.high * percent
-    return f" [{low:.2f}, {high:.2f}]" if low == low else ""
+    return f" [{low:z.2f}, {high:z.2f}]" if low == low else ""
 
 
 def grouped(protocol: ScoringProtocol, attribute: str, groups: Groups) -> str:
@@ -168,7 +168,7 @@ def grouped(protocol: ScoringProtocol, attribute: str, groups: Groups) -> str:
     for group, (n, metrics) in groups.items():
         valued = [name for name in protocol.metrics if metrics[name].value == metrics[name].value]
         cells = "  ".join(
-            f"{x} {metrics[x].value * percent:.2f}{_interval(metrics[x], percent)}" for x in valued[:3]
+            f"{x} {metrics[x].value * percent:z.2f}{_interval(metrics[x], percent)}" for x in valued[:3]
         )
         lines.append(f"    {group:<22} n={n:<6} {cells}")
     return "\n".join(lines)

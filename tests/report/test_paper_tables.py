@@ -285,6 +285,20 @@ def test_words_are_escaped_in_every_form(tmp_path: Path) -> None:
     assert "[red]x[/red]" in console.export_text()
 
 
+@pytest.mark.parametrize("name", ["[2 px]", "*wide"])
+def test_no_name_is_an_argument_of_the_row_before(name: str, tmp_path: Path) -> None:
+    rows = tuple((tables.Cell(text), tables.Cell("1.0")) for text in ("a", name))
+    latex = tables.to_latex(tables.ResultTable("c", ("method", "J"), rows))
+    assert re.search(r"\\\\\s*[\[*]", latex) is None
+    check_latex(latex, tmp_path)
+
+
+def test_a_number_that_rounds_to_nothing_has_no_sign() -> None:
+    cell = tables.number_cell(Estimate(-0.0004, -0.0002, 0.0001), 100.0)
+    assert (cell.text, cell.interval) == ("0.0", "0.0–0.0")
+    assert tables.equal_in_print(-0.04, 0.04)
+
+
 def test_nothing_of_a_table_steers_a_terminal(tmp_path: Path) -> None:
     """What a stranger's run is called and says of itself, also where colours are shown."""
     result = Result("p@1", {"J": Estimate(0.5)}, 1, 1, 0, 0, details={"part": "\x1b[31m1 of 2"})

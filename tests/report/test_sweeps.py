@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import xml.etree.ElementTree as ET
 from dataclasses import replace
@@ -22,6 +23,8 @@ from refseg_bench.report.exports import write_coco
 from refseg_bench.run.loop import work_on
 from refseg_bench.run.store import RunStore
 from refseg_bench.scoring.runs import score_run
+from refseg_bench.scoring.table import ScoreTable
+from refseg_bench.types import Estimate, Result
 from tests.fakes import fake_run
 from tests.launch.runs import wait_for
 
@@ -191,6 +194,16 @@ def test_mlflow_holds_every_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert run.info.run_name == record.name
     assert run.data.metrics == pytest.approx(record.metrics)
     assert run.data.params == {key: str(value)[:500] for key, value in record.config.items()}
+
+
+def test_no_name_of_a_tracker_is_anothers_folder(tmp_path: Path) -> None:
+    """MLflow keeps a metric as a file at its name, and takes few signs in it."""
+    (store,) = runs(tmp_path, side=[8])
+    metrics = {"J&F": Estimate(1.0), "J&F/referring": Estimate(2.0), "Pr@0.5": Estimate(3.0)}
+    store.write_result(Result("p@1:flag=x", metrics, 1, 1, 0, 0, 100.0), ScoreTable().write_parquet)
+    found = sinks.record_of(store).metrics
+    assert [found[f"p-v1_flag_x/{name}"] for name in ("JandF", "JandF_referring", "Pr_at_0.5")] == [1, 2, 3]
+    assert all(re.fullmatch(r"[\w.-]+/[\w.-]+", name) for name in found)
 
 
 class Kept:
