@@ -39,12 +39,13 @@ def resize_mask(mask_HW: NDArray[Any], size: tuple[int, int]) -> BoolHW:
 def dense_flow(from_gray_HW: NDArray[np.uint8], to_gray_HW: NDArray[np.uint8]) -> NDArray[np.float32]:
     """DIS optical flow (H, W, 2): the pixel at (y, x) moves to (y + flow[..., 1], x + flow[..., 0]).
 
-    Pictures too small for the method's patches (under 16 pixels a side) are taken to stand still.
+    A side under 32 pixels is padded: of low pictures OpenCV gives no number, or the process dies.
     """
-    if min(from_gray_HW.shape) < 16:
-        return np.zeros((*from_gray_HW.shape, 2), np.float32)
+    height, width = from_gray_HW.shape
+    border = (0, max(32 - height, 0), 0, max(32 - width, 0), cv2.BORDER_REPLICATE)
+    one, two = (cv2.copyMakeBorder(gray_HW, *border) for gray_HW in (from_gray_HW, to_gray_HW))
     method = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
-    return np.asarray(method.calc(from_gray_HW, to_gray_HW, None), np.float32)
+    return np.asarray(method.calc(one, two, None), np.float32)[:height, :width]
 
 
 def warp_mask(mask_HW: BoolHW, back_flow_HW2: NDArray[Any]) -> BoolHW:
