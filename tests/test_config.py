@@ -12,6 +12,7 @@ from refseg_bench.config import schema
 from refseg_bench.config.components import names, open_protocol, protocol_of, read
 from refseg_bench.errors import ConfigError, StoreError
 from refseg_bench.files.store_io import read_sealed_yaml
+from refseg_bench.run.build import build_method, dataset_of
 from refseg_bench.run.launch import freeze
 from refseg_bench.scoring.protocols.image import RefcocoLavt
 from refseg_bench.types import Result
@@ -145,6 +146,44 @@ def test_wrong_options_are_told_with_what_is_allowed(overrides: list[str], told:
         configs.compose(overrides)
     for part in told:
         assert part in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("decaf_tiny", [
+            "n_frames=-1", "video_tokens=0", "frame_scale=0", "frame_tokens=-2", "max_tiles=0", "tau_pq=1.1",
+            "nms_iou=-1", "residual=2", "keypoints=-3", "fusion.video_kernel=4", "fusion.frame_kernel=0",
+            "fusion.sigma=0", "fusion.sigma=nan",
+        ]),
+        ("refam_tiny", [
+            "threshold=2", "np.weight=7", "sb.floor=-1", "multimask_index=-9", "frame_candidates=0",
+        ]),
+        ("loc_head_tiny", ["frame_tokens=0", "sigma=1e9"]),
+        ("lexical", ["working_size=1", "seed_frames=0"]),
+    ],
+)  # fmt: skip
+def test_a_number_that_an_option_cant_mean_is_refused_before_the_first_clip(
+    method: str, options: list[str]
+) -> None:
+    # Each gave empty masks, no number, or one failure per sample.
+    for option in options:
+        (point,) = configs.compose([f"method={method}", f"method.{option}"])
+        with pytest.raises(ConfigError, match=f"'method.{option.partition('=')[0]}' is"):
+            build_method(point.values, dataset_of(point.values))
+
+
+@pytest.mark.parametrize(
+    ("method", "option"),
+    [("decaf_tiny", "backbone.batch_size=-1"), ("decaf_tiny", "segmenter.batch_size=0"),
+     ("refam_tiny", "backbone.batch_size=0"), ("lexical", "segmenter.band=-1"),
+     ("lexical", "segmenter.iterations=0")],
+)  # fmt: skip
+def test_so_is_one_of_a_part(method: str, option: str) -> None:
+    # A negative batch had no rows: the model was asked nothing, for ever.
+    (point,) = configs.compose([f"method={method}", option])
+    with pytest.raises(ConfigError, match=f"'{option.partition('=')[0]}' is"):
+        build_method(point.values, dataset_of(point.values))
 
 
 def test_frozen_config_round_trips(tmp_path: Path) -> None:

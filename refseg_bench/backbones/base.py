@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Self, TypeAlias
 
 from refseg_bench.config.schema import Component
-from refseg_bench.errors import ConfigError, RefsegError
+from refseg_bench.errors import ConfigError
 from refseg_bench.types import FloatTHW, Uint8THWC
 
 #: How the rollout weights heads, in two spellings of the same three ways:
@@ -45,12 +45,12 @@ def layer_range(start: int, end: int, n_layers: int) -> range:
     """Layers ``start ≤ l < end`` of a model. ``start`` -1 = the middle one, ``end`` ≤ 0 = all of the rest.
 
     Raises:
-        RefsegError: the range is empty or leaves the model.
+        ConfigError: the range is empty or leaves the model.
     """
     start = n_layers // 2 if start == -1 else start
     stop = n_layers if end <= 0 else end
     if not 0 <= start < stop <= n_layers:
-        raise RefsegError(
+        raise ConfigError(
             f"Layers {start}…{stop} are no range in a model of {n_layers} layers.",
             allowed=[f"0 <= start < end <= {n_layers}"],
             hint="Set method.start_layer and method.end_layer (-1 = last).",

@@ -50,8 +50,9 @@ def add(commands: Any) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    if not args.expression.strip():
-        raise ConfigError("The expression is empty.", hint='refseg demo CLIP "the thing to find"')
+    text = args.expression
+    if not text.strip() or text != text.encode("utf-8", "replace").decode():
+        raise ConfigError("The expression is empty or no UTF-8.", hint='refseg demo CLIP "the thing to find"')
     if args.fps is not None and not 0 < args.fps < 1000:
         raise ConfigError(f"--fps is {args.fps:g}.", allowed=["more than 0, less than 1000"])
     if args.json is not None:

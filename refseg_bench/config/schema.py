@@ -19,6 +19,8 @@ import dataclasses
 import functools
 import importlib
 import inspect
+import math
+import operator
 import types as pytypes
 import typing
 from abc import ABC
@@ -392,7 +394,23 @@ def construct(cls: type[T], values: Mapping[str, Any], where: str, **ready: Any)
     """
     wanted = {name: part for name, part in ready.items() if name in injected(cls)}
     _refuse_unfit(cls, wanted, where)
-    return cls(**_given(cls, values, where, made=True), **wanted)
+    made = cls(**_given(cls, values, where, made=True), **wanted)
+    if isinstance(made, Component):
+        refuse_outside(made, 1, math.inf, "batch_size")
+    return made
+
+
+def refuse_outside(part: Component, least: float, most: float, *names: str) -> None:
+    """See to it that options (dotted: of an option's own) are ``None`` or numbers of a range.
+
+    Raises:
+        ConfigError: one isn't.
+    """
+    for name in names:
+        value = operator.attrgetter(name)(part)
+        if value is not None and not least <= value <= most:
+            span = f"{least:g} or more" if most == math.inf else f"{least:g} … {most:g}"
+            raise ConfigError(f"Option '{part.kind}.{name}' is {value}.", allowed=[span])
 
 
 def _refuse_unfit(cls: type, parts: Mapping[str, Any], where: str) -> None:

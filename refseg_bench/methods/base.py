@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from refseg_bench.cache import Cache, digest
 from refseg_bench.config import schema
-from refseg_bench.errors import ConfigError
 from refseg_bench.segmenters.base import Prompt, SegmenterSession
 from refseg_bench.types import Clip, Expression, Grounding, HeatPoint, MaskTrack, Target
 
@@ -124,17 +123,6 @@ class PerExpression(Method):
     @abstractmethod
     def ground(self, clip: Clip, expression: Expression) -> Grounding:
         """Answer one expression."""
-
-
-def refuse_below_1(method: Method, *names: str) -> None:
-    """See to it that options which count something are 1 or more.
-
-    Raises:
-        ConfigError: one isn't.
-    """
-    for name in names:
-        if (value := getattr(method, name)) < 1:
-            raise ConfigError(f"Option 'method.{name}' is {value}.", allowed=["1, 2, 3 …"])
 
 
 def click(point: HeatPoint) -> Prompt:

@@ -6,6 +6,7 @@ nor (but for boxes being asked for) how a map prompts the segmenter: those steps
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -16,10 +17,10 @@ import numpy as np
 
 from refseg_bench.backbones.base import GroundingMLLM, VisualSettings
 from refseg_bench.cache import Entry, fingerprint
-from refseg_bench.config.schema import option
+from refseg_bench.config.schema import option, refuse_outside
 from refseg_bench.errors import ConfigError
 from refseg_bench.methods.agents.drawing import extent
-from refseg_bench.methods.base import AttentionMethod, click, refuse_below_1, track_prompts
+from refseg_bench.methods.base import AttentionMethod, click, track_prompts
 from refseg_bench.methods.decaf.fusion import highest
 from refseg_bench.methods.pointing import FloatHW, threshold, unit_range
 from refseg_bench.segmenters.base import Prompt, Segmenter, middles
@@ -47,9 +48,8 @@ class HeatMethod(AttentionMethod):
     use_cache: bool = option(True, transient=True)  #: read and write the cache of maps
 
     def __post_init__(self) -> None:
-        refuse_below_1(self, "n_frames")
-        if not 0 <= self.level <= 1:
-            raise ConfigError(f"Option 'method.level' is {self.level}.", allowed=["0 … 1"])
+        refuse_outside(self, 1, math.inf, "n_frames", "frame_tokens", "max_tiles")
+        refuse_outside(self, 0, 1, "level")
         if "{sent}" not in self.question:
             raise ConfigError(
                 "The question has no place for the expression.", where="method.question", allowed=["{sent}"]

@@ -7,6 +7,7 @@ and belongs to the model's own YAML. What the released code leaves open is an op
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -17,8 +18,8 @@ from numpy.typing import NDArray
 
 from refseg_bench.backbones.base import RolloutSettings
 from refseg_bench.cache import Entry, fingerprint
+from refseg_bench.config.schema import refuse_outside
 from refseg_bench.errors import ConfigError
-from refseg_bench.methods.base import refuse_below_1
 from refseg_bench.methods.heat import HeatMethod
 from refseg_bench.methods.pointing import FloatHW
 from refseg_bench.segmenters.base import middles
@@ -40,7 +41,8 @@ class LocHead(HeatMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        refuse_below_1(self, "n_heads")
+        refuse_outside(self, 1, math.inf, "n_heads")
+        refuse_outside(self, 0, 100, "sigma")
 
     @property
     def chosen(self) -> list[tuple[int, int]]:

@@ -9,6 +9,7 @@ colours until it comes back. It is a floor, not a rival of learned segmenters: i
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refseg_bench import env
+from refseg_bench.config.schema import refuse_outside
 from refseg_bench.errors import ConfigError
 from refseg_bench.segmenters import classic
 from refseg_bench.segmenters.base import (
@@ -59,8 +61,10 @@ class GrabCut(Segmenter):
                 f"grabcut has {len(self.smoothing)} smoothing and {len(self.tolerances)} tolerances values.",
                 hint="Give as many of one as of the other, at least one: a pair per candidate.",
             )
-        if self.working_size < 16:
-            raise ConfigError(f"grabcut.working_size is {self.working_size}.", allowed=["16 or more"])
+        refuse_outside(self, 16, math.inf, "working_size")
+        refuse_outside(self, 1, math.inf, "iterations", "cut_pixels")
+        refuse_outside(self, 0, math.inf, "margin", "band")
+        refuse_outside(self, 0, 1, "lost_area", "found_area", "likely")
 
     def open(self, clip: Clip) -> _GrabCutSession:
         """Start a session; frames are read when first needed."""

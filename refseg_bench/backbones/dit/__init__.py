@@ -8,6 +8,7 @@ through diffusers by folder or hub id and revision, unmodified; families differ 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -34,7 +35,7 @@ from refseg_bench.backbones.dit.families import DiTFamily, ForwardInputs, config
 from refseg_bench.backbones.dit.text import TextSide, Tokenizer, TokenSet
 from refseg_bench.backbones.lazy_torch import F, Tensor, nn, torch
 from refseg_bench.backbones.weights import Weights, choose_device, content, fetch, load_module
-from refseg_bench.config.schema import option
+from refseg_bench.config.schema import option, refuse_outside
 from refseg_bench.errors import ConfigError, DataError, require
 from refseg_bench.files.store_io import read_json
 
@@ -130,8 +131,7 @@ class DiT(Backbone):
             raise ConfigError(
                 f"Noise level {self.sigma} is outside [0, 1].", where="backbone.sigma", allowed=["0…1"]
             )
-        if self.n_noise < 1 or self.batch_size < 1:
-            raise ConfigError("n_noise and batch_size must be at least 1.", where="backbone")
+        refuse_outside(self, 1, math.inf, "n_noise")
 
     # ── what is asked of it ──
 

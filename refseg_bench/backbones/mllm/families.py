@@ -149,7 +149,7 @@ class QwenVL(MLLMFamily):
     def frame_size(self, size: tuple[int, int], visual: VisualSettings) -> tuple[int, int]:
         """(height, width) of a single frame: the *video* size times the scale, unless capped by tokens."""
         area = self.factor**2
-        if visual.multiscale and visual.frame_tokens != -1:
+        if visual.multiscale and visual.frame_tokens > 0:
             return pixels.smart_resize(*size, self.factor, _MIN_TOKENS * area, visual.frame_tokens * area)
         scale = visual.frame_scale if visual.multiscale else 1
         height, width = self.video_size(size, visual)

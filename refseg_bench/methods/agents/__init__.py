@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from refseg_bench.backbones.chat import ChatModel, Conversation, Message, Uint8HWC
+from refseg_bench.config.schema import refuse_outside
 from refseg_bench.errors import ConfigError, StoreError
 from refseg_bench.files.store_io import parse_json, read_yaml
-from refseg_bench.methods.base import Method, refuse_below_1, track_prompts
+from refseg_bench.methods.base import Method, track_prompts
 from refseg_bench.segmenters.base import Instance, Prompt, Segmenter, SegmenterSession
 from refseg_bench.types import BoolHW, Clip, Expression, Grounding, MaskTrack
 
@@ -52,7 +53,7 @@ class ChatMethod(Method):
     _clip: str = field(default="", init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        refuse_below_1(self, *self.counts)
+        refuse_outside(self, 1, math.inf, *self.counts)
 
     def predict(self, clip: Clip, expressions: Sequence[Expression]) -> Iterator[Grounding]:
         """One grounding per expression, each as soon as its conversation has ended."""

@@ -10,6 +10,7 @@ are pure functions in ``fusion``, ``tracklets`` and ``prompts``.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -32,7 +33,7 @@ from refseg_bench.backbones.base import (
     weighting,
 )
 from refseg_bench.cache import Entry, fingerprint
-from refseg_bench.config.schema import option
+from refseg_bench.config.schema import option, refuse_outside
 from refseg_bench.errors import ConfigError, RefsegError
 from refseg_bench.methods.base import AttentionMethod, click
 from refseg_bench.methods.decaf import prompts
@@ -155,6 +156,11 @@ class DecAF(AttentionMethod):
                 "method.mask=sam2 needs a segmenter.",
                 hint="Add segmenter=NAME, or take the coarse masks with method.mask=attention.",
             )
+        refuse_outside(self, 1, math.inf, "n_frames", "video_tokens", "frame_scale", "max_tiles")
+        refuse_outside(self, 0, math.inf, "keypoints")
+        refuse_outside(self, -1, math.inf, "frame_tokens")
+        refuse_outside(self, 0, 1, "tau_pq", "nms_iou", "residual", *(["sb.floor"] if self.sb else []))
+        refuse_outside(self, 0.01, math.inf, "fusion.sigma")
         self._object = prompts.template("object", self.prompt_obj, self.prompt_obj_text)
         self._background = prompts.template("background", self.prompt_bg, self.prompt_bg_text)
         self._choice = prompts.template("choice", self.prompt_choice, self.prompt_choice_text)

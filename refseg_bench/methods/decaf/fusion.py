@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refseg_bench.backbones.lazy_torch import torch
-from refseg_bench.errors import DataError
+from refseg_bench.errors import ConfigError, DataError
 from refseg_bench.types import BoolHW, FloatTHW, HeatPoint
 
 Contrast = Literal["obj_minus_bg", "obj_only"]
@@ -36,6 +36,11 @@ class Fusion:
     frame_kernel: int = 7  #: smoothing of frame maps, in cells (odd; 1 = off)
     sigma: float = 1.0  #: of the Gaussian, in cells
     final_minmax: bool = True  #: the official code's last min–max, absent from the paper
+
+    def __post_init__(self) -> None:
+        for name, size in (("video", self.video_kernel), ("frame", self.frame_kernel)):
+            if size < 1 or size % 2 == 0:
+                raise ConfigError(f"Option 'method.fusion.{name}_kernel' is {size}.", allowed=["1, 3, 5 …"])
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,8 +83,6 @@ def smooth(attn_Thw: FloatTHW, size: int, sigma: float = 1.0) -> FloatTHW:
     """
     if size == 1:
         return attn_Thw
-    if size < 1 or size % 2 == 0:
-        raise DataError(f"A smoothing kernel of size {size} has no centre.", hint="Choose an odd size.")
     kernel = torch.from_numpy(gaussian_kernel(size, sigma))[None, None]
     maps = torch.from_numpy(np.ascontiguousarray(attn_Thw, np.float32))[:, None]
     out: FloatTHW = torch.nn.functional.conv2d(maps, kernel, padding=size // 2)[:, 0].numpy()

@@ -9,6 +9,7 @@ attention is read is the backbone's business; the steps after it stand in ``filt
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -22,7 +23,7 @@ from refseg_bench.backbones.attention_maps import TokenMaps
 from refseg_bench.backbones.dit import DiT
 from refseg_bench.backbones.dit.text import TokenSet, tokenise
 from refseg_bench.backbones.weights import Weights
-from refseg_bench.config.schema import option
+from refseg_bench.config.schema import option, refuse_outside
 from refseg_bench.errors import ConfigError
 from refseg_bench.methods.base import AttentionMethod, evenly, peak
 from refseg_bench.methods.pointing import (
@@ -161,6 +162,9 @@ class RefAM(AttentionMethod):
                 where="method.mask",
                 hint="Add segmenter=NAME, or do without one by method.mask=threshold or method.mask=none.",
             )
+        refuse_outside(self, 0, 1, "threshold", "np.weight", "sb.floor")
+        refuse_outside(self, 0, math.inf, "multimask_index")
+        refuse_outside(self, 1, math.inf, "frame_candidates")
         if isinstance(self.magnets, str) and self.magnets not in MAGNETS:
             raise ConfigError(
                 f"No magnet preset '{self.magnets}'.", where="method.magnets", allowed=[*MAGNETS, "[a list]"]
