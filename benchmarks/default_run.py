@@ -78,6 +78,8 @@ def main() -> int:
     words = sys.argv[1:]
     cut = words.index("--") if "--" in words else len(words)
     others, options = [Path(word).resolve() for word in words[:cut]], words[cut + 1 :]
+    if wrong := [word for word in words[:cut] if not Path(word, "refseg_bench").is_dir()]:
+        sys.exit(f"No checkout: {', '.join(wrong)}.\n\n{__doc__}")
     print(f"{len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f}")
     before = [measured(other, options) for other in others]
     now = measured(HERE, options)

@@ -197,7 +197,7 @@ def measure(folder):
     ]
 
 
-def report(rows):
+def report(rows, targets):
     """Print the table; True if results agree and targets are met."""
     fine = True
     vosb, trackeval = (row for row in rows if "refseg" not in row.tool)
@@ -206,7 +206,7 @@ def report(rows):
         base = trackeval if "trackeval" in row.tool.lower() else vosb
         times = base.cpu / row.cpu
         same = abs(row.j - base.j) < 1e-9 and abs(row.f - base.f) < 1e-9
-        target = TARGETS.get(row.tool)
+        target = targets.get(row.tool)
         missed = target is not None and times < target
         note = ("" if same else "  RESULTS DIFFER") + (f"  TARGET {target} MISSED" if missed else "")
         fine &= same and not missed
@@ -224,7 +224,7 @@ def main():
     parser.add_argument("--sequences", type=int, default=30)
     parser.add_argument("--frames", type=int, default=60)
     parser.add_argument("--size", type=int, nargs=2, default=(480, 854), metavar=("H", "W"))
-    parser.add_argument("--quick", action="store_true", help="6 clips x 30 frames: start-up weighs more")
+    parser.add_argument("--quick", action="store_true", help="6 clips x 30 frames: start-up weighs more, no target holds")
     args = parser.parse_args()
     if args.quick:
         args.sequences, args.frames = 6, 30
@@ -235,7 +235,7 @@ def main():
         measure(Path(name) / "rehearsal")
         make_case(folder, args.sequences, args.frames, tuple(args.size))
         print(f"{args.sequences} clips x {args.frames} frames x {args.size[1]}x{args.size[0]}, 2 objects")
-        return 0 if report(measure(folder)) else 1
+        return 0 if report(measure(folder), {} if args.quick else TARGETS) else 1
 
 
 if __name__ == "__main__":

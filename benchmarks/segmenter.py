@@ -24,6 +24,8 @@ from refseg_bench.config.schema import build
 from refseg_bench.segmenters.base import Prompt, SegmenterCounters
 from refseg_bench.types import Clip
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for tools
+
 
 def one_expression(session, clip: Clip, keys: tuple[int, ...], number: int) -> None:
     x = 0.1 + 0.8 * (number % 10) / 10
