@@ -224,7 +224,7 @@ def main():
     parser.add_argument("--sequences", type=int, default=30)
     parser.add_argument("--frames", type=int, default=60)
     parser.add_argument("--size", type=int, nargs=2, default=(480, 854), metavar=("H", "W"))
-    parser.add_argument("--quick", action="store_true", help="6 clips x 30 frames: start-up weighs more, no target holds")
+    parser.add_argument("--quick", action="store_true", help="6 clips x 30 frames: no target holds")
     args = parser.parse_args()
     if args.quick:
         args.sequences, args.frames = 6, 30
