@@ -143,7 +143,7 @@ def _rows(group: Group, scale: float, corrected: Iterator[float]) -> list[tuple[
     ]
 
 
-def _number(value: float, how: str = ".2f") -> str:
+def _number(value: float, how: str = "z.2f") -> str:
     return format(value, how) if math.isfinite(value) else "–"
 
 

@@ -296,7 +296,8 @@ def gate(run: RunStore, baseline: RunStore, policy: Policy) -> tuple[Comparison,
             raise ScoreError(f"max_drop of {metric} is {allowed}.", allowed=["0 to 100 percent points"])
         gap, scale = gaps[metric], 100 / found.scale
         # Where no unit differs no interval is needed.
-        ends = (gap.low, gap.high) if found.gained or found.lost or gap.value else (0.0, 0.0)
+        bare = gap.low != gap.low and not (found.gained or found.lost or gap.value)
+        ends = (0.0, 0.0) if bare else (gap.low, gap.high)
         out.append(Gated(metric, allowed, gap.value * scale, *(end * scale for end in ends)))
     return found, out
 

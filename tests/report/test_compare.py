@@ -205,6 +205,20 @@ def test_a_gate_takes_the_headline_of_the_baseline_and_no_decay(
     assert [one.metric for one in gate(oracle, empty, Policy({"J": 1.0}))[1]] == ["J"]
 
 
+def test_a_gate_keeps_the_interval_of_a_metric_that_no_headline_moved_with(
+    pair: dict[int, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """T-acc of two samples that swap: neither J&F nor the mean differs, and nothing is decided."""
+    empty, oracle = (RunStore.open(Path(root)) for root in pair[4])
+    whole = compare(empty, oracle)
+    gap = replace(whole.overall.differences["J&F"], first=0.5, second=0.5, low=-0.5, high=0.5)
+    overall = replace(whole.overall, differences={"T-acc": gap})
+    found = replace(whole, overall=overall, gained=(), lost=())
+    monkeypatch.setattr("refseg_bench.report.compare.compare", lambda *args, **more: found)
+    (one,) = gate(oracle, empty, Policy({"T-acc": 1.0}))[1]
+    assert (one.low, one.verdict) == (-50, "not decided")
+
+
 def test_runs_scored_against_other_masks_are_not_compared(
     pair: dict[int, list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
