@@ -53,7 +53,7 @@ def add(commands: Any) -> None:
         type=Path,
         const=Path(),
         metavar="DIR",
-        help="write both runs' pages and open the comparison there (default: report-2-runs-ID beside RUN_A)",
+        help="write both runs' pages, print the comparison's link (default: report-2-runs-ID beside RUN_A)",
     )
     add_json(p, "what is printed")
     p.set_defaults(main=main)
