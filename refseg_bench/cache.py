@@ -143,10 +143,9 @@ class Cache:
             for name, value in entry.items()
             if not isinstance(value, str)
         }
-        texts = {name: value for name, value in entry.items() if isinstance(value, str)}
-        blob = save(
-            arrays, metadata={"key": canonical(key), "texts": json.dumps(texts), "check": _checksum(arrays)}
-        )
+        texts = json.dumps({name: value for name, value in entry.items() if isinstance(value, str)})
+        told = {"key": canonical(key), "texts": texts, "said": digest({"texts": texts})}
+        blob = save(arrays, metadata={**told, "check": _checksum(arrays)})
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             if not self._swept:
@@ -171,9 +170,10 @@ class Cache:
                 arrays: dict[str, NDArray[Any]] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError):
             return None
-        if meta.get("check") != _checksum(arrays):
+        # Entries of old have no digest of their texts.
+        if meta.get("said") not in (None, digest({"texts": meta["texts"]})):
             return None
-        return {**arrays, **json.loads(meta["texts"])}
+        return {**arrays, **json.loads(meta["texts"])} if meta.get("check") == _checksum(arrays) else None
 
 
 def _checksum(arrays: Mapping[str, NDArray[Any]]) -> str:

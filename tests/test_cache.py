@@ -95,14 +95,19 @@ def test_no_root_remembers_nothing():
     assert cache.misses == 1
 
 
-@pytest.mark.parametrize("damage", ["cut", "flip", "empty", "text"])
+@pytest.mark.parametrize("damage", ["cut", "flip", "empty", "text", "answer", "brace"])
 def test_a_damaged_file_is_a_miss_and_is_replaced(tmp_path, damage):
     cache = Cache(tmp_path)
     value = np.arange(100, dtype=np.float32)
-    cache.put(KEY, {"x": value})
+    cache.put(KEY, {"x": value, "said": "dog"})
     path = cache.path(KEY)
     blob = bytearray(path.read_bytes())
-    if damage == "cut":
+    if damage in ("answer", "brace"):
+        # One letter of another word, or of no JSON, in the header.
+        before, after = {"answer": (b"dog", b"dig"), "brace": (b'"texts":"{', b'"texts":"?')}[damage]
+        assert before in blob
+        path.write_bytes(blob.replace(before, after))
+    elif damage == "cut":
         path.write_bytes(blob[:-7])
     elif damage == "flip":
         blob[-5] ^= 0xFF
