@@ -2,7 +2,9 @@
 "use strict";
 refseg.pages = {};
 
-const number = (value, digits = 1) => (value === null || value === undefined ? "–" : value.toFixed(digits));
+// || 0: what rounds to nothing has no sign.
+const number = (value, digits = 1) =>
+  (value === null || value === undefined ? "–" : (Number(value.toFixed(digits)) || 0).toFixed(digits));
 const amount = (value) => number(value, value >= 100 || value === 0 ? 0 : 2);
 function signed(value, digits = 2) {
   if (value === null) return "–";
