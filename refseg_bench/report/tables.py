@@ -277,10 +277,12 @@ def _by_type(
     rules = protocol_of(rows[0].result)
     parts = [breakdown(rules, table, "type", Bootstrap(resamples=0)) for table in units]
     kinds = {kind: sorted({part[kind][0] for part in parts if kind in part}) for kind in chain(*parts)}
-    # The first metric that any group has: a mean over kinds of targets has no value where one lacks.
+    # The first metric that all groups have: a mean over kinds of targets has no value where one lacks.
     groups = [metrics for part in parts for _, metrics in part.values()]
-    valued = (n for n in rules.metrics if any(math.isfinite(g[n].value) for g in groups))
-    headline, percent = next(valued, rules.metrics[0]), 100.0 / rules.policy.scale
+    headline = next((n for n in rules.metrics if all(math.isfinite(g[n].value) for g in groups)), None)
+    if headline is None:
+        return  # the types are the protocol's own columns
+    percent = 100.0 / rules.policy.scale
     body = [(Cell("n"), *(Cell("–".join(map(str, n))) for n in kinds.values()))]
     for row, part in zip(rows, parts, strict=True):
         found = (part[kind][1][headline] if kind in part else None for kind in kinds)

@@ -37,8 +37,11 @@ from refseg_bench.run.build import frozen
 from refseg_bench.run.loop import work_on
 from refseg_bench.run.store import RunInfo, RunStore
 from refseg_bench.scoring.runs import score_run
+from refseg_bench.scoring.score import conclude
+from refseg_bench.scoring.sources import Coverage
+from refseg_bench.scoring.stats import Bootstrap
 from refseg_bench.scoring.table import ScoreTable
-from refseg_bench.types import Estimate, Result
+from refseg_bench.types import Estimate, Result, Score
 from tests.fakes import FakeDataset, fake_run
 from tools.publish import HEADER, publish, read_published
 
@@ -291,6 +294,19 @@ def test_no_name_is_an_argument_of_the_row_before(name: str, tmp_path: Path) -> 
     latex = tables.to_latex(tables.ResultTable("c", ("method", "J"), rows))
     assert re.search(r"\\\\\s*[\[*]", latex) is None
     check_latex(latex, tmp_path)
+
+
+def test_types_that_are_columns_make_no_table(tmp_path: Path) -> None:
+    """ReVOS' protocols have one column for each type: by type every metric lacks a value somewhere."""
+    store = fake_run(tmp_path / "run")
+    values = dict.fromkeys(("J&F", "J", "F", "A", "R"), 50.0)
+    table = ScoreTable()
+    kinds = enumerate(("referring", "reasoning"))
+    table.extend(Score(f"v/{k}", "v", values, {"type_id": k, "type": kind}) for k, kind in kinds)
+    rules = open_protocol("revos-visa")
+    result = conclude(rules, FakeDataset(), table, Coverage(units=2), Bootstrap(0))
+    store.write_result(result, table.write_parquet)
+    assert ["by type" in found.caption for found in tables.tables_of([store])] == [False]
 
 
 def test_a_number_that_rounds_to_nothing_has_no_sign() -> None:
