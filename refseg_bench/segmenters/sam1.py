@@ -68,7 +68,7 @@ class Sam1Session(SegmenterSession):
         self._side = int(model.config.vision_config.image_size)
         scale = self._side / max(clip.size)
         #: (height, width) of the frame on the model's square; the rest is padding.
-        self._inner = (int(clip.size[0] * scale + 0.5), int(clip.size[1] * scale + 0.5))
+        self._inner = (max(1, int(clip.size[0] * scale + 0.5)), max(1, int(clip.size[1] * scale + 0.5)))
         self.features = FeatureStore(self._encode, self._device, options, self.counters)
 
     def _segment(self, frame: int, prompts: Sequence[Prompt], multimask: bool) -> list[Candidates]:

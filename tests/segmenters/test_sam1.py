@@ -51,6 +51,12 @@ def test_points_and_boxes_as_through_the_processor(folder, make_clip):
     assert all(len(c) == 1 for c in single)
 
 
+def test_a_side_that_shrinks_to_nothing_keeps_a_pixel(folder, make_clip):
+    # The model's canvas has 128 pixels here: a height of 1 among 500 would be a quarter of one.
+    with Sam1(model=str(folder), device="cpu").open(make_clip(length=1, size=(1, 500))) as session:
+        assert session.segment(0, [Prompt.click(0.3, 0.5)])[0].masks_KHW.shape == (3, 1, 500)
+
+
 def test_image_only(folder, make_clip):
     segmenter = Sam1(model=str(folder), device="cpu")
     with segmenter.open(make_clip(length=1)) as session:
