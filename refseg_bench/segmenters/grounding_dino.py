@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Any, ClassVar, cast
 
 import numpy as np
+from PIL import Image
 
 from refseg_bench.backbones.lazy_torch import inference, torch
 from refseg_bench.backbones.weights import Weights, choose_device, fetch, load_module, load_processor
@@ -140,9 +141,9 @@ class _GroundingDinoSession(SegmenterSession):
         # The model was trained on lower case, each phrase ended by a full stop.
         text = phrase.lower().strip().rstrip(".") + "."
         with self.counters.timed("detect"):
-            inputs = processor(images=self.clip.load([frame])[0], text=text, return_tensors="pt").to(
-                model.device
-            )
+            inputs = processor(
+                images=Image.fromarray(self.clip.load([frame])[0]), text=text, return_tensors="pt"
+            ).to(model.device)
             output = model(**inputs)
         score_Q = output.logits[0].sigmoid().max(dim=-1).values.float().cpu()
         boxes_Q4 = output.pred_boxes[0].float().cpu()

@@ -127,6 +127,15 @@ def test_what_is_found_on_the_best_frame_is_tracked(dino, clip):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("size", [(1, 1), (3, 40)])
+def test_a_picture_as_low_as_it_has_channels_is_read_as_a_picture(dino, make_clip, size):
+    # The processor guesses which axis holds the colours of an array.
+    low = make_clip(length=1, size=size)
+    with dino.open(low) as session:
+        (found,) = session.segment(0, [Prompt(text="a red disc")])
+    assert found.masks_KHW.shape[1:] == size
+
+
 def test_nothing_above_the_threshold_is_nothing(dino, clip):
     strict = GroundingDino(masks=dino.masks, model=dino.model, device="cpu", box_threshold=0.99)
     with strict.open(clip) as session:
