@@ -385,7 +385,6 @@ def test_the_command_prints_what_to_put_on_a_command_line(tmp_path, monkeypatch,
     small = ["limit.clips=1", "limit.expressions=1", "baselines=[]"]
     assert main(["run", "method=loc_head_tiny", last, *small]) == 0
     assert main([*words[:-2], "--best", "9" * 9]) == 0
-    assert main(["heads", "backbone=tiny_mllm", "dataset=shapes", "--pairs", "0"]) == 2
     assert main(["heads", "method=lexical", "dataset=shapes"]) == 2
     capsys.readouterr()
     assert main(["heads", "backbone=tiny_dit", "dataset=shapes"]) == 2
