@@ -228,7 +228,7 @@ def test_only_light_rows_get_processes(tmp_path: Path, monkeypatch: pytest.Monke
         return planned(RunStore(found.path), found, quiet)
 
     shipped = run("method=lexical", "segmenter=tiny_sam2")
-    assert launching._processes([shipped]) == shipped.samples // launching._WORTH == 3
+    assert launching._processes([shipped]) == shipped.samples // launching._WORTH == 2
     assert launching._processes([shipped, run(), run("method=refam_tiny")]) == 4
     few = run("method=lexical", "segmenter=tiny_sam2", "limit.clips=2", "limit.expressions=3")
     assert launching._processes([few]) == 0
