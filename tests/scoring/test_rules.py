@@ -509,7 +509,8 @@ def test_gres_by_hand():
     iou = [1, 0, 1, 8 / 24, 0, 0.75]
     assert got["gIoU"] == pytest.approx(100 * sum(iou) / 6, abs=1e-12)
     assert got["cIoU"] == pytest.approx(100 * (16 + 8 + 12) / (16 + 16 + 24 + 16 + 16), abs=1e-12)
-    assert (got["N-acc"], got["T-acc"]) == (50, 75)
+    assert got["N-acc"] == 0.5
+    assert got["T-acc"] == 0.75
     assert [got[f"Pr@{x}"] for x in (0.7, 0.8, 0.9)] == [50, 25, 25]
 
 
@@ -519,17 +520,15 @@ def test_gres_keeps_raw_counts_per_sample():
     assert table.values["U"].tolist() == [16, 16, 16, 24, 16, 16]
 
 
-def test_gres_without_no_target_samples_has_no_n_acc():
-    """The tool prints 0 for both accuracies; a group without such samples is not wrong in them."""
+def test_gres_without_no_target_samples_has_no_accuracies():
     got = images("grefcoco-gres", gres_rows()[2:4])
-    assert np.isnan(got["N-acc"])
-    assert got["T-acc"] == 100
+    assert (got["N-acc"], got["T-acc"]) == (0, 0)
 
 
 def test_gres_empty_mask_as_flag():
     rows = [({"no_target": True}, [], tall(NONE)), ({"no_target": False}, [tall(A)], tall(A))]
     assert images("grefcoco-gres", rows)["N-acc"] == 0
-    assert images("grefcoco-gres:flag=empty", rows)["N-acc"] == 100
+    assert images("grefcoco-gres:flag=empty", rows)["N-acc"] == 1
 
 
 def test_pointing():
@@ -645,7 +644,7 @@ def test_every_protocol_is_documented_and_named():
         ("refcoco-lavt", "refcoco-lavt@1"),
         ("refcoco-lavt:resolution=480", "refcoco-lavt@1:resolution=480"),
         ("refcoco-lavt:resolution=null", "refcoco-lavt@1"),
-        ("grefcoco-gres@2:flag=empty:resolution=32", "grefcoco-gres@2:resolution=32:flag=empty"),
+        ("grefcoco-gres@1:flag=empty:resolution=32", "grefcoco-gres@1:resolution=32:flag=empty"),
         ("vosb:all_frames=true", "vosb@1:all_frames=true"),
         ("mevis-v2:jf_over=targets", "mevis-v2@1:jf_over=targets"),
     ],

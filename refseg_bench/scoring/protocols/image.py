@@ -241,10 +241,10 @@ class GrefcocoGres(ImageProtocol):
 
     gIoU is the mean over samples: a no-target sample gives 1 if flagged, else 0, whatever its
     mask; a target sample gives I/U (0 where U = 0), with I := 0 if flagged. cIoU is 100 ΣI/ΣU: a
-    flagged no-target sample adds 0/0, an unflagged one 0/U, a flagged target sample 0/U. Pr@X (>=) is
-    over target samples only. All are in percent; the tool prints N-acc and T-acc as fractions, and both
-    as 0 where no sample is without a target: N-acc has no value then. I and U of every sample are kept
-    raw. Published numbers are at 480x480 (``resolution: 480``).
+    flagged no-target sample adds 0/0, an unflagged one 0/U, a flagged target sample 0/U. N-acc and
+    T-acc are fractions, both 0 if the split has no no-target sample. Pr@X (>=) is over target
+    samples only. gIoU, cIoU and Pr@X are in percent, as the tool prints them. I and U of every
+    sample are kept raw. Published numbers are at 480x480 (``resolution: 480``).
 
     Attributes:
         resolution: side of the square masks are resized to; ``None`` = original size.
@@ -258,7 +258,6 @@ class GrefcocoGres(ImageProtocol):
     knows_absent: ClassVar[bool] = True
 
     id: ClassVar[str] = "grefcoco-gres"
-    version: ClassVar[int] = 2
     imitates: ClassVar[str] = "ReLA (GRES)"
     citation: ClassVar[str] = "Liu et al., CVPR 2023; henghuiding/ReLA @ 3ca9551"
     policy: ClassVar[Policy] = Policy(scale=100.0)
@@ -306,11 +305,12 @@ class GrefcocoGres(ImageProtocol):
 
     def combine(self, sums: Mapping[str, Column]) -> dict[str, Column]:
         """Metrics in the tool's order and units."""
+        none = sums["TP"] + sums["FN"] == 0
         out = {
             "gIoU": 100 * ratio(sums["IoU"], sums["n"]),
             "cIoU": 100 * ratio(sums["I"], sums["U"]),
-            "N-acc": 100 * ratio(sums["TP"], sums["TP"] + sums["FN"]),
-            "T-acc": 100 * ratio(sums["TN"], sums["TN"] + sums["FP"]),
+            "N-acc": np.where(none, 0.0, ratio(sums["TP"], sums["TP"] + sums["FN"])),
+            "T-acc": np.where(none, 0.0, ratio(sums["TN"], sums["TN"] + sums["FP"])),
         }
         return {**out, **{name: 100 * ratio(sums[name], sums["n_target"]) for name in self.precisions}}
 
