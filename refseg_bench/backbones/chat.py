@@ -46,6 +46,9 @@ _VERSION = 1
 _SHOWN = 480
 #: Most characters of a reply: no model says so much, a broken server may.
 _LONGEST = 1 << 20
+#: How servers say that a reply was cut at ``max_tokens``, and that they broke it off or held it back.
+_CUT = ("length", "max_tokens", "model_length")
+_BROKEN = ("abort", "error", "content_filter", "insufficient_system_resource")
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,6 +158,8 @@ class ChatModel(Backbone):
         found = await self.complete(messages)
         if len(found.text) > _LONGEST:
             raise ChatError(f"The reply has {len(found.text)} characters.", allowed=[f"up to {_LONGEST}"])
+        if found.finish in _BROKEN:
+            raise ChatError(f"The server broke its reply off ({found.finish}).", where=self.model)
         reply = Reply(found.text, found.finish, found.prompt_tokens, found.answer_tokens,
                       round(time.perf_counter() - began, 3))  # fmt: skip
         self._cache.put(key, {"reply": json.dumps(asdict(reply))})
@@ -422,8 +427,9 @@ class ChatLocal(ChatModel):
         with torch.inference_mode():
             ids = model.generate(**inputs, max_new_tokens=self.max_tokens, **drawn)[0, given:]
         text = processor.decode(ids, skip_special_tokens=True)
-        finish = "length" if len(ids) >= self.max_tokens else "stop"
-        return Reply(text.strip(), finish, given, len(ids), 0.0)
+        ends = torch.tensor(model.generation_config.eos_token_id or [], device=ids.device)
+        whole = len(ids) < self.max_tokens or bool(torch.isin(ids[-1], ends))
+        return Reply(text.strip(), "stop" if whole else "length", given, len(ids), 0.0)
 
     @cached_property
     def _model(self) -> tuple[Any, Any]:
@@ -535,13 +541,22 @@ class Conversation:
         cost.answer_tokens = _sum(cost.answer_tokens, reply.answer_tokens)
         return answer(reply.text)
 
-    async def ask_for(self, messages: Message | Sequence[Message], step: str, read: Callable[[str], T]) -> T:
+    async def ask_for(
+        self,
+        messages: Message | Sequence[Message],
+        step: str,
+        read: Callable[[str], T],
+        *,
+        closed: bool = False,
+    ) -> T:
         """What ``read`` makes of the model's words; where it can't, the model is told why and asked again.
 
         Args:
             messages: all turns so far, or the one there is.
             step: what the method is at.
             read: takes the words; raises ``ValueError`` with what is wrong with them.
+            closed: it finds the end of what it reads, so that a reply may be cut behind it. Else a reply that
+                was cut can't be read: the first half of a list reads like a list.
 
         Raises:
             ChatError: no reply could be read.
@@ -550,12 +565,13 @@ class Conversation:
         told = list(messages)
         for _ in range(self.tries):
             words = await self.ask(told, step)
-            try:
-                return read(words)
-            except ValueError as error:
-                wrong = str(error)[:500]  # it may quote the reply, however long
-            if self.transcript[-1]["finish"] == "length":
-                wrong += f" (your reply was cut after {self.model.max_tokens} tokens: be brief)"
+            cut = self.transcript[-1]["finish"] in _CUT
+            wrong = f"your reply was cut after {self.model.max_tokens} tokens: be brief"
+            if closed or not cut:
+                try:
+                    return read(words)
+                except ValueError as error:
+                    wrong = str(error)[:500] + (f" ({wrong})" if cut else "")  # it may quote the reply
             told = [
                 *messages,
                 Message("assistant", (words if words.strip() else "…",)),

@@ -416,12 +416,34 @@ def test_what_cannot_be_read_is_asked_again_with_the_reason(serve, tmp_path):
     assert [m["role"] for m in second] == ["user", "assistant", "user"]
     assert "invalid literal" in second[2]["content"]
     assert "cut" not in second[2]["content"]
-    assert "cut after 1024 tokens" in third[2]["content"]
+    assert third[2]["content"].endswith(
+        "reply was cut after 1024 tokens: be brief. Answer again, in the form asked for."
+    )
     assert [turn["after"] for turn in conversation.transcript] == [0, 1, 1]
     with pytest.raises(ChatError, match="3 replies at 'step'") as told:
         talk(serve("well …").model(tmp_path / "other"), "How many?", read=int)
     assert [turn["reply"] for turn in told.value.details["conversation"]] == ["well …"] * 3
     assert told.value.details["cost"]["calls"] == 3
+
+
+def test_what_is_left_of_a_reply_is_no_reply(serve, tmp_path):
+    """The first of two boxes, or what a model thinks aloud where its template opened the tag."""
+    halves = '[{"bbox_2d": [1, 2, 3, 4]}, {"bbox_2d": [5,', "No target? Then []. But"
+    server = serve(*((200, spoken(half, "length")) for half in halves), "[[1, 2, 3, 4], [5, 6, 7, 8]]")
+    model = server.model(tmp_path)
+
+    def read(words):
+        return read_boxes(words, model, (10, 10))
+
+    assert len(talk(model, "Which?", read=read)[0][0]) == 2
+    assert len(server.asked) == 3
+    for finish in ("abort", "content_filter"):
+        server = serve((200, spoken("[]", finish)), "[[1, 2, 3, 4]]")
+        model = server.model(tmp_path / finish)
+        with pytest.raises(ChatError, match=f"broke its reply off .{finish}"):
+            talk(model, "Which?", read=read)
+        # Nor is it kept.
+        assert len(talk(model, "Which?", read=read)[0][0]) == 1
 
 
 @pytest.mark.slow

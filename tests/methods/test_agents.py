@@ -43,6 +43,7 @@ class Scripted(ChatModel):
 
     scripts: dict[str, list[str]] = field(default_factory=dict)
     asked: list[tuple[str, list[np.ndarray]]] = field(default_factory=list)
+    finish: str = "stop"
 
     async def complete(self, messages: Sequence[Message]) -> Reply:
         parts = messages[-1].parts
@@ -50,7 +51,7 @@ class Scripted(ChatModel):
         self.asked.append((words, [part for part in parts if not isinstance(part, str)]))
         for said, replies in self.scripts.items():
             if said in words:
-                return Reply(replies.pop(0) if len(replies) > 1 else replies[0], "stop", 5, 2, 0.0)
+                return Reply(replies.pop(0) if len(replies) > 1 else replies[0], self.finish, 5, 2, 0.0)
         raise ChatError(f"nothing is scripted for: {words}")
 
 
@@ -296,6 +297,7 @@ def test_the_raw_sentence_asks_nobody(clip):
         verdict(true=[1]),
         verdict(true=[1, 2, 3, 4]),
         verdict(true=[1, 2], false=[2, 3]),
+        verdict(true=True, false=[2, 3]),
         "none of them",
         "<answer>{",
     ],
@@ -305,6 +307,16 @@ def test_a_verdict_that_leaves_candidates_out_is_asked_again(clip, wrong):
     scripts["That can't be used"] = [verdict(true=[2], false=[1, 3])]
     (p,) = run(agent(scripts, appearance=False), clip, "it")
     assert same(p.track, MIDDLE)
+
+
+@pytest.mark.parametrize("wrong", [concept("?", "dog"), '{"nouns": ["dog"]}', concept("EXPLICIT", "null")])
+def test_a_concept_that_is_none_is_asked_again(clip, wrong):
+    scripts = {"Name the kind": [wrong], "Sort all": [verdict(true=[2], false=[1, 3])]}
+    scripts["That can't be used"] = [concept("explicit", "dog", "null")]
+    method = agent(scripts, appearance=False)
+    (p,) = run(method, clip, "it")
+    assert same(p.track, MIDDLE)
+    assert method.segmenter.looked_for == ["dog"]
 
 
 def test_one_conversation_that_fails_takes_no_other_with_it(clip, tmp_path):
@@ -386,11 +398,14 @@ def test_a_prompt_without_a_place_for_the_expression_is_refused():
         "[[1e400, 0, 5, 5]]",
         "[[true, 0, 5, 5]]",
         "{}{",
+        "[[0.1, 0.2, 0.3, 1]]",
+        "[[0, 0, 1, 1]]",
     ],
 )
-def test_what_is_no_box_is_told(words):
-    with pytest.raises(ValueError, match=r"box|deep"):
-        assert read_boxes(words, ChatEndpoint(), (100, 100)) is None
+@pytest.mark.parametrize("boxes", ["thousandths", "pixels"])
+def test_what_is_no_box_is_told(words, boxes):
+    with pytest.raises(ValueError, match=r"box|deep|are shares of the picture, not"):
+        assert read_boxes(words, ChatEndpoint(boxes=boxes), (100, 100)) is None
 
 
 def test_hostile_replies_take_no_time():

@@ -152,6 +152,13 @@ def test_what_is_no_call_is_a_failure_with_the_transcript(image, reply):
     assert p.no_target is True
 
 
+def test_a_call_is_whole_where_its_tag_is_closed(image):
+    method = agent(call("report_no_mask") + "and so on")
+    method.backbone.finish = "length"
+    (p,) = run(method, image, "a unicorn")
+    assert p.no_target is True
+
+
 def test_an_error_quotes_no_endless_word(image):
     method = agent(call("paint" * 100_000), tries=2)
     (p,) = run(method, image, "the dog")

@@ -337,7 +337,10 @@ def _as_shares(
 ) -> list[float]:
     sides = (size[1], size[0]) if model.boxes == "pixels" else (1000, 1000)
     # 0 to 1, or below 1: the 1 of [1, 40, 500, 600] is not the picture's whole side.
-    most = (1 if max(numbers) <= 1 else math.nextafter(1, 0)) if shares else -math.inf
+    small = max(numbers) <= 1
+    if small and not shares and any(value > 0 for value in numbers):
+        raise ValueError(f"{numbers} are shares of the picture, not {model.boxes}")
+    most = (1 if small else math.nextafter(1, 0)) if shares else -math.inf
     return [
         min(1.0, max(0.0, value if value <= most else value / sides[place % 2]))
         for place, value in enumerate(numbers)

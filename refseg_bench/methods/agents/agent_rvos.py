@@ -15,12 +15,14 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from refseg_bench.backbones.chat import Conversation
-from refseg_bench.methods.agents import ChatMethod, read_flag, read_object, texts, user
+from refseg_bench.methods.agents import ChatMethod, read_choice, read_flag, read_object, texts, user
 from refseg_bench.methods.agents.drawing import beside, crop, extent, frame_box, overlay
 from refseg_bench.segmenters.base import Instance, SegmenterSession, middles
 from refseg_bench.types import Clip, Expression, Grounding, MaskTrack
 
 TEXT = texts(__file__)
+#: How a model writes that there is no noun.
+_NO_NOUN = ("", "null", "none")
 
 
 @dataclass
@@ -70,22 +72,27 @@ class AgentRvos(ChatMethod):
     ) -> tuple[str, list[Instance]]:
         """The noun that finds something, and all its instances."""
 
-        def read(words: str) -> tuple[bool, list[str]]:
-            said = read_object(words)
-            nouns = said["nouns"] if isinstance(said.get("nouns"), list) else []
-            named = [n.strip() for n in nouns[:2] if isinstance(n, str)]
-            if not named or not isinstance(nouns[0], str) or not named[0]:
+        def read(words: str) -> list[str]:
+            said = read_object(words).get("nouns")
+            nouns = [
+                n.strip() if isinstance(n, str) else "" for n in (said if isinstance(said, list) else [])
+            ]
+            if not nouns or nouns[0].lower() in _NO_NOUN:
                 raise ValueError('"nouns" must be [core noun, hypernym or null]')
-            return str(said.get("type")).upper() == "REASONING", named
+            return [noun for noun in nouns[:2] if noun.lower() not in _NO_NOUN]
 
-        reasoning, nouns = await talk.ask_for(user(TEXT["concept"].format(sent=sentence)), "concept", read)
+        def typed(words: str) -> tuple[bool, list[str]]:
+            kind = read_choice(read_object(words), "type", ("EXPLICIT", "REASONING"))
+            return kind == "REASONING", read(words)
+
+        reasoning, nouns = await talk.ask_for(user(TEXT["concept"].format(sent=sentence)), "concept", typed)
         failed: list[str] = []
         for attempt in range(1, self.concepts + 1):
             if reasoning or attempt > 1:
                 told = TEXT["failed"].format(nouns=", ".join(failed)) if failed else ""
                 question = TEXT["look"].format(sent=sentence, attempt=attempt, failed=told)
                 shown = self.shown(session.clip, middles(len(session.clip), self.n_frames))
-                _, nouns = await talk.ask_for(user(*shown, question), f"concept, attempt {attempt}", read)
+                nouns = await talk.ask_for(user(*shown, question), f"concept, attempt {attempt}", read)
             best, most = (nouns[0], list[Instance]()), 0
             for noun in dict.fromkeys(nouns):
                 found = self.find(session, noun)
@@ -178,7 +185,7 @@ def read_verdict(words: str, ids: Sequence[int]) -> dict[int, str]:
     for name in ("true", "false", "unknown"):
         listed = said.get(name, [])
         for one in listed if isinstance(listed, list) else [listed]:
-            number = int(one) if isinstance(one, int) or str(one).isdecimal() else -1
+            number = int(one) if str(one).isdecimal() else -1
             if number not in ids or number in found:
                 raise ValueError(
                     f"{one!r} under '{name}' is not one of the candidates {list(ids)}, or stands twice"

@@ -92,7 +92,7 @@ class Sam3Agent(ChatMethod):
             told = TEXT["used"].format(phrases=", ".join(found.phrases)) if found.phrases else ""
             first = user(self.backbone.fit(picture), TEXT["first"].format(sent=text) + told)
             asked = [Message("system", (TEXT["system"],)), *_fewer([first, *since], self.images)]
-            reply, call = await talk.ask_for(asked, f"frame {frame}, reply {number}", read_call)
+            reply, call = await talk.ask_for(asked, f"frame {frame}, reply {number}", read_call, closed=True)
             name, given = call["name"], call["parameters"]
             if name == "report_no_mask":
                 return None, {"phrases": found.phrases, "selected": []}
