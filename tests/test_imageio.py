@@ -8,6 +8,7 @@ import zlib
 from collections import deque
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -38,12 +39,23 @@ def test_every_mode_gives_its_colours(tmp_path: Path, mode: str) -> None:
     assert np.array_equal(read_rgb(path), np.repeat(expected[..., None], 3, 2))
 
 
-def test_eight_bits_stored_as_sixteen_are_no_black_picture(tmp_path: Path) -> None:
-    Image.fromarray(GREY.astype(np.uint16)).save(tmp_path / "a.png")
+@pytest.mark.parametrize("ending", ["png", "tif"])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_eight_bits_stored_as_sixteen_are_no_black_picture(
+    tmp_path: Path, channels: int, ending: str
+) -> None:
+    path, pixels = tmp_path / f"a.{ending}", np.zeros((6, 10, channels), np.uint16)
+    pixels[..., :3] = GREY[..., None]
+    cv2.imwrite(str(path), pixels)
     with pytest.raises(DataError, match="all below 256"):
-        read_rgb(tmp_path / "a.png")
-    Image.fromarray(np.zeros((6, 10), np.uint16)).save(tmp_path / "a.png")
-    assert not read_rgb(tmp_path / "a.png").any()
+        read_rgb(path)
+    pixels[..., :3] = 0
+    pixels[..., 3:] = 65535
+    cv2.imwrite(str(path), pixels)
+    assert not read_rgb(path).any()
+    pixels[..., :3] = GREY[..., None].astype(np.uint16) * 257
+    cv2.imwrite(str(path), pixels)
+    assert np.array_equal(read_rgb(path), np.repeat(GREY[..., None], 3, 2))
 
 
 def test_transparent_pixels_keep_the_colour_they_are_stored_with(tmp_path: Path) -> None:

@@ -137,8 +137,19 @@ def read_rgb(path: Path, *, upright: bool = False) -> NDArray[np.uint8]:
 def _decoded(path: Path, upright: bool) -> NDArray[np.uint8]:
     with _told(path), open_image(path) as image:
         turn = TURNS.get(orientation(image)) if upright else None
+        deep = any("16" in str(tile[3]) for tile in getattr(image, "tile", ()))
         plain = _rgb(image)
+        if deep and plain.getbbox() is None and _has_light(path):
+            raise ValueError("its 16-bit values are all below 256: as 16 bits it is black")
         return np.asarray(plain if turn is None else plain.transpose(turn))
+
+
+def _has_light(path: Path) -> bool:
+    """Whether any colour of a picture is above 0, be it in the lower of two bytes, which Pillow drops."""
+    import cv2
+
+    whole = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
+    return whole is not None and bool(np.atleast_3d(whole)[..., :3].any())
 
 
 def turn_in_words(path: Path, *, upright: bool = False) -> str:
@@ -171,10 +182,7 @@ def encoded(picture: Image.Image, kind: str, **options: Any) -> bytes:
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
         # Pillow would cut 16-bit values at 255: all white.
-        pixels = np.asarray(image)
-        if 0 < pixels.max() < 256:
-            raise ValueError("its 16-bit values are all below 256: as 16 bits it is black")
-        return Image.fromarray((pixels >> 8).astype(np.uint8)).convert("RGB")
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
         raise ValueError(f"its pixels are 32-bit values (mode {image.mode}) without a known range")
     if image.mode in ("P", "PA") or "transparency" in image.info:
