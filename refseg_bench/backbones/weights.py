@@ -308,7 +308,8 @@ def _refuse_unfit(place: Path, weights: Weights) -> None:
         return
     try:
         if not place.is_dir():
-            _refuse_torn(place)
+            if weights.patterns or place.suffix in _TENSORS:  # a text is told of by who reads it
+                _refuse_torn(place)
             if weights.patterns and weights.file is None:
                 raise ModelError("This is a file; the folder of a model is wanted.", where=place)
         elif weights.patterns:  # else it is in a form of its component's own

@@ -96,11 +96,6 @@ def test_a_300_token_expression(tokenizer):
         tokenise(tokenizer, long, ["with"], limit=256, overlong="error")
 
 
-def test_an_empty_expression_is_an_error(tokenizer):
-    with pytest.raises(DataError, match="empty"):
-        tokenise(tokenizer, "  \n ")
-
-
 def test_stop_words_only_keeps_all_words_but_specials_and_sinks(tokenizer):
     tokens = tokenise(tokenizer, "the a", ["with"])
     assert tokens.pieces[:4] == ["▁the", "▁", "a", "</s>"]
@@ -150,6 +145,9 @@ def test_the_nltk_list_and_what_it_does_to_directions(tmp_path):
     assert stop_words(str(own)) == {"cow", "dog"}
     with pytest.raises(ConfigError, match="can't be read"):
         stop_words(str(tmp_path / "absent.txt"))
+    own.write_text("\n")
+    with pytest.raises(ConfigError, match="The stop list is empty"):
+        stop_words(str(own))
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ def stop_words(name: str) -> frozenset[str]:
     """A stop list: ``nltk``, ``spacy``, or that of a text file with one word a line.
 
     Raises:
-        ConfigError: no such list, or the package is missing.
+        ConfigError: no such list, an empty one, or the package is missing.
     """
     if name == "nltk":
         return NLTK_ENGLISH
@@ -46,10 +46,13 @@ def stop_words(name: str) -> frozenset[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"The stop list can't be read ({type(error).__name__}).",
-            where=name,
+            where=name or "method.stopwords",
             allowed=["nltk", "spacy", "a text file with one word a line"],
         ) from error
-    return frozenset(word.strip().lower() for word in lines if word.strip())
+    if not (found := frozenset(word.strip().lower() for word in lines if word.strip())):
+        hint = "To drop no word: method.stopwords=nltk method.filter_stopwords=false."
+        raise ConfigError("The stop list is empty.", where=name, hint=hint)
+    return found
 
 
 def surface_words(tokens: TokenSet) -> list[str]:
