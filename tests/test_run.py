@@ -82,6 +82,24 @@ def test_failures_are_recorded_and_only_they_are_retried(tmp_path: Path) -> None
     assert store.done() == {f"clip{c}/{e}" for c in range(4) for e in range(3)} - set(failed)
 
 
+def test_what_is_wrong_with_one_expression_fails_no_other_of_its_clip(tmp_path: Path) -> None:
+    class Reads(FakeMethod):
+        def predict(self, clip: Clip, expressions: Sequence[Expression]) -> Iterator[Grounding]:
+            assert all(map(str.strip, (e.text for e in expressions))), "a text that shows nothing"
+            if any("the long one" in e.text for e in expressions):
+                raise DataError("The expression is too long.")
+            yield from super().predict(clip, expressions)
+
+    (clip, *_) = FakeDataset(root=tmp_path).clips()
+    texts = ("the dog", "", " \u200b", "?", "the long one")
+    said = [Expression(str(place), text) for place, text in enumerate(texts)]
+    found = {p.expression: p.failure for p, _ in predict_clip(Reads(), clip, said)}
+    told = [found[e.id] and found[e.id].message.partition("\n")[0] for e in said]
+    none = "The expression has no words."
+    assert told == [None, none, none, None, "The expression is too long."]
+    assert not any(p.ok for p, _ in predict_clip(Reads(), clip, said[1:3]))
+
+
 def test_an_unreadable_frame_fails_its_clip_and_no_other(tmp_path: Path) -> None:
     store = fake_run(tmp_path)
     FakeDataset(root=tmp_path / "data").clips()

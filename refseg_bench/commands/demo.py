@@ -18,6 +18,7 @@ from refseg_bench.backbones.base import GroundingMLLM
 from refseg_bench.backbones.chat import ChatModel
 from refseg_bench.config import components, schema
 from refseg_bench.config import compose as configs
+from refseg_bench.datasets.files import wordless
 from refseg_bench.errors import ConfigError, printable
 from refseg_bench.files.images import encoded
 from refseg_bench.files.store_io import add_json, check_output, count, output, put_json, writing
@@ -51,7 +52,7 @@ def add(commands: Any) -> None:
 
 def main(args: argparse.Namespace) -> int:
     text = args.expression
-    if not text.strip() or text != text.encode("utf-8", "replace").decode():
+    if wordless(text) or text != text.encode("utf-8", "replace").decode():
         raise ConfigError("The expression is empty or no UTF-8.", hint='refseg demo CLIP "the thing to find"')
     if args.fps is not None and not 0 < args.fps < 1000:
         raise ConfigError(f"--fps is {args.fps:g}.", allowed=["more than 0, less than 1000"])

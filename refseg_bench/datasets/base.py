@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from refseg_bench.config.schema import Component
-from refseg_bench.datasets.files import Damage, Tell, data_root, refuse, rename_that_helps
+from refseg_bench.datasets.files import Damage, Tell, data_root, refuse, rename_that_helps, wordless
 from refseg_bench.env import resource
 from refseg_bench.errors import ConfigError, DataError
 from refseg_bench.types import Clip, Expression, MaskTrack, Target, sample_id
@@ -181,7 +181,12 @@ class Dataset(Component):
             return
         for clip in clips:
             try:
-                yield clip, self.expressions(clip)
+                expressions = self.expressions(clip)
+                for expression in expressions:
+                    if wordless(expression.text):
+                        told = f"Expression '{expression.id}' has no words."
+                        self.tell(Damage("empty expression", told, clip.id))
+                yield clip, expressions
             except DataError as error:
                 self.tell(damaged(clip, error))
 

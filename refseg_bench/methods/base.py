@@ -159,6 +159,14 @@ def evenly(length: int, count: int) -> list[int]:
     return [int(place) for place in np.linspace(0, length - 1, min(count, length)).round()]
 
 
+def highest(heat_THW: NDArray[np.floating], frames: Sequence[int]) -> HeatPoint | None:
+    """The peak of a map per frame, or ``None`` where they are constant: such a map points nowhere."""
+    if heat_THW.max() == heat_THW.min():
+        return None
+    first = int(np.argmax(heat_THW.max(axis=(1, 2))))
+    return peak(heat_THW[first], frames[first])
+
+
 def peak(heat_HW: NDArray[np.floating], frame: int) -> HeatPoint:
     """The highest cell of one map (the first in row-major order on ties), as a relative point."""
     height, width = heat_HW.shape

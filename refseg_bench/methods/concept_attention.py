@@ -15,12 +15,12 @@ from typing import Any, ClassVar, Literal
 from refseg_bench.backbones.dit import DiT
 from refseg_bench.backbones.dit.text import tokenise
 from refseg_bench.backbones.weights import Weights
-from refseg_bench.methods.base import AttentionMethod, peak
-from refseg_bench.methods.pointing import PointOptions, resized, track_point, unit_range
+from refseg_bench.methods.base import AttentionMethod, highest, peak
+from refseg_bench.methods.pointing import PointOptions, content_cells, resized, track_point, unit_range
 from refseg_bench.methods.refam.noun_phrases import needed, noun_phrase_parser
 from refseg_bench.methods.refam.token_maps import Ask, MissingCaption, PromptMode, TokenMapReader, prompt_of
 from refseg_bench.segmenters.base import Segmenter
-from refseg_bench.types import Clip, Expression, Grounding
+from refseg_bench.types import Clip, Expression, Grounding, MaskTrack
 
 CONTRAST = ("background", "sky", "grass", "floor", "wall", "tree", "road")
 
@@ -64,9 +64,14 @@ class ConceptAttention(AttentionMethod):
         with self.segmenter.open(clip) as session:
             for expression, ask, maps in zip(expressions, asks, found, strict=True):
                 grid_hw = maps.maps_THW[0]
-                heat_HW = resized(grid_hw, clip.size, "bilinear", stream.content_share(clip.size))
-                point = peak(heat_HW, 0)
-                track, _ = track_point(session, point, heat_HW, PointOptions())
+                content = stream.content_share(clip.size)
+                heat_HW = resized(grid_hw, clip.size, "bilinear", content)
+                # A constant map points at nothing, which is an answer.
+                point = highest(content_cells(grid_hw, content)[None], [0]) and peak(heat_HW, 0)
+                track = MaskTrack.empty(clip.size, len(clip))
+                if point is not None:
+                    track, _ = track_point(session, point, heat_HW, PointOptions())
+                absent = True if point is None else None
                 pictures = {"heat": unit_range(grid_hw)[None]}
                 details: dict[str, Any] = {"concept": ask.tokens.expression, "contrast": self.contrast}
-                yield Grounding(expression, track, point, None, pictures, {"heat": (0,)}, details)
+                yield Grounding(expression, track, point, absent, pictures, {"heat": (0,)}, details)

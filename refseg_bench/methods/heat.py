@@ -20,8 +20,7 @@ from refseg_bench.cache import Entry, fingerprint
 from refseg_bench.config.schema import option, refuse_outside
 from refseg_bench.errors import ConfigError
 from refseg_bench.methods.agents.drawing import extent
-from refseg_bench.methods.base import AttentionMethod, click, track_prompts
-from refseg_bench.methods.decaf.fusion import highest
+from refseg_bench.methods.base import AttentionMethod, click, highest, track_prompts
 from refseg_bench.methods.pointing import FloatHW, threshold, unit_range
 from refseg_bench.segmenters.base import Prompt, Segmenter, middles
 from refseg_bench.types import Clip, Expression, FloatTHW, Grounding, MaskTrack

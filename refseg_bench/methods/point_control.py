@@ -34,13 +34,16 @@ class PointControl(Method):
         """
         with self.segmenter.open(clip) as session:
             for found in self.inner.predict(clip, expressions):
-                if found.point is None:
+                point = found.point
+                if point is None and not found.no_target:
                     raise RefsegError(
                         f"{type(self.inner).__name__} gives no point for '{found.expression.text}'.",
                         hint="Take a source that makes heat maps.",
                     )
-                track = track_prompts(session, found.point.frame, [click(found.point)])
-                yield replace(found, track=track, no_target=None)
+                # A source that finds nothing to point at has said so.
+                frame, clicks = (0, []) if point is None else (point.frame, [click(point)])
+                track = track_prompts(session, frame, clicks)
+                yield replace(found, track=track, no_target=None if clicks else True)
 
     @cached_property
     def inner(self) -> Method:

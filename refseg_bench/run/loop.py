@@ -19,6 +19,7 @@ from refseg_bench import env
 from refseg_bench.backbones.weights import wanted_by
 from refseg_bench.config import schema
 from refseg_bench.config.compose import Config, load
+from refseg_bench.datasets.files import HINTS, wordless
 from refseg_bench.errors import ConfigError, DataError, RefsegError, StoreError, TakenOver, missing_package
 from refseg_bench.files.images import read_ahead
 from refseg_bench.methods.base import Method
@@ -224,17 +225,23 @@ def capture_on(store: RunStore, *, shard: int, shards: int, launch: str | None) 
 def predict_clip(
     method: Method, clip: Clip, expressions: Sequence[Expression]
 ) -> Iterator[tuple[Prediction, Grounding | None]]:
-    """Predict all expressions of a clip; one that fails does not take the others with it.
+    """Predict all expressions of a clip; one that fails, or shows nothing, does not take the others with it.
 
     Where the accelerator's memory runs out, what is left of the clip is tried again with half the
     batch, down to batches of one.
     """
-    open_ids = {e.id: e for e in expressions}
+    failure: Exception = DataError("The expression has no words.", hint=HINTS["empty expression"])
+    for expression in expressions:
+        if wordless(expression.text):
+            yield _failed(clip, expression, failure), None
+    open_ids = {e.id: e for e in expressions if not wordless(e.text)}
+    if not (expressions := list(open_ids.values())):
+        return
     try:
         for prediction, grounding in _timed(method, clip, expressions):
             open_ids.pop(grounding.expression.id)
             yield prediction, grounding
-        failure: Exception = RefsegError("The method returned nothing for this expression.")
+        failure = RefsegError("The method returned nothing for this expression.")
     except (ConfigError, StoreError):
         raise
     except ImportError as error:
@@ -252,8 +259,9 @@ def predict_clip(
         with half_batches(method):
             yield from predict_clip(method, clip, list(open_ids.values()))
         return
-    # One by one: with a single expression left, or a clip that can't be read, the culprit is known.
-    alone = len(expressions) == 1 or isinstance(failure, DataError)
+    # One by one: with a single expression left, or a frame that can't be read, the culprit is known.
+    unread = isinstance(failure, DataError) and str(failure.where) in map(str, clip.frame_paths)
+    alone = len(expressions) == 1 or unread
     if not alone:
         log.warning("clip %s: together its expressions fail, each is tried alone: %s", clip.id, failure)
     for expression in open_ids.values():

@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from refseg_bench.config.components import open_dataset
-from refseg_bench.datasets.files import Damage
+from refseg_bench.datasets.files import HINTS, Damage
 from refseg_bench.datasets.groundmore import GroundMore
 from refseg_bench.datasets.long_rvos import LongRvos
 from refseg_bench.datasets.meta_expressions import MetaExpressions
@@ -34,6 +34,8 @@ from refseg_bench.datasets.revos import Revos
 from refseg_bench.datasets.verify import frame_problems, verify
 from refseg_bench.errors import DataError
 from refseg_bench.scoring.misplaced import Names
+from refseg_bench.types import Expression
+from tests.fakes import FakeDataset
 from tests.quick import quick_first
 from tools.writers import (
     ImageRecord,
@@ -554,6 +556,15 @@ def test_damage_ends_in_one_error_that_names_everything(case, sound, tmp_path):
     assert case.kind in verdict.kinds(), [str(p) for p in verdict.problems]
     told = next(p for p in verdict.kinds()[case.kind] if case.file in p.where and case.place in p.where)
     assert told.hint
+
+
+def test_a_set_of_another_package_that_says_nothing_is_told(tmp_path):
+    class Mute(FakeDataset):
+        def expressions(self, clip):
+            return [Expression("0", "the square"), Expression("1", " \u200b")]
+
+    (told,) = verify(Mute(root=tmp_path, n_clips=1)).problems
+    assert (told.kind, told.where, told.hint) == ("empty expression", "clip0", HINTS["empty expression"])
 
 
 NOTED = {

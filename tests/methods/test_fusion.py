@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from refseg_bench.errors import DataError
+from refseg_bench.methods.base import highest
 from refseg_bench.methods.decaf.fusion import (
     Fusion,
     Maps,
@@ -17,7 +18,6 @@ from refseg_bench.methods.decaf.fusion import (
     contrast,
     fuse,
     gaussian_kernel,
-    highest,
     keypoints,
     minmax,
     otsu,

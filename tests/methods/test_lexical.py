@@ -9,6 +9,7 @@ from refseg_bench.config import schema
 from refseg_bench.methods.lexical import Lexical
 from refseg_bench.methods.lexical.things import border_contrast, camera_path, colour_names, texture_of
 from refseg_bench.methods.lexical.words import COLOURS, TEXTURES
+from refseg_bench.methods.spatial import SpatialBias
 from refseg_bench.run.loop import predict_clip
 from refseg_bench.segmenters.grabcut import GrabCut
 from refseg_bench.types import Clip, Expression
@@ -157,6 +158,12 @@ def test_an_image_is_a_clip_of_one_frame(tmp_path):
     assert iou(right.track, masks[1]) > 0.8
 
 
+def test_a_thing_that_no_heat_falls_on_is_pointed_at_all_the_same(tmp_path):
+    frames, masks = scene(1, [("red", "plain", 50, 90, 24, (0, 0))])
+    (only,) = ask(save(tmp_path / "image", frames), "left red box", spatial=SpatialBias(half=True))
+    assert masks[0, 0, int(only.point.y * SIZE[0]), int(only.point.x * SIZE[1])]
+
+
 @pytest.mark.parametrize("size", [(1, 40), (40, 1), (3, 3), (24, 24)])
 def test_flat_and_tiny_pictures_have_nothing(tmp_path, size):
     clip = save(tmp_path / "flat", np.full((2, *size, 3), 90, np.uint8))
@@ -167,9 +174,10 @@ def test_flat_and_tiny_pictures_have_nothing(tmp_path, size):
 
 def test_words_it_cant_read_fail_instead_of_an_answer(tmp_path):
     clip = save(tmp_path / "flat", np.full((1, 24, 24, 3), 90, np.uint8))
-    expressions = [Expression(str(i), text) for i, text in enumerate(("the dog", "左边的狗?", "the cat"))]
+    expressions = [Expression(str(i), text) for i, text in enumerate(("the dog", "左边的狗?", "42", "?"))]
     found = [p.failure for p, _ in predict_clip(Lexical(GrabCut()), clip, expressions)]
-    assert [failure and "no word" in failure.message for failure in found] == [None, True, None]
+    # Numbers of shirts and lone marks stand in RefCOCO: they say no less than a word that isn't known.
+    assert [failure and "no word" in failure.message for failure in found] == [None, True, None, None]
 
 
 def test_pure_colours_get_their_own_name():

@@ -33,8 +33,10 @@ def test_the_sources_point_becomes_one_click(tmp_path):
 
 
 def test_a_source_without_a_point_is_told(tmp_path):
-    with pytest.raises(RefsegError, match="Empty gives no point for 'the cat'"):
-        list(control("Empty").predict(a_clip(tmp_path / "clip"), SAID))
+    with pytest.raises(RefsegError, match="FullFrame gives no point for 'the cat'"):
+        list(control("FullFrame").predict(a_clip(tmp_path / "clip"), SAID))
+    (found,) = control("Empty").predict(a_clip(tmp_path / "clip"), SAID)
+    assert (found.point, found.no_target, found.track.area()) == (None, True, [0])
 
 
 def test_a_wrong_source_is_told():

@@ -19,6 +19,7 @@ from refseg_bench.errors import ConfigError, DataError
 from refseg_bench.methods.concept_attention import ConceptAttention
 from refseg_bench.methods.refam import MAGNETS, DirectionRule, NounPhraseFilter, RefAM
 from refseg_bench.methods.refam.filters import Gas
+from refseg_bench.run.build import check_part
 from refseg_bench.segmenters.base import Candidates, SegmenterCounters
 from refseg_bench.types import Clip, Expression
 from tests.backbones import tiny_dits
@@ -99,6 +100,9 @@ def test_a_stop_list_in_a_file_is_known_by_its_content(make_dit, tmp_path):
     (kept,) = method.weights()
     assert kept.component == "method.stopwords"
     known = content(kept)
+    (tmp_path / "stop.txt").write_text("")
+    with pytest.raises(ConfigError, match=r"(?s)The stop list is empty.*filter_stopwords"):
+        check_part(method)
     (tmp_path / "stop.txt").write_text("cow")
     assert content(kept) != known
 
@@ -415,6 +419,35 @@ def test_a_peak_below_the_threshold_is_an_absent_target(tmp_path):
         assert (segmenter.prompts == []) is flag
 
 
+@pytest.mark.parametrize("text", ["cat", "left cat"])
+@pytest.mark.parametrize("options", [{}, {"upsample": "none"}, {"mask": "threshold"}, {"absent_below": 0.5}])
+def test_a_constant_map_points_at_nothing(tmp_path, text, options):
+    segmenter = SquareSegmenter()
+    (found,) = refam(planted(), segmenter=segmenter, **options).predict(a_clip(tmp_path / "clip"), said(text))
+    assert (found.point, found.no_target, found.track.area()) == (None, True, [0])
+    assert segmenter.prompts == []
+
+
+def test_a_frame_whose_map_is_constant_is_not_chosen(tmp_path):
+    clip = a_clip(tmp_path / "clip", frames=5)
+    for t, grey in enumerate((255, 10, 10, 10, 255)):
+        Image.new("RGB", (60, 40), (grey,) * 3).save(clip.frame_paths[t])
+    # The bump is cancelled where the frame is bright, and what is left is higher everywhere than its peak.
+    dit = planted(("▁cat", 2, 3, 0.5))
+    attend = dit.attend
+
+    def attended(scene, queries, options=None):
+        out = attend(scene, queries, options)
+        for seen in out if scene > 200 else ():
+            seen["asked"].maps_TN[:] = 0.9
+        return out
+
+    dit.attend = attended
+    method = refam(dit, prompt_frame="best_of_uniform_k", frame_candidates=3)
+    (grounding,) = method.predict(clip, said("cat"))
+    assert (grounding.point.frame, grounding.no_target) == (2, None)
+
+
 def test_threshold_mask_reads_every_frame_and_no_segmenter(tmp_path):
     clip = a_clip(tmp_path / "clip", frames=3)
     method = refam(planted(("▁cat", 2, 3, 0.5)), segmenter=None, mask="threshold")
@@ -445,8 +478,6 @@ def test_odd_expressions(make_dit, tmp_path):
     assert second.details["truncated_tokens"] > 0
     with pytest.raises(DataError, match="the model takes 256"):
         list(refam(make_dit("sd3"), overlong="error").predict(clip, [long]))
-    with pytest.raises(DataError, match="empty"):
-        list(refam(make_dit("sd3")).predict(clip, said("  ")))
 
 
 def test_nan_in_a_layer_is_told(make_dit, tmp_path):
@@ -561,6 +592,14 @@ def test_concept_attention(family, space, make_dit, tmp_path):
     again.prompt_mode, again.parser, again.cache_root = "empty", "rules", tmp_path / "cache"
     list(again.predict(clip, THREE))
     assert again.backbone.counters.dit_forwards == 0
+
+
+def test_a_concept_without_another_to_compete_with_points_at_nothing(make_dit, tmp_path):
+    dit, segmenter = make_dit("sd3", text_mode="prompt"), SquareSegmenter()
+    method = ConceptAttention(dit, segmenter, contrast=[], prompt_mode="empty", parser="rules")
+    (found,) = method.predict(a_clip(tmp_path / "clip"), THREE[:1])
+    assert (found.point, found.no_target, found.track.area()) == (None, True, [0])
+    assert segmenter.prompts == []
 
 
 def test_concept_attention_is_a_small_plug_in():

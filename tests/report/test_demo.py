@@ -73,7 +73,7 @@ def test_a_backbone_alone_is_read_by_its_method(typed: tuple[str, ...], chosen: 
     assert len(compose([*chosen, *typed])) == 1
 
 
-@pytest.mark.parametrize("words", ["", " ", "caf\udce9"])
+@pytest.mark.parametrize("words", ["", " ", "\u200b", "caf\udce9"])
 def test_no_words_are_told(words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["demo", str(CLIP), words, "method=refam_tiny", "-o", str(tmp_path / "out")]) == 2
     assert "The expression is empty or no UTF-8." in capsys.readouterr().err

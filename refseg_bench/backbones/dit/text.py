@@ -120,11 +120,9 @@ def tokenise(
         overlong: cut the expression to fit (its end token stays), or refuse.
 
     Raises:
-        DataError: nothing is left of the expression, or it is too long.
+        DataError: it is too long.
     """
     text = " ".join((expression.lower() if lowercase else expression).split())
-    if not text:
-        raise DataError("The expression is empty.", hint="Leave the sample out, or correct its text.")
     if encoding == "joined":
         joined = " ".join([text, *magnets])
         ids = _ids(tokenizer, joined)

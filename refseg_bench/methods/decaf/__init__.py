@@ -35,7 +35,7 @@ from refseg_bench.backbones.base import (
 from refseg_bench.cache import Entry, fingerprint
 from refseg_bench.config.schema import option, refuse_outside
 from refseg_bench.errors import ConfigError, RefsegError
-from refseg_bench.methods.base import AttentionMethod, click
+from refseg_bench.methods.base import AttentionMethod, click, highest
 from refseg_bench.methods.decaf import prompts
 from refseg_bench.methods.decaf.fusion import (
     Fusion,
@@ -44,7 +44,6 @@ from refseg_bench.methods.decaf.fusion import (
     candidate_points,
     coarse_masks,
     contrast,
-    highest,
     keypoints,
     minmax,
     sample_frames,

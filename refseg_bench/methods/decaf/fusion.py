@@ -242,11 +242,3 @@ def keypoints(volume_Thw: FloatTHW, frames: Sequence[int], count: int = 100) -> 
     return np.stack(
         [np.asarray(frames, np.float64)[t], (y + 0.5) / height, (x + 0.5) / width, flat[order]], axis=1
     )
-
-
-def highest(volume_Thw: FloatTHW, frames: Sequence[int]) -> HeatPoint | None:
-    """The peak of V as a click, or ``None`` where the volume is constant and points nowhere."""
-    if float(volume_Thw.max()) == float(volume_Thw.min()):
-        return None
-    frame, y, x, value = keypoints(volume_Thw, frames, 1)[0]
-    return HeatPoint(int(frame), float(y), float(x), float(value))

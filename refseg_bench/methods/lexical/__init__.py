@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -122,19 +123,20 @@ class Lexical(Method):
         return regions
 
     def _ground(self, scene: MeasuredClip, expression: Expression) -> Grounding:
-        clip, queries = scene.clip, parse(expression.text)
-        if not queries:
-            # No DataError, which would say that the clip can't be read and fail its other expressions.
+        clip, text = scene.clip, expression.text
+        # A number or a mark is ignored as any word that isn't known; another script is no expression to it.
+        queries = parse(text) or (Query(),)
+        if not re.search("[a-zA-Z]", text) and re.search(r"[^\W\d_]", text):
             raise RefsegError("The expression has no word.", hint="This method reads words of Latin letters.")
         scores_QN = np.array([self._scores(query, scene.things) for query in queries]).reshape(
             len(queries), -1
         )
         chosen = sorted({k for q, query in enumerate(queries) for k in self._choose(query, scores_QN[q])})
         best_N = scores_QN.max(0, initial=0.0)
-        heat = self._heat(scene, queries, expression.text, best_N)
+        heat = self._heat(scene, queries, text, best_N)
         point = None
         if chosen:
-            inside = heat * np.any([scene.things[k].masks_THW for k in chosen], axis=0)
+            inside = np.where(np.any([scene.things[k].masks_THW for k in chosen], axis=0), heat, -1)
             frame, row, column = np.unravel_index(int(inside.argmax()), inside.shape)
             y, x = (row + 0.5) / heat.shape[1], (column + 0.5) / heat.shape[2]
             point = HeatPoint(scene.frames[int(frame)], float(y), float(x), float(inside.max()))

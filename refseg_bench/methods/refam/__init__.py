@@ -25,7 +25,7 @@ from refseg_bench.backbones.dit.text import TokenSet, tokenise
 from refseg_bench.backbones.weights import Weights
 from refseg_bench.config.schema import option, refuse_outside
 from refseg_bench.errors import ConfigError
-from refseg_bench.methods.base import AttentionMethod, evenly, peak
+from refseg_bench.methods.base import AttentionMethod, evenly, highest, peak
 from refseg_bench.methods.pointing import (
     Aggregate,
     FloatHW,
@@ -33,6 +33,7 @@ from refseg_bench.methods.pointing import (
     PointOptions,
     Upsample,
     aggregate,
+    content_cells,
     place,
     resized,
     threshold,
@@ -92,7 +93,7 @@ class Heat:
     frame: int  #: index into the clip
     maps: TokenMaps  #: the token maps as read
     grid_hw: FloatHW  #: the aggregated map on the model's grid, before the spatial bias
-    point: HeatPoint  #: the peak after the bias
+    point: HeatPoint | None  #: the peak after the bias; ``None`` where the map is constant
     full_HW: FloatHW  #: the map at the clip's size, before the bias
     details: Mapping[str, Any]  #: kept tokens, sinks, parser … as JSON
 
@@ -184,8 +185,11 @@ class RefAM(AttentionMethod):
         with nullcontext() if segmenter is None else segmenter.open(clip) as session:
             for expression, per_frame in zip(expressions, heats, strict=True):
                 began = time.perf_counter()
-                best = max(per_frame, key=lambda heat: heat.point.value)
-                absent = None if self.absent_below is None else best.point.value < self.absent_below
+                best = max(per_frame, key=lambda heat: -math.inf if heat.point is None else heat.point.value)
+                # A constant map points at nothing, which is an answer; otherwise only a rule can tell.
+                absent = True if best.point is None else None
+                if best.point is not None and self.absent_below is not None:
+                    absent = best.point.value < self.absent_below
                 track, chosen = MaskTrack.empty(clip.size, len(clip)), None
                 if not absent:
                     track, chosen = self._masks(clip, session, best, per_frame)
@@ -231,6 +235,11 @@ class RefAM(AttentionMethod):
         reader, asks = asking._questions(clip, [Expression(str(i), text) for i, text in enumerate(texts)])
         frames = self.reads(clip)
         return sum(all(reader.known(frame, ask) for frame in frames) for ask in asks)
+
+    def check(self) -> None:
+        """Its packages and its stop list."""
+        super().check()
+        stop_words(self.stopwords)
 
     def weights(self) -> tuple[Weights, ...]:
         """The spaCy model that finds noun phrases, where one does, captions, and a stop list in a file."""
@@ -317,7 +326,9 @@ class RefAM(AttentionMethod):
 
     def _peak(
         self, sought_hw: FloatHW, frame: int, grid_hw: FloatHW, content: tuple[float, float]
-    ) -> HeatPoint:
+    ) -> HeatPoint | None:
+        if highest(content_cells(grid_hw, content)[None], [frame]) is None or not sought_hw.any():
+            return None
         if self.upsample == "none":
             # A cell's centre on the canvas, as a place on the image.
             row, column = np.unravel_index(int(np.argmax(sought_hw)), sought_hw.shape)
@@ -354,6 +365,7 @@ class RefAM(AttentionMethod):
         if session is None:
             masks = [threshold(heat.full_HW, self.threshold) for heat in per_frame]
             return MaskTrack.from_masks(masks, clip.size), None
+        assert best.point is not None
         both = self.bidirectional or self.prompt_frame != "first"
         options = PointOptions(self.multimask, self.multimask_index, both)
         return track_point(session, best.point, best.full_HW, options)
