@@ -499,6 +499,10 @@ class Result:
     scale: float = 1.0  #: 1.0 where the metrics are fractions, 100.0 where percent
     details: Mapping[str, Any] = field(default_factory=dict)
 
+    def percent(self, metric: str) -> float:
+        """What a metric is multiplied with to be in percent: some are fractions whatever ``scale`` says."""
+        return 100.0 if metric in (self.details.get("fractions") or ()) else 100.0 / self.scale
+
     @property
     def coverage(self) -> dict[str, int]:
         """``n``, ``expected``, ``failed`` and ``missing``, by name."""

@@ -94,8 +94,8 @@ def _of_run(store: RunStore, note: str) -> list[dict[str, str]]:
     dataset = str(values["dataset"].get("name", "?"))
     rows = []
     for result in store.results().values():
-        for metric, estimate in result.metrics.items():
-            ours = in_percent(result, estimate)
+        for metric in result.metrics:
+            ours = in_percent(result, metric)
             rows.append(
                 {
                     "paper": "refseg_bench",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -97,11 +97,11 @@ def show(found: Comparison, console: Console) -> None:
     about = f"A = {first} ({folders[0]})\nB = {second} ({folders[1]})\n{found.protocol}"
     console.print(Text(shown(about), overflow="fold"))
     level = f", {100 * found.level:g} % intervals" if found.level else ""
-    groups, scale = (found.overall, *found.groups), 100.0 / found.scale
+    groups, scale = (found.overall, *found.groups), found.percents[found.headline]
     corrected = iter(holm([d.p for group in groups for d in group.differences.values()]))
     header = ("", "metric", "A", "B", "B − A", "interval", "p", "Holm", "n", "clips")
     holm_note = "Holm: p corrected for all tests of this table; * below 0.05"
-    rows = (row for group in groups for row in _rows(group, scale, corrected))
+    rows = (row for group in groups for row in _rows(group, found.percents, corrected))
     table(f"B − A, percent points{level}", header, 2, rows, holm_note)
     for title, moved in (("B is better", found.gained), ("B is worse", found.lost)):
         ends = ((m, m.first * scale, m.second * scale) for m in moved)
@@ -121,7 +121,7 @@ def _line(text: str) -> str:
     return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 1]}…"
 
 
-def _rows(group: Group, scale: float, corrected: Iterator[float]) -> list[tuple[str, ...]]:
+def _rows(group: Group, percents: Mapping[str, float], corrected: Iterator[float]) -> list[tuple[str, ...]]:
     name = f"{group.attribute} = {group.value}" if group.attribute else "all"
     return [
         (
@@ -140,6 +140,7 @@ def _rows(group: Group, scale: float, corrected: Iterator[float]) -> list[tuple[
             str(d.clusters),
         )
         for index, (metric, d) in enumerate(group.differences.items())
+        for scale in [percents[metric]]
     ]
 
 

@@ -55,6 +55,7 @@ class Comparison:
     labels: tuple[str, str]  #: what the two are called beside each other
     protocol: str  #: ``id@version``
     scale: float  #: 1 where metrics are fractions, 100 where percent
+    percents: Mapping[str, float]  #: metric → what it is multiplied with to be in percent
     level: float  #: of the intervals; 0 where there are none
     overall: Group  #: differences on all paired units
     groups: tuple[Group, ...]  #: differences per attribute value
@@ -65,6 +66,7 @@ class Comparison:
     #: data the digests.
     config: Mapping[str, tuple[Any, Any]]
     unpaired: int  #: units that only one of the runs has
+    headline: str  #: what ``gained`` and ``lost`` are told in; empty where no unit has a number
 
 
 def compare(
@@ -164,26 +166,30 @@ def _compared(
     def group(attribute: str, value: str, rows: NDArray[np.intp]) -> Group:
         return Group(attribute, value, differences(rules, a.select(rows), b.select(rows), settings))
 
+    overall = group("", "", np.arange(len(a)))
     groups = [
         group(attribute, value, rows)
         for attribute in (splitting([a]) if attributes is None else attributes)
         for value, rows in groups_of(a, attribute).items()
     ]
     # A number of the whole alone (oIoU, Final) moves no unit.
-    moved = _moved(a, b, next(filter(a.values.__contains__, (*rules.metrics, "iou", "IoU")), ""))
+    headline = next(filter(a.values.__contains__, (*rules.metrics, "iou", "IoU")), "")
+    moved = _moved(a, b, headline)
     return Comparison(
         first.root.name,
         second.root.name,
         (called[0], called[1]),
         name,
         rules.policy.scale,
+        {name: rules.policy.percent(name) for name in (*overall.differences, headline)},
         settings.level if settings.resamples else 0.0,
-        group("", "", np.arange(len(a))),
+        overall,
         tuple(groups),
         tuple(_told(m, second) for m in reversed(moved[-most:]) if m.second > m.first),
         tuple(_told(m, second) for m in moved[:most] if m.second < m.first),
         {},
         len(tables[0]) + len(tables[1]) - 2 * len(a),
+        headline,
     )
 
 
@@ -202,7 +208,7 @@ def verdicts(run: RunStore, others: Iterable[RunStore]) -> list[str]:
         gaps = found.overall.differences
         metric = next((name for name, gap in gaps.items() if math.isfinite(gap.value)), next(iter(gaps)))
         gap = gaps[metric]
-        low, value, high = (100 / found.scale * x for x in (gap.low, gap.value, gap.high))
+        low, value, high = (found.percents[metric] * x for x in (gap.low, gap.value, gap.high))
         decided = "ahead" if low > 0 else "behind" if high < 0 else "not decided"
         names = " over ".join(reversed(found.labels))
         told = f"[{low:+z.1f}, {high:+z.1f}], {decided}" if low == low else "without an interval"
@@ -294,7 +300,7 @@ def gate(run: RunStore, baseline: RunStore, policy: Policy) -> tuple[Comparison,
             )
         if not 0 <= allowed <= 100:
             raise ScoreError(f"max_drop of {metric} is {allowed}.", allowed=["0 to 100 percent points"])
-        gap, scale = gaps[metric], 100 / found.scale
+        gap, scale = gaps[metric], found.percents[metric]
         # Where no unit differs no interval is needed.
         bare = gap.low != gap.low and not (found.gained or found.lost or gap.value)
         ends = (0.0, 0.0) if bare else (gap.low, gap.high)

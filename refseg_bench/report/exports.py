@@ -123,9 +123,9 @@ def record_of(store: RunStore) -> RunRecord:
     for protocol, result in store.results().items():
         # Trackers build paths of names: few signs are allowed everywhere, no name is another's folder.
         head = _plainly(protocol.replace("@", "-v"))
-        for name, estimate in result.metrics.items():
+        for name in result.metrics:
             plain = _plainly(name.replace("&", "and").replace("@", "_at_"))
-            shown = in_percent(result, estimate)
+            shown = in_percent(result, name)
             for end, value in (("", shown.value), ("_low", shown.low), ("_high", shown.high)):
                 if math.isfinite(value):
                     metrics[f"{head}/{plain}{end}"] = value

@@ -296,7 +296,8 @@ def _breakdowns(place: int, group: Sequence[_Run]) -> Iterator[dict[str, Any]]:
                 else {}
                 for run in having
             ]
-            percent, headline = 100.0 / rules.policy.scale, rules.metrics[0]
+            headline = rules.metrics[0]
+            percent = rules.policy.percent(headline)
             rows = []
             for value in dict.fromkeys(value for column in columns for value in column):
                 most = max(column[value][0] for column in columns if value in column)
@@ -339,12 +340,13 @@ def _comparisons(group: Sequence[_Run], runs: list[_Run]) -> list[dict[str, Any]
         except RefsegError:
             # Not scored, or under no common protocol: the page says so where the pair is chosen.
             continue
-        percent = 100.0 / found.scale
         rows = [
             {
                 "group": f"{part.attribute} = {part.value}" if part.attribute else "all",
                 "metric": metric,
-                **{end: _finite(getattr(d, end) * percent) for end in ("value", "low", "high")},
+                **{
+                    end: _finite(getattr(d, end) * found.percents[metric]) for end in ("value", "low", "high")
+                },
                 "p": _finite(d.p, 6),
                 "units": d.units,
                 "clusters": d.clusters,
@@ -458,7 +460,7 @@ class _GroupWriter:
             except ScoreError:
                 continue  # no unit in common, or not the same truth
             gap = differences(rules, a, b, Bootstrap.of(first.results[protocol]))[rules.metrics[0]]
-            percent = 100.0 / rules.policy.scale
+            percent = rules.policy.percent(rules.metrics[0])
             ends = (_finite(end * percent) for end in (gap.value, gap.low, gap.high))
             yield [self.first_run + i, self.first_run + j, *ends]
 
@@ -476,7 +478,7 @@ class _GroupWriter:
                 column: dict[str, float] = {}
                 if names:
                     metric = names[0]
-                    percent = values[metric] * (100.0 / rules.policy.scale)
+                    percent = values[metric] * rules.policy.percent(metric)
                     column = {u: float(v) for u, v in zip(units, percent, strict=True) if u in stored}
                 columns.append(column)
             if any(columns):
@@ -709,7 +711,7 @@ def _ends(result: Result, metric: str) -> dict[str, float | None] | None:
     estimate = result.metrics.get(metric)
     if estimate is None or not math.isfinite(estimate.value):
         return None
-    shown = in_percent(result, estimate)
+    shown = in_percent(result, metric)
     return {end: _finite(getattr(shown, end)) for end in ("value", "low", "high")}
 
 

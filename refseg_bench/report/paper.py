@@ -190,12 +190,13 @@ class Held:
         return self.result.whole and not (self.part or self.result.part)
 
 
-def counterpart(result: Result, row: PaperRow) -> Estimate | None:
-    """What a result has for a printed number; ReVOS prints parts of its split, and their mean, as splits."""
+def counterpart(result: Result, row: PaperRow) -> str | None:
+    """The metric of a printed number; ReVOS prints parts of its split, and their mean, as splits."""
     part = row.split.partition("/")[2]
     if part == "overall" and not any(name.startswith(f"{row.metric}/") for name in result.metrics):
         return None  # a mean over all expressions is not the mean of the parts
-    return result.metrics.get(row.metric if part in ("", "overall") else f"{row.metric}/{part}")
+    name = row.metric if part in ("", "overall") else f"{row.metric}/{part}"
+    return name if name in result.metrics else None
 
 
 def is_of(split: str, printed: str) -> bool:
@@ -225,9 +226,9 @@ def _beside_rows(store: RunStore, rows: Iterable[PaperRow], tolerance: float) ->
     results, part = _in_order(store), store.info().part
     for row in rows:
         for result in results:
-            estimate = counterpart(result, row)
-            if estimate is not None and math.isfinite(estimate.value):
-                ours = in_percent(result, estimate)
+            name = counterpart(result, row)
+            if name is not None and math.isfinite(result.metrics[name].value):
+                ours = in_percent(result, name)
                 yield Held(row, store.root.name, result.protocol, ours, result, tolerance, part)
                 break
 

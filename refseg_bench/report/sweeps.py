@@ -75,7 +75,7 @@ def sweep_of(stores: Sequence[RunStore], *, metric: str | None = None, keys: Seq
     points = []
     for store, known, found in zip(stores, options, results, strict=True):
         result = found[name]
-        estimate = in_percent(result, result.metrics[metric])
+        estimate = in_percent(result, metric)
         points.append(SweepPoint(store.root.name, {k: known.get(k) for k in chosen}, estimate, result))
     places = [tuple(said(p.values[key]) for key in chosen) for p in points]
     if len(chosen) <= 2 and len(set(places)) < len(places):

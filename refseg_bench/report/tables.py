@@ -259,7 +259,8 @@ def _protocols(dataset: str, groups: Mapping[str, Sequence[Row]]) -> ResultTable
 
 
 def _headline(result: Result) -> Cell:
-    cell = number_cell(next(iter(result.metrics.values())), 100.0 / result.scale)
+    name, estimate = next(iter(result.metrics.items()))
+    cell = number_cell(estimate, result.percent(name))
     return cell if result.whole else replace(cell, text=f"{cell.text}*")
 
 
@@ -282,7 +283,7 @@ def _by_type(
     headline = next((n for n in rules.metrics if all(math.isfinite(g[n].value) for g in groups)), None)
     if headline is None:
         return  # the types are the protocol's own columns
-    percent = 100.0 / rules.policy.scale
+    percent = rules.policy.percent(headline)
     body = [(Cell("n"), *(Cell("–".join(map(str, n))) for n in kinds.values()))]
     for row, part in zip(rows, parts, strict=True):
         found = (part[kind][1][headline] if kind in part else None for kind in kinds)
@@ -317,7 +318,7 @@ def _table(dataset: str, protocol: str, rows: list[Row], sets: Collection[str]) 
         cells = [Cell(row.label or row.run)]
         for name in names:
             estimate = row.result.metrics.get(name)
-            percent = 100.0 / row.result.scale
+            percent = row.result.percent(name)
             best = estimate and equal_in_print(estimate.value * percent, top[name] * percent)
             cells.append(number_cell(estimate, percent, bool(best) and row.ranked and len(rows) > 1))
         r = row.result
@@ -356,9 +357,9 @@ def _amount(value: float | None) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.2f}".rstrip("0").rstrip(".")
 
 
-def in_percent(result: Result, estimate: Estimate) -> Estimate:
-    """An estimate of a result in percent, whatever the protocol's own unit is."""
-    percent = 100.0 / result.scale
+def in_percent(result: Result, metric: str) -> Estimate:
+    """A result's metric in percent, whatever its own unit is."""
+    percent, estimate = result.percent(metric), result.metrics[metric]
     return Estimate(estimate.value * percent, estimate.low * percent, estimate.high * percent)
 
 
@@ -654,7 +655,7 @@ def lines_of(rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
         for name, e in row.result.metrics.items():
             yield {
                 **row.about, "metric": name, "value": e.value, "low": e.low, "high": e.high,
-                "scale": row.result.scale, **row.result.coverage,
+                "scale": 100 / row.result.percent(name), **row.result.coverage,
                 "absent": row.result.answers["absent"], "empty": row.result.answers["empty"],
                 **{f"cost_{name}": row.cost.get(name) for name in costs},
             }  # fmt: skip

@@ -541,6 +541,7 @@ class _Details:
     """What is used of a result's details, beside the rules, which are checked where they are built."""
 
     interval: dict[str, float] | None = None
+    fractions: list[str] | None = None
 
 
 def record_of(kind: type[T], record: Mapping[str, Any], path: Path, hint: str = PUT_BACK) -> T:

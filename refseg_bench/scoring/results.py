@@ -108,7 +108,7 @@ def lines_of(outcome: Scored, seen: set[str]) -> list[str]:
     Notes go into ``seen`` and are shown once: what was read is the same under every protocol.
     """
     result = outcome.result
-    printed, percent = result.details["printed"], 100 / result.scale
+    printed, percent = result.details["printed"], result.percent
     absent = outcome.protocol.no_value(outcome.table.values, outcome.table.attrs)
     level = level_of([result])
     lines = [
@@ -116,7 +116,7 @@ def lines_of(outcome: Scored, seen: set[str]) -> list[str]:
         f"missing={result.missing}  percent" + (f", {level} intervals" if level else ""),
         *(f"  {line}" for line in losses(outcome)),
         *(
-            f"  {name:<16} {printed[name] * percent:z.2f}{_interval(estimate, percent)}"
+            f"  {name:<16} {printed[name] * percent(name):z.2f}{_interval(estimate, percent(name))}"
             for name, estimate in result.metrics.items()
             if name not in absent
         ),
@@ -164,11 +164,11 @@ def _interval(estimate: Estimate, percent: float) -> str:
 
 def grouped(protocol: ScoringProtocol, attribute: str, groups: Groups) -> str:
     """The first metrics of every group of an attribute, a line each."""
-    lines, percent = [f"  by {attribute}"], 100 / protocol.policy.scale
+    lines, percent = [f"  by {attribute}"], protocol.policy.percent
     for group, (n, metrics) in groups.items():
         valued = [name for name in protocol.metrics if metrics[name].value == metrics[name].value]
         cells = "  ".join(
-            f"{x} {metrics[x].value * percent:z.2f}{_interval(metrics[x], percent)}" for x in valued[:3]
+            f"{x} {metrics[x].value * percent(x):z.2f}{_interval(metrics[x], percent(x))}" for x in valued[:3]
         )
         lines.append(f"    {group:<22} n={n:<6} {cells}")
     return "\n".join(lines)

@@ -244,6 +244,7 @@ def conclude(
         details={
             "rules": _node(protocol),
             "policy": dataclasses.asdict(protocol.policy),
+            "fractions": list(protocol.policy.fractions),
             "unsettled": {
                 name: getattr(owner, name) for owner in (protocol, dataset) for name in owner.unsettled
             },

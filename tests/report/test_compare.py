@@ -213,7 +213,7 @@ def test_a_gate_keeps_the_interval_of_a_metric_that_no_headline_moved_with(
     whole = compare(empty, oracle)
     gap = replace(whole.overall.differences["J&F"], first=0.5, second=0.5, low=-0.5, high=0.5)
     overall = replace(whole.overall, differences={"T-acc": gap})
-    found = replace(whole, overall=overall, gained=(), lost=())
+    found = replace(whole, overall=overall, percents={"T-acc": 100}, gained=(), lost=())
     monkeypatch.setattr("refseg_bench.report.compare.compare", lambda *args, **more: found)
     (one,) = gate(oracle, empty, Policy({"T-acc": 1.0}))[1]
     assert (one.low, one.verdict) == (-50, "not decided")

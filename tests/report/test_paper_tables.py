@@ -322,8 +322,8 @@ def test_nothing_of_a_table_steers_a_terminal(tmp_path: Path) -> None:
     with (tmp_path / "out").open("w+") as file:
         console = Console(width=200, file=file, force_terminal=True)
         tables.to_terminal(table, console)
-        named = ("x", "y", ("b\x1b[2J", "c"), "p@1", 1.0, 0.0)
-        show(Comparison(*named, Group("", "", {}), (), (), (), {"k": ("d\x1b[2J", 1)}, 0), console)
+        named = ("x", "y", ("b\x1b[2J", "c"), "p@1", 1.0, {"": 100}, 0.0)
+        show(Comparison(*named, Group("", "", {}), (), (), (), {"k": ("d\x1b[2J", 1)}, 0, ""), console)
         file.seek(0)
         said = file.read()
     assert ": \\x1b[31m1 of 2" in said

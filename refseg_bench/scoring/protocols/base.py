@@ -50,9 +50,14 @@ class Policy:
     rounding: Literal["none", "unit", "final"] = "none"
     digits: int | None = None  #: decimals of that rounding
     scale: float = 1.0  #: 1 where the tool prints fractions, 100 where percent
+    fractions: tuple[str, ...] = ()  #: metrics and units' values that are fractions whatever ``scale`` is
     #: Pixels covered twice by the polygon parts of one annotation: foreground (``union``), ``background``, or
     #: what pycocotools' ``encode`` makes of the parts' sum (``encode``).
     overlap: Literal["union", "background", "encode"] = "union"
+
+    def percent(self, metric: str) -> float:
+        """What a metric is multiplied with to be in percent."""
+        return 100.0 if metric in self.fractions else 100.0 / self.scale
 
 
 @dataclass(frozen=True)

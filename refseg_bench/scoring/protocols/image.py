@@ -119,7 +119,8 @@ class RefcocoOverall(ImageProtocol):
     def combine(self, sums: Mapping[str, Column]) -> dict[str, Column]:
         """Ratios of the sums."""
         out = {"oIoU": ratio(sums["I"], sums["U"]), "mIoU": ratio(sums["IoU"], sums["n"])}
-        return {**out, **{name: ratio(sums[name], sums["n"]) for name in PRECISIONS}}
+        out |= {name: ratio(sums[name], sums["n"]) for name in PRECISIONS}
+        return {name: out[name] for name in self.metrics}
 
 
 @dataclass
@@ -260,7 +261,7 @@ class GrefcocoGres(ImageProtocol):
     id: ClassVar[str] = "grefcoco-gres"
     imitates: ClassVar[str] = "ReLA (GRES)"
     citation: ClassVar[str] = "Liu et al., CVPR 2023; henghuiding/ReLA @ 3ca9551"
-    policy: ClassVar[Policy] = Policy(scale=100.0)
+    policy: ClassVar[Policy] = Policy(scale=100.0, fractions=("N-acc", "T-acc", "IoU"))
     precisions: ClassVar[tuple[str, ...]] = ("Pr@0.7", "Pr@0.8", "Pr@0.9")
     metrics: ClassVar[tuple[str, ...]] = ("gIoU", "cIoU", "N-acc", "T-acc", *precisions)
 
