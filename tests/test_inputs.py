@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -33,10 +33,10 @@ from refseg_bench.run.inputs import Present, StaleError, keep_record, recorded, 
 from refseg_bench.run.launch import freeze, launch
 from refseg_bench.run.loop import work_on
 from refseg_bench.run.shards import Planned, Tally, plan, planned, tally_of
-from refseg_bench.run.store import RunStore
+from refseg_bench.run.store import RunStore, runs_in
 from refseg_bench.scoring.runs import score_runs, score_store
 from refseg_bench.scoring.score import Scored
-from refseg_bench.types import Clip, Expression, MaskTrack, Target
+from refseg_bench.types import Clip, Expression, Grounding, MaskTrack, Target
 from tests.datasets.conftest import video
 from tests.fakes import FakeDataset, FakeMethod, fake_run, fake_values, set_back
 from tools.writers import write_meta_expressions_set, write_reasonseg_image
@@ -149,13 +149,12 @@ class Weighed(FakeMethod):
         return (Weights(str(self.path)),)
 
 
-def a_weighed_run(tmp_path: Path, content: str | None) -> tuple[Planned, list[str]]:
+def a_weighed_run(tmp_path: Path, content: str | None, method: str = "Weighed") -> tuple[Planned, list[str]]:
     model = tmp_path / "model"
     model.mkdir(exist_ok=True)
     if content is not None:
         save_file({content: np.zeros(1)}, model / "model.safetensors")
-    method = {"_target_": "tests.test_inputs.Weighed", "path": str(model)}
-    values = fake_values(tmp_path, method=method)
+    values = fake_values(tmp_path, method={"_target_": f"tests.test_inputs.{method}", "path": str(model)})
     said: list[str] = []
     (done,) = launch([Composed(values, "fake", digest(values), (), {})], said.append)
     return done, said
@@ -175,6 +174,26 @@ def test_samples_of_replaced_weights_are_predicted_again(tmp_path: Path) -> None
     assert a_weighed_run(tmp_path, "former")[0].tally == Tally(done=12)
     (record, *_) = again.store.environments().values()
     assert len(record["method"]["weights"][0]["sha256"]) == 64
+
+
+@dataclass
+class Overtaken(Weighed):
+    """Somebody puts other weights in the place of those it has loaded."""
+
+    def predict(self, clip: Clip, expressions: Sequence[Expression]) -> Iterator[Grounding]:
+        save_file({f"of {clip.id}": np.zeros(1)}, self.path / "new")
+        os.replace(self.path / "new", self.path / "model.safetensors")
+        return super().predict(clip, expressions)
+
+
+def test_a_run_is_known_by_the_weights_it_began_with(tmp_path: Path) -> None:
+    a_weighed_run(tmp_path, "former", "Overtaken")
+    ended, said = a_weighed_run(tmp_path, "former")
+    assert (ended.tally, "complete" in said[-1]) == (Tally(done=12), False), "another method, another run"
+    (run,) = {store.root for store in runs_in(ended.store.root.parent)} - {ended.store.root}
+    (theirs,), (ours,) = (RunStore(one).environments().values() for one in (run, ended.store.root))
+    assert theirs["method"]["weights"] == ours["method"]["weights"]
+    assert RunStore(run).weights() == ended.store.weights()
 
 
 def test_a_run_without_a_protocol_is_told(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
@@ -134,6 +135,86 @@ def test_weights_of_the_hub_are_known_by_their_commit(cache, monkeypatch):
     assert models.content(Weights("some/model", "v1")) is None
     assert models.content(Weights("none/model")) is None
     assert models.content(Weights("no/such/folder")) is None
+
+
+def test_what_somebody_changed_in_the_hubs_cache_is_another_model(cache, monkeypatch, tmp_path, caplog):
+    monkeypatch.setattr(models, "cache_folder", lambda: cache)
+    repo, told = cache / "models--some--model", Weights("some/model")
+    snapshot = repo / "snapshots" / ("a" * 40)
+    texts = {"config.json": b"{}", "tokenizer.json": b"[]"}
+    for name, text in texts.items():
+        blob = repo / "blobs" / hashlib.sha1(b"blob %d\0" % len(text) + text).hexdigest()
+        blob.write_bytes(text)
+        (snapshot / name).unlink(missing_ok=True)
+        (snapshot / name).symlink_to(blob)
+    large = (snapshot / "model.safetensors").resolve()
+    blob = large.rename(large.with_name(hashlib.sha256(large.read_bytes()).hexdigest()))
+    (snapshot / "model.safetensors").unlink()
+    (snapshot / "model.safetensors").symlink_to(blob)
+    # A copy of the cache has younger files than links; they are read to know that they are the same.
+    os.utime(snapshot / "model.safetensors", (1, 1), follow_symlinks=False)
+    assert models.identity(told, tmp_path).keys() == {"repo", "revision", "file", "commit"}
+    assert models.content(told, tmp_path) == "a" * 40
+    seen = set()
+    with (snapshot / "model.safetensors").open("r+b") as handle:  # as `cp` writes, through the link
+        handle.seek(-1, os.SEEK_END)
+        handle.write(b"\1")
+    seen.add(models.content(told, tmp_path))
+    assert "changed in the hub's cache" in caplog.text
+    assert str(snapshot / "model.safetensors") in caplog.text
+    assert models.content(Weights("some/model", file="config.json"), tmp_path) == "a" * 40
+    (snapshot / "tokenizer.json").write_bytes(b"{}")
+    seen.add(models.content(told, tmp_path))
+    (snapshot / "config.json").unlink()
+    (snapshot / "config.json").write_bytes(b"{}")  # no link among links
+    seen.add(models.content(told, tmp_path))
+    assert len(seen - {"a" * 40}) == 3
+
+
+def test_weights_stay_what_they_were_while_a_run_is_worked_on(cache, monkeypatch, tmp_path):
+    monkeypatch.setattr(models, "cache_folder", lambda: cache)
+    branch, folder = Weights("some/model"), tmp_path / "model"
+    shutil.copytree(shipped("tiny_mllm"), folder)
+    local = Weights(str(folder))
+    before = models.content(local)
+
+    def load():
+        return models.load_processor(import_module("transformers").AutoConfig, folder)
+
+    with models.wanted_by(tmp_path):
+        assert [models.content(branch), models.content(local)] == ["a" * 40, before]
+        (cache / "models--some--model" / "refs" / "main").write_text("b" * 40)
+        assert [models.content(branch), models._snapshot(branch).name] == ["a" * 40] * 2
+        os.utime(folder / "config.json")  # touched, and the same
+        load()
+        (folder / "config.json").write_text((folder / "config.json").read_text() + "\n")
+        with pytest.raises(ModelError, match="changed while this process was at work") as caught:
+            load()
+        assert caught.value.where == str(folder / "config.json")
+        assert models.content(local) == before
+    load()
+    assert models.content(branch) == "b" * 40
+    assert models.content(local) != before
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "cls"),
+    [
+        ("tiny_mllm", "", "transformers.AutoModelForImageTextToText"),
+        ("tiny_dit", "vae", "diffusers.AutoencoderKL"),
+    ],
+)
+def test_who_overwrites_a_file_changes_no_model_at_work(name, part, cls, tmp_path):
+    place = tmp_path / "model"
+    shutil.copytree(shipped(name) / part, place)
+    package, _, kind = cls.partition(".")
+    kind = getattr(import_module(package), kind)
+    module = models.load_module(kind, place, torch.float16, torch.device("cpu"))
+    (file,) = place.glob("*.safetensors")
+    with file.open("r+b") as handle:
+        handle.seek(file.stat().st_size // 4)
+        handle.write(b"\x7e" * (file.stat().st_size // 2))  # NaN
+    assert all(bool(tensor.isfinite().all()) for tensor in module.parameters())
 
 
 def test_weights_of_a_name_in_no_encoding_are_known(tmp_path, monkeypatch):

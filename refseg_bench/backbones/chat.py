@@ -31,7 +31,15 @@ from PIL import Image
 from refseg_bench import env
 from refseg_bench.backbones.base import Backbone
 from refseg_bench.backbones.lazy_torch import torch
-from refseg_bench.backbones.weights import Weights, choose_device, content, fetch, load_module, load_processor
+from refseg_bench.backbones.weights import (
+    Weights,
+    choose_device,
+    content,
+    fetch,
+    identity,
+    load_module,
+    load_processor,
+)
 from refseg_bench.cache import Cache, digest
 from refseg_bench.config.schema import option
 from refseg_bench.errors import ConfigError, RefsegError, require
@@ -345,7 +353,9 @@ class ChatLocal(ChatModel):
     def identity(self) -> dict[str, Any]:
         """See the base: a model is what its files hold, not where they lie or what a branch is called."""
         needed = self._pinned
-        told = {"weights": self._content} if needed.local else {"revision": needed.revision or ""}
+        told = {} if needed.local else {"revision": needed.revision or ""}
+        if needed.local or self._content not in (None, needed.revision):
+            told["weights"] = self._content or ""
         return super().identity() | told
 
     async def reply(self, messages: Sequence[Message], again: int = 0) -> tuple[Reply, bool]:
@@ -370,7 +380,7 @@ class ChatLocal(ChatModel):
         if needed.local:
             return needed
         key = {"stage": "chat model", "model": self.model, "revision": self.revision}
-        commit = content(needed)
+        commit = identity(needed).get("commit")
         if commit is not None:
             self._cache.put(key, {"commit": commit})
         elif (kept := self._cache.get(key)) is not None:

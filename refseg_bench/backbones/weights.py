@@ -181,7 +181,12 @@ def load_module(
     if not untrained:
         options |= {"torch_dtype" if diffused else "dtype": dtype}
         with _loading(place):
-            return _whole(kind, place, None if by_host else device, **options)
+            module = _whole(kind, place, None if by_host else device, **options)
+            if device.type == "cpu":
+                # They are mapped from the file: who overwrites it would change the model at work.
+                for tensor in (*module.parameters(), *module.buffers()):
+                    tensor.data = tensor.data.clone()
+            return module
     from transformers import AutoConfig
 
     known = getattr(kind, "config_class", None) or AutoConfig
@@ -266,6 +271,21 @@ def _loading(place: Path) -> Iterator[None]:
     except Exception as error:
         why = str(error).split("\n")[0]
         raise ModelError(f"The model can't be loaded: {type(error).__name__}: {why}", where=place) from error
+    refuse_changed(place)
+
+
+def refuse_changed(place: Path) -> None:
+    """Raise if files that were just read are not those that this process knows a run's weights by.
+
+    Raises:
+        ModelError: one was changed since :func:`identity` told of it.
+    """
+    for path, (state, digest) in _states.items():
+        if path.is_relative_to(place) and not (
+            path.is_file() and (look(path) == state or _sha256(path, Cache(None)) == digest)
+        ):
+            what = "The file was changed while this process was at work."
+            raise ModelError(what, where=path, hint="The same command goes on with what is there now.")
 
 
 # ── on this machine ──────────────────────────────────────────────────────────
@@ -418,20 +438,30 @@ def _refuse_quantised(config: Mapping[str, Any], path: Path) -> None:
 def identity(weights: Weights, cache: Path | None = None) -> dict[str, Any]:
     """Which weights these are, for a run's record and for keys: what they are called, and their content.
 
-    What a file holds is remembered in ``cache``: it is read once, until it is changed.
+    What a file holds is remembered in ``cache``: it is read once, until it is changed. A process at work on
+    a run is told the same each time: what is changed meanwhile it has loaded before, or refuses to load.
 
     Returns:
         ``repo``, ``revision``, ``file``, and ``sha256`` of a local file or folder, or ``commit`` of a
-        repository of the hub; neither where the weights are not on this machine.
+        repository of the hub; neither where the weights are not on this machine. Beside a commit ``sha256``
+        stands for files in the hub's cache that somebody has changed.
 
     Raises:
         ModelError: a file can't be read.
     """
+    if weights in _first:
+        return dict(_first[weights])
+    told = _identity(weights, cache)
+    if _wanted_by and told.keys() & {"sha256", "commit"}:
+        _first[weights] = told
+    return dict(told)
+
+
+def _identity(weights: Weights, cache: Path | None) -> dict[str, Any]:
     told: dict[str, Any] = {"repo": weights.repo, "revision": weights.revision, "file": weights.file}
-    if not weights.local:
-        snapshot = _snapshot(weights)
-        return told | ({"commit": snapshot.name} if snapshot else {})
-    place = weights.place
+    place = weights.place if weights.local else _snapshot(weights)
+    if place is None:
+        return told
     memory = Cache(None if cache is None else cache / "weights")
     try:
         if place.is_file():
@@ -439,13 +469,33 @@ def identity(weights: Weights, cache: Path | None = None) -> dict[str, Any]:
         names = sorted(path.relative_to(place) for path in place.rglob("*") if path.is_file())
         # A download leaves its own records in hidden folders.
         names = [name for name in names if not any(part.startswith(".") for part in name.parts)]
-        if weights.patterns:
-            names = [n for n in names if any(fnmatch(n.as_posix(), p) for p in weights.patterns)]
+        wanted = (weights.file,) if weights.file and not weights.local else weights.patterns
+        if wanted:
+            names = [n for n in names if any(fnmatch(n.as_posix(), p) for p in wanted)]
+        if not weights.local:
+            told["commit"] = place.name
+            linked = any((place / name).is_symlink() for name in names)
+            names = [name for name in names if linked and _edited(place / name, memory)]
+            if names:
+                log.warning("changed in the hub's cache: %s", ", ".join(str(place / name) for name in names))
         lines = [f"{_sha256(place / name, memory)}  {name.as_posix()}\n" for name in names]
     except OSError as error:
         raise ModelError(f"The weights can't be read: {error.strerror}.", where=error.filename) from error
     whole = hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
     return told | ({"sha256": whole} if lines else {})
+
+
+def _edited(path: Path, memory: Cache) -> bool:
+    """Whether a file of the hub's cache is not what was fetched: it links to a file named by its digest."""
+    digest, size = path.resolve().name, path.stat().st_size
+    if not path.is_symlink():
+        return True
+    if len(digest) == 40:
+        with path.open("rb") as stream:
+            return hashlib.sha1(b"blob %d\0" % size + stream.read()).hexdigest() != digest
+    # It is linked to as soon as it is there; a large one of the same time need not be read.
+    later = max(path.stat().st_mtime, path.stat().st_ctime) > path.lstat().st_mtime + 60
+    return len(digest) == 64 and later and _sha256(path, memory) != digest
 
 
 def content(weights: Weights, cache: Path | None = None) -> str | None:
@@ -459,20 +509,23 @@ def _sha256(path: Path, memory: Cache) -> str:
     state = path.stat()
     # Times of the inode as well: copying tools set the other. Those of a file that is just being written
     # don't tell two contents apart.
+    now = look(path)
     key = {
         "file": str(path.resolve()).encode("utf-8", "backslashreplace").decode("utf-8"),
-        "state": list(look(path)),
+        "state": list(now),
     }
     lasting = state.st_size > 1 << 20 and time.time() - state.st_ctime > 2
     known = memory.get(key) if lasting else None
-    if known is not None:
-        return str(known["sha256"])
-    if state.st_size > 1 << 30:
-        log.warning("reading %.1f GB of weights, this once: %s", state.st_size / 1e9, path)
-    with path.open("rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
-    if lasting:
-        memory.put(key, {"sha256": found})
+    if known is None:
+        if state.st_size > 1 << 30:
+            log.warning("reading %.1f GB of weights, this once: %s", state.st_size / 1e9, path)
+        with path.open("rb") as stream:
+            known = {"sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
+        if lasting:
+            memory.put(key, known)
+    found = str(known["sha256"])
+    if _wanted_by:
+        _states.setdefault(path, (now, found))
     return found
 
 
@@ -485,7 +538,7 @@ def _snapshot(weights: Weights) -> Path | None:
         folder = cache_folder() / repo_folder_name(repo_id=weights.repo, repo_type="model")
     except ValueError:
         return None  # no id of the hub: who loads it tells of it
-    wanted = weights.revision or "main"
+    wanted = _revision(weights) or "main"
     with contextlib.suppress(OSError, ValueError):  # a commit is its own name
         wanted = (folder / "refs" / wanted).read_text("utf-8").strip()
     return folder / "snapshots" / wanted if re.fullmatch("[0-9a-f]{40}", wanted) else None
@@ -517,9 +570,9 @@ def fetch(weights: Weights, *, offline: bool = False) -> Path:
 
     def load() -> str:
         if weights.file is not None:
-            return hf_hub_download(weights.repo, weights.file, revision=weights.revision)
+            return hf_hub_download(weights.repo, weights.file, revision=_revision(weights))
         patterns = [p for p in weights.patterns if not (untrained and p.endswith(_TENSORS))] or None
-        return snapshot_download(weights.repo, revision=weights.revision, allow_patterns=patterns)
+        return snapshot_download(weights.repo, revision=_revision(weights), allow_patterns=patterns)
 
     log.warning("%s is not on this machine: fetching it", weights)
     place = Path(told(load, weights))
@@ -610,22 +663,37 @@ def told(load: Callable[[], T], weights: Weights) -> T:
         raise
 
 
+def _revision(weights: Weights) -> str | None:
+    """The commit that a branch was at when the work on this process's run began; else what is asked for."""
+    alike = (weights.repo, weights.revision)
+    told = (told.get("commit") for one, told in _first.items() if (one.repo, one.revision) == alike)
+    return next(told, None) or weights.revision
+
+
 def _spelled(weights: Weights) -> str:
     return weights.repo + (f"@{weights.revision}" if weights.revision else "")
 
 
+#: The run that this process is at work on; what it was told of weights first; state and digest of files then.
 _wanted_by = ""
+_first: dict[Weights, dict[str, Any]] = {}
+_states: dict[Path, tuple[tuple[int, ...], str]] = {}
 
 
 @contextlib.contextmanager
 def wanted_by(run: Path) -> Iterator[None]:
-    """Within the block, missing weights are told with the command that fetches all that a run needs."""
+    """Within the block one run is worked on: weights stay what they are known by when it begins.
+
+    Missing ones are told with the command that fetches all that the run needs.
+    """
     global _wanted_by
     _wanted_by = shlex.quote(str(run))
     try:
         yield
     finally:
         _wanted_by = ""
+        _first.clear()
+        _states.clear()
 
 
 def _absent(weights: Weights, offline: bool) -> ModelError:

@@ -16,7 +16,6 @@ from dataclasses import replace
 from functools import partial
 
 from refseg_bench import env
-from refseg_bench.backbones.weights import wanted_by
 from refseg_bench.config import schema
 from refseg_bench.config.compose import Config, load
 from refseg_bench.datasets.files import HINTS, wordless
@@ -86,7 +85,6 @@ def work_on(
     name = str(store.root)
     with (
         logged(store.root, job),
-        wanted_by(store.root),
         Desk(store.root, owner) as desk,
         store.writer(job) as out,
         contextlib.nullcontext(progress) if progress else Progress({name: sum(own.values())}) as bar,
@@ -205,7 +203,7 @@ def capture_on(store: RunStore, *, shard: int, shards: int, launch: str | None) 
     tally = Tally()
     job = job_name()
     owner = Owner.here(job, launch or job, shard=shard, shards=shards)
-    with logged(store.root, job), wanted_by(store.root), Desk(store.root, owner) as desk:
+    with logged(store.root, job), Desk(store.root, owner) as desk:
         method = build_method(values, dataset)
         check_parts(method)
         for clip, expressions in todo:

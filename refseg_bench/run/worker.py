@@ -66,6 +66,7 @@ class Shard(_Job):
 
     def __call__(self, progress: Progress | None = None) -> Tally:
         """Do it; ``progress`` is that of all runs of a command."""
+        from refseg_bench.backbones.weights import wanted_by
         from refseg_bench.config.compose import load
         from refseg_bench.run.build import frozen
         from refseg_bench.run.loop import capture_on, work_on
@@ -74,18 +75,20 @@ class Shard(_Job):
 
         store = RunStore.open(Path(self.root))
         if self.capture:
-            return capture_on(store, shard=self.shard or 0, shards=self.shards, launch=self.launch)
+            with wanted_by(store.root):
+                return capture_on(store, shard=self.shard or 0, shards=self.shards, launch=self.launch)
         values = frozen(store, self.launch)
 
         def work() -> Tally:
-            return work_on(
-                store,
-                shard=self.shard,
-                shards=self.shards,
-                launch=self.launch,
-                steal=load(values).cluster.steal,
-                progress=progress,
-            )
+            with wanted_by(store.root):
+                return work_on(
+                    store,
+                    shard=self.shard,
+                    shards=self.shards,
+                    launch=self.launch,
+                    steal=load(values).cluster.steal,
+                    progress=progress,
+                )
 
         return served(values, self.launch or "", store.place("log", self.launch or ""), work, self.serve)
 

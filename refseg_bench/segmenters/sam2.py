@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refseg_bench.backbones.lazy_torch import torch
-from refseg_bench.backbones.weights import ModelError, Weights, choose_device, fetch
+from refseg_bench.backbones.weights import ModelError, Weights, choose_device, fetch, refuse_changed
 from refseg_bench.errors import ConfigError, require
 from refseg_bench.segmenters.memory_tracking import (
     Heads,
@@ -72,6 +72,7 @@ class Sam2(SamTracker):
         with device:  # the host never holds the model
             model = build(self.architecture or architecture_file(self.release, self.size))
         load_checkpoint(model.to(device), path)
+        refuse_changed(path)
         return _PackageCore(model, self.resampling)
 
 

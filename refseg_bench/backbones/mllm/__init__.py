@@ -113,7 +113,8 @@ class MLLM(GroundingMLLM):
                 source = {"files": content(self.weights()[0], self.cache_root)}
             else:
                 self.config()  # now the commit is known, if the hub can be asked
-                source = {"id": self.path, "revision": content(self.weights()[0]) or self.revision}
+                commit = content(self.weights()[0], self.cache_root)
+                source = {"id": self.path, "revision": commit or self.revision}
             chosen = ("family", "dtype", "attention", "max_new_tokens", "positions")
             self._identity = source | {name: getattr(self, name) for name in chosen}
         return self._identity

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from refseg_bench.backbones.attention_maps import TokenMaps, sink_statistics
 from refseg_bench.backbones.dit.text import MARK, TokenSet
+from refseg_bench.backbones.weights import refuse_changed
 from refseg_bench.errors import ConfigError, require
 from refseg_bench.methods.refam.noun_phrases import WORDS
 from refseg_bench.methods.spatial import DIRECTION_WORDS, word_set
@@ -42,6 +43,7 @@ def stop_words(name: str) -> frozenset[str]:
 
         return frozenset(STOP_WORDS)
     try:
+        refuse_changed(Path(name))
         lines = Path(name).read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(

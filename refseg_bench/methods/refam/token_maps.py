@@ -19,6 +19,7 @@ import numpy as np
 from refseg_bench.backbones.attention_maps import SoftmaxTokens, TokenMaps
 from refseg_bench.backbones.dit import DiT, LatentImage, TokenRequest
 from refseg_bench.backbones.dit.text import TokenSet
+from refseg_bench.backbones.weights import refuse_changed
 from refseg_bench.cache import Cache, Entry, Value, fingerprint
 from refseg_bench.errors import ConfigError, DataError
 from refseg_bench.files.store_io import look
@@ -136,6 +137,7 @@ def read_captions(path: Path) -> Mapping[str, str]:
         ConfigError: the file is missing or of neither form.
     """
     try:
+        refuse_changed(path)
         return _captions(path, look(path))
     except (OSError, ValueError) as error:
         raise ConfigError(
