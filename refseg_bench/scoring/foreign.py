@@ -220,9 +220,15 @@ class ForeignPredictions(ABC):
         """Merged id maps of a clip by set."""
         return {}
 
-    def _strangers(self, samples: Collection[str]) -> list[str]:
-        """What is said of no sample."""
+    def _strangers(self, samples: Collection[str], shared: Mapping[str, Any]) -> list[str]:
+        """What is said of no sample; refuses what is said of a name that several share."""
         return []
+
+    def _shared(self, name: str, several: Sequence[tuple[Clip, Expression]]) -> DataError:
+        """What is said of a name that several samples have."""
+        units = [sample_id(clip.id, e.id) for clip, e in several]
+        told = f"{printable(name)} may be meant for {' or '.join(map(printable, units[:2]))}."
+        return DataError(told, where=self.root, hint=f"Name each as one of them is: {printable(units[0])}")
 
     def survey(self, clip: Clip, expressions: Sequence[Expression]) -> Survey:
         """The state of every expression; mask files are not read for it, run lengths are measured."""
@@ -270,17 +276,24 @@ class ForeignPredictions(ABC):
         return ClipPredictions(there, greys, held if self.end and not found else None, nothing, tally)
 
     def notes(self, dataset: Dataset) -> list[str]:
-        """What is there and belongs to no sample of a dataset, in a few lines."""
+        """What is there and belongs to no sample of a dataset, in a few lines.
+
+        Raises:
+            DataError: a mask, flag or point goes by a name that several samples have.
+        """
         wanted: dict[str, set[str] | None] = {"": set(BESIDE) if self.end else set()}
-        samples: set[str] = set()
+        samples: dict[str, tuple[Clip, Expression]] = {}
+        shared: dict[str, list[tuple[Clip, Expression]]] = {}
         for clip in dataset.clips():
             frames = {f"{name}{self.end}" for name in clip.frame_names}
             alone = len(clip) == 1 and bool(self.end)
             for folder in (clip.id, *(f"{name}/{clip.id}" for name in SETS)) if self.end else ():
                 wanted.setdefault(folder, set(frames))
             for e in dataset.expressions(clip):
-                names = self._names(clip, e)
-                samples.update(names_of(clip, e, "/_"))
+                names, each = self._names(clip, e), (clip, e)
+                for name in dict.fromkeys([*names, *names_of(clip, e, "/_")]):
+                    if (first := samples.setdefault(name, each)) is not each:
+                        shared.setdefault(name, [first]).append(each)
                 for name in names:
                     above, _, last = name.rpartition("/")
                     beside = wanted.setdefault(above, set()) if alone or not self.end else None
@@ -291,8 +304,15 @@ class ForeignPredictions(ABC):
                         wanted[name] = None
                     elif not alone:
                         wanted[name] = frames.union(wanted[name] or ()) if name in wanted else frames
+        for name, several in shared.items():
+            several = [each for each in several if name in self._names(*each)]
+            if any(self._at(top, name, clip) for clip, _ in several[:1] for top in self._tops()):
+                held = [found for each in several if (found := self._of(*each))]
+                read = [(found.masks, found.absent) for found in held if found.masks or found.absent]
+                if any(one in read[:place] for place, one in enumerate(read)):
+                    raise self._shared(name, several)
         told, twice = surplus(self._entries, self._tops(), wanted)
-        told = [*(name for name in told if not is_litter(name)), *self._strangers(samples)]
+        told = [*(name for name in told if not is_litter(name)), *self._strangers(samples, shared)]
         notes = {f"names in the {self.what} that no sample has, not read": told}
         notes["samples that lie in two places, the first is read"] = twice
         return [printable(f"note: {what} ({len(n)}): {few(n)}") for what, n in notes.items() if n]
@@ -544,11 +564,12 @@ class FolderPredictions(ForeignPredictions):
     def _all_names(self) -> Names:
         return names_below(self.root)
 
-    def _strangers(self, samples: Collection[str]) -> list[str]:
-        held = ((file, _beside(self.root / file)) for file in BESIDE)
-        return [
-            f"{file}: {name}" for file, names in held for name in map(str, names or ()) if name not in samples
-        ]
+    def _strangers(self, samples: Collection[str], shared: Mapping[str, Any]) -> list[str]:
+        held = [(file, name) for file in BESIDE for name in map(str, _beside(self.root / file) or ())]
+        for file, name in held:
+            if name in shared:
+                raise self._shared(f"{file}: {name}", shared[name])
+        return [f"{file}: {name}" for file, name in held if name not in samples]
 
 
 @lru_cache(maxsize=64)

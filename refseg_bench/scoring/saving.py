@@ -75,6 +75,7 @@ def save(
         source=path,
     )
     frozen = sealed_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+    notes = source.notes(dataset)
     store = RunStore(runs / f"{info.name}-{info.digest}")
     known = store.info() if store.info_path.is_file() else None
     store.sweep()
@@ -98,7 +99,7 @@ def save(
     store.keep(frozen, "config.yaml")
     # Written last, as for any run: a folder without it is none.
     store.keep(sealed(to_plain(dataclasses.asdict(info)), 2), "run.json")
-    notes = [*source.notes(dataset), *reading.coverage.shown()]
+    notes += reading.coverage.shown()
     if reading.encodings:
         notes.insert(0, f"predictions_read: {counted(reading.encodings)}")
     if inside := inside_dataset(source.root, dataset):

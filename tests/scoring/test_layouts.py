@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 
 import numpy as np
 import pytest
@@ -371,6 +372,38 @@ def test_a_sentence_is_not_taken_for_an_image_of_the_same_number(coco, tmp_path,
     code, found = run(tmp_path, tmp_path / "p", "refcoco_unc", coco, "refcoco-oiou")
     assert code == 2
     assert found["refcoco-oiou"]["missing"] == ["1/0"]
+
+
+@pytest.mark.parametrize("kind", ["png", "json", "flag"])
+def test_a_sentence_of_two_images_needs_the_images_too(tmp_path, capsys, kind):
+    pictures = [
+        ImageRecord(f"COCO_train2014_{n:012}.jpg", frames(1, (24, 32))[0], [[SQUARE]], [([0], ["it"])])
+        for n in (1, 2)
+    ]
+    root = tmp_path / "refcoco"
+    write_refcoco_set(root, pictures)
+    file = root / "refs(unc).p"
+    refs = pickle.loads(file.read_bytes())
+    refs[1]["sentences"][0]["sent_id"] = refs[0]["sentences"][0]["sent_id"]
+    file.write_bytes(pickle.dumps(refs))
+    made, predictions = {}, tmp_path / ("p.json" if kind == "json" else "p")
+    for clip, e, _, mask in everything(RefCoco(root=root)):
+        made[f"{clip.id}/{e.id}"] = {"size": list(mask.shape), "counts": encode_rle(mask).decode()}
+        save(tmp_path / "p" / clip.id / f"{e.id}.png", mask)
+    predictions.with_suffix(".json").write_text(json.dumps(made))
+    assert run(tmp_path, predictions, "refcoco_unc", root, "refcoco-oiou")[0] == 0
+    if kind == "flag":
+        (predictions / "no_target.json").write_text('["0"]')
+    elif kind == "png":
+        (predictions / "1" / "0.png").rename(predictions / "0.png")
+        (predictions / "2" / "0.png").unlink()
+    else:
+        predictions.write_text(json.dumps({"0": made["1/0"]}))
+    capsys.readouterr()
+    for more in ((), ("--save", tmp_path / "runs")):
+        assert run(tmp_path, predictions, "refcoco_unc", root, "refcoco-oiou", *more)[0] == 2
+        assert "0 may be meant for 1/0 or 2/0." in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
 
 
 def test_flags_of_no_sample_are_noted(coco, tmp_path, capsys):
