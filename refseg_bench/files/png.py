@@ -9,6 +9,7 @@ here; everything else (interlaced, 2/4/16-bit grey, RGB, other formats) goes thr
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,17 @@ def _is_reordered(palette: bytes) -> bool:
     colours = palette.replace(b"\xbf", b"\xc0").rstrip(b"\0")
     found = [ids.get(colours[at : at + 3].ljust(3, b"\0")) for at in range(0, len(colours), 3)]
     return None not in found and found != [*range(len(found))]
+
+
+def blended(maps: Iterable[Uint8HW]) -> bool:
+    """Whether id maps change in steps along their rows, as resized or packed ones do: some ids are blends."""
+    between = edges = 0
+    for labels in maps:
+        left, middle, right = labels[:, :-2], labels[:, 1:-1], labels[:, 2:]
+        steps = ((left < middle) & (middle < right)) | ((left > middle) & (middle > right))
+        between += int(np.count_nonzero(steps))
+        edges += int(np.count_nonzero(left != middle))
+    return 10 * between > edges
 
 
 def read_regions(path: Path, size: tuple[int, int]) -> tuple[dict[int, Any], str] | None:

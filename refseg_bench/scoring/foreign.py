@@ -14,6 +14,7 @@ import os
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -270,6 +271,8 @@ class ForeignPredictions(ABC):
         tracks = {key: p.track for key, p in there.items() if p.track is not None}
         tally.update(_repeated([(tracks[e.id], e) for e in expressions if e.id in tracks]))
         greys = {key: GreyMasks(track, files[key], self.above) for key, track in tracks.items()}
+        for each in maps.values():
+            tally.update(_blended([file for file in each.masks or () if file is not None]))
         if held and samples:
             there = _split(held, clip, expressions)
         nothing = not (there or maps or self._has(clip, expressions))
@@ -449,6 +452,14 @@ def _repeated(found: Sequence[tuple[MaskTrack, Expression]]) -> dict[str, int]:
     if len(meant) > 1 and len({track.rles for track in shown.values()}) == 1:
         told["the same for expressions of several objects"] = sum(map(len, shown.values()))
     return {name: masks for name, masks in told.items() if masks}
+
+
+def _blended(files: Sequence[Path]) -> dict[str, int]:
+    """The number of a clip's id maps where the ids of some are blends."""
+    with suppress(DataError):  # which is told where they are scored
+        some = (png.read_labels(file)[0] for file in files[:: len(files) // 4 + 1])
+        return {"ids in steps, as in resized maps: some are blends": len(files)} if png.blended(some) else {}
+    return {}
 
 
 def _list(value: Any) -> list[Any]:

@@ -143,7 +143,10 @@ def counted(files: Mapping[str, int], unit: str = " file") -> str:
     """Encodings (or other kinds of a unit), the most frequent first, in the words of a line."""
     ranked = sorted(files.items(), key=lambda item: (-item[1], item[0]))
     more = [f"{len(ranked) - 6} other encodings"] if len(ranked) > 6 else []
-    return "; ".join([f"{name} ({n}{unit}{'s' * (n > 1 and bool(unit))})" for name, n in ranked[:6]] + more)
+    # Run lengths have no files; what repeats is told of masks.
+    units = {name: " mask" if name.startswith("the same") else unit for name in files}
+    shown = [f"{name} ({n}{units[name]}{'s' * (n > 1 and bool(unit))})" for name, n in ranked[:6]]
+    return "; ".join(shown + more)
 
 
 def losses(outcome: Scored) -> list[str]:

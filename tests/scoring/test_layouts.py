@@ -126,6 +126,19 @@ def test_merged_per_annotator(davis, tmp_path, capsys):
     assert "note:" not in capsys.readouterr().err
 
 
+def test_resized_id_maps_are_told(davis, tmp_path, capsys):
+    folder, smooth = merged(davis, tmp_path / "p"), Image.Resampling.BILINEAR
+    for file in (folder / "anno_1" / "dogs").iterdir():
+        grey = Image.fromarray(np.asarray(Image.open(file)))
+        grey.resize((64, 48), smooth).resize((32, 24), smooth).save(file)
+    code, found = run(tmp_path, folder, "ref_davis17", davis, "refdavis-anno,rvos-expr")
+    assert code == 0
+    told = "ids in steps, as in resized maps: some are blends"
+    count = len(list((folder / "anno_1" / "dogs").iterdir()))
+    assert [found[name]["notes"]["predictions_read"][told] for name in found] == [count] * 2
+    assert f"{told} ({count} files)" in capsys.readouterr().out
+
+
 def test_a_worse_annotator_and_a_missing_one(davis, tmp_path):
     folder = merged(davis, tmp_path / "p")
     for path in (folder / "anno_2").rglob("*.png"):
@@ -846,12 +859,19 @@ def test_a_run_is_no_folder_of_predictions(told, capsys):
     ],
     ids=["one for all expressions", "one for all frames", "each its own"],
 )
-def test_masks_written_more_than_once_are_told(told, per, words):
-    place, first = told[0], {}
+def test_masks_written_more_than_once_are_told(told, capsys, per, words):
+    place, first, runs = told[0], {}, {}
     for clip, e, frame, mask in everything(open_dataset("mevis", root=place / "mevis")):
         save(place / "p" / clip.id / e.id / f"{frame}.png", first.setdefault(per(e, frame), mask))
+        rle = {"size": list(mask.shape), "counts": encode_rle(first[per(e, frame)]).decode()}
+        runs.setdefault(f"{clip.id}/{e.id}", []).append(rle)
     _, found = run(place, place / "p", "mevis", place / "mevis", "rvos-expr")
     assert found["rvos-expr"]["notes"]["predictions_read"] == {"0/255 grey": 8, **words}
+    assert "0/255 grey (8 files)" in capsys.readouterr().out
+    (place / "p.json").write_text(json.dumps(runs))
+    run(place, place / "p.json", "mevis", place / "mevis", "rvos-expr")
+    line = next((line for line in capsys.readouterr().out.splitlines() if "predictions_read" in line), "")
+    assert line.strip() == "".join(f"predictions_read: {name} ({n} masks)" for name, n in words.items())
 
 
 def test_a_mask_beside_empty_ones_is_no_repetition(told):
