@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refseg_bench.errors import RefsegError
-from refseg_bench.files.store_io import content, replacing, sweep, tell_unwritten
+from refseg_bench.files.store_io import content, open_regular, replacing, sweep, tell_unwritten
 
 Value: TypeAlias = NDArray[Any] | str
 Entry: TypeAlias = dict[str, Value]
@@ -163,17 +163,18 @@ class Cache:
         if path is None:
             return None
         try:
+            open_regular(path).close()  # a FIFO would hang its reader
             with safe_open(path, framework="numpy") as file:
                 meta = file.metadata() or {}
                 if meta.get("key") != canonical(key):
                     return None
                 arrays: dict[str, NDArray[Any]] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError):
+            # Entries of old have no digest of their texts.
+            if meta.get("said") not in (None, digest({"texts": meta["texts"]})):
+                return None
+            return {**arrays, **json.loads(meta["texts"])} if meta.get("check") == _checksum(arrays) else None
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError):
             return None
-        # Entries of old have no digest of their texts.
-        if meta.get("said") not in (None, digest({"texts": meta["texts"]})):
-            return None
-        return {**arrays, **json.loads(meta["texts"])} if meta.get("check") == _checksum(arrays) else None
 
 
 def _checksum(arrays: Mapping[str, NDArray[Any]]) -> str:

@@ -11,6 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from safetensors import safe_open
+from safetensors.numpy import save
 
 from refseg_bench.cache import Cache, canonical, digest, fingerprint
 from refseg_bench.errors import RefsegError
@@ -95,7 +97,7 @@ def test_no_root_remembers_nothing():
     assert cache.misses == 1
 
 
-@pytest.mark.parametrize("damage", ["cut", "flip", "empty", "text", "answer", "brace"])
+@pytest.mark.parametrize("damage", ["cut", "flip", "empty", "text", "answer", "brace", "[]", "no words"])
 def test_a_damaged_file_is_a_miss_and_is_replaced(tmp_path, damage):
     cache = Cache(tmp_path)
     value = np.arange(100, dtype=np.float32)
@@ -112,6 +114,11 @@ def test_a_damaged_file_is_a_miss_and_is_replaced(tmp_path, damage):
     elif damage == "flip":
         blob[-5] ^= 0xFF
         path.write_bytes(blob)
+    elif damage in ("[]", "no words"):
+        # Of another hand: it fits its digest of arrays, and is no entry.
+        with safe_open(path, "np") as file:
+            kept = {name: file.metadata()[name] for name in ("key", "check")}
+        path.write_bytes(save({"x": value}, metadata=kept | ({"texts": damage} if damage == "[]" else {})))
     elif damage == "empty":
         path.write_bytes(b"")
     else:
@@ -119,6 +126,14 @@ def test_a_damaged_file_is_a_miss_and_is_replaced(tmp_path, damage):
     assert cache.get(KEY) is None
     cache.put(KEY, {"x": value})
     assert np.array_equal(cache.get(KEY)["x"], value)
+
+
+def test_a_pipe_in_the_cache_hangs_nobody(tmp_path):
+    cache = Cache(tmp_path)
+    cache.put(KEY, {"x": np.arange(3)})
+    cache.path(KEY).unlink()
+    os.mkfifo(cache.path(KEY))
+    assert cache.get(KEY) is None
 
 
 def test_an_entry_of_another_key_is_not_believed(tmp_path):

@@ -249,12 +249,19 @@ class ChatEndpoint(ChatModel):
                 extra_body=self.extra or None,
                 **words,
             )
+            if wrong := getattr(done, "error", None):  # under 200, as of a server behind the server
+                status = wrong.get("code") if isinstance(wrong, dict) else None
+                raise await self._refused(status if isinstance(status, int) else 200, str(wrong))
             choice = done.choices[0]
             text = choice.message.content or getattr(choice.message, "refusal", None) or ""
+            if isinstance(text, list):  # in parts; those of another type are thoughts
+                text = "".join(part["text"] for part in text if part.get("type") == "text")
             # What no encoding can write (half a surrogate pair) can't be sent again, either.
-            text = str(text).encode("utf-8", "replace").decode("utf-8")
+            text = text.encode("utf-8", "replace").decode("utf-8")
         except openai.APIStatusError as error:
-            raise await self._refused(error.status_code, error.response.text or str(error.message)) from None
+            said, wait = error.response.text or str(error.message), error.response.headers.get("retry-after")
+            before = int(error.request.headers.get("x-stainless-retry-count", 0))
+            raise await self._refused(error.status_code, said, before, wait) from None
         except openai.APIConnectionError as error:
             raise ConfigError(
                 f"No answer from the chat model's server ({type(error.__cause__ or error).__name__}).",
@@ -262,7 +269,7 @@ class ChatEndpoint(ChatModel):
                 hint="Start it, or set backbone.url (OPENAI_BASE_URL); backbone.timeout and backbone.retries "
                 "wait longer. What was answered is kept.",
             ) from None
-        except (openai.OpenAIError, ValueError, TypeError, IndexError, AttributeError) as error:
+        except (openai.OpenAIError, ValueError, TypeError, LookupError, AttributeError) as error:
             raise ChatError(
                 f"The server's reply is none ({type(error).__name__}).", where=self._where()
             ) from None
@@ -298,7 +305,7 @@ class ChatEndpoint(ChatModel):
         """The server's address without a name, password or key that it may hold."""
         return str(self._client.base_url.copy_with(userinfo=b"", query=None))
 
-    async def _refused(self, status: int, said: str) -> RefsegError:
+    async def _refused(self, status: int, said: str, before: int = 0, wait: str | None = None) -> RefsegError:
         import openai
 
         secret = os.environ.get(self.key_variable)
@@ -314,12 +321,9 @@ class ChatEndpoint(ChatModel):
                 known = [str(model.id) for model in (await self._client.models.list()).data]
                 if known and self.model not in known:
                     return ConfigError(what, where="backbone.model", allowed=known)
-        if status == 429 or status >= 500:
-            return ConfigError(
-                what,
-                where=where,
-                hint=f"It said so {self.retries + 1} times. What was answered is kept: run again later.",
-            )
+        if status in (402, 429) or status >= 500:
+            hint = f"It said so {before + 1} times{f' (Retry-After: {wait})' if wait else ''}."
+            return ConfigError(what, where=where, hint=f"{hint} What was answered is kept: run again later.")
         return ChatError(what, where=where)
 
     async def close(self) -> None:
@@ -437,8 +441,8 @@ class ChatLocal(ChatModel):
         with torch.inference_mode():
             ids = model.generate(**inputs, max_new_tokens=self.max_tokens, **drawn)[0, given:]
         text = processor.decode(ids, skip_special_tokens=True)
-        ends = torch.tensor(model.generation_config.eos_token_id or [], device=ids.device)
-        whole = len(ids) < self.max_tokens or bool(torch.isin(ids[-1], ends))
+        ends = torch.tensor([model.generation_config.eos_token_id or 0], device=ids.device)
+        whole = len(ids) < self.max_tokens or bool((ids[-1] == ends).any())
         return Reply(text.strip(), "stop" if whole else "length", given, len(ids), 0.0)
 
     @cached_property

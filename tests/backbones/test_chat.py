@@ -292,12 +292,27 @@ def test_what_is_not_set_is_told_before_anything_is_sent(monkeypatch, change, wh
         (200, {"choices": []}),
         (200, {"choices": [{"message": None}]}),
         (200, spoken("x" * (1 << 20) + "y")),
+        (200, spoken({"text": "[]"})),
+        (200, {"error": {"message": "busy"}}),
     ],
 )  # fmt: skip
 def test_a_reply_that_is_none_fails_the_sample(serve, tmp_path, reply):
     with pytest.raises(ChatError) as told:
         talk(serve(reply).model(tmp_path, retries=0), "Which?")
     assert told.value.details["conversation"][0]["error"]
+
+
+@pytest.mark.parametrize("reply", [(402, "no money"), (200, {"error": {"message": "no money", "code": 429}})])
+def test_what_no_request_will_escape_ends_the_run_at_once(serve, tmp_path, reply):
+    server = serve(reply)
+    with pytest.raises(ConfigError, match=r"(?s)says 4.*no money.*run again later"):
+        talk(server.model(tmp_path, retries=0), "Which?")
+
+
+def test_a_reply_in_parts_is_read_without_its_thoughts(serve, tmp_path):
+    thoughts = {"type": "thinking", "thinking": [{"type": "text", "text": "[[0, 0, 9, 9]]?"}]}
+    words = [{"type": "text", "text": part} for part in ("the ", "left\n")]
+    assert talk(serve((200, spoken([thoughts, *words]))).model(tmp_path), "Which?")[0] == ["the left\n"]
 
 
 @pytest.mark.parametrize("usage", [{}, "7", {"prompt_tokens": None, "completion_tokens": "many"}])
