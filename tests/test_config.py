@@ -103,7 +103,11 @@ def test_a_torn_component_is_told_by_its_file(tmp_path: Path) -> None:
         ("_target_: tests.fakes.FakeMethod\nx: ${seed\n", "'${seed'"),
     ],
 )
-def test_a_component_that_names_nothing_is_told(tmp_path: Path, text: str, told: str) -> None:
+@pytest.mark.parametrize("cause", ["0", "1"])  # 1: as under a debugger, an error may be its own cause
+def test_a_component_that_names_nothing_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, told: str, cause: str
+) -> None:
+    monkeypatch.setenv("OC_CAUSE", cause)
     (tmp_path / "method").mkdir()
     (tmp_path / "method/mine.yaml").write_text(text)
     with pytest.raises(ConfigError, match=re.escape(told)) as error:

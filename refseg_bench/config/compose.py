@@ -461,16 +461,14 @@ def _said(override: str) -> str:
 
 
 def _told(error: Exception, overrides: Sequence[str]) -> ConfigError:
-    torn: BaseException | None = error
-    while torn is not None and not isinstance(torn, yaml.MarkedYAMLError):
-        torn = torn.__cause__ or torn.__context__
+    chain: list[BaseException] = [error]
+    # Under a debugger, or with OC_CAUSE=1, OmegaConf makes an error its own cause.
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
+        chain.append(cause)
+    torn = next((each for each in chain if isinstance(each, yaml.MarkedYAMLError)), None)
     if torn is not None and torn.problem_mark is not None:
-        mark = torn.problem_mark
-        return ConfigError(
-            f"A YAML file can't be read: {torn.problem}.",
-            where=f"{mark.name}, line {mark.line + 1}",
-            hint="Correct the file.",
-        )
+        where = f"{torn.problem_mark.name}, line {torn.problem_mark.line + 1}"
+        return ConfigError(f"A YAML file can't be read: {torn.problem}.", where=where, hint="Correct the file.")
     told = (str(error) or str(error.__cause__)).partition("Config search path:")[0]
     text, _, options = told.partition("Available options in")
     if text.startswith("Ambiguous value"):
