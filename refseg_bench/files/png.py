@@ -96,7 +96,8 @@ def _is_reordered(palette: bytes) -> bool:
     # DAVIS writes 191 for VOC's 192; black at the end is filling.
     colours = palette.replace(b"\xbf", b"\xc0").rstrip(b"\0")
     found = [ids.get(colours[at : at + 3].ljust(3, b"\0")) for at in range(0, len(colours), 3)]
-    return None not in found and found != [*range(len(found))]
+    # VOC's greys alone are levels, not objects.
+    return None not in found and not {0, 7, 56, 63}.issuperset(found) and found != [*range(len(found))]
 
 
 def blended(maps: Iterable[Uint8HW]) -> bool:
@@ -247,15 +248,14 @@ def parse_header(start: bytes, path: str | Path) -> tuple[int, int, int, int]:
     return height, width, depth, colour
 
 
-def counts_of(data: bytes, path: str | Path) -> list[int]:
-    """How often each value occurs in an 8-bit grey file.
+def values_of(data: bytes, path: str | Path) -> Uint8HW:
+    """The stored values of an 8-bit grey file.
 
     Raises:
         MaskFault: the file is torn.
     """
     simple = _simple(data, path)
-    pixels = _pillow(data, path)[0] if simple is None else simple[0]
-    return np.bincount(pixels.ravel(), minlength=256).tolist()  # type: ignore[no-any-return]
+    return _pillow(data, path)[0] if simple is None else simple[0]
 
 
 def is_png(path: Path) -> bool:

@@ -30,7 +30,7 @@ from refseg_bench.datasets.files import bad_name, is_litter
 from refseg_bench.errors import ConfigError, DataError, ScoreError, printable
 from refseg_bench.files import png
 from refseg_bench.files.store_io import MOST_PIXELS, check_output, open_regular, replacing, sweep, write_error
-from refseg_bench.types import Clip, MaskTrack, Prediction, rle_fault, sample_id, wrong_way_round
+from refseg_bench.types import Clip, MaskTrack, Prediction, extents, rle_fault, sample_id, wrong_way_round
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 # The zip's comment ends in the SHA-256 of all bytes before it: no flipped byte goes unseen.
@@ -406,11 +406,10 @@ def _problem(
         fault = "it is longer than its pixels need" if handle.read(1) else _fault(data, height, width)
     if fault is not None:
         return "unreadable file", fault
-    counts = png.counts_of(data, name)
-    if counts[0] and (shown := height * width - counts[0]):
-        found.foreground["most" if shown > counts[0] else "less"] += 1
-    others = [value for value, count in enumerate(counts) if count and value not in (0, 255)]
-    return ("values other than 0 and 255", ", ".join(map(str, others[:5]))) if others else None
+    pixels = png.values_of(data, name)
+    found.foreground += extents([MaskTrack.from_masks([pixels > 0], (height, width))])
+    others = set(np.flatnonzero(np.bincount(pixels.ravel(), minlength=256)).tolist()) - {0, 255}
+    return ("values other than 0 and 255", ", ".join(map(str, sorted(others)[:5]))) if others else None
 
 
 def _fault(data: bytes, height: int, width: int) -> str | None:

@@ -16,7 +16,7 @@ from refseg_bench.datasets.refcoco import RefCoco
 from refseg_bench.datasets.revos import Revos
 from refseg_bench.datasets.verify import verify
 from refseg_bench.scoring.foreign import open_predictions
-from refseg_bench.types import encode_rle, run_lengths
+from refseg_bench.types import MaskTrack, encode_rle, extents, run_lengths
 from tests.datasets.conftest import frames, video
 from tests.fakes import unlisted
 from tools.writers import (
@@ -88,6 +88,18 @@ def test_masks_the_wrong_way_round_are_told(tmp_path, capsys, side):
         "extent": told if side == "predictions" else None, "truth_extent": told if side == "truth" else None,
     }  # fmt: skip
     assert capsys.readouterr().out.count(told) == 1
+
+
+def test_large_objects_are_not_the_wrong_way_round():
+    mask = np.ones((24, 32), bool)
+    mask[:4, :6] = mask[:3, -8:] = False  # a close-up, cut by three sides of the picture
+    for shown, kind in (
+        (mask, "less"),
+        (mask[::-1], "less"),
+        (np.roll(mask, 8, 1), "most"),
+        (mask.T, "less"),
+    ):
+        assert extents([MaskTrack.from_masks([shown] * 3, shown.shape)]) == {kind: 3}
 
 
 # ── Ref-DAVIS17 ──────────────────────────────────────────────────────────────

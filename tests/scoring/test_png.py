@@ -211,6 +211,7 @@ DAVIS = [(0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0), (0, 0, 128), *[(0, 
         ([BLACK, (0, 128, 0), (128, 0, 0)], True),
         ([(128, 0, 0), BLACK], True),
         ([BLACK, (191, 0, 0)], True),
+        ([BLACK, (128, 128, 128)], False),
     ],
 )
 def test_ids_under_a_reordered_palette_are_told(
