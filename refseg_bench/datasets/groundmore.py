@@ -131,7 +131,11 @@ class GroundMore(MetaExpressions):
 
     def png_source(self, path: Path) -> MaskSource:
         """One id map per frame, beside the frames."""
-        return _Maps(self._frames_folder() or path, self.home, follow_links=self.follow_links, sparse=True)
+        place = self._frames_folder() or path
+        return _Maps(place, self.home, follow_links=self.follow_links, sparse=True, asked=self._asked)
+
+    def _asked(self, clip: Clip) -> list[str]:
+        return [str(one) for e in self.expressions(clip) for one in e.attrs.get("obj_ids", ())]
 
     def frames_of(self, video: str) -> str:
         """A folder within the video's."""

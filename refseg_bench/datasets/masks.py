@@ -360,6 +360,8 @@ class LabelMapMasks(_Folders):
     """
 
     void_label: int | None = None  #: pixel value that belongs to nobody, or ``None``
+    #: The object ids that a clip's expressions ask for; ``None`` = not known.
+    asked: Callable[[Clip], Collection[str]] | None = field(default=None, kw_only=True)
     _last: tuple[str | None, dict[int, MaskTrack]] = field(default=(None, {}), init=False, repr=False)
 
     def _track(self, clip: Clip, wanted: Wanted, tell: Tell) -> MaskTrack:
@@ -373,8 +375,9 @@ class LabelMapMasks(_Folders):
             return labels[int(label)]
         else:
             told = f"No frame of '{clip.id}' shows object {label}."
-            # Objects are counted from 1: high values alone are a map that was made for looking at.
-            shown = self.sparse and min(labels, default=0) < 10
+            # Objects are counted from 1: high values that nobody asks for are a map made for looking at.
+            asked = self.asked(clip) if self.asked and self.sparse else ()
+            shown = self.sparse and (min(labels, default=0) < 10 or any(str(i) in asked for i in labels))
             at.tell("object without a pixel", told, allowed=sorted(labels), harmless=shown)
         return MaskTrack.empty(clip.size, len(clip))
 

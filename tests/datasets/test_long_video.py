@@ -2,13 +2,14 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from refseg_bench.datasets.files import Damage
 from refseg_bench.datasets.groundmore import GroundMore
 from refseg_bench.datasets.long_rvos import LongRvos
 from refseg_bench.datasets.verify import verify
 from tests.fakes import unlisted
-from tools.writers import write_groundmore_set, write_long_rvos_set
+from tools.writers import write_groundmore_set, write_label_map, write_long_rvos_set
 
 from .conftest import boxes, union, video
 
@@ -127,6 +128,23 @@ def test_groundmore_maps_may_bear_their_frames_names_and_be_missing(tmp_path):
     assert target.objects[0].area() == [36, 36, 36, 36, 36, 0]
     (masks / "frame_000009.png").write_bytes((masks / "frame_000004.png").read_bytes())
     assert list(verify(data).kinds()) == ["extra mask"]
+
+
+def test_groundmore_objects_may_bear_high_numbers_and_one_of_them_show_nowhere(tmp_path):
+    words = [("who?", [0], asked("0", "1")), ("where?", [1], asked("0", "1"))]
+    write_groundmore_set(tmp_path, "test", [video("vid", 6, words)])
+    for file in (tmp_path / "vid" / "masks").iterdir():
+        labels = np.asarray(Image.open(file))
+        write_label_map(file, np.where(labels == 1, 12, 0).astype(np.uint8))
+    meta = tmp_path / "groundmore_test.json"
+    meta.write_text(meta.read_text().replace('"obj_id": "1"', '"obj_id": "12"'))
+    data = GroundMore(root=tmp_path)
+    (clip,) = data.clips()
+    seen = [
+        any(area for t in data.target(clip, e).objects for area in t.area()) for e in data.expressions(clip)
+    ]
+    assert seen == [True, False]
+    assert verify(GroundMore(root=tmp_path)).ok
 
 
 def test_groundmore_lies_in_other_folders_too(tmp_path):
