@@ -468,7 +468,8 @@ def _told(error: Exception, overrides: Sequence[str]) -> ConfigError:
     torn = next((each for each in chain if isinstance(each, yaml.MarkedYAMLError)), None)
     if torn is not None and torn.problem_mark is not None:
         where = f"{torn.problem_mark.name}, line {torn.problem_mark.line + 1}"
-        return ConfigError(f"A YAML file can't be read: {torn.problem}.", where=where, hint="Correct the file.")
+        told = f"A YAML file can't be read: {torn.problem}."
+        return ConfigError(told, where=where, hint="Correct the file.")
     told = (str(error) or str(error.__cause__)).partition("Config search path:")[0]
     text, _, options = told.partition("Available options in")
     if text.startswith("Ambiguous value"):
