@@ -128,6 +128,19 @@ def test_weights_are_known_by_their_content_and_read_once(tmp_path, monkeypatch)
     assert models.content(Weights(str(tmp_path / "none")), memory) is None
 
 
+def test_a_part_that_is_linked_to_is_a_part(tmp_path):
+    folder, part = tmp_path / "model", tmp_path / "shared"
+    shutil.copytree(shipped("tiny_dit"), folder)
+    (needed,) = DiT(str(folder), "sd3").weights()
+    before = find(needed), models.content(needed)
+    (folder / "transformer").rename(part)
+    (folder / "transformer").symlink_to(part)
+    assert (find(needed), models.content(needed)) == before
+    assert before[0].problem is None
+    (part / "config.json").write_text((part / "config.json").read_text() + "\n")
+    assert models.content(needed) not in (before[1], None)
+
+
 def test_weights_of_the_hub_are_known_by_their_commit(cache, monkeypatch):
     monkeypatch.setattr(models, "cache_folder", lambda: cache)
     assert models.content(Weights("some/model")) == "a" * 40

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from errno import EACCES, EDQUOT, ENOSPC, EROFS
 from fnmatch import fnmatch
+from glob import glob
 from importlib import import_module
 from pathlib import Path
 from pickle import UnpicklingError
@@ -342,9 +343,7 @@ def _refuse_unfit(place: Path, weights: Weights) -> None:
 
 def _refuse_folder(place: Path, weights: Weights) -> None:
     patterns = (*weights.patterns, *(f"*{end}" for end in _TENSORS if weights.local))
-    paths = sorted(path for path in place.rglob("*") if path.is_file())
-    names = {path.relative_to(place).as_posix(): path for path in paths}
-    names = {name: names[name] for name in names if any(fnmatch(name, p) for p in patterns)}
+    names = {name: place / name for name in _files_in(place) if any(fnmatch(name, p) for p in patterns)}
     if "adapter_config.json" in names:
         base = read_json(names["adapter_config.json"]).get("base_model_name_or_path")
         hint = "Merge it into the model first (peft: merge_and_unload, save_pretrained)."
@@ -466,23 +465,30 @@ def _identity(weights: Weights, cache: Path | None) -> dict[str, Any]:
     try:
         if place.is_file():
             return told | {"sha256": _sha256(place, memory)}
-        names = sorted(path.relative_to(place) for path in place.rglob("*") if path.is_file())
-        # A download leaves its own records in hidden folders.
-        names = [name for name in names if not any(part.startswith(".") for part in name.parts)]
+        names = _files_in(place)
         wanted = (weights.file,) if weights.file and not weights.local else weights.patterns
         if wanted:
-            names = [n for n in names if any(fnmatch(n.as_posix(), p) for p in wanted)]
+            names = [name for name in names if any(fnmatch(name, p) for p in wanted)]
         if not weights.local:
             told["commit"] = place.name
             linked = any((place / name).is_symlink() for name in names)
             names = [name for name in names if linked and _edited(place / name, memory)]
             if names:
                 log.warning("changed in the hub's cache: %s", ", ".join(str(place / name) for name in names))
-        lines = [f"{_sha256(place / name, memory)}  {name.as_posix()}\n" for name in names]
+        lines = [f"{_sha256(place / name, memory)}  {name}\n" for name in names]
     except OSError as error:
         raise ModelError(f"The weights can't be read: {error.strerror}.", where=error.filename) from error
     whole = hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
     return told | ({"sha256": whole} if lines else {})
+
+
+def _files_in(place: Path) -> list[str]:
+    """Names of the files below a folder and the folders it links to, in order.
+
+    Hidden ones are left out, for a download leaves its own records there.
+    """
+    found = glob("**", root_dir=place, recursive=True)
+    return [path.as_posix() for path in sorted(map(Path, found)) if (place / path).is_file()]
 
 
 def _edited(path: Path, memory: Cache) -> bool:
@@ -545,7 +551,8 @@ def _snapshot(weights: Weights) -> Path | None:
 
 
 def _megabytes(path: Path) -> float:
-    return sum(file.stat().st_size for file in (path, *path.rglob("*")) if file.is_file()) / 1e6
+    files = (path / name for name in _files_in(path)) if path.is_dir() else (path,)
+    return sum(file.stat().st_size for file in files) / 1e6
 
 
 # ── from the hub ─────────────────────────────────────────────────────────────
