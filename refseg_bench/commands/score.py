@@ -138,8 +138,7 @@ def _score_runs(args: argparse.Namespace, ids: Sequence[str] | None) -> int:
     refused = False
     documents: dict[str, Any] = {}
     stores = find_runs(args.runs)
-    roots = {store.root.resolve(): store.root for store in stores}  # one that is named twice is one
-    folders = [root.name for root in roots.values()]
+    folders = [store.root.name for store in stores]
     names = {
         store.root: store.root.name if folders.count(store.root.name) == 1 else str(store.root)
         for store in stores

@@ -280,8 +280,8 @@ def gate(run: RunStore, baseline: RunStore, policy: Policy) -> tuple[Comparison,
             where=f"{run.root}, {baseline.root}",
             hint="Run the baseline's own `refseg run` again on the present data.",
         )
-    # Of a decay less is better: what it may drop says nothing.
-    gaps = {name: gap for name, gap in found.overall.differences.items() if not name.endswith("Decay")}
+    # What may drop says nothing of what is better so.
+    gaps = {name: gap for name, gap in found.overall.differences.items() if not less_is_better(name)}
     drops = policy.max_drop
     if not isinstance(drops, dict):
         drops = {
@@ -306,6 +306,11 @@ def gate(run: RunStore, baseline: RunStore, policy: Policy) -> tuple[Comparison,
         ends = (0.0, 0.0) if bare else (gap.low, gap.high)
         out.append(Gated(metric, allowed, gap.value * scale, *(end * scale for end in ends)))
     return found, out
+
+
+def less_is_better(metric: str) -> bool:
+    """Whether the lower value of a metric is the better one."""
+    return metric.endswith("Decay")
 
 
 def paired(

@@ -73,7 +73,7 @@ _UNFINISHED = f"<!doctype html>{_MARK}<p>This report is not finished. Give its c
 _CHUNK = 2000
 #: What the pages were made from; gone with the first step of making them anew.
 _MADE_FROM = "data/made_from"
-_STATUS = {"ok": 0, "failed": 1, "missing": 2, "absent": 3, "empty": 4}
+_STATUS = {"ok": 0, "failed": 1, "missing": 2, "absent": 3, "empty": 4, "not asked": 5}
 
 #: `refseg run` leaves the pages of more samples than this to `refseg report --html`.
 _AT_ONCE = 3000
@@ -205,6 +205,7 @@ class _Run:
     seconds: float | None = None
     stages: dict[str, float] = field(default_factory=dict)
     peak_mb: float | None = None
+    missing: int = 0
 
 
 def _grouped(stores: Sequence[RunStore]) -> list[list[_Run]]:
@@ -248,7 +249,6 @@ def _meta(
 def _run_record(run: _Run, group: int, place: int) -> dict[str, Any]:
     info = run.store.info()
     done = [line.ok for line in run.store.index().values()]
-    missing = max((r.missing for r in run.results.values()), default=0)
     records = list(run.store.environments().values())
     env = records[-1] if records else {}
     commit = str(env.get("commit") or "")[:12]
@@ -271,7 +271,7 @@ def _run_record(run: _Run, group: int, place: int) -> dict[str, Any]:
         "created": info.created,
         "ok": sum(done),
         "failed": len(done) - sum(done),
-        "missing": missing,
+        "missing": run.missing,
         "seconds": run.seconds,
         "stages": run.stages,
         "peak_mb": run.peak_mb,
@@ -300,9 +300,9 @@ def _breakdowns(place: int, group: Sequence[_Run]) -> Iterator[dict[str, Any]]:
             percent = rules.policy.percent(headline)
             rows = []
             for value in dict.fromkeys(value for column in columns for value in column):
-                most = max(column[value][0] for column in columns if value in column)
+                most = "–".join(map(str, sorted({column[value][0] for column in columns if value in column})))
                 found = (column[value][1][headline] if value in column else None for column in columns)
-                rows.append((Cell(value), Cell(str(most)), *(number_cell(e, percent) for e in found)))
+                rows.append((Cell(value), Cell(most), *(number_cell(e, percent) for e in found)))
             caption = f"{group[0].dataset} · {protocol} · {headline} by {attribute}, percent"
             table = ResultTable(caption, (attribute, "n", *(run.label for run in having)), tuple(rows))
             yield {**asdict(table), "group": place, "protocol": protocol, "attribute": attribute}
@@ -325,6 +325,7 @@ def _sweeps(group: Sequence[_Run], runs: list[_Run]) -> Iterator[dict[str, Any]]
                 "run": runs.index(run),
                 "values": [said(point.values[key]) for key in found.keys],
                 **{end: _finite(getattr(point.estimate, end)) for end in ("value", "low", "high")},
+                **{"best": point.best, "lacks": point.row.lacks},
             }
             for run, point in zip(swept, found.points, strict=True)
         ]
@@ -347,7 +348,7 @@ def _comparisons(group: Sequence[_Run], runs: list[_Run]) -> list[dict[str, Any]
                 **{
                     end: _finite(getattr(d, end) * found.percents[metric]) for end in ("value", "low", "high")
                 },
-                "p": _finite(d.p, 6),
+                "p": _finite(d.p),
                 "units": d.units,
                 "clusters": d.clusters,
             }
@@ -360,8 +361,9 @@ def _comparisons(group: Sequence[_Run], runs: list[_Run]) -> list[dict[str, Any]
     return out
 
 
-def _finite(value: float, digits: int = 4) -> float | None:
-    return round(value, digits) if math.isfinite(value) else None
+def _finite(value: float) -> float | None:
+    # So many digits that what a page rounds again comes out as a table rounds it.
+    return round(value, 7) if math.isfinite(value) else None
 
 
 # ── samples ──────────────────────────────────────────────────────────────────
@@ -384,8 +386,9 @@ class _GroupWriter:
     note: str = field(default="", init=False)
 
     def __post_init__(self) -> None:
-        #: Per run, its samples that were predicted on other data than there are now.
+        #: Per run, its samples that were predicted on other data than there are now, and all it asks about.
         self.stale: list[dict[str, str]] = [{} for _ in self.runs]
+        self.asked: list[set[str]] = [set() for _ in self.runs]
 
     def write(self) -> dict[str, Any]:
         """All files of the group; what the overview needs to know of it."""
@@ -500,12 +503,14 @@ class _GroupWriter:
                 work = plan(dataset)
                 self.stale[place] = stale(run.store, work, Present(dataset))
                 for clip, expressions in work:
+                    self.asked[place] |= {sample_id(clip.id, e.id) for e in expressions}
                     _, _, known = found.setdefault(clip.id, (dataset, clip, {}))
                     known.update({e.id: e for e in expressions})
         except RefsegError as error:
             self.note = f"The data set can't be read here, so there are no frames or targets: {error.what}"
-            self.stale = [{} for _ in self.runs]
+            self.__post_init__()
             lines = [line for run in self.runs for line in run.store.index().values()]
+            self.asked = [{line.sample for line in lines}] * len(self.runs)
             found = {line.clip: (None, self._stand_in(line.clip), {}) for line in lines}
             for line in lines:
                 name = line.sample[len(line.clip) + 1 :]
@@ -550,7 +555,9 @@ class _GroupWriter:
                 found = maps[place, e.id] if p is not None and p.ok else {}
                 record = None if p is None else self._answer(place, p, target, frames, clip.size, found)
                 runs.append(record)
-                said = "missing" if p is None else p.answer or "ok" if p.ok else "failed"
+                lacking = "missing" if name in self.asked[place] else "not asked"
+                said = lacking if p is None else p.answer or "ok" if p.ok else "failed"
+                self.runs[place].missing += said == "missing"
                 row["status"].append(_STATUS.get(said, 0))
                 inside = [v for v in (record or {}).get("iou") or () if v is not None]
                 row["iou"].append(float(np.mean(inside)) if inside else None)
@@ -700,7 +707,7 @@ class _GroupWriter:
             "attrs": [[codes[name].get(row["kinds"].get(name), -1) for row in rows] for name in attrs],
             "status": [[row["status"][place] for row in rows] for place in range(len(self.runs))],
             "score": [
-                [[_finite(column.get(row["id"], math.nan), 2) for row in rows] for column in columns]
+                [[_finite(column.get(row["id"], math.nan)) for row in rows] for column in columns]
                 for columns in measures.values()
             ],
         }
@@ -726,7 +733,7 @@ def _iou(answer: bytes | None, truth: bytes | None, size: tuple[int, int]) -> fl
     coded: list[Any] = [{"size": list(size), "counts": counts} for counts in (answer, truth)]
     if not coco_mask.area(coded).any():
         return 100.0
-    return round(100 * float(coco_mask.iou([coded[0]], [coded[1]], [0])[0][0]), 1)
+    return _finite(100 * float(coco_mask.iou([coded[0]], [coded[1]], [0])[0][0]))
 
 
 def _points(details: Mapping[str, Any]) -> list[list[float]]:

@@ -9,28 +9,37 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from refseg_bench.errors import ScoreError, printable, require
-from refseg_bench.report.compare import differing, options_of, said, shared_protocol
-from refseg_bench.report.tables import Cell, ResultTable, in_percent, number_cell
+from refseg_bench.report.compare import differing, less_is_better, options_of, said, shared_protocol
+from refseg_bench.report.tables import (
+    Cell,
+    ResultTable,
+    Row,
+    best_of,
+    equal_in_print,
+    in_percent,
+    number_cell,
+    rows_of,
+)
 from refseg_bench.run.build import lasting_of
 from refseg_bench.run.store import RunStore
 from refseg_bench.scoring.results import level_of
-from refseg_bench.types import Estimate, Result
+from refseg_bench.types import Estimate
 
 
 @dataclass(frozen=True)
 class SweepPoint:
     """One run of a sweep: the values of the swept options, and the metric in percent."""
 
-    run: str
+    row: Row
     values: Mapping[str, Any]
     estimate: Estimate
-    result: Result
+    best: bool  #: whether it is printed as the best, by the rules of a table
 
 
 @dataclass(frozen=True)
@@ -50,8 +59,13 @@ def sweep_of(stores: Sequence[RunStore], *, metric: str | None = None, keys: Seq
     differs. A component that differs (another backbone) counts as one option.
 
     Raises:
-        ScoreError: the runs share no protocol or metric, or differ in nothing.
+        ScoreError: the runs are of different data, share no protocol or metric, or differ in nothing.
     """
+    data = {store.info().data: ", ".join(store.info().data) for store in stores}
+    if len(data) > 1:
+        raise ScoreError(
+            "The runs are of different data.", allowed=list(data.values()), hint="Give runs of one of them."
+        )
     results = [store.results() for store in stores]
     name = shared_protocol(stores, None)
     metric = metric or next(iter(results[0][name].metrics))
@@ -72,11 +86,13 @@ def sweep_of(stores: Sequence[RunStore], *, metric: str | None = None, keys: Seq
         raise ScoreError(
             "The runs differ in no option.", hint="Give runs of a sweep: refseg run -m key=a,b,c"
         )
-    points = []
-    for store, known, found in zip(stores, options, results, strict=True):
-        result = found[name]
-        estimate = in_percent(result, metric)
-        points.append(SweepPoint(store.root.name, {k: known.get(k) for k in chosen}, estimate, result))
+    rows = {row.root: row for row in rows_of(stores) if row.result.protocol == name}
+    top, points = best_of(rows.values(), metric), []
+    for store, known in zip(stores, options, strict=True):
+        row, values = rows[store.root], {k: known.get(k) for k in chosen}
+        estimate, most = in_percent(row.result, metric), top * row.result.percent(metric)
+        best = len(stores) > 1 and row.ranked and equal_in_print(estimate.value, most)
+        points.append(SweepPoint(row, values, estimate, best))
     places = [tuple(said(p.values[key]) for key in chosen) for p in points]
     if len(chosen) <= 2 and len(set(places)) < len(places):
         raise ScoreError(
@@ -129,19 +145,24 @@ def figure_of(sweep: Sweep) -> Any:
 
 
 def _title(sweep: Sweep) -> str:
-    level = level_of(point.result for point in sweep.points)
-    lacking = sum(not point.result.whole for point in sweep.points)
+    level = level_of(point.row.result for point in sweep.points)
+    lacking = sum(point.row.lacks for point in sweep.points)
     return (
         f"{sweep.metric}, {sweep.protocol}, percent"
         + (f", {level} intervals" if level else "")
-        + (f"; {lacking} of {len(sweep.points)} runs lack samples" if lacking else "")
+        + (f"; {lacking} of {len(sweep.points)} runs lack samples (*)" if lacking else "")
     )
 
 
 def _finite(sweep: Sweep) -> list[SweepPoint]:
     """The runs that have a value, best first."""
     found = [p for p in sweep.points if math.isfinite(p.estimate.value)]
-    return sorted(found, key=lambda p: -p.estimate.value)
+    return sorted(found, key=lambda p: p.estimate.value, reverse=not less_is_better(sweep.metric))
+
+
+def _shown(point: SweepPoint) -> Cell:
+    """A run's number, with a star where it isn't of all samples of the split."""
+    return replace(number_cell(point.estimate, 1.0, point.best), mark="*" * point.row.lacks)
 
 
 def _positions(sweep: Sweep, key: str) -> dict[str, int]:
@@ -154,18 +175,17 @@ def _line(sweep: Sweep, axes: Any) -> None:
     (key,) = sweep.keys
     numeric = _numeric([p.values[key] for p in sweep.points])
     places = _positions(sweep, key)
-    at = {p.run: p.values[key] if numeric else places[said(p.values[key])] for p in sweep.points}
-    points = sorted(_finite(sweep), key=lambda p: at[p.run])
+    at = {p.row.root: p.values[key] if numeric else places[said(p.values[key])] for p in sweep.points}
+    points = sorted(_finite(sweep), key=lambda p: at[p.row.root])
     values = [p.estimate.value for p in points]
     ends = [[p.estimate.value - p.estimate.low, p.estimate.high - p.estimate.value] for p in points]
     axes.errorbar(
-        [at[p.run] for p in points], values, np.transpose(ends) if ends else None,
+        [at[p.row.root] for p in points], values, np.transpose(ends) if ends else None,
         fmt="o-" if numeric else "o", capsize=3,
     )  # fmt: skip
     for p in points:
-        axes.annotate(
-            f"{p.estimate.value:.1f}", (at[p.run], p.estimate.value), (6, 4), textcoords="offset points"
-        )
+        shown, place = _shown(p), (at[p.row.root], p.estimate.value)
+        axes.annotate(f"{shown.text}{shown.mark}", place, (6, 4), textcoords="offset points")
     axes.set_xticks(sorted(set(at.values())), [printable(text) for text in places])
     axes.set_xlabel(printable(key))
 
@@ -176,10 +196,10 @@ def _heat_map(sweep: Sweep, axes: Any) -> None:
     columns, rows = _positions(sweep, across), _positions(sweep, down)
     grid = np.full((len(rows), len(columns)), np.nan)
     for p in _finite(sweep):
-        row, column, e = rows[said(p.values[down])], columns[said(p.values[across])], p.estimate
-        grid[row, column] = e.value
-        spread = f"\n{e.low:.1f}–{e.high:.1f}" if math.isfinite(e.low) and math.isfinite(e.high) else ""
-        axes.text(column, row, f"{e.value:.1f}{spread}", ha="center", va="center")
+        row, column, shown = rows[said(p.values[down])], columns[said(p.values[across])], _shown(p)
+        grid[row, column] = p.estimate.value
+        text = f"{shown.text}{shown.mark}\n{shown.interval}".rstrip()
+        axes.text(column, row, text, ha="center", va="center")
     axes.imshow(grid, cmap="Blues", aspect="auto", alpha=0.6)
     axes.set_xticks(range(len(columns)), [printable(text) for text in columns])
     axes.set_yticks(range(len(rows)), [printable(text) for text in rows])
@@ -194,17 +214,16 @@ def _parallel(sweep: Sweep, axes: Any) -> None:
     places = {key: _positions(sweep, key) for key in sweep.keys}
     for rank, p in enumerate(points, start=1):
         heights = [_share(places[key][said(p.values[key])], len(places[key]) - 1) for key in sweep.keys]
-        best = rank == len(points)
         axes.plot(
             [*heights, _share(p.estimate.value - low, high - low)],
-            color="C1" if best else "C0",
-            linewidth=3 if best else 1.2,
+            color="C1" if p.best else "C0",
+            linewidth=3 if p.best else 1.2,
             alpha=0.25 + 0.75 * rank / len(points),
         )
     labels = [
         *((printable(t), x, _share(place, len(places[key]) - 1))
           for x, key in enumerate(sweep.keys) for t, place in places[key].items()),
-        *((f"{value:.1f}", len(sweep.keys), _share(value - low, high - low)) for value in (low, high)),
+        *((f"{value:z.1f}", len(sweep.keys), _share(value - low, high - low)) for value in (low, high)),
     ]  # fmt: skip
     for text, x, y in labels:
         axes.annotate(text, (x, y), (4, 2), textcoords="offset points")
@@ -222,12 +241,10 @@ def _share(part: float, whole: float) -> float:
 def ranked(sweep: Sweep) -> ResultTable:
     """All runs, best first."""
     nan = [p for p in sweep.points if not math.isfinite(p.estimate.value)]
-    order = [*_finite(sweep), *nan]
     rows = []
-    for index, p in enumerate(order):
-        r = p.result
+    for p in [*_finite(sweep), *nan]:
+        r = p.row.result
         options = [Cell(said(p.values[key])) for key in sweep.keys]
-        numbers = [number_cell(p.estimate, 1.0, index == 0 and len(order) > 1)]
-        rows.append((*options, *numbers, Cell(str(r.n)), Cell(str(r.failed)), Cell(str(r.missing))))
+        rows.append((*options, _shown(p), Cell(str(r.n)), Cell(str(r.failed)), Cell(str(r.missing))))
     header = (*sweep.keys, sweep.metric, "n", "failed", "missing")
     return ResultTable(_title(sweep), header, tuple(rows), names=len(sweep.keys))

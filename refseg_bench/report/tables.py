@@ -28,7 +28,7 @@ from refseg_bench.config.components import protocol_of
 from refseg_bench.datasets.verify import manifest
 from refseg_bench.errors import StoreError, printable, shown
 from refseg_bench.files.store_io import parse_json, without_nan
-from refseg_bench.report.compare import titles
+from refseg_bench.report.compare import less_is_better, titles
 from refseg_bench.run.inputs import Present, recorded
 from refseg_bench.run.store import RunInfo, RunStore
 from refseg_bench.scoring.results import level_of
@@ -85,9 +85,14 @@ class Row:
         return {**names, "label": self.label, "part": self.part, "protocol": self.result.protocol}
 
     @property
+    def lacks(self) -> bool:
+        """Whether it rests on a part of the samples."""
+        return bool(self.part) or not self.result.whole
+
+    @property
     def ranked(self) -> bool:
         """Whether it may be the best: neither what sees the truth nor what answers a part of the samples."""
-        return self.result.whole and not (self.sees_targets or self.part)
+        return not (self.sees_targets or self.lacks)
 
 
 @dataclass(frozen=True)
@@ -304,12 +309,9 @@ def _table(dataset: str, protocol: str, rows: list[Row], sets: Collection[str]) 
     mixed = len({*rules}) > 1
     # The same units with other facts: the masks of the data set were replaced between two scorings.
     truths = {row.result.truth for row in rows}
-    replaced = len({units for units, _ in truths}) < len(truths)
-    top = {}
-    for name in names:
-        ranked = [row.result for row in rows if name in row.result.metrics and row.ranked]
-        values = [result.metrics[name].value for result in ranked if not (mixed or replaced)]
-        top[name] = (min if "Decay" in name else max)(filter(math.isfinite, values), default=math.nan)
+    whole = {row.result.truth for row in rows if row.ranked and any(row.result.truth)}
+    replaced = len({units for units, _ in truths}) < len(truths) or len(whole) > 1
+    top = {name: best_of(rows, name) for name in names}
     # Shares of the answers that show nothing, where any is there: said so, and empty without a word.
     nothing = [a for a in ("absent", "empty") if any(row.result.answers[a] for row in rows)]
     costs = costs_of(rows)
@@ -333,7 +335,7 @@ def _table(dataset: str, protocol: str, rows: list[Row], sets: Collection[str]) 
     if facts is not None and facts.unlike in sets:
         notes.append(f"Not comparable with {facts.unlike}: the same clips, other sentences.")
     if replaced:
-        notes.append("the rows were scored against different masks: refseg score RUNS makes them comparable")
+        notes.append("the rows were scored against other samples or masks: `refseg score RUNS` does it again")
     said = "each row its own way, as noted" if mixed else rules[0]
     notes += [f"{row.label or row.run}: {rule}" for row, rule in zip(rows, rules, strict=True) if mixed]
     return ResultTable(
@@ -343,6 +345,16 @@ def _table(dataset: str, protocol: str, rows: list[Row], sets: Collection[str]) 
         tuple(body),
         notes=(*notes, _COST_NOTE) if costs else tuple(notes),
     )
+
+
+def best_of(rows: Iterable[Row], metric: str) -> float:
+    """A metric's best value; NaN where none is: of rows of other samples, masks or open options no one is."""
+    found = [row.result for row in rows if row.ranked]
+    truths = {result.truth for result in found if any(result.truth)}
+    alike = len(truths) < 2 and len({*map(unsettled, found)}) < 2
+    values = [result.metrics[metric].value for result in found if alike and metric in result.metrics]
+    better = min if less_is_better(metric) else max
+    return better(filter(math.isfinite, values), default=math.nan)
 
 
 def unsettled(result: Result) -> str:

@@ -982,7 +982,7 @@ def runs_in(folder: Path) -> list[RunStore]:
 
 
 def find_runs(paths: Sequence[Path]) -> list[RunStore]:
-    """The runs the paths name: run folders, or folders that hold them; which can't be read is told.
+    """The runs the paths name, each once: run folders, or folders of them; which can't be read is told.
 
     Raises:
         StoreError: a path names none.
@@ -1000,7 +1000,7 @@ def find_runs(paths: Sequence[Path]) -> list[RunStore]:
         if not inside:
             raise StoreError("No run folder here.", where=path, hint="`refseg run` makes one.")
         found.extend(inside)
-    return found
+    return list({store.root.resolve(): store for store in found}.values())
 
 
 def _other(now: os.stat_result | None, known: os.stat_result) -> bool:

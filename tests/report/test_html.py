@@ -21,6 +21,8 @@ from refseg_bench.report.html import write_report
 from refseg_bench.report.pictures import spread
 from refseg_bench.run.loop import work_on
 from refseg_bench.run.store import RunStore
+from refseg_bench.scoring.runs import score_run
+from refseg_bench.scoring.table import ScoreTable
 from tests.fakes import fake_run
 
 
@@ -138,6 +140,38 @@ def test_answers_on_clips_of_another_length_stand_beside_each_other_as_failures(
     assert len(long["rles"]) == 3
     assert short["rles"] is None
     assert "2 masks" in short["failure"]["message"]
+
+
+def test_what_was_not_asked_is_not_missing(tmp_path: Path) -> None:
+    """A run of one clip beside a whole one, and one that ended early and was never scored."""
+    method = {"_target_": "tests.fakes.FakeMethod", "side": 6}
+    dataset = {"_target_": "tests.report.worlds.HostileDataset", "root": str(tmp_path / "data")}
+    small = fake_run(tmp_path, dataset=dataset, limit={"clips": 1})
+    whole = fake_run(tmp_path, dataset=dataset, method=method)
+    for store in (small, whole):
+        work_on(store)
+        score_run(store)
+    early = fake_run(tmp_path, dataset=dataset, method={**method, "side": 5})
+    with early.writer() as out:
+        for prediction in whole.predictions("clip0").values():
+            out.append(prediction)
+    write_report([small, whole, early], tmp_path / "report")
+    meta, index = part(tmp_path / "report", "meta"), part(tmp_path / "report", "index-0-0")
+    assert [(run["ok"], run["missing"]) for run in meta["runs"]] == [(5, 0), (10, 0), (5, 5)]
+    assert [(status.count(2), status.count(5)) for status in index["status"]] == [(0, 5), (0, 0), (5, 0)]
+    (by_type,) = (table for table in meta["breakdowns"] if table["attribute"] == "type")
+    assert [row[1]["text"] for row in by_type["rows"]] == ["3–6", "2–4"]
+
+
+def test_a_score_on_a_page_rounds_as_that_in_a_table(tmp_path: Path) -> None:
+    """12.2479 was 12.25 on its way, and 12.3 on the page."""
+    store = fake_run(tmp_path, method={"_target_": "tests.fakes.FakeMethod", "side": 5})
+    work_on(store)
+    score_run(store)
+    write_report([store], tmp_path / "report")
+    (scores,) = part(tmp_path / "report", "index-0-0")["score"]
+    values = ScoreTable.read_parquet(*store.samples("rvos-expr@1")).values["J&F"]
+    assert scores[0] == pytest.approx(100 * values, abs=1e-6)
 
 
 def test_frames_that_cannot_be_read_are_left_out(tmp_path: Path) -> None:

@@ -438,6 +438,22 @@ def test_the_overview_leads_with_values_and_their_differences(small_runs: Path, 
     visit.close()
 
 
+def test_a_page_shows_numbers_as_tables_do(small_runs: Path, browser: Any) -> None:
+    """To the last digit; what has no value has none in the mirrored comparison either; notes go along."""
+    visit = Visitor(browser, next((small_runs / "runs").glob("report*")))
+    visit.go()
+    values = [12.25, 12.35, 12.75, -0.04, -12.25, 0.05, 99.95, 6.25, 100 / 3, 69.125, 0.5]
+    for digits in (0, 1, 2, 4):
+        shown = visit.page.evaluate("([values, d]) => values.map((v) => number(v, d))", [values, digits])
+        assert shown == [f"{value:z.{digits}f}" for value in values]
+    row = {"value": None, "low": None, "high": None}
+    (flipped,) = visit.page.evaluate("(row) => turned({ rows: [row], config: [] }).rows", row)
+    assert flipped == row
+    table = {"caption": "c", "header": ["a"], "rows": [[{"text": "1"}]], "notes": ["other masks"]}
+    assert "other masks" in visit.page.evaluate("(table) => tableOf(table).textContent", table)
+    visit.close()
+
+
 def test_an_address_holds_the_whole_view_of_a_sample(small_runs: Path, browser: Any) -> None:
     visit = Visitor(
         browser, next((small_runs / "runs").glob("report*")), viewport={"width": 1440, "height": 900}

@@ -651,7 +651,7 @@ def test_rows_scored_against_different_masks_are_told_and_none_is_the_best(
     monkeypatch.setattr(FakeDataset, "square", lambda *given: square(*given) | (np.arange(32) == 31))
     score_run(stores[1])
     (mixed,) = tables.tables_of(stores)
-    assert "scored against different masks" in mixed.notes[0]
+    assert "scored against other samples or masks" in mixed.notes[0]
     assert not any(cell.best for row in mixed.rows for cell in row)
     with pytest.raises(ScoreError, match="different masks: the size of the target of 'clip0/0'"):
         compare(*stores)
@@ -670,6 +670,20 @@ def test_rows_whose_open_rules_differ_are_told_apart_and_none_is_the_best() -> N
     (alike,) = tables.tabulate(rows[1:])
     assert alike.caption.endswith("not settled by the publication: clock=source")
     assert (alike.rows[0][1].best, alike.notes) == (True, ())
+
+
+def test_rows_of_other_samples_have_no_best() -> None:
+    """Each is whole by itself: two copies of a set, of which one has more clips."""
+    made = [
+        Result("p@1", {"J": Estimate(value)}, n, n, 0, 0, details={"truth": [units, "facts"]})
+        for value, n, units in ((0.9, 8, "a"), (0.5, 9, "b"), (0.4, 9, "b"))
+    ]
+    rows = [tables.Row(name, name, "set", r) for name, r in zip("abc", made, strict=True)]
+    (mixed,) = tables.tabulate(rows)
+    assert "other samples" in mixed.notes[0]
+    assert not any(cell.best for row in mixed.rows for cell in row)
+    (alike,) = tables.tabulate([replace(rows[0], part="limit.clips=8"), *rows[1:]])
+    assert ([row[1].best for row in alike.rows], alike.notes) == ([False, True, False], ())
 
 
 def test_the_least_decay_is_the_best() -> None:

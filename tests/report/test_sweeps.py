@@ -74,9 +74,52 @@ def test_one_option_is_a_line_with_intervals(tmp_path: Path) -> None:
 def test_a_sweep_says_that_runs_lack_samples(tmp_path: Path) -> None:
     sweep = sweeps.sweep_of(runs(tmp_path, side=[4, 8]))
     assert "lack" not in sweeps.draw(sweep)
-    one = replace(sweep.points[0], result=replace(sweep.points[0].result, failed=1))
-    lacking = replace(sweep, points=(one, *sweep.points[1:]))
-    assert any("1 of 2 runs lack samples" in text for text in texts(sweeps.draw(lacking)))
+    row = sweep.points[0].row
+    one = replace(sweep.points[0], row=replace(row, result=replace(row.result, failed=1)))
+    said = texts(sweeps.draw(replace(sweep, points=(one, *sweep.points[1:]))))
+    assert any("1 of 2 runs lack samples (*)" in text for text in said)
+    assert f"{one.estimate.value:.1f}*" in said
+
+
+def test_the_best_of_a_sweep_is_that_of_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Equal in print are equal, of a decay the least is best, and no part of the samples is the best."""
+    stores = runs(tmp_path, side=[4, 8], kernel=[3, 5])
+    table = sweeps.ranked(sweeps.sweep_of(stores))
+    assert [row[2].best for row in table.rows] == [True, True, False, False]
+    work = {"_target_": "tests.fakes.FakeMethod", "side": 12, "fail_on": ["clip0/0", "clip0/1", "clip1/0"]}
+    score = {"bootstrap": 50, "jobs": 1, "partial": True}
+    for changes in ({"method": work}, {"method": {**work, "fail_on": []}, "limit": {"clips": 1}}):
+        stores.append(fake_run(tmp_path, score=score, **changes))
+        work_on(stores[-1])
+        score_run(stores[-1])
+    table = sweeps.ranked(
+        sweeps.sweep_of(stores, keys=["method.side", "limit.clips", "method.options.kernel"])
+    )
+    assert "2 of 6 runs lack samples (*)" in table.caption
+    assert {row[3].mark for row in table.rows if row[0].text == "12"} == {"*"}
+    assert [row[3].best for row in table.rows if not row[3].mark] == [True, True, False, False]
+    assert main(["report", *(str(store.root) for store in stores[:3:2] * 2), "--sweep"]) == 0, "each run once"
+    assert capsys.readouterr().out.count("\n 8 ") == 1
+
+
+def test_the_least_decay_leads_a_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decays = (
+        Result("p@1", {"J-Decay": Estimate(0.1)}, 4, 4, 0, 0),
+        Result("p@1", {"J-Decay": Estimate(-0.2)}, 4, 4, 0, 0),
+    )
+    stores = runs(tmp_path, side=[4, 8])
+    by_root = {store.root: {"p@1": made} for store, made in zip(stores, decays, strict=True)}
+    monkeypatch.setattr(RunStore, "results", lambda store: by_root[store.root])
+    table = sweeps.ranked(sweeps.sweep_of(stores))
+    assert [(row[1].text, row[1].best) for row in table.rows] == [("-20.0", True), ("10.0", False)]
+
+
+def test_a_sweep_is_of_one_data_set(tmp_path: Path) -> None:
+    """Numbers of two splits have no best."""
+    other = {"_target_": "tests.fakes.FakeDataset", "root": str(tmp_path / "data"), "split": "test"}
+    stores = [*runs(tmp_path, side=[4, 8]), fake_run(tmp_path, dataset=other)]
+    with pytest.raises(ScoreError, match="different data"):
+        sweeps.sweep_of(stores)
 
 
 @pytest.mark.slow
@@ -116,7 +159,7 @@ def test_many_options_are_ranked_and_drawn_side_by_side(tmp_path: Path, capsys: 
     (axes,) = sweeps.figure_of(sweep).axes
     lines = [line for line in axes.lines if len(line.get_xdata()) == 4]
     assert len(lines) == 8
-    assert [line.get_linewidth() for line in lines] == [1.2] * 7 + [3]
+    assert [line.get_linewidth() for line in lines] == [1.2] * 4 + [3] * 4, "equal in print"
     assert lines[-1].get_ydata()[-1] == 1
     table = sweeps.ranked(sweep)
     numbers = [float(row[3].text) for row in table.rows]

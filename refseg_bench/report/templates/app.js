@@ -48,8 +48,9 @@ function loadGroup(index) {
   }
   return groups[index];
 }
-// What became of a sample; the last two were predicted: said to be absent, and empty masks without a word.
-const STATUS = ["ok", "failed", "missing", "absent", "empty"];
+// What became of a sample: absent and empty were predicted, said to be absent, and empty masks without a word; not
+// asked is what a run of a part of the split leaves to the others.
+const STATUS = ["ok", "failed", "missing", "absent", "empty", "not asked"];
 
 function filterOf(params, head) {
   const whole = (name, top) => Math.min(Math.max(0, parseInt(params.get(name) || "0", 10) || 0), Math.max(0, top));

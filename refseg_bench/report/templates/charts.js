@@ -24,7 +24,7 @@ function intervalChart(rows) {
     if (row.low !== null) {
       marks.push(s("line", { x1: at(row.low), x2: at(row.high), y1: y, y2: y, stroke: row.colour, "stroke-width": 3, opacity: 0.6 }));
     }
-    marks.push(s("circle", { cx: at(row.value), cy: y, r: 5, fill: row.colour }, s("title", {}, `${row.name}: ${row.value.toFixed(1)}`)));
+    marks.push(s("circle", { cx: at(row.value), cy: y, r: 5, fill: row.colour }, s("title", {}, `${row.name}: ${number(row.value)}`)));
   });
   return chart(width, height, "Values with their intervals", marks);
 }
@@ -70,7 +70,7 @@ function scatter(points, titleA, titleB) {
     s("text", { x: 10, y: size / 2, "text-anchor": "middle", transform: `rotate(-90 10 ${size / 2})` }, titleB));
   for (const point of points) {
     marks.push(s("a", { href: point.href }, s("circle", { cx: at(point.a), cy: up(point.b), r: 4, fill: "var(--run0)", opacity: 0.55 },
-      s("title", {}, `${point.name}: ${point.a.toFixed(1)} → ${point.b.toFixed(1)}`))));
+      s("title", {}, `${point.name}: ${number(point.a)} → ${number(point.b)}`))));
   }
   return chart(size, size, "Every sample in both runs", marks);
 }
@@ -132,7 +132,7 @@ function sweepLine(points, values, key) {
     if (p.value === null) continue;
     const at = x(values.indexOf(p.at));
     if (p.low !== null) marks.push(s("line", { x1: at, x2: at, y1: y(p.low), y2: y(p.high), stroke: "var(--run0)", "stroke-width": 3, opacity: 0.5 }));
-    marks.push(s("a", { href: p.href }, s("circle", { cx: at, cy: y(p.value), r: 5, fill: "var(--run0)" }, s("title", {}, `${p.name}: ${p.value.toFixed(1)}`))));
+    marks.push(s("a", { href: p.href }, s("circle", { cx: at, cy: y(p.value), r: 5, fill: "var(--run0)" }, s("title", {}, `${p.name}: ${number(p.value)}`))));
   }
   return chart(width, height, `The metric over ${key}`, marks);
 }

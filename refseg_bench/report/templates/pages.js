@@ -2,13 +2,17 @@
 "use strict";
 refseg.pages = {};
 
-// || 0: what rounds to nothing has no sign.
-const number = (value, digits = 1) =>
-  (value === null || value === undefined ? "–" : (Number(value.toFixed(digits)) || 0).toFixed(digits));
+// As tables are printed: what lies half way goes to the even digit, what rounds to nothing has no sign (|| 0).
+function number(value, digits = 1) {
+  if (value === null || value === undefined) return "–";
+  const half = Math.abs(value * 2 ** (digits + 1)) % 2 === 1;
+  const near = half ? (2 * Math.round((value * 10 ** digits) / 2)) / 10 ** digits : value;
+  return (Number(near.toFixed(digits)) || 0).toFixed(digits);
+}
 const amount = (value) => number(value, value >= 100 || value === 0 ? 0 : 2);
 function signed(value, digits = 2) {
   if (value === null) return "–";
-  const text = Math.abs(value).toFixed(digits);
+  const text = number(Math.abs(value), digits);
   return (Number(text) === 0 ? "" : value > 0 ? "+" : "−") + text;
 }
 // A name as a shell takes it: one that comes from elsewhere may hold anything.
@@ -24,11 +28,12 @@ function wide(caption, ...rows) {
     h("div", { class: "wide", tabindex: 0, role: "region", "aria-label": caption || "table" }, h("table", {}, rows)));
 }
 function tableOf(table) {
-  return wide(table.caption,
+  return h("div", {}, wide(table.caption,
     h("thead", {}, h("tr", {}, table.header.map((title) => h("th", { scope: "col" }, title)))),
     h("tbody", {}, table.rows.map((row) => h("tr", {}, row.map((cell, column) =>
       h(column ? "td" : "th", { class: cell.best ? "best" : null, scope: column ? null : "row" }, cell.text,
-        cell.interval ? h("span", { class: "interval" }, cell.interval) : null))))));
+        cell.interval ? h("span", { class: "interval" }, cell.interval) : null)))))),
+    table.notes.map((note) => h("p", { class: "soft" }, note)));
 }
 
 // ── overview ──
@@ -135,7 +140,7 @@ function costTable(group) {
 }
 function bar(value, top, colour, digits = 3) {
   return h("span", { class: "meter" }, h("i", {}, h("b", { style: {
-    width: `${Math.max(0, Math.min(1, value / (top || 1))) * 100}%`, background: colour } })), h("span", {}, value.toFixed(digits)));
+    width: `${Math.max(0, Math.min(1, value / (top || 1))) * 100}%`, background: colour } })), h("span", {}, number(value, digits)));
 }
 function runCard(run, index) {
   const links = { g: run.group, a: run.place };
@@ -311,7 +316,8 @@ refseg.pages.compare = async (params) => {
       h("section", {}, h("h2", {}, "B is worse"), list(lost))));
 };
 function turned(c) {
-  const flip = (row) => ({ ...row, value: -row.value, low: row.high === null ? null : -row.high, high: row.low === null ? null : -row.low });
+  const less = (value) => (value === null ? null : -value);
+  const flip = (row) => ({ ...row, value: less(row.value), low: less(row.high), high: less(row.low) });
   return { ...c, a: c.b, b: c.a, rows: c.rows.map(flip), config: c.config.map(([key, one, two]) => [key, two, one]) };
 }
 function comparisonTables(c) {
@@ -326,7 +332,7 @@ function comparisonTable(c, rows) {
   return wide(`${c.protocol} · percent points`,
     h("tr", {}, titles.map((title) => h("th", {}, title))),
     rows.map((row) => h("tr", {}, h("th", { scope: "row" }, row.group), [row.metric, signed(row.value),
-      row.low === null ? "–" : `${signed(row.low)} … ${signed(row.high)}`, row.p === null ? "–" : row.p.toFixed(4),
+      row.low === null ? "–" : `${signed(row.low)} … ${signed(row.high)}`, number(row.p, 4),
       String(row.units), String(row.clusters)].map((cell) => h("td", {}, cell)))));
 }
 
@@ -351,12 +357,13 @@ refseg.pages.sweeps = async (params) => {
     const found = [...new Set(sweep.points.map((point) => point.values[key]))];
     return found.every((v) => v !== "" && isFinite(v)) ? found.sort((p, q) => p - q) : found;
   };
+  const shown = (point) => number(point.value) + (point.lacks ? "*" : "");
   const link = (point) => address("samples", "", { g: meta.runs[point.run].group, a: meta.runs[point.run].place, order: "worst" });
   const ranked = [...sweep.points].sort((p, q) => (q.value ?? -Infinity) - (p.value ?? -Infinity));
   const best = (list) => list.reduce((top, p) => ((p.value ?? -Infinity) > (top.value ?? -Infinity) ? p : top));
   const cell = (list) => {
     if (!list.length) return h("td", {}, "");
-    const point = best(list), node = h("td", { class: "heat" }, h("a", { href: link(point) }, number(point.value)),
+    const point = best(list), node = h("td", { class: "heat" }, h("a", { href: link(point) }, shown(point)),
       point.low === null ? null : h("span", { class: "interval" }, `${number(point.low)}–${number(point.high)}`),
       list.length > 1 ? h("span", { class: "interval" }, `best of ${list.length}`) : null);
     const all = sweep.points.map((p) => p.value).filter((v) => v !== null), low = Math.min(...all), high = Math.max(...all);
@@ -367,7 +374,7 @@ refseg.pages.sweeps = async (params) => {
   page().replaceChildren(h("h1", {}, "Sweeps"), h("form", { class: "filters" },
     meta.sweeps.length > 1 ? pick("s", "sweep", meta.sweeps.map((one, i) => [i, one.title]), which) : null,
     sweep.keys.length > 1 ? [pick("x", "across", keys, sweep.keys[x]), pick("y", "down", [["", "nothing"], ...keys], y < 0 ? "" : sweep.keys[y])] : null),
-    h("p", { class: "soft" }, sweep.title),
+    h("p", { class: "soft" }, sweep.title + (sweep.points.some((p) => p.lacks) ? " · *: not of all samples of the split" : "")),
     y < 0 || y === x
       ? sweepLine(sweep.points.map((p) => ({ ...p, at: p.values[x], name: runLabel(p.run), href: link(p) })), valuesOf(x), sweep.keys[x])
       : wide("", h("tr", {}, h("th", {}, `${sweep.keys[y]} ↓ ${sweep.keys[x]} →`), valuesOf(x).map((v) => h("th", { scope: "col" }, v))),
@@ -375,6 +382,6 @@ refseg.pages.sweeps = async (params) => {
           valuesOf(x).map((column) => cell(sweep.points.filter((p) => p.values[x] === column && p.values[y] === row)))))),
     h("h2", {}, "Best first"), wide("",
       h("tr", {}, ["run", "value", "interval", ...sweep.keys].map((title) => h("th", {}, title))),
-      ranked.map((p) => h("tr", {}, h("td", {}, h("a", { href: link(p) }, runName(p.run))), h("td", { class: p === ranked[0] ? "best" : null }, number(p.value)),
+      ranked.map((p) => h("tr", {}, h("td", {}, h("a", { href: link(p) }, runName(p.run))), h("td", { class: p.best ? "best" : null }, shown(p)),
         h("td", {}, p.low === null ? "–" : `${number(p.low)}–${number(p.high)}`), p.values.map((v) => h("td", {}, v))))));
 };
