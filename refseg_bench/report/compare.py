@@ -62,8 +62,8 @@ class Comparison:
     #: gained, lost: the units that moved most, best or worst first.
     gained: tuple[Moved, ...]
     lost: tuple[Moved, ...]
-    #: Option, or part of the data → (first, second), where they differ in what can change a prediction; of
-    #: data the digests.
+    #: Option, part of the data, code, package or device → (first, second), where they differ in what can
+    #: change a prediction; of data and weights the digests.
     config: Mapping[str, tuple[Any, Any]]
     unpaired: int  #: units that only one of the runs has
     headline: str  #: what ``gained`` and ``lost`` are told in; empty where no unit has a number
@@ -101,7 +101,21 @@ def compare(
     data = {} if found.unpaired else _data_difference(first, second, name)
     known = [options_of(store.info().choices, lasting_of(store)) for store in (first, second)]
     options = {key: (known[0].get(key), known[1].get(key)) for key in differing(known)}
-    return replace(found, config={**options, **data})
+    mine, other = _made_with(first), _made_with(second)
+    made = {key: (one, other[key]) for key, one in mine.items() if other.get(key, one) != one}
+    return replace(found, config={**options, **data, **made})
+
+
+def _made_with(store: RunStore) -> dict[str, str]:
+    """What its processes tell of code, packages and device (but how many cores they had), and its weights."""
+    told: dict[str, set[str]] = defaultdict(set)
+    for record in store.environments().values():
+        parts = {part: record[part] for part in ("commit", "dirty", "python", "packages", "device")}
+        for key, value in flatten(parts):
+            told[key].add(said(value))
+    told.pop("device.cores", None)
+    weights = {"weights": own} if (own := store.weights()) else {}
+    return {key: " and ".join(sorted(values)) for key, values in told.items()} | weights
 
 
 def _data_difference(first: RunStore, second: RunStore, protocol: str) -> dict[str, tuple[str, str]]:
@@ -185,7 +199,7 @@ def _compared(
         settings.level if settings.resamples else 0.0,
         overall,
         tuple(groups),
-        tuple(_told(m, second) for m in reversed(moved[-most:]) if m.second > m.first),
+        tuple(_told(m, second) for m in moved[::-1][:most] if m.second > m.first),
         tuple(_told(m, second) for m in moved[:most] if m.second < m.first),
         {},
         len(tables[0]) + len(tables[1]) - 2 * len(a),

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -244,3 +245,37 @@ def test_a_comparison_says_that_the_data_differ(
     assert not any("pixels" in key for key in compare(empty, oracle).config)
     monkeypatch.setattr(RunStore, "made_from", lambda store, name: {"files": store.root.name})
     assert compare(empty, oracle).config["pixels of frames"] == (empty.root.name, oracle.root.name)
+
+
+def test_a_comparison_says_what_the_runs_were_made_with(
+    pair: dict[int, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same options on another machine, with other versions or other weights give other masks."""
+    empty, oracle = (RunStore.open(Path(root)) for root in pair[4])
+    assert compare(empty, oracle).config == {"method": ("empty", "oracle")}
+
+    def environments(store: RunStore) -> dict[str, dict[str, Any]]:
+        """Of one of two processes of the second run all is otherwise; the first has no GPU to tell of."""
+        plain = {
+            "commit": "c",
+            "dirty": False,
+            "python": "3",
+            "packages": {"torch": "2.1"},
+            "device": {"cores": 2},
+        }
+        if store is empty:
+            return {"a": plain}
+        other = {"packages": {"torch": "2.2"}, "device": {"cores": 9, "gpus": ["H100"]}}
+        return {"a": plain, "b": {**plain, **other}}
+
+    monkeypatch.setattr(RunStore, "environments", environments)
+    monkeypatch.setattr(RunStore, "weights", lambda store: store.root.name)
+    made = compare(empty, oracle).config
+    assert made["packages.torch"] == ("2.1", "2.1 and 2.2")
+    assert made["weights"] == (empty.root.name, oracle.root.name)
+    assert made.keys() == {"method", "packages.torch", "weights"}
+
+
+def test_no_sample_is_listed_where_none_is_asked_for(pair: dict[int, list[str]]) -> None:
+    found = compare(*(RunStore.open(Path(root)) for root in pair[4]), most=0)
+    assert (found.gained, found.lost) == ((), ())
