@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import argparse
+import contextlib
 import json
 import os
 import re
@@ -7,13 +9,14 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from refseg_bench.cli import main
+from refseg_bench.cli import main, parser
 from refseg_bench.commands import COMMANDS
 from refseg_bench.config.components import open_dataset
 from refseg_bench.errors import ScoreError
@@ -157,6 +160,9 @@ def test_run_score_report_then_a_no_op(in_tmp: Path, capsys: pytest.CaptureFixtu
     for form, sign in [("md", "| --- |"), ("latex", r"\toprule"), ("csv", "run,method,dataset")]:
         assert main(["report", "runs", "--format", form, "-o", "table.txt"]) == 0
         assert sign in (in_tmp / "table.txt").read_text()
+        end = {"latex": "tex"}.get(form, form)
+        assert main(["report", "runs", "-o", f"table.{end}"]) == 0
+        assert (in_tmp / f"table.{end}").read_text() == (in_tmp / "table.txt").read_text()
     assert main(["status"]) == 0
     assert "oracle-shapes" in capsys.readouterr().out
     assert main([*command, "score.bootstrap=0"]) == 0
@@ -571,3 +577,48 @@ def test_a_report_leaves_out_nothing_that_was_asked_for(
     assert main(["report", *words.split()]) == 2
     told = capsys.readouterr().err
     assert "go in commands of their own" in told or "goes with --sweep" in told
+
+
+@pytest.mark.parametrize(
+    ("words", "allowed"),
+    [
+        ("report -o y.pdf", ".txt, .md, .tex, .csv, .json"),
+        ("report --format md -o y.csv", ".txt, .md"),
+        ("report --sweep -o y.png", ".svg"),
+        ("report --sweep -o y.csv", ".svg"),
+        ("report --video a/b -o y.svg", ".mp4"),
+        ("report --coco y.csv", ".json"),
+        ("submission RUN -o y.tar", ".zip"),
+        ("data show shapes a/b --out y.jpg", ".png"),
+        ("doctor -o y.csv", ".json"),
+        ("score --json y.csv", ".json"),
+    ],
+)
+def test_a_file_of_another_kind_than_its_name_says_is_not_written(
+    words: str, allowed: str, in_tmp: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with contextlib.suppress(SystemExit):
+        assert main(words.split()) == 2
+    assert allowed in capsys.readouterr().err
+    assert not list(in_tmp.iterdir())
+
+
+@pytest.mark.parametrize(
+    "option", ["--json", "-o", "--output", "--out", "--to", "--save", "--html", "--coco"]
+)
+def test_no_file_is_called_minus(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every option of every command that takes a path to write."""
+
+    def leaves(one: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+        inner = [a for a in one._actions if isinstance(a, argparse._SubParsersAction)]
+        yield from [leaf for action in inner for sub in action.choices.values() for leaf in leaves(sub)] or [
+            one
+        ]
+
+    whole = [leaf for name in COMMANDS for leaf in leaves(parser([name]))]
+    known = [(p, a) for p in whole for a in p._actions if option in a.option_strings]
+    for command, action in known:
+        with pytest.raises(SystemExit):
+            command.parse_args([option, "-"])
+        assert "'-' is no file" in capsys.readouterr().err, (command.prog, action.dest)
+    assert known

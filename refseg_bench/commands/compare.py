@@ -15,7 +15,7 @@ from rich.text import Text
 
 from refseg_bench.config.components import open_dataset
 from refseg_bench.errors import ConfigError, printable, shown
-from refseg_bench.files.store_io import add_json, count, put_json
+from refseg_bench.files.store_io import add_json, count, put_json, written
 from refseg_bench.report.compare import Comparison, Group, compare, compare_truths
 from refseg_bench.report.html import home, write_report
 from refseg_bench.report.tables import Cell, ResultTable, leave_out_outdated, to_terminal
@@ -50,7 +50,7 @@ def add(commands: Any) -> None:
     p.add_argument(
         "--html",
         nargs="?",
-        type=Path,
+        type=written(),
         const=Path(),
         metavar="DIR",
         help="write both runs' pages, print the comparison's link (default: report-2-runs-ID beside RUN_A)",

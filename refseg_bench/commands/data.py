@@ -20,7 +20,7 @@ from refseg_bench.datasets.verify import Verdict, manifest, verify
 from refseg_bench.env import resource
 from refseg_bench.errors import ConfigError, DataError
 from refseg_bench.files.images import encoded
-from refseg_bench.files.store_io import add_json, count, output, put_json, safe_name, writing
+from refseg_bench.files.store_io import add_json, count, output, put_json, safe_name, writing, written
 from refseg_bench.report.pictures import find_sample, show_target
 
 
@@ -45,9 +45,7 @@ def add(commands: Any) -> None:
         metavar="ARCHIVE",
         help="the archives as downloaded (Ref-DAVIS17: also folders that hold them unpacked)",
     )
-    p.add_argument(
-        "--to", type=Path, metavar="DIR", help="the set's folder (default: $REFSEG_DATA/NAME or data/NAME)"
-    )
+    p.add_argument("--to", type=written(), metavar="DIR", help="default: $REFSEG_DATA/NAME or data/NAME")
     add_json(p, "the set's folder and the clips of each split")
     p.set_defaults(main=prepare_set)
 
@@ -73,7 +71,7 @@ def add(commands: Any) -> None:
     p.add_argument("--root", type=Path, metavar="DIR", help="the set's folder")
     p.add_argument("--split")
     p.add_argument("--frames", type=count(1), default=6, help="frames of a video to show")
-    p.add_argument("--out", type=Path, metavar="PNG", help="default: NAME-SAMPLE.png here")
+    p.add_argument("--out", type=written(".png"), metavar="PNG", help="default: NAME-SAMPLE.png here")
     add_json(p, "the sample's words and attributes, its frames and the picture's path")
     p.set_defaults(main=show_sample)
 

@@ -21,7 +21,7 @@ from refseg_bench.config import compose as configs
 from refseg_bench.datasets.files import wordless
 from refseg_bench.errors import ConfigError, printable
 from refseg_bench.files.images import encoded
-from refseg_bench.files.store_io import add_json, check_output, count, output, put_json, writing
+from refseg_bench.files.store_io import add_json, check_output, count, output, put_json, writing, written
 from refseg_bench.report.pictures import open_clip, overlay_video, show_stages
 from refseg_bench.run.build import build_method, check_parts, dataset_of
 from refseg_bench.types import Expression
@@ -42,7 +42,9 @@ def add(commands: Any) -> None:
         help="choices and overrides, as in refseg run; a backbone alone is read by DecAF or RefAM; "
         "default: method=lexical",
     )
-    p.add_argument("-o", "--output", type=Path, default=Path("demo"), metavar="DIR", help="default: demo")
+    p.add_argument(
+        "-o", "--output", type=written(), default=Path("demo"), metavar="DIR", help="default: demo"
+    )
     p.add_argument("--frames", type=count(1), metavar="N", help="use N frames of the clip, spread evenly")
     p.add_argument("--fps", type=float, help="of the overlay video (default: the clip's, else 12)")
     p.add_argument("--columns", type=count(1), default=6, metavar="N", help="frames in the stacked picture")

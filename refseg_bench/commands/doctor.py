@@ -29,7 +29,7 @@ from refseg_bench.backbones.lazy_torch import torch
 from refseg_bench.config.components import make
 from refseg_bench.config.compose import nodes
 from refseg_bench.errors import ConfigError, RefsegError, require
-from refseg_bench.files.store_io import check_output, count, put_json
+from refseg_bench.files.store_io import check_output, count, put_json, written
 from refseg_bench.methods.decaf.prompts import background_prompt, object_prompt, template
 from refseg_bench.run.build import check_part
 from refseg_bench.segmenters.base import Prompt, Segmenter
@@ -70,7 +70,7 @@ def add(commands: Any) -> None:
     )
     p.add_argument("--table", type=count(1), default=1000, metavar="N", help="expressions to tell hours of")
     p.add_argument(
-        "-o", "--output", "--json", type=Path, metavar="FILE", help="also write what was found as JSON"
+        "-o", "--output", "--json", type=written(".json"), metavar="FILE", help="write what was found as JSON"
     )
     p.set_defaults(main=main)
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, get_args
 
 from refseg_bench import env
 from refseg_bench.config import compose as configs
 from refseg_bench.errors import ConfigError
-from refseg_bench.files.store_io import check_output, count, put_json
+from refseg_bench.files.store_io import check_output, count, put_json, written
 from refseg_bench.methods.loc_head import LocHead, Rule, find_heads
 from refseg_bench.run.build import build_method, dataset_of
 from refseg_bench.segmenters.base import middles
@@ -34,7 +33,7 @@ def add(commands: Any) -> None:
         help="heads that look at the picture: by their sum, or by their number, as the released code has it",
     )  # fmt: skip
     p.add_argument(
-        "-o", "--output", "--json", type=Path, metavar="FILE", help="also write all that pass as JSON"
+        "-o", "--output", "--json", type=written(".json"), metavar="FILE", help="write all that pass as JSON"
     )
     p.set_defaults(main=main)
 

@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from refseg_bench.errors import ConfigError, RefsegError, StoreError
-from refseg_bench.files.store_io import add_json, check_output, count, output
+from refseg_bench.files.store_io import add_json, check_output, count, output, written
 from refseg_bench.report import tables
 from refseg_bench.report.compare import only_protocol
 from refseg_bench.report.tables import leave_out_outdated
@@ -22,6 +22,8 @@ from refseg_bench.run.inputs import Present
 from refseg_bench.run.store import RunStore, find_runs, runs_in
 
 _EXPERIMENT = "experiment="
+#: What a file's name ends in → the format it is written in.
+_ENDS = {".txt": "term", ".md": "md", ".tex": "latex", ".csv": "csv", ".json": "json"}
 
 
 def add(commands: Any) -> None:
@@ -37,13 +39,14 @@ def add(commands: Any) -> None:
         help="run folders, or a folder of them (default: runs); with experiment=NAME the paper's table it "
         "repeats, with the runs beside it",
     )
-    p.add_argument("--format", choices=["term", *tables.FORMATS], default="term")
-    p.add_argument("-o", "--output", type=Path, help="write to a file instead of standard output")
+    p.add_argument("--format", choices=[*_ENDS.values()], help="default: as -o FILE ends, else term")
+    ends = (*_ENDS, ".svg", ".mp4")
+    p.add_argument("-o", "--output", type=written(*ends), help="write to a file instead of standard output")
     add_json(p, "the rows: as --format json -o OUT")
     p.add_argument(
         "--html",
         nargs="?",
-        type=Path,
+        type=written(),
         const=Path(),
         metavar="DIR",
         help="write pages to browse every sample (default: RUN/report of one run, "
@@ -68,7 +71,7 @@ def add(commands: Any) -> None:
         metavar="CLIP/EXPRESSION",
         help="write the sample's clip with one run's masks as an mp4 (-o FILE, default: sample.mp4)",
     )
-    p.add_argument("--coco", type=Path, metavar="FILE", help="write one run's predictions as COCO JSON")
+    p.add_argument("--coco", type=written(".json"), metavar="FILE", help="write one run's masks as COCO JSON")
     p.add_argument(
         "--sink",
         action="append",
@@ -83,16 +86,22 @@ def add(commands: Any) -> None:
 def main(args: argparse.Namespace) -> int:
     if args.json is not None:
         # It says in one word what those say, or is about what they don't make.
-        if args.output or args.format != "term" or args.html is not None or args.video or args.coco:
+        if args.output or args.format or args.html is not None or args.video or args.coco:
             raise ConfigError("--json is --format json -o OUT, and goes with no --html, --video or --coco.")
         args.format, args.output = "json", args.json
     if args.metric is not None and args.sweep is None:
         raise ConfigError("--metric goes with --sweep.")
     made = [name for name in ("html", "video", "coco", "sweep") if getattr(args, name) is not None]
-    if args.html is not None and (args.output or args.format != "term"):
+    if args.html is not None and (args.output or args.format):
         made.append("output" if args.output else "format")
     if len(made) > 1:
         raise ConfigError(f"{' and '.join(f'--{name}' for name in made)} go in commands of their own.")
+    end = args.output.suffix.lower() if args.output is not None else ""
+    kinds = [end for end, name in _ENDS.items() if end == ".txt" or args.format in (None, name)]
+    kinds = [".svg"] if args.sweep is not None else [".mp4"] if args.video is not None else kinds
+    if end and end not in kinds:
+        raise ConfigError(f"{args.output} would hold another thing than its name says.", allowed=kinds)
+    args.format = args.format or _ENDS.get(end, "term")
     for path in filter(None, (args.output or (args.video and Path("sample.mp4")), args.coco)):
         check_output(path)
     paths = [Path(word) for word in args.runs if not word.startswith(_EXPERIMENT)]

@@ -14,7 +14,7 @@ from typing import Any
 from refseg_bench.config import schema
 from refseg_bench.config.components import find, is_class, open_dataset, open_protocol, options
 from refseg_bench.errors import ConfigError, RefsegError, ScoreError, StoreError
-from refseg_bench.files.store_io import add_json, check_output, count, put_json
+from refseg_bench.files.store_io import add_json, check_output, count, put_json, written
 from refseg_bench.scoring import results
 from refseg_bench.scoring.foreign import inside_dataset, open_predictions
 from refseg_bench.scoring.results import Splits
@@ -44,7 +44,7 @@ def add(commands: Any) -> None:
     p.add_argument(
         "--save",
         nargs="?",
-        type=Path,
+        type=written(),
         const=Path("runs"),
         metavar="DIR",
         help="keep --predictions as a run folder of DIR (default: runs), which report, compare, submission "

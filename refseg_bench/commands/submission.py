@@ -13,7 +13,7 @@ from refseg_bench.config import schema
 from refseg_bench.config.components import open_dataset
 from refseg_bench.datasets.base import Dataset
 from refseg_bench.errors import ConfigError
-from refseg_bench.files.store_io import add_json, put_json, within
+from refseg_bench.files.store_io import add_json, put_json, within, written
 from refseg_bench.run.build import received
 from refseg_bench.run.inputs import Present, refusal, stale
 from refseg_bench.run.shards import plan
@@ -39,7 +39,7 @@ def add(commands: Any) -> None:
     p.add_argument(
         "-o",
         "--output",
-        type=Path,
+        type=written(".zip"),
         metavar="ZIP",
         help="default: RUN/submission.zip, or DIR_OR_JSON-submission.zip beside the predictions",
     )

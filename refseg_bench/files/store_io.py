@@ -671,6 +671,19 @@ def count(least: int) -> Callable[[str], int]:
     return read
 
 
+def written(*ends: str) -> Callable[[str], Path]:
+    """How an option's word is read as a path to write: of no ending, or of one of ``ends``."""
+
+    def read(word: str) -> Path:
+        if word == "-":
+            raise argparse.ArgumentTypeError("'-' is no file; standard output is /dev/stdout")
+        if ends and Path(word).suffix.lower() not in ("", *ends):
+            raise argparse.ArgumentTypeError(f"'{word}' ends in none of {', '.join(ends)}")
+        return Path(word)
+
+    return read
+
+
 def add_json(parser: Any, what: str) -> None:
     """Declare the option ``--json`` of a command."""
-    parser.add_argument("--json", type=Path, metavar="OUT", help=f"write {what}")
+    parser.add_argument("--json", type=written(".json"), metavar="OUT", help=f"write {what}")
