@@ -93,9 +93,16 @@ def _git(*words: str) -> str:
 
 def main() -> int:
     """Print the table."""
-    if sys.argv[1:] == ["--scope"]:
+    words = sys.argv[1:]
+    if words == ["--scope"]:
         return scope()
-    then = figures(sys.argv[1]) if len(sys.argv) > 1 else {}
+    try:
+        then = figures(_git("rev-parse", "--verify", f"{words[0]}^{{commit}}").strip()) if words else {}
+        wrong = words[1:]
+    except subprocess.CalledProcessError:
+        wrong = words
+    if wrong:
+        sys.exit(f"No commit: {' '.join(words)}.\n\n{__doc__}")
     now = figures()
     print(f"{'':16}{'then':>8}{'now':>8}{'at most':>9}")
     for name, value in now.items():

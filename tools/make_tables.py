@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,8 @@ def page(text: str) -> str:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:]:
+        sys.exit(f"It takes no word: {' '.join(sys.argv[1:])}.\n\n{__doc__}")
     page_path = ROOT / "docs" / "protocols.md"
     page_path.write_text(page(page_path.read_text(encoding="utf-8")), encoding="utf-8")
     print(f"wrote {page_path.relative_to(ROOT)}")
