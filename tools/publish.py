@@ -19,7 +19,7 @@ from typing import Any
 
 from refseg_bench.errors import RefsegError, ScoreError, StoreError
 from refseg_bench.files.store_io import PUT_BACK, output, read_text, reading, write_error
-from refseg_bench.report.paper import COLUMNS, Held, held_against, printed_name
+from refseg_bench.report.paper import COLUMNS, Held, departures, held_against, printed_name
 from refseg_bench.report.tables import csv_cells, csv_of, in_percent, leave_out_outdated
 from refseg_bench.run.build import frozen
 from refseg_bench.run.store import RunStore, find_runs
@@ -82,7 +82,8 @@ def publish(stores: Iterable[RunStore], folder: Path, note: str = "") -> dict[Pa
 
 def _of_paper(held: Held, store: RunStore, note: str) -> dict[str, str]:
     row = {name: text for name, text in asdict(held.row).items() if name != "source"}
-    facts = _facts(store, held.result, held.estimate, note)
+    told = [f"with {words}" if (words := departures(store)) else "", note]
+    facts = _facts(store, held.result, held.estimate, "; ".join(filter(None, told)))
     return {**row, "value": _number(held.estimate.value), **facts, "published": held.row.value}
 
 
@@ -125,7 +126,8 @@ def _settings(store: RunStore) -> list[str]:
     return sorted(
         word
         for word in store.info().overrides
-        if "." in word.partition("=")[0] and not word.startswith(("paths.", "cluster."))
+        if ("." in word.partition("=")[0] or word.startswith("seed="))
+        and not word.startswith(("paths.", "cluster."))
     )
 
 

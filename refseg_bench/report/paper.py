@@ -12,6 +12,7 @@ import io
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,11 @@ from refseg_bench.datasets.verify import manifest
 from refseg_bench.env import resource
 from refseg_bench.errors import ConfigError, StoreError
 from refseg_bench.files.store_io import read_text, without_nan
-from refseg_bench.report.compare import means
+from refseg_bench.report.compare import PARTS, flatten, means
 from refseg_bench.report.tables import (
     Cell,
     ResultTable,
     csv_of,
-    equal_in_print,
     in_percent,
     number_cell,
     to_latex,
@@ -244,6 +244,26 @@ def _beside(store: RunStore, columns: Iterable[Column], like: PaperRow) -> list[
     return list(_beside_rows(store, wanted, TOLERANCE))
 
 
+def departures(store: RunStore) -> str:
+    """The words of a run's command that its experiment doesn't sweep, and that can change a prediction.
+
+    Data set and split choose the row; of a part of the split :attr:`RunInfo.part` tells.
+    """
+    info = store.info()
+    swept = {"dataset", "dataset.split", "dataset.videos"}
+    with suppress(ConfigError):  # the experiment is not here any more
+        grid = (
+            read("experiment", info.choices["experiment"]).get("sweep")
+            if "experiment" in info.choices
+            else ()
+        )
+        swept |= {key for keys in grid or () for key in keys.split(",")}
+    known = {*PARTS, *dict(flatten(info.lasting))}
+    typed = {word: word.lstrip("+~").partition("=")[0] for word in info.overrides}
+    own = (word for word, key in typed.items() if key.partition("@")[0] in known and key not in swept)
+    return ", ".join(word for word in own if not word.startswith("limit."))
+
+
 def _in_order(store: RunStore) -> list[Result]:
     """Results in the order of the run's own protocols, others after them."""
     asked = [str(word) for word in frozen(store).get("protocols") or ()]
@@ -286,6 +306,12 @@ class TableLine:
     cells: dict[Column, Estimate] = field(default_factory=dict)
     #: Column → ours beside the published number; empty for a printed line.
     held: dict[Column, Held] = field(default_factory=dict)
+    printed: dict[Column, str] = field(default_factory=dict)  #: column → the number as it is printed
+
+    def shown(self, column: Column) -> Cell:
+        """The number of a column: as printed, or as ours are."""
+        cell = number_cell(self.cells[column], 1.0)
+        return replace(cell, text=self.printed.get(column, cell.text))
 
 
 @dataclass
@@ -339,16 +365,18 @@ def paper_table(file: str, table: str, method: str, stores: Sequence[RunStore]) 
     for row in printed:
         line = lines.setdefault(_key(row), TableLine(kind_of(row), _labels(row)))
         line.cells[(row.dataset, row.split, row.metric)] = Estimate(row.number)
+        line.printed[(row.dataset, row.split, row.metric)] = row.value
     ours: dict[tuple[str, ...], list[TableLine]] = {}
     notes = []
     for store in runs_held_against(stores, file, table):
-        found = held_against(store)
+        found, label = held_against(store), ", ".join(filter(None, ["  ours", departures(store)]))
         for held in found:
             column = (held.row.dataset, held.row.split, held.row.metric)
             mine = ours.setdefault(_key(held.row), [])
-            place = next((line for line in mine if column not in line.cells), None)
+            alike = (line for line in mine if column not in line.cells and line.labels[0] == label)
+            place = next(alike, None)
             if place is None:
-                place = TableLine(kind_of(held.row), ("  ours", *_labels(held.row)[1:]))
+                place = TableLine(kind_of(held.row), (label, *_labels(held.row)[1:]))
                 mine.append(place)
             place.cells[column] = held.estimate
             place.held[column] = held
@@ -439,21 +467,20 @@ def _protocol_marks(table: PaperTable) -> dict[str, str]:
 
 
 def _cell(table: PaperTable, line: TableLine, column: Column, marks: Mapping[str, str]) -> Cell:
-    value = line.cells.get(column)
-    if value is None:
+    if column not in line.cells:
         return Cell("–")
     group = [one for one in table.lines if one.kind == line.kind and column in one.cells]
-    peers = [one.cells[column].value for one in group if column not in one.held or one.held[column].whole]
-    held = line.held.get(column)
-    first = equal_in_print(value.value, max(peers, default=math.nan))
-    best = len(group) > 1 and first and (held is None or held.whole)
+    peers = [one for one in group if column not in one.held or one.held[column].whole]
+    top = max(peers, key=lambda one: one.cells[column].value, default=None)
+    held, cell = line.held.get(column), line.shown(column)
+    first = top is not None and cell.text == top.shown(column).text
+    cell = replace(cell, best=len(group) > 1 and first and (held is None or held.whole))
     if held is None:
         other = bool(table.method) and line.labels[0] != table.method
-        text = f"{value.value:g}" if value.value % 1 else f"{value.value:.1f}"
-        return Cell(text, best=best, mark=_OTHERS if other else "")
+        return replace(cell, mark=_OTHERS if other else "")
     delta = f"({held.delta:+z.1f})" if held.row.value else ""
     mark = marks.get(held.protocol, "") + ("" if held.whole else "*")
-    return replace(number_cell(value, 1.0, best), delta=delta, mark=mark)
+    return replace(cell, delta=delta, mark=mark)
 
 
 #: Columns of our numbers alone.

@@ -167,6 +167,53 @@ def test_a_run_stands_below_the_row_it_repeats(tmp_path: Path) -> None:
     assert any("decaf@1, n=240 of 244, failed=3, missing=1" in note for note in laid.notes)
 
 
+def test_a_run_of_other_options_says_so_beside_the_row_it_repeats(tmp_path: Path) -> None:
+    """They may be anything that the table doesn't vary; what it does vary, and the data, chose the row."""
+    plain, other = scored_run(tmp_path, 74.9, name="plain"), scored_run(tmp_path, 75.0, name="other", seed=1)
+    for store, more in ((plain, []), (other, ["segmenter=grabcut", "+seed=1", "method@method.of=x"])):
+        typed = ["experiment=decaf/table6", "dataset=ref_davis17", "method.tau_trk=0.8", *more]
+        typed += ["score.bootstrap=5", "limit.clips=2", "paths.runs=there"]
+        info = {**vars(store.info()), "overrides": typed}
+        store.info_path.write_text(
+            sealed({**info, "choices": {**info["choices"], "experiment": "decaf/table6"}})
+        )
+    laid = paper.layout(paper.paper_table("decaf.csv", "6", "DecAF", [plain, other]))
+    ours = [row[0].text.strip() for row in laid.rows if "ours" in row[0].text]
+    assert ours == ["ours", "ours, segmenter=grabcut, +seed=1, method@method.of=x"]
+    publish([other], tmp_path / "out", note="a try")
+    (row,) = read_published(tmp_path / "out" / "decaf.csv")
+    assert row["note"] == "with segmenter=grabcut, +seed=1, method@method.of=x; a try"
+
+
+def test_seeds_are_rows_of_their_own(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        store = scored_run(tmp_path, 70.0 + seed, name=str(seed), seed=seed)
+        store.info_path.write_text(sealed({**vars(store.info()), "overrides": [f"seed={seed}"]}))
+        store.config_path.write_text(sealed_text(configs.to_yaml({**frozen(store), "reference": None})))
+        publish([store], tmp_path / "out")
+    rows = read_published(tmp_path / "out" / "samples.csv")
+    assert {row["value"] for row in rows if row["metric"] == "J"} == {"70.0000", "71.0000"}
+
+
+def test_printed_numbers_stand_as_printed() -> None:
+    """All digits: of 21.60 and 21.6 one says more; the best is that of what is seen."""
+    shown = 0
+    for file in ("refam.csv", "third_party.csv"):
+        for table in dict.fromkeys(row.table for row in paper_rows(file)):
+            laid = paper.paper_table(file, table, "", [])
+            seen = [cell.text for row in paper.layout(laid).rows for cell in row]
+            texts = [row.value for row in paper_rows(file) if row.table == table]
+            assert set(texts) <= set(seen), table
+            shown += len(texts)
+    assert shown == 327
+    line = paper.TableLine(
+        "trained", ("a", "b", "–"), {("d", "s", "m"): Estimate(46.88)}, {}, {("d", "s", "m"): "46.88"}
+    )
+    best = replace(line, cells={("d", "s", "m"): Estimate(46.91)}, printed={("d", "s", "m"): "46.91"})
+    laid = paper.layout(paper.PaperTable("p", "1", "", [("d", "s", "m")], [line, best], []))
+    assert [row[2].best for row in laid.rows] == [False, True]
+
+
 @pytest.mark.parametrize("split", ["valid", "val", "train"])
 def test_a_run_of_another_split_stands_beside_no_printed_number(tmp_path: Path, split: str) -> None:
     """MeViS' valid_u is public, its valid is on a server: a run of one says nothing of the other's number."""
