@@ -215,6 +215,19 @@ def test_a_worker_sees_that_it_was_given_up(tmp_path: Path) -> None:
         assert a.lost
 
 
+@pytest.mark.parametrize("again", [False, True])
+def test_so_does_one_whose_claim_was_dropped(tmp_path: Path, again: bool) -> None:
+    """All was done while it stood still, or somebody removed the claims of a dead machine."""
+    with Desk(tmp_path, owner("a")) as a, Desk(tmp_path, owner("b")) as b:
+        assert a.take("x")
+        forget(tmp_path, Census())
+        assert not a.lost, "it is at work"
+        a.census.alive = lambda *_: False  # type: ignore[method-assign]
+        forget(tmp_path, a.census)
+        assert not again or (b.take("x") and not b.lost)
+        assert a.lost
+
+
 def test_records_tell_the_time_and_the_gpus(tmp_path: Path) -> None:
     with Desk(tmp_path, owner("a", gpus=4)) as a:
         a.finish(done=3, failed=1)

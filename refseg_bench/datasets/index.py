@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
+from zlib import crc32
 
 from refseg_bench.datasets.files import Damage, Place, fingerprint, open_data, parse_json, unreadable
 from refseg_bench.files.store_io import open_regular, replacing, sweep, tell_unwritten
@@ -25,7 +26,7 @@ from refseg_bench.files.store_io import open_regular, replacing, sweep, tell_unw
 #: Below this many bytes an index on disk costs more than it saves.
 SMALL = 4 << 20
 #: Part of every index's name: a new way of indexing never reads an old index.
-VERSION = 2
+VERSION = 3
 
 # ── walking: strings, brackets, commas; values are handed out as bytes, to be parsed when wanted ──
 
@@ -165,8 +166,8 @@ class JsonStream:
 
 # ── entries ──────────────────────────────────────────────────────────────────
 
-#: Key → byte offset and length of its value.
-Places = Mapping[str, tuple[int, int]]
+#: Key → byte offset, length and CRC-32 of its value.
+Places = Mapping[str, tuple[int, int, int]]
 Items = Iterable[tuple[str, bytes]]
 
 
@@ -200,11 +201,11 @@ class Entries(Mapping[str, Any]):
         """The JSON text of one entry.
 
         Raises:
-            Damage: no such entry, or the file is shorter than it was.
+            Damage: no such entry, or the file is not what it was.
         """
         if key not in self.places:
             raise Damage("missing entry", f"There is no entry '{key}'.", self.file)
-        start, length = self.places[key]
+        start, length, check = self.places[key]
         if self.memory is not None:
             return self.memory[start : start + length]
         path = self.path or self.file
@@ -216,6 +217,13 @@ class Entries(Mapping[str, Any]):
             raise unreadable(path, error) from error
         if len(text) != length:
             raise Damage("torn JSON", "The file ends early.", self.file, f"byte {start + len(text)}")
+        if crc32(text) != check:
+            hint = (
+                "Delete it: it is made again."
+                if self.path
+                else "Try again; if that helps not, fetch it again."
+            )
+            raise Damage("changed file", "An entry is not what it was.", path, f"byte {start}", hint)
         return text
 
 
@@ -237,14 +245,14 @@ def object_places(path: Path) -> Places:
     Raises:
         Damage: torn file or a repeated key.
     """
-    places: dict[str, tuple[int, int]] = {}
+    places: dict[str, tuple[int, int, int]] = {}
     with JsonStream(path) as stream:
         for key in stream.members():
             if key in places:
                 where = f"key '{key}', byte {stream.position}"
                 raise Damage("duplicate id", f"The key '{key}' stands twice.", path, where)
             start, text = stream.value()
-            places[key] = start, len(text)
+            places[key] = start, len(text), crc32(text)
         stream.finish()
     return places
 
@@ -292,7 +300,7 @@ def open_store(sources: Sequence[Path], label: str, cache: Path, make: Callable[
     with contextlib.suppress(*_NO_INDEX):
         places = _load_index(index)
         # The index is written after its data, so it never stands alone unless someone deleted the data.
-        if data.stat().st_size == max((sum(place) for place in places.values()), default=0):
+        if data.stat().st_size == max((sum(place[:2]) for place in places.values()), default=0):
             return Entries(sources[0], places, data)
     try:
         data.parent.mkdir(parents=True, exist_ok=True)
@@ -312,11 +320,11 @@ def in_memory(file: Path, items: Items) -> Entries:
 
 
 def _pack(file: Path, items: Items, out: IO[bytes]) -> Places:
-    places: dict[str, tuple[int, int]] = {}
+    places: dict[str, tuple[int, int, int]] = {}
     for key, text in items:
         if key in places:
             raise Damage("duplicate id", "A key stands twice.", file, f"key '{key}'")
-        places[key] = out.tell(), out.write(text)
+        places[key] = out.tell(), out.write(text), crc32(text)
     return places
 
 
@@ -326,7 +334,10 @@ _NO_INDEX = (OSError, ValueError, TypeError, AttributeError)
 
 def _load_index(index: Path) -> Places:
     with open_regular(index) as file:
-        return {key: (int(start), int(length)) for key, (start, length) in json.load(file).items()}
+        return {
+            key: (int(start), int(length), int(check))
+            for key, (start, length, check) in json.load(file).items()
+        }
 
 
 def _write_index(index: Path, places: Places) -> None:

@@ -462,7 +462,8 @@ class Desk:
             lambda: [r.owner for r in records(root) if not r.end], within(root, self._launch) / "queue.json"
         )
         self.record = root / "jobs" / f"{owner.job}.json"
-        self._held: Path | None = None
+        #: The claim last made, and the one that a process which takes over makes.
+        self._held: tuple[Path, Path] | None = None
         #: Of the clip last taken here: nobody has had it before; this submission was through with it.
         self.first = self.again = False
         self._end: dict[str, Any] = {}
@@ -539,7 +540,7 @@ class Desk:
             path = self.root / "claims" / f"{name}.{number}"
             if self._make(path):
                 self.first, self.again = number == 0, again
-                self._held = self.root / "claims" / f"{name}.{number + 1}"
+                self._held = path, path.with_name(f"{name}.{number + 1}")
                 return True
             claim = job_record(path)
             if claim is None:
@@ -562,9 +563,15 @@ class Desk:
     def lost(self) -> bool:
         """Whether another process took over the clip last taken here.
 
-        It does so only when it was told that this one is dead, as SLURM says of a node it can't reach.
+        It does so only when it was told that this one is dead, as SLURM says of a node it can't reach. When
+        all is done the claims are dropped.
         """
-        return self._held is not None and self._held.exists()
+        if self._held is None or self._held[1].exists():
+            return self._held is not None
+        with suppress(StoreError):
+            claim = job_record(self._held[0])
+            return claim is None or claim.owner.job != self.owner.job
+        return False
 
     def fail(self, sample: str) -> int:
         """Count a failed sample of this submission; returns how many there are, of all its processes."""

@@ -154,6 +154,23 @@ def test_a_torn_index_is_made_again(large, tmp_path, monkeypatch, content):
     assert open_entries(large, tmp_path / "cache").get("5") == [5] * 20
 
 
+def test_an_entry_that_is_not_what_it_was_is_told(large, tmp_path):
+    """Of a file that was changed meanwhile, and of a damaged one that was made of others."""
+    derived = index.open_store(
+        [large], "joined", tmp_path / "cache", lambda: iter([("a", b"[10]"), ("b", b"[11]")])
+    )
+    for entries, path, key, hint in (
+        (open_entries(large, tmp_path / "cache"), large, "5", "fetch it again"),
+        (derived, derived.path, "b", "made again"),
+    ):
+        assert json.loads(entries.raw(key))
+        path.write_bytes(path.read_bytes().replace(b"[5, 5", b"[5, 6").replace(b"[11", b"[12"))
+        with pytest.raises(Damage, match="not what it was") as caught:
+            entries.raw(key)
+        assert (caught.value.kind, caught.value.file) == ("changed file", str(path))
+        assert hint in str(caught.value)
+
+
 def test_a_read_only_cache_stops_nobody(large, tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(store_io, "_unwritten", set())
     (tmp_path / "cache").write_text("a file where a folder should be")
