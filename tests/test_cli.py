@@ -92,7 +92,9 @@ def test_a_complete_run_is_scored_again_where_something_has_changed(
 
 
 @pytest.mark.slow
-def test_run_score_report_then_a_no_op(in_tmp: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_score_report_then_a_no_op(
+    in_tmp: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     command = [
         "run",
         "-m",
@@ -163,8 +165,16 @@ def test_run_score_report_then_a_no_op(in_tmp: Path, capsys: pytest.CaptureFixtu
         end = {"latex": "tex"}.get(form, form)
         assert main(["report", "runs", "-o", f"table.{end}"]) == 0
         assert (in_tmp / f"table.{end}").read_text() == (in_tmp / "table.txt").read_text()
+    monkeypatch.setenv("COLUMNS", "40")
     assert main(["status"]) == 0
-    assert "oracle-shapes" in capsys.readouterr().out
+    title, row = (
+        line for line in capsys.readouterr().out.splitlines() if "oracle-" in line or "done" in line
+    )
+    heads = ("run", "done", "failed", "left", "s/sample", "ETA", "GPU h", "peak MiB")
+    assert title.split() == " ".join(heads).split()
+    assert row.split()[0] == stores["oracle"].root.name
+    assert "…" not in row
+    monkeypatch.delenv("COLUMNS")
     assert main([*command, "score.bootstrap=0"]) == 0
     (line,) = verdicts(stores["full_frame"], [stores["empty"]])
     assert line.endswith("J&F without an interval")

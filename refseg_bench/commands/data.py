@@ -10,7 +10,6 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from refseg_bench.config.components import find, names, open_dataset
 from refseg_bench.datasets.base import Dataset
@@ -18,7 +17,7 @@ from refseg_bench.datasets.files import data_root
 from refseg_bench.datasets.prepare import prepare
 from refseg_bench.datasets.verify import Verdict, manifest, verify
 from refseg_bench.env import resource
-from refseg_bench.errors import ConfigError, DataError
+from refseg_bench.errors import ConfigError, DataError, printable, shown
 from refseg_bench.files.images import encoded
 from refseg_bench.files.store_io import add_json, count, output, put_json, safe_name, writing, written
 from refseg_bench.report.pictures import find_sample, show_target
@@ -78,12 +77,6 @@ def add(commands: Any) -> None:
 
 def list_sets(args: argparse.Namespace) -> int:
     """``refseg data list``."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=200)
-    table = Table("set", "kind", "splits (masks public)", "splits (masks hidden)", "protocols", "found")
-    for column in table.columns:
-        column.overflow = "fold"
     records: dict[str, dict[str, Any]] = {}
     for name in names("dataset"):
         facts = manifest(name)
@@ -91,7 +84,7 @@ def list_sets(args: argparse.Namespace) -> int:
             data = open_dataset(name)
         except ConfigError as error:
             # A set of another package may need an option that only its user knows.
-            table.add_row(name, "–", "", "", "", escape(error.what))
+            print(f"{name}\n  {shown(error.what)}")
             continue
         public = [s for s, f in facts.splits.items() if f.public] if facts else [data.split]
         hidden = [s for s, f in facts.splits.items() if not f.public] if facts else []
@@ -100,21 +93,15 @@ def list_sets(args: argparse.Namespace) -> int:
         records[name] = {"kind": facts and facts.kind, "public": public, "hidden": hidden}
         records[name] |= {"protocols": protocols, "found": found}
         where = [f"{base} ({', '.join(s)})" if base else "(give dataset.root)" for base, s in found.items()]
-        table.add_row(
-            name,
-            facts.kind if facts else "–",
-            *(", ".join(words) for words in (public, hidden, protocols)),
-            escape("; ".join(where) or "-"),
-        )
+        splits = ", ".join(public) + f"; masks hidden: {', '.join(hidden)}" * bool(hidden)
+        print(f"{name}{f' ({facts.kind})' if facts else ''}: {splits}\n  protocols: {', '.join(protocols)}")
+        print(f"  found: {printable('; '.join(where) or 'nowhere')}")
     put_json(args.json, records)
-    console.print(table)
     own = "$REFSEG_DATA" if os.environ.get("REFSEG_DATA") else "the default: $REFSEG_DATA is not set"
     for place, why in ((data_root(), own), (resource("datasets"), "the shipped samples")):
         there = "" if place.is_dir() else ", no such folder"
-        console.print(
-            escape(f"Looked in {place.resolve()} ({why}{there}), in NAME and the folders of its archives."),
-            style="dim", soft_wrap=True, highlight=False,
-        )  # fmt: skip
+        looked = printable(str(place.resolve()))
+        print(f"Looked in {looked} ({why}{there}), in NAME and the folders of its archives.")
     return 0
 
 

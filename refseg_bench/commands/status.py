@@ -10,7 +10,7 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
-from rich.table import Column, Table
+from rich.table import Table
 
 from refseg_bench.errors import ConfigError, RefsegError, StoreError, printable
 from refseg_bench.files.store_io import add_json, count, put_json
@@ -42,12 +42,12 @@ def add(commands: Any) -> None:
 def main(args: argparse.Namespace) -> int:
     if args.watch is not None and not 0 < args.watch < 86_400:
         raise ConfigError(f"--watch is {args.watch:g}.", allowed=["more than 0 seconds, less than a day"])
-    console = Console()
+    console = Console(width=1000)  # no line is folded: names are to be copied, numbers to be read
     while True:
         table, notes, rows, code = _look(args)
         if args.watch is not None:
             console.clear()
-        console.print(table, width=max(80, console.width), crop=False)
+        console.print(table)
         for note in notes:
             for line in note.split("\n"):
                 console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
@@ -59,9 +59,8 @@ def main(args: argparse.Namespace) -> int:
 
 def _look(args: argparse.Namespace) -> tuple[Table, list[str], list[dict[str, Any]], int]:
     """The table of all runs, what stands below it, the same as JSON values, and the exit code."""
-    run = Column("run", no_wrap=True, overflow="ignore")  # to be copied
-    heads = ("done", "failed", "left", "s per sample", "ETA", "GPU h", "peak MiB")
-    table = Table(run, *heads, box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    heads = ("run", "done", "failed", "left", "s/sample", "ETA", "GPU h", "peak MiB")
+    table = Table(*heads, box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     notes: list[str] = []
     rows: list[dict[str, Any]] = []
     stores = find_runs(args.runs)

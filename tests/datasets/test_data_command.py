@@ -48,11 +48,11 @@ def run(*args):
 def test_list_says_what_exists_and_where(tmp_path, capsys):
     write_meta_expressions_set(tmp_path / "data" / "MeViS", "valid_u", [video()])
     assert run("list") == 0
-    out = capsys.readouterr().out
-    line = next(line for line in out.splitlines() if " mevis " in line)
-    assert "valid_u" in line
-    assert str(tmp_path / "data")[:20] in line
-    assert next(line for line in out.splitlines() if " revos " in line).rstrip(" │").endswith("-")
+    lines = capsys.readouterr().out.splitlines()
+    place = lines.index("mevis (video): train, valid_u; masks hidden: valid, test")
+    assert lines[place + 2] == f"  found: {tmp_path / 'data' / 'MeViS'} (valid_u)"
+    place = next(place for place, line in enumerate(lines) if line.startswith("revos "))
+    assert lines[place + 2] == "  found: nowhere"
 
 
 def test_prepare_ref_davis17_from_its_three_archives(tmp_path, capsys):
