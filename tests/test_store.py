@@ -5,7 +5,9 @@ import json
 import os
 import shlex
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pytest
@@ -13,7 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from refseg_bench.errors import DataError, StoreError
+from refseg_bench.files import store_io
 from refseg_bench.files.store_io import checksum, read_sealed_yaml, safe_name, to_plain, write_atomic
+from refseg_bench.run import store as store_module
 from refseg_bench.run.store import RunInfo, RunStore, find_runs, line_of
 from refseg_bench.types import (
     Estimate,
@@ -270,6 +274,32 @@ def test_a_row_of_another_run_is_no_result(tmp_path: Path) -> None:
     shutil.copytree(other.root / "scores", store.root / "scores")
     with pytest.raises(StoreError, match="row is of another run"):
         store.results()
+
+
+def test_a_row_never_stands_beside_the_table_of_another_scoring(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two commands score one run: the second writes all of its own between the first one's files."""
+    run, usual = a_store(tmp_path), store_io.replacing
+
+    def write(value: float) -> None:
+        row = Result("p@1", {"M": Estimate(value)}, 1, 1, 0, 0)
+        run.write_result(row, lambda handle: handle.write(f"of {value}".encode()))
+
+    @contextlib.contextmanager
+    def replacing(path: Path, **options: bool) -> Iterator[IO[bytes]]:
+        with usual(path, **options) as handle:
+            yield handle
+        monkeypatch.undo()
+        write(0.5)
+
+    monkeypatch.setattr(store_module, "replacing", replacing)
+    write(0.25)
+    assert run.results()["p@1"].metrics["M"].value == 0.25
+    with pytest.raises(StoreError, match="don't belong to their result row"):
+        run.samples("p@1")
+    write(0.25)
+    assert run.samples("p@1")[1] == b"of 0.25"
 
 
 @pytest.mark.parametrize(

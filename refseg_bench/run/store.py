@@ -906,8 +906,9 @@ class RunStore:
             folder.mkdir(parents=True, exist_ok=True)
             with replacing(folder / SAMPLES) as handle:
                 samples(handle)
+                handle.seek(0)  # of what is written here: another command may write its own meanwhile
+                held = checksum(handle.read())
             told = without_nan(to_plain(asdict(result)))
-            held = checksum(read_bytes(folder / SAMPLES, _MOST_SAMPLES))
             row = sealed({**told, "run": self.info().digest, "samples": held}, 2)
             write_atomic(folder / RESULT, row)
             if made_from is not None:
