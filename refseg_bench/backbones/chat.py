@@ -605,14 +605,21 @@ class Conversation:
         return error
 
 
+#: Around what models think aloud: most, Mistral's, and Kimi's.
+_THOUGHTS = r"<{0}(?:think|thinking|thought|reasoning)>|\[{0}THINK\]|◁{0}think▷"
+_BEGIN, _END = (re.compile(_THOUGHTS.format(slash)) for slash in ("", "/"))
+
+
 def answer(words: str) -> str:
     """A reply without what stands in ``<think>``; empty where it was cut while the model still thought.
 
     >>> answer("<think>[1] or [2]?</think> [2]"), answer("well</think>yes"), answer("<think>[1] or")
     (' [2]', 'yes', '')
+    >>> answer("[THINK][1] or [2]?[/THINK][2]"), answer("<thinking>[1]</thinking>")
+    ('[2]', '')
     """
     # A template may open the tag in the prompt: the reply then only closes it.
-    return words.rpartition("</think>")[2].partition("<think>")[0]
+    return _BEGIN.split(_END.split(words)[-1])[0]
 
 
 def _sum(one: int | None, other: int | None) -> int | None:
