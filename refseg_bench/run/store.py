@@ -71,7 +71,6 @@ from refseg_bench.files.store_io import (
     writing,
 )
 from refseg_bench.types import (
-    Estimate,
     Grounding,
     HeatPoint,
     Inputs,
@@ -514,29 +513,6 @@ class _EnvRecord:
 
 
 @dataclass
-class _Numbers:
-    """An estimate as JSON, which has no NaN."""
-
-    value: float | None
-    low: float | None
-    high: float | None
-
-
-@dataclass
-class _ResultRecord:
-    """What ``result.json`` holds; see :class:`~refseg_bench.types.Result`."""
-
-    protocol: str
-    metrics: dict[str, _Numbers]
-    n: int
-    expected: int
-    failed: int
-    missing: int
-    scale: float
-    details: dict[str, Any]
-
-
-@dataclass
 class _Details:
     """What is used of a result's details, beside the rules, which are checked where they are built."""
 
@@ -939,12 +915,14 @@ class RunStore:
         """
         found, info = {}, self.info()
         for path in sorted((self.root / "scores").glob(f"*/{RESULT}")):
-            record = record_of(_ResultRecord, told := read_record(path), path)
-            record_of(_Details, record.details, path)
-            counts = (record.n, record.expected, record.failed, record.missing)
-            if not (0 < record.scale < math.inf and all(0 <= count < 1 << 40 for count in counts)):
+            told = read_record(path)
+            row = record_of(Result, {k: _with_nan(v) if k == "metrics" else v for k, v in told.items()}, path)
+            record_of(_Details, row.details, path)
+            counts = (row.n, row.expected, row.failed, row.missing)
+            known = {"scale", "details"} <= told.keys() and 0 < row.scale < math.inf
+            if not (known and all(0 <= count < 1 << 40 for count in counts)):
                 raise StoreError("No protocol counts like this row.", where=path, hint=_RESCORE)
-            made = record.details.get("interval") or {}
+            made = row.details.get("interval") or {}
             if not (
                 made.keys() <= {"resamples", "level", "seed"}
                 and 0 <= made.get("resamples", 0) <= 1e6
@@ -952,14 +930,10 @@ class RunStore:
                 and 0 <= made.get("seed", 0) < 1 << 63
             ):
                 raise StoreError("No intervals are made like this row's.", where=path, hint=_RESCORE)
-            if (told.get("run", info.digest), safe_name(record.protocol)) != (info.digest, path.parent.name):
+            if (told.get("run", info.digest), safe_name(row.protocol)) != (info.digest, path.parent.name):
                 raise StoreError("The row is of another run or another protocol.", where=path, hint=_RESCORE)
-            if record.protocol not in self.outdated:
-                metrics = {
-                    name: Estimate(*(math.nan if number is None else number for number in vars(e).values()))
-                    for name, e in record.metrics.items()
-                }
-                found[record.protocol] = Result(**{**vars(record), "metrics": metrics})
+            if row.protocol not in self.outdated:
+                found[row.protocol] = row
         return dict(sorted(found.items(), key=lambda item: (info.lead(item[0]), item[0])))
 
     def samples(self, protocol: str) -> tuple[Path, bytes]:
@@ -975,6 +949,12 @@ class RunStore:
         if checksum(data) != known:
             raise StoreError("The scores don't belong to their result row.", where=path, hint=_RESCORE)
         return path, data
+
+
+def _with_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _with_nan(v) for k, v in value.items()}
+    return math.nan if value is None else value
 
 
 def runs_in(folder: Path) -> list[RunStore]:
