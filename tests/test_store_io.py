@@ -18,12 +18,14 @@ from refseg_bench.files.store_io import (
     check_output,
     open_regular,
     output,
+    parse_yaml,
     printable,
     read_json,
     read_yaml,
     replacing,
     short_id,
     sweep,
+    to_yaml,
     too_deep,
     within,
     write_atomic,
@@ -177,3 +179,17 @@ def test_a_temporary_file_of_another_container_is_left_alone(tmp_path: Path) -> 
 
 def test_a_path_in_another_encoding_has_a_name() -> None:
     assert short_id(os.fsdecode(b"/runs/\xff")) != short_id("/runs/?")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("1e5", "-1E5", "1.5", ".5e3", "2001-01-01", "on", "0o7", "1_0", "~", "12:30", "", " a ", "a: b #"),
+        *("a\nb", "ü\x85\u2028 日", "/x/${a}", "word " * 60, "'\"", 1e-7, 1e22, -0.0, None, True, [], {}),
+    ],
+)
+def test_what_is_written_as_yaml_is_read_as_it_was(value: object) -> None:
+    shared = [value]
+    held = {"a": value, "b": [value, {"c": shared}], "d": shared}  # aliases are not read
+    found = parse_yaml(to_yaml(held))
+    assert repr(found) == repr(held)

@@ -13,9 +13,8 @@ from pathlib import Path
 import pytest
 
 from refseg_bench.cli import main
-from refseg_bench.config.compose import to_yaml
 from refseg_bench.datasets import index
-from refseg_bench.files.store_io import read_record, read_sealed_yaml, sealed, sealed_text
+from refseg_bench.files.store_io import read_record, read_sealed_yaml, sealed, sealed_text, to_yaml
 from tests.fakes import FakeDataset
 from tests.launch.runs import overrides
 from tests.quick import quick_first

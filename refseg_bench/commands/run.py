@@ -17,7 +17,7 @@ from rich.console import Console
 
 from refseg_bench.config import compose as configs
 from refseg_bench.errors import RefsegError
-from refseg_bench.files.store_io import add_json, check_output, put_json
+from refseg_bench.files.store_io import add_json, check_output, put_json, to_yaml
 from refseg_bench.report import tables
 from refseg_bench.report.compare import verdicts
 from refseg_bench.report.html import pages
@@ -67,7 +67,7 @@ def main(args: argparse.Namespace) -> int:
         put_json(args.json, {point.folder: point.values for point in points})
         for point in points:
             print(f"# {point.folder}")
-            print(configs.to_yaml(point.values))
+            print(to_yaml(point.values))
         return 0
     if args.freeze and not args.dry:
         return _freeze(points, args.json)

@@ -598,13 +598,6 @@ def load(values: Mapping[str, Any]) -> Config:
     return schema.construct(Config, values, "")
 
 
-def to_yaml(values: Mapping[str, Any]) -> str:
-    """The frozen config as text."""
-    from omegaconf import OmegaConf
-
-    return OmegaConf.to_yaml(OmegaConf.create(dict(values)), resolve=False)
-
-
 def checked(values: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """A frozen config's values whose parts are what :class:`Config` says. Nothing is imported for it.
 

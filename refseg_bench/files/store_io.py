@@ -171,6 +171,10 @@ def read_json(path: Path, most: int = MOST_BYTES) -> dict[str, Any]:
     return value
 
 
+#: A number to Hydra, and a text to YAML.
+_NUMBER = "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+$"), list("-+0123456789")
+
+
 @cache
 def _loader() -> Any:
     """What Hydra's files mean by a plain word: ``1e-4`` is a number, a date is a text."""
@@ -182,9 +186,20 @@ def _loader() -> Any:
             for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
         }
 
-    number = re.compile(r"^[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+$")
-    Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+0123456789"))
+    Loader.add_implicit_resolver(*_NUMBER)
     return Loader
+
+
+def to_yaml(values: Mapping[str, Any]) -> str:
+    """Plain values as YAML that :func:`parse_yaml` reads back as they are: ``1e5`` as a text is quoted."""
+    import yaml
+
+    class Dumper(yaml.SafeDumper):  # the one in C refuses the half characters that an error has to tell
+        def ignore_aliases(self, data: Any) -> bool:
+            return True
+
+    Dumper.add_implicit_resolver(*_NUMBER)
+    return str(yaml.dump(dict(values), Dumper=Dumper, sort_keys=False, allow_unicode=True))
 
 
 #: What most components' files say, and nothing else.

@@ -19,9 +19,9 @@ from typing import Any
 from refseg_bench import env
 from refseg_bench.backbones.weights import ModelError, find, hub_megabytes, is_shipped, needs_of
 from refseg_bench.config import schema
-from refseg_bench.config.compose import Composed, Config, lasting, load, to_yaml
+from refseg_bench.config.compose import Composed, Config, lasting, load
 from refseg_bench.errors import ConfigError, DataError, RefsegError
-from refseg_bench.files.store_io import read_sealed_yaml, sealed_text, short_id
+from refseg_bench.files.store_io import read_sealed_yaml, sealed_text, short_id, to_yaml
 from refseg_bench.methods.base import Method
 from refseg_bench.run import local, ray, server, slurm
 from refseg_bench.run.build import assemble, build_method, dataset_of

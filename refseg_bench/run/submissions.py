@@ -17,9 +17,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from refseg_bench.config.compose import to_yaml
 from refseg_bench.errors import StoreError
-from refseg_bench.files.store_io import read_record, readable, sealed, sealed_text
+from refseg_bench.files.store_io import read_record, readable, sealed, sealed_text, to_yaml
 from refseg_bench.run.store import RunStore, record_of
 from refseg_bench.run.workers import Census, Owner, is_job, moment, queued
 

@@ -19,13 +19,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from refseg_bench.config import schema
 from refseg_bench.config.compose import Config, digest_of
 from refseg_bench.datasets.base import Dataset
 from refseg_bench.errors import ConfigError, printable
-from refseg_bench.files.store_io import replacing, safe_name, sealed, sealed_text, sweep, to_plain, writing
+from refseg_bench.files.store_io import (
+    replacing,
+    safe_name,
+    sealed,
+    sealed_text,
+    sweep,
+    to_plain,
+    to_yaml,
+    writing,
+)
 from refseg_bench.run.inputs import Present, seen_before
 from refseg_bench.run.store import RunInfo, RunStore, line_of
 from refseg_bench.scoring.foreign import ForeignPredictions, inside_dataset
@@ -74,7 +81,7 @@ def save(
         protocols=list(dataset.protocols),
         source=path,
     )
-    frozen = sealed_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+    frozen = sealed_text(to_yaml(values))
     notes = source.notes(dataset)
     store = RunStore(runs / f"{info.name}-{info.digest}")
     known = store.info() if store.info_path.is_file() else None

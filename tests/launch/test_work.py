@@ -15,9 +15,8 @@ from pathlib import Path
 import pytest
 
 from refseg_bench.cli import main
-from refseg_bench.config.compose import to_yaml
 from refseg_bench.errors import ConfigError
-from refseg_bench.files.store_io import read_sealed_yaml, sealed_text
+from refseg_bench.files.store_io import read_sealed_yaml, sealed_text, to_yaml
 from refseg_bench.run.launch import freeze_for_workers, launch
 from refseg_bench.run.store import RunStore
 from refseg_bench.run.submissions import submissions

@@ -29,7 +29,7 @@ from refseg_bench.config.schema import TARGET, locate
 from refseg_bench.datasets import verify
 from refseg_bench.env import resource
 from refseg_bench.errors import ConfigError, ScoreError, StoreError
-from refseg_bench.files.store_io import sealed, sealed_text
+from refseg_bench.files.store_io import sealed, sealed_text, to_yaml
 from refseg_bench.report import paper, tables
 from refseg_bench.report.compare import Comparison, Group, compare, means, only_protocol, titles
 from refseg_bench.report.paper import COLUMNS, Reference, held_against, paper_rows, printed_name
@@ -189,7 +189,7 @@ def test_seeds_are_rows_of_their_own(tmp_path: Path) -> None:
     for seed in (0, 1):
         store = scored_run(tmp_path, 70.0 + seed, name=str(seed), seed=seed)
         store.info_path.write_text(sealed({**vars(store.info()), "overrides": [f"seed={seed}"]}))
-        store.config_path.write_text(sealed_text(configs.to_yaml({**frozen(store), "reference": None})))
+        store.config_path.write_text(sealed_text(to_yaml({**frozen(store), "reference": None})))
         publish([store], tmp_path / "out")
     rows = read_published(tmp_path / "out" / "samples.csv")
     assert {row["value"] for row in rows if row["metric"] == "J"} == {"70.0000", "71.0000"}
@@ -518,7 +518,7 @@ def test_a_published_name_that_looks_like_a_formula_is_replaced(tmp_path: Path) 
     info = {**vars(store.info()), "choices": {"method": "=1+1", "dataset": "mevis"}}
     store.info_path.write_text(sealed(info))
     values = {**frozen(store), "reference": None}
-    store.config_path.write_text(sealed_text(configs.to_yaml(values)))
+    store.config_path.write_text(sealed_text(to_yaml(values)))
     for note in ("once", "again"):
         assert publish([store], tmp_path / "out", note) == {tmp_path / "out/samples.csv": 3}
     rows = read_published(tmp_path / "out/samples.csv")

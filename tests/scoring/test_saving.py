@@ -223,7 +223,7 @@ def test_masks_at_a_models_own_square_are_refused_by_name(request, capsys):
 
 
 @pytest.mark.parametrize(
-    "name", ["=1+1", "../../out", "<script>x</script>", "${y} [red]|&%_#\\ \"'", "é🦆", "a" * 300]
+    "name", ["=1+1", "1e5", "../../out", "<script>x</script>", "${y} [red]|&%_#\\ \"'", "é🦆", "a" * 300]
 )
 def test_hostile_names_are_shown_as_text(name, capsys):
     write_masks("masks", mevis_like())
