@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import os
 import shutil
 import signal
@@ -23,6 +24,9 @@ sys.dont_write_bytecode = False
 # Jobs in the background of a shell ignore Ctrl-C, which tests send to what they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["COLUMNS"] = "80"  # or tables would be as wide as the terminal that pytest was started in
+
+# Most of the heap are models' libraries, which every full round of the collector would walk through.
+gc.set_threshold(100_000, 50, 100)
 
 settings.register_profile(
     "repeatable",
@@ -61,6 +65,7 @@ def _composed_once() -> Iterator[None]:
 
     Search paths below a test's own folder are left out, for there YAMLs change.
     """
+    import yaml
     from omegaconf import OmegaConf
 
     from refseg_bench.config import compose, schema, searchpath
@@ -75,7 +80,9 @@ def _composed_once() -> Iterator[None]:
             return made(overrides)
         key = tuple(overrides), tuple(folders)
         if key not in kept:
-            kept[key] = made(overrides)
+            with pytest.MonkeyPatch.context() as quicker:
+                quicker.setattr(yaml, "SafeLoader", getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+                kept[key] = made(overrides)
         node, choices = kept[key]
         schema.allow(*searchpath.targets(OmegaConf.to_container(node)))
         return node, choices

@@ -753,7 +753,8 @@ def test_the_models_of_a_sweep_are_listed_once_with_what_fetches_them(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    assert cli.main(["models", "list", "experiment=decaf/table2"]) == 1
+    sweep = ["experiment=decaf/table2", "dataset=revos"]
+    assert cli.main(["models", "list", *sweep]) == 1
     out = capsys.readouterr().out
     assert out.count("OpenGVLab/InternVL3-8B-hf") == out.count("sam2_hiera_large.pt") == 1
-    assert out.count("missing; fetch it: refseg models get experiment=decaf/table2") == 5
+    assert out.count(f"missing; fetch it: refseg models get {' '.join(sweep)}\n") == 5
