@@ -28,6 +28,9 @@ os.environ["COLUMNS"] = "80"  # or tables would be as wide as the terminal that 
 # Most of the heap are models' libraries, which every full round of the collector would walk through.
 gc.set_threshold(100_000, 50, 100)
 
+# Whether the disk has a file, or only the machine, shows when the power goes: no test can see it.
+os.fsync = lambda handle: None
+
 settings.register_profile(
     "repeatable",
     derandomize=True,
@@ -68,10 +71,18 @@ def _composed_once() -> Iterator[None]:
     import yaml
     from omegaconf import OmegaConf
 
-    from refseg_bench.config import compose, schema, searchpath
+    from refseg_bench.config import components, compose, schema, searchpath
 
-    made, kept = compose._hydra, {}
+    made, listed, kept, members = compose._hydra, components._files, {}, {}
     here = Path(__file__).parents[1]
+
+    def files(group: str) -> dict[str, str]:
+        folders = tuple(searchpath.folders())
+        if not all(folder.is_relative_to(here) for folder in folders):
+            return listed(group)
+        if (group, folders) not in members:
+            members[group, folders] = listed(group)
+        return dict(members[group, folders])
 
     @functools.wraps(made)
     def once(overrides: Sequence[str]) -> Any:
@@ -89,6 +100,7 @@ def _composed_once() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compose, "_hydra", once)
+        patch.setattr(components, "_files", files)
         yield
 
 

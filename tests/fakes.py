@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import functools
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from refseg_bench.config import schema
 from refseg_bench.config.compose import Composed, Config, digest
 from refseg_bench.config.schema import option
 from refseg_bench.datasets.base import Dataset
+from refseg_bench.files.images import encoded
 from refseg_bench.methods.base import Method
 from refseg_bench.run.launch import freeze
 from refseg_bench.run.store import RunStore
@@ -36,6 +38,12 @@ def set_back(path: Path, before: os.stat_result) -> None:
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     while path.stat().st_ctime_ns == before.st_ctime_ns:
         os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+@functools.cache
+def grey_png(size: tuple[int, int], level: int) -> bytes:
+    """A picture of one grey level; hundreds of tests have the same ones."""
+    return encoded(Image.fromarray(np.full((*size, 3), level, np.uint8)), "PNG")
 
 
 @dataclass
@@ -61,7 +69,7 @@ class FakeDataset(Dataset):
                 assert not folder.resolve().is_relative_to(REPO), f"{folder}: give a root below tmp_path"
                 folder.mkdir(parents=True)
                 for t, path in enumerate(paths):
-                    Image.fromarray(np.full((*self.size, 3), (10 * c + t) % 256, np.uint8)).save(path)
+                    path.write_bytes(grey_png(self.size, (10 * c + t) % 256))
             out.append(Clip(f"clip{c}", paths, tuple(p.stem for p in paths), self.size))
         return out
 

@@ -392,6 +392,10 @@ def half(path):
     Image.fromarray(np.asarray(Image.open(path))[::2, ::2]).save(path)
 
 
+#: Protocols of every rule for what is missing.
+ALL_RULES = "rvos-expr,mevis-visa,decaf,expression"
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
@@ -405,20 +409,22 @@ def half(path):
         (lambda path: path.unlink(), "missing vid0/0"),
     ],
 )
-@pytest.mark.parametrize("protocol", ["rvos-expr", "mevis-visa", "decaf", "expression"])
 @pytest.mark.parametrize("more", [(), ("--partial",)])
-def test_no_number_where_every_sample_is_unusable(mevis, tmp_path, capsys, change, told, protocol, more):
-    folder = moved(write(tmp_path / "p", mevis[2]), change)
-    code, found = scores(mevis, folder, tmp_path, *more, protocol=protocol)
+def test_no_number_where_every_sample_is_unusable(mevis, tmp_path, capsys, change, told, more):
+    folder, asked = moved(write(tmp_path / "p", mevis[2]), change), ALL_RULES.split(",")
+    code, found = scores(mevis, folder, tmp_path, *more, protocol=ALL_RULES)
     said = capsys.readouterr().err
     assert code == 2
-    assert told in said
     assert "0 of 6 samples predicted" in said
-    one = found[protocol]
-    assert one["metrics"] is None
-    assert len(one["failed"]) + len(one["missing"]) == 6
-    if one["failed"]:
-        assert set(one["why"]) == {f"{v}/{e}" for v, e in mevis[2]}
+    refusals = said.split("refseg score: ")[1:]
+    assert [refusal.partition(":")[0] for refusal in refusals] == asked
+    for name, refusal in zip(asked, refusals, strict=True):
+        assert told in refusal
+        one = found[name]
+        assert one["metrics"] is None
+        assert len(one["failed"]) + len(one["missing"]) == 6
+        if one["failed"]:
+            assert set(one["why"]) == {f"{v}/{e}" for v, e in mevis[2]}
 
 
 def test_losses_are_told_before_the_scores_and_whole_in_the_json(mevis, tmp_path, capsys):

@@ -25,7 +25,6 @@ import struct
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
 
 if __name__ != "__main__":
     import signal
@@ -33,6 +32,7 @@ if __name__ != "__main__":
     import tempfile
     from importlib.util import find_spec
     from pathlib import Path
+    from typing import Any, Literal
 
     from refseg_bench.datasets.files import GROWTH_FROM, MAX_GROWTH, Damage, Place, open_data, parse_json
 

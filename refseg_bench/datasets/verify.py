@@ -8,6 +8,7 @@ looked at here.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -76,6 +77,7 @@ def _marks(raw: Mapping[str, Any]) -> set[str]:
     return {*map(str, raw), *(["no target"] if nobody else [])}
 
 
+@functools.cache
 def manifest(name: str) -> Manifest | None:
     """The facts of a set; ``None`` if it has no card (a set of an outside package).
 
