@@ -199,7 +199,8 @@ def group_of(attribute: str, value: Any) -> str:
     if attribute in GROUPS and isinstance(value, (int, float)) and not isinstance(value, bool):
         ends, names = GROUPS[attribute]
         return names[int(np.searchsorted(ends, value, side="left"))]
-    return str(value)
+    # Where some units lack a whole number, a column of them holds fractions.
+    return str(int(value) if isinstance(value, float) and value.is_integer() else value)
 
 
 def breakdown(

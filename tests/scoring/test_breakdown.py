@@ -42,7 +42,9 @@ def test_facts_by_hand():
     [("objects", 0, "0"), ("objects", 7, "3 or more"), ("size", 0.0, "absent"),
      ("size", 0.01, "small, up to 1 %"),
      ("size", 0.5, "large, above 10 %"), ("clip_length", 1, "image"), ("clip_length", 81, "above 80 frames"),
-     ("motion", None, "unknown"), ("motion", 0.5, "fast, above 1 %"), ("type", "referring", "referring")],
+     ("motion", None, "unknown"), ("motion", 0.5, "fast, above 1 %"), ("type", "referring", "referring"),
+     ("level", 1, "1"), ("level", 1.0, "1"), ("level", np.float64(2), "2"), ("level", 1.5, "1.5"),
+     ("level", float("inf"), "inf"), ("level", True, "True")],
 )  # fmt: skip
 def test_groups(attribute, value, group):
     assert group_of(attribute, value) == group
