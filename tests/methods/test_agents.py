@@ -399,12 +399,14 @@ def test_a_prompt_without_a_place_for_the_expression_is_refused():
         "[[true, 0, 5, 5]]",
         "{}{",
         "[[0.1, 0.2, 0.3, 1]]",
+        "[[100, 40, 1280, 90]]",
+        "[[-300, 4, 80, 90]]",
         "[[0, 0, 1, 1]]",
     ],
 )
 @pytest.mark.parametrize("boxes", ["thousandths", "pixels"])
 def test_what_is_no_box_is_told(words, boxes):
-    with pytest.raises(ValueError, match=r"box|deep|are shares of the picture, not"):
+    with pytest.raises(ValueError, match=r"box|deep|are shares of the picture, not|outside of the picture"):
         assert read_boxes(words, ChatEndpoint(boxes=boxes), (100, 100)) is None
 
 

@@ -31,6 +31,8 @@ T = TypeVar("T")
 Box = tuple[float, float, float, float]
 #: Most things that a reply may list, each of which brings calls of its own: some models repeat themselves.
 MOST_LISTED = 100
+#: A position further outside of the picture, as a share of its side, is one in another unit.
+_BEYOND = 0.1
 #: Errors that no other conversation will escape.
 _OF_ALL = (ConfigError, StoreError, ImportError)
 
@@ -283,8 +285,8 @@ def read_boxes(words: str, model: ChatModel, size: tuple[int, int], *, shares: b
         shares: numbers up to 1 are shares of the picture already; a 1 beside larger numbers is none.
 
     Returns:
-        (x0, y0, x1, y1) in [0, 1], cut at the picture's border. None at all where the reply is an empty
-        list, or says ``none``.
+        (x0, y0, x1, y1) in [0, 1], cut at the picture's border where they pass it a little. None at all where
+        the reply is an empty list, or says ``none``.
 
     Raises:
         ValueError: there is no box and no word that there is none, or one that isn't a box.
@@ -321,7 +323,7 @@ def read_point(
         ValueError: there is none.
 
     >>> from refseg_bench.backbones.chat import ChatEndpoint
-    >>> read_point('{"point": [250, 1200]}', ChatEndpoint(), (10, 10))
+    >>> read_point('{"point": [250, 1050]}', ChatEndpoint(), (10, 10))
     (0.25, 1.0)
     """
     found: list[list[float]] = []
@@ -341,10 +343,10 @@ def _as_shares(
     if small and not shares and any(value > 0 for value in numbers):
         raise ValueError(f"{numbers} are shares of the picture, not {model.boxes}")
     most = (1 if small else math.nextafter(1, 0)) if shares else -math.inf
-    return [
-        min(1.0, max(0.0, value if value <= most else value / sides[place % 2]))
-        for place, value in enumerate(numbers)
-    ]
+    found = [value if value <= most else value / sides[place % 2] for place, value in enumerate(numbers)]
+    if not -_BEYOND <= min(found) <= max(found) <= 1 + _BEYOND:
+        raise ValueError(f"{numbers} lie outside of the picture, in {model.boxes}")
+    return [min(1.0, max(0.0, value)) for value in found]
 
 
 def _gather(value: Any, names: Sequence[str], length: int, found: list[list[float]], depth: int = 0) -> None:
