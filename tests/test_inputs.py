@@ -531,7 +531,7 @@ def test_a_text_of_any_characters_leaves_a_record_that_can_be_read(tmp_path: Pat
     store = a_run(tmp_path)[0].store
     kept = recorded(RunStore(store.root))
     assert kept is not None
-    assert "that \x00\x1b[31m one" in {e.text for clip in kept.clips() for e in kept.expressions(clip)}
+    assert "that \x00\x1b[31m one" in {e.text for _, expressions in kept.work for e in expressions}
 
 
 def test_a_data_set_that_cannot_be_read_leaves_no_run_folder(tmp_path: Path) -> None:

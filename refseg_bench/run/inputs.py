@@ -32,7 +32,7 @@ from refseg_bench.files.store_io import (
     writing,
 )
 from refseg_bench.run.store import RunStore, StoredLine
-from refseg_bench.types import Clip, Expression, Inputs, Prediction, SampleFailure, Target, sample_id
+from refseg_bench.types import Clip, Expression, Inputs, Prediction, SampleFailure, sample_id
 
 #: What helps where samples were predicted on other data.
 HINT = (
@@ -53,7 +53,7 @@ class Present:
     content is read and decides.
     """
 
-    dataset: Dataset  #: only its targets are asked for here, where a method saw them
+    dataset: Dataset | None  #: only its targets are asked for here, where a method saw them
     #: Clip id → state and digest of its files as an earlier command found them: files of the same state are
     #: not read again.
     seen: Mapping[str, tuple[str, str]] = field(default_factory=dict)
@@ -125,7 +125,7 @@ class Present:
         """Digest of a sample's target; empty where it is hidden or can't be read."""
         target = None
         with suppress(DataError):
-            target = self.dataset.target(clip, expression)
+            target = None if self.dataset is None else self.dataset.target(clip, expression)
         if target is None:
             return ""
         tracks = (*target.objects, *(track for track in (target.void,) if track is not None))
@@ -191,7 +191,7 @@ class Present:
         """A digest of all that :func:`stale` holds samples against, but for the targets and the weights."""
         return _digest((self.marks(work)["facts"], *(self.state(clip) for clip, _ in work)))
 
-    def unlike(self, marks: Mapping[str, str], dataset: RecordedDataset) -> str:
+    def unlike(self, marks: Mapping[str, str], dataset: Recorded) -> str:
         """Which of the data differ from those that a result tells of in its ``marks``; empty if none do.
 
         Files are read only where their state differs.
@@ -323,7 +323,7 @@ NAME = "data.json"
 
 
 @dataclass
-class RecordedDataset(Dataset):
+class Recorded:
     """A data set as a command found it last."""
 
     #: Its clips with their expressions; of both only what a record holds.
@@ -335,29 +335,10 @@ class RecordedDataset(Dataset):
     seen: Mapping[str, tuple[str, str]]
     #: A clip whose frames are all files that scoring read of it last; none = unknown.
     truth: Sequence[Clip] = ()
-    name: str = ""
-    split: str = ""
-    protocols: Sequence[str] = ()
-    _expressions: dict[str, tuple[Expression, ...]] = field(default_factory=dict, repr=False)
-
-    def __post_init__(self) -> None:
-        self._expressions = {clip.id: expressions for clip, expressions in self.work}
-
-    def clips(self) -> Sequence[Clip]:
-        """All recorded clips."""
-        return [clip for clip, _ in self.work]
-
-    def expressions(self, clip: Clip) -> Sequence[Expression]:
-        """The recorded expressions of a clip."""
-        return self._expressions.get(clip.id, ())
-
-    def target(self, clip: Clip, expression: Expression) -> Target | None:
-        """Not known."""
-        return None
 
     def present(self, shared: dict[int, Present]) -> Present:
         """Its state; ``shared`` is a command's own, whose runs of one set look at the files once."""
-        found = copy(shared.setdefault(id(self), Present(self, self.seen)))
+        found = copy(shared.setdefault(id(self), Present(None, self.seen)))
         found.weights = None
         return found
 
@@ -400,7 +381,7 @@ def keep_record(
         path.unlink(missing_ok=True)
 
 
-def recorded(store: RunStore) -> RecordedDataset | None:
+def recorded(store: RunStore) -> Recorded | None:
     """What the last command saw of a run's data set; ``None`` where none has told.
 
     Raises:
@@ -420,10 +401,10 @@ def recorded(store: RunStore) -> RecordedDataset | None:
 
 
 #: The last records that were read, by the digest of their text.
-_recorded: dict[str, RecordedDataset] = {}
+_recorded: dict[str, Recorded] = {}
 
 
-def _record_of(text: str, path: Path) -> RecordedDataset:
+def _record_of(text: str, path: Path) -> Recorded:
     with reading(path, ValueError):
         record = unsealed(parse_json(text), path)
     try:
@@ -434,7 +415,7 @@ def _record_of(text: str, path: Path) -> RecordedDataset:
         files = {str(name): (int(size), int(time)) for name, (size, time) in record["files"].items()}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise StoreError("The record of the data set is malformed.", where=path, hint=PUT_BACK) from error
-    return RecordedDataset(work, files, seen, truth)
+    return Recorded(work, files, seen, truth)
 
 
 def seen_before(store: RunStore) -> Mapping[str, tuple[str, str]]:
