@@ -224,4 +224,8 @@ def _run(words: Sequence[str]) -> int:
             format="%(asctime)s %(levelname)s %(name)s: %(message)s",
             stream=sys.stderr,
         )
+    if getattr(args, "json", None) is not None:
+        from refseg_bench.files.store_io import check_output
+
+        check_output(args.json)  # before the work, whatever it is
     return int(args.main(args))

@@ -58,8 +58,6 @@ def main(args: argparse.Namespace) -> int:
         raise ConfigError("The expression is empty or no UTF-8.", hint='refseg demo CLIP "the thing to find"')
     if args.fps is not None and not 0 < args.fps < 1000:
         raise ConfigError(f"--fps is {args.fps:g}.", allowed=["more than 0, less than 1000"])
-    if args.json is not None:
-        check_output(args.json)
     with _telling() as tell:
         tell("composing the options")
         (point, *more) = configs.compose([*_method_for(args.overrides), *args.overrides])

@@ -29,7 +29,7 @@ from refseg_bench.backbones.lazy_torch import torch
 from refseg_bench.config.components import make
 from refseg_bench.config.compose import nodes
 from refseg_bench.errors import ConfigError, RefsegError, require
-from refseg_bench.files.store_io import check_output, count, put_json, written
+from refseg_bench.files.store_io import add_json, count, put_json
 from refseg_bench.methods.decaf.prompts import background_prompt, object_prompt, template
 from refseg_bench.run.build import check_part
 from refseg_bench.segmenters.base import Prompt, Segmenter
@@ -69,16 +69,12 @@ def add(commands: Any) -> None:
         "--expressions", type=count(1), nargs="+", default=(1, 4, 16), metavar="N", help="on the clip at once"
     )
     p.add_argument("--table", type=count(1), default=1000, metavar="N", help="expressions to tell hours of")
-    p.add_argument(
-        "-o", "--output", "--json", type=written(".json"), metavar="FILE", help="write what was found as JSON"
-    )
+    add_json(p, "what was found as JSON", "-o", "--output")
     p.set_defaults(main=main)
 
 
 def main(args: argparse.Namespace) -> int:
     require("torch", "Measuring models")
-    if args.output is not None:
-        check_output(args.output)
     components = list(nodes(args.overrides))
     measures: dict[str, Callable[..., Iterator[Rows]]] = {"backbone": _backbone, "segmenter": _segmenter}
     for told, group, _, _ in components:
@@ -106,7 +102,7 @@ def main(args: argparse.Namespace) -> int:
                 print(f"  {found[told]['error']}", flush=True)
             gc.collect()  # the next model needs this one's memory
             torch.cuda.empty_cache()
-            put_json(args.output, {"environment": env.record(0), **found})
+            put_json(args.json, {"environment": env.record(0), **found})
     return code
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from refseg_bench.config import schema
 from refseg_bench.errors import ConfigError, StoreError, printable
-from refseg_bench.files.store_io import add_json, check_output, put_json, read_yaml
+from refseg_bench.files.store_io import add_json, put_json, read_yaml
 from refseg_bench.report.compare import Gated, Policy, gate, options_of
 from refseg_bench.report.tables import leave_out_outdated, records_of, rows_of
 from refseg_bench.run.build import lasting_of
@@ -42,8 +42,6 @@ def add(commands: Any) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    if args.json is not None:
-        check_output(args.json)
     policy = _policy(args)
     run, baseline = RunStore.open(args.run), RunStore.open(args.against)
     leave_out_outdated([run, baseline])

@@ -9,7 +9,7 @@ from typing import Any, get_args
 from refseg_bench import env
 from refseg_bench.config import compose as configs
 from refseg_bench.errors import ConfigError
-from refseg_bench.files.store_io import check_output, count, put_json, written
+from refseg_bench.files.store_io import add_json, count, put_json
 from refseg_bench.methods.loc_head import LocHead, Rule, find_heads
 from refseg_bench.run.build import build_method, dataset_of
 from refseg_bench.segmenters.base import middles
@@ -32,15 +32,11 @@ def add(commands: Any) -> None:
         "--rule", choices=get_args(Rule), default="sum",
         help="heads that look at the picture: by their sum, or by their number, as the released code has it",
     )  # fmt: skip
-    p.add_argument(
-        "-o", "--output", "--json", type=written(".json"), metavar="FILE", help="write all that pass as JSON"
-    )
+    add_json(p, "all that pass as JSON", "-o", "--output")
     p.set_defaults(main=main)
 
 
 def main(args: argparse.Namespace) -> int:
-    if args.output is not None:
-        check_output(args.output)
     chosen = [] if any(word.startswith("method=") for word in args.overrides) else ["method=loc_head"]
     (point, *more) = configs.compose([*chosen, *args.overrides])
     if more:
@@ -61,5 +57,5 @@ def main(args: argparse.Namespace) -> int:
     best = [[one.layer, one.head] for one in found[: args.best]]
     print(f"backbone.loc_heads={best}".replace(" ", ""))
     told = {"model": method.backbone.identity(), "rule": args.rule, "pairs": len(pairs)}
-    put_json(args.output, {**told, "heads": [asdict(one) for one in found]})
+    put_json(args.json, {**told, "heads": [asdict(one) for one in found]})
     return 0

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from refseg_bench.config import compose as configs
 from refseg_bench.errors import RefsegError
-from refseg_bench.files.store_io import add_json, check_output, put_json, to_yaml
+from refseg_bench.files.store_io import add_json, put_json, to_yaml
 from refseg_bench.report import tables
 from refseg_bench.report.compare import verdicts
 from refseg_bench.report.html import pages
@@ -60,8 +60,6 @@ def add(commands: Any) -> None:
 def main(args: argparse.Namespace) -> int:
     if args.retry_failed:
         args.overrides.append("cluster.retry_failed=true")
-    if args.json is not None:
-        check_output(args.json)
     points = configs.compose(args.overrides, multirun=args.multirun)
     if args.cfg:
         put_json(args.json, {point.folder: point.values for point in points})

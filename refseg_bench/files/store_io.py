@@ -699,6 +699,8 @@ def written(*ends: str) -> Callable[[str], Path]:
     return read
 
 
-def add_json(parser: Any, what: str) -> None:
-    """Declare the option ``--json`` of a command."""
-    parser.add_argument("--json", type=written(".json"), metavar="OUT", help=f"write {what}")
+def add_json(parser: Any, what: str, *also: str) -> None:
+    """Declare the option ``--json`` of a command, and others of the same meaning."""
+    parser.add_argument(
+        *also, "--json", dest="json", type=written(".json"), metavar="OUT", help=f"write {what}"
+    )

@@ -1,8 +1,9 @@
 """What other tools take of runs: predictions as one COCO file, results for an experiment tracker.
 
-A sink is any class whose objects have ``send(record)``; ``refseg report RUN --sink NAME`` makes one of
-those below, or of a dotted path of another package (``my.module.MySink``), with ``NAME:TARGET`` handing
-it a project's name or a folder. The store stays the truth.
+A sink is any class whose objects have ``send(record)``, which replaces or adds as its tracker does;
+``refseg report RUN --sink NAME`` makes one of those below, or of a dotted path of another package
+(``my.module.MySink``), with ``NAME:TARGET`` handing it a project's name or a folder. The store stays the
+truth.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from pycocotools import mask as coco_mask
@@ -110,13 +111,6 @@ class RunRecord:
     metrics: Mapping[str, float]
 
 
-class Sink(Protocol):
-    """Takes records of runs."""
-
-    def send(self, record: RunRecord) -> None:
-        """Hand one run over. Sending it again replaces or adds, as the tracker does."""
-
-
 def record_of(store: RunStore) -> RunRecord:
     """What a tracker gets of a scored run."""
     metrics: dict[str, float] = {}
@@ -178,7 +172,7 @@ class Mlflow:
 SINKS: dict[str, type[Any]] = {"wandb": Wandb, "mlflow": Mlflow}
 
 
-def sink_of(word: str) -> Sink:
+def sink_of(word: str) -> Any:
     """The sink that ``NAME`` or ``NAME:TARGET`` means.
 
     Raises:
@@ -196,5 +190,4 @@ def sink_of(word: str) -> Sink:
         raise ConfigError(f"There is no sink '{name}'.", allowed=[*SINKS, "package.module.Class"])
     if not callable(getattr(cls, "send", None)):
         raise ConfigError("It is no sink: it has no method 'send'.", where=name)
-    made: Sink = cls(target) if target else cls()
-    return made
+    return cls(target) if target else cls()
