@@ -137,19 +137,28 @@ def read_rgb(path: Path, *, upright: bool = False) -> NDArray[np.uint8]:
 def _decoded(path: Path, upright: bool) -> NDArray[np.uint8]:
     with _told(path), open_image(path) as image:
         turn = TURNS.get(orientation(image)) if upright else None
-        deep = any("16" in str(tile[3]) for tile in getattr(image, "tile", ()))
         plain = _rgb(image)
-        if deep and plain.getbbox() is None and _has_light(path):
+        if plain.getbbox() is None and lower_bytes(path)[..., :3].any():
             raise ValueError("its 16-bit values are all below 256: as 16 bits it is black")
         return np.asarray(plain if turn is None else plain.transpose(turn))
 
 
-def _has_light(path: Path) -> bool:
-    """Whether any colour of a picture is above 0, be it in the lower of two bytes, which Pillow drops."""
-    import cv2
+def lower_bytes(source: Path | bytes) -> NDArray[np.uint8]:
+    """The lower byte of every 16-bit value of a grey or colour picture; nothing but 0 of any other.
 
-    whole = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
-    return whole is not None and bool(np.atleast_3d(whole)[..., :3].any())
+    Pillow drops it, and may be made to take it for the upper one. Raises what :func:`open_image` does.
+    """
+    opened: Any = open_image(source)
+    with opened as image:
+        tile = next(iter(getattr(image, "tile", ())), (None, None, None, ""))
+        raw, *more = [tile[3]] if isinstance(tile[3], str) else tile[3]
+        if image.mode.startswith("I;16"):
+            return np.asarray(image).astype(np.uint8)[..., None]
+        if image.mode not in ("RGB", "RGBA") or str(raw)[-4:-1] != ";16":
+            return np.zeros((1, 1, 1), np.uint8)
+        swapped = raw[:-1] + ("L" if raw[-1] == "B" else "B")
+        image.tile = [getattr(type(tile), "_make", tuple)((*tile[:3], (swapped, *more) if more else swapped))]
+        return np.asarray(image)
 
 
 def turn_in_words(path: Path, *, upright: bool = False) -> str:

@@ -211,7 +211,7 @@ def _slow(data: bytes, path: Path) -> tuple[Uint8HW, str]:
     """
     from PIL import Image
 
-    from refseg_bench.files.images import TURNS
+    from refseg_bench.files.images import TURNS, lower_bytes
 
     pixels, mode, form, palette, turn = _pillow(data, path, grey=True)
     if mode not in _READ_AS:
@@ -231,7 +231,9 @@ def _slow(data: bytes, path: Path) -> tuple[Uint8HW, str]:
     if turn in TURNS:
         kind += ", turned by its header"
         grey = np.asarray(Image.fromarray(grey).transpose(TURNS[turn]))
-    if grey.min() == grey.max() and (pixels != pixels[0, 0]).any():
+    # Of 16-bit colours Pillow gives the upper byte alone.
+    held = (pixels, lower_bytes(data)[..., :3]) if grey.min() == grey.max() else ()
+    if any((values != values[0, 0]).any() for values in held):
         raise _flat(path, kind)
     return np.ascontiguousarray(grey, np.uint8), kind
 

@@ -142,6 +142,17 @@ def test_a_mask_that_tools_cannot_see_is_refused(tmp_path: Path, case: str) -> N
     assert told.value.where == str(path)
 
 
+@pytest.mark.parametrize("form", ["png", "tif"])
+def test_nor_is_one_in_the_lower_bytes_of_16_bit_colours(tmp_path: Path, form: str) -> None:
+    path = tmp_path / f"m.{form}"
+    cv2.imwrite(str(path), np.repeat(MASK[..., None] * np.uint16(255), 3, axis=2))
+    assert form == "tif" or not cv2.imread(str(path), cv2.IMREAD_GRAYSCALE).any()
+    with pytest.raises(png.MaskFault, match="one flat level"):
+        png.read_mask(path)
+    cv2.imwrite(str(path), np.full((*MASK.shape, 3), (0, 7, 9), np.uint16))
+    assert not png.read_mask(path)[0].any(), "a plain picture is an empty mask"
+
+
 NO_BACKGROUND = {
     "levels 1 and 255": (Image.fromarray(np.where(MASK, 255, 1).astype(np.uint8)), 1),
     "colours of a heat map": (palette(MASK, (68, 1, 84), (253, 231, 37)).convert("RGB"), 30),
