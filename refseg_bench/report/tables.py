@@ -72,7 +72,7 @@ class Row:
     sees_targets: bool = False  #: True if its method is shown the truth
     part: str = ""  #: which part of the split it was limited to; empty = the whole
     knows: str = ""  #: what its method answers from
-    place: int = 0  #: of the protocol among those of the data set
+    place: tuple[int, int] = (0, 0)  #: of the protocol among those of the data set, the newest version first
     root: Path = Path()  #: the run's folder: two of them may have one name
     #: What a sample took on average, see :meth:`~refseg_bench.run.store.RunStore.cost`.
     cost: Mapping[str, float] = field(default_factory=dict)

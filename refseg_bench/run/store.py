@@ -451,11 +451,14 @@ class RunInfo:
         name = f"{method} · raw" if name == f"{method}_raw" else name
         return f"{name} ({self.part})" if self.part else name
 
-    def lead(self, protocol: str) -> int:
-        """The place of ``id@version`` among the protocols of the run's data set; others come after those."""
-        name = protocol.partition("@")[0]
+    def lead(self, protocol: str) -> tuple[int, int]:
+        """The place of ``id@version`` among the protocols of the run's data set; others come after those.
+
+        Of one protocol the newest version comes first.
+        """
+        name, _, version = protocol.partition(":")[0].partition("@")
         own = [word.partition("@")[0].partition(":")[0] for word in self.protocols]
-        return own.index(name) if name in own else len(own)
+        return own.index(name) if name in own else len(own), -int(version) if version.isdecimal() else 0
 
     @property
     def part(self) -> str:

@@ -250,6 +250,7 @@ def explained(scored: Scored, sample: str) -> str:
 def _rounding(scored: Scored) -> str:
     policy = scored.protocol.policy
     unit = "percent" if policy.scale == 100 else "fractions"
+    unit += f" ({', '.join(policy.fractions)}: fractions)" if policy.fractions else ""
     if policy.rounding == "unit":
         return f"{unit}, every unit to {policy.digits} decimals before averaging"
     if policy.rounding == "final":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +12,12 @@ import pytest
 
 from refseg_bench.cli import main
 from refseg_bench.config.components import names, open_protocol
-from refseg_bench.report.compare import compare
+from refseg_bench.report.compare import compare, shared_protocol
 from refseg_bench.report.html import write_report
-from refseg_bench.report.tables import Row, lines_of, tabulate
+from refseg_bench.report.tables import Row, lines_of, tables_of, tabulate
 from refseg_bench.run.store import RunStore, runs_in
 from refseg_bench.scoring import results
+from refseg_bench.scoring.table import ScoreTable
 from tests.report.test_html import part
 from tests.scoring.test_rules import Hand, gres_rows
 
@@ -45,6 +48,7 @@ def test_a_fraction_among_percents_is_percent_in_print() -> None:
         50
     ]
     assert any(line.split()[:2] == ["N-acc", "50.00"] for line in results.lines_of(scored, set()))
+    assert "percent (N-acc, T-acc, IoU: fractions), none" in results.explained(scored, scored.table.units[0])
 
 
 @pytest.fixture(scope="module")
@@ -75,3 +79,21 @@ def test_a_fraction_of_a_unit_is_percent_in_print(
     write_report([before, after], tmp_path / "pages")
     (scores,) = part(tmp_path / "pages", "index-0-0")["score"]
     assert set(scores[1]) == {100}
+
+
+def test_of_two_versions_of_a_protocol_the_newer_leads(photos: dict[str, RunStore], tmp_path: Path) -> None:
+    """Results of an older version stay in a run folder beside those it was scored to since."""
+    stores = [RunStore(Path(shutil.copytree(store.root, tmp_path / name))) for name, store in photos.items()]
+    (result,) = stores[0].results().values()
+    for store, versions in zip(stores, ([1, 2, 10], [1, 10]), strict=True):
+        for version in versions:
+            old = replace(result, protocol=f"refcoco-cris@{version}")
+            store.write_result(old, ScoreTable().write_parquet)
+    assert [name for name in stores[0].results() if "cris" in name] == [
+        "refcoco-cris@10", "refcoco-cris@2", "refcoco-cris@1",
+    ]  # fmt: skip
+    for store in stores:
+        store.outdated.add("grefcoco-gres@1:flag=empty")
+    first = next(table for table in tables_of(stores) if " by type" not in table.caption)
+    assert "refcoco-cris@10" in first.caption
+    assert shared_protocol(stores, "refcoco-cris") == "refcoco-cris@10"
