@@ -602,6 +602,8 @@ def test_a_report_leaves_out_nothing_that_was_asked_for(
         ("data show shapes a/b --out y.jpg", ".png"),
         ("doctor -o y.csv", ".json"),
         ("score --json y.csv", ".json"),
+        ("report --html y.html", "a folder's is wanted"),
+        ("demo y.mp4 words -o y.png", "a folder's is wanted"),
     ],
 )
 def test_a_file_of_another_kind_than_its_name_says_is_not_written(

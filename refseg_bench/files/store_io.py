@@ -687,13 +687,16 @@ def count(least: int) -> Callable[[str], int]:
 
 
 def written(*ends: str) -> Callable[[str], Path]:
-    """How an option's word is read as a path to write: of no ending, or of one of ``ends``."""
+    """How an option's word is read as a path to write: a file's, or a folder's without ``ends``."""
 
     def read(word: str) -> Path:
         if word == "-":
             raise argparse.ArgumentTypeError("'-' is no file; standard output is /dev/stdout")
-        if ends and Path(word).suffix.lower() not in ("", *ends):
+        end = Path(word).suffix.lower()
+        if ends and end not in ("", *ends):
             raise argparse.ArgumentTypeError(f"'{word}' ends in none of {', '.join(ends)}")
+        if not ends and end in (".html", ".png", ".mp4", ".zip") and not Path(word).is_dir():
+            raise argparse.ArgumentTypeError(f"'{word}' is a file's name, a folder's is wanted")
         return Path(word)
 
     return read

@@ -80,7 +80,7 @@ class Prompt:
 
     def fault(self, size: tuple[int, int]) -> str:
         """Why it points at nothing in a clip of (height, width) ``size``; empty if it does."""
-        if not self.kinds():
+        if not self.kinds() or not (self.text is None or self.text.strip()):
             return "The prompt is empty."
         if len(self.points) != len(self.labels):
             return f"{len(self.points)} points have {len(self.labels)} labels."

@@ -491,7 +491,7 @@ def test_nan_in_a_layer_is_told(make_dit, tmp_path):
 def test_captions(make_dit, tmp_path):
     clip = a_clip(tmp_path / "clip")
     file = tmp_path / "captions.json"
-    file.write_text(json.dumps({"clip": "a cat on the left"}))
+    file.write_text(json.dumps({"clip": "a cat on the left", "other": " "}))
     with pytest.raises(ConfigError, match="none are given"):
         list(refam(make_dit("sd3"), prompt_mode="caption").predict(clip, THREE))
     captioned = refam(make_dit("sd3"), prompt_mode="caption", captions=file)

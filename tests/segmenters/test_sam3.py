@@ -115,5 +115,7 @@ def test_words_through_a_video_follow_the_instances_of_the_frame(ours, clip):
 
 
 def test_text_stands_alone(ours, clip):
+    with ours.open(clip) as session, pytest.raises(DataError, match="is empty"):
+        session.find(" ")
     with ours.open(clip) as session, pytest.raises(DataError, match="stands alone"):
         session.segment(0, [Prompt(text="dog", box=(0.1, 0.1, 0.5, 0.5))])

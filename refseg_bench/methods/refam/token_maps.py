@@ -169,7 +169,7 @@ def caption_of(clip: Clip, path: Path) -> str:
     captions = read_captions(path)
     names = [clip.id, str(clip.attrs.get("image_id", "")), clip.frame_paths[0].stem, clip.frame_names[0]]
     for name in names:
-        if name in captions:
+        if captions.get(name, "").strip():
             return captions[name]
     raise DataError(
         f"Clip '{clip.id}' has no caption.",
