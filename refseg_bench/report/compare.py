@@ -101,9 +101,18 @@ def compare(
     data = {} if found.unpaired else _data_difference(first, second, name)
     known = [options_of(store.info().choices, lasting_of(store)) for store in (first, second)]
     options = {key: (known[0].get(key), known[1].get(key)) for key in differing(known)}
+    return replace(found, config={**options, **data, **_made_difference(first, second)})
+
+
+def _made_difference(first: RunStore, second: RunStore) -> dict[str, tuple[Any, Any]]:
+    """What two runs were made with where it differs and both tell of it; a package or GPU one may lack."""
     mine, other = _made_with(first), _made_with(second)
-    made = {key: (one, other[key]) for key, one in mine.items() if other.get(key, one) != one}
-    return replace(found, config={**options, **data, **made})
+    out = {}
+    for key in mine | other if mine and other else ():
+        pair = mine.get(key), other.get(key)
+        if pair[0] != pair[1] and (None not in pair or key.startswith(("packages.", "device.gpus"))):
+            out[key] = pair
+    return out
 
 
 def _made_with(store: RunStore) -> dict[str, str]:

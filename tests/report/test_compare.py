@@ -250,12 +250,14 @@ def test_a_comparison_says_that_the_data_differ(
 def test_a_comparison_says_what_the_runs_were_made_with(
     pair: dict[int, list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same options on another machine, with other versions or other weights give other masks."""
+    """The same options on another machine, with other versions or other weights give other masks.
+
+    Of one of two processes of the second run all is otherwise.
+    """
     empty, oracle = (RunStore.open(Path(root)) for root in pair[4])
     assert compare(empty, oracle).config == {"method": ("empty", "oracle")}
 
     def environments(store: RunStore) -> dict[str, dict[str, Any]]:
-        """Of one of two processes of the second run all is otherwise; the first has no GPU to tell of."""
         plain = {
             "commit": "c",
             "dirty": False,
@@ -265,7 +267,10 @@ def test_a_comparison_says_what_the_runs_were_made_with(
         }
         if store is empty:
             return {"a": plain}
-        other = {"packages": {"torch": "2.2"}, "device": {"cores": 9, "gpus": ["H100"]}}
+        other = {
+            "packages": {"torch": "2.2", "spacy": "3"},
+            "device": {"cores": 9, "gpus": ["H100"], "cuda": "12"},
+        }
         return {"a": plain, "b": {**plain, **other}}
 
     monkeypatch.setattr(RunStore, "environments", environments)
@@ -273,7 +278,11 @@ def test_a_comparison_says_what_the_runs_were_made_with(
     made = compare(empty, oracle).config
     assert made["packages.torch"] == ("2.1", "2.1 and 2.2")
     assert made["weights"] == (empty.root.name, oracle.root.name)
-    assert made.keys() == {"method", "packages.torch", "weights"}
+    assert (made["packages.spacy"], made["device.gpus"]) == ((None, "3"), (None, '["H100"]'))
+    assert made.keys() == {"method", "packages.torch", "packages.spacy", "device.gpus", "weights"}
+    monkeypatch.setattr(RunStore, "environments", lambda store: {} if store is empty else environments(store))
+    monkeypatch.setattr(RunStore, "weights", lambda store: "")
+    assert compare(empty, oracle).config.keys() == {"method"}, "masks of other code tell of nothing"
 
 
 def test_no_sample_is_listed_where_none_is_asked_for(pair: dict[int, list[str]]) -> None:
