@@ -145,6 +145,16 @@ def shown(text: str, colours: bool = False) -> str:
     return "".join(piece if place % 2 else printable(piece) for place, piece in enumerate(pieces))
 
 
+def some(names: Iterable[object], most: int = 5) -> str:
+    """The first of some names, and how many more there are.
+
+    >>> some("abc"), some("abc", 2)
+    ('a, b, c', 'a, b and 1 more')
+    """
+    every = [str(name) for name in names]
+    return ", ".join(every[:most]) + f" and {len(every) - most} more" * (len(every) > most)
+
+
 def printable(text: str) -> str:
     r"""A text from elsewhere on one line, as a terminal or a table may show it.
 

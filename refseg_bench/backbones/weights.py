@@ -32,7 +32,7 @@ from refseg_bench.backbones.lazy_torch import torch
 from refseg_bench.cache import Cache
 from refseg_bench.config import schema
 from refseg_bench.config.schema import TARGET
-from refseg_bench.errors import ConfigError, RefsegError, StoreError, missing_package, require
+from refseg_bench.errors import ConfigError, RefsegError, StoreError, missing_package, require, some
 from refseg_bench.files.store_io import look, read_json
 
 T = TypeVar("T")
@@ -222,8 +222,7 @@ def _whole(kind: Any, place: Path, device: torch.device | None, **options: Any) 
     if lacking:
         raise ModelError(
             f"The checkpoint lacks {len(lacking)} of the weights of {type(module).__name__}, or has them in "
-            f"another shape, so that they would be random: {', '.join(lacking[:3])}"
-            f"{' …' if len(lacking) > 3 else ''}.",
+            f"another shape, so that they would be random: {some(lacking, 3)}.",
             where=place,
             hint="Fetch it again; merge a part of a model (an adapter …) into a whole one first.",
         )

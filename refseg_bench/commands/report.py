@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
-from refseg_bench.errors import ConfigError, RefsegError, StoreError
+from refseg_bench.errors import ConfigError, RefsegError, StoreError, some
 from refseg_bench.files.store_io import add_json, check_output, count, output, written
 from refseg_bench.report import tables
 from refseg_bench.report.compare import only_protocol
@@ -139,11 +139,8 @@ def main(args: argparse.Namespace) -> int:
         _say("nothing is scored: the masks are hidden, or `refseg score` tells why")
         return 0
     if not scored:
-        raise StoreError(
-            "None of the runs is scored yet.",
-            where=", ".join(str(s.root) for s in stores[:5]),
-            hint="refseg score RUN",
-        )
+        where = some(store.root for store in stores)
+        raise StoreError("None of the runs is scored yet.", where=where, hint="refseg score RUN")
     if lacking := ", ".join(store.root.name for store in stores if store not in scored):
         _say(f"without a score, and not shown (`refseg status` tells why): {lacking}")
     if args.format == "term":

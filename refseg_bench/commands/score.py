@@ -13,7 +13,7 @@ from typing import Any
 
 from refseg_bench.config import schema
 from refseg_bench.config.components import find, is_class, open_dataset, open_protocol, options
-from refseg_bench.errors import ConfigError, RefsegError, ScoreError, StoreError
+from refseg_bench.errors import ConfigError, RefsegError, ScoreError, StoreError, some
 from refseg_bench.files.store_io import add_json, count, put_json, written
 from refseg_bench.scoring import results
 from refseg_bench.scoring.foreign import inside_dataset, open_predictions
@@ -173,7 +173,7 @@ def _score_runs(args: argparse.Namespace, ids: Sequence[str] | None) -> int:
     if not documents:
         raise StoreError(
             "Nothing was predicted in any of the runs.",
-            where=", ".join(str(store.root) for store in stores[:5]),
+            where=some(store.root for store in stores),
             hint="`refseg run` again: it tells what kept it from predicting.",
         )
     put_json(args.json, next(iter(documents.values())) if len(stores) == 1 else documents)

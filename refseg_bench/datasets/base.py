@@ -20,7 +20,7 @@ from typing import ClassVar
 from refseg_bench.config.schema import Component
 from refseg_bench.datasets.files import Damage, Tell, data_root, refuse, rename_that_helps, wordless
 from refseg_bench.env import resource
-from refseg_bench.errors import ConfigError, DataError
+from refseg_bench.errors import ConfigError, DataError, some
 from refseg_bench.types import Clip, Expression, MaskTrack, Target, sample_id
 
 
@@ -260,7 +260,7 @@ class LimitedDataset(Dataset):
         unknown = sorted(set(self.samples) - known)
         if unknown:
             raise ConfigError(
-                f"limit.samples names samples the split does not have: {', '.join(unknown[:5])}",
+                f"limit.samples names samples the split does not have: {some(unknown)}",
                 where=f"{self.name}, split {self.split}",
                 hint="A sample's id is CLIP/EXPRESSION, as `refseg status` and the score tables spell it.",
             )
@@ -349,7 +349,7 @@ def _not_found(data: Dataset, landmarks: Sequence[str]) -> DataError:
     inside: list[str] = []
     try:
         inside = sorted(name for name in os.listdir(place) if not name.startswith("."))
-        holds = f" The folder holds {', '.join(inside[:8]) + (' …' if len(inside) > 8 else '') or 'nothing'}."
+        holds = f" The folder holds {some(inside, 8) or 'nothing'}."
     except FileNotFoundError:
         holds = " There is no such folder." if data.root is not None else ""
     except OSError as error:

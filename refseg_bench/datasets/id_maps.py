@@ -13,7 +13,7 @@ from pathlib import Path
 from refseg_bench.config.schema import option
 from refseg_bench.datasets.base import Dataset
 from refseg_bench.datasets.files import Damage, bad_name, png_names, read_text
-from refseg_bench.errors import DataError
+from refseg_bench.errors import DataError, some
 from refseg_bench.types import Clip, Expression, Target
 
 #: Where the folders of the videos may lie below the root, likeliest first.
@@ -127,9 +127,10 @@ class IdMaps(Dataset):
         names = sorted(set(read_text(path).split()))
         absent = [name for name in names if name not in videos]
         if absent or not names:
-            told = ", ".join(absent[:5]) + (f" and {len(absent) - 5} more" if len(absent) > 5 else "")
             raise DataError(
-                f"Videos of the list have no id maps: {told}." if names else "The list names no video.",
+                f"Videos of the list have no id maps: {some(absent)}."
+                if names
+                else "The list names no video.",
                 where=path,
                 hint=f"Put their maps into {self._tops()[0]}, or take their names off the list.",
             )

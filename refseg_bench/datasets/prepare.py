@@ -37,7 +37,7 @@ from refseg_bench.datasets.files import (
 )
 from refseg_bench.datasets.refcoco import COCO_FOLDERS, coco_number
 from refseg_bench.datasets.verify import manifest
-from refseg_bench.errors import DataError
+from refseg_bench.errors import DataError, some
 from refseg_bench.files.store_io import open_regular, replacing, sweep, temporary_name, write_error
 
 Say = Callable[[str], None]
@@ -158,10 +158,10 @@ def _arrange(
             packed = [name for name in named if re.search(r"\.(zip|tar|tgz|gz|bz2|xz)$", name, re.IGNORECASE)]
             hint = f"See datasets/{data.name}/README.md for the archives' names and what is in them."
             if packed:
-                hint = f"Unpack it, and give --from the archives in it: {', '.join(packed[:5])}."
+                hint = f"Unpack it, and give --from the archives in it: {some(packed)}."
             raise Damage(
                 "missing file",
-                f"The archive holds nothing of '{data.name}', but {', '.join(inside[:5])}.",
+                f"The archive holds nothing of '{data.name}', but {some(inside)}.",
                 source,
                 hint=hint,
                 allowed=list(dict.fromkeys([*marks, *parts]))[:12],

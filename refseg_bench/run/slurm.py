@@ -15,7 +15,7 @@ from typing import Any
 from refseg_bench import env
 from refseg_bench.config import searchpath
 from refseg_bench.config.compose import Cluster
-from refseg_bench.errors import RefsegError, printable, require
+from refseg_bench.errors import RefsegError, printable, require, some
 from refseg_bench.files.store_io import write_atomic, writing
 from refseg_bench.run.shards import Planned
 from refseg_bench.run.worker import Command, Shard
@@ -38,7 +38,7 @@ def check(cluster: Cluster) -> None:
     if changed and not cluster.allow_dirty:
         raise RefsegError(
             "The code has changes that no commit holds, so the results could not be traced to it.",
-            where=", ".join(changed[:8]),
+            where=some(changed, 8),
             hint="Commit them, or add cluster.allow_dirty=true (the run then records the diff's hash).",
         )
 
@@ -75,9 +75,8 @@ def snapshot(folder: Path, say: Callable[[str], None]) -> Path:
         # The copy is no checkout: what its results are traced to goes with it.
         write_atomic(folder / env.ORIGIN, json.dumps(env.commit()) + "\n")
     if left_out:
-        more = f" and {len(left_out) - 8} more" if len(left_out) > 8 else ""
-        names = printable(", ".join(left_out[:8]))
-        say(f"  the snapshot leaves out what git does not track: {names}{more} (git add what the jobs need)")
+        names = printable(some(left_out, 8))
+        say(f"  the snapshot leaves out what git does not track: {names} (git add what the jobs need)")
     return folder
 
 

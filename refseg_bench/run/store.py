@@ -44,7 +44,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refseg_bench.config import schema
-from refseg_bench.errors import ConfigError, StoreError
+from refseg_bench.errors import ConfigError, StoreError, some
 from refseg_bench.files.store_io import (
     PUT_BACK,
     checksum,
@@ -706,10 +706,9 @@ class RunStore:
         if not lost:
             return None
         told = [f"{path} at byte {at}" for path, at in lost]
-        more = f" and {len(told) - 3} more" if len(told) > 3 else ""
         return StoreError(
             f"{len(told)} stored lines don't fit their checksum, are another run's, or are no records.",
-            where=", ".join(told[:3]) + more,
+            where=some(told, 3),
             hint="Give the same `refseg run` again: what they held is predicted anew.",
         )
 

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 
-from refseg_bench.errors import StoreError
+from refseg_bench.errors import StoreError, some
 from refseg_bench.files.store_io import checksum, look, read_bytes, read_record, reading, sealed
 from refseg_bench.run import inputs, store
 from refseg_bench.run.store import RunStore, StoredLine, record_of
@@ -112,8 +112,8 @@ def _look(run: RunStore, work: Work | None, present: inputs.Present | None, few:
         asked = {sample_id(clip.id, e.id) for clip, expressions in work for e in expressions}
         expected = len(asked)
         if surplus := [sample for sample in index if sample not in asked]:
-            few_of = ", ".join(surplus[:3]) + (" …" if len(surplus) > 3 else "")
-            notes.append(f"{len(surplus)} samples are not in the data set and don't count: {few_of}")
+            told = some(surplus, 3)
+            notes.append(f"{len(surplus)} samples are not in the data set and don't count: {told}")
             index = {sample: line for sample, line in index.items() if sample in asked}
         differing = inputs.stale(run, work, present)
     if damage := run.damage():

@@ -14,6 +14,8 @@ from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 
+from refseg_bench.errors import some
+
 #: Files and folders of a foreign folder that are looked through.
 MOST_ENTRIES = 300_000
 
@@ -35,8 +37,7 @@ def numbers(name: str) -> tuple[str, ...]:
 
 def few(names: Iterable[str]) -> str:
     """The first of some names, in quotes."""
-    first = sorted(names)
-    return ", ".join(f"'{name}'" for name in first[:3]) + (" …" if len(first) > 3 else "")
+    return some((f"'{name}'" for name in sorted(names)), 3)
 
 
 def counted_from_1(names: Iterable[str], wanted: Sequence[str]) -> bool:

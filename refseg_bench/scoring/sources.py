@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from refseg_bench.datasets.base import Dataset
-from refseg_bench.errors import ScoreError, printable
+from refseg_bench.errors import ScoreError, printable, some
 from refseg_bench.scoring.labels import GreyMasks, LabelMaps
 from refseg_bench.scoring.protocols.base import ScoringProtocol
 from refseg_bench.types import Clip, Expression, Prediction, Status, sample_id
@@ -135,7 +135,7 @@ class Coverage:
         lacking = [
             *(("failed ", name, "") for name in self.failed),
             *(("missing", name, "") for name in self.missing),
-            *(("missing", name, f": frames {_few(frames)}") for name, frames in self.gaps.items()),
+            *(("missing", name, f": frames {some(frames)}") for name, frames in self.gaps.items()),
         ]
         return [
             *(
@@ -151,12 +151,6 @@ class Coverage:
         if len(lines) <= SHOWN:
             return lines
         return [*lines[:SHOWN], f"and {len(lines) - SHOWN} more, all in --json"]
-
-
-def _few(names: Sequence[str]) -> str:
-    """The first of many names."""
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
 
 
 class LackingError(ScoreError):

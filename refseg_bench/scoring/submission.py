@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from refseg_bench.config import components
 from refseg_bench.datasets.base import Dataset
 from refseg_bench.datasets.files import bad_name, is_litter
-from refseg_bench.errors import ConfigError, DataError, ScoreError, printable
+from refseg_bench.errors import ConfigError, DataError, ScoreError, printable, some
 from refseg_bench.files import png
 from refseg_bench.files.store_io import MOST_PIXELS, check_output, open_regular, replacing, sweep, write_error
 from refseg_bench.types import Clip, MaskTrack, Prediction, extents, rle_fault, sample_id, wrong_way_round
@@ -409,7 +409,7 @@ def _problem(
     pixels = png.values_of(data, name)
     found.foreground += extents([MaskTrack.from_masks([pixels > 0], (height, width))])
     others = set(np.flatnonzero(np.bincount(pixels.ravel(), minlength=256)).tolist()) - {0, 255}
-    return ("values other than 0 and 255", ", ".join(map(str, sorted(others)[:5]))) if others else None
+    return ("values other than 0 and 255", some(sorted(others))) if others else None
 
 
 def _fault(data: bytes, height: int, width: int) -> str | None:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refseg_bench.datasets.base import Dataset, LimitedDataset
-from refseg_bench.errors import RefsegError, ScoreError
+from refseg_bench.errors import RefsegError, ScoreError, some
 from refseg_bench.scoring.boundary import JF, boundary_f, boundary_radius, jaccard, jf_values, mean_of
 from refseg_bench.scoring.counts import Region, compare, label_regions, region, stack
 from refseg_bench.scoring.labels import VOID, LabelMaps
@@ -196,9 +196,8 @@ class LabelProtocol(ScoringProtocol):
             return "the truth's first frame has no id but 255, which is void here (a 0/255 mask?)"
         later = ids_in(truth, range(1, frames.stop)) - {VOID}
         if later:
-            return (
-                f"only objects of the truth's first frame count, and it has none ({_few(later)} come later)"
-            )
+            told = some(sorted(later), 8)
+            return f"only objects of the truth's first frame count, and it has none ({told} come later)"
         return "its truth has no object"
 
     def units(self, case: Case) -> int:
@@ -212,10 +211,6 @@ class LabelProtocol(ScoringProtocol):
 def ids_in(truth: LabelMaps, frames: range) -> set[int]:
     """The ids that occur in some frames, 255 too."""
     return {int(k) for t in frames for k in np.flatnonzero(np.bincount(truth.frame(t).ravel()))} - {0}
-
-
-def _few(ids: set[int]) -> str:
-    return ", ".join(map(str, sorted(ids)[:8]))
 
 
 @dataclass
@@ -405,7 +400,7 @@ class VosBenchmark(LabelProtocol):
 
     def notes(self, case: Case) -> dict[str, Any]:
         """Predicted ids that the truth lacks (255 where masks are 0/255)."""
-        return {"ignored_ids": f"{_few(case.ignored)} (not in the truth)"} if case.ignored else {}
+        return {"ignored_ids": f"{some(sorted(case.ignored), 8)} (not in the truth)"} if case.ignored else {}
 
     def needs(self, clip: Clip) -> range:
         """Inner frames, or all of them."""
