@@ -190,11 +190,7 @@ class Entries(Mapping[str, Any]):
         return key in self.places
 
     def __getitem__(self, key: str) -> Any:
-        """One entry as plain values.
-
-        Raises:
-            Damage: no such entry, or it is malformed.
-        """
+        """One entry as plain values; a ``Damage`` where there is none, or it is malformed."""
         return parse_entry(self.raw(key), Place(self.file, f"entry '{key}'"))
 
     def raw(self, key: str) -> bytes:

@@ -322,7 +322,6 @@ class MetaExpressions(Dataset):
 
     @cached_property
     def _clips(self) -> dict[str, Clip]:
-        """The readable videos' clips, by id."""
         frames = self._frames_folder()
         clips: dict[str, Clip] = {}
         for video, record in self._videos.items():
@@ -428,7 +427,6 @@ class MetaExpressions(Dataset):
         return None
 
     def _frame_size(self, paths: Sequence[Path]) -> tuple[int, int] | None:
-        """The size of the first frame that is there."""
         for path in paths:
             if os.path.exists(path):
                 try:

@@ -163,11 +163,9 @@ class ReasonSeg(Dataset):
 
     @property
     def _folder(self) -> Path:
-        """The folder of the split."""
         return self.home / self.split
 
     def _record(self, clip: Clip) -> tuple[Place, dict[str, Any]]:
-        """The JSON of an image, and where it is."""
         file = self._folder / f"{clip.id}.json"
         if self._last[0] != clip.id:
             # Some files of the release were saved on Windows.

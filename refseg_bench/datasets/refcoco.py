@@ -174,7 +174,6 @@ class RefCoco(Dataset):
 
     @cached_property
     def _instances(self) -> Path:
-        """The annotation file."""
         return self.home / "instances.json"
 
     @cached_property

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import cv2
@@ -81,17 +82,14 @@ class LocHead(HeatMethod):
         """The sum over the heads, each smoothed."""
         maps_TKhw = np.asarray(entry["maps"], np.float32)
         if self.sigma > 0:
-            flat = [_smooth(map_hw, self.sigma) for map_hw in maps_TKhw.reshape(-1, *maps_TKhw.shape[2:])]
-            maps_TKhw = np.stack(flat).reshape(maps_TKhw.shape)
+            smooth = partial(cv2.GaussianBlur, ksize=(0, 0), sigmaX=self.sigma, borderType=cv2.BORDER_REFLECT)
+            flat = maps_TKhw.reshape(-1, *maps_TKhw.shape[2:])
+            maps_TKhw = np.stack([*map(smooth, flat)]).reshape(maps_TKhw.shape)
         return np.asarray(maps_TKhw.sum(axis=1), np.float32)
 
     def told(self, entry: Entry) -> dict[str, Any]:
         """The heads."""
         return {"heads": [list(pair) for pair in self.chosen]}
-
-
-def _smooth(map_hw: FloatHW, sigma: float) -> Any:
-    return cv2.GaussianBlur(map_hw, (0, 0), sigma, borderType=cv2.BORDER_REFLECT)
 
 
 # ── which heads localize: the criteria of the released code ──────────────────

@@ -193,8 +193,6 @@ def _give(folder: Path, key: str, value: Any) -> None:
 
 @dataclass
 class _Run:
-    """A run with what its report needs of it."""
-
     store: RunStore
     values: Mapping[str, Any]
     dataset: str
@@ -375,8 +373,6 @@ _Measures = dict[str, list[dict[str, float]]]
 
 @dataclass
 class _GroupWriter:
-    """Writes index and clip files of the runs on one data set."""
-
     index: int
     first_run: int
     runs: Sequence[_Run]

@@ -32,8 +32,6 @@ FEW = 5
 
 @dataclass
 class _Failed:
-    """A failed sample: what went wrong, in which process."""
-
     sample: str
     why: str
     job: str
@@ -103,7 +101,6 @@ def _code() -> str:
 
 
 def _look(run: RunStore, work: Work | None, present: inputs.Present | None, few: int) -> Summary:
-    """Read all predictions of a run."""
     notes: list[str] = []
     differing: dict[str, str] = {}
     index: Mapping[str, StoredLine] = run.index()

@@ -100,11 +100,7 @@ class Command(_Job):
     arguments: tuple[str, ...]  #: after ``refseg``
 
     def __call__(self) -> None:
-        """Run it.
-
-        Raises:
-            RefsegError: it ended with another code than 0 (so SLURM shows the job as failed).
-        """
+        """Run it; another code than 0 is an error, so that SLURM shows the job as failed."""
         code = subprocess.run([sys.executable, "-m", "refseg_bench", *self.arguments]).returncode
         if code != 0:
             raise RefsegError(f"`refseg {' '.join(self.arguments)}` ended with code {code}.")

@@ -149,11 +149,12 @@ class _Reading:
         """The lines of all predictions, in the data set's order."""
         present = Present(self.dataset, seen_before(self.store))
         work = partial(_read, source=self.source)
-        for clip, found in zip(self.dataset.clips(), over_clips(self.dataset, work, jobs), strict=True):
-            self.encodings.update(found.encodings)
+        read = over_clips(self.dataset, work, jobs)
+        for clip, (samples, encodings) in zip(self.dataset.clips(), read, strict=True):
+            self.encodings.update(encodings)
             before = self.store.predictions(clip.id)
             for e in self.dataset.expressions(clip):
-                prediction, state = found.samples[e.id]
+                prediction, state = samples[e.id]
                 self.coverage.enter(sample_id(clip.id, e.id), state)
                 core, former = _core(prediction), _core(before.get(e.id))
                 self.changed += core != former
@@ -162,15 +163,10 @@ class _Reading:
                     yield line_of(dataclasses.replace(prediction, inputs=present.inputs(clip, e)))
 
 
-@dataclass(frozen=True)
-class _Read:
-    """What a source holds of a clip: expression → its prediction, if there is one, and state."""
-
-    samples: Mapping[str, tuple[Prediction | None, State]]
-    encodings: Mapping[str, int]
-
-
-def _read(dataset: Dataset, clip: Clip, source: ForeignPredictions) -> _Read:
+def _read(
+    dataset: Dataset, clip: Clip, source: ForeignPredictions
+) -> tuple[dict[str, tuple[Prediction | None, State]], Mapping[str, int]]:
+    """Expression of a clip → its prediction, if there is one, and state; and how the files are stored."""
     expressions = dataset.expressions(clip)
     given = source.predictions(clip, expressions, labels=False, samples=True)
     known = source.survey(clip, expressions).samples
@@ -181,7 +177,7 @@ def _read(dataset: Dataset, clip: Clip, source: ForeignPredictions) -> _Read:
             found = state_of(prediction, clip)
             state = found._replace(why=found.why or state.why)
         samples[e.id] = prediction, state
-    return _Read(samples, given.encodings)
+    return samples, given.encodings
 
 
 def _core(prediction: Prediction | None) -> str:

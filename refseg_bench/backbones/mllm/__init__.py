@@ -230,8 +230,6 @@ class MLLM(GroundingMLLM):
 
 @dataclass
 class _Loaded:
-    """A model in memory with what belongs to it."""
-
     model: Any
     tokenizer: Any
     family: MLLMFamily
