@@ -155,8 +155,9 @@ def test_what_somebody_changed_in_the_hubs_cache_is_another_model(cache, monkeyp
     repo, told = cache / "models--some--model", Weights("some/model")
     snapshot = repo / "snapshots" / ("a" * 40)
     texts = {"config.json": b"{}", "tokenizer.json": b"[]"}
+    heads = {"config.json": b"blob 2\0", "tokenizer.json": b""}
     for name, text in texts.items():
-        blob = repo / "blobs" / hashlib.sha1(b"blob %d\0" % len(text) + text).hexdigest()
+        blob = repo / "blobs" / hashlib.sha1(heads[name] + text).hexdigest()
         blob.write_bytes(text)
         (snapshot / name).unlink(missing_ok=True)
         (snapshot / name).symlink_to(blob)

@@ -384,7 +384,7 @@ class ChatLocal(ChatModel):
         if needed.local:
             return needed
         key = {"stage": "chat model", "model": self.model, "revision": self.revision}
-        commit = identity(needed).get("commit")
+        commit = identity(needed, self.cache_root).get("commit")
         if commit is not None:
             self._cache.put(key, {"commit": commit})
         elif (kept := self._cache.get(key)) is not None:

@@ -495,9 +495,9 @@ def _edited(path: Path, memory: Cache) -> bool:
     digest, size = path.resolve().name, path.stat().st_size
     if not path.is_symlink():
         return True
-    if len(digest) == 40:
-        with path.open("rb") as stream:
-            return hashlib.sha1(b"blob %d\0" % size + stream.read()).hexdigest() != digest
+    if len(digest) == 40 and size <= 1 << 24:
+        data = path.read_bytes()  # git's digest, or that of a mirror
+        return digest not in (hashlib.sha1(head + data).hexdigest() for head in (b"blob %d\0" % size, b""))
     # It is linked to as soon as it is there; a large one of the same time need not be read.
     later = max(path.stat().st_mtime, path.stat().st_ctime) > path.lstat().st_mtime + 60
     return len(digest) == 64 and later and _sha256(path, memory) != digest
