@@ -691,7 +691,7 @@ def written(*ends: str) -> Callable[[str], Path]:
 
     def read(word: str) -> Path:
         if word == "-":
-            raise argparse.ArgumentTypeError("'-' is no file; standard output is /dev/stdout")
+            raise argparse.ArgumentTypeError("'-' is no file: give a name")
         end = Path(word).suffix.lower()
         if ends and end not in ("", *ends):
             raise argparse.ArgumentTypeError(f"'{word}' ends in none of {', '.join(ends)}")
