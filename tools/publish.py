@@ -33,7 +33,10 @@ EXTRA = (
 )  # fmt: skip
 HEADER = (*(c for c in COLUMNS if c != "source"), *EXTRA)
 #: What makes a row: publishing again replaces it.
-_KEY = ("paper", "table", "row", "method", "backbone", "dataset", "split", "setting", "metric", "protocol")
+_KEY = (
+    "paper", "table", "row", "method", "backbone", "segmenter", "dataset", "split", "setting", "metric",
+    "protocol",
+)  # fmt: skip
 
 
 def publish(stores: Iterable[RunStore], folder: Path, note: str = "") -> dict[Path, int]:

@@ -208,8 +208,8 @@ def _compared(
         settings.level if settings.resamples else 0.0,
         overall,
         tuple(groups),
-        tuple(_told(m, second) for m in moved[::-1][:most] if m.second > m.first),
-        tuple(_told(m, second) for m in moved[:most] if m.second < m.first),
+        tuple(_told(m, runs) for m in moved[::-1][:most] if m.second > m.first),
+        tuple(_told(m, runs) for m in moved[:most] if m.second < m.first),
         {},
         len(tables[0]) + len(tables[1]) - 2 * len(a),
         headline,
@@ -235,6 +235,7 @@ def verdicts(run: RunStore, others: Iterable[RunStore]) -> list[str]:
         decided = "ahead" if low > 0 else "behind" if high < 0 else "not decided"
         names = " over ".join(reversed(found.labels))
         told = f"[{low:+z.1f}, {high:+z.1f}], {decided}" if low == low else "without an interval"
+        told += f", on the {gap.units} units of both" if found.unpaired else ""
         out.append(f"{names}: {value:+z.1f} {metric} {told}")
     rule = schema.locate(str(frozen(run)["method"][schema.TARGET]), "method").absence_rule
     for name in [*run.results()][:1] if rule else ():
@@ -394,10 +395,10 @@ def shared_protocol(stores: Sequence[RunStore], asked: str | None) -> str:
     return shared[0]
 
 
-def _told(moved: Moved, run: RunStore) -> Moved:
-    """With its expression, as the run's record has it."""
-    line = run.index().get(moved.unit)
-    made = None if line is None else run.read(line).inputs
+def _told(moved: Moved, runs: Iterable[RunStore]) -> Moved:
+    """With its expression, as the record of one of the runs has it."""
+    lines = (line for run in runs if (line := run.index().get(moved.unit)))
+    made = next(filter(None, (RunStore.read(line).inputs for line in lines)), None)
     return moved if made is None else replace(moved, text=made.text)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from refseg_bench.cli import main
 from refseg_bench.errors import ScoreError
-from refseg_bench.report.compare import Gated, Policy, compare, gate
+from refseg_bench.report.compare import Gated, Policy, compare, gate, verdicts
 from refseg_bench.report.html import home
 from refseg_bench.run.store import RunStore, runs_in
 from refseg_bench.scoring.stats import holm
@@ -288,3 +288,14 @@ def test_a_comparison_says_what_the_runs_were_made_with(
 def test_no_sample_is_listed_where_none_is_asked_for(pair: dict[int, list[str]]) -> None:
     found = compare(*(RunStore.open(Path(root)) for root in pair[4]), most=0)
     assert (found.gained, found.lost) == ((), ())
+
+
+def test_what_one_run_lacks_is_told(pair: dict[int, list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A verdict on the part that both have says so; a sample's words are those of the run that has it."""
+    part, whole, oracle = (RunStore.open(Path(root)) for root in (pair[1][0], *pair[4]))
+    (units,) = {result.n for result in part.results().values()}
+    (line,) = verdicts(whole, [part])
+    assert line.endswith(f"on the {units} units of both")
+    index = RunStore.index
+    monkeypatch.setattr(RunStore, "index", lambda store: {} if store is oracle else index(store))
+    assert all(moved.text for moved in compare(whole, oracle).gained)

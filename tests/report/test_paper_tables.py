@@ -185,14 +185,16 @@ def test_a_run_of_other_options_says_so_beside_the_row_it_repeats(tmp_path: Path
     assert row["note"] == "with segmenter=grabcut, +seed=1, method@method.of=x; a try"
 
 
-def test_seeds_are_rows_of_their_own(tmp_path: Path) -> None:
-    for seed in (0, 1):
-        store = scored_run(tmp_path, 70.0 + seed, name=str(seed), seed=seed)
-        store.info_path.write_text(sealed({**vars(store.info()), "overrides": [f"seed={seed}"]}))
+def test_seeds_and_segmenters_are_rows_of_their_own(tmp_path: Path) -> None:
+    for place, (seed, segmenter) in enumerate([(0, "grabcut"), (1, "grabcut"), (1, "sam2")]):
+        store = scored_run(tmp_path, 70.0 + place, name=str(place), seed=seed)
+        choices = {**store.info().choices, "segmenter": segmenter}
+        typed = {"choices": choices, "overrides": [f"seed={seed}"], "source": "elsewhere"}
+        store.info_path.write_text(sealed({**vars(store.info()), **typed}))
         store.config_path.write_text(sealed_text(to_yaml({**frozen(store), "reference": None})))
         publish([store], tmp_path / "out")
     rows = read_published(tmp_path / "out" / "samples.csv")
-    assert {row["value"] for row in rows if row["metric"] == "J"} == {"70.0000", "71.0000"}
+    assert {row["value"] for row in rows if row["metric"] == "J"} == {"70.0000", "71.0000", "72.0000"}
 
 
 def test_printed_numbers_stand_as_printed() -> None:
