@@ -11,7 +11,8 @@ import pytest
 from refseg_bench.backbones.chat import ChatEndpoint
 from refseg_bench.backbones.weights import needs_of
 from refseg_bench.config.compose import compose
-from refseg_bench.methods.agents import read_boxes, read_point
+from refseg_bench.methods.agents import read_boxes, read_point, refer_agent
+from refseg_bench.methods.agents.drawing import beside
 from refseg_bench.methods.agents.refer_agent import (
     ClipScores,
     ReferAgent,
@@ -28,6 +29,17 @@ LENGTH = 40
 @pytest.fixture
 def clip(tmp_path):
     return FakeDataset(root=tmp_path / "data", n_frames=LENGTH).clips()[0]
+
+
+@pytest.fixture(autouse=True)
+def _small_sheets(monkeypatch):
+    """What the frames are stitched to is an eighth as high: nobody here looks at so many pixels."""
+
+    def eighth(images, height):
+        assert height == 896
+        return beside(images, height // 8)
+
+    monkeypatch.setattr(refer_agent, "beside", eighth)
 
 
 class Graded(ClipScores):
