@@ -160,7 +160,8 @@ def seed_everything(seed: int, scope: str) -> None:
 
     global _run_seed
     _run_seed = seed
-    mixed = int.from_bytes(hashlib.sha256(f"{seed}:{scope}".encode()).digest()[:4], "little")
+    drawn = hashlib.sha256(f"{seed}:{scope}".encode("utf-8", "surrogatepass"))
+    mixed = int.from_bytes(drawn.digest()[:4], "little")
     random.seed(mixed)
     np.random.seed(mixed)
     torch = sys.modules.get("torch")

@@ -8,6 +8,7 @@ import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -226,6 +227,24 @@ def test_so_does_one_whose_claim_was_dropped(tmp_path: Path, again: bool) -> Non
         forget(tmp_path, a.census)
         assert not again or (b.take("x") and not b.lost)
         assert a.lost
+
+
+def test_signs_of_life_go_on_whatever_is_told_with_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beats, asked = iter([False, False, True]), []
+
+    def now() -> str:
+        asked.append(1)
+        raise ValueError("I/O operation on closed file")
+
+    desk = Desk(tmp_path, owner("a"))
+    desk.now = now
+    monkeypatch.setattr(desk, "_over", SimpleNamespace(wait=lambda seconds: next(beats)))
+    (tmp_path / "jobs").mkdir()
+    desk.record.touch()
+    desk._beat()
+    assert len(asked) == 2
 
 
 def test_records_tell_the_time_and_the_gpus(tmp_path: Path) -> None:

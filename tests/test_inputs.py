@@ -621,6 +621,16 @@ def test_truth_of_another_size_is_told_and_no_earlier_result_shown(
     assert "Some targets don't fit their clips" in (tmp_path / "report/data/meta.js").read_text()
 
 
+@pytest.mark.parametrize("facts", [{"names": "0 \udce9"}, {"text": "caf\udce9"}])
+def test_names_and_words_that_no_record_can_hold_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, facts: dict[str, str]
+) -> None:
+    monkeypatch.setattr(Written, "facts", lambda self: facts)
+    with pytest.raises(DataError, match="clip 'clip[01]' are in another encoding than UTF-8"):
+        a_run(tmp_path)
+    assert not list((tmp_path / "runs").glob("*"))
+
+
 def test_names_that_no_json_can_hold_leave_no_record(tmp_path: Path) -> None:
     store = fake_run(tmp_path)
     clip = Clip("c", (Path("a/\udcff.png"),), ("0",), (2, 3))

@@ -238,7 +238,7 @@ def bad_name(name: object) -> str | None:
     if not name.strip():
         return "is empty"
     if "\\" in name or printable(name) != name:
-        return "holds a backslash, line break or control character"
+        return "holds a backslash, line break, control character, or bytes that are no UTF-8"
     if name.startswith("/"):
         return "is an absolute path"
     parts = name.split("/")

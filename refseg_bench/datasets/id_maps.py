@@ -147,7 +147,9 @@ class IdMaps(Dataset):
 def _videos(top: Path) -> Iterator[Path]:
     """Folders that hold PNG files, sorted by name."""
     for folder in sorted(top.iterdir()) if top.is_dir() else ():
-        if bad_name(folder.name) is None and folder.is_dir() and any(_maps(folder)):
+        if folder.is_dir() and any(_maps(folder)):
+            if reason := bad_name(folder.name):
+                raise Damage("unsafe name", f"The folder's name {reason}.", folder, hint="Rename it.")
             yield folder
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from refseg_bench.config.schema import option
 from refseg_bench.datasets.base import Dataset
-from refseg_bench.datasets.files import Damage, Place, check_link, read_json, wordless
+from refseg_bench.datasets.files import Damage, Place, bad_name, check_link, read_json, wordless
 from refseg_bench.datasets.masks import Size, are_coordinates, misses
 from refseg_bench.errors import DataError
 from refseg_bench.files.images import image_size
@@ -81,6 +81,9 @@ class ReasonSeg(Dataset):
         for path in files:
             if path.suffix.lower() not in (".jpg", ".jpeg"):
                 continue
+            if reason := bad_name(path.name):
+                told = f"The image's name {reason}."
+                self.tell(Damage("unsafe name", told, path, hint="Rename it and its JSON."))
             if (other := images.setdefault(path.stem, path)) != path:
                 told = f"The images '{other.name}' and '{path.name}' share one JSON."
                 hint = "Take away the one that the JSON isn't of, or rename it with a JSON of its own."

@@ -16,7 +16,7 @@ from refseg_bench.config.compose import Cluster, Composed, Config, load
 from refseg_bench.config.schema import TARGET
 from refseg_bench.datasets.base import Dataset, no_sample
 from refseg_bench.datasets.files import files_read
-from refseg_bench.errors import RefsegError
+from refseg_bench.errors import DataError, RefsegError, printable
 from refseg_bench.run.build import dataset_of, frozen, weights_of
 from refseg_bench.run.inputs import Present, keep_record, seen_before, stale, told
 from refseg_bench.run.store import RunStore, StoredLine, runs_in
@@ -30,9 +30,21 @@ Work = list[tuple[Clip, tuple[Expression, ...]]]
 
 
 def plan(dataset: Dataset) -> Work:
-    """All clips with their expressions."""
+    """All clips with their expressions.
+
+    Raises:
+        DataError: the data set can't be read, or holds names or texts that no record can hold.
+    """
     work = ((clip, tuple(dataset.expressions(clip))) for clip in dataset.clips())
-    return [(clip, expressions) for clip, expressions in work if expressions]
+    whole = [(clip, expressions) for clip, expressions in work if expressions]
+    for clip, expressions in whole:
+        try:
+            "".join([clip.id, *clip.frame_names, *(e.id + e.text for e in expressions)]).encode()
+        except UnicodeEncodeError:
+            what = f"Names or words of the clip '{printable(clip.id)}' are in another encoding than UTF-8."
+            hint = "Rename its file or folder, or convert its texts."
+            raise DataError(what, where=dataset.name, hint=hint) from None
+    return whole
 
 
 def share(work: Work, shards: int) -> list[Work]:

@@ -624,8 +624,9 @@ class Desk:
 
     def _beat(self) -> None:
         while not self._over.wait(BEAT):
-            # Counting threads may change what is told while it is read; the next beat tells it.
-            with suppress(OSError, RuntimeError):
+            # Signs of life go on whatever is wrong with what is told: it changes while it is read, or nobody
+            # reads the terminal any more.
+            with suppress(Exception):
                 os.utime(self.record)
                 if now := self.now()[:_MOST_NOW]:
                     write_atomic(self.record.with_suffix(_NOW), now)

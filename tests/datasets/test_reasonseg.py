@@ -1,6 +1,7 @@
 """Every quirk of ReasonSeg."""
 
 import json
+import os
 
 import cv2
 import numpy as np
@@ -182,3 +183,13 @@ def test_two_pictures_of_one_stem_are_refused_by_name(tmp_path):
     with pytest.raises(DataError, match=r"'a\.jpeg' and 'a\.jpg' share one JSON"):
         ReasonSeg(root=tmp_path).clips()
     assert list(verify(ReasonSeg(root=tmp_path)).kinds()) == ["duplicate id"]
+
+
+def test_a_picture_whose_name_is_in_another_encoding_is_told(tmp_path):
+    write(tmp_path, [("target", TRIANGLE)])
+    folder = os.fsencode(tmp_path / "ReasonSeg/val")
+    for end in (b"jpg", b"json"):
+        os.rename(folder + b"/a." + end, folder + b"/\xe9." + end)
+    with pytest.raises(DataError, match="name holds .* bytes that are no UTF-8"):
+        ReasonSeg(root=tmp_path).clips()
+    assert list(verify(ReasonSeg(root=tmp_path)).kinds()) == ["unsafe name"]

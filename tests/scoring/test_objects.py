@@ -239,6 +239,12 @@ def test_a_davis_tree_says_what_it_takes_and_refuses_what_is_not_there(tmp_path)
             IdMaps(tmp_path, split).clips()
 
 
+def test_a_video_whose_name_is_in_another_encoding_is_not_left_out(tmp_path):
+    write(tmp_path, {"a": id_maps(7), "caf\udce9": id_maps(7)})
+    with pytest.raises(DataError, match="name holds .* bytes that are no UTF-8"):
+        IdMaps(tmp_path).clips()
+
+
 def test_davis_semi_aborts_on_an_id_too_many(tmp_path):
     write(tmp_path / "g", {"a": id_maps(7, objects=1, late=False)})
     write(tmp_path / "p", {"a": id_maps(7, objects=1, late=False) * 255})
