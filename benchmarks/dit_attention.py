@@ -17,6 +17,8 @@ import subprocess
 import sys
 import time
 
+from refseg_bench.files.store_io import count
+
 
 def measure(variant: str, grid: int, blocks: int, tokens: int, heads: int) -> dict[str, float]:
     """Seconds and peak MB beyond the model of one forward pass."""
@@ -64,10 +66,10 @@ def measure(variant: str, grid: int, blocks: int, tokens: int, heads: int) -> di
 def main() -> None:
     """Measure all variants and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--grid", type=int, default=32, help="image tokens per side (FLUX at 1024²: 64)")
-    parser.add_argument("--blocks", type=int, default=6)
-    parser.add_argument("--tokens", type=int, default=19)
-    parser.add_argument("--heads", type=int, default=8)
+    parser.add_argument("--grid", type=count(1), default=32, help="image tokens per side (FLUX at 1024²: 64)")
+    parser.add_argument("--blocks", type=count(1), default=6)
+    parser.add_argument("--tokens", type=count(1), default=19)
+    parser.add_argument("--heads", type=count(1), default=8)
     parser.add_argument("--variant", help=argparse.SUPPRESS)
     args = parser.parse_args()
     shape = (args.grid, args.blocks, args.tokens, args.heads)

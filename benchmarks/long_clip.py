@@ -24,6 +24,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from refseg_bench.files.store_io import count
+
 #: Pictures that differ; the others are links to them.
 PERIOD = 60
 OBJECTS = 4
@@ -77,9 +79,9 @@ def peak(*command: str) -> tuple[float, float]:
 def main() -> None:
     """Print a line per length and stage."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--frames", type=int, nargs="+", default=[360, 3600])
-    parser.add_argument("--size", type=int, nargs=2, default=[720, 1280], metavar=("H", "W"))
-    parser.add_argument("--expressions", type=int, default=20)
+    parser.add_argument("--frames", type=count(1), nargs="+", default=[360, 3600])
+    parser.add_argument("--size", type=count(1), nargs=2, default=[720, 1280], metavar=("H", "W"))
+    parser.add_argument("--expressions", type=count(1), default=20)
     parser.add_argument("--keep", type=Path, metavar="DIR", help="work here and leave everything")
     parser.add_argument("--limit", type=float, metavar="MB", help="exit with 1 above it")
     parser.add_argument("override", nargs="*", help="of `refseg run`")

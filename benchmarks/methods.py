@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from refseg_bench.backbones import dit, mllm
 from refseg_bench.config.compose import compose
+from refseg_bench.files.store_io import count
 from refseg_bench.run.build import build_method, dataset_of
 from refseg_bench.run.loop import predict_clip
 from refseg_bench.types import Expression
@@ -51,7 +52,7 @@ def main():
     )
     parser.add_argument("--options", nargs="*", default=[], help="more of `refseg run`")
     parser.add_argument("--dataset", default="shapes")
-    parser.add_argument("--expressions", type=int, nargs="+", default=(1, 4, 16))
+    parser.add_argument("--expressions", type=count(1), nargs="+", default=(1, 4, 16))
     args = parser.parse_args()
     torch.set_num_threads(1)
     mllm.shared_pass = dit.shared_pass = lambda device, size: size
@@ -64,13 +65,13 @@ def main():
         clip = min(data.clips(), key=len)
         texts = dict.fromkeys(e.text for other in data.clips() for e in data.expressions(other))
         method, each = build_method(values, data), []
-        for count in (0, *args.expressions):  # the first loads the models
+        for many in (0, *args.expressions):  # the first loads the models
             for part in (method, method.backbone):
                 object.__setattr__(part, "cache_root", None)  # nothing is known from before
             vars(method).pop("cache", None)
-            asked = [Expression(str(i), text) for i, text in enumerate(list(texts)[: count or 1])]
+            asked = [Expression(str(i), text) for i, text in enumerate(list(texts)[: many or 1])]
             before = counted(method)
-            with Count() if count else nullcontext() as seen:
+            with Count() if many else nullcontext() as seen:
                 failures = [p.failure for p, _ in predict_clip(method, clip, asked) if p.failure]
             if failures:
                 sys.exit(f"{name}: {failures[0].message}")

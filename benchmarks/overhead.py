@@ -20,6 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
+from refseg_bench.files.store_io import count
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from refseg_bench.config import schema
@@ -138,8 +140,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--samples", type=int, default=10_000)
-    parser.add_argument("--slurm", type=int, metavar="TASKS", help="also submit an array of this size")
+    parser.add_argument("--samples", type=count(1), default=10_000)
+    parser.add_argument("--slurm", type=count(1), metavar="TASKS", help="also submit an array of this size")
     args = parser.parse_args()
     worst = 0.0
     for name, expressions, frames in (("video set", 10, 20), ("image set", 1, 1)):

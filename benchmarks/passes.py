@@ -19,6 +19,7 @@ import numpy as np
 from refseg_bench.backbones import mllm
 from refseg_bench.backbones.base import RolloutSettings
 from refseg_bench.config.compose import compose
+from refseg_bench.files.store_io import count
 from refseg_bench.methods.decaf import DecAF
 from refseg_bench.methods.decaf.fusion import sample_frames
 from refseg_bench.methods.decaf.prompts import background_prompt, object_prompt, template
@@ -48,8 +49,8 @@ def main():
     parser.add_argument("--model", default="shipped:tiny_mllm")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--expressions", type=int, nargs="+", default=(1, 4, 16))
+    parser.add_argument("--batch", type=count(1), default=16)
+    parser.add_argument("--expressions", type=count(1), nargs="+", default=(1, 4, 16))
     args = parser.parse_args()
     values = compose(["method=decaf_tiny", "dataset=shapes"])[0].values
     data = dataset_of(values)
@@ -74,16 +75,16 @@ def measured(made, frames, visual, known, counts):
         f" {'answer tokens':>14} {'seconds':>8}   each"
     )
     good = True
-    for count in counts:
-        texts = list(dict.fromkeys(known))[:count]
+    for many in counts:
+        texts = list(dict.fromkeys(known))[:many]
         rows = []
         for together in (False, True):
             found, did, seconds = run(made, frames, visual, texts, together)
             rows.append((found, replace(did), seconds))
             print(
-                f"{count:11d} {'together' if together else 'one by one':>9} {did.passes / count:8.1f}"
-                f" {did.visual_prefixes / count:9.1f} {did.prompt_tokens / count:14.1f}"
-                f" {did.generated_tokens / count:14.1f} {seconds / count:8.3f}"
+                f"{many:11d} {'together' if together else 'one by one':>9} {did.passes / many:8.1f}"
+                f" {did.visual_prefixes / many:9.1f} {did.prompt_tokens / many:14.1f}"
+                f" {did.generated_tokens / many:14.1f} {seconds / many:8.3f}"
             )
         (alone, one, slow), (joint, two, fast) = rows
         passes = [did.passes - did.visual_prefixes for did in (one, two)]
@@ -94,7 +95,7 @@ def measured(made, frames, visual, known, counts):
             for a, b in zip(alone, joint, strict=True)
         )
         good &= apart < (1e-4 if made.dtype == "float32" else 0.1)
-        good &= count > 1 or passes[0] >= 3 * passes[1]
+        good &= many > 1 or passes[0] >= 3 * passes[1]
     return good
 
 

@@ -16,6 +16,8 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from refseg_bench.files.store_io import count
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 TEXTS = (
@@ -118,11 +120,11 @@ def run(made, frames, expressions, share):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--frames", type=int, default=4)
-    parser.add_argument("--size", type=int, nargs=2, default=(480, 854))
-    parser.add_argument("--hidden", type=int, default=128)
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--expressions", type=int, nargs="+", default=(1, 4, 16, 32))
+    parser.add_argument("--frames", type=count(1), default=4)
+    parser.add_argument("--size", type=count(1), nargs=2, default=(480, 854))
+    parser.add_argument("--hidden", type=count(1), default=128)
+    parser.add_argument("--layers", type=count(1), default=4)
+    parser.add_argument("--expressions", type=count(1), nargs="+", default=(1, 4, 16, 32))
     args = parser.parse_args()
     torch.set_num_threads(1)
     from tests.tiny_mllm import clip_frames
@@ -133,12 +135,12 @@ def main():
     print(f"{'expressions':>11} {'prefill GFLOP':>14} {'rollout GFLOP':>14} {'CPU s':>7}   per expression")
     print(f"{'unshared':>11} {alone / 1e9:14.2f} {alone_rollout / 1e9:14.2f} {seconds:7.2f}")
     saved = {}
-    for count in args.expressions:
-        prefill, rollout, seconds = run(made, frames, count, share=True)
-        saved[count] = alone / (prefill / count)
+    for many in args.expressions:
+        prefill, rollout, seconds = run(made, frames, many, share=True)
+        saved[many] = alone / (prefill / many)
         print(
-            f"{count:11d} {prefill / count / 1e9:14.2f} {rollout / count / 1e9:14.2f} {seconds / count:7.2f}"
-            f"   {saved[count]:.1f}x fewer prefill FLOPs"
+            f"{many:11d} {prefill / many / 1e9:14.2f} {rollout / many / 1e9:14.2f} {seconds / many:7.2f}"
+            f"   {saved[many]:.1f}x fewer prefill FLOPs"
         )
     return 0 if saved.get(16, 8.0) >= 8 else 1
 

@@ -22,6 +22,7 @@ from PIL import Image
 
 from refseg_bench.config.compose import Composed, Config, digest
 from refseg_bench.config.schema import complete, conform, option
+from refseg_bench.files.store_io import count
 from refseg_bench.report.html import write_report
 from refseg_bench.run.launch import freeze
 from refseg_bench.run.loop import work_on
@@ -89,7 +90,7 @@ class Square:
 def main() -> None:
     """Write, open, print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--samples", type=int, default=10_000)
+    parser.add_argument("--samples", type=count(1), default=10_000)
     asked = parser.parse_args()
     os.environ["REFSEG_SEARCHPATH"] = "pkg://benchmarks"
     with tempfile.TemporaryDirectory() as scratch:

@@ -17,6 +17,8 @@ import threading
 import time
 from pathlib import Path
 
+from refseg_bench.files.store_io import count
+
 
 def resident():
     """Resident bytes of this process now."""
@@ -76,7 +78,7 @@ def main():
         ("layers", 2),
         ("threads", 1),
     ):
-        parser.add_argument(f"--{name}", type=int, default=value)
+        parser.add_argument(f"--{name}", type=count(1), default=value)
     parser.add_argument("--way", choices=("dense", "streamed"))
     parser.add_argument("--out")
     args = parser.parse_args()

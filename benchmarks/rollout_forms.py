@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from refseg_bench.backbones.rollout import LayerQK, shared_rollout
 from refseg_bench.backbones.weights import choose_device
+from refseg_bench.files.store_io import count
 
 
 def streamed_rollout(layers, visual_N, mode="v_max", residual=0.5, dtype=None, block_bytes=None):
@@ -98,10 +99,12 @@ def launches(call, device):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tokens", type=int, default=3200)
-    parser.add_argument("--prompts", type=int, nargs="+", default=(1, 4, 16))
-    parser.add_argument("--shape", type=int, nargs=3, default=(28, 4, 128), help="heads, key heads, channels")
-    parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--tokens", type=count(1), default=3200)
+    parser.add_argument("--prompts", type=count(1), nargs="+", default=(1, 4, 16))
+    parser.add_argument(
+        "--shape", type=count(1), nargs=3, default=(28, 4, 128), help="heads, key heads, channels"
+    )
+    parser.add_argument("--layers", type=count(1), default=2)
     parser.add_argument("--device", default="auto")
     args = parser.parse_args()
     device, worst = choose_device(args.device), 0.0

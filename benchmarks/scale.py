@@ -35,7 +35,7 @@ from benchmarks.overhead import ReadyMade, SimulatedDataset
 from refseg_bench import env
 from refseg_bench.config import schema
 from refseg_bench.config.compose import Composed, Config, digest
-from refseg_bench.files.store_io import checksum
+from refseg_bench.files.store_io import checksum, count
 from refseg_bench.run import loop
 from refseg_bench.run.launch import freeze, freeze_for_workers, launch
 from refseg_bench.run.store import RunStore
@@ -331,9 +331,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--samples", type=int, default=35_000)
-    parser.add_argument("--runs", type=int, default=100)
-    parser.add_argument("--workers", type=int, default=64)
+    parser.add_argument("--samples", type=count(1), default=35_000)
+    parser.add_argument("--runs", type=count(1), default=100)
+    parser.add_argument("--workers", type=count(1), default=64)
     args = parser.parse_args()
     tell = Figures()
     os.environ["REFSEG_SEARCHPATH"] = "pkg://benchmarks"

@@ -26,6 +26,8 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from refseg_bench.files.store_io import count
+
 ROOT = Path(__file__).resolve().parents[1]
 PALETTE = [v for i in range(256) for v in ((i * 67) % 256, (i * 129) % 256, (i * 31) % 256)]
 #: Times less CPU than vos-benchmark that each way to count must reach.
@@ -221,9 +223,9 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--sequences", type=int, default=30)
-    parser.add_argument("--frames", type=int, default=60)
-    parser.add_argument("--size", type=int, nargs=2, default=(480, 854), metavar=("H", "W"))
+    parser.add_argument("--sequences", type=count(1), default=30)
+    parser.add_argument("--frames", type=count(1), default=60)
+    parser.add_argument("--size", type=count(1), nargs=2, default=(480, 854), metavar=("H", "W"))
     parser.add_argument("--quick", action="store_true", help="6 clips x 30 frames: no target holds")
     args = parser.parse_args()
     if args.quick:

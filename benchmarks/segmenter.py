@@ -21,6 +21,7 @@ import numpy as np
 from refseg_bench.commands.doctor import moving_disc
 from refseg_bench.config.components import options
 from refseg_bench.config.schema import build
+from refseg_bench.files.store_io import count
 from refseg_bench.segmenters.base import Prompt, SegmenterCounters
 from refseg_bench.types import Clip
 
@@ -61,10 +62,10 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--segmenter", help="a member of conf/segmenter; default: a small random SAM 2")
-    parser.add_argument("--expressions", type=int, default=20)
-    parser.add_argument("--frames", type=int, default=24)
-    parser.add_argument("--size", type=int, nargs=2, default=(120, 214), metavar=("H", "W"))
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--expressions", type=count(1), default=20)
+    parser.add_argument("--frames", type=count(1), default=24)
+    parser.add_argument("--size", type=count(1), nargs=2, default=(120, 214), metavar=("H", "W"))
+    parser.add_argument("--threads", type=count(1), default=1)
     args = parser.parse_args()
 
     with tempfile.TemporaryDirectory() as place:
