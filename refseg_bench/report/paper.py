@@ -172,6 +172,7 @@ class Held:
     result: Result  #: the whole result row, for its coverage
     tolerance: float  #: how far it may be off
     part: str = ""  #: which part of the split the run was limited to; empty = the whole
+    sees_targets: bool = False  #: True if its method is shown the truth
 
     @property
     def delta(self) -> float:
@@ -188,6 +189,11 @@ class Held:
     def whole(self) -> bool:
         """True if the number rests on all samples of the split."""
         return self.result.whole and not (self.part or self.result.part)
+
+    @property
+    def ranked(self) -> bool:
+        """True if the number may be the best of its group."""
+        return self.whole and not self.sees_targets
 
 
 def counterpart(result: Result, row: PaperRow) -> str | None:
@@ -223,13 +229,14 @@ def held_against(store: RunStore) -> list[Held]:
 
 
 def _beside_rows(store: RunStore, rows: Iterable[PaperRow], tolerance: float) -> Iterator[Held]:
-    results, part = _in_order(store), store.info().part
+    results, info = _in_order(store), store.info()
+    more = info.part, info.sees_targets
     for row in rows:
         for result in results:
             name = counterpart(result, row)
             if name is not None and math.isfinite(result.metrics[name].value):
                 ours = in_percent(result, name)
-                yield Held(row, store.root.name, result.protocol, ours, result, tolerance, part)
+                yield Held(row, store.root.name, result.protocol, ours, result, tolerance, *more)
                 break
 
 
@@ -470,11 +477,11 @@ def _cell(table: PaperTable, line: TableLine, column: Column, marks: Mapping[str
     if column not in line.cells:
         return Cell("–")
     group = [one for one in table.lines if one.kind == line.kind and column in one.cells]
-    peers = [one for one in group if column not in one.held or one.held[column].whole]
+    peers = [one for one in group if column not in one.held or one.held[column].ranked]
     top = max(peers, key=lambda one: one.cells[column].value, default=None)
     held, cell = line.held.get(column), line.shown(column)
     first = top is not None and cell.text == top.shown(column).text
-    cell = replace(cell, best=len(group) > 1 and first and (held is None or held.whole))
+    cell = replace(cell, best=len(group) > 1 and first and (held is None or held.ranked))
     if held is None:
         other = bool(table.method) and line.labels[0] != table.method
         return replace(cell, mark=_OTHERS if other else "")
@@ -484,7 +491,19 @@ def _cell(table: PaperTable, line: TableLine, column: Column, marks: Mapping[str
 
 
 #: Columns of our numbers alone.
-_OURS = ("low", "high", "delta", "within_tolerance", "run", "protocol", "n", "expected", "failed", "missing")
+_OURS = (
+    "low",
+    "high",
+    "delta",
+    "within_tolerance",
+    "run",
+    "departures",
+    "protocol",
+    "n",
+    "expected",
+    "failed",
+    "missing",
+)
 
 
 def to_records(table: PaperTable) -> list[dict[str, Any]]:
@@ -510,7 +529,8 @@ def to_records(table: PaperTable) -> list[dict[str, Any]]:
             if held is not None:
                 printed = {"delta": held.delta, "within_tolerance": held.within} if held.row.value else {}
                 row |= {"low": value.low, "high": value.high, **printed, "run": held.run}
-                row |= {"protocol": held.protocol, **held.result.coverage}
+                departing = line.labels[0].partition("ours, ")[2]
+                row |= {"departures": departing, "protocol": held.protocol, **held.result.coverage}
             out.append(without_nan(row))
     return out
 

@@ -180,9 +180,23 @@ def test_a_run_of_other_options_says_so_beside_the_row_it_repeats(tmp_path: Path
     laid = paper.layout(paper.paper_table("decaf.csv", "6", "DecAF", [plain, other]))
     ours = [row[0].text.strip() for row in laid.rows if "ours" in row[0].text]
     assert ours == ["ours", "ours, segmenter=grabcut, +seed=1, method@method.of=x"]
+    records = paper.to_records(paper.paper_table("decaf.csv", "6", "DecAF", [plain, other]))
+    assert [r["departures"] for r in records if r["by"] == "ours"] == ["", ours[1].removeprefix("ours, ")]
     publish([other], tmp_path / "out", note="a try")
     (row,) = read_published(tmp_path / "out" / "decaf.csv")
     assert row["note"] == "with segmenter=grabcut, +seed=1, method@method.of=x; a try"
+
+
+def test_what_sees_the_truth_is_not_the_best_of_a_papers_table(tmp_path: Path) -> None:
+    store = scored_run(tmp_path, 99.0)
+    (result,) = store.results().values()
+    store.write_result(replace(result, n=244, failed=0, missing=0), ScoreTable().write_parquet)
+    for sees in (False, True):
+        store.info_path.write_text(sealed({**vars(store.info()), "sees_targets": sees}))
+        laid = paper.layout(paper.paper_table("decaf.csv", "6", "DecAF", [store]))
+        best = {row[3].text for row in laid.rows if row[3].best}
+        assert (best == {"99.0"}) is not sees, best
+        assert best
 
 
 def test_seeds_and_segmenters_are_rows_of_their_own(tmp_path: Path) -> None:
