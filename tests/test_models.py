@@ -204,7 +204,7 @@ def test_weights_stay_what_they_were_while_a_run_is_worked_on(cache, monkeypatch
         (folder / "config.json").write_text((folder / "config.json").read_text() + "\n")
         with pytest.raises(ModelError, match="changed while this process was at work") as caught:
             load()
-        assert caught.value.where == str(folder / "config.json")
+        assert (caught.value.where, caught.value.code) == (str(folder / "config.json"), os.EX_TEMPFAIL)
         assert models.content(local) == before
     load()
     assert models.content(branch) == "b" * 40

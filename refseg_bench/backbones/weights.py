@@ -285,7 +285,9 @@ def refuse_changed(place: Path) -> None:
             path.is_file() and (look(path) == state or _sha256(path, Cache(None)) == digest)
         ):
             what = "The file was changed while this process was at work."
-            raise ModelError(what, where=path, hint="The same command goes on with what is there now.")
+            error = ModelError(what, where=path, hint="The same command goes on with what is there now.")
+            error.code = os.EX_TEMPFAIL
+            raise error
 
 
 # ── on this machine ──────────────────────────────────────────────────────────
