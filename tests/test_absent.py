@@ -77,6 +77,9 @@ def test_from_the_run_to_tables_files_and_pages(v2: Path, capsys: pytest.Capture
     (shown,) = data_file(Path("pages"), "meta")["groups"]
     (table,) = shown["scores"]
     assert table["open"] == "jf_over=all"
+    breakdowns = {t["attribute"]: t for t in data_file(Path("pages"), "meta")["breakdowns"]}
+    assert "J&F by type" in breakdowns["type"]["caption"], "Final has no value where nothing is absent"
+    assert not [c for t in breakdowns.values() for row in t["rows"] for c in row if c["text"] == "–"]
     absent = {"oracle": 2, "empty": 6, "full_frame": 0}
     assert {[*stores][row["run"]]: row["absent"] for row in table["rows"]} == absent
     listed = data_file(Path("pages"), "index-0-0")["status"]

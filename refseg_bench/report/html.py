@@ -54,6 +54,7 @@ from refseg_bench.report.tables import (
     in_percent,
     number_cell,
     rows_of,
+    shared_by,
     tabulate,
     unsettled,
 )
@@ -282,7 +283,7 @@ def _run_record(run: _Run, group: int, place: int) -> dict[str, Any]:
 
 
 def _breakdowns(place: int, group: Sequence[_Run]) -> Iterator[dict[str, Any]]:
-    """Headline metric by attribute, runs side by side, one table per protocol and attribute."""
+    """The first metric that all groups have, runs side by side, one table per protocol and attribute."""
     for protocol in dict.fromkeys(name for run in group for name in run.tables):
         scored = [run for run in group if protocol in run.tables]
         rules = protocol_of(scored[0].results[protocol])
@@ -294,9 +295,10 @@ def _breakdowns(place: int, group: Sequence[_Run]) -> Iterator[dict[str, Any]]:
                 else {}
                 for run in having
             ]
-            headline = rules.metrics[0]
+            headline, rows = shared_by(columns, rules.metrics), []
+            if headline is None:
+                continue  # the groups are the protocol's own columns
             percent = rules.policy.percent(headline)
-            rows = []
             for value in dict.fromkeys(value for column in columns for value in column):
                 most = "–".join(map(str, sorted({column[value][0] for column in columns if value in column})))
                 found = (column[value][1][headline] if value in column else None for column in columns)

@@ -283,9 +283,7 @@ def _by_type(
     rules = protocol_of(rows[0].result)
     parts = [breakdown(rules, table, "type", Bootstrap(resamples=0)) for table in units]
     kinds = {kind: sorted({part[kind][0] for part in parts if kind in part}) for kind in chain(*parts)}
-    # The first metric that all groups have: a mean over kinds of targets has no value where one lacks.
-    groups = [metrics for part in parts for _, metrics in part.values()]
-    headline = next((n for n in rules.metrics if all(math.isfinite(g[n].value) for g in groups)), None)
+    headline = shared_by(parts, rules.metrics)
     if headline is None:
         return  # the types are the protocol's own columns
     percent = rules.policy.percent(headline)
@@ -301,6 +299,14 @@ def _by_type(
         tuple(body),
         notes=tuple(known.values()),
     )
+
+
+def shared_by(
+    parts: Iterable[Mapping[str, tuple[int, Mapping[str, Estimate]]]], metrics: Iterable[str]
+) -> str | None:
+    """The first metric that all groups have: a mean over kinds of targets has no value where one lacks."""
+    groups = [found for part in parts for _, found in part.values()]
+    return next((n for n in metrics if all(math.isfinite(g[n].value) for g in groups)), None)
 
 
 def _table(dataset: str, protocol: str, rows: list[Row], sets: Collection[str]) -> ResultTable:
