@@ -98,7 +98,7 @@ def compare(
     tables = [ScoreTable.read_parquet(*s.samples(name)) for s in (first, second)]
     called = titles([first.info(), second.info()])
     found = _compared((first, second), called, name, tables, attributes, most, settings)
-    data = {} if found.unpaired else _data_difference(first, second, name)
+    data = _data_difference(first, second, name, whole=not found.unpaired)
     known = [options_of(store.info().choices, lasting_of(store)) for store in (first, second)]
     options = {key: (known[0].get(key), known[1].get(key)) for key in differing(known)}
     return replace(found, config={**options, **data, **_made_difference(first, second)})
@@ -127,14 +127,24 @@ def _made_with(store: RunStore) -> dict[str, str]:
     return {key: " and ".join(sorted(values)) for key, values in told.items()} | weights
 
 
-def _data_difference(first: RunStore, second: RunStore, protocol: str) -> dict[str, tuple[str, str]]:
-    """What of the data two results rest on differs, with the digests that tell so."""
-    marks = [store.made_from(protocol) for store in (first, second)]
+def _data_difference(
+    first: RunStore, second: RunStore, protocol: str, *, whole: bool = True
+) -> dict[str, tuple[str, str]]:
+    """What of the data two results rest on differs, with the digests that tell so.
+
+    Those of other samples differ anyway: not ``whole``, the first one counts of which both were predicted.
+    """
+    if whole:
+        marks = (store.made_from(protocol) for store in (first, second))
+        pairs = [tuple((mark.get("facts", ""), mark.get("files", "")) for mark in marks)]
+    else:
+        lines = ((line, second.index().get(sample)) for sample, line in first.index().items())
+        pairs = [(a.inputs[:2], b.inputs[:2]) for a, b in lines if b and a.inputs and b.inputs]
     out = {}
-    for part, what in (("facts", "samples, texts, frame names or sizes"), ("files", "pixels of frames")):
-        a, b = (mark.get(part, "") for mark in marks)
-        if a and b and a != b:
-            out[what] = a, b
+    for place, what in enumerate(("samples, texts, frame names or sizes", "pixels of frames")):
+        told = ((a[place], b[place]) for a, b in pairs)
+        if (unlike := next(((a, b) for a, b in told if a and b and a != b), None)) is not None:
+            out[what] = unlike
     return out
 
 

@@ -6,14 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from refseg_bench.cli import main
 from refseg_bench.errors import ScoreError
 from refseg_bench.report.compare import Gated, Policy, compare, gate, verdicts
 from refseg_bench.report.html import home
+from refseg_bench.run.loop import work_on
 from refseg_bench.run.store import RunStore, runs_in
+from refseg_bench.scoring.runs import score_run
 from refseg_bench.scoring.stats import holm
 from refseg_bench.scoring.table import ScoreTable
+from tests.fakes import FakeDataset, fake_run
 
 
 @pytest.fixture(scope="module")
@@ -299,3 +303,23 @@ def test_what_one_run_lacks_is_told(pair: dict[int, list[str]], monkeypatch: pyt
     index = RunStore.index
     monkeypatch.setattr(RunStore, "index", lambda store: {} if store is oracle else index(store))
     assert all(moved.text for moved in compare(whole, oracle).gained)
+
+
+@pytest.mark.parametrize("limit", [{}, {"clips": 2}])
+def test_the_data_of_the_common_samples_are_held_against_each_other(
+    tmp_path: Path, limit: dict[str, int]
+) -> None:
+    """A run on another machine, of a part of the samples, whose frames were stored anew."""
+    stores = [
+        fake_run(tmp_path / "here"), fake_run(tmp_path / "there", limit=limit),
+    ]  # fmt: skip
+    for store, colour in zip(stores, (10, 20), strict=True):
+        data = FakeDataset(root=store.root.parents[1] / "data")
+        for path in (path for clip in data.clips() for path in clip.frame_paths):
+            Image.new("RGB", (32, 24), (colour, 0, 0)).save(path)
+        work_on(store)
+        score_run(store)
+    found = compare(*stores)
+    assert bool(found.unpaired) is bool(limit)
+    assert "pixels of frames" in found.config
+    assert not any("texts" in key for key in found.config)
