@@ -543,6 +543,7 @@ def hub(tmp_path, monkeypatch):
     return folder
 
 
+@pytest.mark.slow
 def test_a_local_model_that_was_replaced_is_asked_again(tmp_path):
     folder = tmp_path / "model"
     shutil.copytree(shipped("tiny_mllm"), folder)

@@ -69,12 +69,14 @@ class OnlyHere(World):
         return super().clips()
 
 
+@pytest.mark.slow
 def test_what_a_process_meets_is_told():
     world = OnlyHere(clip_count=5)
     with pytest.raises(DataError, match="not on this node"):
         score(world, [LookupSource(Guesses(world))], [RvosExpression()], Options(jobs=2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limits", [None, {"clips_limit": 4}])
 def test_processes_change_nothing(limits):
     world = World(clip_count=5)

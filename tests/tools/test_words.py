@@ -8,6 +8,7 @@ import pytest
 from tests.fakes import REPO
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [["--nope"], ["bogus"], ["HEAD", "HEAD"]])
 @pytest.mark.parametrize("tool", ["house.py", "make_tables.py", "make_gallery.py"])
 def test_a_word_that_a_tool_cannot_mean_is_told(tool: str, words: list[str]) -> None:
