@@ -15,11 +15,10 @@ import re
 import shlex
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from errno import EACCES, EDQUOT, ENOSPC, EROFS
 from fnmatch import fnmatch
-from glob import glob
 from importlib import import_module
 from pathlib import Path
 from pickle import UnpicklingError
@@ -483,13 +482,20 @@ def _identity(weights: Weights, cache: Path | None) -> dict[str, Any]:
     return told | ({"sha256": whole} if lines else {})
 
 
-def _files_in(place: Path) -> list[str]:
-    """Names of the files below a folder and the folders it links to, in order.
+def _files_in(place: Path, above: Collection[Path] = ()) -> list[str]:
+    """Names of the files below a folder and the folders it links to, in order; a link back is none.
 
-    Hidden ones are left out, for a download leaves its own records there.
+    Hidden ones are left out, for a download leaves its own records there. ``above``: real folders it is in.
     """
-    found = glob("**", root_dir=place, recursive=True)
-    return [path.as_posix() for path in sorted(map(Path, found)) if (place / path).is_file()]
+    real = place.resolve()
+    above, found = {*(above or real.parents), real}, list[str]()
+    names = os.listdir(place) if os.access(place, os.R_OK | os.X_OK) else ()
+    for path in (place / name for name in sorted(names) if not name.startswith(".")):
+        if path.is_file():
+            found.append(path.name)
+        elif path.is_dir() and path.resolve() not in above:
+            found += [f"{path.name}/{name}" for name in _files_in(path, above)]
+    return found
 
 
 def _edited(path: Path, memory: Cache) -> bool:
