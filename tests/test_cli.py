@@ -615,6 +615,18 @@ def test_a_file_of_another_kind_than_its_name_says_is_not_written(
     assert not list(in_tmp.iterdir())
 
 
+@pytest.mark.parametrize("name", ["list.json.tmp", "list-0.5", "list"])
+def test_an_ending_that_is_no_kind_is_part_of_a_name(
+    name: str, in_tmp: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Scripts write to a name of their own, and rename the file when it is whole."""
+    assert main(["data", "list", "--json", name]) == 0
+    assert json.loads((in_tmp / name).read_text())
+    for option in ("-o", "--html"):
+        assert main(["report", "none", option, name]) == 2
+        assert "No run folder here" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "option", ["--json", "-o", "--output", "--out", "--to", "--save", "--html", "--coco"]
 )

@@ -99,7 +99,7 @@ def main(args: argparse.Namespace) -> int:
     end = args.output.suffix.lower() if args.output is not None else ""
     kinds = [end for end, name in _ENDS.items() if end == ".txt" or args.format in (None, name)]
     kinds = [".svg"] if args.sweep is not None else [".mp4"] if args.video is not None else kinds
-    if end and end not in kinds:
+    if end in (*_ENDS, ".svg", ".mp4") and end not in kinds:
         raise ConfigError(f"{args.output} would hold another thing than its name says.", allowed=kinds)
     args.format = args.format or _ENDS.get(end, "term")
     for path in filter(None, (args.output or (args.video and Path("sample.mp4")), args.coco)):

@@ -686,17 +686,21 @@ def count(least: int) -> Callable[[str], int]:
     return read
 
 
+#: What any other ending says (``.tmp``, ``run-0.5``) is the user's own.
+_KINDS = {
+    ".json", ".csv", ".md", ".tex", ".txt", ".svg", ".png", ".jpg", ".pdf", ".mp4", ".html", ".zip", ".tar",
+}  # fmt: skip
+
+
 def written(*ends: str) -> Callable[[str], Path]:
     """How an option's word is read as a path to write: a file's, or a folder's without ``ends``."""
 
     def read(word: str) -> Path:
         if word == "-":
             raise argparse.ArgumentTypeError("'-' is no file: give a name")
-        end = Path(word).suffix.lower()
-        if ends and end not in ("", *ends):
-            raise argparse.ArgumentTypeError(f"'{word}' ends in none of {', '.join(ends)}")
-        if not ends and end in (".html", ".png", ".mp4", ".zip") and not Path(word).is_dir():
-            raise argparse.ArgumentTypeError(f"'{word}' is a file's name, a folder's is wanted")
+        if Path(word).suffix.lower() in _KINDS.difference(ends) and (ends or not Path(word).is_dir()):
+            wrong = f"ends in none of {', '.join(ends)}" if ends else "is a file's name, a folder's is wanted"
+            raise argparse.ArgumentTypeError(f"'{word}' {wrong}")
         return Path(word)
 
     return read
