@@ -380,6 +380,14 @@ def test_a_mask_of_fractions_is_refused(value: float) -> None:
         MaskTrack.from_masks([np.ones((2, 3), np.uint8), np.full((2, 3), value, np.float32)], (2, 3))
 
 
+def test_a_run_and_a_link_to_it_are_one_run(tmp_path: Path) -> None:
+    """It is told by the name that was given first."""
+    store, other = a_store(tmp_path / "runs"), a_store(tmp_path / "others")
+    (tmp_path / "runs" / "zz-last").symlink_to(store.root)
+    asked = [tmp_path / "runs", other.root, tmp_path / "runs" / "zz-last"]
+    assert [found.root for found in find_runs(asked)] == [store.root, other.root]
+
+
 def test_a_run_that_may_not_be_read_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

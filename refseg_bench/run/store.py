@@ -983,7 +983,10 @@ def find_runs(paths: Sequence[Path]) -> list[RunStore]:
         if not inside:
             raise StoreError("No run folder here.", where=path, hint="`refseg run` makes one.")
         found.extend(inside)
-    return list({store.root.resolve(): store for store in found}.values())
+    first: dict[Path, RunStore] = {}  # of a folder and links to it
+    for store in found:
+        first.setdefault(store.root.resolve(), store)
+    return [*first.values()]
 
 
 def _other(now: os.stat_result | None, known: os.stat_result) -> bool:
