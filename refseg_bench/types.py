@@ -512,7 +512,9 @@ class Result:
 
     def percent(self, metric: str) -> float:
         """What a metric is multiplied with to be in percent: some are fractions whatever ``scale`` says."""
-        return 100.0 if metric in (self.details.get("fractions") or ()) else 100.0 / self.scale
+        # Rows of before don't tell; GRES' alone have such.
+        old = ("N-acc", "T-acc") if self.protocol.startswith("grefcoco-gres@") else ()
+        return 100.0 if metric in (self.details.get("fractions") or old) else 100.0 / self.scale
 
     @property
     def coverage(self) -> dict[str, int]:

@@ -492,18 +492,9 @@ def _cell(table: PaperTable, line: TableLine, column: Column, marks: Mapping[str
 
 #: Columns of our numbers alone.
 _OURS = (
-    "low",
-    "high",
-    "delta",
-    "within_tolerance",
-    "run",
-    "departures",
-    "protocol",
-    "n",
-    "expected",
-    "failed",
+    "low", "high", "delta", "within_tolerance", "run", "departures", "protocol", "n", "expected", "failed",
     "missing",
-)
+)  # fmt: skip
 
 
 def to_records(table: PaperTable) -> list[dict[str, Any]]:

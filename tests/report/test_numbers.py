@@ -14,7 +14,7 @@ from refseg_bench.cli import main
 from refseg_bench.config.components import names, open_protocol
 from refseg_bench.report.compare import compare, shared_protocol
 from refseg_bench.report.html import write_report
-from refseg_bench.report.tables import Row, lines_of, tables_of, tabulate
+from refseg_bench.report.tables import Row, in_percent, lines_of, tables_of, tabulate
 from refseg_bench.run.store import RunStore, runs_in
 from refseg_bench.scoring import results
 from refseg_bench.scoring.table import ScoreTable
@@ -47,6 +47,9 @@ def test_a_fraction_among_percents_is_percent_in_print() -> None:
     assert [line["value"] * 100 / line["scale"] for line in lines_of([row]) if line["metric"] == "N-acc"] == [
         50
     ]
+    before = replace(scored.result, details={**scored.result.details, "fractions": None})
+    for metric in scored.result.metrics:
+        assert in_percent(before, metric).value == in_percent(scored.result, metric).value
     assert any(line.split()[:2] == ["N-acc", "50.00"] for line in results.lines_of(scored, set()))
     assert "percent (N-acc, T-acc, IoU: fractions), none" in results.explained(scored, scored.table.units[0])
 
