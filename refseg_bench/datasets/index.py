@@ -214,11 +214,7 @@ class Entries(Mapping[str, Any]):
         if len(text) != length:
             raise Damage("torn JSON", "The file ends early.", self.file, f"byte {start + len(text)}")
         if crc32(text) != check:
-            hint = (
-                "Delete it: it is made again."
-                if self.path
-                else "Try again; if that helps not, fetch it again."
-            )
+            hint = "Delete it: it is made again." if self.path else "Try again, then fetch it again."
             raise Damage("changed file", "An entry is not what it was.", path, f"byte {start}", hint)
         return text
 

@@ -259,11 +259,8 @@ def departures(store: RunStore) -> str:
     info = store.info()
     swept = {"dataset", "dataset.split", "dataset.videos"}
     with suppress(ConfigError):  # the experiment is not here any more
-        grid = (
-            read("experiment", info.choices["experiment"]).get("sweep")
-            if "experiment" in info.choices
-            else ()
-        )
+        name = info.choices.get("experiment")
+        grid = read("experiment", name).get("sweep") if name else ()
         swept |= {key for keys in grid or () for key in keys.split(",")}
     known = {*PARTS, *dict(flatten(info.lasting))}
     typed = {word: word.lstrip("+~").partition("=")[0] for word in info.overrides}
