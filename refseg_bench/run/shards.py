@@ -39,11 +39,14 @@ def plan(dataset: Dataset) -> Work:
     whole = [(clip, expressions) for clip, expressions in work if expressions]
     for clip, expressions in whole:
         try:
-            "".join([clip.id, *clip.frame_names, *(e.id + e.text for e in expressions)]).encode()
+            "".join([clip.id, *clip.frame_names, *(t for e in expressions for t in (e.id, e.text))]).encode()
         except UnicodeEncodeError:
             what = f"Names or words of the clip '{printable(clip.id)}' are in another encoding than UTF-8."
             hint = "Rename its file or folder, or convert its texts."
             raise DataError(what, where=dataset.name, hint=hint) from None
+        except TypeError as error:
+            what = f"An id, frame name or text of the clip '{clip.id}' is no text ({error})."
+            raise DataError(what, where=dataset.name, hint="Let the data set's class give str.") from None
     return whole
 
 
