@@ -127,13 +127,10 @@ class IdMaps(Dataset):
         names = sorted(set(read_text(path).split()))
         absent = [name for name in names if name not in videos]
         if absent or not names:
-            raise DataError(
-                f"Videos of the list have no id maps: {some(absent)}."
-                if names
-                else "The list names no video.",
-                where=path,
-                hint=f"Put their maps into {self._tops()[0]}, or take their names off the list.",
-            )
+            what = f"Videos of the list have no id maps: {some(absent)}."
+            what = what if names else "The list names no video."
+            hint = f"Put their maps into {self._tops()[0]}, or take their names off the list."
+            raise DataError(what, where=path, hint=hint)
         return [videos[name] for name in names]
 
     def _clip(self, folder: Path) -> Clip:

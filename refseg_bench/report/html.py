@@ -345,9 +345,7 @@ def _comparisons(group: Sequence[_Run], runs: list[_Run]) -> list[dict[str, Any]
             {
                 "group": f"{part.attribute} = {part.value}" if part.attribute else "all",
                 "metric": metric,
-                **{
-                    end: _finite(getattr(d, end) * found.percents[metric]) for end in ("value", "low", "high")
-                },
+                **{e: _finite(getattr(d, e) * found.percents[metric]) for e in ("value", "low", "high")},
                 "p": _finite(d.p),
                 "units": d.units,
                 "clusters": d.clusters,
