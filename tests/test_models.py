@@ -137,9 +137,7 @@ def test_a_part_that_is_linked_to_is_a_part(tmp_path):
     (folder / "transformer").symlink_to(part)
     assert (find(needed), models.content(needed)) == before
     assert before[0].problem is None
-    for name, target in (("latest", "."), ("here", folder), ("runs", "..")):  # ways round are endless
-        (folder / name).symlink_to(target)
-    (part / "whole").symlink_to(folder)
+    (folder / "latest").symlink_to(".")  # a way round
     assert (find(needed), models.content(needed)) == before
     (part / "config.json").write_text((part / "config.json").read_text() + "\n")
     assert models.content(needed) not in (before[1], None)

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from refseg_bench.config.components import names
 from refseg_bench.errors import StoreError
 from refseg_bench.files import store_io
 from refseg_bench.files.store_io import (
     MOST_DEPTH,
     check_output,
+    files_in,
     open_regular,
     output,
     parse_yaml,
@@ -30,6 +32,26 @@ from refseg_bench.files.store_io import (
     within,
     write_atomic,
 )
+
+
+def test_a_link_back_is_no_folder(tmp_path: Path) -> None:
+    top, other = tmp_path / "top", tmp_path / "other"
+    for name in ("top/a/x", "top/a.b", "top/.git/x", "other/y"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    for name, target in (("latest", "."), ("up", ".."), ("one", other), ("two", other), ("none", "gone")):
+        (top / name).symlink_to(target)
+    (other / "back").symlink_to(top)
+    assert files_in(top) == ["a/x", "a.b", "one/y", "two/y"]
+    assert files_in(tmp_path / "gone") == []
+
+
+def test_the_search_path_goes_round_no_circle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "method").mkdir()
+    (tmp_path / "method" / "mine.yaml").write_text("_target_: my.Own\n")
+    (tmp_path / "method" / "latest").symlink_to(".")
+    monkeypatch.setenv("REFSEG_SEARCHPATH", str(tmp_path))
+    assert [name for name in names("method") if "mine" in name] == ["mine"]
 
 
 def test_fifos_and_folders_are_not_opened(tmp_path: Path) -> None:

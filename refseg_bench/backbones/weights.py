@@ -15,7 +15,7 @@ import re
 import shlex
 import socket
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from errno import EACCES, EDQUOT, ENOSPC, EROFS
 from fnmatch import fnmatch
@@ -32,7 +32,7 @@ from refseg_bench.cache import Cache
 from refseg_bench.config import schema
 from refseg_bench.config.schema import TARGET
 from refseg_bench.errors import ConfigError, RefsegError, StoreError, missing_package, require, some
-from refseg_bench.files.store_io import look, read_json
+from refseg_bench.files.store_io import files_in, look, read_json
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -343,7 +343,7 @@ def _refuse_unfit(place: Path, weights: Weights) -> None:
 
 def _refuse_folder(place: Path, weights: Weights) -> None:
     patterns = (*weights.patterns, *(f"*{end}" for end in _TENSORS if weights.local))
-    names = {name: place / name for name in _files_in(place) if any(fnmatch(name, p) for p in patterns)}
+    names = {name: place / name for name in files_in(place) if any(fnmatch(name, p) for p in patterns)}
     if "adapter_config.json" in names:
         base = read_json(names["adapter_config.json"]).get("base_model_name_or_path")
         hint = "Merge it into the model first (peft: merge_and_unload, save_pretrained)."
@@ -465,7 +465,7 @@ def _identity(weights: Weights, cache: Path | None) -> dict[str, Any]:
     try:
         if place.is_file():
             return told | {"sha256": _sha256(place, memory)}
-        names = _files_in(place)
+        names = files_in(place)
         wanted = (weights.file,) if weights.file and not weights.local else weights.patterns
         if wanted:
             names = [name for name in names if any(fnmatch(name, p) for p in wanted)]
@@ -480,22 +480,6 @@ def _identity(weights: Weights, cache: Path | None) -> dict[str, Any]:
         raise ModelError(f"The weights can't be read: {error.strerror}.", where=error.filename) from error
     whole = hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
     return told | ({"sha256": whole} if lines else {})
-
-
-def _files_in(place: Path, above: Collection[Path] = ()) -> list[str]:
-    """Names of the files below a folder and the folders it links to, in order; a link back is none.
-
-    Hidden ones are left out, for a download leaves its own records there. ``above``: real folders it is in.
-    """
-    real = place.resolve()
-    above, found = {*(above or real.parents), real}, list[str]()
-    names = os.listdir(place) if os.access(place, os.R_OK | os.X_OK) else ()
-    for path in (place / name for name in sorted(names) if not name.startswith(".")):
-        if path.is_file():
-            found.append(path.name)
-        elif path.is_dir() and path.resolve() not in above:
-            found += [f"{path.name}/{name}" for name in _files_in(path, above)]
-    return found
 
 
 def _edited(path: Path, memory: Cache) -> bool:
@@ -558,7 +542,7 @@ def _snapshot(weights: Weights) -> Path | None:
 
 
 def _megabytes(path: Path) -> float:
-    files = (path / name for name in _files_in(path)) if path.is_dir() else (path,)
+    files = (path / name for name in files_in(path)) if path.is_dir() else (path,)
     return sum(file.stat().st_size for file in files) / 1e6
 
 

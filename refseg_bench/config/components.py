@@ -8,7 +8,6 @@ any spelling or by one of its ``aliases``, or else a class by its dotted path. R
 from __future__ import annotations
 
 import functools
-import glob
 import os
 import re
 from collections.abc import Mapping
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from refseg_bench.config import schema, searchpath
 from refseg_bench.config.schema import TARGET, did_you_mean
 from refseg_bench.errors import ConfigError
-from refseg_bench.files.store_io import parse_yaml, read_yaml
+from refseg_bench.files.store_io import files_in, parse_yaml, read_yaml
 
 if TYPE_CHECKING:
     from refseg_bench.types import Result
@@ -39,7 +38,7 @@ def _files(group: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for folder in searchpath.folders():
         top = os.path.join(folder, group)
-        for name in glob.iglob("**/*.yaml", root_dir=top, recursive=True):
+        for name in (name for name in files_in(Path(top)) if name.endswith(".yaml")):
             found.setdefault(name.removesuffix(".yaml"), os.path.join(top, name))
     return found
 

@@ -23,7 +23,7 @@ import struct
 import sys
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from tokenize import TokenError
@@ -522,6 +522,22 @@ def check_output(path: Path) -> None:
 
 def _in_place(path: Path) -> bool:
     return path.is_symlink() or (path.exists() and not path.is_file())
+
+
+def files_in(place: Path, above: Collection[str] = ()) -> list[str]:
+    """Names of the files below a folder and the folders it links to, in order; a link back is none.
+
+    Hidden ones, as a download's own records, are left out. ``above``: real folders it is in.
+    """
+    real, found = os.path.realpath(place), list[str]()
+    above = {*(above or map(str, Path(real).parents)), real}
+    held = os.scandir(real) if os.access(real, os.R_OK | os.X_OK) else ()
+    for entry in sorted(held, key=lambda entry: entry.name):
+        if not entry.name.startswith(".") and entry.is_file():
+            found.append(entry.name)
+        elif not entry.name.startswith(".") and entry.is_dir() and os.path.realpath(entry.path) not in above:
+            found += [f"{entry.name}/{name}" for name in files_in(Path(entry.path), above)]
+    return found
 
 
 def is_temporary(name: str) -> bool:
