@@ -292,8 +292,26 @@ def test_explain_prints_the_rules_behind_a_number(mevis, tmp_path, capsys):
     assert code == 0
     for piece in ("vid0/2 under decaf@1", "all frames of the list", "2 decimals before averaging", "00015"):
         assert piece in said
+
+    def units(said: str) -> set[str]:
+        return {line.strip() for line in said.splitlines() if line.startswith("  vid")}
+
+    assert units(said) == {"vid0/2"}
+    lines = said.splitlines()
+    value = {
+        name: float(line.split(" = ")[1])
+        for line in lines
+        for name in "JF"
+        if line.startswith(f"    {name} = ")
+    }
+    frames = [dict(zip(words[1::2], map(float, words[2::2]), strict=True)) for line in lines
+              if line.startswith("      0") and (words := line.split())]  # fmt: skip
+    for name in "JF":
+        assert value[name] == pytest.approx(100 * sum(f[name] for f in frames) / len(frames), abs=0.006)
     code, _ = scores(mevis, folder, tmp_path, "--explain", "vid1", protocol="rvos-expr")
-    assert "vid1/0" in capsys.readouterr().out
+    found = units(capsys.readouterr().out)
+    assert "vid1/0" in found
+    assert all(unit.startswith("vid1/") for unit in found)
 
 
 @pytest.mark.parametrize(

@@ -264,8 +264,11 @@ def test_decaf_rounds_before_averaging_and_visa_only_prints_rounded():
     hand = Hand([({}, [tall(A)], third), ({}, [tall(A)], seventh)])
     exact = [8 / 24, 1 / 16]
     assert hand.metrics("decaf")["J"] == (33.33 + 6.25) / 2
-    visa = hand.scored("mevis-visa")
+    visa, plain = hand.scored("mevis-visa"), hand.metrics("rvos-expr")
     assert visa.result.metrics["J"].value == pytest.approx(50 * sum(exact), abs=1e-12)
+    for name in ("F", "J&F"):
+        assert 0 < plain[name] < 1
+        assert visa.result.metrics[name].value == pytest.approx(100 * plain[name], abs=1e-12)
     assert visa.result.details["printed"]["J"] == round(50 * sum(exact), 2)
 
 
@@ -337,6 +340,12 @@ def test_coarse_masks_on_revos_average_by_type():
     got = hand.metrics("revos-coarse")
     assert (got["J/referring"], got["J/reasoning"], got["J"]) == (100, 33.33, (100 + 33.33) / 2)
     assert hand.metrics("decaf-coarse")["J"] == (100 + 100 + 33.33 + 0) / 4
+
+
+@pytest.mark.parametrize(("kind", "fits"), [(0, True), (1, True), (2, False)])
+def test_revos_takes_what_is_referring_or_reasoning(kind, fits):
+    told = open_protocol("revos-binary").unfit(Hand([({"type_id": kind}, [tall(A)], tall(A))]))
+    assert (told is None) == fits
 
 
 def test_revos_raw_grey():
