@@ -295,6 +295,9 @@ class Clip:
     #: of video sets stay as they are stored.
     upright: bool = False
 
+    def __post_init__(self) -> None:
+        _refuse_others(self.id, *self.frame_names)
+
     def __len__(self) -> int:
         return len(self.frame_paths)
 
@@ -330,6 +333,17 @@ class Expression:
     text: str  #: the words, untouched
     #: Type, annotator, object ids … whatever protocols or breakdowns need. JSON values.
     attrs: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _refuse_others(self.id, self.text)
+
+
+def _refuse_others(*texts: object) -> None:
+    for one in texts:
+        if not isinstance(one, str):
+            raise DataError(
+                f"An id, frame name or text is no str: {one!r}.", hint="Make it one in the data set."
+            )
 
 
 def sample_id(clip_id: str, expression_id: str) -> str:

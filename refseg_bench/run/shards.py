@@ -44,9 +44,6 @@ def plan(dataset: Dataset) -> Work:
             what = f"Names or words of the clip '{printable(clip.id)}' are in another encoding than UTF-8."
             hint = "Rename its file or folder, or convert its texts."
             raise DataError(what, where=dataset.name, hint=hint) from None
-        except TypeError as error:
-            what = f"An id, frame name or text of the clip '{clip.id}' is no text ({error})."
-            raise DataError(what, where=dataset.name, hint="Let the data set's class give str.") from None
     return whole
 
 
