@@ -459,7 +459,7 @@ CASES = [
     Case("question is missing", groundmore, edit(GROUND, lambda m: m["videos"][A]["questions"]["0"].pop("question") and None), "missing field", GROUND, "questions.0"),
     Case("kind of question unknown", groundmore, edit(GROUND, lambda m: m["videos"][A]["questions"]["0"].update(q_type="Quick")), "bad type", GROUND, "questions.0.q_type"),
     Case("time is a word", groundmore, edit(GROUND, lambda m: m["videos"][A]["questions"]["0"].update(action_start="soon")), "bad time", GROUND, "questions.0.action_start"),
-    Case("seconds past the minute", groundmore, edit(GROUND, lambda m: m["videos"][A]["questions"]["0"].update(action_start="99:99")), "bad time", GROUND, "questions.0.action_start"),
+    Case("seconds past the minute", groundmore, edit(GROUND, lambda m: m["videos"][A]["questions"]["0"].update(action_start="0:60")), "bad time", GROUND, "questions.0.action_start"),
     Case("time is missing", groundmore, edit(GROUND, lambda m: m["videos"][A]["questions"]["0"].pop("action_end") and None), "bad time", GROUND, "questions.0.action_end"),
     Case("time without end", groundmore, edit(GROUND, lambda m: m["videos"][A]["questions"]["0"].update(action_end=float("inf"))), "bad time", GROUND, "questions.0.action_end"),
     Case("object is no pixel value", groundmore, edit(GROUND, lambda m: m["videos"][A]["questions"]["0"].update(obj_id="300")), "bad object id", f"{A}", "object 300"),

@@ -66,6 +66,7 @@ def test_tests_are_corrected_together() -> None:
     assert holm([]) == []
     assert holm([0.04]) == [0.04]
     assert holm([0.6, 0.5]) == [1.0, 1.0]
+    assert holm([0.004, 0.001, 0.003]) == pytest.approx([0.006, 0.003, 0.006])
     found = holm([0.01, nan, 0.02])
     assert found[0] == 0.02
     assert found[1] != found[1]

@@ -17,7 +17,7 @@ from refseg_bench.scoring.labels import GreyMasks, encoding_of, merged_labels
 from refseg_bench.scoring.protocols.image import encoded_sum
 from refseg_bench.scoring.protocols.revos import accuracy, robustness
 from refseg_bench.scoring.protocols.rvos import percent
-from refseg_bench.scoring.results import lines_of
+from refseg_bench.scoring.results import explained, lines_of
 from refseg_bench.scoring.score import Options, score
 from refseg_bench.scoring.sources import IncompleteError
 from refseg_bench.scoring.stats import Bootstrap
@@ -398,6 +398,10 @@ def test_grey_is_what_opencv_reads(tmp_path):
         assert grey.frame(0).max() == value
     assert grey.encoding() == "0/255"
     assert encoding_of({0, 38}) == "grey 38"
+    # A threshold is itself background; what is above keeps its level.
+    Image.fromarray(np.array([[0, 127], [128, 255]], np.uint8)).save(tmp_path / "t.png")
+    above = GreyMasks(MaskTrack.empty((2, 2), 1), (tmp_path / "t.png",), above=127)
+    assert above.frame(0).tolist() == [[0, 0], [128, 255]]
 
 
 # ── images ───────────────────────────────────────────────────────────────────
@@ -422,6 +426,11 @@ def test_image_averages_by_hand():
     assert images("refcoco-sa2va", rows)["gIoU"] == pytest.approx(sum(summands) / 4, abs=1e-15)
     cris = images("refcoco-cris", rows)
     assert cris["mIoU"] == pytest.approx(np.mean([16 / (16 + 1e-6), 8 / (24 + 1e-6), 0, 0]), abs=1e-15)
+
+
+def test_an_image_is_explained_by_its_counts():
+    got = Hand([({}, [tall(A)], tall(B))]).scored("refcoco-lavt", detail=True)
+    assert "00000  I 8  U 24" in explained(got, "v/0")
 
 
 def test_precision_at_exactly_the_threshold():
