@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "refseg_bench"
 #: What the package may be at most. The aim for what stood at 33,649 lines: 28,000, 130 modules, 18 rooms.
 #: A commit that adds what users were promised may raise them by what it adds; others leave or lower them.
-CEILINGS = {"lines": 40_105, "modules": 152, "public classes": 277, "rooms": 15}
+CEILINGS = {"lines": 40_100, "modules": 152, "public classes": 277, "rooms": 15}
 #: Commits that brought what was not there at 7aeb87c (docs/decisions/0013): the net of their lines is what it
 #: cost. What later commits made of it counts as of old.
 SINCE = (

@@ -229,12 +229,10 @@ def predict_clip(
     batch, down to batches of one.
     """
     failure: Exception = DataError("The expression has no words.", hint=HINTS["empty expression"])
-    for expression in expressions:
-        if wordless(expression.text):
-            yield _failed(clip, expression, failure), None
-    open_ids = {e.id: e for e in expressions if not wordless(e.text)}
-    if not (expressions := list(open_ids.values())):
+    yield from ((_failed(clip, e, failure), None) for e in expressions if wordless(e.text))
+    if not (expressions := [e for e in expressions if not wordless(e.text)]):
         return
+    open_ids = {e.id: e for e in expressions}
     try:
         for prediction, grounding in _timed(method, clip, expressions):
             open_ids.pop(grounding.expression.id)

@@ -18,6 +18,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,23 +75,20 @@ class Shard(_Job):
         from refseg_bench.run.store import RunStore
 
         store = RunStore.open(Path(self.root))
-        if self.capture:
-            with wanted_by(store.root):
+        with wanted_by(store.root):
+            if self.capture:
                 return capture_on(store, shard=self.shard or 0, shards=self.shards, launch=self.launch)
-        values = frozen(store, self.launch)
-
-        def work() -> Tally:
-            with wanted_by(store.root):
-                return work_on(
-                    store,
-                    shard=self.shard,
-                    shards=self.shards,
-                    launch=self.launch,
-                    steal=load(values).cluster.steal,
-                    progress=progress,
-                )
-
-        return served(values, self.launch or "", store.place("log", self.launch or ""), work, self.serve)
+            values = frozen(store, self.launch)
+            work = partial(
+                work_on,
+                store,
+                shard=self.shard,
+                shards=self.shards,
+                launch=self.launch,
+                steal=load(values).cluster.steal,
+                progress=progress,
+            )
+            return served(values, self.launch or "", store.place("log", self.launch or ""), work, self.serve)
 
 
 @dataclass(frozen=True)

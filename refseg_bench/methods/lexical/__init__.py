@@ -62,13 +62,12 @@ class Lexical(Method):
     still_path: float = 0.08  #: a path shorter than this share of the frame's diagonal is no motion
     absent_below: float = 0.25  #: if the best score is lower, the answer is "absent"
     plural_share: float = 0.5  #: with a plural, every thing that scores this share of the best is meant
+    alike: float = 0.3  #: a superlative compares the things that score this share of the best without it
+    spatial: SpatialBias = field(default_factory=SpatialBias)  #: the direction rule applied to the heat map
 
     def __post_init__(self) -> None:
         refuse_outside(self, 16, math.inf, "working_size")
         refuse_outside(self, 1, math.inf, "frames", "seed_frames", "max_things")
-
-    alike: float = 0.3  #: a superlative compares the things that score this share of the best without it
-    spatial: SpatialBias = field(default_factory=SpatialBias)  #: the direction rule applied to the heat map
 
     def predict(self, clip: Clip, expressions: Sequence[Expression]) -> Iterator[Grounding]:
         """Find and measure the things once, then answer each expression."""
